@@ -1,0 +1,1 @@
+"""Run work on other machines over nothing but the system's own OpenSSH client."""

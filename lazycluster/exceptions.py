@@ -1,0 +1,365 @@
+"""The errors: records of facts, rendered when somebody reads them.
+
+Every message answers four questions: which host, which hop, what was run or said, and what to try next.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import ClassVar
+
+import attrs
+
+_TAIL_LINES = 20
+
+
+class LazyclusterError(Exception):
+    """Anything that this library raises on purpose."""
+
+
+def _tail(text: str) -> str:
+    """Return the last lines of an output, indented, ready to follow a message on lines of their own."""
+    lines = text.rstrip().splitlines()[-_TAIL_LINES:]
+    return "\n" + textwrap.indent("\n".join(lines), "    ") if lines else ""
+
+
+# The connection ------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(slots=False)
+class ConnectError(LazyclusterError, ValueError):
+    """The connection to a host could not be made.
+
+    Also raised as itself where ssh gave a reason that none of the more precise errors below stands for.
+    """
+
+    summary: ClassVar[str] = "no connection"
+    advice: ClassVar[str] = "Try `ssh -v {host} true` in a terminal."
+
+    host: str
+    reason: str
+    hop: str = ""
+
+    def __str__(self) -> str:
+        where = f" at {self.hop}" if self.hop and self.hop != self.host else ""
+        said = f" ({self.reason})" if self.reason else ""
+        return f"{self.host}: {self.summary}{where}{said}. {self.advice.format(host=self.host, hop=self.hop or self.host)}"
+
+
+class UnknownHostError(ConnectError):
+    """The name does not resolve."""
+
+    summary = "unknown host name"
+    advice = "Check the spelling, DNS, and the HostName in your ssh configuration: `ssh -G {host} | grep ^hostname`."
+
+
+class PortRefusedError(ConnectError):
+    """The machine answers, and nothing listens on the port."""
+
+    summary = "connection refused"
+    advice = "Check that sshd runs there, and the Port in your ssh configuration: `ssh -G {host} | grep ^port`."
+
+
+class ConnectTimeoutError(ConnectError):
+    """No answer came within `connect_timeout`."""
+
+    summary = "no answer in time"
+    advice = "Check that the machine is up and that no firewall drops port 22, or raise connect_timeout."
+
+
+class HostUnreachableError(ConnectError):
+    """There is no route to the machine."""
+
+    summary = "host unreachable"
+    advice = "Check your network, VPN and routes to {hop}."
+
+
+class ConnectionThrottledError(ConnectError):
+    """sshd closed the connection before the key exchange, as it does above MaxStartups."""
+
+    summary = "sshd closed the connection before log-in"
+    advice = "Too many log-ins at once (MaxStartups), or the address is blocked there: try again later, or ask its administrator."
+
+
+class UnknownHostKeyError(ConnectError):
+    """The host key is not known, and the user's configuration asks for a known one."""
+
+    summary = "the host key is not known"
+    advice = "Run `ssh {host} true` once in a terminal, compare the fingerprint, and answer yes."
+
+
+class ChangedHostKeyError(ConnectError):
+    """The host shows another key than the known one: a new machine under an old name, or an attack."""
+
+    summary = "the host key has changed"
+    advice = "Make sure that this is expected; then remove the old key with `ssh-keygen -R`, as `ssh {host}` explains."
+
+
+class AuthenticationError(ConnectError):
+    """The host refused every key and password offered."""
+
+    summary = "authentication refused"
+    advice = "Install your key with `ssh-copy-id {host}`, load it into the agent, or give password= or identity_file=."
+
+
+class SshConfigurationError(ConnectError):
+    """ssh rejected the configuration or an option before it dialled."""
+
+    summary = "ssh does not accept the configuration"
+    advice = "Check config_file= and options=, and `ssh -G {host}`."
+
+
+class SshNotFoundError(ConnectError):
+    """The OpenSSH client itself cannot be started."""
+
+    summary = "the OpenSSH client cannot be started"
+    advice = "Install it (Debian and Ubuntu: openssh-client) and make sure that `ssh -V` works."
+
+
+@attrs.frozen(slots=False)
+class ConnectionLostError(LazyclusterError, ConnectionError):
+    """The link broke while something was under way.
+
+    `started` is False when the command can not have begun on the host, True when it had; None when nobody knows.
+    """
+
+    host: str
+    command: str
+    reason: str
+    started: bool | None = None
+
+    def __str__(self) -> str:
+        fate = {
+            True: "It had started on the host, which ends it when it sees the link gone.",
+            False: "It had not started on the host.",
+            None: "It may or may not have started on the host.",
+        }[self.started]
+        return f"{self.host}: connection lost during `{_short(self.command)}` ({self.reason}). {fate}"
+
+
+@attrs.frozen(slots=False)
+class SessionRefusedError(LazyclusterError):
+    """The host lets us log in and refuses sessions, even one at a time."""
+
+    host: str
+    command: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.host}: refused a session for `{_short(self.command)}` ({self.reason}). "
+            "Check MaxSessions in its sshd_config; 0 forbids sessions."
+        )
+
+
+# Commands, functions, tasks ------------------------------------------------------------------------------------------
+
+
+def _short(command: str, width: int = 200) -> str:
+    """Return a command on one line and not too long, for a message."""
+    line = " ".join(command.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+@attrs.frozen(slots=False)
+class CommandTimeoutError(LazyclusterError, TimeoutError):
+    """A command ran longer than its timeout, and was ended on the host with its children."""
+
+    host: str
+    command: str
+    timeout: float
+    stdout: bytes = attrs.field(default=b"", repr=False)
+    stderr: bytes = attrs.field(default=b"", repr=False)
+
+    def __str__(self) -> str:
+        said = _tail((self.stdout + self.stderr).decode(errors="replace"))
+        return f"{self.host}: `{_short(self.command)}` took longer than its timeout of {self.timeout:g} s and was ended.{said}"
+
+
+@attrs.frozen(slots=False)
+class CommandStoppedError(LazyclusterError):
+    """A command or function was stopped from this side before it ended."""
+
+    host: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: `{_short(self.command)}` was stopped before it ended."
+
+
+@attrs.frozen(slots=False)
+class CommandFailedError(LazyclusterError):
+    """A command ended with another exit status than 0 where 0 was needed."""
+
+    host: str
+    command: str
+    exit_code: int
+    output: str = attrs.field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.host}: `{_short(self.command)}` ended with exit status {self.exit_code}.{_tail(self.output)}"
+
+
+@attrs.frozen(slots=False)
+class WorkingDirectoryError(LazyclusterError):
+    """The directory that a command was to run in cannot be entered."""
+
+    host: str
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: cannot enter the working directory {self.path!r} ({self.reason}). Create it first."
+
+
+@attrs.frozen(slots=False)
+class TaskExecutionError(LazyclusterError):
+    """A step of a task failed; `__cause__` is why. The steps after it did not run."""
+
+    host: str
+    task: str
+    step_index: int
+    step: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: task {self.task!r} failed at step {self.step_index}, {self.step}: {self.reason}"
+
+
+@attrs.frozen(slots=False)
+class RemoteFunctionError(LazyclusterError):
+    """A function failed on the host in a way that cannot be raised here as the exception itself."""
+
+    host: str
+    function: str
+    reason: str
+    remote_traceback: str = attrs.field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.host}: function {self.function!r} failed: {self.reason}{_tail(self.remote_traceback)}"
+
+
+@attrs.frozen(slots=False)
+class FunctionNotSerializableError(LazyclusterError):
+    """A function or its arguments cannot be sent: cloudpickle refuses them."""
+
+    function: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"function {self.function!r} cannot be sent to a host: {self.reason}. "
+            "Create locks, sockets, files and the like inside the function."
+        )
+
+
+@attrs.frozen(slots=False)
+class PythonNotFoundError(LazyclusterError):
+    """There is no python3 on the host where one is needed."""
+
+    host: str
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: no Python found (looked for {self.wanted}). Install python3 there, or name it with python=."
+
+
+@attrs.frozen(slots=False)
+class PythonVersionMismatchError(LazyclusterError):
+    """The manager and the host run different Python minor versions, and functions travel as bytecode."""
+
+    host: str
+    local_version: str
+    remote_version: str
+    remote_executable: str = ""
+
+    def __str__(self) -> str:
+        found = f" ({self.remote_executable})" if self.remote_executable else ""
+        return (
+            f"{self.host}: Python {self.remote_version}{found} there, {self.local_version} here, and functions travel as "
+            f"bytecode: both need the same minor version. Name one there with Runtime(..., python='python{self.local_version}')."
+        )
+
+
+# Files, tunnels, runtimes --------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(slots=False)
+class TransferError(LazyclusterError):
+    """A file or directory could not be sent or fetched. What stood at the target stands there still."""
+
+    host: str
+    action: str
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: cannot {self.action} {self.path!r}: {self.reason}"
+
+
+@attrs.frozen(slots=False)
+class TunnelError(LazyclusterError):
+    """A tunnel could not be made or did not carry traffic."""
+
+    host: str
+    forwarding: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: tunnel {self.forwarding}: {self.reason}"
+
+
+@attrs.frozen(slots=False)
+class ForwardingRefusedError(TunnelError):
+    """The host does not allow the forwarding (AllowTcpForwarding, PermitOpen, PermitListen)."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.host}: tunnel {self.forwarding}: forwarding refused by the host ({self.reason}). "
+            "See AllowTcpForwarding, PermitOpen and PermitListen in its sshd_config."
+        )
+
+
+@attrs.frozen(slots=False)
+class PortInUseError(LazyclusterError, ValueError):
+    """A port that was to be listened on is taken."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}: port {self.port} is in use. Choose another one, for example with get_free_port()."
+
+
+@attrs.frozen(slots=False)
+class NoPortsLeftError(LazyclusterError):
+    """None of the ports asked for is free."""
+
+    host: str
+    ports: tuple[int, ...]
+
+    def __str__(self) -> str:
+        if not self.ports:
+            return f"{self.host}: no port to choose from, the list is empty."
+        return f"{self.host}: none of the {len(self.ports)} ports from {min(self.ports)} to {max(self.ports)} is free."
+
+
+@attrs.frozen(slots=False)
+class InvalidRuntimeError(LazyclusterError, ValueError):
+    """A `Runtime` could not be set up on the host; `__cause__` is why."""
+
+    host: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.host} cannot be used as a runtime: {self.reason}"
+
+
+@attrs.frozen(slots=False)
+class RuntimeClosedError(LazyclusterError):
+    """Something was asked of a runtime or connection after its clean-up."""
+
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: closed already. Make a new one."
