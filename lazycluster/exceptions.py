@@ -16,6 +16,10 @@ _TAIL_LINES = 20
 class LazyclusterError(Exception):
     """Anything that this library raises on purpose."""
 
+    def __reduce__(self) -> tuple[type[LazyclusterError], tuple[object, ...]]:
+        """Be made again from the facts: the state that exceptions are pickled with is set with setattr, as none may be."""
+        return type(self), self.args
+
 
 def _tail(text: str) -> str:
     """Return the last lines of an output, indented, ready to follow a message on lines of their own."""
@@ -43,7 +47,9 @@ class ConnectError(LazyclusterError, ValueError):
     def __str__(self) -> str:
         where = f" at {self.hop}" if self.hop and self.hop != self.host else ""
         said = f" ({self.reason})" if self.reason else ""
-        return f"{self.host}: {self.summary}{where}{said}. {self.advice.format(host=self.host, hop=self.hop or self.host)}"
+        return (
+            f"{self.host}: {self.summary}{where}{said}. {self.advice.format(host=self.host, hop=self.hop or self.host)}"
+        )
 
 
 class UnknownHostError(ConnectError):
@@ -78,7 +84,7 @@ class ConnectionThrottledError(ConnectError):
     """sshd closed the connection before the key exchange, as it does above MaxStartups."""
 
     summary = "sshd closed the connection before log-in"
-    advice = "Too many log-ins at once (MaxStartups), or the address is blocked there: try again later, or ask its administrator."
+    advice = "Too many log-ins at once (MaxStartups), or this address is blocked there: try again later."
 
 
 class UnknownHostKeyError(ConnectError):
@@ -173,7 +179,8 @@ class CommandTimeoutError(LazyclusterError, TimeoutError):
 
     def __str__(self) -> str:
         said = _tail((self.stdout + self.stderr).decode(errors="replace"))
-        return f"{self.host}: `{_short(self.command)}` took longer than its timeout of {self.timeout:g} s and was ended.{said}"
+        took = f"took longer than its timeout of {self.timeout:g} s and was ended"
+        return f"{self.host}: `{_short(self.command)}` {took}.{said}"
 
 
 @attrs.frozen(slots=False)
@@ -240,6 +247,17 @@ class RemoteFunctionError(LazyclusterError):
 
 
 @attrs.frozen(slots=False)
+class RemoteTraceback(LazyclusterError):
+    """The cause of an exception that a function raised on a host: its traceback there."""
+
+    host: str
+    text: str = attrs.field(repr=False)
+
+    def __str__(self) -> str:
+        return f"raised on {self.host}:\n{self.text.rstrip()}"
+
+
+@attrs.frozen(slots=False)
 class FunctionNotSerializableError(LazyclusterError):
     """A function or its arguments cannot be sent: cloudpickle refuses them."""
 
@@ -261,7 +279,9 @@ class PythonNotFoundError(LazyclusterError):
     wanted: str
 
     def __str__(self) -> str:
-        return f"{self.host}: no Python found (looked for {self.wanted}). Install python3 there, or name it with python=."
+        return (
+            f"{self.host}: no Python found (looked for {self.wanted}). Install python3 there, or name it with python=."
+        )
 
 
 @attrs.frozen(slots=False)
@@ -276,8 +296,9 @@ class PythonVersionMismatchError(LazyclusterError):
     def __str__(self) -> str:
         found = f" ({self.remote_executable})" if self.remote_executable else ""
         return (
-            f"{self.host}: Python {self.remote_version}{found} there, {self.local_version} here, and functions travel as "
-            f"bytecode: both need the same minor version. Name one there with Runtime(..., python='python{self.local_version}')."
+            f"{self.host}: Python {self.remote_version}{found} there, {self.local_version} here; functions travel as "
+            "bytecode, so both need the same minor version. "
+            f"Name one there with Runtime(..., python='python{self.local_version}')."
         )
 
 
@@ -295,6 +316,29 @@ class TransferError(LazyclusterError):
 
     def __str__(self) -> str:
         return f"{self.host}: cannot {self.action} {self.path!r}: {self.reason}"
+
+
+@attrs.frozen(slots=False)
+class UnsafeArchiveError(LazyclusterError):
+    """A member of a tar stream would land outside of the target, or is neither file, directory nor link."""
+
+    member: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"tar member {self.member!r} refused: {self.reason}. Nothing was written outside of the target."
+
+
+@attrs.frozen(slots=False)
+class BrokenArchiveError(LazyclusterError):
+    """A tar stream ends early or is damaged. `member` is the last one that was begun, empty before the first."""
+
+    member: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"at or after member {self.member!r}" if self.member else "at its beginning"
+        return f"tar stream broken {where}: {self.reason}."
 
 
 @attrs.frozen(slots=False)

@@ -73,19 +73,44 @@ class CommandResult:
         return "".join(pieces)
 
 
+class Collector:
+    """Keeps the output of a command, and the order in which its two streams came."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._pieces: dict[Stream, list[bytes]] = {stream: [] for stream in Stream}
+        self._order: list[tuple[Stream, int]] = []
+
+    def add(self, stream: Stream, data: bytes) -> None:
+        """Keep one piece."""
+        self._pieces[stream].append(data)
+        if self._order and self._order[-1][0] is stream:
+            self._order[-1] = (stream, self._order[-1][1] + len(data))
+        else:
+            self._order.append((stream, len(data)))
+
+    def joined(self, stream: Stream) -> bytes:
+        """Return all of a stream. Its pieces become one, so that it is held only once."""
+        self._pieces[stream] = [b"".join(self._pieces[stream])]
+        return self._pieces[stream][0]
+
+    def result(self, command: str, exit_code: int, duration: float) -> CommandResult:
+        """Return the record of the ended command."""
+        out, err = self.joined(Stream.STDOUT), self.joined(Stream.STDERR)
+        return CommandResult(command, exit_code, out, err, duration, tuple(self._order))
+
+
 @attrs.frozen
 class StepResult:
     """What came of one step of a task.
 
-    `step` describes it in words, `log` is what it printed (`''` for files), `exit_code` is None where the step is no
-    command, `error` is why it failed, or None. `duration` is in seconds.
+    `step` describes it in words, `output` is what it printed, `error` is why it failed, or None. `exit_code` is None
+    where the step is no command, or did not get as far as an exit status. `duration` is in seconds.
     """
 
     step: str
-    log: str = attrs.field(default="", repr=lambda log: f"<{len(log)} characters>")
+    output: CommandResult
     exit_code: int | None = None
-    stdout: str = attrs.field(default="", repr=False)
-    stderr: str = attrs.field(default="", repr=False)
     duration: float = 0.0
     error: Exception | None = None
 
@@ -93,6 +118,21 @@ class StepResult:
     def ok(self) -> bool:
         """Tell whether the step did what it was to do."""
         return self.error is None
+
+    @property
+    def log(self) -> str:
+        """Return what it printed on both streams, in the order in which it came; `''` for files."""
+        return self.output.output
+
+    @property
+    def stdout(self) -> str:
+        """Return what it printed on standard output."""
+        return self.output.stdout
+
+    @property
+    def stderr(self) -> str:
+        """Return what it printed on standard error; all that a function printed."""
+        return self.output.stderr
 
 
 @attrs.frozen

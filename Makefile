@@ -1,0 +1,29 @@
+# Each target makes the machine ready first: see scripts/setup.
+.PHONY: demo test check wheel-test all-pythons clean setup
+
+demo:
+	@scripts/setup demo
+	@.venv/bin/lazycluster demo
+
+test: check
+	.venv/bin/python -m pytest --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/real
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+# The built wheel in empty environments: a smoke test, and what a strictly typed consumer sees.
+wheel-test: setup
+	scripts/wheel-test
+
+# The unit and process tests on every other supported Python that this machine has.
+all-pythons: setup
+	scripts/all-pythons
+
+setup:
+	@scripts/setup test
+
+clean:
+	rm -rf .venv .venv-* build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

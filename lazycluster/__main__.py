@@ -1,0 +1,7 @@
+"""`python -m lazycluster` is `lazycluster`."""
+
+import sys
+
+from lazycluster.cli import main
+
+sys.exit(main())

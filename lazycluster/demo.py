@@ -1,0 +1,114 @@
+"""The main job, shown on three private sshds on this machine that stand for three hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import platform
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lazycluster.display import Printer
+from lazycluster.runtimes import Runtime
+from lazycluster.tasks import RuntimeTask
+from lazycluster.testing import LocalSshd, write_config
+
+_HOSTS = ("node-1", "node-2", "node-3")
+_PAGE = "<h1>served on the host, read here</h1>\n"
+
+
+def run() -> int:
+    """Show everything; return 0 where all went as it should."""
+    begun = time.monotonic()
+    out = Printer()
+    before = _temporary_directories()
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazycluster-demo-")))
+        servers = [stack.enter_context(LocalSshd(name=name)) for name in _HOSTS]
+        config = write_config(directory / "ssh_config", *servers)
+        out.title(f"Three private sshds listen on loopback: {', '.join(f'{s.host} (port {s.port})' for s in servers)}")
+        with contextlib.ExitStack() as hosts:
+            runtimes = [
+                hosts.enter_context(Runtime(name, config_file=config, python=sys.executable)) for name in _HOSTS
+            ]
+            _tasks(out, runtimes, directory)
+            out.title("What the hosts have: runtime.print_info()")
+            runtimes[0].print_info()
+            _tunnel(out, runtimes[0])
+        out.title("The runtimes are closed. What is left behind?")
+        left = [process for server in servers for process in server.processes() if process != server.pid]
+        connections = sum(server.connections() for server in servers)
+    files = _temporary_directories() - before
+    out.line(f"processes on the hosts: {len(left)}, connections: {connections}, temporary directories: {len(files)}")
+    clean = not left and not connections and not files
+    out.line("nothing" if clean else f"left: {left} {sorted(map(str, files))}", good=clean)
+    out.line(f"{time.monotonic() - begun:.1f} s in all")
+    return 0 if clean else 1
+
+
+def _tasks(out: Printer, runtimes: list[Runtime], directory: Path) -> None:
+    """Run one task with all four kinds of step on each host at once."""
+
+    def word_lengths(path: str) -> dict[str, int]:  # runs on the hosts
+        words = Path(path).read_text(encoding="utf-8").split()
+        print(f"counting {len(words)} words with Python {platform.python_version()}")  # noqa: T201
+        return {word: len(word) for word in words}
+
+    words = directory / "words.txt"
+    words.write_text("run anywhere leave nothing\n", encoding="utf-8")
+    task = (
+        RuntimeTask("count-words")
+        .send_file(words)
+        .run_command("wc -w words.txt && tr a-z A-Z < words.txt > upper.txt")
+        .run_function(word_lengths, "words.txt")
+    )
+    tasks = []
+    for runtime in runtimes:
+        copy = task.copy().get_file("upper.txt", directory / f"upper-{runtime.host}.txt")
+        tasks.append(runtime.execute_task(copy))
+    for runtime, done in zip(runtimes, tasks, strict=True):
+        done.join()
+        out.title(f"{runtime.host}: task.print_log(), task.function_returns, the fetched file")
+        done.print_log()
+        out.line(f"returned: {list(done.function_returns)}")
+        out.line(f"fetched:  {(directory / f'upper-{runtime.host}.txt').read_text(encoding='utf-8').strip()}")
+
+
+def _tunnel(out: Printer, runtime: Runtime) -> None:
+    """Fetch a page from a server that listens on the host's side only, through a tunnel."""
+    with _served_page() as (remote_port, local_port):
+        out.title(f"A tunnel: expose_port_from_runtime({remote_port}, {local_port})")
+        key = runtime.expose_port_from_runtime(remote_port, local_port)
+        with urllib.request.urlopen(f"http://localhost:{local_port}/", timeout=10) as answer:
+            out.line(f"GET http://localhost:{local_port}/ -> {answer.status} {answer.read().decode().strip()}")
+        runtime.stop_process(key)
+        out.line(f"stop_process({key!r}): port {local_port} is free again")
+
+
+@contextlib.contextmanager
+def _served_page() -> Iterator[tuple[int, int]]:
+    """Serve a page on the "remote" side; give its port, and a free one for the tunnel."""
+    with tempfile.TemporaryDirectory(prefix="lazycluster-demo-") as root:
+        Path(root, "index.html").write_text(_PAGE, encoding="utf-8")
+        handler: Callable[..., _QuietHandler] = functools.partial(_QuietHandler, directory=root)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as reserved:
+                free = reserved.server_port
+            yield server.server_port, free
+            server.shutdown()
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Say nothing."""
+
+
+def _temporary_directories() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("lazycluster-*"))

@@ -1,0 +1,77 @@
+"""Tables and progress bars for people; plain text where nobody looks at a terminal.
+
+rich is imported only when something is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: with lines and colours on a terminal, as aligned plain text elsewhere."""
+    if not sys.stdout.isatty():
+        print(plain_table(title, columns, rows))  # noqa: T201
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(title=title, title_justify="left", header_style="bold cyan")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as plain text, its columns aligned."""
+    lines = [list(columns), *(list(row) for row in rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    rule = ["-" * width for width in widths]
+    body = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [lines[0], rule, *lines[1:]]
+    ]
+    return "\n".join([title, *body])
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a progress bar of bytes on a terminal; elsewhere show nothing.
+
+    Gives a function of the bytes done and the bytes in all (None: nobody knows).
+    """
+    if not sys.stdout.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class Printer:
+    """Prints titles and lines, in colour on a terminal."""
+
+    def title(self, text: str) -> None:
+        """Print a title after an empty line."""
+        self._print(f"\n== {text}", "bold cyan")
+
+    def line(self, text: str, *, good: bool | None = None) -> None:
+        """Print a line, green where it is good news, red where it is bad."""
+        self._print(text, {None: "", True: "bold green", False: "bold red"}[good])
+
+    def _print(self, text: str, style: str) -> None:
+        if not sys.stdout.isatty():
+            print(text, flush=True)  # noqa: T201
+            return
+        from rich.console import Console  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        Console().print(Text(text, style=style))

@@ -1,0 +1,128 @@
+"""The one interpreter of steps."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO
+
+import attrs
+from typing_extensions import assert_never
+
+from lazycluster.display import progress_bar
+from lazycluster.exceptions import CommandFailedError
+from lazycluster.openssh.processes import Cancellation
+from lazycluster.results import Collector, CommandResult, StepResult, Stream
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
+from lazycluster.supervisor.outcome import read_error
+from lazycluster.supervisor.payload import dump
+from lazycluster.transport import Transport, Watch
+
+_log = logging.getLogger(__name__)
+_IN_MEMORY = 1 << 20
+"""Bytes up to which the outcome of a function is kept in memory; beyond, in a temporary file without a name."""
+
+Outcome = IO[bytes]
+
+
+def new_outcome() -> Outcome:
+    """Return an empty file for the outcome of a function. It has no name, so that nothing can leave it behind."""
+    return tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
+
+
+@attrs.frozen
+class Executor:
+    """Carries out steps on a host, in a working directory and with an environment.
+
+    With `debug` output is printed while it is produced; otherwise it goes to the logger, line by line, at DEBUG.
+    """
+
+    transport: Transport
+    cwd: str | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    python: str | None = None
+    debug: bool = False
+    cancellation: Cancellation | None = None
+
+    def execute(self, step: Step, keep: Callable[[Outcome], None]) -> StepResult:
+        """Carry out one step and return what came of it; a failure is in the record.
+
+        `keep` gets the outcome of a function.
+        """
+        begun = time.monotonic()
+        collector = Collector()
+        exit_code: int | None = None
+        error: Exception | None = None
+        with self._echo() as on_output, self._progress(step) as on_progress:
+            watch = Watch(on_output, on_progress, self.cancellation, collector)
+            try:
+                exit_code = self._carry_out(step, watch, keep)
+            except Exception as raised:  # noqa: BLE001 - the boundary: whatever it was belongs into the record
+                error = raised
+        duration = time.monotonic() - begun
+        output = collector.result(describe(step), exit_code or 0, duration)
+        if exit_code and isinstance(step, RunCommand):
+            error = CommandFailedError(self.transport.host, step.command, exit_code, output.output)
+        return StepResult(describe(step), output, exit_code, duration, error)
+
+    def _carry_out(self, step: Step, watch: Watch, keep: Callable[[Outcome], None]) -> int | None:
+        match step:
+            case RunCommand():
+                return self._run(step, watch).exit_code
+            case SendFile():
+                self.transport.put(step.local, step.remote, cwd=self.cwd, watch=watch)
+            case GetFile():
+                self.transport.get(step.remote, step.local, cwd=self.cwd, watch=watch)
+            case RunFunction():
+                self._call(step, watch, keep)
+            case _:
+                assert_never(step)
+        return None
+
+    def _run(self, step: RunCommand, watch: Watch) -> CommandResult:
+        return self.transport.run(step.command, cwd=self.cwd, env=self.env, timeout=step.timeout, watch=watch)
+
+    def _call(self, step: RunFunction, watch: Watch, keep: Callable[[Outcome], None]) -> None:
+        payload = dump(step.function, *step.args, **step.kwargs)
+        outcome = new_outcome()
+        keep(outcome)
+        self.transport.call(payload, outcome, python=self.python, cwd=self.cwd, env=self.env, watch=watch)
+        error = read_error(outcome, self.transport.host, step.name)
+        if error is not None:
+            raise error
+
+    @contextlib.contextmanager
+    def _echo(self) -> Iterator[Callable[[Stream, bytes], None]]:
+        """Give what passes output on: to standard output, or line by line to the logger."""
+        if not self.debug and not _log.isEnabledFor(logging.DEBUG):
+            yield lambda _stream, _data: None
+            return
+        decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in Stream}
+        rests = dict.fromkeys(Stream, "")
+
+        def on_output(stream: Stream, data: bytes) -> None:
+            text = decoders[stream].decode(data)
+            if self.debug:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+                return
+            *lines, rests[stream] = (rests[stream] + text).split("\n")
+            for line in lines:
+                _log.debug("%s: %s", self.transport.host, line)
+
+        yield on_output
+        for rest in filter(None, rests.values()):
+            _log.debug("%s: %s", self.transport.host, rest)
+
+    @contextlib.contextmanager
+    def _progress(self, step: Step) -> Iterator[Callable[[int, int | None], None]]:
+        if self.debug and isinstance(step, (SendFile, GetFile)):
+            with progress_bar(f"{self.transport.host}: {describe(step)}") as advance:
+                yield advance
+        else:
+            yield lambda _done, _total: None

@@ -1,0 +1,101 @@
+"""The facts about a runtime under the names of the reference, most of them as text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from lazycluster.display import print_table
+from lazycluster.hardware import Gpu, HostInfo
+
+
+class Facts(ABC):
+    """What is known about a host, besides the typed record `host_info`."""
+
+    @property
+    @abstractmethod
+    def host(self) -> str:
+        """Return the host as it was given."""
+
+    @property
+    @abstractmethod
+    def working_dir(self) -> str:
+        """Return the path of the working directory on the host."""
+
+    @property
+    @abstractmethod
+    def host_info(self) -> HostInfo:
+        """Return what the machine has, as it was found when the runtime was made."""
+
+    @property
+    def os(self) -> str:
+        """Return the name and version of the operating system."""
+        return self.host_info.os
+
+    @property
+    def python_version(self) -> str:
+        """Return the version of the Python that functions run in, `''` where there is none."""
+        return self.host_info.python_version or ""
+
+    @property
+    def cpu_cores(self) -> str:
+        """Return how many processors may be used, a cgroup's quota included, such as `8` or `1.5`."""
+        return f"{self.host_info.cpu_cores:g}"
+
+    @property
+    def memory(self) -> str:
+        """Return the memory in bytes, a cgroup's limit included."""
+        return str(self.host_info.memory)
+
+    @property
+    def memory_in_mb(self) -> str:
+        """Return the memory in units of 1024 * 1024 bytes."""
+        return str(self.host_info.memory_in_mb)
+
+    @property
+    def gpus(self) -> list[Gpu]:
+        """Return a record for each GPU."""
+        return list(self.host_info.gpus)
+
+    @property
+    def gpu_count(self) -> int:
+        """Return the number of GPUs."""
+        return self.host_info.gpu_count
+
+    @property
+    def info(self) -> dict[str, object]:
+        """Return the facts about the runtime by name."""
+        return {
+            "host": self.host,
+            "os": self.os,
+            "python_version": self.python_version,
+            "cpu_cores": self.cpu_cores,
+            "memory": self.memory,
+            "memory_in_mb": self.memory_in_mb,
+            "gpu_count": self.gpu_count,
+            "gpus": self.gpus,
+            "working_dir": self.working_dir,
+        }
+
+    def print_info(self) -> None:
+        """Print what is known about the host as a table."""
+        print_table(f"Runtime {self.host}", ("", "value"), info_rows(self))
+
+
+def info_rows(facts: Facts) -> list[tuple[str, str]]:
+    """Return the facts about a runtime as rows of a table."""
+    info = facts.host_info
+    return [
+        ("Host", facts.host),
+        ("OS", info.os),
+        ("Python", facts.python_version or "none"),
+        ("CPU cores", facts.cpu_cores),
+        ("Memory", f"{info.memory / 2**30:.1f} GiB"),
+        ("GPUs", str(info.gpu_count)),
+        *((f"GPU {gpu.index}", _described(gpu)) for gpu in info.gpus),
+        ("Working directory", facts.working_dir),
+    ]
+
+
+def _described(gpu: Gpu) -> str:
+    memory = "" if gpu.memory is None else f", {gpu.memory / 2**30:.0f} GiB"
+    return f"{gpu.name}{memory}" + "".join(f", MIG {device.profile}" for device in gpu.mig_devices)

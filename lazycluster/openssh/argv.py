@@ -1,0 +1,103 @@
+"""Records become argument vectors. What every call needs to be safe is added in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lazycluster.openssh.destination import Destination
+
+# Written in a user's configuration for a person at a terminal, and poison for a program (ssh_config(5)).
+_NO_TERMINAL = (
+    ("ClearAllForwardings", "yes"),
+    ("PermitLocalCommand", "no"),
+    ("RemoteCommand", "none"),
+    ("RequestTTY", "no"),
+)
+# The same, known since OpenSSH 8.7 only: left out where the client does not know them.
+_NO_TERMINAL_SINCE_8_7 = (("ForkAfterAuthentication", "no"), ("SessionType", "default"), ("StdinNull", "no"))
+# What a caller may set otherwise through options=, and the configuration file may not.
+_DEFAULTS = (
+    ("ForwardX11", "no"),
+    ("ServerAliveInterval", "5"),
+    ("ServerAliveCountMax", "3"),
+)
+MASTER_LINGERS = 4
+"""Seconds that a master stays once nobody holds its control socket (ControlPersist)."""
+
+
+def _options(
+    to: Destination, own: tuple[tuple[str, str], ...], defaults: tuple[tuple[str, str], ...] = _DEFAULTS
+) -> tuple[str, ...]:
+    """Return the options in the order in which ssh, which takes the first value, must see them."""
+    pairs = [*own, *_NO_TERMINAL, *to.options, *defaults]
+    if to.user is not None:
+        pairs.append(("User", to.user))
+    if to.port is not None:
+        pairs.append(("Port", str(to.port)))
+    argv = ["-F", str(to.config_file)] if to.config_file is not None else []
+    if to.identity_file is not None:
+        argv += ["-i", str(to.identity_file).replace("%", "%%")]
+    for keyword, value in pairs:
+        argv += ["-o", f"{keyword}={value}"]
+    return tuple(argv)
+
+
+def _through(socket: Path) -> tuple[tuple[str, str], ...]:
+    """Return the options that make a call ride on a master or fail at once.
+
+    Without the master ssh would silently dial a connection of its own. A ProxyCommand that fails prevents it, and is
+    not looked at while the master lives.
+    """
+    return (
+        ("BatchMode", "yes"),
+        ("ControlMaster", "no"),
+        ("ControlPath", str(socket)),
+        ("LogLevel", "ERROR"),
+        ("ProxyCommand", "false"),
+    )
+
+
+def master_argv(to: Destination, socket: Path, log: Path, *, batch: bool = True) -> tuple[str, ...]:
+    """Return the call that logs in, leaves a master in the background and exits with 0 once it is there."""
+    own = (
+        ("BatchMode", "yes" if batch else "no"),
+        ("ControlMaster", "yes"),
+        ("ControlPath", str(socket)),
+        ("ControlPersist", str(MASTER_LINGERS)),
+        ("LogLevel", "INFO"),
+        ("NumberOfPasswordPrompts", "1"),
+    )
+    timeout = ("ConnectTimeout", str(max(1, round(to.connect_timeout))))
+    return ("ssh", "-f", "-N", "-T", "-E", str(log), *_options(to, own, (*_DEFAULTS, timeout)), "--", to.host)
+
+
+def session_argv(
+    to: Destination, socket: Path, command: tuple[str, ...], *, unsupported: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
+    """Return the call that runs a command in a session through a master.
+
+    ssh joins the words of `command` with spaces and hands them to the login shell. `unsupported` names the keywords, in
+    lower case, that this client does not know.
+    """
+    newer = tuple(pair for pair in _NO_TERMINAL_SINCE_8_7 if pair[0].lower() not in unsupported)
+    return ("ssh", "-T", *_options(to, (*_through(socket), *newer)), "--", to.host, *command)
+
+
+def scp_argv(to: Destination, socket: Path, source: str, target: str, *, legacy: bool = False) -> tuple[str, ...]:
+    """Return the call that copies one file through a master, with its mode and times.
+
+    `legacy` asks for the protocol of before OpenSSH 9.0, for hosts without the sftp subsystem.
+    """
+    flags = ("-q", "-p", "-O") if legacy else ("-q", "-p")
+    return ("scp", *flags, *_options(to, _through(socket)), "--", source, target)
+
+
+def remote_operand(to: Destination, path: str) -> str:
+    """Return the host's side of a copy as scp writes it; an IPv6 address goes into brackets."""
+    user, at, name = to.host.rpartition("@")
+    return f"{user}{at}[{name}]:{path}" if ":" in name else f"{to.host}:{path}"
+
+
+def effective_argv(to: Destination) -> tuple[str, ...]:
+    """Return the call that prints what ssh makes of the whole configuration for a host, without dialling."""
+    return ("ssh", "-G", *_options(to, (("BatchMode", "yes"),)), "--", to.host)

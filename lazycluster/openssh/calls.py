@@ -1,0 +1,97 @@
+"""One Python function on the host in one session: program, function and answer go over its streams."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import IO
+
+from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
+from lazycluster.openssh.session import Session, SessionEndedError
+from lazycluster.openssh.sessions import Sessions
+from lazycluster.openssh.shell import quote_path
+from lazycluster.results import Collector, Stream
+from lazycluster.supervisor.launch import Greeting, check_python, parse_greeting, program
+from lazycluster.supervisor.payload import Payload
+from lazycluster.transport import Watch
+
+_CHUNK = 1 << 18
+_NOT_FOUND = 127
+# A pyenv or asdf shim is there for every version, and fails where that version is not switched on.
+_START = """\
+for p in "$@"; do
+    f=$(command -v "$p" 2>/dev/null) || continue
+    case $f in */shims/*) "$p" -c "" </dev/null >/dev/null 2>&1 || continue;; esac
+    exec "$p" -c {bootstrap}
+done
+exit 127
+"""
+
+
+def candidates(python: str | None) -> tuple[str, ...]:
+    """Return the names under which a Python is looked for on the host, in order."""
+    if python is not None:
+        return (python,)
+    return (f"python{sys.version_info[0]}.{sys.version_info[1]}", "python3")
+
+
+def start_python(python: str | None, bootstrap: str) -> str:
+    """Return the shell text that becomes the first Python found, or ends with 127."""
+    words = " ".join(quote_path(name) for name in candidates(python))
+    return f"set -- {words}\n{_START.format(bootstrap=shlex.quote(bootstrap))}"
+
+
+def call(
+    sessions: Sessions,
+    payload: Payload,
+    outcome: IO[bytes],
+    *,
+    python: str | None,
+    cwd: str | None,
+    env: Mapping[str, str] | None,
+    timeout: float | None,
+    watch: Watch,
+) -> None:
+    """Run a function; see `Connection.call()`."""
+    token = secrets.token_hex(8)
+    sent = program(token)
+    script = sessions.script(
+        start_python(python, sent.bootstrap),
+        title=f"python: {payload.function}",
+        cwd=cwd,
+        env=env,
+        raw_stdin=True,
+        login_shell=False,
+    )
+    collector = watch.collector or Collector()
+    greetings: list[Greeting] = []
+
+    def work(session: Session) -> None:
+        outcome.seek(0)
+        outcome.truncate()
+        session.feed(sent.text)
+        greeting = _greeting(session, token)
+        check_python(greeting, sessions.host)
+        greetings.append(greeting)
+        session.feed(payload.data)
+        while data := session.read(_CHUNK):
+            outcome.write(data)
+        session.finish()
+
+    exit_code = sessions.perform(script, work, collector=collector, timeout=timeout, watch=watch)
+    if greetings:
+        return
+    if exit_code == _NOT_FOUND:
+        raise PythonNotFoundError(sessions.host, " and ".join(candidates(python)))
+    said = collector.joined(Stream.STDERR).decode(errors="replace").strip()
+    raise RemoteFunctionError(sessions.host, payload.function, f"Python ended with exit status {exit_code}", said)
+
+
+def _greeting(session: Session, token: str) -> Greeting:
+    while (line := session.read_until(b"\n")) is not None:
+        greeting = parse_greeting(line, token)
+        if greeting is not None:
+            return greeting
+    raise SessionEndedError

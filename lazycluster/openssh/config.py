@@ -1,0 +1,182 @@
+"""What a user's ssh configuration names, and what `ssh -G` makes of it for one host. Nothing is read here.
+
+What holds for a host is only ever asked of ssh itself (`ssh -G`): Match, Include, canonical names and the order of the
+files are its affair. Its files are read for one question that it cannot answer: which hosts there are.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+_DEEPEST_INCLUDE = 16  # the limit of ssh itself (readconf.c, READCONF_MAX_DEPTH)
+_SYSTEM_DIRECTORY = Path("/etc/ssh")
+_KEYWORD = re.compile(r'\s*"?(\w+)"?(?:\s*=\s*|\s+)(.*)', re.DOTALL)
+_FORWARDS = ("localforward", "remoteforward", "dynamicforward")
+
+
+def host_names(
+    path: Path, *, text_of: Callable[[Path], str | None], glob: Callable[[str], Iterable[Path]], home: Path
+) -> tuple[str, ...]:
+    """Return the hosts that a configuration file and those it includes name, each once, in the order of the files.
+
+    Patterns and negated names are no hosts. What a `Match` block includes is left out: whether it holds is known only
+    for a given host. A host named in a file that a `Host` block includes counts if the patterns of that block fit it.
+
+    Args:
+        path: The file to begin with.
+        text_of: Returns the text of a file, None where it cannot be read.
+        glob: Returns the files that fit an absolute pattern.
+        home: The home directory of the user, as the password database has it.
+    """
+    walk = _Walk(text_of, glob, home, _SYSTEM_DIRECTORY if path.parent == _SYSTEM_DIRECTORY else home / ".ssh")
+    return tuple(dict.fromkeys(walk.names(path, 0)))
+
+
+@attrs.frozen
+class _Walk:
+    text_of: Callable[[Path], str | None]
+    glob: Callable[[str], Iterable[Path]]
+    home: Path
+    relative_to: Path
+
+    def names(self, path: Path, depth: int) -> Iterator[str]:
+        scope: Sequence[str] | None = ("*",)  # the patterns of the block that a line stands in; None in a Match block
+        for line in (self.text_of(path) or "").splitlines():
+            keyword, words = _parse(line)
+            if keyword == "host":
+                scope = words
+                yield from (word for word in words if not word.startswith(("!", "-")) and not set(word) & set("*?"))
+            elif keyword == "match":
+                scope = ("*",) if [word.lower() for word in words] == ["all"] else None
+            elif keyword == "include" and scope is not None and depth < _DEEPEST_INCLUDE:
+                for included in self._files(words):
+                    yield from (name for name in self.names(included, depth + 1) if _fits(name, scope))
+
+    def _files(self, patterns: Iterable[str]) -> Iterator[Path]:
+        for pattern in patterns:
+            if pattern.startswith("~/"):
+                full = f"{self.home}{pattern[1:]}"
+            else:
+                full = pattern if pattern.startswith("/") else f"{self.relative_to}/{pattern}"
+            yield from self.glob(full)
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    """Tell whether a host fits a pattern list; a negated pattern that fits rules it out (ssh_config(5), PATTERNS)."""
+    fitting = [p for p in patterns if fnmatch.fnmatchcase(name.lower(), p.lstrip("!").replace("[", "[[]").lower())]
+    return bool(fitting) and not any(pattern.startswith("!") for pattern in fitting)
+
+
+def _parse(line: str) -> tuple[str, tuple[str, ...]]:
+    """Return the keyword of a line in lower case and its arguments; an empty keyword where it says nothing."""
+    match = _KEYWORD.match(line)
+    if match is None:
+        return "", ()
+    try:
+        return match[1].lower(), tuple(_arguments(match[2]))
+    except ValueError:
+        return "", ()
+
+
+def _arguments(text: str) -> Iterator[str]:
+    """Split arguments as ssh does: quotes of both kinds, backslashes before quotes, backslashes and spaces, comments.
+
+    Raises:
+        ValueError: A quote is not closed.
+    """
+    position = 0
+    while position < len(text):
+        if text[position].isspace():
+            position += 1
+        elif text[position] == "#":
+            return
+        else:
+            word, position = _argument(text, position)
+            yield word
+
+
+def _argument(text: str, position: int) -> tuple[str, int]:
+    word, quote = [], ""
+    while position < len(text):
+        char, following = text[position], text[position + 1 : position + 2]
+        if char == "\\" and following and (following in "\\'\"" or (not quote and following == " ")):
+            word.append(following)
+            position += 1
+        elif not quote and char.isspace():
+            break
+        elif char == quote:
+            quote = ""
+        elif not quote and char in "'\"":
+            quote = char
+        else:
+            word.append(char)
+        position += 1
+    if quote:
+        raise ValueError("a quote is not closed")
+    return "".join(word), position
+
+
+@attrs.frozen
+class EffectiveConfig:
+    """What ssh makes of its whole configuration for one host.
+
+    `settings` has all of it: each keyword in lower case with its values, one for each line, in ssh's order.
+    """
+
+    settings: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+
+    def value(self, keyword: str) -> str | None:
+        """Return the first value of a keyword; None where it is not set, or set to none."""
+        value = next(iter(self.settings.get(keyword.lower(), ())), "none")
+        return None if value.lower() == "none" else value
+
+    @property
+    def hostname(self) -> str | None:
+        """Return the name or address that is dialled."""
+        return self.value("hostname")
+
+    @property
+    def user(self) -> str | None:
+        """Return who logs in."""
+        return self.value("user")
+
+    @property
+    def port(self) -> int | None:
+        """Return the port that is dialled."""
+        port = self.value("port")
+        return int(port) if port is not None and port.isdecimal() else None
+
+    @property
+    def proxy_jump(self) -> str | None:
+        """Return the jump hosts, separated by commas."""
+        return self.value("proxyjump")
+
+    @property
+    def host_key_alias(self) -> str | None:
+        """Return the name under which the host key is known, which is also the one in ssh's prompts."""
+        return self.value("hostkeyalias")
+
+    @property
+    def identity_files(self) -> tuple[str, ...]:
+        """Return the private keys that ssh tries, as written; they may not exist."""
+        return tuple(file for file in self.settings.get("identityfile", ()) if file.lower() != "none")
+
+    @property
+    def forwards(self) -> tuple[tuple[str, str], ...]:
+        """Return the forwardings of the user's own, as keyword and value."""
+        return tuple((keyword, value) for keyword in _FORWARDS for value in self.settings.get(keyword, ()))
+
+
+def parse_effective(output: str) -> EffectiveConfig:
+    """Read what `ssh -G host` prints: on each line a keyword, a space and the value."""
+    settings: dict[str, tuple[str, ...]] = {}
+    for line in output.splitlines():
+        keyword, space, value = line.strip().partition(" ")
+        if space and keyword.isalnum():
+            settings[keyword.lower()] = (*settings.get(keyword.lower(), ()), value.strip())
+    return EffectiveConfig(settings)

@@ -1,0 +1,223 @@
+"""A ControlMaster: dialled, held, checked, and ended with its owner.
+
+This is the one mechanism by which no ssh process in the background outlives its manager: see `mux.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from lazycluster.exceptions import ConnectError, ConnectionThrottledError, SshNotFoundError
+from lazycluster.openssh import login
+from lazycluster.openssh.argv import effective_argv, master_argv
+from lazycluster.openssh.config import parse_effective
+from lazycluster.openssh.destination import Destination
+from lazycluster.openssh.diagnosis import diagnose
+from lazycluster.openssh.mux import ControlSocket, ControlSocketError
+from lazycluster.openssh.processes import Deadline, Finished, run_detaching, run_to_end
+
+_log = logging.getLogger(__name__)
+# ssh appends a dot and 16 characters while it binds the socket, and sun_path ends at 108 bytes (Linux) or 104 (macOS).
+LONGEST_SOCKET_PATH = 90 if sys.platform == "linux" else 86
+_ANSWER_TIMEOUT = 5.0
+_BACK_OFF = (0.1, 2.0)
+_PREFIX = "lazycluster-m-"
+_LOCK = "lock"
+
+
+class PrivateDirectory:
+    """A directory that only this user can enter, with a path short enough for a control socket in it.
+
+    While its owner lives it holds a lock in it, so that what a killed owner left can be told, and is swept up.
+    """
+
+    def __init__(self) -> None:
+        """Make it.
+
+        Raises:
+            OSError: No temporary directory will do.
+        """
+        self.path = _fresh_directory()
+        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it. Doing it twice is fine."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+@functools.cache
+def sweep(parent: str) -> None:
+    """Remove, once in the life of this process, what killed managers of this user have left in a directory."""
+    for path in Path(parent).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _fresh_directory() -> Path:
+    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes a fresh 0700 directory in it
+        # ssh expands % in ControlPath, and takes a space for the end of the value.
+        if len(f"{parent}/{_PREFIX}12345678/m".encode()) <= LONGEST_SOCKET_PATH and not set(parent) & set('% "'):
+            sweep(parent)
+            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    raise OSError("no temporary directory with a path short enough for a control socket; set TMPDIR")
+
+
+class Master:
+    """One logged-in ssh in the background, reachable over its control socket.
+
+    Made by `dial()`; `close()` ends it and removes its files.
+    """
+
+    def __init__(self, directory: PrivateDirectory, control: ControlSocket | None, pid: int | None) -> None:
+        """Take over a master whose socket is `m` in a private directory."""
+        self._directory = directory
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+        self.control = control
+        """The held connection; None where only a stand-in for ssh was run, as in a test."""
+        self.pid = pid
+
+    @classmethod
+    def dial(cls, to: Destination, *, password: str | None = None) -> Master:
+        """Log in to a host within its `connect_timeout`.
+
+        Raises:
+            ConnectError: One of its kinds, saying why.
+        """
+        deadline = Deadline(to.connect_timeout)
+        for attempt in range(1000):
+            directory = PrivateDirectory()
+            try:
+                return cls._dial_once(to, directory, password, deadline)
+            except ConnectionThrottledError:
+                directory.remove()
+                pause = random.uniform(0.5, 1.0) * min(_BACK_OFF[1], _BACK_OFF[0] * 2**attempt)  # noqa: S311
+                if deadline.within(pause) < pause:
+                    raise
+                threading.Event().wait(pause)
+            except BaseException:
+                directory.remove()
+                raise
+        raise AssertionError("the deadline ends the attempts")
+
+    @classmethod
+    def _dial_once(
+        cls, to: Destination, directory: PrivateDirectory, password: str | None, deadline: Deadline
+    ) -> Master:
+        socket, log = directory.path / "m", directory.path / "log"
+        argv = master_argv(to, socket, log, batch=password is None)
+        try:
+            if password is None:
+                ended = run_detaching(argv, directory.path / "said", seconds=deadline.within(to.connect_timeout))
+            else:
+                ended = _log_in(to, argv, password, deadline)
+        except OSError as error:
+            raise SshNotFoundError(to.host, str(error)) from error
+        if ended.status != 0:
+            said = (log.read_text(errors="replace") if log.exists() else "") + ended.text
+            raise diagnose(to.host, said, status=ended.status, timed_out=ended.status is None)
+        try:
+            control = ControlSocket(socket, timeout=_ANSWER_TIMEOUT)
+            return cls(directory, control, control.check())
+        except FileNotFoundError:
+            # Either a stand-in for ssh ran, or the link broke just now; the first session tells.
+            _log.debug("%s: ssh ended well and left no control socket", to.host)
+            return cls(directory, None, None)
+        except ControlSocketError as error:
+            raise ConnectError(to.host, f"logged in, but {error}") from error
+
+    @property
+    def socket(self) -> Path:
+        """Return the path of the control socket."""
+        return self._directory.path / "m"
+
+    @property
+    def log(self) -> str:
+        """Return what the master has said."""
+        try:
+            return (self._directory.path / "log").read_text(errors="replace")
+        except OSError:
+            return ""
+
+    @property
+    def reason(self) -> str:
+        """Return the last thing that the master has said, as the cause of its end."""
+        lines = self.log.strip().splitlines()
+        return lines[-1].strip() if lines else "the ssh process of the connection is gone"
+
+    @property
+    def gone(self) -> bool:
+        """Tell whether the master is known to have ended."""
+        return self._closed or (self.control is not None and self.control.closed)
+
+    def check(self) -> bool:
+        """Tell whether the master answers; one that has not within 5 s is stuck, or was stopped."""
+        if self._closed:
+            return False
+        if self.control is None:
+            return True
+        try:
+            self.control.check()
+        except ControlSocketError as error:
+            _log.debug("master %s: %s", self.pid, error)
+            return False
+        return True
+
+    def close(self, *, stuck: bool = False) -> None:
+        """End the master and remove its files; a master that does not go is killed. Closing twice is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        control = self.control
+        if self._owner != os.getpid():  # a fork of its owner, whose it is not to end
+            return
+        if control is not None:
+            if not stuck:
+                control.terminate()
+            if self.pid is not None and (stuck or not control.wait_closed(1.0)) and not control.closed:
+                # While its end of the socket is open the process is there, so the number is nobody else's.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+                control.wait_closed(1.0)
+            control.close()
+        self._directory.remove()
+
+    def let_go(self) -> None:
+        """Leave the master to end by itself within seconds, without waiting; its directory is removed."""
+        self._closed = True
+        if self._owner != os.getpid():
+            return
+        if self.control is not None:
+            self.control.terminate()
+            self.control.close()
+        self._directory.remove()
+
+
+def _log_in(to: Destination, argv: tuple[str, ...], password: str, deadline: Deadline) -> Finished:
+    """Log in with a password, typed only at prompts of the destination itself."""
+    effective = parse_effective(run_to_end(effective_argv(to), seconds=deadline.within(5.0)).text)
+    names = {to.host, to.host.rpartition("@")[2], effective.hostname, effective.host_key_alias} - {None, ""}
+    outcome = login.log_in(argv, password, deadline=deadline.at or 0.0, names={str(name) for name in names})
+    return Finished(outcome.status, outcome.text)

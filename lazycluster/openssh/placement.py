@@ -1,0 +1,137 @@
+"""How something that was received under a temporary name gets to its place, so that nobody ever sees half of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+_MAX_SHOWN: Final = 100
+"""Bytes of the target's name in a temporary one, which must fit in NAME_MAX: 255, and 143 on an encrypted home."""
+
+
+def temporary_beside(target: Path) -> Path:
+    """Return a new name on the file system of `target`; nothing is created.
+
+    It lies in the directory that holds `target`, or in `target` itself where that is a directory already: that may be
+    a mount point, or stand in a directory in which one may not write. A link is followed to what it stands for.
+    """
+    real = _real(target)
+    shown = os.fsencode(real.name)[:_MAX_SHOWN].decode(errors="ignore")
+    holder = real if real.is_dir() else real.parent
+    return holder / f".{shown}.lazycluster-{secrets.token_hex(8)}"
+
+
+def place(temporary: Path, target: Path) -> None:
+    """Move a completely received file or tree to `target`, on the same file system; `temporary` is gone then.
+
+    A file replaces a file at once. A tree over a directory is merged into it as `cp -r` does: its files replace those
+    of the same name one by one, also where these are links; what it does not have stays, and so do modes and times
+    of the directories that were there. Where `target` itself is a link, what it stands for is replaced.
+
+    Raises:
+        IsADirectoryError: A directory is in the way of a file. Nothing has been changed, and `temporary` is there.
+        NotADirectoryError: The same for a file in the way of a directory.
+        PermissionError: The same for a directory that may not be written to.
+    """
+    plan = _plan(temporary, _real(target))
+    for source, destination in plan.moves:
+        _move(source, destination)
+    for directory in reversed(plan.merged):
+        directory.rmdir()
+
+
+def discard(temporary: Path) -> None:
+    """Remove what was received of a file or tree, read-only directories too; nothing there is all right."""
+    if not _is_directory(temporary):
+        temporary.unlink(missing_ok=True)
+        return
+    directories = [temporary]
+    for directory in directories:
+        directory.chmod(stat.S_IRWXU)
+        for entry in _listing(directory):
+            if _is_directory(entry):
+                directories.append(entry)
+            else:
+                entry.unlink()
+    for directory in reversed(directories):
+        directory.rmdir()
+
+
+@attrs.define
+class _Plan:
+    """What is to be done: renames, and the directories of the received tree that these empty, the topmost first."""
+
+    moves: list[tuple[Path, Path]] = attrs.field(factory=list)
+    merged: list[Path] = attrs.field(factory=list)
+
+
+def _plan(temporary: Path, target: Path) -> _Plan:
+    """Look at everything before anything is changed at the target."""
+    plan = _Plan()
+    todo = [(temporary, target)]
+    while todo:
+        source, destination = todo.pop()
+        if not _is_directory(source):
+            if _is_directory(destination):
+                raise IsADirectoryError(errno.EISDIR, "a directory is in the way of a file", str(destination))
+            plan.moves.append((source, destination))
+        elif _is_directory(destination):
+            if not os.access(destination, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "not allowed to write to the directory", str(destination))
+            # A directory that is emptied must be readable and writable; its own mode is of no further use.
+            source.chmod(stat.S_IRWXU)
+            plan.merged.append(source)
+            todo += [(entry, destination / entry.name) for entry in _listing(source)]
+        elif _exists(destination):
+            raise NotADirectoryError(errno.ENOTDIR, "a file is in the way of a directory", str(destination))
+        else:
+            plan.moves.append((source, destination))
+    return plan
+
+
+def _move(source: Path, destination: Path) -> None:
+    """Rename, also a read-only directory into another one: rename(2) writes to it, namely its `..`."""
+    mode = source.lstat().st_mode
+    locked = stat.S_ISDIR(mode) and not mode & stat.S_IWUSR and source.parent != destination.parent
+    if locked:
+        source.chmod(stat.S_IMODE(mode) | stat.S_IWUSR)
+    try:
+        source.replace(destination)
+    except OSError:
+        if locked:
+            source.chmod(stat.S_IMODE(mode))
+        raise
+    if locked:
+        destination.chmod(stat.S_IMODE(mode))
+
+
+def _listing(directory: Path) -> list[Path]:
+    """Return what a directory holds, in the order of the names."""
+    return sorted(directory.iterdir())
+
+
+def _real(target: Path) -> Path:
+    """Return what a path stands for; unlike `Path.resolve` in all versions, a loop of links is an `OSError`."""
+    with suppress(FileNotFoundError):
+        target.stat()
+    return Path(os.path.realpath(target))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_directory(path: Path) -> bool:
+    """Tell whether there is a directory, not a link to one."""
+    return _exists(path) and stat.S_ISDIR(path.lstat().st_mode)

@@ -1,0 +1,36 @@
+"""Which ports are free: here, and, by the same code, on a host that has Python."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import socket
+from collections.abc import Sequence
+
+
+def is_free(port: int) -> bool:
+    """Tell whether a server could bind a port on every address, IPv4 and IPv6, as far as the machine has them."""
+    addresses = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, ""), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")]
+    for family, address in addresses:
+        try:
+            probe = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:
+            continue
+        try:
+            # Servers set it, too: without it a port is taken for minutes after its last connection (TIME_WAIT).
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind((address, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+        finally:
+            probe.close()
+    return True
+
+
+def check_program(ports: Sequence[int]) -> str:
+    """Return a Python program (3.6 and newer) that prints those of the ports that are free, one a line."""
+    loop = f"for port in {list(ports)}:\n    if is_free(port):\n        print(port)\n"
+    return f"import errno, socket\n{inspect.getsource(is_free)}\n{loop}"

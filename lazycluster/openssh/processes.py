@@ -1,0 +1,335 @@
+"""Every process that this library starts on this machine is started here, and nowhere judged."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+import attrs
+
+from lazycluster.results import Stream
+
+_log = logging.getLogger(__name__)
+_CHUNK = 1 << 18
+
+
+class DeadlinePassedError(Exception):
+    """The time for a process was up before the condition that was waited for came true."""
+
+
+class CancelledError(Exception):
+    """Somebody asked for the process to be stopped."""
+
+
+class Deadline:
+    """An instant on the monotonic clock, or never."""
+
+    __slots__ = ("_at",)
+
+    def __init__(self, seconds: float | None) -> None:
+        """Set the deadline a number of seconds from now; None means never."""
+        self._at = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def at(self) -> float | None:
+        """Return the instant in the terms of `time.monotonic()`."""
+        return self._at
+
+    @property
+    def remaining(self) -> float | None:
+        """Return the seconds left, not below 0; None means for ever."""
+        return None if self._at is None else max(0.0, self._at - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the time is up."""
+        return self._at is not None and time.monotonic() >= self._at
+
+    def within(self, seconds: float) -> float:
+        """Return the seconds left, at most those given."""
+        remaining = self.remaining
+        return seconds if remaining is None else min(seconds, remaining)
+
+
+class Cancellation:
+    """A request to stop that any thread may make once and that a waiting `Child` sees at once."""
+
+    def __init__(self) -> None:
+        """Open the pipe that wakes a waiting thread."""
+        self._read, self._write = os.pipe()
+        self._lock = threading.Lock()
+        self.requested = False
+
+    def request(self) -> None:
+        """Ask for the stop. Asking twice is asking once."""
+        with self._lock:
+            if not self.requested and self._write >= 0:
+                os.write(self._write, b"x")
+            self.requested = True
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable with the request."""
+        return self._read
+
+    def close(self) -> None:
+        """Give the pipe back."""
+        with self._lock:
+            if self._write >= 0:
+                os.close(self._read)
+                os.close(self._write)
+                self._read = self._write = -1
+
+
+Output = Callable[[Stream, bytes], None]
+
+
+def _popen(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own, where no terminal's Ctrl-C reaches it."""
+    _log.debug("start %s", argv)
+    return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, bufsize=0)
+
+
+class Child:
+    """A process whose streams are pumped by the thread that waits for it; it never blocks past its deadline.
+
+    Output is handed to `on_output` as it comes. A timeout does not end the process: the caller decides, with
+    `abandon()`.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        on_output: Output,
+        deadline: Deadline,
+        stdin: bool = True,
+        cancellation: Cancellation | None = None,
+    ) -> None:
+        """Start the process.
+
+        Raises:
+            OSError: The program cannot be started.
+        """
+        self.argv = tuple(argv)
+        self.deadline = deadline
+        self._on_output = on_output
+        self._cancellation = cancellation
+        self._pending = memoryview(b"")
+        self._selector = selectors.DefaultSelector()
+        self._open: set[Stream] = set()
+        self._stand_ins: list[tuple[Stream, IO[bytes]]] = []
+        pipe = subprocess.PIPE
+        self._process = _popen(argv, stdin=pipe if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+        self._stdin = self._process.stdin
+        for stream, reader in ((Stream.STDOUT, self._process.stdout), (Stream.STDERR, self._process.stderr)):
+            if reader is not None:
+                self._watch(stream, reader)
+        if self._stdin is not None and _descriptor(self._stdin) is not None:
+            os.set_blocking(self._stdin.fileno(), False)
+        if cancellation is not None:
+            self._selector.register(cancellation, selectors.EVENT_READ, None)
+
+    def _watch(self, stream: Stream, reader: IO[bytes]) -> None:
+        self._open.add(stream)
+        if _descriptor(reader) is None:  # a stand-in of a test, as pytest-subprocess makes: read when it has ended
+            self._stand_ins.append((stream, reader))
+            return
+        os.set_blocking(reader.fileno(), False)
+        self._selector.register(reader, selectors.EVENT_READ, stream)
+
+    @property
+    def pid(self) -> int:
+        """Return the process id."""
+        return self._process.pid
+
+    @property
+    def at_end(self) -> bool:
+        """Tell whether both output streams have ended."""
+        return not self._open
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Write to the standard input of the process, pumping its output meanwhile.
+
+        A process that does not read its input any more loses the rest, as it would in a pipeline.
+        """
+        if self._stdin is None:
+            return
+        if _descriptor(self._stdin) is None:
+            self._stdin.write(data)
+            return
+        self._pending = memoryview(data)
+        self._write()
+        if self._pending and self._stdin is not None:
+            self._selector.register(self._stdin, selectors.EVENT_WRITE, None)
+            self.pump(lambda: not self._pending)
+
+    def close_stdin(self) -> None:
+        """End the standard input of the process."""
+        if self._stdin is None:
+            return
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(self._stdin)
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        self._stdin = None
+        self._pending = memoryview(b"")
+
+    def pump(self, until: Callable[[], bool], *, seconds: float | None = None) -> bool:
+        """Move data until the condition holds, or both outputs have ended, or for so long; return whether it holds.
+
+        Raises:
+            DeadlinePassedError: The deadline passed first.
+            CancelledError: The cancellation was requested first.
+        """
+        self._read_stand_ins()
+        pause = Deadline(seconds)
+        while not until():
+            if not self._open or pause.passed:
+                return False
+            if self.deadline.passed:
+                raise DeadlinePassedError
+            remaining = pause.remaining
+            timeout = self.deadline.remaining if remaining is None else self.deadline.within(remaining)
+            for key, _ in self._selector.select(timeout):
+                if key.fileobj is self._cancellation:
+                    raise CancelledError
+                if key.fileobj is self._stdin:
+                    self._write()
+                elif isinstance(key.data, Stream):
+                    self._read(key.data, key.fd)
+        return True
+
+    def wait(self, seconds: float) -> int | None:
+        """Return the exit status, negative for a signal, or None where the process is still there after `seconds`."""
+        try:
+            return self._process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def ignore_cancellation(self) -> None:
+        """Go on pumping although the cancellation was requested."""
+        if self._cancellation is not None:
+            self._selector.unregister(self._cancellation)
+            self._cancellation = None
+
+    def abandon(self) -> None:
+        """Kill the process if it is still there, and let go of its streams.
+
+        The streams of a multiplexed ssh live on in the master until the remote command ends (so nobody reads them to
+        their end here).
+        """
+        self.close_stdin()
+        self._cancellation = None
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._selector.close()
+        self._open.clear()
+        for reader in (self._process.stdout, self._process.stderr):
+            if reader is not None:
+                reader.close()
+        _log.debug("ended with %s: pid %s", self._process.returncode, self._process.pid)
+
+    def _write(self) -> None:
+        assert self._stdin is not None
+        try:
+            written = os.write(self._stdin.fileno(), self._pending[:_CHUNK])
+        except BlockingIOError:
+            return
+        except OSError:  # the process reads no more; how it ended tells the rest
+            self.close_stdin()
+            return
+        self._pending = self._pending[written:]
+        if not self._pending:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._stdin)
+        else:
+            return
+
+    def _read(self, stream: Stream, descriptor: int) -> None:
+        try:
+            data = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return
+        if data:
+            self._on_output(stream, data)
+        else:
+            self._selector.unregister(descriptor)
+            self._open.discard(stream)
+
+    def _read_stand_ins(self) -> None:
+        if self._stand_ins:
+            self._process.wait()
+        for stream, reader in self._stand_ins:
+            data = reader.read()
+            if data:
+                self._on_output(stream, data)
+            self._open.discard(stream)
+        self._stand_ins.clear()
+
+
+def _descriptor(stream: IO[bytes]) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, AttributeError):
+        return None
+
+
+@attrs.frozen
+class Finished:
+    """How a process ended: its exit status (negative for a signal, None if killed at the deadline), and its text."""
+
+    status: int | None
+    text: str
+
+
+def run_detaching(argv: Sequence[str], said: Path, *, seconds: float) -> Finished:
+    """Run a program that ends and leaves a daemon behind; what it says goes through a file.
+
+    The daemon may keep the descriptors that it was given, so no pipe of ours may be among them.
+
+    Raises:
+        OSError: The program cannot be started.
+    """
+    with said.open("ab") as errors:
+        process = _popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+    # Popen.wait(timeout) polls, with naps of up to 50 ms; a thread that waits without one wakes at once.
+    waiter = threading.Thread(target=process.wait, name="lazycluster-wait", daemon=True)
+    waiter.start()
+    waiter.join(seconds)
+    late = process.poll() is None
+    if late:
+        process.kill()
+        waiter.join()
+    return Finished(None if late else process.returncode, said.read_text(errors="replace"))
+
+
+def run_to_end(argv: Sequence[str], *, seconds: float) -> Finished:
+    """Run a program that prints little, and return its standard output.
+
+    Raises:
+        OSError: The program cannot be started.
+    """
+    pieces: list[bytes] = []
+    child = Child(
+        argv,
+        stdin=False,
+        deadline=Deadline(seconds),
+        on_output=lambda stream, data: pieces.append(data) if stream is Stream.STDOUT else None,
+    )
+    status: int | None = None
+    try:
+        with contextlib.suppress(DeadlinePassedError):
+            child.pump(lambda: False)
+            status = child.wait(child.deadline.within(seconds))
+    finally:
+        child.abandon()
+    return Finished(status, b"".join(pieces).decode(errors="replace"))

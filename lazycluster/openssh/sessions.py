@@ -1,0 +1,346 @@
+"""The sessions of one host: they share a master, wait for a free slot, and are tried again where nothing was lost."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import attrs
+
+from lazycluster.exceptions import (
+    CommandStoppedError,
+    CommandTimeoutError,
+    ConnectionLostError,
+    LazyclusterError,
+    RuntimeClosedError,
+    SessionRefusedError,
+    SshNotFoundError,
+    WorkingDirectoryError,
+)
+from lazycluster.openssh.argv import session_argv
+from lazycluster.openssh.destination import Destination, check_environment
+from lazycluster.openssh.diagnosis import MasterGone, diagnose, master_gone, session_refused, unsupported_options
+from lazycluster.openssh.master import Master
+from lazycluster.openssh.processes import CancelledError, Deadline, DeadlinePassedError, Finished
+from lazycluster.openssh.session import Session, SessionEndedError
+from lazycluster.openssh.shell import Script
+from lazycluster.openssh.slots import SessionSlots
+from lazycluster.results import Collector, CommandResult, Stream
+from lazycluster.transport import UNWATCHED, Watch
+
+T = TypeVar("T")
+Work = Callable[[Session], object]
+"""What is done with a session between its start and its end; `finish()` is called for it."""
+
+_CLOSE_PATIENCE = 1.0
+_REFUSAL_PATIENCE = 20.0
+"""Seconds in which a host that refuses even a single session is asked again: it may still count an ended one."""
+
+
+@attrs.define
+class _Owned:
+    """What must not be left behind, apart from its owner so that nothing keeps that one alive."""
+
+    master: Master | None = None
+
+    def release(self) -> None:
+        if self.master is not None:
+            self.master.let_go()
+
+
+_all: weakref.WeakSet[Sessions] = weakref.WeakSet()
+
+
+def _start_afresh() -> None:
+    """Let a forked child dial for itself: the masters are its parent's, and locks may be held by threads it lacks."""
+    for sessions in list(_all):
+        sessions.start_afresh()
+
+
+os.register_at_fork(after_in_child=_start_afresh)
+
+
+class Sessions:
+    """Owns one master, and runs scripts in sessions through it. Any thread may use it."""
+
+    def __init__(
+        self, destination: Destination, *, password: str | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Remember whom to dial; nothing is dialled yet."""
+        self.destination = destination
+        self.password = password
+        self.token = secrets.token_hex(8)
+        """Marks every process that is started on the host, in its environment."""
+        self._env = check_environment(env)
+        self._unsupported: frozenset[str] = frozenset()
+        self._closed = False
+        self._jobs = itertools.count()
+        self.start_afresh()
+        _all.add(self)
+
+    def start_afresh(self) -> None:
+        """Begin without a master and with nothing under way."""
+        self._lock = threading.RLock()
+        self._slots = SessionSlots()
+        self._owned = _Owned()
+        self._finalizer = weakref.finalize(self, self._owned.release)
+
+    @property
+    def host(self) -> str:
+        """Return the host as it was given."""
+        return self.destination.host
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether `close()` was called."""
+        return self._closed
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether there is a master, and it has not ended."""
+        master = self._owned.master
+        return master is not None and not master.gone
+
+    def script(
+        self,
+        command: str,
+        *,
+        title: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin_size: int = 0,
+        raw_stdin: bool = False,
+        login_shell: bool = True,
+        marked: bool = True,
+    ) -> Script:
+        """Return a command as a script for one session; its processes are marked as ours unless they end ours."""
+        return Script(
+            command,
+            mark=f"lazycluster-{secrets.token_hex(8)}",
+            job=f"{self.token if marked else 'clean-up'}.{next(self._jobs)}.",
+            title=command if title is None else title,
+            cwd=cwd,
+            env={**self._env, **check_environment(env)},
+            stdin_size=stdin_size,
+            raw_stdin=raw_stdin,
+            login_shell=login_shell,
+        )
+
+    def run(
+        self,
+        command: str,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+        title: str | None = None,
+        login_shell: bool = True,
+        marked: bool = True,
+    ) -> CommandResult:
+        """Run a command and return how it ended; see `Connection.run()`."""
+        script = self.script(
+            command, title=title, cwd=cwd, env=env, stdin_size=len(stdin), login_shell=login_shell, marked=marked
+        )
+        collector = watch.collector or Collector()
+        begun = time.monotonic()
+        feed = [stdin] if stdin else []
+
+        def work(session: Session) -> None:
+            for data in feed:
+                session.feed(data)
+            session.finish()
+
+        exit_code = self.perform(script, work, collector=collector, timeout=timeout, watch=watch)
+        return collector.result(command, exit_code, time.monotonic() - begun)
+
+    def perform(
+        self,
+        script: Script,
+        work: Work,
+        *,
+        collector: Collector,
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+    ) -> int:
+        """Run a script in a session and return its exit status.
+
+        `work` feeds and reads the session and finishes it. It is called again only where the host cannot have begun.
+
+        Raises:
+            CommandTimeoutError: `timeout` seconds have passed since the log-in; the script was ended.
+            ConnectionLostError: The link broke.
+            SessionRefusedError: The host allows no session.
+            WorkingDirectoryError: The directory cannot be entered.
+        """
+
+        def on_output(stream: Stream, data: bytes) -> None:
+            collector.add(stream, data)
+            watch.on_output(stream, data)
+
+        master = self.master()
+        deadline = Deadline(timeout)
+        patience = Deadline(_REFUSAL_PATIENCE)
+        redialled = False
+        try:
+            while True:
+                with self._slots.taken(deadline):
+                    session = self._session(master, script, work, on_output, deadline, watch)
+                    if session.started or session.exit_status not in {255, None}:
+                        return self._exit_code(session, script, master, collector)
+                    refusal = session_refused(session.said)
+                    if refusal is not None and not self._slots.refused() and patience.passed:
+                        raise SessionRefusedError(self.host, script.title, refusal)
+                if refusal is not None:
+                    self._slots.wait_for_change(deadline, 0.1)
+                elif not self._learn_options(session.said):
+                    if redialled or master_gone(session.said) is not MasterGone.NOT_STARTED:
+                        raise self._failure(master, session, script)
+                    redialled = True
+                    self._drop(master)
+                master = self.master()
+        except DeadlinePassedError:
+            raise CommandTimeoutError(
+                self.host,
+                script.title,
+                timeout or 0.0,
+                collector.joined(Stream.STDOUT),
+                collector.joined(Stream.STDERR),
+            ) from None
+
+    def run_beside(self, program: Callable[[Master], Finished], what: str) -> Finished:
+        """Run another OpenSSH program through the master, holding a session's slot; again where it got no session.
+
+        Raises:
+            SessionRefusedError: The host allows no session.
+        """
+        patience = Deadline(_REFUSAL_PATIENCE)
+        while True:
+            master = self.master()
+            with self._slots.taken(Deadline(None)):
+                ended = program(master)
+                refusal = None if ended.status == 0 else session_refused(ended.text)
+                if refusal is None:
+                    return ended
+                if not self._slots.refused() and patience.passed:
+                    raise SessionRefusedError(self.host, what, refusal)
+            self._slots.wait_for_change(patience, 0.1)
+
+    def check(self, master: Master, what: str) -> None:
+        """See that a master still answers, while something waits for it.
+
+        Raises:
+            ConnectionLostError: It does not. It is killed, and the next use dials anew.
+        """
+        if not master.gone and not master.check():
+            self._drop(master)
+            raise ConnectionLostError(self.host, what, "the ssh process of the connection does not answer")
+
+    def master(self) -> Master:
+        """Return a master that answers, dialling if there is none.
+
+        Raises:
+            ConnectError: The log-in failed; its kinds say why.
+            RuntimeClosedError: The connection was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeClosedError(self.host)
+            master = self._owned.master
+            if master is not None and not master.gone and master.check():
+                return master
+            if master is not None:
+                self._drop(master)
+            master = Master.dial(self.destination, password=self.password)
+            if self.closed:  # meanwhile, by a thread that did not wait for the log-in
+                master.close()
+                raise RuntimeClosedError(self.host)
+            self._owned.master = master
+            return master
+
+    def close(self) -> None:
+        """End the master, and with it every session. Closing twice is fine."""
+        self._closed = True
+        if not self._lock.acquire(timeout=_CLOSE_PATIENCE):
+            return  # a log-in is under way; it ends what it makes
+        try:
+            master, self._owned.master = self._owned.master, None
+        finally:
+            self._lock.release()
+        if master is not None:
+            master.close()
+
+    def _drop(self, master: Master) -> None:
+        with self._lock:
+            if self._owned.master is master:
+                self._owned.master = None
+        master.close(stuck=not master.gone)
+
+    def _session(
+        self,
+        master: Master,
+        script: Script,
+        work: Work,
+        on_output: Callable[[Stream, bytes], None],
+        deadline: Deadline,
+        watch: Watch,
+    ) -> Session:
+        argv = session_argv(self.destination, master.socket, script.words, unsupported=self._unsupported)
+        try:
+            session = Session(
+                argv,
+                script,
+                on_output=on_output,
+                deadline=deadline,
+                watch=watch,
+                check=lambda: self.check(master, script.title),
+            )
+        except OSError as error:
+            raise SshNotFoundError(self.host, str(error)) from error
+        except CancelledError:
+            raise CommandStoppedError(self.host, script.title) from None
+        try:
+            try:
+                work(session)
+            except SessionEndedError:
+                session.finish()
+        except CancelledError:
+            session.give_up()
+            raise CommandStoppedError(self.host, script.title) from None
+        except BaseException:
+            session.give_up()
+            raise
+        return session
+
+    def _exit_code(self, session: Session, script: Script, master: Master, collector: Collector) -> int:
+        if session.status == "cd":
+            reason = collector.joined(Stream.STDERR).decode(errors="replace").strip()
+            raise WorkingDirectoryError(self.host, script.cwd or "", reason)
+        if session.status is not None:
+            return int(session.status)
+        if session.started and (master.gone or not master.check()):
+            raise ConnectionLostError(self.host, script.title, master.reason, started=True)
+        # The host's shell itself was killed, or a stand-in for ssh ran.
+        return 255 if session.exit_status is None else session.exit_status
+
+    def _learn_options(self, said: str) -> bool:
+        """Note keywords that this client does not know; tell whether there are new ones."""
+        unsupported = unsupported_options(said) - self._unsupported
+        self._unsupported |= unsupported
+        return bool(unsupported)
+
+    def _failure(self, master: Master, session: Session, script: Script) -> LazyclusterError:
+        if self._closed:
+            return RuntimeClosedError(self.host)
+        if master.control is None:
+            return diagnose(self.host, session.said, status=session.exit_status)
+        started = False if master_gone(session.said) is MasterGone.NOT_STARTED else None
+        reason = master.reason if master.gone else session.said.strip() or "the session broke off"
+        return ConnectionLostError(self.host, script.title, reason, started)

@@ -1,0 +1,250 @@
+"""What a session runs on the host, as text for a POSIX shell, and what it says back between its marks.
+
+The login shell, whichever it is, sees only `BOOTSTRAP`; all else goes over standard input as one line and is decoded
+there. Standard input then stays open as a lifeline: when it ends before the command has, the manager is gone or has
+given up, and the command is ended with its children.
+
+On standard output and standard error a mark stands before and after what the command prints. Before it comes what
+start-up files print; the mark at the end carries the exit status, so that a command's 255 is not taken for ssh's.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from lazycluster.results import Stream
+
+BOOTSTRAP = """exec /bin/sh -c 'IFS= read -r p && eval "$(printf %b "$p")"'"""
+"""Understood alike by POSIX shells, fish and tcsh: no backslash, no `!`, no newline, no single quote inside."""
+
+JOB_VARIABLE = "LAZYCLUSTER_JOB"
+"""The environment variable that marks every process of a command, also those that made sessions of their own."""
+
+_LABEL_FORBIDDEN = re.compile(r"[^ -~]|[\\!'\"]")
+_LABEL_LENGTH = 200
+_TILDE = re.compile(r"(~[A-Za-z0-9_][A-Za-z0-9_.-]*|~)(?:/(.*))?", re.DOTALL)
+
+# Standard input is 3 here; the command's own is $lc_in. Signals to the group reach this shell too, not the watcher.
+_WATCHER = """\
+lc_pids() {
+    if [ -r /proc/self/environ ]; then
+        grep -lsF -e "$lc_mark" /proc/[0-9]*/environ | sed 's,^/proc/,,; s,/environ$,,'
+    else
+        ps -A -o pid= -o ppid= | awk -v r=$$ '{ p[$1] = $2 }
+            END { for (c in p) { a = c; while (a in p && a != r && a > 1) a = p[a]; if (a == r && c != r) print c } }'
+    fi
+}
+{
+    trap '' HUP INT TERM
+    unset LAZYCLUSTER_JOB
+    while IFS= read -r lc_x; do :; done
+    lc_list=$(lc_pids)
+    kill -s TERM -- -$$ $lc_list
+    lc_n=0
+    while [ $lc_n -lt "${lc_grace}0" ] && [ -n "$(lc_pids)" ]; do
+        if sleep 0.1; then lc_n=$((lc_n + 1)); else sleep 1; lc_n=$((lc_n + 10)); fi
+    done
+    kill -s KILL $lc_list $(lc_pids)
+    kill -s KILL -- -$$
+} <&3 >/dev/null 2>&1 6>&- &
+lc_watcher=$!
+"""
+_END = """\
+lc_end() {{
+    printf '%s' '{mark}='"$1"';'
+    printf '%s' '{mark}='"$1"';' >&6
+    [ -z "$lc_watcher" ] || kill -s KILL "$lc_watcher"
+    exit 0
+}}
+"""
+_SPOOL = """\
+lc_t=$(mktemp) && exec 4<>"$lc_t" 5<"$lc_t" || exit 1
+head -c {size} <&3 >&4
+lc_size=$(wc -c <"$lc_t")
+rm -f -- "$lc_t"
+exec 4>&-
+[ "$lc_size" -eq {size} ] || exit 1
+"""
+
+
+def escape(text: str) -> bytes:
+    """Return text as one line of ASCII that `printf %b` turns back into its bytes (UTF-8)."""
+    encoded = text.encode("utf-8", "surrogateescape")
+    return b"".join(bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x5C else b"\\0%03o" % byte for byte in encoded)
+
+
+def quote_path(path: str) -> str:
+    """Return a path as a word of a POSIX shell, its `~` or `~user` left to the shell, and never an option."""
+    match = _TILDE.fullmatch(path)
+    if match is None:
+        return shlex.quote(f"./{path}" if path.startswith("-") else path)
+    home = '"$HOME"' if match[1] == "~" else match[1]
+    return home if match[2] is None else f"{home}/{shlex.quote(match[2])}"
+
+
+def label(command: str) -> str:
+    """Return how `ps` and a test's stand-in see a command: on one line, safe in any login shell, not too long."""
+    text = _LABEL_FORBIDDEN.sub("?", command)
+    return shlex.quote(text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 3] + "...")
+
+
+@attrs.frozen
+class Script:
+    """A command with its surroundings, and the marks by which its output is known.
+
+    `mark` is random and says which output is the command's; `job` marks its processes on the host. `grace` is how many
+    seconds lie between SIGTERM and SIGKILL. With `raw_stdin` the command gets the rest of the session's input as its
+    own and watches itself for its end; otherwise it gets `stdin_size` bytes of it. `title` is what `ps` shows.
+    """
+
+    command: str
+    mark: str
+    job: str
+    title: str
+    cwd: str | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    grace: int = 5
+    stdin_size: int = 0
+    raw_stdin: bool = False
+    login_shell: bool = True
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """Return what ssh is asked to run: the bootstrap, and the command as its label."""
+        return BOOTSTRAP, label(self.title)
+
+    def line(self) -> bytes:
+        """Return the line that the bootstrap reads: everything, encoded."""
+        return escape(self.text()) + b"\n"
+
+    def text(self) -> str:
+        """Return the program for the host's /bin/sh."""
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
+        cwd = [] if self.cwd is None else [f"CDPATH= cd -- {quote_path(self.cwd)} || lc_end cd"]
+        return "\n".join(
+            [
+                f"lc_mark={JOB_VARIABLE}={self.job} lc_grace={self.grace}",
+                _END.format(mark=self.mark),
+                "lc_watcher=",
+                f"printf '%s' '{self.mark}<'; printf '%s' '{self.mark}<' >&2",
+                "exec 6>&2",
+                # bash reads ~/.bashrc again below ssh unless it sees that it is not the first shell there.
+                '[ "${SHLVL:-0}" -gt 0 ] 2>/dev/null || SHLVL=1; export SHLVL',
+                *exports,
+                f"export {JOB_VARIABLE}={self.job}",
+                *cwd,
+                "lc_shell=/bin/sh",
+                *([_CHOOSE_SHELL] if self.login_shell else []),
+                "exec 2>/dev/null",  # where a shell says how its child died, which is no output of the command's
+                *self._input_and_watcher(),
+                "lc_end $?",
+            ]
+        )
+
+    def _input_and_watcher(self) -> list[str]:
+        command = shlex.quote(self.command)
+        if self.raw_stdin:
+            return [f'(exec "$lc_shell" -c {command} 2>&6 6>&-)']
+        spool = [_SPOOL.format(size=self.stdin_size)] if self.stdin_size else []
+        source = "<&5 5<&-" if self.stdin_size else "</dev/null"
+        return ["exec 3<&0", *spool, _WATCHER, f'(exec "$lc_shell" -c {command} {source} 3<&- 2>&6 6>&-)']
+
+
+# Text for a POSIX shell must reach one: an account's fish, tcsh or zsh would read it otherwise.
+_CHOOSE_SHELL = (
+    'case "${SHELL##*/}" in sh|bash|dash|ash|ksh|ksh93|mksh|yash) [ ! -x "$SHELL" ] || lc_shell=$SHELL;; esac'
+)
+
+
+@attrs.define
+class _Marked:
+    """One stream between its marks, fed piece by piece."""
+
+    start: bytes
+    end: re.Pattern[bytes]
+    end_prefix: bytes
+    before: bytearray = attrs.field(factory=bytearray)
+    held: bytes = b""
+    started: bool = False
+    status: str | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what of the data is the command's, as far as that is certain."""
+        if not self.started:
+            self.before += data
+            position = self.before.find(self.start)
+            if position < 0:
+                return b""
+            self.started = True
+            data = bytes(self.before[position + len(self.start) :])
+            del self.before[position:]
+        data = self.held + data
+        self.held = b""
+        match = self.end.search(data)
+        if match is not None:
+            self.status = match[1].decode("ascii")
+            return data[: match.start()] + data[match.end() :]
+        keep = self._undecided(data)
+        if keep:
+            self.held = data[-keep:]
+            data = data[:-keep]
+        return data
+
+    def finish(self) -> bytes:
+        """Return what was held back, at the end of the stream; all of it where no mark ever came."""
+        rest = self.held if self.started else bytes(self.before)
+        self.held = b""
+        return rest
+
+    def _undecided(self, data: bytes) -> int:
+        """Return how many bytes at the end of the data may be the beginning of a mark."""
+        tail = data[-(len(self.end_prefix) + 8) :]
+        position = tail.rfind(self.end_prefix)
+        if position >= 0 and re.fullmatch(rb"[0-9a-z]*", tail[position + len(self.end_prefix) :]):
+            return len(tail) - position
+        for length in range(min(len(self.end_prefix) - 1, len(data)), 0, -1):
+            if data.endswith(self.end_prefix[:length]):
+                return length
+        return 0
+
+
+class Marks:
+    """Reads the two streams of a session as they come, and takes away what is not the command's."""
+
+    def __init__(self, mark: str) -> None:
+        """Prepare for the marks of one script."""
+        start, prefix = f"{mark}<".encode(), f"{mark}=".encode()
+        end = re.compile(re.escape(prefix) + rb"(\d{1,3}|cd);")
+        self._streams = {stream: _Marked(start, end, prefix) for stream in Stream}
+
+    @property
+    def started(self) -> bool:
+        """Tell whether the host's shell is known to have begun."""
+        return any(marked.started for marked in self._streams.values())
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether both streams are complete."""
+        return all(marked.status is not None for marked in self._streams.values())
+
+    @property
+    def status(self) -> str | None:
+        """Return the exit status that the host's shell reported, or `cd` where it could not enter the directory."""
+        statuses: Sequence[str | None] = [marked.status for marked in self._streams.values()]
+        return next((status for status in statuses if status is not None), None)
+
+    def noise(self, stream: Stream) -> bytes:
+        """Return what came before the first mark: start-up files, or ssh itself."""
+        return bytes(self._streams[stream].before)
+
+    def feed(self, stream: Stream, data: bytes) -> bytes:
+        """Return what of the data is the command's output."""
+        return self._streams[stream].feed(data)
+
+    def finish(self, stream: Stream) -> bytes:
+        """Return what is left of a stream that has ended; all of it where no mark ever came (a test's stand-in)."""
+        return self._streams[stream].finish()

@@ -1,0 +1,60 @@
+"""How many sessions a master may carry at once, learned from the host."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from lazycluster.openssh.processes import Deadline, DeadlinePassedError
+
+DEFAULT_LIMIT = 10
+"""sshd's MaxSessions where nobody set it (sshd_config(5))."""
+
+
+class SessionSlots:
+    """Lets as many sessions run at once as the host allows; the others wait for a free slot."""
+
+    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+        """Start from a limit that the first refusal may lower."""
+        self._limit = limit
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @property
+    def limit(self) -> int:
+        """Return how many sessions run at once at most, as far as is known."""
+        return self._limit
+
+    @contextlib.contextmanager
+    def taken(self, deadline: Deadline) -> Iterator[None]:
+        """Hold a slot; wait for a free one first.
+
+        Raises:
+            DeadlinePassedError: None became free in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._used < self._limit, deadline.remaining):
+                raise DeadlinePassedError
+            self._used += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= 1
+                self._changed.notify_all()
+
+    def refused(self) -> bool:
+        """Learn from a refusal, while still holding the slot; return whether other sessions are under way.
+
+        Where none is, the host still counts a session that has ended here, or allows none at all.
+        """
+        with self._changed:
+            others = self._used - 1
+            self._limit = max(1, min(self._limit, others))
+            return others > 0
+
+    def wait_for_change(self, deadline: Deadline, seconds: float) -> None:
+        """Wait until a session ends, at most so many seconds."""
+        with self._changed:
+            self._changed.wait(deadline.within(seconds))

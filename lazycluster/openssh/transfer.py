@@ -1,0 +1,324 @@
+"""Files and directories, there and back: one file through `scp`, a directory as one tar stream.
+
+Everything is written under a temporary name in the directory where it belongs, and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import secrets
+import shlex
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import attrs
+
+from lazycluster.exceptions import (
+    CommandStoppedError,
+    ConnectError,
+    LazyclusterError,
+    RuntimeClosedError,
+    TransferError,
+)
+from lazycluster.openssh.archive import END_MARKER, pack
+from lazycluster.openssh.argv import remote_operand, scp_argv
+from lazycluster.openssh.diagnosis import scp_reason
+from lazycluster.openssh.extraction import unpack
+from lazycluster.openssh.host_scripts import CREATE_LINK, FETCH, PLACE_FILE, PREPARE_FILE, RECEIVE_TREE, REMOVE
+from lazycluster.openssh.master import Master
+from lazycluster.openssh.placement import discard, place, temporary_beside
+from lazycluster.openssh.processes import CancelledError, Child, Deadline, Finished
+from lazycluster.openssh.session import Session, SessionEndedError
+from lazycluster.openssh.sessions import Sessions
+from lazycluster.openssh.shell import quote_path
+from lazycluster.results import Collector, CommandResult, Stream
+from lazycluster.transport import Watch
+
+# What scp, its server and any login shell all take as it is. Other paths are reached through a symbolic link.
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./+,=@-]*")
+# Through a master scp is not told that the subsystem was refused, and sees no more than a closed connection (measured
+# with OpenSSH 9.2). Where that had another reason, the older protocol fails in its turn, and nothing is lost.
+_NO_SFTP = re.compile(r"subsystem request failed|\A\s*(scp: )?Connection closed\s*\Z")
+_HARMLESS_TAR = re.compile(r".*: (file changed as we read it|File removed before we read it)\s*")
+_NAMELESS = {"", ".", "..", "~"}
+_CLEAN_UP_TIMEOUT = 10.0
+_PROGRESS_EVERY = 0.2
+
+
+def put(sessions: Sessions, local: Path, remote: str | None, *, cwd: str | None, watch: Watch) -> None:
+    """Send a file or a directory; see `Connection.put()`."""
+    with _naming(sessions.host, "send", str(local)):
+        status = local.stat()
+        name = local.name or local.resolve().name
+        target = remote or "."
+        if stat.S_ISDIR(status.st_mode):
+            _put_tree(sessions, local, name, target, cwd, watch)
+        elif stat.S_ISREG(status.st_mode):
+            _put_file(sessions, local, name, target, cwd, watch)
+        else:
+            raise TransferError(sessions.host, "send", str(local), "neither a regular file nor a directory")
+
+
+def get(sessions: Sessions, remote: str, local: Path, *, cwd: str | None, watch: Watch) -> None:
+    """Fetch a file or a directory; see `Connection.get()`."""
+    if not remote:
+        raise ValueError("the path on the host must not be empty")
+    with _naming(sessions.host, "fetch", remote):
+        found = _fetch(sessions, remote, local, cwd, watch)
+        if found is not None:
+            _get_file(sessions, found, _local_target(local, remote, found.name), watch)
+
+
+@contextlib.contextmanager
+def _naming(host: str, action: str, path: str) -> Iterator[None]:
+    """Turn what goes wrong into a `TransferError` that names the path."""
+    try:
+        yield
+    except (TransferError, ConnectError, CommandStoppedError, RuntimeClosedError):
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        named = f" ({error.filename})" if error.filename and str(error.filename) != path else ""
+        raise TransferError(host, action, path, f"{reason}{named}") from error
+    except LazyclusterError as error:
+        raise TransferError(host, action, path, str(error).removeprefix(f"{host}: ")) from error
+
+
+def _script(text: str, *words: str) -> str:
+    """Return a script with its positional parameters set to words that are quoted already."""
+    return f"set -- {' '.join(words)}\n{text}"
+
+
+def _checked(host: str, action: str, path: str, result: CommandResult) -> list[str]:
+    """Return the NUL-terminated fields that a script printed."""
+    if not result.ok:
+        raise TransferError(host, action, path, result.stderr.strip() or f"exit status {result.exit_code}")
+    return [field.decode("utf-8", "surrogateescape") for field in result.stdout_bytes.split(b"\0")[:-1]]
+
+
+# One file ------------------------------------------------------------------------------------------------------------
+
+
+def _put_file(sessions: Sessions, local: Path, name: str, target: str, cwd: str | None, watch: Watch) -> None:
+    host = sessions.host
+    script = _script(PREPARE_FILE, quote_path(target), shlex.quote(name))
+    prepared = sessions.run(
+        script, cwd=cwd, title=f"prepare {target}", watch=Watch(cancellation=watch.cancellation), login_shell=False
+    )
+    directory, base = _checked(host, "send", f"{local} to {target}", prepared)
+    temporary = f".lazycluster-{secrets.token_hex(8)}"
+    size = local.stat().st_size
+
+    def progress(child: Child) -> None:
+        watch.on_progress(_position(child.pid, local), size)
+
+    with _reachable(sessions, directory) as path:
+        try:
+            _scp(sessions, str(local.absolute()), f"{path}/{temporary}", watch, progress, sending=True)
+            placing = _script(PLACE_FILE, shlex.quote(f"{directory}/{temporary}"), shlex.quote(f"{directory}/{base}"))
+            _checked(
+                host, "send", f"{local} to {target}", sessions.run(placing, title=f"place {target}", login_shell=False)
+            )
+        except BaseException:
+            _remove(sessions, f"{directory}/{temporary}")
+            raise
+    watch.on_progress(size, size)
+
+
+@attrs.frozen
+class _Found:
+    """A file on the host: the directory it is in, its name there, and its size in bytes."""
+
+    directory: str
+    name: str
+    size: int
+
+
+def _get_file(sessions: Sessions, found: _Found, target: Path, watch: Watch) -> None:
+    temporary = temporary_beside(target)
+
+    def progress(_child: Child) -> None:
+        with contextlib.suppress(OSError):
+            watch.on_progress(temporary.stat().st_size, found.size)
+
+    try:
+        with _reachable(sessions, found.directory, found.name) as path:
+            _scp(sessions, path, str(temporary.absolute()), watch, progress, sending=False)
+        place(temporary, target)
+    finally:
+        discard(temporary)
+    watch.on_progress(found.size, found.size)
+
+
+@contextlib.contextmanager
+def _reachable(sessions: Sessions, directory: str, name: str | None = None) -> Iterator[str]:
+    """Give a path that needs no quoting in any version of scp, through a symbolic link where it takes one."""
+    path = directory if name is None else f"{directory.rstrip('/')}/{name}"
+    if _PLAIN_PATH.fullmatch(path):
+        yield path
+        return
+    made = sessions.run(_script(CREATE_LINK, shlex.quote(path)), title=f"link to {path}", login_shell=False)
+    link = _checked(sessions.host, "reach", path, made)[0]
+    try:
+        yield link
+    finally:
+        _remove(sessions, str(PurePosixPath(link).parent))
+
+
+def _remove(sessions: Sessions, path: str) -> None:
+    """Remove what a transfer has left on the host, as far as the host can still be reached."""
+    with contextlib.suppress(LazyclusterError):
+        script = _script(REMOVE, shlex.quote(path))
+        sessions.run(script, title=f"remove {path}", timeout=_CLEAN_UP_TIMEOUT, login_shell=False)
+
+
+def _scp(
+    sessions: Sessions, source: str, target: str, watch: Watch, progress: Callable[[Child], None], *, sending: bool
+) -> None:
+    """Copy one file, again in the older protocol where the host has no sftp subsystem."""
+    to = sessions.destination
+    operands = (source, remote_operand(to, target)) if sending else (remote_operand(to, source), target)
+    what = f"scp {source} {target}"
+
+    def copy(master: Master, *, legacy: bool = False) -> Finished:
+        argv = scp_argv(to, master.socket, *operands, legacy=legacy)
+        return _run_scp(sessions, argv, master, watch, progress)
+
+    ended = sessions.run_beside(copy, what)
+    if _NO_SFTP.search(ended.text):
+        ended = sessions.run_beside(functools.partial(copy, legacy=True), what)
+    if ended.status != 0:
+        path = source if sending else target
+        raise TransferError(sessions.host, "send" if sending else "fetch", path, scp_reason(ended.text) or "scp failed")
+
+
+def _run_scp(
+    sessions: Sessions, argv: tuple[str, ...], master: Master, watch: Watch, progress: Callable[[Child], None]
+) -> Finished:
+    said: list[bytes] = []
+    child = Child(
+        argv,
+        stdin=False,
+        on_output=lambda _stream, data: said.append(data),
+        deadline=Deadline(None),
+        cancellation=watch.cancellation,
+    )
+    try:
+        while not child.pump(lambda: child.at_end, seconds=_PROGRESS_EVERY):
+            sessions.check(master, " ".join(argv[-2:]))
+            progress(child)
+        return Finished(child.wait(5.0), b"".join(said).decode(errors="replace"))
+    except CancelledError:
+        raise CommandStoppedError(sessions.host, " ".join(argv[-2:])) from None
+    finally:
+        child.abandon()
+
+
+def _position(pid: int, path: Path) -> int:
+    """Return how far a process has read a file, where the kernel tells (Linux: proc(5), fdinfo), else 0."""
+    with contextlib.suppress(OSError, ValueError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            if link.readlink() == path.absolute():
+                return int(Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split()[1])
+    return 0
+
+
+# A directory ---------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Outgoing:
+    """Standard input of a session, as a file that is written to."""
+
+    session: Session
+
+    def write(self, data: bytes, /) -> None:
+        """Send all of the data."""
+        self.session.feed(data)
+
+
+@attrs.frozen
+class _Incoming:
+    """Standard output of a session, as a file that is read from."""
+
+    session: Session
+
+    def read(self, size: int, /) -> bytes:
+        """Return so many bytes, fewer only at the end."""
+        return self.session.read(size)
+
+
+@attrs.define
+class _Counter:
+    """Adds up what was moved."""
+
+    report: Callable[[int, int | None], None]
+    done: int = 0
+
+    def add(self, size: int) -> None:
+        """Count, and report."""
+        self.done += size
+        self.report(self.done, None)
+
+
+def _put_tree(sessions: Sessions, local: Path, name: str, target: str, cwd: str | None, watch: Watch) -> None:
+    mode = stat.S_IMODE(local.stat().st_mode) & 0o777
+    words = quote_path(target), shlex.quote(name), secrets.token_hex(8), END_MARKER, f"{mode:o}"
+    script = sessions.script(
+        _script(RECEIVE_TREE, *words), title=f"receive {target}", cwd=cwd, raw_stdin=True, login_shell=False
+    )
+    collector = Collector()
+
+    def work(session: Session) -> None:
+        pack(local, _Outgoing(session), on_progress=_Counter(watch.on_progress).add)
+        session.close_stdin()
+        session.finish()
+
+    exit_code = sessions.perform(script, work, collector=collector, watch=Watch(cancellation=watch.cancellation))
+    _checked(sessions.host, "send", f"{local} to {target}", collector.result("", exit_code, 0.0))
+
+
+def _fetch(sessions: Sessions, remote: str, local: Path, cwd: str | None, watch: Watch) -> _Found | None:
+    """Fetch a directory, or say where the file is."""
+    script = sessions.script(_script(FETCH, quote_path(remote)), title=f"fetch {remote}", cwd=cwd, login_shell=False)
+    collector = Collector()
+    header: list[str] = []
+    received: list[tuple[Path, Path]] = []
+
+    def work(session: Session) -> None:
+        header.clear()
+        fields = [session.read_until(b"\0") for _ in range(4)]
+        if None in fields:
+            raise SessionEndedError
+        header.extend((field or b"").decode("utf-8", "surrogateescape") for field in fields)
+        if header[0] == "d":
+            target = _local_target(local, remote, header[2])
+            temporary = temporary_beside(target)
+            received.append((temporary, target))
+            temporary.mkdir(mode=0o700)
+            unpack(_Incoming(session), temporary, on_progress=_Counter(watch.on_progress).add)
+        session.finish()
+
+    try:
+        exit_code = sessions.perform(script, work, collector=collector, watch=Watch(cancellation=watch.cancellation))
+        said = collector.joined(Stream.STDERR).decode(errors="replace").strip()
+        changed = exit_code == 1 and bool(said) and all(_HARMLESS_TAR.fullmatch(line) for line in said.splitlines())
+        if not header or (exit_code != 0 and not changed):
+            raise TransferError(sessions.host, "fetch", remote, said or f"exit status {exit_code}")
+        for temporary, target in received[-1:]:
+            place(temporary, target)
+    finally:
+        for temporary, _ in received:
+            discard(temporary)
+    return _Found(header[1], header[2], int(header[3])) if header[0] == "f" else None
+
+
+def _local_target(local: Path, remote: str, name: str) -> Path:
+    """Return where something fetched belongs: into an existing directory, under its own name, or as `local` itself."""
+    if not local.is_dir():
+        return local
+    given = PurePosixPath(remote).name
+    return local / (name if given in _NAMELESS else given)

@@ -1,0 +1,510 @@
+"""A runtime: one host with a working directory, tasks in the background, tunnels, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import shlex
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterable, Mapping
+from types import TracebackType
+from typing import TypeVar
+
+from typing_extensions import ParamSpec, Self, TypedDict, Unpack
+
+from lazycluster.exceptions import (
+    CommandFailedError,
+    ConnectError,
+    InvalidRuntimeError,
+    LazyclusterError,
+    NoPortsLeftError,
+    PortInUseError,
+    PythonNotFoundError,
+    RuntimeClosedError,
+)
+from lazycluster.executor import Executor
+from lazycluster.facts import Facts
+from lazycluster.hardware import HostInfo, parse, probe
+from lazycluster.holdings import Holdings
+from lazycluster.managed import ManagedProcess
+from lazycluster.openssh.calls import start_python
+from lazycluster.openssh.connection import Connection
+from lazycluster.openssh.destination import check_environment, check_port
+from lazycluster.openssh.forwarding import Forwarding, ForwardType
+from lazycluster.openssh.host_scripts import MAKE_WORKING_DIRECTORY
+from lazycluster.openssh.ports import check_program
+from lazycluster.openssh.processes import Cancellation
+from lazycluster.openssh.shell import quote_path
+from lazycluster.openssh.tunnels import Tunnel
+from lazycluster.results import CommandResult
+from lazycluster.steps import RunFunction
+from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
+
+_log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+_SET_UP_TIMEOUT = 60.0
+
+
+class ConnectionOptions(TypedDict, total=False):
+    """The keywords of `Connection`."""
+
+    user: str | None
+    port: int | None
+    identity_file: str | os.PathLike[str] | None
+    password: str | None
+    config_file: str | os.PathLike[str] | None
+    connect_timeout: float
+    options: Mapping[str, str] | None
+    env: Mapping[str, str] | None
+
+
+class RuntimeOptions(ConnectionOptions, total=False):
+    """The keywords of `Runtime`: those of `Connection`, and `python`."""
+
+    python: str | None
+
+
+class Runtime(Facts):
+    """One host to run tasks and functions on, and to tunnel to and from.
+
+    Making one logs in, makes the working directory, and learns what the machine has. It is a context manager: at the
+    end of the block, at `cleanup()`, when it is garbage-collected and when the program ends, everything that it started
+    and made is ended and removed, here and on the host.
+
+    Args:
+        host: A name that `ssh` understands.
+        working_dir: The directory on the host where commands run and relative paths start; it is made where it does
+            not exist, and never removed. Default: a temporary one, which is removed.
+        connection_kwargs: The keywords of `Connection`; and `python`, the Python for functions on the host (default:
+            the one with this Python's minor version, else python3).
+
+    Raises:
+        ValueError: An argument that cannot be right.
+        TypeError: An unknown keyword.
+        InvalidRuntimeError: The host cannot be used; its `__cause__` says why.
+    """
+
+    def __init__(self, host: str, working_dir: str | None = None, **connection_kwargs: Unpack[RuntimeOptions]) -> None:
+        _check_keywords(connection_kwargs)
+        self._python = connection_kwargs.pop("python", None)
+        keywords: ConnectionOptions = connection_kwargs
+        self._connection = Connection(host, **keywords)
+        self._holdings = Holdings(self._connection)
+        self._env: dict[str, str] = {}
+        self._lock = threading.RLock()
+        self._numbers = itertools.count()
+        self._executions: list[tuple[RuntimeTask, Execution]] = []
+        try:
+            self._working_dir, self._host_info = self._set_up(working_dir)
+        except (LazyclusterError, ValueError) as error:
+            self._connection.close()
+            reason = str(error).removeprefix(f"{host}: ")
+            raise InvalidRuntimeError(host, reason) from error
+        except BaseException:
+            self._connection.close()
+            raise
+        self._finalizer = weakref.finalize(self, self._holdings.release)
+
+    def _set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
+        """Make the working directory and probe the machine, in one round trip."""
+        directory = "" if working_dir is None else quote_path(working_dir)
+        script = f"set -- {directory}\n{MAKE_WORKING_DIRECTORY}\n{probe(self._python)}"
+        sessions = self._connection.sessions
+        result = sessions.run(script, title="set up a runtime", timeout=_SET_UP_TIMEOUT, login_shell=False)
+        path, separator, facts = result.stdout_bytes.partition(b"\0")
+        if not separator:
+            raise CommandFailedError(self.host, "set up a runtime", result.exit_code, result.output)
+        made = path.decode("utf-8", "surrogateescape")
+        if working_dir is None:
+            self._holdings.directories.append(made)
+        info = parse(facts.decode(errors="replace"))
+        for warning in info.warnings:
+            _log.warning("%s: %s", self.host, warning)
+        return made, info
+
+    def __repr__(self) -> str:
+        """Return the host and the working directory."""
+        return f"<{self.class_name} {self.host}:{self._working_dir}>"
+
+    def __enter__(self) -> Self:
+        """Return the runtime itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Clean up."""
+        self.cleanup()
+
+    # What it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def host(self) -> str:
+        """Return the host as it was given."""
+        return self._connection.host
+
+    @property
+    def class_name(self) -> str:
+        """Return the name of the class."""
+        return type(self).__name__
+
+    @property
+    def working_dir(self) -> str:
+        """Return the path of the working directory on the host."""
+        return self._working_dir
+
+    @property
+    def host_info(self) -> HostInfo:
+        """Return what the machine has, as it was found when the runtime was made."""
+        return self._host_info
+
+    @property
+    def env_variables(self) -> dict[str, str]:
+        """Return the environment variables of commands and functions; `WORKING_DIR` is always among them."""
+        return {**self._env, "WORKING_DIR": self._working_dir}
+
+    def set_env_variables(self, env_variables: Mapping[str, str]) -> None:
+        """Replace the environment variables of commands and functions.
+
+        Raises:
+            ValueError: A name is no identifier.
+        """
+        self._env = check_environment(env_variables)
+
+    def add_env_variables(self, env_variables: Mapping[str, str]) -> None:
+        """Add environment variables for commands and functions.
+
+        Raises:
+            ValueError: A name is no identifier.
+        """
+        self._env = {**self._env, **check_environment(env_variables)}
+
+    def is_valid_runtime(self) -> bool:
+        """Tell whether the host answers now and has a Python to run functions in."""
+        return self._connection.is_alive() and self._host_info.python_version is not None
+
+    def check_filter(
+        self,
+        gpu_required: bool = False,
+        min_memory: int | None = None,
+        min_cpu_cores: float | None = None,
+        installed_executables: str | list[str] | None = None,
+        filter_commands: str | list[str] | None = None,
+    ) -> bool:
+        """Tell whether the host has everything that is asked for.
+
+        Args:
+            gpu_required: At least one GPU.
+            min_memory: The memory, in units of 1024 * 1024 bytes.
+            min_cpu_cores: The processors.
+            installed_executables: Programs that must be on the PATH there.
+            filter_commands: Shell commands that must print `true`, such as
+                `[ -n "$WORKSPACE" ] && echo true || echo false`.
+        """
+        info = self._host_info
+        if gpu_required and not info.gpus:
+            return False
+        if min_memory is not None and info.memory_in_mb < min_memory:
+            return False
+        if min_cpu_cores is not None and info.cpu_cores < min_cpu_cores:
+            return False
+        executables = _listed(installed_executables)
+        if executables:
+            words = " ".join(shlex.quote(name) for name in executables)
+            if not self.run(f'for e in {words}; do command -v "$e" >/dev/null || exit 1; done').ok:
+                return False
+        return all(self.run(command).stdout.strip().lower() == "true" for command in _listed(filter_commands))
+
+    # What it does ------------------------------------------------------------------------------------------------
+
+    def run(self, command: str, *, timeout: float | None = None) -> CommandResult:
+        """Run a command in the working directory and return how it ended; a failure is no exception.
+
+        Args:
+            command: Any text that a POSIX shell takes.
+            timeout: Seconds after which the command and its children are ended.
+
+        Raises:
+            CommandTimeoutError: It took longer.
+            ConnectionLostError: The link broke.
+        """
+        self._check_open()
+        return self._connection.run(command, cwd=self._working_dir, env=self.env_variables, timeout=timeout)
+
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function on the host, in the working directory, and return what it returns.
+
+        Whatever it raises there is raised here, with the traceback of the host. What it prints goes to the logger.
+
+        Raises:
+            RemoteFunctionError: It died, or its exception cannot be raised here.
+            PythonVersionMismatchError: The host's Python is of another minor version.
+            FunctionNotSerializableError: It cannot be sent.
+        """
+        self._check_open()
+        execution = Execution("call", (RunFunction(function, args, kwargs),), self._executor())
+        execution.run()
+        if execution.error is not None:
+            raise execution.error.__cause__ or execution.error
+        result: T = next(execution.returns())  # type: ignore[assignment]  # the function's own type, through a pickle
+        execution.forget()
+        return result
+
+    def execute_task(
+        self,
+        task: RuntimeTask,
+        execute_async: bool | None = True,
+        debug: bool = False,
+    ) -> RuntimeTask:
+        """Carry out a task in the working directory and return it.
+
+        Args:
+            task: The task; `task.join()` waits for it and raises what failed.
+            execute_async: Do it in the background.
+            debug: Print the output while it is produced; otherwise it goes to the logger, at DEBUG.
+
+        Raises:
+            TaskExecutionError: A step failed; in the background only `join()` raises it.
+        """
+        self._check_open()
+        if not execute_async:
+            execution = task.begin(self._executor(debug=debug))
+            with self._lock:
+                self._executions.append((task, execution))
+            execution.run()
+            task.join()
+            return task
+        cancellation = Cancellation()
+        with self._lock:
+            process = task.begin_in_background(self._executor(debug=debug, cancellation=cancellation), cancellation)
+            self._executions.append((task, process.execution))
+            self._holdings.keep(f"{task.name}-{next(self._numbers)}", process)
+        return task
+
+    def _executor(self, *, debug: bool = False, cancellation: Cancellation | None = None) -> Executor:
+        return Executor(
+            self._connection,
+            self._working_dir,
+            self.env_variables,
+            self._python,
+            debug=debug,
+            cancellation=cancellation,
+        )
+
+    def print_log(self) -> None:
+        """Print the logs of the tasks carried out here."""
+        with self._lock:
+            executions = list(self._executions)
+        for task, execution in executions:
+            print(f"{self.host}: {task.name}")  # noqa: T201
+            for index, result in enumerate(execution.results):
+                print(f"[{index}] {result.log.rstrip()}")  # noqa: T201
+
+    @property
+    def function_returns(self) -> Generator[object, None, None]:
+        """Wait for the tasks, then yield what their functions returned, in the order in which the tasks were begun."""
+        with self._lock:
+            executions = list(self._executions)
+        for process in self.task_processes:
+            process.join()
+        for _, execution in executions:
+            yield from execution.returns()
+
+    def clear_tasks(self) -> None:
+        """Forget the tasks that have ended: their logs, returns and processes. Those that still run are kept."""
+        with self._lock:
+            tasks = {key: process for key, process in self.get_processes().items() if isinstance(process, TaskProcess)}
+            self._holdings.forget(key for key, process in tasks.items() if not process.is_alive())
+            running = {id(process.execution) for process in tasks.values() if process.is_alive()}
+            self._executions = [(task, execution) for task, execution in self._executions if id(execution) in running]
+
+    # Directories and ports ---------------------------------------------------------------------------------------
+
+    def create_dir(self, path: str) -> None:
+        """Make a directory on the host, with its parents; one that exists is fine.
+
+        Raises:
+            CommandFailedError: It cannot be made.
+        """
+        self._checked(self._shell(f"mkdir -p -- {_needed(path)}", f"create_dir {path}"))
+
+    def create_tempdir(self) -> str:
+        """Make a temporary directory on the host and return its path; it is removed with the runtime."""
+        script = f"set --\n{MAKE_WORKING_DIRECTORY}"
+        result = self._checked(self._shell(script, "create_tempdir"))
+        path = result.stdout_bytes.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        with self._lock:
+            self._holdings.directories.append(path)
+        return path
+
+    def delete_dir(self, path: str) -> bool:
+        """Delete a directory on the host with all that is in it; tell whether nothing of it is left.
+
+        Raises:
+            ValueError: The path is empty or the root directory.
+        """
+        if not path.rstrip("/"):
+            raise ValueError(f"refusing to delete {path!r}")
+        word = _needed(path)
+        deleted = self._shell(f"rm -rf -- {word} && [ ! -e {word} ]", f"delete_dir {path}").ok
+        with self._lock:
+            if deleted and path in self._holdings.directories:
+                self._holdings.directories.remove(path)
+        return deleted
+
+    def _shell(self, script: str, title: str) -> CommandResult:
+        self._check_open()
+        sessions = self._connection.sessions
+        return sessions.run(script, title=title, cwd=self._working_dir, timeout=_SET_UP_TIMEOUT, login_shell=False)
+
+    def _checked(self, result: CommandResult) -> CommandResult:
+        if not result.ok:
+            raise CommandFailedError(self.host, result.command, result.exit_code, result.output)
+        return result
+
+    def has_free_port(self, port: int) -> bool:
+        """Tell whether a server could listen on a port of the host, IPv4 and IPv6.
+
+        Raises:
+            PythonNotFoundError: There is no Python on the host to try it with.
+        """
+        return bool(self._free_ports([port]))
+
+    def get_free_port(self, ports: Iterable[int]) -> int:
+        """Return the first port of a list that is free on the host; all are asked for in one round trip.
+
+        Raises:
+            NoPortsLeftError: None is free, or the list is empty.
+        """
+        wanted = [check_port(port) for port in ports]
+        free = self._free_ports(wanted) if wanted else []
+        if not free:
+            raise NoPortsLeftError(self.host, tuple(wanted))
+        return free[0]
+
+    def _free_ports(self, ports: list[int]) -> list[int]:
+        program = check_program([check_port(port) for port in ports])
+        result = self._shell(start_python(self._python, program), "check ports")
+        if result.exit_code == 127:
+            raise PythonNotFoundError(self.host, self._python or "python3")
+        return [int(line) for line in self._checked(result).stdout.split()]
+
+    # Tunnels and processes ---------------------------------------------------------------------------------------
+
+    def expose_port_to_runtime(self, local_port: int, runtime_port: int | None = None) -> str:
+        """Make a service that listens here on `local_port` reachable on the host at `localhost:runtime_port`.
+
+        Returns:
+            The key under which `stop_process()` ends it. Traffic can flow when it is returned.
+
+        Raises:
+            PortInUseError: `runtime_port` is taken on the host.
+            ForwardingRefusedError: The host does not allow it.
+        """
+        listen = check_port(local_port if runtime_port is None else runtime_port)
+        forwarding = Forwarding(ForwardType.REMOTE, listen, check_port(local_port))
+        with contextlib.suppress(PythonNotFoundError):  # then only sshd can tell
+            if not self.has_free_port(listen):
+                raise PortInUseError(self.host, listen)
+        return self._expose(f"to-runtime-{listen}", forwarding)
+
+    def expose_port_from_runtime(self, runtime_port: int, local_port: int | None = None) -> str:
+        """Make a service that listens on the host on `runtime_port` reachable here at `localhost:local_port`.
+
+        Returns:
+            The key under which `stop_process()` ends it. Traffic can flow when it is returned.
+
+        Raises:
+            PortInUseError: `local_port` is taken here.
+            ForwardingRefusedError: The host does not allow it.
+        """
+        listen = check_port(runtime_port if local_port is None else local_port)
+        return self._expose(f"from-runtime-{listen}", Forwarding(ForwardType.LOCAL, listen, check_port(runtime_port)))
+
+    def _expose(self, key: str, forwarding: Forwarding) -> str:
+        self._check_open()
+        sessions = self._connection.sessions
+        tunnel = Tunnel(sessions.destination, [forwarding], password=sessions.password)
+        return self._holdings.keep(f"{key}-{next(self._numbers)}", tunnel)
+
+    def get_process(self, key: str) -> ManagedProcess:
+        """Return the process with a key.
+
+        Raises:
+            ValueError: There is none.
+        """
+        try:
+            return self._holdings.processes[key]
+        except KeyError:
+            known = ", ".join(self._holdings.processes) or "none"
+            raise ValueError(f"{self.host}: no process with the key {key!r} (there are: {known})") from None
+
+    def get_processes(self, only_alive: bool = False) -> dict[str, ManagedProcess]:
+        """Return the processes by key: tasks in the background and tunnels."""
+        return self._holdings.living(only_alive=only_alive)
+
+    def stop_process(self, key: str) -> None:
+        """End a process, and wait until it is gone: a tunnel with its ports, a task with its remote command.
+
+        Raises:
+            ValueError: There is no process with that key.
+        """
+        self.get_process(key).terminate()
+
+    @property
+    def task_processes(self) -> list[ManagedProcess]:
+        """Return the processes of the tasks that were begun in the background."""
+        return [process for process in self.get_processes().values() if isinstance(process, TaskProcess)]
+
+    @property
+    def alive_process_count(self) -> int:
+        """Return the number of processes that run."""
+        return len(self.get_processes(only_alive=True))
+
+    @property
+    def alive_task_process_count(self) -> int:
+        """Return the number of tasks that run in the background."""
+        return sum(process.is_alive() for process in self.task_processes)
+
+    # The end -----------------------------------------------------------------------------------------------------
+
+    def cleanup(self) -> None:
+        """End every process and remove everything temporary, here and on the host. Doing it twice is fine.
+
+        Logs, results and returns of the tasks stay readable.
+        """
+        self._holdings.release()
+
+    def close(self) -> None:
+        """Do what `cleanup()` does."""
+        self.cleanup()
+
+    def _check_open(self) -> None:
+        if self._holdings.released:
+            raise RuntimeClosedError(self.host)
+
+
+def _listed(items: str | list[str] | None) -> list[str]:
+    return [items] if isinstance(items, str) else list(items or [])
+
+
+def _needed(path: str) -> str:
+    if not path:
+        raise ValueError("the path must not be empty")
+    return quote_path(path)
+
+
+def _check_keywords(given: Mapping[str, object]) -> None:
+    known = RuntimeOptions.__annotations__
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise TypeError(
+            f"Runtime() got an unexpected keyword argument {unknown[0]!r}; there are: {', '.join(sorted(known))}"
+        )
+
+
+__all__ = ["ConnectError", "ConnectionOptions", "Runtime", "RuntimeOptions", "RuntimeTask"]

@@ -1,0 +1,74 @@
+"""The steps that a task is made of: frozen records in one closed union."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import attrs
+from typing_extensions import assert_never
+
+
+@attrs.frozen
+class RunCommand:
+    """Run a shell command, for `timeout` seconds at most."""
+
+    command: str
+    timeout: float | None = None
+
+
+@attrs.frozen
+class SendFile:
+    """Send a file or directory; without a remote path it keeps its name, in the working directory."""
+
+    local: Path
+    remote: str | None = None
+
+
+@attrs.frozen
+class GetFile:
+    """Fetch a file or directory to an absolute local path."""
+
+    remote: str
+    local: Path
+
+
+@attrs.frozen
+class RunFunction:
+    """Call a Python function on the host."""
+
+    function: Callable[..., object]
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = attrs.field(factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Return what the function is called."""
+        return function_name(self.function)
+
+
+Step: TypeAlias = RunCommand | SendFile | GetFile | RunFunction
+
+
+def function_name(function: Callable[..., object]) -> str:
+    """Return what a callable is called; partials and instances have no name of their own."""
+    inner = getattr(function, "func", function)
+    name = getattr(inner, "__qualname__", None) or type(inner).__qualname__
+    return str(name)
+
+
+def describe(step: Step) -> str:
+    """Return a step in words, on one line, for messages and logs."""
+    match step:
+        case RunCommand():
+            line = " ".join(step.command.split())
+            return f"run_command({line if len(line) <= 100 else line[:99] + '…'})"
+        case SendFile():
+            return f"send_file({step.local}{'' if step.remote is None else f', {step.remote}'})"
+        case GetFile():
+            return f"get_file({step.remote}, {step.local})"
+        case RunFunction():
+            return f"run_function({step.name})"
+        case _:
+            assert_never(step)

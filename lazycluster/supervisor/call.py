@@ -1,0 +1,289 @@
+"""The program that runs one function on a host: sent there as text, started by `launch.program`.
+
+It imports only the standard library, writes no file, and its syntax is that of Python 3.6, so that an old Python can
+at least say which one it is. Standard output carries the greeting line, then the answer (see `TRAILER`); standard
+input carries the request (see `REQUEST`), and its end afterwards means that the manager is gone or has given up.
+"""
+
+import contextlib
+import importlib
+import io
+import linecache
+import os
+import pickle
+import struct
+import sys
+import traceback
+import types
+import zlib
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+
+GREETING = "LAZYCLUSTER-CALL"
+"""The first word of the greeting; the token, the implementation, the version and the executable follow."""
+
+REQUEST = struct.Struct(">QQQ")
+"""The request's header: the lengths of the cloudpickle sources, the modules and the pickles that follow it."""
+
+TRAILER = struct.Struct(">8scQ")
+"""What stands behind every record of the answer: MAGIC, the kind, and the record's length in bytes.
+
+The answer is read from its end: an ENDED record is the last one, written by the process that watches; before it
+stands the VALUE or ERROR of the process that called the function, unless that one died too early.
+"""
+
+MAGIC = b"\x93lzcall\n"
+VALUE, ERROR, ENDED = b"V", b"E", b"X"
+
+TEXTS = struct.Struct(">QQ")
+"""An ERROR record begins with the lengths of a reason and a traceback, and these; the exception's pickle may follow."""
+
+
+def main(token: str, fork: "Callable[[], int]", watch: "Callable[[int], str]") -> None:
+    """Greet, read the request, run it in a child process, and watch over that one.
+
+    `fork` and `watch` are those of `watch.py`, which is sent along.
+    """
+    answer = os.dup(1)  # not inheritable (PEP 446): commands that the function starts do not get it
+    os.dup2(2, 1)
+    version = ".".join(str(number) for number in sys.version_info[:3])
+    words = (GREETING, token, sys.implementation.name, version, sys.executable or "python")
+    _Writer(answer).write(" ".join(words).encode("unicode_escape") + b"\n")
+    try:
+        request = [_read(0, length) for length in REQUEST.unpack(_read(0, REQUEST.size))]
+    except EOFError:
+        return
+    worker = fork()
+    if worker == 0:
+        _work(_Writer(answer), request)
+        return
+    request.clear()
+    how = watch(worker)
+    with contextlib.suppress(BrokenPipeError):
+        _seal(_Writer(answer), ENDED, how.encode())
+
+
+def rebuild(kind: "type[BaseException]", args: "tuple[object, ...]", state: "dict[str, object]") -> BaseException:
+    """Make an exception anew without its own `__init__`, whose parameters are often others than `args`."""
+    error = kind.__new__(kind, *args)
+    builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    vars(builtin).get("__init__", BaseException.__init__)(error, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class _Writer:
+    """A file for the pickler: writes all at once, and counts."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.count = 0
+
+    def write(self, data: "bytes | memoryview") -> int:
+        view = memoryview(data).cast("B")
+        position = 0
+        while position < len(view):
+            position += os.write(self._descriptor, view[position : position + (1 << 20)])
+        self.count += position
+        return position
+
+
+def _seal(out: _Writer, kind: bytes, record: bytes) -> None:
+    out.write(record + TRAILER.pack(MAGIC, kind, len(record)))
+
+
+def _read(descriptor: int, length: int) -> bytes:
+    """Read exactly so many bytes and not one more; raise EOFError where the stream ends before."""
+    data = bytearray()
+    while len(data) < length:
+        piece = os.read(descriptor, min(length - len(data), 1 << 20))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+# The process that calls ----------------------------------------------------------------------------------------------
+
+
+class MemoryModules:
+    """Finds the modules that were sent: `name -> (file, is a package, source)`.
+
+    The contents of a module without source are in the pickles: it begins empty, and says so where somebody asks it
+    for what was not sent.
+    """
+
+    def __init__(self, sent: "dict[str, tuple[str, bool, str | None]]", left_out: "dict[tuple[str, str], str]") -> None:
+        self._sent = sent
+        self.left_out = left_out
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> "ModuleSpec | None":
+        """Return the spec of a module that was sent."""
+        if name not in self._sent:
+            return None
+        file, is_package, _ = self._sent[name]
+        spec = ModuleSpec(name, self, origin=file, is_package=is_package)  # type: ignore[arg-type] # a Loader by duck
+        spec.has_location = True
+        return spec
+
+    def create_module(self, _spec: ModuleSpec) -> None:
+        """Leave it to the import system."""
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Run the source, or prepare the module to be filled."""
+        name = module.__name__
+        file, _, source = self._sent[name]
+        if source is not None:
+            exec(compile(source, file, "exec"), vars(module))  # noqa: S102 - this is what importing is
+            return
+
+        def missing(attribute: str) -> object:
+            why = self.left_out.get((name, attribute), "it has none, or the code that was sent does not name it")
+            raise AttributeError(f"module {name!r} was sent without {attribute!r}: {why}")
+
+        vars(module)["__getattr__"] = missing
+
+    def get_source(self, name: str) -> "str | None":
+        """Return the source, for the lines of a traceback."""
+        return self._sent[name][2]
+
+
+def _work(out: _Writer, request: "list[bytes]") -> None:
+    """Call the function and write what came of it."""
+    _set_the_stage()
+    me = os.getpid()
+    try:
+        function, args, kwargs = _load(request)
+    except BaseException as error:  # noqa: BLE001 - unpickling runs anything; the manager is told all of it
+        _fail(out, f"it cannot be loaded there: {_in_a_line(error)}", error)
+        return
+    failure: BaseException | None = None
+    value: object = None
+    try:
+        value = function(*args, **kwargs)
+        _refuse_lazy(value)
+    except BaseException as error:  # noqa: BLE001 - the user's function; the manager is told all of it
+        failure = error
+    if os.getpid() != me:
+        return  # a fork of the function's own, which came back from it too
+    _flush()
+    if failure is None:
+        _returned(out, value)
+    else:
+        _raised(out, failure)
+
+
+def _set_the_stage() -> None:
+    """Take standard streams and a `__main__` that the function may do with as it likes."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", 1, "utf-8", "backslashreplace", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
+    namespace = vars(sys.modules["__main__"])
+    for name in [name for name in namespace if not name.startswith("__")]:
+        del namespace[name]
+
+
+def _load(request: "list[bytes]") -> "tuple[Callable[..., object], tuple[object, ...], dict[str, object]]":
+    """Make what was sent importable, and unpickle the function, its arguments, and the contents of the modules.
+
+    The pickles are the function, contents of modules, None, the arguments, contents of modules, None. They are the
+    work of one pickler, so that what is shared among them stays shared.
+    """
+    sent, left_out, texts = pickle.loads(zlib.decompress(request[1]))  # noqa: S301 - from the manager, whom the host trusts
+    sent.update(pickle.loads(zlib.decompress(request[0])))  # noqa: S301 - as above
+    sys.meta_path.insert(0, MemoryModules(sent, left_out))
+    for file, text in texts.items():  # so that tracebacks show the lines, as they would on the manager
+        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    importlib.import_module("cloudpickle")
+    sys.path.insert(0, "")
+    unpickler = pickle.Unpickler(io.BytesIO(request[2]))  # noqa: S301 - as above
+    del request[:]
+    function = unpickler.load()
+    _fill_modules(unpickler, left_out)
+    args, kwargs = unpickler.load()
+    _fill_modules(unpickler, left_out)
+    return function, args, kwargs
+
+
+def _fill_modules(unpickler: pickle.Unpickler, left_out: "dict[tuple[str, str], str]") -> None:
+    """Set the attributes of the modules that were sent, and import those that stand in them and were not."""
+    for module, name, value, imported in iter(unpickler.load, None):
+        try:
+            content = importlib.import_module(imported) if imported else value
+        except ImportError as error:
+            left_out[module, name] = _in_a_line(error)
+        else:
+            setattr(importlib.import_module(module), name, content)
+
+
+def _refuse_lazy(value: object) -> None:
+    kinds = (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)
+    if isinstance(value, kinds):
+        advice = (
+            "use asyncio.run(...) there" if isinstance(value, types.CoroutineType) else "return a list of its items"
+        )
+        raise TypeError(f"the function returned a {type(value).__name__}, which cannot leave the host; {advice}")
+
+
+def _returned(out: _Writer, value: object) -> None:
+    try:
+        importlib.import_module("cloudpickle").Pickler(out).dump(value)
+    except Exception as error:  # noqa: BLE001 - pickling runs anything; the manager is told all of it
+        _fail(out, f"its result cannot be sent back: {_in_a_line(error)}", error)
+    else:
+        out.write(TRAILER.pack(MAGIC, VALUE, out.count))
+
+
+def _raised(out: _Writer, error: BaseException) -> None:
+    """Write an exception: pickled, where that is possible, behind its text."""
+    own = error.__traceback__ and error.__traceback__.tb_next  # without the frame of _work
+    text = "".join(traceback.format_exception(type(error), error, own or error.__traceback__))
+    _seal(out, ERROR, _texts(_in_a_line(error), text) + pickled_exception(error))
+
+
+def _fail(out: _Writer, reason: str, error: BaseException) -> None:
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    _seal(out, ERROR, _texts(reason, text))
+
+
+def _texts(reason: str, text: str) -> bytes:
+    parts = [part.encode("utf-8", "backslashreplace") for part in (reason, text)]
+    return TEXTS.pack(*map(len, parts)) + b"".join(parts)
+
+
+def _in_a_line(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(type(error), error)).strip()
+
+
+def pickled_exception(error: BaseException) -> bytes:
+    """Return the pickle of an exception, or of (class, args, state) to `rebuild` it from; nothing where neither works.
+
+    An exception whose class does not say how it is to be pickled is unpickled by calling the class with `args`. That
+    fails, or changes the message, where `__init__` takes other parameters; so it is only the second choice.
+    """
+    kind = type(error)
+    hooks = ("__reduce__", "__reduce_ex__", "__setstate__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
+    own_way = any(getattr(kind, hook, None) is not getattr(BaseException, hook, None) for hook in hooks)
+    for form in [error] if own_way else [(kind, error.args, error.__dict__), error]:
+        try:
+            data = importlib.import_module("cloudpickle").dumps(form)
+            unpickled_exception(io.BytesIO(data))
+        except Exception:  # noqa: BLE001, S112 - any code of the user's; the text goes to the manager in any case
+            continue
+        return bytes(data)
+    return b""
+
+
+def unpickled_exception(file: "io.BufferedIOBase") -> BaseException:
+    """Read what `pickled_exception` made."""
+    form = pickle.load(file)  # noqa: S301 - from a host whose functions are called: trusted
+    return rebuild(*form) if isinstance(form, tuple) else form
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # replaced or closed by the function
+            stream.flush()

@@ -1,0 +1,78 @@
+"""How a call begins on a host: the program that is sent there, its greeting, and whether the two Pythons match."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import platform
+import sys
+import zlib
+
+import attrs
+
+from lazycluster.exceptions import PythonVersionMismatchError
+from lazycluster.supervisor import call
+
+_BOOTSTRAP = (
+    "import sys;sys.path[:]=[p for p in sys.path if p];import os,zlib;b=bytearray();"
+    "any(b.extend(d)or not d or len(b)>={0} for d in iter(lambda:os.read(0,{0}-len(b)),None));"
+    'exec(zlib.decompress(bytes(b)),{{"__name__":"lazycluster_call"}})'
+)
+"""Reads the program from standard input, and not one byte more; nothing that the current directory holds is imported
+before the function runs. It is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
+"""
+
+
+@attrs.frozen
+class Program:
+    """What a host runs: `python3 -c <bootstrap>`, the first thing on whose standard input is `text`."""
+
+    bootstrap: str
+    text: bytes = attrs.field(repr=lambda text: f"<{len(text)} bytes>")
+
+
+@attrs.frozen
+class Greeting:
+    """Which Python answers on the host: its version as X.Y.Z."""
+
+    version: str
+    executable: str
+    implementation: str = "cpython"
+
+
+def program(token: str, grace: float = 5.0) -> Program:
+    """Return the program for one call.
+
+    `token` is letters and digits that mark the greeting among what start-up files print. `grace` is how many seconds
+    the processes of the function have between SIGTERM and SIGKILL when standard input ends.
+    """
+    if not (token.isascii() and token.isalnum()):
+        raise ValueError(f"token {token!r} is not letters and digits")
+    start = f"main({token!r}, fork, lambda worker: watch(worker, {grace!r}))\n"
+    text = zlib.compress((_program_source() + start).encode())
+    return Program(_BOOTSTRAP.format(len(text)), text)
+
+
+@functools.cache
+def _program_source() -> str:
+    files = importlib.resources.files("lazycluster.supervisor")
+    return "".join((files / name).read_text("utf-8") + "\n" for name in ("watch.py", "call.py"))
+
+
+def parse_greeting(line: bytes, token: str) -> Greeting | None:
+    """Parse a line of the host's standard output; None where it is not the greeting of the program with that token."""
+    _, mark, rest = line.partition(f"{call.GREETING} {token} ".encode())
+    words = rest.decode("ascii", "replace").rstrip("\r\n").split(" ", 2)
+    if not mark or len(words) != 3:
+        return None
+    implementation, version, executable = words
+    return Greeting(version, executable.encode("ascii", "replace").decode("unicode_escape"), implementation)
+
+
+def check_python(greeting: Greeting, host: str) -> None:
+    """Raise PythonVersionMismatchError unless the host's Python understands the manager's bytecode."""
+    here = (sys.implementation.name, *platform.python_version_tuple()[:2])
+    if here != (greeting.implementation, *greeting.version.split(".")[:2]):
+        known = greeting.implementation == sys.implementation.name
+        theirs = greeting.version if known else f"{greeting.version} ({greeting.implementation})"
+        raise PythonVersionMismatchError(host, ".".join(here[1:]), theirs, greeting.executable)

@@ -1,0 +1,133 @@
+"""What came of a function on a host: reads its program's answer from a file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import IO, TYPE_CHECKING, Any
+
+import attrs
+
+from lazycluster.exceptions import RemoteFunctionError, RemoteTraceback
+from lazycluster.results import Error, Value
+from lazycluster.supervisor import call, payload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read_outcome(path: Path, host: str, function: str) -> Value[object] | Error:
+    """Read the answer of a host: what its program wrote on standard output after the greeting.
+
+    Error holds the exception of the function, whose cause is a RemoteTraceback, or RemoteFunctionError.
+    """
+    with path.open("rb") as file:
+        return read_outcome_from(file, host, function)
+
+
+def read_outcome_from(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
+    """Read the answer of a host from an open file; see `read_outcome()`."""
+    answer = _answer(file, host, function)
+    if isinstance(answer, Error):
+        return answer
+    return _value(file, host, function) if answer.kind == call.VALUE else _error(file, answer, host, function)
+
+
+def read_error(file: IO[bytes], host: str, function: str) -> Exception | None:
+    """Return the exception in the answer of a host, None where the function returned; its value is not unpickled."""
+    answer = _answer(file, host, function)
+    if not isinstance(answer, Error):
+        if answer.kind == call.VALUE:
+            return None
+        answer = _error(file, answer, host, function)
+    return answer.error if isinstance(answer.error, Exception) else None
+
+
+def _answer(file: IO[bytes], host: str, function: str) -> _Record | Error:
+    """Find the record of the answer, and leave the file at its start."""
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    ended = _record(file, size)
+    if ended is None or ended.kind != call.ENDED:
+        return _failed(host, function, f"the host's answer is incomplete ({size} bytes came): the connection broke")
+    answer = _record(file, ended.start)
+    if answer is None or (answer.kind == call.VALUE and answer.start != 0):
+        file.seek(ended.start)
+        return _failed(host, function, f"its process {file.read(ended.length).decode(errors='replace')}")
+    file.seek(answer.start)
+    return answer
+
+
+def is_complete(path: Path) -> bool:
+    """Tell whether the answer is all there, though the stream may still be held open by what the function started."""
+    with path.open("rb") as file:
+        ended = _record(file, file.seek(0, os.SEEK_END))
+    return ended is not None and ended.kind == call.ENDED
+
+
+def remote_traceback(error: BaseException) -> str:
+    """Return the traceback from the host of an exception that `read_outcome` made, otherwise ''."""
+    if isinstance(error, RemoteFunctionError):
+        return error.remote_traceback
+    return error.__cause__.text if isinstance(error.__cause__, RemoteTraceback) else ""
+
+
+@attrs.frozen
+class _Record:
+    kind: bytes
+    start: int
+    length: int
+
+
+def _record(file: IO[bytes], end: int) -> _Record | None:
+    """Find the record of the answer that ends at a position."""
+    stop = end - call.TRAILER.size
+    if stop < 0:
+        return None
+    file.seek(stop)
+    magic, kind, length = call.TRAILER.unpack(file.read(call.TRAILER.size))
+    return _Record(kind, stop - length, length) if magic == call.MAGIC and length <= stop else None
+
+
+def _value(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
+    try:
+        return Value(_Unpickler(file).load())
+    except Exception as error:  # noqa: BLE001 - unpickling runs any code; told with the cause
+        return _failed(host, function, f"its result cannot be unpickled here: {type(error).__name__}: {error}", error)
+
+
+def _error(file: IO[bytes], answer: _Record, host: str, function: str) -> Error:
+    lengths = call.TEXTS.unpack(file.read(call.TEXTS.size))
+    reason, text = (file.read(length).decode(errors="backslashreplace") for length in lengths)
+    if answer.length == call.TEXTS.size + sum(lengths):
+        return Error(RemoteFunctionError(host, function, reason, text))
+    try:
+        form = _Unpickler(file).load()
+        error = call.rebuild(*form) if isinstance(form, tuple) else form
+    except Exception as problem:  # noqa: BLE001 - as above
+        failure = RemoteFunctionError(host, function, reason, text)
+        failure.__cause__ = problem
+        return Error(failure)
+    if not isinstance(error, Exception):  # SystemExit and its like would end the manager
+        return Error(RemoteFunctionError(host, function, reason, text))
+    error.__cause__ = RemoteTraceback(host, text)
+    return Error(error)
+
+
+def _failed(host: str, function: str, reason: str, cause: Exception | None = None) -> Error:
+    error = RemoteFunctionError(host, function, reason)
+    error.__cause__ = cause
+    return Error(error)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles what comes back without changing the classes that went there.
+
+    cloudpickle sets the attributes of a class again whenever an instance of it is unpickled.
+    """
+
+    def find_class(self, module_name: str, global_name: str) -> Any:  # noqa: ANN401 - overrides one that is so typed
+        found = super().find_class(module_name, global_name)
+        if global_name != "_class_setstate":
+            return found
+        return lambda cls, state: cls if cls in payload.SENT_CLASSES else found(cls, state)

@@ -1,0 +1,311 @@
+"""Tasks: builders of steps, and what came of carrying them out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from typing_extensions import ParamSpec, Self
+
+from lazycluster.exceptions import CommandStoppedError, LazyclusterError, RuntimeClosedError, TaskExecutionError
+from lazycluster.executor import Executor, Outcome
+from lazycluster.managed import ManagedProcess
+from lazycluster.openssh.processes import Cancellation
+from lazycluster.results import StepResult
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
+from lazycluster.supervisor.outcome import read_outcome_from
+
+if TYPE_CHECKING:
+    from lazycluster.openssh.connection import Connection
+
+P = ParamSpec("P")
+
+
+class Execution:
+    """One run of a task's steps on one host: what came of each so far, and why it ended."""
+
+    def __init__(self, name: str, steps: tuple[Step, ...], executor: Executor) -> None:
+        """Prepare; `run()` does it."""
+        self.name = name
+        self.host = executor.transport.host
+        self.error: LazyclusterError | None = None
+        self._steps = steps
+        self._executor = executor
+        self._results: list[StepResult] = []
+        self._outcomes: list[tuple[str, Outcome]] = []
+
+    @property
+    def results(self) -> tuple[StepResult, ...]:
+        """Return what came of the steps that were carried out."""
+        return tuple(self._results)
+
+    def run(self) -> None:
+        """Carry out the steps, up to the first that fails; `error` tells whether one did."""
+        for index, step in enumerate(self._steps):
+            outcomes: list[Outcome] = []
+            result = self._executor.execute(step, outcomes.append)
+            self._outcomes += [(step.name, outcome) for outcome in outcomes if isinstance(step, RunFunction)]
+            self._results.append(result)
+            if result.error is not None:
+                self.error = self._failure(index, step, result.error)
+                return
+
+    def _failure(self, index: int, step: Step, error: Exception) -> LazyclusterError:
+        if isinstance(error, RuntimeClosedError):
+            return error
+        reason = str(error).removeprefix(f"{self.host}: ") or type(error).__name__
+        if not isinstance(error, LazyclusterError):
+            reason = f"{type(error).__name__}: {reason}"
+        failure = TaskExecutionError(self.host, self.name, index, describe(step), reason)
+        failure.__cause__ = error
+        return failure
+
+    def returns(self) -> Generator[object, None, None]:
+        """Yield what the functions returned, in order; one that raised raises here."""
+        for name, outcome in self._outcomes:
+            yield read_outcome_from(outcome, self.host, name).unwrap()
+
+    def forget(self) -> None:
+        """Let go of what the functions returned."""
+        while self._outcomes:
+            self._outcomes.pop()[1].close()
+
+
+class TaskProcess:
+    """A task in the background: a thread that waits for the host; a `ManagedProcess`."""
+
+    def __init__(self, execution: Execution, cancellation: Cancellation) -> None:
+        """Start it."""
+        self.name = f"task {execution.name} on {execution.host}"
+        self.pid: int | None = None
+        self.execution = execution
+        self._cancellation = cancellation
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.execution.run()
+        finally:
+            self._cancellation.close()
+
+    def __repr__(self) -> str:
+        """Return what it is and how it stands."""
+        state = "alive" if self.is_alive() else f"ended with {self.exitcode}"
+        return f"<TaskProcess {self.name}, {state}>"
+
+    @property
+    def exitcode(self) -> int | None:
+        """Return None while it runs; then 0, 1 where a step failed, and -15 where it was stopped."""
+        if self.is_alive():
+            return None
+        error = self.execution.error
+        if error is None:
+            return 0
+        return -signal.SIGTERM if isinstance(error.__cause__, CommandStoppedError) else 1
+
+    def is_alive(self) -> bool:
+        """Tell whether it still runs."""
+        return self._thread.is_alive()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, at most so many seconds; raises nothing, see `RuntimeTask.join()`."""
+        self._thread.join(timeout)
+
+    def request_stop(self) -> None:
+        """Ask it to end, and do not wait."""
+        self._cancellation.request()
+
+    def terminate(self) -> None:
+        """End the step under way on the host, with its children, and wait for it; no further step begins."""
+        self.request_stop()
+        self.join()
+
+    def kill(self) -> None:
+        """Do what `terminate()` does: the host sends SIGKILL to what ignores SIGTERM for 5 s."""
+        self.terminate()
+
+
+class RuntimeTask:
+    """A chain of steps to carry out on a host.
+
+    The methods that add steps return the task itself, so that they can be chained or written one a line. Carrying out
+    a task does not change its steps: it may be done again, and on other hosts. Each time replaces log, results and
+    returns.
+
+    Args:
+        name: What to call it in logs and errors; default: something unique.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name or f"task-{id(self)}"
+        self._steps: list[Step] = []
+        self._execution: Execution | None = None
+        self._process: TaskProcess | None = None
+
+    def __repr__(self) -> str:
+        """Return the name and the number of steps."""
+        return f"<RuntimeTask {self._name}, {len(self._steps)} steps>"
+
+    @property
+    def name(self) -> str:
+        """Return the name of the task."""
+        return self._name
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Return the steps added so far."""
+        return tuple(self._steps)
+
+    @property
+    def process(self) -> ManagedProcess | None:
+        """Return the process in which the task runs or ran in the background; None where it did not."""
+        return self._process
+
+    @property
+    def results(self) -> tuple[StepResult, ...]:
+        """Return a record for each step that was carried out; the last one may be a failure."""
+        return () if self._execution is None else self._execution.results
+
+    @property
+    def execution_log(self) -> list[str]:
+        """Return what each step printed, in order, `''` for none; empty before the execution."""
+        return [result.log for result in self.results]
+
+    @property
+    def function_returns(self) -> Generator[object, None, None]:
+        """Wait for the task, then yield what its functions returned, in order, unpickled one at a time.
+
+        A function that raised raises its exception here.
+        """
+        execution, process = self._execution, self._process
+        if process is not None:
+            process.join()
+        if execution is not None:
+            yield from execution.returns()
+
+    def copy(self) -> RuntimeTask:
+        """Return a task with the same steps that was never carried out."""
+        copy = RuntimeTask(self._name)
+        copy._steps = list(self._steps)
+        return copy
+
+    def run_command(self, command: str, *, timeout: float | None = None) -> Self:
+        """Add a step that runs a shell command; the task fails where its exit status is not 0.
+
+        Args:
+            command: Any text that a POSIX shell takes; see `Connection.run()`.
+            timeout: Seconds after which it is ended on the host with its children, and the task fails.
+
+        Raises:
+            ValueError: The command is empty.
+        """
+        if not command or not command.strip():
+            raise ValueError("the command must not be empty")
+        self._steps.append(RunCommand(command, timeout))
+        return self
+
+    def send_file(self, local_path: str | os.PathLike[str], remote_path: str | None = None) -> Self:
+        """Add a step that sends a file or directory to the host.
+
+        Args:
+            local_path: The file or directory here; a relative path is fixed now.
+            remote_path: Where it goes; default: its own name in the working directory. See `Connection.put()`.
+
+        Raises:
+            ValueError: There is no such file here.
+        """
+        local = _absolute(local_path)
+        if not local.exists():
+            raise ValueError(f"no such file or directory: {local}")
+        self._steps.append(SendFile(local, remote_path or None))
+        return self
+
+    def get_file(self, remote_path: str, local_path: str | os.PathLike[str] | None = None) -> Self:
+        """Add a step that fetches a file or directory from the host.
+
+        Args:
+            remote_path: The file or directory there; a relative path starts in the working directory.
+            local_path: Where it goes here; default: its own name in the current directory, which is fixed now.
+
+        Raises:
+            ValueError: The remote path is empty.
+        """
+        if not remote_path:
+            raise ValueError("the remote path must not be empty")
+        self._steps.append(GetFile(remote_path, _absolute("." if local_path is None else local_path)))
+        return self
+
+    def run_function(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Self:
+        """Add a step that calls a function on the host; `function_returns` gives what it returned.
+
+        Lambdas, closures, partials, methods, callables and classes will do. What they import must be there, modules
+        that are not installed here (such as one beside your script) travel along.
+
+        Raises:
+            ValueError: The function is None or cannot be called.
+        """
+        if not callable(function):
+            raise ValueError(f"a function is needed, not {function!r}")  # noqa: TRY004 - as the reference says
+        self._steps.append(RunFunction(function, args, kwargs))
+        return self
+
+    def execute(self, connection: Connection, debug: bool = False) -> Self:
+        """Carry out the steps over a connection, in the home directory, and wait for the end.
+
+        Args:
+            connection: The host.
+            debug: Print the output while it is produced; otherwise it goes to the logger, at DEBUG.
+
+        Raises:
+            ValueError: The connection cannot be made (`ConnectError`).
+            TaskExecutionError: A step failed; the steps after it were not begun.
+        """
+        connection.sessions.master()
+        self.begin(Executor(connection, debug=debug)).run()
+        self.join()
+        return self
+
+    def begin(self, executor: Executor) -> Execution:
+        """Prepare an execution, which replaces the last one; a runtime runs it."""
+        self._process = None
+        self._execution = Execution(self._name, self.steps, executor)
+        return self._execution
+
+    def begin_in_background(self, executor: Executor, cancellation: Cancellation) -> TaskProcess:
+        """Start an execution, which replaces the last one, in a thread."""
+        self._process = TaskProcess(self.begin(executor), cancellation)
+        return self._process
+
+    def join(self) -> None:
+        """Wait until the task has ended.
+
+        Raises:
+            TaskExecutionError: A step failed.
+        """
+        execution, process = self._execution, self._process
+        if process is not None:
+            process.join()
+        if execution is not None and execution.error is not None:
+            raise execution.error
+
+    def print_log(self) -> None:
+        """Print what each step printed, after its number."""
+        for index, text in enumerate(self.execution_log):
+            print(f"[{index}] {text.rstrip()}")  # noqa: T201
+
+    def cleanup(self) -> None:
+        """Let go of temporary resources: what the functions returned."""
+        with contextlib.suppress(LazyclusterError):
+            self.join()
+        if self._execution is not None:
+            self._execution.forget()
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links

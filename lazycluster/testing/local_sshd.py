@@ -1,0 +1,404 @@
+"""A private sshd on loopback: the current user's, with throw-away keys, gone without a trace when it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import attrs
+
+from lazycluster.exceptions import LazyclusterError
+from lazycluster.testing.processes import Guarded, children, end, run, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+_ADDRESS = "127.0.0.1"
+_SHADOW = Path("/etc/shadow")
+_START_TIMEOUT = 10.0
+_ATTEMPTS = 5  # between the choice of a free port and sshd's bind, somebody else may take it
+_SSHD_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/sbin")
+_SFTP_SERVERS = (
+    "/usr/lib/openssh/sftp-server",
+    "/usr/libexec/openssh/sftp-server",
+    "/usr/libexec/sftp-server",
+    "/usr/lib/ssh/sftp-server",
+    "/opt/homebrew/libexec/sftp-server",
+)
+
+
+@attrs.frozen(slots=False)
+class LocalSshdError(LazyclusterError):
+    """A private sshd could not be started; `log` is what it wrote."""
+
+    reason: str
+    log: str = ""
+
+    def __str__(self) -> str:
+        return f"cannot start a private sshd: {self.reason}" + (f"\n{self.log}" if self.log else "")
+
+
+class SshdNotFoundError(LocalSshdError):
+    """There is no sshd on this machine."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class ConnectionKeywords(TypedDict):
+    """The keywords that lead a `Connection` or `Runtime` to a private sshd."""
+
+    config_file: str
+
+
+class LocalSshd:
+    """A real sshd on 127.0.0.1 for the current user, with keys, a client configuration and a home of its own.
+
+    It works for root and for anybody else. A context manager; what it needs on disk is in one private temporary
+    directory. When it stops, or when the process that started it dies in whatever way, all that its sessions started
+    ends too, and the directory is removed.
+
+    Args:
+        name: The `Host` alias in its client configuration.
+        home: The home directory of its sessions. True: a new, empty one, so that the user's own start-up files do not
+            interfere; a path: that directory; False: the user's own.
+        shell: The login shell of its sessions, a name or path; a pair such as `("busybox", "sh")` is a program and the
+            name to call it by. The user's own unless given.
+        options: Keywords of sshd_config(5) that replace the defaults used here.
+        environment: Variables that its sessions have.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "local",
+        home: bool | Path = True,
+        shell: str | Sequence[str] | None = None,
+        options: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.host = name
+        self.user = pwd.getpwuid(os.geteuid()).pw_name
+        self.port = 0
+        self._home = home
+        self._shell = shell
+        self._options = dict(options or {})
+        self._environment = dict(environment or {})
+        self._directory: Path | None = None
+        self._sshd: Guarded | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    # What it consists of ----------------------------------------------------------------------------------------------
+
+    @property
+    def directory(self) -> Path:
+        """The private directory that holds everything of this sshd while it runs."""
+        if self._directory is None:
+            raise LocalSshdError("it is not running; call start() first")
+        return self._directory
+
+    @property
+    def home(self) -> Path:
+        """The home directory of the sessions."""
+        if isinstance(self._home, Path):
+            return self._home
+        return self.directory / "home" if self._home else Path(pwd.getpwuid(os.geteuid()).pw_dir)
+
+    @property
+    def identity_file(self) -> Path:
+        """The private key that logs in; it has no passphrase."""
+        return self.directory / "id_ed25519"
+
+    @property
+    def known_hosts(self) -> Path:
+        """A known_hosts file with the host key."""
+        return self.directory / "known_hosts"
+
+    @property
+    def config_file(self) -> Path:
+        """A configuration for `ssh -F` that leads to this sshd under its name."""
+        return self.directory / "ssh_config"
+
+    @property
+    def connection_kwargs(self) -> ConnectionKeywords:
+        """Keywords for `Connection(sshd.host, **sshd.connection_kwargs)`, and for `Runtime`."""
+        return {"config_file": str(self.config_file)}
+
+    @property
+    def log(self) -> str:
+        """What sshd wrote so far."""
+        return (self.directory / "log").read_text(errors="replace")
+
+    def config(self, *, name: str | None = None, port: int | None = None) -> str:
+        """Return the section of a client configuration; another port is that of a relay in front of this sshd."""
+        return _section(
+            "Host",
+            name or self.host,
+            {
+                "HostName": _ADDRESS,
+                "Port": str(port or self.port),
+                "User": self.user,
+                "IdentityFile": _path(self.identity_file),
+                "IdentitiesOnly": "yes",
+                "UserKnownHostsFile": _path(self.known_hosts),
+                "GlobalKnownHostsFile": "/dev/null",
+                "StrictHostKeyChecking": "yes",
+                **({"HostKeyAlias": self._known_name} if port not in {None, self.port} else {}),
+            },
+        )
+
+    @property
+    def _known_name(self) -> str:
+        return f"[{_ADDRESS}]:{self.port}"
+
+    # Its processes ----------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The process that listens."""
+        return self._running.pid
+
+    def processes(self) -> tuple[int, ...]:
+        """Return the process that listens and everything that came from it, also in sessions of their own.
+
+        On Linux that includes processes whose parents have ended. Empty when stopped.
+        """
+        return tuple(sorted(self._sshd.descendants())) if self._sshd else ()
+
+    def connections(self) -> int:
+        """Return how many connections are open."""
+        return len(children(self.pid))
+
+    def kill_connections(self) -> None:
+        """End every connection at once, with all that its sessions started, as the end of the machine would."""
+        sshd = self._running
+        end(lambda: sshd.descendants() - {sshd.pid})
+
+    @property
+    def _running(self) -> Guarded:
+        if self._sshd is None:
+            raise LocalSshdError("it is not running; call start() first")
+        return self._sshd
+
+    # Start and stop ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start it, and return when it answers.
+
+        Raises:
+            SshdNotFoundError: There is no sshd on this machine.
+            LocalSshdError: It did not start, or is running already.
+        """
+        if self._sshd is not None:
+            raise LocalSshdError("it is running already")
+        program = find_sshd()
+        self._start(program, _ATTEMPTS)
+
+    def stop(self) -> None:
+        """End it and everything that its sessions started, wait until they are gone, and remove its directory."""
+        sshd, self._sshd = self._sshd, None
+        directory, self._directory = self._directory, None
+        try:
+            if sshd is not None:
+                sshd.stop()
+        finally:
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _start(self, program: str, attempts: int) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="lazycluster-sshd-"))
+        try:
+            self._prepare()
+            log = self.directory / "log"
+            argv = (program, "-D", "-f", str(self.directory / "sshd_config"), "-E", str(log))
+            self._sshd = Guarded(argv, self.directory, log)
+            self._wait_for_banner()
+        except BaseException as error:
+            self.stop()
+            if attempts > 1 and isinstance(error, LocalSshdError) and "already in use" in error.log:
+                self._start(program, attempts - 1)
+            else:
+                raise
+
+    def _prepare(self) -> None:
+        """Write what it takes into its directory."""
+        if self._home is True:
+            self.home.mkdir(mode=0o700)
+        self._make_keys()
+        self.port = _free_port()
+        (self.directory / "sshd_config").write_text(_lines(self._server_config()))
+        self.known_hosts.write_text(f"{self._known_name} {(self.directory / 'host_key.pub').read_text()}")
+        write_config(self.config_file, self)
+
+    def _make_keys(self) -> None:
+        """Make the host key and the user's key; without a passphrase, they live as long as the sshd."""
+        make = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lazycluster-test", "-f")
+        try:
+            run((*make, str(self.directory / "host_key")))
+            run((*make, str(self.identity_file)))
+        except OSError as error:
+            raise LocalSshdError(f"no keys: {error}. It takes ssh-keygen: install openssh-client") from error
+        shutil.copyfile(f"{self.identity_file}.pub", self.directory / "authorized_keys")
+
+    def _wait_for_banner(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not _answers(self.port):
+            if self._running.has_ended():
+                raise LocalSshdError("it ended at once", self.log)
+            if time.monotonic() > deadline:
+                raise LocalSshdError(f"it did not answer within {_START_TIMEOUT:g} s", self.log)
+            time.sleep(0.005)
+        wait_until(lambda: self.connections() == 0, _START_TIMEOUT)  # that of the question itself is closing
+
+    # Its configuration ------------------------------------------------------------------------------------------------
+
+    def _server_config(self) -> dict[str, str]:
+        """Return sshd_config(5), as the keywords and values of its lines."""
+        config = {
+            "Port": str(self.port),
+            "ListenAddress": _ADDRESS,
+            "HostKey": _path(self.directory / "host_key"),
+            "AuthorizedKeysFile": _path(self.directory / "authorized_keys"),
+            "PidFile": "none",
+            "StrictModes": "no",  # the keys are ours alone; the directories above them may be anybody's
+            "UsePAM": "yes" if _is_locked() else "no",
+            "PermitRootLogin": "yes",
+            "PrintMotd": "no",
+            "PrintLastLog": "no",
+            "MaxStartups": "100:30:200",
+            "LogLevel": "VERBOSE",
+            "Subsystem": f"sftp {_sftp_server()}",
+        }
+        variables = dict(self._environment)
+        if self._home is not False or self._shell is not None:
+            config["ForceCommand"] = f"exec {shlex.quote(str(self._write_launcher()))}"
+            # Until the launcher sets the real one: the user's login shell, which runs it, is to read no start-up file.
+            variables["HOME"] = str(self.directory / "none")
+        if variables:
+            config["SetEnv"] = " ".join(_quote(f"{key}={value}") for key, value in variables.items())
+        replaced = {keyword.lower() for keyword in self._options}
+        return {key: value for key, value in config.items() if key.lower() not in replaced} | self._options
+
+    def _write_launcher(self) -> Path:
+        """Write the script that runs each command as sshd would for a user with that home and that login shell."""
+        launcher = self.directory / "launch"
+        shell = f"SHELL={shlex.quote(str(self._find_shell(self._shell)))}" if self._shell is not None else ""
+        home = self._environment.get("HOME") or str(self.home)
+        launcher.write_text(
+            "#!/bin/sh\n"
+            f"HOME={shlex.quote(home)} {shell}\n"
+            # After the host's own programs, the Python that runs this, so that functions find their version there.
+            f'PATH="$PATH":{shlex.quote(str(Path(sys.base_prefix, "bin")))}\n'
+            "export HOME SHELL PATH\n"
+            'cd "$HOME" || exit\n'
+            'if [ -z "${SSH_ORIGINAL_COMMAND+given}" ]; then unset OLDPWD SHLVL; exec "$SHELL" -l; fi\n'
+            "command=$SSH_ORIGINAL_COMMAND\n"
+            "unset SSH_ORIGINAL_COMMAND OLDPWD SHLVL\n"
+            'exec "$SHELL" -c "$command"\n'
+        )
+        launcher.chmod(0o700)
+        return launcher
+
+    def _find_shell(self, shell: str | Sequence[str]) -> Path:
+        program, name = (shell, "") if isinstance(shell, str) else shell
+        found = shutil.which(program)
+        if found is None:
+            raise LocalSshdError(f"there is no shell {program} on this machine")
+        if not name:
+            return Path(found)
+        link = self.directory / name
+        link.symlink_to(found)
+        return link
+
+
+def write_config(path: Path, *servers: LocalSshd | str, extra: str = "") -> Path:
+    """Write one client configuration for several servers, and return its path.
+
+    A server may be given as its own section too, the text that `LocalSshd.config` returns; `extra` comes last.
+    """
+    sections = [server if isinstance(server, str) else server.config() for server in servers]
+    path.write_text("\n".join([*sections, extra]))
+    return path
+
+
+def find_sshd() -> str:
+    """Return the absolute path of sshd, without which it refuses to start.
+
+    Raises:
+        SshdNotFoundError: There is none.
+    """
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SSHD_DIRECTORIES])
+    found = shutil.which("sshd", path=path)
+    if found is None:
+        raise SshdNotFoundError("sshd not found: install openssh-server")
+    if os.geteuid() == 0:
+        # Debian's sshd of root wants it; its service makes it at boot, and in a container nobody does.
+        with contextlib.suppress(OSError):
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    return str(Path(found).absolute())
+
+
+def _sftp_server() -> str:
+    return next((path for path in _SFTP_SERVERS if Path(path).exists()), "internal-sftp")
+
+
+def _is_locked() -> bool:
+    """Return whether the account is locked (shadow(5)): then sshd lets it in through PAM only."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        rows = _SHADOW.read_text().splitlines()
+    except OSError:  # nobody but root can read it, and the sshd of nobody else does
+        return False
+    return any(row.startswith(f"{user}:!") for row in rows)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((_ADDRESS, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _answers(port: int) -> bool:
+    """Return whether something on the port greets like an SSH server (RFC 4253, 4.2)."""
+    try:
+        with socket.create_connection((_ADDRESS, port), timeout=1) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _section(keyword: str, name: str, options: Mapping[str, str]) -> str:
+    return f"{keyword} {name}\n" + "".join(f"    {key} {value}\n" for key, value in options.items())
+
+
+def _lines(options: Mapping[str, str]) -> str:
+    return "".join(f"{key} {value}\n" for key, value in options.items())
+
+
+def _quote(text: str) -> str:
+    """Quote an argument as both configuration files take it."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _path(path: Path) -> str:
+    """Quote a path, in which ssh and sshd would expand a percent sign."""
+    return _quote(str(path).replace("%", "%%"))

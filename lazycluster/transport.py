@@ -1,0 +1,80 @@
+"""What a way onto a host can do: run, call, send, receive, end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Protocol
+
+import attrs
+
+from lazycluster.openssh.processes import Cancellation
+from lazycluster.results import Collector, CommandResult, Stream
+from lazycluster.supervisor.payload import Payload
+
+
+def _ignore_output(_stream: Stream, _data: bytes) -> None:
+    """Drop a piece of output."""
+
+
+def _ignore_progress(_done: int, _total: int | None) -> None:
+    """Drop a report of progress."""
+
+
+@attrs.frozen
+class Watch:
+    """How a caller follows, and may stop, what it asked for.
+
+    `on_output` gets each piece of output while it is produced, `on_progress` the bytes moved so far and in all (None:
+    nobody knows). A `collector` given here holds the output so far also when the call raises.
+    """
+
+    on_output: Callable[[Stream, bytes], None] = _ignore_output
+    on_progress: Callable[[int, int | None], None] = _ignore_progress
+    cancellation: Cancellation | None = None
+    collector: Collector | None = None
+
+
+UNWATCHED = Watch()
+
+
+class Transport(Protocol):
+    """One host, however it is reached. Relative paths on the host start in `cwd`, or in the home directory."""
+
+    @property
+    def host(self) -> str:
+        """Return the name of the host."""
+
+    def run(
+        self,
+        command: str,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+    ) -> CommandResult:
+        """Run a command in a POSIX shell and return how it ended."""
+
+    def call(
+        self,
+        payload: Payload,
+        outcome: IO[bytes],
+        *,
+        python: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+    ) -> None:
+        """Run a function and write its outcome to a file, for `outcome.read_outcome()`."""
+
+    def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
+        """Send a file or a directory."""
+
+    def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
+        """Fetch a file or a directory."""
+
+    def close(self) -> None:
+        """End the connection and what it runs."""

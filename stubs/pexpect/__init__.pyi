@@ -1,0 +1,40 @@
+from collections.abc import Mapping, Sequence
+
+class ExceptionPexpect(Exception): ...  # noqa: N818 - the names are those of pexpect
+class EOF(ExceptionPexpect): ...
+class TIMEOUT(ExceptionPexpect): ...
+
+class _PtyProcess:
+    delayafterclose: float
+    delayafterterminate: float
+
+class spawn:  # noqa: N801 - as above
+    pid: int
+    closed: bool
+    exitstatus: int | None
+    signalstatus: int | None
+    delaybeforesend: float | None
+    delayafterclose: float
+    delayafterterminate: float
+    ptyproc: _PtyProcess
+
+    # Where an encoding is given it reads and writes text; without one, bytes, which is not used here.
+    def __init__(
+        self,
+        command: str,
+        args: Sequence[str] = ...,
+        *,
+        timeout: float | None = ...,
+        env: Mapping[str, str] | None = ...,
+        ignore_sighup: bool = ...,
+        encoding: str,
+        codec_errors: str = ...,
+        dimensions: tuple[int, int] | None = ...,
+        use_poll: bool = ...,
+    ) -> None: ...
+    def read_nonblocking(self, size: int = ..., timeout: float | None = ...) -> str: ...
+    def sendline(self, s: str = ...) -> int: ...
+    def waitnoecho(self, timeout: float = ...) -> bool: ...
+    def isalive(self) -> bool: ...
+    def wait(self) -> int | None: ...
+    def close(self, force: bool = ...) -> None: ...

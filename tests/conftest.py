@@ -1,0 +1,72 @@
+"""What holds for every test: after the run nothing that it started or made is left."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazycluster.testing import processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PATTERNS = ("lc-*", "lazycluster-*")
+
+
+@pytest.fixture(scope="session")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return where this run and its hosts make their temporary files, so that other runs do not matter."""
+    tmp_path_factory.getbasetemp()  # where pytest keeps the files of failed tests, chosen before TMPDIR changes
+    directory = Path(tempfile.mkdtemp(prefix="lct-", dir="/tmp"))  # short, for the sockets in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(directory))
+        patch.setattr(tempfile, "tempdir", str(directory))
+        yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(run_directory: Path) -> Iterator[None]:
+    """Fail the run where a process or a directory of the library outlives it."""
+    watched = [run_directory, *([Path("/tmp")] if os.environ.get("CI") else [])]
+    before = _directories(watched)
+    mark = f"LAZYCLUSTER_TEST_RUN={secrets.token_hex(8)}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*mark.split("="))
+        yield
+    ended = processes.wait_until(lambda: not _processes(mark, run_directory), timeout=10)
+    left = [] if ended else [f"process {row}" for row in _processes(mark, run_directory)]
+    left += [f"directory {path}" for path in sorted(_directories(watched) - before)]
+    if left:
+        pytest.fail("this run left behind:\n" + "\n".join(left), pytrace=False)
+
+
+def _directories(parents: list[Path]) -> set[Path]:
+    return {path for parent in parents for pattern in _PATTERNS for path in parent.glob(pattern)}
+
+
+def _processes(mark: str, run_directory: Path) -> list[str]:
+    """Return the processes of this run: its descendants, and where there is /proc also those that left the tree.
+
+    These have the mark in their environment; a master of ssh overwrites that with its title, which names its socket.
+    """
+    own = processes.descendants(os.getpid())
+    found = []
+    for pid in sorted(processes.table().keys() - {os.getpid()}):
+        environment, command = _read(pid, "environ"), _read(pid, "cmdline")
+        if pid in own or mark in environment or str(run_directory) in command:
+            found.append(f"{pid}: {command.replace(chr(0), ' ')}")
+    return found
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    except OSError:  # it has ended, is another user's, or there is no /proc
+        return ""

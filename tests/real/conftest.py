@@ -1,0 +1,60 @@
+"""A real sshd for the tests of this directory, which are skipped where there is none, and fail there in CI."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from lazycluster.testing import LocalSshd, SshdNotFoundError
+from lazycluster.testing.local_sshd import find_sshd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HERE = Path(__file__).parent
+
+
+class MakeSshd(Protocol):
+    """Start one more sshd, with the keywords of `LocalSshd`; it is stopped after the test."""
+
+    def __call__(self, **keywords: Any) -> LocalSshd: ...
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def needs_sshd() -> None:
+    """Skip the tests where there is no sshd; in CI fail them."""
+    try:
+        find_sshd()
+    except SshdNotFoundError as error:
+        if os.environ.get("CI") == "true" or os.environ.get("LAZYCLUSTER_REQUIRE_SSHD") == "1":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def sshd(needs_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
+    """Return the sshd that the tests share; its home is empty at first, and not to be relied on."""
+    with LocalSshd(environment={"TMPDIR": str(run_directory)}) as server:
+        yield server
+
+
+@pytest.fixture
+def make_sshd(needs_sshd: None, run_directory: Path) -> Iterator[MakeSshd]:
+    """Return a function that starts an sshd for this test alone."""
+    with ExitStack() as stack:
+
+        def make(**keywords: Any) -> LocalSshd:
+            environment = {"TMPDIR": str(run_directory), **(keywords.pop("environment", None) or {})}
+            return stack.enter_context(LocalSshd(environment=environment, **keywords))
+
+        yield make

@@ -1,0 +1,304 @@
+"""What the tests look at besides the library's own words: programs started, sessions, ports, processes, files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lazycluster.testing import Relay, processes, write_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lazycluster.testing import LocalSshd
+
+PATIENCE = 10.0
+"""Seconds in which a condition that is waited for must come true on a busy machine."""
+
+
+def eventually(condition: object, timeout: float = PATIENCE) -> bool:
+    """Wait for a callable to return something true."""
+    assert callable(condition)
+    return processes.wait_until(lambda: bool(condition()), timeout)
+
+
+def lacking(reason: str) -> None:
+    """Skip a test for want of something that this machine lacks; in CI, which is to have everything, fail it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+# Programs started by this process ------------------------------------------------------------------------------------
+
+_recorders: list[list[tuple[str, ...]]] = []
+_EXECUTING = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.startfile", "pty.spawn"}
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if _recorders and event in _EXECUTING:
+        argv = [args[0]] if isinstance(args[0], (str, bytes)) and event == "os.system" else args[1]
+        for recorder in _recorders:
+            recorder.append(tuple(os.fsdecode(word) for word in argv))
+
+
+sys.addaudithook(_audit)
+
+
+@contextlib.contextmanager
+def programs_started() -> Iterator[list[tuple[str, ...]]]:
+    """Record the argument vectors of the programs that this process starts, in any of Python's ways."""
+    recorder: list[tuple[str, ...]] = []
+    _recorders.append(recorder)
+    try:
+        yield recorder
+    finally:
+        _recorders.remove(recorder)
+
+
+def sessions_opened(server: LocalSshd) -> int:
+    """Return how many sessions the log of a server tells of (LogLevel VERBOSE)."""
+    return server.log.count("Starting session: ")
+
+
+def logins(server: LocalSshd) -> int:
+    """Return how many log-ins the log of a server tells of."""
+    return server.log.count("Accepted publickey for ")
+
+
+# Processes, files ----------------------------------------------------------------------------------------------------
+
+
+def command_line(pid: int) -> str:
+    """Return a process's arguments, '' where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
+def running(mark: str) -> list[int]:
+    """Return the processes that have a word in their arguments."""
+    return [pid for pid in processes.table() if mark in command_line(pid) and pid != os.getpid()]
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process lives; a zombie does not."""
+    return pid in processes.table()
+
+
+def unique() -> str:
+    """Return a number of seconds for `sleep` by which the process can be found, and that is long enough."""
+    return f"1000{secrets.randbelow(10**9):09d}"
+
+
+def everything(server: LocalSshd) -> set[str]:
+    """Return the processes, files, descriptors and threads that the library and its hosts have just now."""
+    directory = Path(tempfile.gettempdir())
+    found = set(server.processes()) | processes.descendants(os.getpid())
+    found |= {pid for pid in processes.table() if str(directory) in command_line(pid)}
+    found.discard(os.getpid())
+    things = {f"process {pid}: {command_line(pid)}" for pid in found}
+    things |= {f"file {path}" for path in directory.rglob("*")}
+    things |= {f"thread {thread.name}" for thread in threading.enumerate()}
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            things.add(f"descriptor {descriptor.readlink()}")
+    return things
+
+
+@contextlib.contextmanager
+def leaves_nothing(server: LocalSshd) -> Iterator[None]:
+    """Assert that nothing is there afterwards that was not there before, here and on the host."""
+    before = everything(server)
+    yield
+    eventually(lambda: not everything(server) - before)
+    assert sorted(everything(server) - before) == []
+
+
+# Ports ---------------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """Return a port that the system holds for free."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def listeners(port: int) -> list[str]:
+    """Return the addresses on which somebody listens on a port, as the kernel writes them (proc_net(5))."""
+    rows = []
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            rows += [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+    local = [row[1].split(":") for row in rows if row[3] == "0A"]
+    return [address for address, number in local if int(number, 16) == port]
+
+
+class Echo:
+    """A service on loopback that sends back what it gets, and closes when its client does. A context manager."""
+
+    def __init__(self, port: int = 0) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.port: int = self._listener.getsockname()[1]
+        self._open: set[socket.socket] = set()
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
+
+    def __enter__(self) -> Echo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        self._listener.close()
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._open.add(connection)
+                self._threads.append(threading.Thread(target=self._answer, args=(connection,)))
+                self._threads[-1].start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(1 << 16):
+                connection.sendall(data)
+        self._open.discard(connection)
+
+
+def echoes(port: int, data: bytes = b"hello", host: str = "127.0.0.1", timeout: float = 5.0) -> bool:
+    """Tell whether what is sent to a port comes back."""
+    try:
+        with socket.create_connection((host, port), timeout) as connection:
+            connection.sendall(data)
+            return exactly(connection, len(data)) == data
+    except OSError:
+        return False
+
+
+def exactly(connection: socket.socket, size: int) -> bytes:
+    """Receive so many bytes, fewer only at the end."""
+    data = b""
+    while len(data) < size and (piece := connection.recv(size - len(data))):
+        data += piece
+    return data
+
+
+# Hosts ---------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def relayed(server: LocalSshd, directory: Path) -> Iterator[tuple[Relay, dict[str, str]]]:
+    """Put a relay before a server; gives it, and the keywords for a connection through it."""
+    with Relay(server.port) as relay:
+        config = write_config(directory / f"config-{relay.port}", server.config(port=relay.port))
+        yield relay, {"config_file": str(config)}
+
+
+def bare_host(directory: Path, programs: dict[str, Path | str]) -> dict[str, str]:
+    """Return options for a server whose PATH holds this machine's programs, but no Python save those given.
+
+    A program given as text is a script.
+    """
+    path = directory / "bin"
+    path.mkdir()
+    for source in ("/usr/bin", "/bin"):
+        for program in Path(source).iterdir():
+            link = path / program.name
+            if not program.name.startswith("python") and not link.is_symlink():
+                link.symlink_to(program)
+    for name, program in programs.items():
+        (path / name).unlink(missing_ok=True)
+        if isinstance(program, Path):
+            (path / name).symlink_to(program)
+        else:
+            write_program(path / name, program)
+    home = directory / "bare-home"
+    home.mkdir()
+    launcher = write_program(
+        directory / "launch-bare",
+        f'HOME={home} PATH={path} SHELL=/bin/sh\nexport HOME PATH SHELL\ncd\nexec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n',
+    )
+    return {"ForceCommand": f"exec {launcher}"}
+
+
+def write_program(path: Path, text: str) -> Path:
+    """Write a shell script that can be run."""
+    path.write_text(f"#!/bin/sh\n{text}")
+    path.chmod(0o755)
+    return path
+
+
+def other_python() -> Path:
+    """Return a Python of another minor version than this one."""
+    here = "{}.{}".format(*sys.version_info)
+    found = sorted(Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"))
+    found += [Path(path) for path in map(shutil.which, [f"python3.{minor}" for minor in range(6, 20)]) if path]
+    for python in found:
+        if (python.parent / f"python{here}").exists() and python.name == "python3":
+            continue
+        if not python.name.endswith(here):
+            return python
+    lacking("there is no second Python on this machine")
+    raise AssertionError
+
+
+# File systems --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size: str = "2m") -> Iterator[Path]:
+    """Mount a small file system of its own."""
+    if os.geteuid() != 0 or sys.platform != "linux":
+        lacking("only root can mount a file system")
+    path.mkdir(exist_ok=True)
+    _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path))
+    try:
+        yield path
+    finally:
+        subprocess.run(("umount", "-l", str(path)), check=True)
+
+
+@contextlib.contextmanager
+def read_only(path: Path) -> Iterator[Path]:
+    """Make a directory one that nobody can write in; for root, whom modes do not stop, by a mount."""
+    if os.geteuid() != 0:
+        path.chmod(0o555)
+        yield path
+        path.chmod(0o755)
+        return
+    if sys.platform != "linux":
+        lacking("nothing stops root from writing in a directory here")
+    _mount("--bind", str(path), str(path))
+    try:
+        _mount("-o", "remount,bind,ro", str(path))
+        yield path
+    finally:
+        subprocess.run(("umount", "-l", str(path)), check=True)
+
+
+def _mount(*arguments: str) -> None:
+    ended = subprocess.run(("mount", *arguments), capture_output=True, text=True, check=False)
+    if ended.returncode:
+        lacking(f"cannot mount: {ended.stderr.strip()}")

@@ -1,0 +1,137 @@
+"""What a strictly typed program sees of the installed wheel; it is checked, and never run.
+
+Each `type: ignore` is a mistake that the type checker has to find: where it does not, the comment is unused, an error.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator
+from pathlib import Path
+
+from typing_extensions import assert_type
+
+import lazycluster.exceptions
+from lazycluster import (
+    CommandResult,
+    Connection,
+    Gpu,
+    HostInfo,
+    LazyclusterError,
+    ManagedProcess,
+    Runtime,
+    RuntimeTask,
+    StepResult,
+    TaskExecutionError,
+)
+from lazycluster.runtimes import Runtime as SameRuntime
+from lazycluster.runtimes import RuntimeTask as SameRuntimeTask
+from lazycluster.testing import LocalSshd, Relay
+
+
+def size(number: int, *, unit: str = "") -> int:
+    return number + len(unit)
+
+
+class Point:
+    def __init__(self, x: int, y: int) -> None:
+        self.x, self.y = x, y
+
+    def scaled(self, factor: float) -> tuple[float, float]:
+        return self.x * factor, self.y * factor
+
+
+def connections() -> None:
+    with Connection(
+        "host",
+        user="me",
+        port=22,
+        identity_file=Path("key"),
+        password=None,
+        config_file="config",
+        connect_timeout=5.0,
+        options={"Compression": "yes"},
+        env={"LANG": "C"},
+    ) as connection:
+        assert_type(connection, Connection)
+        result = connection.run("true", cwd="/tmp", env={"A": "1"}, stdin=b"", timeout=1.5)
+        assert_type(result, CommandResult)
+        assert_type(result.command, str)
+        assert_type(result.exit_code, int)
+        assert_type((result.stdout, result.stderr), tuple[str, str])
+        assert_type((result.stdout_bytes, result.stderr_bytes), tuple[bytes, bytes])
+        assert_type(result.duration, float)
+        connection.put(Path("local"), "remote")
+        connection.get("remote", "local")
+        assert_type(connection.is_alive(), bool)
+        connection.run("true", stdin="text")  # type: ignore[arg-type]
+        result.exit_code = 1  # type: ignore[misc]
+    Connection("host", prot=22)  # type: ignore[call-arg]
+    Connection("host", port="22")  # type: ignore[arg-type]
+
+
+def runtimes() -> None:
+    with Runtime("host", working_dir="/tmp", user="me", python="python3.11") as runtime:
+        assert_type(runtime, Runtime)
+        assert_type(runtime.host_info, HostInfo)
+        assert_type(runtime.host_info.cpu_cores, float)
+        assert_type(runtime.host_info.gpus, tuple[Gpu, ...])
+        assert_type(runtime.run("true", timeout=1), CommandResult)
+        assert_type(runtime.env_variables, dict[str, str])
+        assert_type(runtime.get_free_port([8000, 8001]), int)
+        assert_type(runtime.expose_port_to_runtime(8000), str)
+        assert_type(runtime.get_process("key"), ManagedProcess)
+        assert_type(runtime.get_process("key").exitcode, int | None)
+        runtime.close()
+    Runtime("host", usr="me")  # type: ignore[call-arg]
+    Runtime("host", port="22")  # type: ignore[arg-type]
+
+
+def functions(runtime: Runtime, point: Point) -> None:
+    assert_type(runtime.call(size, 1), int)
+    assert_type(runtime.call(size, 1, unit="MB"), int)
+    assert_type(runtime.call(Point, 1, 2), Point)
+    assert_type(runtime.call(point.scaled, 0.5), tuple[float, float])
+    assert_type(runtime.call(functools.partial(size, 1)), int)
+    assert_type(runtime.call(lambda: "text"), str)
+    runtime.call(size, "1")  # type: ignore[arg-type]
+    runtime.call(size)  # type: ignore[call-arg]
+    runtime.call(size, 1, units="MB")  # type: ignore[call-arg]
+
+
+def tasks(runtime: Runtime, connection: Connection) -> None:
+    task = RuntimeTask("name").run_command("true", timeout=3).send_file(Path("local")).get_file("remote", "local")
+    assert_type(task, RuntimeTask)
+    assert_type(task.run_function(size, 1, unit="MB"), RuntimeTask)
+    task.run_function(size, "1")  # type: ignore[arg-type]
+    assert_type(runtime.execute_task(task, execute_async=False), RuntimeTask)
+    assert_type(task.execute(connection, debug=True), RuntimeTask)
+    assert_type(task.execution_log, list[str])
+    assert_type(task.results, tuple[StepResult, ...])
+    assert_type(task.function_returns, Generator[object, None, None])
+    assert_type(task.process, ManagedProcess | None)
+    assert_type(task.copy(), RuntimeTask)
+    try:
+        task.join()
+    except TaskExecutionError as error:
+        assert_type((error.host, error.task, error.step_index), tuple[str, str, int])
+    except LazyclusterError:
+        pass
+    except (ValueError, lazycluster.exceptions.ConnectError):
+        pass
+
+
+def names(runtime: Runtime, task: RuntimeTask) -> tuple[SameRuntime, SameRuntimeTask]:
+    return runtime, task
+
+
+def testing() -> None:
+    with (
+        LocalSshd(name="one", shell=("busybox", "sh"), options={"MaxSessions": "1"}) as sshd,
+        Relay(sshd.port) as relay,
+    ):
+        Connection(sshd.host, **sshd.connection_kwargs)
+        Runtime(sshd.host, **sshd.connection_kwargs)
+        assert_type((sshd.port, relay.port), tuple[int, int])
+        relay.delay = 0.02
+    LocalSshd(sell="sh")  # type: ignore[call-arg]

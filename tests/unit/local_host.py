@@ -1,0 +1,103 @@
+"""A stand-in for a host: the program that would be sent there runs as a local process, over the same two streams."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec
+
+import attrs
+
+from lazycluster.supervisor import launch, outcome, payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lazycluster.results import Error, Value
+
+P = ParamSpec("P")
+TOKEN = "t0k3n"
+
+
+@attrs.frozen
+class Answer:
+    """What came of a call, and what the function printed."""
+
+    outcome: Value[object] | Error
+    printed: str
+
+
+@attrs.define
+class Running:
+    """A call under way."""
+
+    process: subprocess.Popen[bytes]
+    function: str
+
+    def next_line(self) -> str:
+        """Return the next line that the function prints."""
+        assert self.process.stderr is not None
+        return self.process.stderr.readline().decode().rstrip("\n")
+
+    def give_up(self) -> None:
+        """End standard input, as the end of the manager does."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def answer(self) -> Answer:
+        """Read both streams to their ends."""
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        assert self.process.stdin is not None
+        with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as printed:
+            path = Path(directory, "answer")
+            path.write_bytes(self.process.stdout.read())
+            printed.write(self.process.stderr.read())
+            self.process.wait(10)
+            for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+                stream.close()
+            printed.seek(0)
+            return Answer(outcome.read_outcome(path, "h", self.function), printed.read().decode())
+
+
+@attrs.frozen
+class LocalHost:
+    """Runs calls under `python`, in the directory `cwd`."""
+
+    cwd: Path | None = None
+    env: dict[str, str] | None = None
+    python: tuple[str, ...] = (sys.executable, "-I", "-S")
+    grace: float = 5.0
+
+    def start(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Running:
+        """Start a call."""
+        sent = payload.dump(function, *args, **kwargs)
+        program = launch.program(TOKEN, self.grace)
+        process = subprocess.Popen(
+            [*self.python, "-c", program.bootstrap],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.cwd,
+            env=self.env,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(program.text)
+        process.stdin.flush()
+        greeting = launch.parse_greeting(process.stdout.readline(), TOKEN)
+        assert greeting is not None, process.stderr and process.stderr.read()
+        launch.check_python(greeting, "h")
+        process.stdin.write(sent.data)
+        process.stdin.flush()
+        return Running(process, sent.function)
+
+    def call(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+        """Make a call from beginning to end."""
+        return self.start(function, *args, **kwargs).answer()
+
+    def value(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> object:
+        """Return what the function returns; raise what it raises."""
+        return self.call(function, *args, **kwargs).outcome.unwrap()

@@ -1,0 +1,194 @@
+"""The argument vectors, pinned: every call to ssh and scp that the library makes looks like this."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from lazycluster.openssh.argv import (
+    effective_argv,
+    master_argv,
+    remote_operand,
+    scp_argv,
+    session_argv,
+)
+from lazycluster.openssh.destination import Destination
+from lazycluster.openssh.shell import BOOTSTRAP
+
+SOCKET, LOG = Path("/tmp/lazycluster-x/m"), Path("/tmp/lazycluster-x/log")
+PLAIN = Destination("web1")
+FULL = Destination(
+    "web1",
+    user="me",
+    port=2222,
+    identity_file=Path("/home/me/100%/id"),
+    config_file=Path("/home/me/my config"),
+    connect_timeout=3.6,
+    options=(("Compression", "yes"), ("ServerAliveInterval", "1")),
+)
+
+
+def options(argv: tuple[str, ...]) -> list[str]:
+    """Return the values of -o in order."""
+    return [value for flag, value in pairwise(argv) if flag == "-o"]
+
+
+def effective(argv: tuple[str, ...]) -> dict[str, str]:
+    """Return what ssh makes of the options: the first value counts, keywords know no case (ssh_config(5))."""
+    result: dict[str, str] = {}
+    for option in options(argv):
+        keyword, _, value = option.partition("=")
+        result.setdefault(keyword.lower(), value)
+    return result
+
+
+def test_master() -> None:
+    assert master_argv(PLAIN, SOCKET, LOG) == (
+        *("ssh", "-f", "-N", "-T", "-E", "/tmp/lazycluster-x/log"),
+        *("-o", "BatchMode=yes"),
+        *("-o", "ControlMaster=yes"),
+        *("-o", "ControlPath=/tmp/lazycluster-x/m"),
+        *("-o", "ControlPersist=4"),
+        *("-o", "LogLevel=INFO"),
+        *("-o", "NumberOfPasswordPrompts=1"),
+        *("-o", "ClearAllForwardings=yes"),
+        *("-o", "PermitLocalCommand=no"),
+        *("-o", "RemoteCommand=none"),
+        *("-o", "RequestTTY=no"),
+        *("-o", "ForwardX11=no"),
+        *("-o", "ServerAliveInterval=5"),
+        *("-o", "ServerAliveCountMax=3"),
+        *("-o", "ConnectTimeout=10"),
+        *("--", "web1"),
+    )
+
+
+def test_master_with_a_password_may_ask_once() -> None:
+    argv = effective(master_argv(PLAIN, SOCKET, LOG, batch=False))
+    assert (argv["batchmode"], argv["numberofpasswordprompts"]) == ("no", "1")
+
+
+def test_session() -> None:
+    assert session_argv(PLAIN, SOCKET, (BOOTSTRAP, "nproc")) == (
+        *("ssh", "-T"),
+        *("-o", "BatchMode=yes"),
+        *("-o", "ControlMaster=no"),
+        *("-o", "ControlPath=/tmp/lazycluster-x/m"),
+        *("-o", "LogLevel=ERROR"),
+        *("-o", "ProxyCommand=false"),
+        *("-o", "ForkAfterAuthentication=no"),
+        *("-o", "SessionType=default"),
+        *("-o", "StdinNull=no"),
+        *("-o", "ClearAllForwardings=yes"),
+        *("-o", "PermitLocalCommand=no"),
+        *("-o", "RemoteCommand=none"),
+        *("-o", "RequestTTY=no"),
+        *("-o", "ForwardX11=no"),
+        *("-o", "ServerAliveInterval=5"),
+        *("-o", "ServerAliveCountMax=3"),
+        *("--", "web1"),
+        BOOTSTRAP,
+        "nproc",
+    )
+
+
+@pytest.mark.parametrize(
+    "unsupported",
+    [frozenset(), frozenset({"sessiontype"}), frozenset({"sessiontype", "stdinnull", "forkafterauthentication"})],
+)
+def test_session_without_what_the_client_does_not_know(unsupported: frozenset[str]) -> None:
+    named = {"sessiontype", "stdinnull", "forkafterauthentication"}
+    argv = session_argv(PLAIN, SOCKET, ("true",), unsupported=unsupported)
+    assert named & effective(argv).keys() == named - unsupported
+
+
+def test_scp() -> None:
+    assert scp_argv(PLAIN, SOCKET, "/a", "web1:/b") == (
+        *("scp", "-q", "-p"),
+        *("-o", "BatchMode=yes"),
+        *("-o", "ControlMaster=no"),
+        *("-o", "ControlPath=/tmp/lazycluster-x/m"),
+        *("-o", "LogLevel=ERROR"),
+        *("-o", "ProxyCommand=false"),
+        *("-o", "ClearAllForwardings=yes"),
+        *("-o", "PermitLocalCommand=no"),
+        *("-o", "RemoteCommand=none"),
+        *("-o", "RequestTTY=no"),
+        *("-o", "ForwardX11=no"),
+        *("-o", "ServerAliveInterval=5"),
+        *("-o", "ServerAliveCountMax=3"),
+        *("--", "/a", "web1:/b"),
+    )
+
+
+def test_legacy_scp() -> None:
+    legacy, modern = (scp_argv(FULL, SOCKET, "/a", "web1:/b", legacy=legacy) for legacy in (True, False))
+    assert legacy[:4] == ("scp", "-q", "-p", "-O")
+    assert legacy[4:] == modern[3:]
+
+
+def test_effective() -> None:
+    assert effective_argv(PLAIN)[:4] == ("ssh", "-G", "-o", "BatchMode=yes")
+    assert effective_argv(PLAIN)[-2:] == ("--", "web1")
+
+
+ALL = {
+    "master": master_argv(FULL, SOCKET, LOG),
+    "session": session_argv(FULL, SOCKET, (BOOTSTRAP, "true")),
+    "scp": scp_argv(FULL, SOCKET, "/a", "web1:/b"),
+    "effective": effective_argv(FULL),
+}
+
+
+@pytest.mark.parametrize("argv", ALL.values(), ids=ALL.keys())
+def test_what_the_caller_gave_is_in_every_call(argv: tuple[str, ...]) -> None:
+    flags = set(pairwise(argv))
+    assert ("-F", "/home/me/my config") in flags
+    assert ("-i", "/home/me/100%%/id") in flags  # ssh expands % there
+    known = effective(argv)
+    assert (known["user"], known["port"], known["compression"]) == ("me", "2222", "yes")
+
+
+@pytest.mark.parametrize("argv", ALL.values(), ids=ALL.keys())
+def test_options_of_the_caller_win_over_defaults(argv: tuple[str, ...]) -> None:
+    assert effective(argv)["serveraliveinterval"] == "1"
+    assert effective(argv)["serveralivecountmax"] == "3"
+
+
+@pytest.mark.parametrize("argv", [ALL["session"], ALL["scp"]], ids=["session", "scp"])
+def test_a_call_through_the_master_can_never_dial(argv: tuple[str, ...]) -> None:
+    to = Destination("web1", options=(("ProxyCommand", "nc x y"), ("ProxyJump", "bastion")))
+    for call in (argv, session_argv(to, SOCKET, ("true",)), scp_argv(to, SOCKET, "/a", "web1:/b")):
+        assert effective(call)["proxycommand"] == "false"
+        assert options(call).index("ProxyCommand=false") < min(
+            (options(call).index(option) for option in options(call) if option.startswith("ProxyJump")), default=99
+        )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "whole"), [(0.2, "1"), (1.4, "1"), (1.6, "2"), (10.0, "10"), (3600, "3600")]
+)  # ssh takes whole seconds and 0 is never
+def test_connect_timeout(seconds: float, whole: str) -> None:
+    argv = master_argv(Destination("web1", connect_timeout=seconds), SOCKET, LOG)
+    assert effective(argv)["connecttimeout"] == whole
+
+
+def test_nothing_turns_host_keys_off() -> None:
+    for argv in ALL.values():
+        assert not {"stricthostkeychecking", "userknownhostsfile", "globalknownhostsfile"} & effective(argv).keys()
+
+
+@pytest.mark.parametrize(
+    ("host", "operand"),
+    [
+        ("web1", "web1:/x y"),
+        ("me@web1", "me@web1:/x y"),
+        ("::1", "[::1]:/x y"),
+        ("me@fe80::1%eth0", "me@[fe80::1%eth0]:/x y"),
+        ("10.0.0.1", "10.0.0.1:/x y"),
+    ],
+)
+def test_remote_operand(host: str, operand: str) -> None:
+    assert remote_operand(Destination(host), "/x y") == operand

@@ -1,0 +1,163 @@
+"""What is refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazycluster.openssh.destination import RESERVED_OPTIONS, Destination, check_environment, check_port
+
+
+@pytest.mark.parametrize("port", [1, 22, 65535])
+def test_a_port(port: int) -> None:
+    assert check_port(port) == port
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 2**31, True, False, 22.0, "22", None])
+def test_no_port(port: Any) -> None:
+    with pytest.raises(ValueError, match=r"^a port is a whole number from 1 to 65535, not "):
+        check_port(port)
+
+
+@given(st.integers())
+def test_ports_are_1_to_65535(port: int) -> None:
+    if 1 <= port <= 65535:
+        assert check_port(port) == port
+    else:
+        with pytest.raises(ValueError, match=str(port)):
+            check_port(port)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [None, {}, {"A": ""}, {"_": "x", "a_1": "two\nlines", "PATH": "/bin:'$x\"`"}, {"UMLAUT": "äöü ☃"}],
+)
+def test_an_environment(variables: dict[str, str] | None) -> None:
+    checked = check_environment(variables)
+    assert checked == (variables or {})
+    assert checked is not variables
+
+
+@pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A=B", "Ä", "A\n", "A;x", 3, None])
+def test_no_name_for_a_variable(name: Any) -> None:
+    with pytest.raises(ValueError, match="not a name for an environment variable") as caught:
+        check_environment({"GOOD": "x", name: "x"})
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["a\0b", 3, None, b"x", Path("/x")])
+def test_no_value_for_a_variable(value: Any) -> None:
+    with pytest.raises(ValueError, match="the value of the environment variable GOOD must be text without NUL"):
+        check_environment({"GOOD": value})
+
+
+@pytest.mark.parametrize(
+    "host", ["web1", "10.0.0.1", "fe80::1%eth0", "::1", "me@web1", "web-1.example.org", "ünïcode.example", "a_b", "a/b"]
+)
+def test_a_host(host: str) -> None:
+    assert Destination(host).host == host
+
+
+BAD_NAMES = [
+    ("", "must not be empty"),
+    (None, "must not be empty"),
+    (b"web1", "must not be empty"),
+    ("-oProxyCommand=x", "must not begin with a dash"),
+    ("-", "must not begin with a dash"),
+    ("web 1", "must not hold spaces or control characters"),
+    ("web\t1", "must not hold spaces or control characters"),
+    ("web1\n", "must not hold spaces or control characters"),
+    ("web\x7f", "must not hold spaces or control characters"),
+    ("web\u00a01", "must not hold spaces or control characters"),
+    ("web\u202e1", "must not hold spaces or control characters"),
+    ("web\0", "must not hold spaces or control characters"),
+    ("a;b", "must not hold ;"),
+    ("$(x)", r"must not hold \$ \( \)"),
+    ("`x`", "must not hold `"),
+    ("a|b&c", r"must not hold & \|"),
+    ("a'b\"c", "must not hold"),
+]
+
+
+@pytest.mark.parametrize(("name", "reason"), BAD_NAMES)
+def test_no_host(name: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^the host {reason}"):
+        Destination(name)
+
+
+@pytest.mark.parametrize(("name", "reason"), [case for case in BAD_NAMES if case[0] is not None])
+def test_no_user(name: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^the user {reason}"):
+        Destination("web1", user=name)
+
+
+@given(st.text())
+def test_a_host_never_reaches_an_argv_as_an_option_or_two_words(host: str) -> None:
+    try:
+        kept = Destination(host).host
+    except ValueError:
+        return
+    assert kept == host
+    assert kept
+    assert not kept.startswith("-")
+    assert len(kept.split()) == 1
+    assert kept.isprintable()
+
+
+@pytest.mark.parametrize("port", [0, 65536, "22", True])
+def test_no_port_of_a_destination(port: Any) -> None:
+    with pytest.raises(ValueError, match="a port is a whole number"):
+        Destination("web1", port=port)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 0.0, 1e6, float("inf"), float("nan"), True, "10", None])
+def test_no_timeout(timeout: Any) -> None:
+    with pytest.raises(ValueError, match="connect_timeout is a positive number of seconds, not "):
+        Destination("web1", connect_timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [0.001, 1, 10.0, 999999])
+def test_a_timeout(timeout: float) -> None:
+    assert Destination("web1", connect_timeout=timeout).connect_timeout == timeout
+
+
+@pytest.mark.parametrize("keyword", sorted(RESERVED_OPTIONS))
+@pytest.mark.parametrize("case", [str.lower, str.upper])
+def test_reserved_options(keyword: str, case: Any) -> None:
+    with pytest.raises(ValueError, match=f"the option {case(keyword)} is set by lazycluster itself"):
+        Destination("web1", options=((case(keyword), "yes"),))
+
+
+@pytest.mark.parametrize("keyword", ["", "a b", "Port=22", "-o", "1x", "Pört", "Port\n"])
+def test_no_keyword(keyword: str) -> None:
+    with pytest.raises(ValueError, match="not a keyword of ssh_config"):
+        Destination("web1", options=((keyword, "x"),))
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b"])
+def test_no_option_value(value: str) -> None:
+    with pytest.raises(ValueError, match="the value of the option Compression must be one line"):
+        Destination("web1", options=(("Compression", value),))
+
+
+def test_options_become_pairs_of_text() -> None:
+    given_options: Any = {"Compression": "yes", "ServerAliveInterval": 7}
+    assert Destination("web1", options=given_options).options == (("Compression", "yes"), ("ServerAliveInterval", "7"))
+    assert Destination("web1").options == ()
+
+
+def test_paths_become_paths() -> None:
+    text: Any = "/k"
+    destination = Destination("web1", identity_file=text, config_file=text)
+    assert (destination.identity_file, destination.config_file) == (Path("/k"), Path("/k"))
+
+
+def test_a_destination_is_a_frozen_value() -> None:
+    assert Destination("web1", user="me") == Destination("web1", user="me")
+    assert len({Destination("web1"), Destination("web1"), Destination("web2")}) == 2
+    with pytest.raises(AttributeError):
+        Destination("web1").host = "web2"  # type: ignore[misc]  # that is what is tested

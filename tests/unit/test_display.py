@@ -1,0 +1,108 @@
+"""What people see: aligned text anywhere, tables and bars on a terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from lazycluster.display import plain_table, print_table, progress_bar
+
+ROWS = [("host", "web1"), ("memory", "[bold]3 GiB[/bold]")]
+PLAIN = "Facts\nkey     value\n------  ------------------\nhost    web1\nmemory  [bold]3 GiB[/bold]"
+
+
+class Terminal:
+    """What was written to a pseudo-terminal."""
+
+    text = ""
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    """Make standard output a terminal for a while."""
+    reading, writing = pty.openpty()
+
+    seen, pieces = Terminal(), []
+
+    def read() -> None:
+        try:
+            while data := os.read(reading, 4096):
+                pieces.append(data)
+        except OSError:  # Linux: the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        with os.fdopen(writing, "w") as stdout, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            patch.setenv("TERM", "xterm-256color")
+            patch.setenv("COLUMNS", "200")
+            patch.delenv("NO_COLOR", raising=False)
+            yield seen
+    finally:
+        reader.join(10)
+        os.close(reading)
+        seen.text = b"".join(pieces).decode()
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "text"),
+    [
+        (("key", "value"), ROWS, PLAIN),
+        (("a",), [], "Facts\na\n-"),
+        (("", "v"), [("long name", "")], "Facts\n           v\n---------  -\nlong name"),
+    ],
+)
+def test_plain_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], text: str) -> None:
+    assert plain_table("Facts", columns, rows) == text
+
+
+def test_rows_of_different_lengths_are_refused() -> None:
+    with pytest.raises((ValueError, IndexError)):
+        plain_table("Facts", ("a", "b"), [("only one",)])
+
+
+def test_a_table_elsewhere_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("Facts", ("key", "value"), ROWS)
+    assert capsys.readouterr() == (PLAIN + "\n", "")
+
+
+def test_a_table_on_a_terminal_has_lines_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as seen:
+        print_table("Facts", ("key", "value"), ROWS)
+    assert "\x1b[" in seen.text
+    assert "━" in seen.text
+    assert "web1" in seen.text
+    assert "[bold]3 GiB[/bold]" in seen.text  # a cell is text, no markup
+
+
+def test_no_bar_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    with progress_bar("send x") as advance:
+        advance(1, 2)
+        advance(2, None)
+    assert stdout.getvalue() == ""
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as seen, progress_bar("send [red]x[/red]") as advance:
+        advance(10, None)
+        advance(500, 1000)
+        advance(1000, 1000)
+    assert "send [red]x[/red]" in seen.text
+    assert "1.0/1.0 kB" in seen.text
+
+
+def test_rich_is_not_imported_before_something_is_printed() -> None:
+    program = "import sys, lazycluster.display; sys.exit(any(name.split('.')[0] == 'rich' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,239 @@
+"""The errors: what they say, what they are, and that they survive a pickle."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import traceback
+
+import attrs
+import pytest
+
+import lazycluster
+from lazycluster import exceptions as e
+
+LONG = "x" * 300
+MANY = "".join(f"line {number}\n" for number in range(30))
+LAST = "\n".join(f"    line {number}" for number in range(10, 30))
+
+CASES: list[tuple[e.LazyclusterError, str]] = [
+    (e.ConnectError("web1", "why"), "web1: no connection (why). Try `ssh -v web1 true` in a terminal."),
+    (e.ConnectError("web1", ""), "web1: no connection. Try `ssh -v web1 true` in a terminal."),
+    (e.ConnectError("web1", "why", "web1"), "web1: no connection (why). Try `ssh -v web1 true` in a terminal."),
+    (
+        e.ConnectError("web1", "why", "bastion"),
+        "web1: no connection at bastion (why). Try `ssh -v web1 true` in a terminal.",
+    ),
+    (
+        e.UnknownHostError("web1", "Name or service not known"),
+        "web1: unknown host name (Name or service not known). Check the spelling, DNS, and the HostName in your ssh "
+        "configuration: `ssh -G web1 | grep ^hostname`.",
+    ),
+    (
+        e.PortRefusedError("web1", "why"),
+        "web1: connection refused (why). Check that sshd runs there, and the Port in your ssh configuration: "
+        "`ssh -G web1 | grep ^port`.",
+    ),
+    (
+        e.ConnectTimeoutError("web1", "why"),
+        "web1: no answer in time (why). Check that the machine is up and that no firewall drops port 22, or raise "
+        "connect_timeout.",
+    ),
+    (
+        e.HostUnreachableError("web1", "why"),
+        "web1: host unreachable (why). Check your network, VPN and routes to web1.",
+    ),
+    (
+        e.HostUnreachableError("web1", "why", "bastion"),
+        "web1: host unreachable at bastion (why). Check your network, VPN and routes to bastion.",
+    ),
+    (
+        e.ConnectionThrottledError("web1", "why"),
+        "web1: sshd closed the connection before log-in (why). Too many log-ins at once (MaxStartups), or this address "
+        "is blocked there: try again later.",
+    ),
+    (
+        e.UnknownHostKeyError("web1", "why"),
+        "web1: the host key is not known (why). Run `ssh web1 true` once in a terminal, compare the fingerprint, and "
+        "answer yes.",
+    ),
+    (
+        e.ChangedHostKeyError("web1", "why"),
+        "web1: the host key has changed (why). Make sure that this is expected; then remove the old key with "
+        "`ssh-keygen -R`, as `ssh web1` explains.",
+    ),
+    (
+        e.AuthenticationError("web1", "why"),
+        "web1: authentication refused (why). Install your key with `ssh-copy-id web1`, load it into the agent, or give "
+        "password= or identity_file=.",
+    ),
+    (
+        e.SshConfigurationError("web1", "why"),
+        "web1: ssh does not accept the configuration (why). Check config_file= and options=, and `ssh -G web1`.",
+    ),
+    (
+        e.SshNotFoundError("web1", "why"),
+        "web1: the OpenSSH client cannot be started (why). Install it (Debian and Ubuntu: openssh-client) and make sure "
+        "that `ssh -V` works.",
+    ),
+    (
+        e.ConnectionLostError("web1", "make\n  all", "why", True),
+        "web1: connection lost during `make all` (why). It had started on the host, which ends it when it sees the link "
+        "gone.",
+    ),
+    (
+        e.ConnectionLostError("web1", LONG, "why", False),
+        f"web1: connection lost during `{'x' * 199}…` (why). It had not started on the host.",
+    ),
+    (
+        e.ConnectionLostError("web1", "x" * 200, "why"),
+        f"web1: connection lost during `{'x' * 200}` (why). It may or may not have started on the host.",
+    ),
+    (
+        e.SessionRefusedError("web1", "make", "why"),
+        "web1: refused a session for `make` (why). Check MaxSessions in its sshd_config; 0 forbids sessions.",
+    ),
+    (
+        e.CommandTimeoutError("web1", "make", 1.5),
+        "web1: `make` took longer than its timeout of 1.5 s and was ended.",
+    ),
+    (
+        e.CommandTimeoutError("web1", "make", 10.0, b"out\xff\n", b"err\n"),
+        "web1: `make` took longer than its timeout of 10 s and was ended.\n    out\ufffd\n    err",
+    ),
+    (e.CommandStoppedError("web1", "make"), "web1: `make` was stopped before it ended."),
+    (e.CommandFailedError("web1", "make", 2), "web1: `make` ended with exit status 2."),
+    (e.CommandFailedError("web1", "make", 2, " \n"), "web1: `make` ended with exit status 2."),
+    (e.CommandFailedError("web1", "make", 2, MANY), f"web1: `make` ended with exit status 2.\n{LAST}"),
+    (
+        e.WorkingDirectoryError("web1", "/a b", "why"),
+        "web1: cannot enter the working directory '/a b' (why). Create it first.",
+    ),
+    (
+        e.TaskExecutionError("web1", "t", 2, "run_command(x)", "why"),
+        "web1: task 't' failed at step 2, run_command(x): why",
+    ),
+    (e.RemoteFunctionError("web1", "f", "why"), "web1: function 'f' failed: why"),
+    (e.RemoteFunctionError("web1", "f", "why", "a\nb\n"), "web1: function 'f' failed: why\n    a\n    b"),
+    (e.RemoteTraceback("web1", "a\nb\n\n"), "raised on web1:\na\nb"),
+    (
+        e.FunctionNotSerializableError("f", "why"),
+        "function 'f' cannot be sent to a host: why. Create locks, sockets, files and the like inside the function.",
+    ),
+    (
+        e.PythonNotFoundError("web1", "python3"),
+        "web1: no Python found (looked for python3). Install python3 there, or name it with python=.",
+    ),
+    (
+        e.PythonVersionMismatchError("web1", "3.11", "3.9"),
+        "web1: Python 3.9 there, 3.11 here; functions travel as bytecode, so both need the same minor version. Name one "
+        "there with Runtime(..., python='python3.11').",
+    ),
+    (
+        e.PythonVersionMismatchError("web1", "3.11", "3.9", "/usr/bin/python3"),
+        "web1: Python 3.9 (/usr/bin/python3) there, 3.11 here; functions travel as bytecode, so both need the same minor "
+        "version. Name one there with Runtime(..., python='python3.11').",
+    ),
+    (e.TransferError("web1", "send", "/a b", "why"), "web1: cannot send '/a b': why"),
+    (
+        e.UnsafeArchiveError("../x", "why"),
+        "tar member '../x' refused: why. Nothing was written outside of the target.",
+    ),
+    (e.BrokenArchiveError("x", "why"), "tar stream broken at or after member 'x': why."),
+    (e.BrokenArchiveError("", "why"), "tar stream broken at its beginning: why."),
+    (e.TunnelError("web1", "-L x", "why"), "web1: tunnel -L x: why"),
+    (
+        e.ForwardingRefusedError("web1", "-L x", "why"),
+        "web1: tunnel -L x: forwarding refused by the host (why). See AllowTcpForwarding, PermitOpen and PermitListen in "
+        "its sshd_config.",
+    ),
+    (
+        e.PortInUseError("web1", 80),
+        "web1: port 80 is in use. Choose another one, for example with get_free_port().",
+    ),
+    (e.NoPortsLeftError("web1", ()), "web1: no port to choose from, the list is empty."),
+    (e.NoPortsLeftError("web1", (9, 7, 8)), "web1: none of the 3 ports from 7 to 9 is free."),
+    (e.InvalidRuntimeError("web1", "why"), "web1 cannot be used as a runtime: why"),
+    (e.RuntimeClosedError("web1"), "web1: closed already. Make a new one."),
+]
+ERRORS = [error for error, _ in CASES]
+CLASSES = {value for _, value in inspect.getmembers(e, inspect.isclass) if issubclass(value, e.LazyclusterError)}
+
+
+def name(error: object) -> str:
+    return type(error).__name__ if isinstance(error, Exception) else ""
+
+
+@pytest.mark.parametrize(("error", "text"), CASES, ids=name)
+def test_text(error: e.LazyclusterError, text: str) -> None:
+    assert str(error) == text
+
+
+def test_every_error_is_in_the_table() -> None:
+    assert CLASSES - {type(error) for error in ERRORS} == {e.LazyclusterError}
+
+
+def test_every_error_is_at_the_top() -> None:
+    assert {cls.__name__ for cls in CLASSES} <= set(lazycluster.__all__)
+    assert all(getattr(lazycluster, cls.__name__) is cls for cls in CLASSES)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=name)
+def test_a_pickle_keeps_every_fact(error: e.LazyclusterError) -> None:
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert attrs.asdict(again) == attrs.asdict(error)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=name)
+def test_a_raised_error_can_be_pickled_too(error: e.LazyclusterError) -> None:
+    try:
+        raise copy.copy(error) from KeyError("the cause")
+    except e.LazyclusterError as raised:
+        again = pickle.loads(pickle.dumps(raised))
+        assert isinstance(raised.__cause__, KeyError)
+    assert attrs.asdict(again) == attrs.asdict(error)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=name)
+def test_errors_are_frozen_records(error: e.LazyclusterError) -> None:
+    for field in attrs.fields(type(error)):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(error, field.name, None)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=name)
+def test_a_message_has_one_host_and_a_traceback_shows_it(error: e.LazyclusterError) -> None:
+    host = getattr(error, "host", None)
+    if host is not None:
+        assert host in str(error)
+    assert str(error).splitlines()[0] in "".join(traceback.format_exception(error))
+
+
+CONNECT = {cls for cls in CLASSES if issubclass(cls, e.ConnectError)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"),
+    [
+        (ValueError, {*CONNECT, e.PortInUseError, e.InvalidRuntimeError}),
+        (ConnectionError, {e.ConnectionLostError}),
+        (TimeoutError, {e.CommandTimeoutError}),
+        (OSError, {e.ConnectionLostError, e.CommandTimeoutError}),
+        (e.TunnelError, {e.TunnelError, e.ForwardingRefusedError}),
+    ],
+)
+def test_what_they_are_besides(kind: type[Exception], classes: set[type[Exception]]) -> None:
+    assert {cls for cls in CLASSES if issubclass(cls, kind)} == classes
+
+
+def test_connect_errors_are_all_there() -> None:
+    assert len(CONNECT) == 11
+
+
+def test_secrets_stay_out_of_reprs() -> None:
+    """Output may hold anything; it is in the message of the error that is about it, and nowhere else."""
+    assert "hunter2" not in repr(e.CommandTimeoutError("web1", "make", 1.0, b"hunter2", b"hunter2"))
+    assert "hunter2" not in repr(e.CommandFailedError("web1", "make", 1, "hunter2"))

@@ -1,0 +1,33 @@
+"""Forwardings as records and as ssh writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lazycluster.openssh.forwarding import Forwarding, ForwardType
+
+
+@pytest.mark.parametrize(
+    ("forwarding", "text"),
+    [
+        (Forwarding(ForwardType.LOCAL, 8080, 80), "-L localhost:8080:localhost:80"),
+        (Forwarding(ForwardType.REMOTE, 1, 65535), "-R localhost:1:localhost:65535"),
+        (Forwarding(ForwardType.LOCAL, 8080, 80, connect_host="db"), "-L localhost:8080:db:80"),
+        (Forwarding(ForwardType.REMOTE, 8080, 80, listen_host="127.0.0.1"), "-R 127.0.0.1:8080:localhost:80"),
+    ],
+)
+def test_text(forwarding: Forwarding, text: str) -> None:
+    assert str(forwarding) == text
+
+
+@pytest.mark.parametrize("ports", [(0, 80), (80, 0), (65536, 80), (80, 65536), (-1, 80), ("80", 80), (True, 80)])
+def test_ports_are_checked(ports: tuple[Any, Any]) -> None:
+    with pytest.raises(ValueError, match="a port is a whole number from 1 to 65535"):
+        Forwarding(ForwardType.LOCAL, *ports)
+
+
+def test_types_are_the_flags_of_ssh() -> None:
+    assert ForwardType("-L") is ForwardType.LOCAL
+    assert ForwardType("-R") is ForwardType.REMOTE

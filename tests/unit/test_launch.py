@@ -1,0 +1,75 @@
+"""What starts a call, and what the host says first."""
+
+from __future__ import annotations
+
+import ast
+import platform
+import sys
+import zlib
+
+import pytest
+
+from lazycluster.exceptions import PythonVersionMismatchError
+from lazycluster.supervisor import launch
+
+HERE = ".".join(map(str, sys.version_info[:2]))
+
+
+def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
+    program = launch.program("abc")
+    assert not set("'\\!\n") & set(program.bootstrap)
+    assert program.bootstrap.isascii()
+    ast.parse(program.bootstrap)
+    assert str(len(program.text)) in program.bootstrap
+    assert len(repr(program)) < 500
+
+
+def test_program_is_python_3_6() -> None:
+    text = zlib.decompress(launch.program("abc", 2.5).text).decode()
+    ast.parse(text, feature_version=(3, 6))
+    assert text.endswith("main('abc', fork, lambda worker: watch(worker, 2.5))\n")
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a'b", "é", "a\n", "a-b"])
+def test_token_is_letters_and_digits(token: str) -> None:
+    with pytest.raises(ValueError, match="letters and digits"):
+        launch.program(token)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"LAZYCLUSTER-CALL tok cpython 3.11.7 /usr/bin/python3\n", ("3.11.7", "/usr/bin/python3", "cpython")),
+        (b"LAZYCLUSTER-CALL tok cpython 3.6.9 /a b/py\\xe9\\u20ac\n", ("3.6.9", "/a b/pyé€", "cpython")),
+        (b"noise of a start-up fileLAZYCLUSTER-CALL tok pypy 3.10.1 p\r\n", ("3.10.1", "p", "pypy")),
+        (b"LAZYCLUSTER-CALL other cpython 3.11.7 /usr/bin/python3\n", None),
+        (b"LAZYCLUSTER-CALL tok cpython\n", None),
+        (b"Welcome!\n", None),
+        (b"\xff\xfe", None),
+        (b"", None),
+    ],
+)
+def test_parse_greeting(line: bytes, expected: tuple[str, str, str] | None) -> None:
+    greeting = launch.parse_greeting(line, "tok")
+    assert greeting == (launch.Greeting(*expected) if expected else None)
+
+
+@pytest.mark.parametrize("version", [platform.python_version(), f"{HERE}.99", f"{HERE}.0rc1"])
+def test_pythons_that_match(version: str) -> None:
+    launch.check_python(launch.Greeting(version, "/p", sys.implementation.name), "h")
+
+
+@pytest.mark.parametrize(
+    ("greeting", "said"),
+    [
+        (launch.Greeting("3.6.15", "/usr/bin/python3"), "Python 3.6.15 (/usr/bin/python3) there"),
+        (launch.Greeting("4.0.0", "/p"), "Python 4.0.0 (/p) there"),
+        (launch.Greeting(f"{HERE}.1", "/p", "pypy"), f"Python {HERE}.1 (pypy) (/p) there"),
+    ],
+)
+def test_pythons_that_do_not(greeting: launch.Greeting, said: str) -> None:
+    with pytest.raises(PythonVersionMismatchError) as caught:
+        launch.check_python(greeting, "h")
+    assert said in str(caught.value)
+    assert f"{HERE} here" in str(caught.value)
+    assert f"python='python{HERE}'" in str(caught.value)

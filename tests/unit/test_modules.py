@@ -1,0 +1,238 @@
+"""Which modules travel, and what code imports and names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import pickle
+import re
+import sys
+import sysconfig
+import zipfile
+import zlib
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+
+import lazycluster
+from lazycluster.supervisor import call, modules, payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def module(name: str, **facts: object) -> ModuleType:
+    made = ModuleType(name)
+    vars(made).update(facts)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("candidate", "expected"),
+    [
+        (json, False),
+        (re, False),
+        (sys, False),
+        (attrs, False),
+        (pytest, False),
+        (lazycluster, False),
+        (modules, False),
+        (sys.modules["__main__"], True),
+        (sys.modules[__name__], True),
+        (module("__mp_main__", __file__="/project/script.py"), False),
+        (module("own", __file__="/project/own.py"), True),
+        (module("own", __file__="/project/own.pyc"), True),
+        (module("own", __file__="/project/own.so"), False),
+        (module("own", __file__="/project/.venv/lib/python3.11/site-packages/own.py"), False),
+        (module("own", __file__="/usr/lib/python3/dist-packages/own.py"), False),
+        (module("own", __file__=sysconfig.get_path("stdlib") + "/own.py"), False),
+        (module("dynamic"), False),
+        (module("space", __path__=["/project/space"]), True),
+        (module("space", __path__=["/project/space", sysconfig.get_path("purelib") + "/space"]), False),
+        (module("space", __path__=[]), False),
+        (module("space", __path__=None), False),
+        (module("odd", __name__=None), False),
+    ],
+)
+def test_travels(candidate: ModuleType, expected: bool) -> None:
+    assert modules.travels(candidate) is expected
+
+
+def test_lazy_module_is_not_woken(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("raise SystemError('woken')")
+    spec = importlib.util.spec_from_file_location("slow", tmp_path / "slow.py")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    lazy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lazy)
+    assert modules.travels(lazy)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("x = 1", []),
+        ("import a", [("a", ())]),
+        ("import a.b as c", [("a.b", ())]),
+        ("from a import b, c", [("a", ("b", "c"))]),
+        ("from a import *", [("a", ("*",))]),
+        ("from . import b", [("pkg.sub", ("b",))]),
+        ("from ..other import b", [("pkg.other", ("b",))]),
+        ("from .... import b", []),
+        ("def f():\n    class C:\n        import a", [("a", ())]),
+        ("\n".join(f"n{n} = {n}.5" for n in range(300)) + "\nfrom a import b", [("a", ("b",))]),
+    ],
+)
+def test_imports(source: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
+    code = compile(source, "f", "exec")
+    assert list(modules.imports(code, "pkg.sub")) == expected
+
+
+def test_relative_import_outside_of_a_package() -> None:
+    assert list(modules.imports(compile("from . import b", "f", "exec"), "")) == []
+
+
+def test_names() -> None:
+    code = compile("def f(x):\n    def g(): return x.one\n    return two(g)", "f", "exec")
+    assert modules.names(code) >= {"one", "two"}
+    assert isinstance(code, CodeType)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    files = {
+        "user_one.py": USER,
+        "helper_one.py": HELPER,
+        "late_one.py": "from helper_one import *\nfrom pkg_one.deep import leaf\nimport json, broken_one, compiled_one",
+        "broken_one.py": "def",
+        "plain_one.py": "x = 'é'",
+        "pkg_one/__init__.py": "",
+        "pkg_one/deep/__init__.py": "",
+        "pkg_one/deep/leaf.py": "leaf = 1",
+        "space_one/part.py": "",
+        "compiled_one.so": "",
+        "site-packages/installed_one.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as bundle:
+        bundle.writestr("zipped_one.py", "z = 1")
+    for entry in ("bundle.zip", "site-packages", "."):
+        monkeypatch.syspath_prepend(tmp_path / entry)
+    known = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
+
+
+USER = """
+import json, pkg_one.deep, helper_one as h
+def use(): return h.used() + h.Used.x + json.loads("1") + pkg_one.deep.leaf
+def late(): import late_one
+def look(name): return getattr(h, name)
+def nothing(): pass
+"""
+HELPER = """
+import json, threading
+x, lock = 1, threading.Lock()
+class Used:
+    x = 1
+def used(): return x
+def unused(): return lock
+def __getattr__(name): raise AttributeError(name)
+"""
+
+
+def needed(function: Callable[..., object]) -> tuple[dict[str, bool], dict[tuple[str, str], str], bytes]:
+    """Return which modules go with a function (True: with source), what of them is left out, and the pickles."""
+    data = payload.dump(function).data
+    _, first, second = call.REQUEST.unpack_from(data)
+    modules_at = len(data) - first - second
+    sent, left_out, _ = pickle.loads(zlib.decompress(data[modules_at : modules_at + first]))
+    return {name: source is not None for name, (_, _, source) in sent.items()}, left_out, data[modules_at + first :]
+
+
+@pytest.mark.usefixtures("project")
+def test_modules_that_go_with_a_function() -> None:
+    user = importlib.import_module("user_one")
+    assert needed(user.nothing)[0] == {"user_one": False}
+    shells = {"user_one": False, "helper_one": False}
+    sent, left_out, pickles = needed(user.use)
+    assert sent == {**shells, "pkg_one": False, "pkg_one.deep": False}
+    assert left_out == {}
+    assert b"Used" in pickles
+    assert b"unused" not in pickles
+    sent, left_out, _ = needed(user.look)
+    assert sent == shells
+    assert list(left_out) == [("helper_one", "lock"), ("helper_one", "unused")]
+    assert "cannot pickle" in left_out["helper_one", "lock"]
+
+
+@pytest.mark.usefixtures("project")
+def test_modules_that_are_imported_later() -> None:
+    user = importlib.import_module("user_one")
+    sent, left_out, pickles = needed(user.late)
+    sources = {"late_one": True, "pkg_one.deep.leaf": True, "broken_one": True}
+    assert sent == {"user_one": False, "helper_one": False, "pkg_one": False, "pkg_one.deep": False, **sources}
+    assert ("helper_one", "lock") in left_out
+    assert b"json" in pickles
+
+
+def test_find_source(project: Path) -> None:
+    assert modules.find_source("plain_one") == modules.Source(str(project / "plain_one.py"), False, "x = 'é'")
+    found = modules.find_source("pkg_one.deep.leaf")
+    assert found is not None
+    assert found.text == "leaf = 1"
+    package = modules.find_source("pkg_one.deep")
+    assert package is not None
+    assert package.is_package
+    zipped = modules.find_source("zipped_one")
+    assert zipped is not None
+    assert zipped.text == "z = 1"
+    assert modules.find_source("space_one") == modules.Source("", True, "")
+    assert modules.find_source("space_one.part") is not None
+    assert not {"plain_one", "pkg_one", "zipped_one"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["installed_one", "compiled_one", "no_such", "no_such.at_all", "plain_one.below", "json.tool", "lazycluster.x"],
+)
+@pytest.mark.usefixtures("project")
+def test_find_source_finds_nothing(name: str) -> None:
+    assert modules.find_source(name) is None
+
+
+def test_find_source_with_a_loader_that_has_no_source(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object) -> object:
+            spec = importlib.util.spec_from_file_location(name, project / "plain_one.py")
+            assert spec is not None
+            spec.loader = None
+            return spec
+
+    monkeypatch.setattr(sys, "meta_path", [Finder])
+    found = modules.find_source("plain_one")
+    assert found is not None
+    assert found.text == "x = 'é'"
+
+
+def test_survey_ignores_a_module_that_was_replaced() -> None:
+    assert not modules.Survey().by_value(module(__name__, __file__=__file__))
+
+
+def test_survey_keeps_long_files_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "long.py"
+    file.write_text("def f(): pass\n" + "#" * 300_000)
+    namespace: dict[str, object] = {}
+    exec(compile(file.read_text(), str(file), "exec"), namespace)
+    survey = modules.Survey()
+    survey.see_function(namespace["f"])  # type: ignore[arg-type]
+    assert survey.texts == {str(file): ""}

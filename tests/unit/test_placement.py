@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from lazycluster.openssh.placement import discard, place, temporary_beside
+
+Layout: TypeAlias = "dict[str, str | None]"
+"""Content by path; None is a directory, a text that begins with -> a link."""
+
+
+def make(root: Path, layout: Mapping[str, str | None]) -> Path:
+    root.mkdir()
+    for name, content in layout.items():
+        path = root / name
+        if content is None:
+            path.mkdir(parents=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content.startswith("->"):
+            path.symlink_to(content[2:])
+        else:
+            path.write_text(content)
+    return root
+
+
+def layout(root: Path) -> Layout:
+    found: Layout = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            found[name] = f"->{path.readlink()}"
+        elif path.is_dir():
+            if not any(path.iterdir()):
+                found[name] = None
+        else:
+            found[name] = path.read_text()
+    return found
+
+
+@pytest.mark.parametrize("there", [None, "old", "->elsewhere"])
+def test_a_file_takes_its_place(tmp_path: Path, there: str | None) -> None:
+    root = make(tmp_path / "root", {"temporary": "new"} | ({"target": there} if there else {}))
+    place(root / "temporary", root / "target")
+    expected = {"target": "new"} if there != "->elsewhere" else {"target": "->elsewhere", "elsewhere": "new"}
+    assert layout(root) == expected
+
+
+def test_a_link_at_the_target_stays_and_what_it_stands_for_is_replaced(tmp_path: Path) -> None:
+    root = make(tmp_path / "root", {"temporary": "new", "real/file": "old", "target": "->real/file"})
+    place(root / "temporary", root / "target")
+    assert layout(root) == {"target": "->real/file", "real/file": "new"}
+
+
+def test_a_tree_takes_its_place_with_all_it_has(tmp_path: Path) -> None:
+    root = make(tmp_path / "root", {"temporary/a": "1", "temporary/d/b": "2", "temporary/link": "->/x"})
+    (root / "temporary").chmod(0o555)
+    place(root / "temporary", root / "target")
+    assert stat.S_IMODE((root / "target").stat().st_mode) == 0o555
+    (root / "target").chmod(0o755)
+    assert layout(root) == {"target/a": "1", "target/d/b": "2", "target/link": "->/x"}
+
+
+def test_a_tree_is_merged_into_a_directory(tmp_path: Path) -> None:
+    new: Layout = {
+        "a": "new a",
+        "d/b": "new b",
+        "d/new/c": "c",
+        "d/empty": None,
+        "link": "->new",
+        "over-file": "->x",
+        "over-link": "text",
+        "over-link-to-directory": "->y",
+        "readonly/x": "x",
+        "opened/x": "x",
+    }
+    old: Layout = {
+        "a": "old a",
+        "kept": "kept",
+        "d/kept": "kept",
+        "link": "->old",
+        "over-file": "text",
+        "over-link": "->kept",
+        "over-link-to-directory": "->d",
+        "opened/y": "y",
+    }
+    temporary = make(tmp_path / "temporary", new)
+    target = make(tmp_path / "target", old)
+    (temporary / "readonly").chmod(0o555)
+    (temporary / "opened").chmod(0o555)
+    target.chmod(0o750)
+    os.utime(temporary / "readonly", (10**9, 10**9))
+    place(temporary, target)
+    assert layout(target) == old | new
+    assert not temporary.exists()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o750
+    assert stat.S_IMODE((target / "readonly").stat().st_mode) == 0o555
+    assert stat.S_IMODE((target / "opened").stat().st_mode) == 0o755
+    assert (target / "readonly").stat().st_mtime == 10**9
+    (target / "readonly").chmod(0o755)
+
+
+def test_a_tree_is_merged_into_the_directory_that_a_link_stands_for(tmp_path: Path) -> None:
+    root = make(tmp_path / "root", {"temporary/a": "1", "real/b": "2", "target": "->real"})
+    place(root / "temporary", root / "target")
+    assert layout(root) == {"real/a": "1", "real/b": "2", "target": "->real"}
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "error", "where"),
+    [
+        ({"temporary": "file"}, {"target": None}, IsADirectoryError, "target"),
+        ({"temporary": "->link"}, {"target": None}, IsADirectoryError, "target"),
+        ({"temporary/a": "1"}, {"target": "file"}, NotADirectoryError, "target"),
+        ({"temporary/0": "1", "temporary/a/b": "1"}, {"target/a": "file"}, NotADirectoryError, "target/a"),
+        (
+            {"temporary/0": "1", "temporary/a/b": "1"},
+            {"target/a": "->real", "real": None},
+            NotADirectoryError,
+            "target/a",
+        ),
+        ({"temporary/0": "1", "temporary/a": "1"}, {"target/a/b": "file"}, IsADirectoryError, "target/a"),
+        ({"temporary/0": "1", "temporary/z/a": "->x"}, {"target/z/a": None}, IsADirectoryError, "target/z/a"),
+        ({"temporary": "file"}, {"x": "file"}, NotADirectoryError, "x/target"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_changes(
+    tmp_path: Path, new: Layout, old: Layout, error: type[OSError], where: str
+) -> None:
+    root = make(tmp_path / "root", new | old)
+    before = layout(root)
+    with pytest.raises(error) as caught:
+        place(root / "temporary", root / where if where == "x/target" else root / "target")
+    assert caught.value.filename == str(root / where)
+    assert layout(root) == before
+
+
+def test_a_directory_that_may_not_be_written_is_refused_before_anything_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(tmp_path / "root", {"temporary/0": "1", "temporary/d/a": "1", "target/d/b": "2"})
+    before = layout(root)
+    # As it is for everybody but root, whom no mode stops.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != root / "target/d")
+    with pytest.raises(PermissionError) as caught:
+        place(root / "temporary", root / "target")
+    assert caught.value.filename == str(root / "target/d")
+    assert layout(root) == before
+
+
+def test_a_failed_rename_leaves_modes_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path / "root", {"temporary/d/a": "1", "target": None})
+    (root / "temporary/d").chmod(0o555)
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(self), None, str(target))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="cross-device"):
+        place(root / "temporary", root / "target")
+    assert stat.S_IMODE((root / "temporary/d").stat().st_mode) == 0o555
+    (root / "temporary/f").write_text("x")
+    discard(root / "temporary/d")
+    with pytest.raises(OSError, match="cross-device"):
+        place(root / "temporary", root / "target")
+    assert layout(root) == {"temporary/f": "x", "target": None}
+
+
+def test_a_loop_of_links_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        temporary_beside(tmp_path / "loop")
+
+
+@pytest.mark.parametrize(
+    "name", ["file", "x" * 255, "ü" * 127, "☃" * 85, ".hidden", "-rf", "new\nline", "sp ace", "back\\slash"]
+)
+def test_a_temporary_name_is_new_hidden_and_valid(tmp_path: Path, name: str) -> None:
+    first, second = temporary_beside(tmp_path / name), temporary_beside(tmp_path / name)
+    assert first != second
+    assert first.parent == tmp_path.resolve()
+    assert first.name.startswith(f".{name[:20]}")
+    assert len(os.fsencode(first.name)) <= 143
+    assert not first.exists()
+    first.touch()
+
+
+def test_a_temporary_name_is_on_the_file_system_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path.resolve() / "root", {"directory": None, "far/file": "x", "link": "->far/file"})
+    (root / "to-directory").symlink_to("directory")
+    assert temporary_beside(root / "directory").parent == root / "directory"
+    assert temporary_beside(root / "to-directory").parent == root / "directory"
+    assert temporary_beside(root / "link").parent == root / "far"
+    monkeypatch.chdir(root)
+    assert temporary_beside(Path("new")).parent == root
+    assert temporary_beside(Path()).parent == root
+    assert temporary_beside(Path("..")).parent == root.parent
+
+
+def test_a_merge_from_within_the_target(tmp_path: Path) -> None:
+    target = make(tmp_path / "target", {"a": "old", "b": "old"})
+    temporary = temporary_beside(target)
+    make(temporary, {"a": "new", "c/d": "new"})
+    place(temporary, target)
+    assert layout(target) == {"a": "new", "b": "old", "c/d": "new"}
+
+
+@pytest.mark.parametrize(
+    "received",
+    [{}, {"temporary": "file"}, {"temporary": "->kept"}, {"temporary": "->keep"}, {"temporary/a/b/c": "1"}],
+)
+def test_what_was_received_in_part_is_discarded(tmp_path: Path, received: Layout) -> None:
+    root = make(tmp_path / "root", received | {"kept": "kept", "keep/x": "x"})
+    if (root / "temporary/a").exists():
+        (root / "temporary/out").symlink_to("../keep")
+        (root / "temporary/a/b").chmod(0)
+        (root / "temporary/a").chmod(0o500)
+    discard(root / "temporary")
+    assert layout(root) == {"kept": "kept", "keep/x": "x"}

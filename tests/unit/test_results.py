@@ -1,0 +1,114 @@
+"""The records of what came of things."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazycluster.results import Collector, CommandResult, Error, StepResult, Stream, Value
+
+OUT, ERR = Stream.STDOUT, Stream.STDERR
+
+
+def collect(*pieces: tuple[Stream, bytes]) -> CommandResult:
+    collector = Collector()
+    for stream, data in pieces:
+        collector.add(stream, data)
+    return collector.result("x", 0, 0.5)
+
+
+def test_streams_are_file_descriptors() -> None:
+    assert (OUT.value, ERR.value) == (1, 2)
+
+
+def test_a_result_says_what_it_is() -> None:
+    result = CommandResult("make", 2, b"out\xff", b"err", 1.5)
+    assert (result.command, result.exit_code, result.duration) == ("make", 2, 1.5)
+    assert (result.stdout, result.stderr) == ("out\ufffd", "err")
+    assert (result.ok, CommandResult("true", 0).ok) == (False, True)
+
+
+def test_repr_does_not_print_output() -> None:
+    text = repr(CommandResult("make", 2, b"a" * 10**6, b"secret"))
+    assert text == (
+        "CommandResult(command='make', exit_code=2, stdout_bytes=<1000000 bytes>, stderr_bytes=<6 bytes>, duration=0.0)"
+    )
+
+
+def test_equality_does_not_depend_on_the_order_of_arrival() -> None:
+    assert collect((OUT, b"a"), (ERR, b"b")) == collect((ERR, b"b"), (OUT, b"a"))
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "number"),
+    [(0, None), (1, None), (127, None), (128, None), (130, signal.SIGINT), (137, signal.SIGKILL), (143, signal.SIGTERM)],
+)
+def test_signal(exit_code: int, number: int | None) -> None:
+    assert CommandResult("x", exit_code).signal == number
+
+
+def test_255_is_no_signal() -> None:
+    assert CommandResult("x", 255).signal is None
+
+
+@pytest.mark.parametrize(
+    ("pieces", "output"),
+    [
+        ([], ""),
+        ([(OUT, b"a"), (OUT, b"b")], "ab"),
+        ([(ERR, b"a")], "a"),
+        ([(OUT, b"1\n"), (ERR, b"2\n"), (OUT, b"3\n")], "1\n2\n3\n"),
+        ([(OUT, b"\xc3"), (ERR, b"!"), (OUT, b"\xa4")], "!ä"),  # a character in two pieces, another stream between
+        ([(OUT, b"\xc3"), (ERR, b"!")], "!\ufffd"),  # and one that never became whole
+        ([(ERR, b"\xe2\x98"), (OUT, b"x"), (ERR, b"\x83")], "x☃"),
+    ],
+)
+def test_output_is_in_the_order_of_arrival(pieces: list[tuple[Stream, bytes]], output: str) -> None:
+    assert collect(*pieces).output == output
+
+
+def test_output_without_an_order() -> None:
+    assert CommandResult("x", 0, b"out", b"err").output == "outerr"
+
+
+@given(st.lists(st.tuples(st.sampled_from(Stream), st.text(max_size=5)), max_size=20))
+def test_whole_characters_come_in_exactly_their_order(pieces: list[tuple[Stream, str]]) -> None:
+    result = collect(*((stream, text.encode()) for stream, text in pieces))
+    assert result.output == "".join(text for _, text in pieces)
+    for stream, data in ((OUT, result.stdout), (ERR, result.stderr)):
+        assert data == "".join(text for kind, text in pieces if kind is stream)
+
+
+@given(st.lists(st.tuples(st.sampled_from(Stream), st.binary(min_size=1, max_size=4)), max_size=20))
+def test_no_byte_is_lost(pieces: list[tuple[Stream, bytes]]) -> None:
+    result = collect(*pieces)
+    assert result.stdout_bytes == b"".join(data for stream, data in pieces if stream is OUT)
+    assert result.stderr_bytes == b"".join(data for stream, data in pieces if stream is ERR)
+
+
+def test_a_collector_may_be_asked_meanwhile() -> None:
+    collector = Collector()
+    collector.add(OUT, b"a")
+    assert collector.joined(OUT) == b"a"
+    collector.add(OUT, b"b")
+    assert (collector.joined(OUT), collector.joined(ERR)) == (b"ab", b"")
+    assert collector.result("x", 3, 0.0).stdout == "ab"
+
+
+def test_a_step() -> None:
+    output = collect((OUT, b"out"), (ERR, b"err"))
+    done = StepResult("run_command(x)", output, 0, 0.5)
+    assert (done.ok, done.log, done.stdout, done.stderr) == (True, "outerr", "out", "err")
+    assert not StepResult("run_command(x)", output, 0, 0.5, KeyError("x")).ok
+
+
+def test_outcomes() -> None:
+    assert Value(3).unwrap() == 3
+    assert Value(None) == Value(None)
+    error = KeyError("x")
+    with pytest.raises(KeyError) as caught:
+        Error(error).unwrap()
+    assert caught.value is error

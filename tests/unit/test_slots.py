@@ -1,0 +1,141 @@
+"""Sessions wait for a free slot, and learn how many there are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from lazycluster.openssh.processes import Deadline, DeadlinePassedError
+from lazycluster.openssh.slots import DEFAULT_LIMIT, SessionSlots
+from lazycluster.testing.processes import wait_until
+
+NEVER = Deadline(None)
+
+
+def test_default() -> None:
+    assert SessionSlots().limit == DEFAULT_LIMIT == 10
+
+
+@pytest.mark.parametrize("limit", [1, 3, 10])
+def test_as_many_at_once_as_allowed_and_no_more(limit: int) -> None:
+    slots = SessionSlots(limit)
+    now, most, done = 0, 0, 0
+    lock, go = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        nonlocal now, most, done
+        with slots.taken(NEVER):
+            with lock:
+                now += 1
+                most = max(most, now)
+            go.wait(10)
+            with lock:
+                now -= 1
+                done += 1
+
+    threads = [threading.Thread(target=work) for _ in range(25)]
+    for thread in threads:
+        thread.start()
+    assert wait_until(lambda: now == limit, 10)
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert (most <= limit, done, now) == (True, 25, 0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_no_slot_in_time(seconds: float) -> None:
+    slots = SessionSlots(1)
+    with slots.taken(NEVER):
+        with pytest.raises(DeadlinePassedError), slots.taken(Deadline(seconds)):
+            pytest.fail("there was no slot")
+        with pytest.raises(DeadlinePassedError), slots.taken(Deadline(seconds)):
+            pytest.fail("a refused waiter must not free a slot")
+    with slots.taken(Deadline(0)):
+        pass
+
+
+def test_a_slot_is_free_again_after_an_error() -> None:
+    slots = SessionSlots(1)
+    with pytest.raises(KeyError), slots.taken(NEVER):
+        raise KeyError
+    with slots.taken(Deadline(0)):
+        pass
+
+
+def hold(slots: SessionSlots, count: int, body: Callable[[], object]) -> None:
+    """Call something while so many slots are held."""
+    if count == 0:
+        body()
+        return
+    with slots.taken(NEVER):
+        hold(slots, count - 1, body)
+
+
+@pytest.mark.parametrize(
+    ("limit", "held", "others", "learned"),
+    [
+        (10, 10, True, 9),
+        (10, 4, True, 3),
+        (10, 2, True, 1),
+        (10, 1, False, 1),  # nobody else is there: the host still counts one that ended, or allows none
+        (1, 1, False, 1),
+    ],
+)
+def test_a_refusal_teaches(limit: int, held: int, others: bool, learned: int) -> None:
+    slots = SessionSlots(limit)
+    seen: list[bool] = []
+    hold(slots, held, lambda: seen.append(slots.refused()))
+    assert seen == [others]
+    assert slots.limit == learned
+
+
+def test_the_limit_never_grows() -> None:
+    slots = SessionSlots(10)
+    hold(slots, 3, slots.refused)
+    hold(slots, 2, slots.refused)
+    assert slots.limit == 1
+
+
+def test_the_lower_limit_holds_back_who_comes_later() -> None:
+    slots = SessionSlots(10)
+
+    def body() -> None:
+        slots.refused()
+        with pytest.raises(DeadlinePassedError), slots.taken(Deadline(0.02)):
+            pytest.fail("there are two allowed, and three held")
+
+    hold(slots, 3, body)
+
+
+def test_waiting_for_a_change_ends_with_a_session() -> None:
+    slots = SessionSlots(2)
+    inside, leave, waited = threading.Event(), threading.Event(), threading.Event()
+
+    def session() -> None:
+        with slots.taken(NEVER):
+            inside.set()
+            leave.wait(10)
+
+    def waiter() -> None:
+        slots.wait_for_change(NEVER, 60.0)
+        waited.set()
+
+    threads = [threading.Thread(target=session), threading.Thread(target=waiter)]
+    threads[0].start()
+    inside.wait(10)
+    threads[1].start()
+    assert not waited.wait(0.05)
+    leave.set()
+    threads[0].join(10)
+    # The waiter may have come to wait only after the session had left: then another one ends.
+    assert wait_until(lambda: hold(slots, 1, lambda: None) or waited.is_set(), 10)
+    threads[1].join(10)
+
+
+def test_waiting_for_a_change_is_bounded() -> None:
+    slots = SessionSlots(1)
+    slots.wait_for_change(NEVER, 0.01)
+    slots.wait_for_change(Deadline(0.01), 60.0)

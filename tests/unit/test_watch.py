@@ -1,0 +1,144 @@
+"""The process that watches over a function's process, here with a child of the test's own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazycluster.supervisor import watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ([], set()),
+        ([(1, 0, 1), (2, 1, 2), (3, 1, 3)], set()),
+        ([(10, 1, 10), (11, 10, 11), (12, 11, 11), (13, 12, 13), (20, 1, 20)], {11, 12, 13}),
+        ([(13, 12, 13), (12, 11, 11), (11, 10, 11)], {11, 12, 13}),
+        ([(11, 10, 11), (12, 1, 11), (13, 12, 13)], {11, 12, 13}),  # 12 lost its parent, and is of the group
+    ],
+)
+def test_descendants(table: list[tuple[int, int, int]], expected: set[int]) -> None:
+    assert watch.descendants(table, root=10, group=11) == expected
+
+
+@pytest.mark.parametrize("proc", [True, False])
+def test_process_table(proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not proc:
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as child:
+        assert (child.pid, os.getpid(), child.pid) in watch.process_table()
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert child.pid not in {pid for pid, _, _ in watch.process_table()}  # a zombie
+    assert {parent for _, parent, _ in watch.process_table()} >= {0}
+
+
+def test_signal_names() -> None:
+    assert watch._signal_name(9) == "SIGKILL"
+    assert watch._signal_name(99) == "unknown"
+
+
+@pytest.fixture
+def lifeline() -> Iterator[int]:
+    """Replace standard input by a pipe, and undo all that the watch does to this process."""
+    numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    saved = os.dup(0)
+    reading, writing = os.pipe()
+    os.dup2(reading, 0)
+    os.close(reading)
+    yield writing
+    os.dup2(saved, 0)
+    os.close(saved)
+    bell = signal.set_wakeup_fd(-1)
+    if bell >= 0:
+        os.close(bell)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)
+
+
+def start(source: str) -> int:
+    worker = watch.fork()
+    if worker == 0:
+        os.execv(sys.executable, [sys.executable, "-c", source])
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("source", "how"),
+    [
+        ("import os; os._exit(3)", "ended with exit status 3 before the function returned (os._exit?)"),
+        ("import os; os.kill(os.getpid(), 9)", "was killed by signal 9 (SIGKILL)"),
+    ],
+)
+def test_end_of_the_worker(lifeline: int, source: str, how: str) -> None:
+    assert watch.watch(start(source), 5) == how
+    os.close(lifeline)
+
+
+def test_more_input_and_other_children_do_not_end_the_worker(lifeline: int) -> None:
+    os.write(lifeline, b"more")
+    source = "import os, sys, time\nif os.fork() == 0: os._exit(0)\nos.wait()\nos._exit(7)"
+    assert "status 7" in watch.watch(start(source), 5)
+    os.close(lifeline)
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize(("source", "grace"), [("import time; time.sleep(60)", 20.0), (DEAF, 0.3)])
+def test_end_of_input(lifeline: int, source: str, grace: float) -> None:
+    worker = start(source)
+    os.close(lifeline)
+    began = time.monotonic()
+    assert "the manager closed the connection" in watch.watch(worker, grace)
+    assert time.monotonic() - began < 10
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def test_signal(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = start("import time; time.sleep(60)")
+    watcher = watch._Watch(worker, 20)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert "the manager closed the connection" in watcher.until_ended()
+    os.close(lifeline)
+
+
+def test_input_that_breaks(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher = watch._Watch(start("import time; time.sleep(60)"), 20)
+    os.close(lifeline)
+    read = os.read
+
+    def broken(descriptor: int, length: int) -> bytes:
+        if descriptor == 0:
+            raise ConnectionResetError
+        return read(descriptor, length)
+
+    monkeypatch.setattr(os, "read", broken)
+    assert "the manager closed the connection" in watcher.until_ended()
+
+
+def test_processes_that_cannot_be_ended(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = start("import time; time.sleep(60)")
+    watcher = watch._Watch(worker, 0.1)
+    os.close(lifeline)
+    monkeypatch.setattr(watch, "_UNKILLABLE", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError()))
+        assert "the manager closed the connection" in watcher.until_ended()
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
