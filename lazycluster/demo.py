@@ -11,13 +11,14 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lazycluster.display import Printer
 from lazycluster.runtimes import Runtime
 from lazycluster.tasks import RuntimeTask
 from lazycluster.testing import LocalSshd, write_config
+from lazycluster.testing.processes import wait_until
 
 _HOSTS = ("node-1", "node-2", "node-3")
 _PAGE = "<h1>served on the host, read here</h1>\n"
@@ -42,8 +43,9 @@ def run() -> int:
             runtimes[0].print_info()
             _tunnel(out, runtimes[0])
         out.title("The runtimes are closed. What is left behind?")
-        left = [process for server in servers for process in server.processes() if process != server.pid]
-        connections = sum(server.connections() for server in servers)
+        # sshd needs a moment to see that a connection has ended.
+        wait_until(lambda: not _left(servers), timeout=5.0)
+        left, connections = _left(servers), sum(server.connections() for server in servers)
     files = _temporary_directories() - before
     out.line(f"processes on the hosts: {len(left)}, connections: {connections}, temporary directories: {len(files)}")
     clean = not left and not connections and not files
@@ -108,6 +110,10 @@ def _served_page() -> Iterator[tuple[int, int]]:
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Say nothing."""
+
+
+def _left(servers: Sequence[LocalSshd]) -> list[int]:
+    return [process for server in servers for process in server.processes() if process != server.pid]
 
 
 def _temporary_directories() -> set[Path]:

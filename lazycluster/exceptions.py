@@ -17,7 +17,7 @@ class LazyclusterError(Exception):
     """Anything that this library raises on purpose."""
 
     def __reduce__(self) -> tuple[type[LazyclusterError], tuple[object, ...]]:
-        """Be made again from the facts: the state that exceptions are pickled with is set with setattr, as none may be."""
+        """Return how to make it again from its facts; the default sets attributes, which frozen records refuse."""
         return type(self), self.args
 
 
@@ -155,6 +155,22 @@ class SessionRefusedError(LazyclusterError):
         return (
             f"{self.host}: refused a session for `{_short(self.command)}` ({self.reason}). "
             "Check MaxSessions in its sshd_config; 0 forbids sessions."
+        )
+
+
+@attrs.frozen(slots=False)
+class LoginShellError(LazyclusterError):
+    """The account's login shell ended before the command began: it, or a start-up file of it, allows no commands."""
+
+    host: str
+    command: str
+    exit_status: int | None
+    output: str = attrs.field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.host}: the login shell ended with exit status {self.exit_status} before `{_short(self.command)}` "
+            f"began. Check the account's shell and its start-up files: `ssh {self.host} true`.{_tail(self.output)}"
         )
 
 

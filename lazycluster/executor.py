@@ -30,9 +30,17 @@ _IN_MEMORY = 1 << 20
 Outcome = IO[bytes]
 
 
+class _Outcome(tempfile.SpooledTemporaryFile[bytes]):
+    """A file without a name, so that nothing can leave it behind; garbage collection closes it without a warning."""
+
+    def __del__(self) -> None:
+        """Close it."""
+        self.close()
+
+
 def new_outcome() -> Outcome:
-    """Return an empty file for the outcome of a function. It has no name, so that nothing can leave it behind."""
-    return tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
+    """Return an empty file for the outcome of a function."""
+    return _Outcome(max_size=_IN_MEMORY)
 
 
 @attrs.frozen

@@ -15,6 +15,7 @@ from typing_extensions import ParamSpec, Self
 from lazycluster.exceptions import CommandStoppedError, LazyclusterError, RuntimeClosedError, TaskExecutionError
 from lazycluster.executor import Executor, Outcome
 from lazycluster.managed import ManagedProcess
+from lazycluster.openssh.destination import check_timeout
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import StepResult
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
@@ -203,11 +204,11 @@ class RuntimeTask:
             timeout: Seconds after which it is ended on the host with its children, and the task fails.
 
         Raises:
-            ValueError: The command is empty.
+            ValueError: The command is empty, or the timeout is not positive.
         """
         if not command or not command.strip():
             raise ValueError("the command must not be empty")
-        self._steps.append(RunCommand(command, timeout))
+        self._steps.append(RunCommand(command, check_timeout(timeout)))
         return self
 
     def send_file(self, local_path: str | os.PathLike[str], remote_path: str | None = None) -> Self:

@@ -14,7 +14,8 @@ _NO_TERMINAL = (
     ("RequestTTY", "no"),
 )
 # The same, known since OpenSSH 8.7 only: left out where the client does not know them.
-_NO_TERMINAL_SINCE_8_7 = (("ForkAfterAuthentication", "no"), ("SessionType", "default"), ("StdinNull", "no"))
+_NO_TERMINAL_SINCE_8_7 = (("ForkAfterAuthentication", "no"), ("StdinNull", "no"))
+_COMMAND_SINCE_8_7 = (("SessionType", "default"),)
 # What a caller may set otherwise through options=, and the configuration file may not.
 _DEFAULTS = (
     ("ForwardX11", "no"),
@@ -23,6 +24,10 @@ _DEFAULTS = (
 )
 MASTER_LINGERS = 4
 """Seconds that a master stays once nobody holds its control socket (ControlPersist)."""
+
+
+def _supported(pairs: tuple[tuple[str, str], ...], unsupported: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    return tuple(pair for pair in pairs if pair[0].lower() not in unsupported)
 
 
 def _options(
@@ -79,17 +84,27 @@ def session_argv(
     ssh joins the words of `command` with spaces and hands them to the login shell. `unsupported` names the keywords, in
     lower case, that this client does not know.
     """
-    newer = tuple(pair for pair in _NO_TERMINAL_SINCE_8_7 if pair[0].lower() not in unsupported)
+    newer = _supported((*_NO_TERMINAL_SINCE_8_7, *_COMMAND_SINCE_8_7), unsupported)
     return ("ssh", "-T", *_options(to, (*_through(socket), *newer)), "--", to.host, *command)
 
 
-def scp_argv(to: Destination, socket: Path, source: str, target: str, *, legacy: bool = False) -> tuple[str, ...]:
+def scp_argv(
+    to: Destination,
+    socket: Path,
+    source: str,
+    target: str,
+    *,
+    legacy: bool = False,
+    unsupported: frozenset[str] = frozenset(),
+) -> tuple[str, ...]:
     """Return the call that copies one file through a master, with its mode and times.
 
-    `legacy` asks for the protocol of before OpenSSH 9.0, for hosts without the sftp subsystem.
+    `legacy` asks for the protocol of before OpenSSH 9.0, which runs a command, for hosts without the sftp subsystem.
+    `unsupported` names the keywords, in lower case, that this client does not know.
     """
     flags = ("-q", "-p", "-O") if legacy else ("-q", "-p")
-    return ("scp", *flags, *_options(to, _through(socket)), "--", source, target)
+    newer = _supported((*_NO_TERMINAL_SINCE_8_7, *(_COMMAND_SINCE_8_7 if legacy else ())), unsupported)
+    return ("scp", *flags, *_options(to, (*_through(socket), *newer)), "--", source, target)
 
 
 def remote_operand(to: Destination, path: str) -> str:

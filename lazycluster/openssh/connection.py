@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.openssh import calls, transfer
-from lazycluster.openssh.destination import Destination
+from lazycluster.openssh.destination import Destination, check_timeout
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.results import CommandResult
 from lazycluster.supervisor.payload import Payload
@@ -117,6 +117,7 @@ class Connection:
         """
         if not command or "\0" in command:
             raise ValueError("a command must be text, not empty and without NUL")
+        check_timeout(timeout)
         return self.sessions.run(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, watch=watch)
 
     def put(

@@ -43,6 +43,17 @@ def check_port(port: int) -> int:
     return port
 
 
+def check_timeout(seconds: float | None) -> float | None:
+    """Return a timeout.
+
+    Raises:
+        ValueError: It is neither None nor a positive number of seconds.
+    """
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
+        raise ValueError(f"a timeout is a positive number of seconds, or None, not {seconds!r}")
+    return seconds
+
+
 def check_environment(variables: Mapping[str, str] | None) -> dict[str, str]:
     """Return a copy of environment variables that a POSIX shell can export.
 

@@ -30,11 +30,11 @@ _SPAWNING = threading.Lock()
 
 _PASSWORD = re.compile(r"(?P<user>.+)@(?P<host>[^@\s]+)'s password: ?$")
 _INTERACTIVE = re.compile(r"^\((?P<user>[^\r\n]+?)@(?P<host>[^@\s)]+)\) ", re.MULTILINE)
-# A server words its keyboard-interactive prompts as it likes, PAM in the language of its administrator. Nothing else may
-# stand in the line: "New password:" begins the same way, and means the opposite.
+# A server words its keyboard-interactive prompts as it likes, PAM in the language of its administrator. Nothing else
+# may stand in the line: at "New password:" the answer would become the new one.
 _INTERACTIVE_PASSWORD = re.compile(
-    r"^(?:\([^)]*\) )?(?:[\w.@-]+'s )?(?:password|passwort|kennwort|mot de passe|contraseña|senha|wachtwoord|hasło|heslo"
-    r"|lösenord|adgangskode|salasana|пароль|密码|密碼|パスワード|암호)(?: for [^:]+)?\s*[:\uff1a] ?$",
+    r"^(?:\([^)]*@[^)]*\) )?(?:[\w.@-]+'s )?(?:password|passwort|kennwort|mot de passe|contraseña|senha|wachtwoord"
+    r"|hasło|heslo|lösenord|adgangskode|salasana|пароль|密码|密碼|パスワード|암호)(?: for [^:]+)?\s*[:\uff1a] ?$",
     re.IGNORECASE,
 )
 _PASSPHRASE = re.compile(r"Enter passphrase for .+: ?$")

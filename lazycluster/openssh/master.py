@@ -18,8 +18,15 @@ import tempfile
 import threading
 from pathlib import Path
 
-from lazycluster.exceptions import ConnectError, ConnectionThrottledError, SshNotFoundError
-from lazycluster.openssh import login
+from typing_extensions import assert_never
+
+from lazycluster.exceptions import (
+    AuthenticationError,
+    ConnectError,
+    ConnectionThrottledError,
+    SshNotFoundError,
+    UnknownHostKeyError,
+)
 from lazycluster.openssh.argv import effective_argv, master_argv
 from lazycluster.openssh.config import parse_effective
 from lazycluster.openssh.destination import Destination
@@ -216,8 +223,26 @@ class Master:
 
 
 def _log_in(to: Destination, argv: tuple[str, ...], password: str, deadline: Deadline) -> Finished:
-    """Log in with a password, typed only at prompts of the destination itself."""
-    effective = parse_effective(run_to_end(effective_argv(to), seconds=deadline.within(5.0)).text)
+    """Log in with a password, typed only at prompts of the destination itself.
+
+    Raises:
+        ConnectError: A prompt was left unanswered.
+    """
+    from lazycluster.openssh import login  # noqa: PLC0415 - pexpect is needed by few
+
+    effective = parse_effective(run_to_end(effective_argv(to), seconds=deadline.within(_ANSWER_TIMEOUT)).text)
     names = {to.host, to.host.rpartition("@")[2], effective.hostname, effective.host_key_alias} - {None, ""}
     outcome = login.log_in(argv, password, deadline=deadline.at or 0.0, names={str(name) for name in names})
-    return Finished(outcome.status, outcome.text)
+    match outcome.end:
+        case login.LoginEnd.EXITED:
+            return Finished(outcome.status, outcome.text)
+        case login.LoginEnd.TIMED_OUT:
+            return Finished(None, outcome.text)
+        case login.LoginEnd.UNKNOWN_HOST_KEY:
+            raise UnknownHostKeyError(to.host, outcome.prompt)
+        case login.LoginEnd.REFUSED:
+            raise AuthenticationError(to.host, "the password was refused")
+        case login.LoginEnd.OTHER_HOST:
+            raise AuthenticationError(to.host, f"another host asks for a password, at {outcome.prompt!r}")
+        case _:
+            assert_never(outcome.end)

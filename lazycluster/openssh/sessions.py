@@ -18,6 +18,7 @@ from lazycluster.exceptions import (
     CommandTimeoutError,
     ConnectionLostError,
     LazyclusterError,
+    LoginShellError,
     RuntimeClosedError,
     SessionRefusedError,
     SshNotFoundError,
@@ -107,6 +108,11 @@ class Sessions:
         master = self._owned.master
         return master is not None and not master.gone
 
+    @property
+    def unsupported(self) -> frozenset[str]:
+        """Return the ssh_config(5) keywords, in lower case, that this client was found not to know."""
+        return self._unsupported
+
     def script(
         self,
         command: str,
@@ -194,6 +200,7 @@ class Sessions:
                 with self._slots.taken(deadline):
                     session = self._session(master, script, work, on_output, deadline, watch)
                     if session.started or session.exit_status not in {255, None}:
+                        self._slots.accepted()
                         return self._exit_code(session, script, master, collector)
                     refusal = session_refused(session.said)
                     if refusal is not None and not self._slots.refused() and patience.passed:
@@ -327,6 +334,11 @@ class Sessions:
             return int(session.status)
         if session.started and (master.gone or not master.check()):
             raise ConnectionLostError(self.host, script.title, master.reason, started=True)
+        if session.exit_status is not None and session.exit_status < 0:
+            reason = f"the ssh process of the session was ended by signal {-session.exit_status}"
+            raise ConnectionLostError(self.host, script.title, reason, started=session.started or None)
+        if not session.started and master.control is not None:
+            raise LoginShellError(self.host, script.title, session.exit_status, session.said)
         # The host's shell itself was killed, or a stand-in for ssh ran.
         return 255 if session.exit_status is None else session.exit_status
 

@@ -18,7 +18,7 @@ import attrs
 
 from lazycluster.results import Stream
 
-BOOTSTRAP = """exec /bin/sh -c 'IFS= read -r p && eval "$(printf %b "$p")"'"""
+BOOTSTRAP = """exec /bin/sh -c 'IFS= read -r lc_p && eval "$(printf %b "$lc_p")"'"""
 """Understood alike by POSIX shells, fish and tcsh: no backslash, no `!`, no newline, no single quote inside."""
 
 JOB_VARIABLE = "LAZYCLUSTER_JOB"
@@ -62,12 +62,13 @@ lc_end() {{
 }}
 """
 _SPOOL = """\
-lc_t=$(mktemp) && exec 4<>"$lc_t" 5<"$lc_t" || exit 1
+lc_full() {{ printf 'standard input cannot be stored in %s\n' "${{TMPDIR:-/tmp}}" >&6; lc_end 1; }}
+lc_t=$(mktemp) && exec 4<>"$lc_t" 5<"$lc_t" || lc_full
 head -c {size} <&3 >&4
 lc_size=$(wc -c <"$lc_t")
 rm -f -- "$lc_t"
 exec 4>&-
-[ "$lc_size" -eq {size} ] || exit 1
+[ "$lc_size" -eq {size} ] || lc_full
 """
 
 

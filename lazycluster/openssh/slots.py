@@ -11,6 +11,8 @@ from lazycluster.openssh.processes import Deadline, DeadlinePassedError
 DEFAULT_LIMIT = 10
 """sshd's MaxSessions where nobody set it (sshd_config(5))."""
 
+_TRUST = 20
+
 
 class SessionSlots:
     """Lets as many sessions run at once as the host allows; the others wait for a free slot."""
@@ -18,7 +20,9 @@ class SessionSlots:
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         """Start from a limit that the first refusal may lower."""
         self._limit = limit
+        self._most = limit
         self._used = 0
+        self._accepted = 0
         self._changed = threading.Condition()
 
     @property
@@ -44,6 +48,18 @@ class SessionSlots:
                 self._used -= 1
                 self._changed.notify_all()
 
+    def accepted(self) -> None:
+        """Learn from a session that began: after some of them in a row, try one more at once again.
+
+        A host counts sessions that were given up until their commands have ended, so a refusal may have been passing.
+        """
+        with self._changed:
+            self._accepted += 1
+            if self._accepted >= _TRUST and self._limit < self._most:
+                self._limit += 1
+                self._accepted = 0
+                self._changed.notify_all()
+
     def refused(self) -> bool:
         """Learn from a refusal, while still holding the slot; return whether other sessions are under way.
 
@@ -52,6 +68,7 @@ class SessionSlots:
         with self._changed:
             others = self._used - 1
             self._limit = max(1, min(self._limit, others))
+            self._accepted = 0
             return others > 0
 
     def wait_for_change(self, deadline: Deadline, seconds: float) -> None:

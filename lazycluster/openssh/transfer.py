@@ -117,7 +117,9 @@ def _put_file(sessions: Sessions, local: Path, name: str, target: str, cwd: str 
 
     with _reachable(sessions, directory) as path:
         try:
-            _scp(sessions, str(local.absolute()), f"{path}/{temporary}", watch, progress, sending=True)
+            failure = _scp(sessions, str(local.absolute()), f"{path}/{temporary}", watch, progress, sending=True)
+            if failure:
+                raise TransferError(host, "send", f"{local} to {target}", failure)
             placing = _script(PLACE_FILE, shlex.quote(f"{directory}/{temporary}"), shlex.quote(f"{directory}/{base}"))
             _checked(
                 host, "send", f"{local} to {target}", sessions.run(placing, title=f"place {target}", login_shell=False)
@@ -138,7 +140,7 @@ class _Found:
 
 
 def _get_file(sessions: Sessions, found: _Found, target: Path, watch: Watch) -> None:
-    temporary = temporary_beside(target)
+    temporary = _temporary(target)
 
     def progress(_child: Child) -> None:
         with contextlib.suppress(OSError):
@@ -146,7 +148,9 @@ def _get_file(sessions: Sessions, found: _Found, target: Path, watch: Watch) -> 
 
     try:
         with _reachable(sessions, found.directory, found.name) as path:
-            _scp(sessions, path, str(temporary.absolute()), watch, progress, sending=False)
+            failure = _scp(sessions, path, str(temporary.absolute()), watch, progress, sending=False)
+        if failure:
+            raise TransferError(sessions.host, "fetch", f"{found.directory}/{found.name} to {target}", failure)
         place(temporary, target)
     finally:
         discard(temporary)
@@ -177,22 +181,22 @@ def _remove(sessions: Sessions, path: str) -> None:
 
 def _scp(
     sessions: Sessions, source: str, target: str, watch: Watch, progress: Callable[[Child], None], *, sending: bool
-) -> None:
-    """Copy one file, again in the older protocol where the host has no sftp subsystem."""
+) -> str:
+    """Copy one file, again in the older protocol where the host has no sftp subsystem; return why it failed, or ''."""
     to = sessions.destination
     operands = (source, remote_operand(to, target)) if sending else (remote_operand(to, source), target)
     what = f"scp {source} {target}"
 
     def copy(master: Master, *, legacy: bool = False) -> Finished:
-        argv = scp_argv(to, master.socket, *operands, legacy=legacy)
+        argv = scp_argv(to, master.socket, *operands, legacy=legacy, unsupported=sessions.unsupported)
         return _run_scp(sessions, argv, master, watch, progress)
 
     ended = sessions.run_beside(copy, what)
     if _NO_SFTP.search(ended.text):
         ended = sessions.run_beside(functools.partial(copy, legacy=True), what)
-    if ended.status != 0:
-        path = source if sending else target
-        raise TransferError(sessions.host, "send" if sending else "fetch", path, scp_reason(ended.text) or "scp failed")
+    if ended.status == 0:
+        return ""
+    return scp_reason(ended.text) or f"scp ended with exit status {ended.status}"
 
 
 def _run_scp(
@@ -296,7 +300,7 @@ def _fetch(sessions: Sessions, remote: str, local: Path, cwd: str | None, watch:
         header.extend((field or b"").decode("utf-8", "surrogateescape") for field in fields)
         if header[0] == "d":
             target = _local_target(local, remote, header[2])
-            temporary = temporary_beside(target)
+            temporary = _temporary(target)
             received.append((temporary, target))
             temporary.mkdir(mode=0o700)
             unpack(_Incoming(session), temporary, on_progress=_Counter(watch.on_progress).add)
@@ -322,3 +326,10 @@ def _local_target(local: Path, remote: str, name: str) -> Path:
         return local
     given = PurePosixPath(remote).name
     return local / (name if given in _NAMELESS else given)
+
+
+def _temporary(target: Path) -> Path:
+    """Return a temporary name for what is fetched to `target`; a missing directory is named as itself."""
+    temporary = temporary_beside(target)
+    temporary.parent.stat()
+    return temporary

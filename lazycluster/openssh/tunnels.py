@@ -32,8 +32,14 @@ from lazycluster.openssh.ports import is_free
 
 _log = logging.getLogger(__name__)
 # A session on the tunnel's connection makes sshd switch Nagle's algorithm off, for the forwardings too. When its input
-# ends the manager is gone; it then ends the connection from the host's side, whatever else still uses it.
-KEEPER = "exec /bin/sh -c 'cat >/dev/null; kill $PPID'"
+# ends the manager is gone; it then ends the connection from the host's side, whatever else still uses it. It kills its
+# parent only while that is the sshd of the connection: once that has ended the parent is another process, maybe init.
+KEEPER = (
+    "exec /bin/sh -c 'cat >/dev/null; "
+    "read -r a b c p d </proc/$$/stat || p=$(ps -o ppid= -p $$); "
+    "read -r n </proc/$((p))/comm || n=$(ps -o comm= -p $((p))); "
+    "case $n in sshd*|*/sshd*) [ $((p)) -le 1 ] || kill $((p));; esac' 2>/dev/null"
+)
 _BACK_OFF = (0.5, 15.0)
 _CHECK_EVERY = 5.0
 _PATIENCE = 1.0

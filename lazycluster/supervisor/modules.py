@@ -11,6 +11,7 @@ import site
 import sys
 import sysconfig
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING
@@ -81,11 +82,13 @@ def _facts(module: ModuleType) -> dict[str, object]:
 
 def _is_own_namespace(path: object) -> bool:
     """Tell whether a `__path__` is that of a namespace package of which no part is installed."""
-    try:
-        entries = [str(entry) for entry in path]  # type: ignore[attr-defined] # anything may stand in a module
-    except TypeError:
-        return False
+    entries = _entries(path)
     return bool(entries) and not any(is_installed(entry) for entry in entries)
+
+
+def _entries(path: object) -> list[str]:
+    """Return the entries of a `__path__`; anything may stand there."""
+    return [str(entry) for entry in path] if isinstance(path, Iterable) else []
 
 
 def imports(code: CodeType, package: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -140,7 +143,7 @@ def find_source(name: str) -> Source | None:
 
 def _search_path(package: str) -> Sequence[str]:
     if package in sys.modules:
-        return list(_facts(sys.modules[package]).get("__path__") or ())
+        return _entries(_facts(sys.modules[package]).get("__path__"))
     parent = package.rpartition(".")[0]
     spec = _spec(package, _search_path(parent) if parent else None)
     return list(spec.submodule_search_locations or ()) if spec else ()

@@ -1,0 +1,725 @@
+"""What ssh and scp said -> what it means. The texts are captured; where from, each case says.
+
+"9.2": OpenSSH 9.2p1 of Debian 12 against a private sshd on loopback, with -E at LogLevel INFO or VERBOSE, the log first
+and then the standard error. "owner/repository#number": a public bug report of that project.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import NamedTuple
+
+import pytest
+
+from lazycluster.exceptions import (
+    AuthenticationError,
+    ChangedHostKeyError,
+    ConnectError,
+    ConnectionThrottledError,
+    ConnectTimeoutError,
+    HostUnreachableError,
+    PortRefusedError,
+    SshConfigurationError,
+    UnknownHostError,
+    UnknownHostKeyError,
+)
+from lazycluster.openssh.diagnosis import (
+    UNNAMED_HOP,
+    ForwardFailure,
+    MasterGone,
+    diagnose,
+    forwarding_refused,
+    master_gone,
+    scp_reason,
+    session_refused,
+    unsupported_options,
+)
+
+CHANGED_BOX = """\
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r
+@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\r
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r
+IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!\r
+Someone could be eavesdropping on you right now (man-in-the-middle attack)!\r
+It is also possible that a host key has just been changed.\r
+The fingerprint for the ED25519 key sent by the remote host is
+SHA256:GSWQUhdQiJCKGd+ue+q3EckDp38ZpXQILU/iKNHSeKY.\r
+Please contact your system administrator.\r
+Add correct host key in /tmp/known to get rid of this message.\r
+Offending ED25519 key in /tmp/known:1\r
+  remove with:\r
+  ssh-keygen -f "/tmp/known" -R "[127.0.0.1]:2201"\r
+"""
+KEX_CLOSED = "kex_exchange_identification: Connection closed by remote host\r\n"
+RELAY_CLOSED = f"{KEX_CLOSED}Connection closed by UNKNOWN port 65535\r\n"
+RELAY_LATE = "Connection timed out during banner exchange\r\nConnection to UNKNOWN port 65535 timed out\r\n"
+UNPROTECTED = """\
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r
+@         WARNING: UNPROTECTED PRIVATE KEY FILE!          @\r
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\r
+Permissions 0644 for '/home/u/id' are too open.\r
+It is required that your private key files are NOT accessible by others.\r
+This private key will be ignored.\r
+Load key "/home/u/id": bad permissions\r
+root@127.0.0.1: Permission denied (publickey).\r
+"""
+BANNER = "Authorized use only.\r\nPermission denied to everyone else: keep out!\r\n"
+
+
+class Case(NamedTuple):
+    source: str
+    said: str
+    kind: type[ConnectError]
+    reason: str
+    hop: str = ""
+
+
+DIRECT = [
+    # Names
+    Case(
+        "9.2, glibc",
+        "ssh: Could not resolve hostname nosuch.invalid: Name or service not known\r\n",
+        UnknownHostError,
+        "Could not resolve hostname nosuch.invalid: Name or service not known",
+    ),
+    Case(
+        "macOS, hashicorp/vagrant#4841",
+        "ssh: Could not resolve hostname unknown: nodename nor servname provided, or not known\n",
+        UnknownHostError,
+        "Could not resolve hostname unknown: nodename nor servname provided, or not known",
+    ),
+    Case(
+        "no name server, mit-han-lab/spvnas#30",
+        "ssh: Could not resolve hostname localhost:1: Temporary failure in name resolution\n",
+        UnknownHostError,
+        "Could not resolve hostname localhost:1: Temporary failure in name resolution",
+    ),
+    Case(
+        "a stray colon, AmesCornish/buttersink#4",
+        "ssh: Could not resolve hostname 192.168.1.2:: Name or service not known",
+        UnknownHostError,
+        "Could not resolve hostname 192.168.1.2:: Name or service not known",
+    ),
+    # The way there
+    Case(
+        "9.2",
+        "ssh: connect to host 127.0.0.1 port 2299: Connection refused\r\n",
+        PortRefusedError,
+        "connect to host 127.0.0.1 port 2299: Connection refused",
+    ),
+    Case(
+        "9.2, a full backlog",
+        "ssh: connect to host 127.0.0.1 port 2306: Connection timed out\r\n",
+        ConnectTimeoutError,
+        "connect to host 127.0.0.1 port 2306: Connection timed out",
+    ),
+    Case(
+        "macOS, microsoft/vscode-remote-release#1127",
+        "ssh: connect to host linksys port 22: Operation timed out\n",
+        ConnectTimeoutError,
+        "connect to host linksys port 22: Operation timed out",
+    ),
+    Case(
+        "9.2, IPv6 without a route",
+        "ssh: connect to host 2001:db8::1 port 22: No route to host\r\n",
+        HostUnreachableError,
+        "connect to host 2001:db8::1 port 22: No route to host",
+    ),
+    Case(
+        "strerror(ENETUNREACH)",
+        "ssh: connect to host 10.0.0.9 port 22: Network is unreachable\n",
+        HostUnreachableError,
+        "connect to host 10.0.0.9 port 22: Network is unreachable",
+    ),
+    Case(
+        "9.2, a link-local address without its interface",
+        "ssh: connect to host fe80::1 port 22: Invalid argument\r\n",
+        ConnectError,
+        "connect to host fe80::1 port 22: Invalid argument",
+    ),
+    Case(
+        "9.2, BindAddress of another machine",
+        "bind 8.8.8.8: Cannot assign requested address\r\nssh: connect to host 127.0.0.1 port 2201: failure\r\n",
+        ConnectError,
+        "connect to host 127.0.0.1 port 2201: failure; bind 8.8.8.8: Cannot assign requested address",
+    ),
+    Case(
+        "9.2, a listener that never speaks",
+        "Connection timed out during banner exchange\r\nConnection to 127.0.0.1 port 2301 timed out\r\n",
+        ConnectTimeoutError,
+        "Connection to 127.0.0.1 port 2301 timed out",
+    ),
+    Case(
+        "without the second line, as at LogLevel ERROR",
+        "Connection timed out during banner exchange\r\n",
+        ConnectTimeoutError,
+        "Connection timed out during banner exchange",
+    ),
+    # Closed before the log-in
+    Case(
+        "9.2, MaxStartups 1:100:1",
+        "kex_exchange_identification: read: Connection reset by peer\r\nConnection reset by 127.0.0.1 port 2203\r\n",
+        ConnectionThrottledError,
+        "kex_exchange_identification: read: Connection reset by peer",
+    ),
+    Case(
+        "9.2, a listener that closes",
+        KEX_CLOSED + "Connection closed by 127.0.0.1 port 2302\r\n",
+        ConnectionThrottledError,
+        "kex_exchange_identification: Connection closed by remote host",
+    ),
+    Case(
+        "before 8.0, cBio/cbio-cluster#279",
+        "ssh_exchange_identification: Connection closed by remote host\n",
+        ConnectionThrottledError,
+        "ssh_exchange_identification: Connection closed by remote host",
+    ),
+    Case(
+        "9.2, closed in the key exchange",
+        "Connection closed by 127.0.0.1 port 2305\r\n",
+        ConnectError,
+        "Connection closed by 127.0.0.1 port 2305",
+    ),
+    Case(
+        "9.2, no key exchange in common",
+        "Unable to negotiate with 127.0.0.1 port 2205: no matching key exchange method found. "
+        "Their offer: curve25519-sha256,kex-strict-s-v00@openssh.com\r\n",
+        ConnectError,
+        "Unable to negotiate with 127.0.0.1 port 2205: no matching key exchange method found. "
+        "Their offer: curve25519-sha256,kex-strict-s-v00@openssh.com",
+    ),
+    Case(
+        "9.2, no host key algorithm in common",
+        "Unable to negotiate with 127.0.0.1 port 2205: no matching host key type found. Their offer: ssh-ed25519\r\n",
+        ConnectError,
+        "Unable to negotiate with 127.0.0.1 port 2205: no matching host key type found. Their offer: ssh-ed25519",
+    ),
+    # Host keys
+    Case(
+        "9.2, StrictHostKeyChecking=yes",
+        "No ED25519 host key is known for [127.0.0.1]:2201 and you have requested strict checking.\r\n"
+        "Host key verification failed.\r\n",
+        UnknownHostKeyError,
+        "No ED25519 host key is known for [127.0.0.1]:2201 and you have requested strict checking.",
+    ),
+    Case(
+        "9.2, StrictHostKeyChecking=ask and BatchMode",
+        "Host key verification failed.\r\n",
+        UnknownHostKeyError,
+        "Host key verification failed.",
+    ),
+    Case(
+        "9.2, on a terminal",
+        "\rThe authenticity of host '[127.0.0.1]:2201 ([127.0.0.1]:2201)' can't be established.\r\n"
+        "ED25519 key fingerprint is SHA256:GSWQUhdQiJCKGd+ue+q3EckDp38ZpXQILU/iKNHSeKY.\r\n"
+        "This key is not known by any other names.\r\n"
+        "Are you sure you want to continue connecting (yes/no/[fingerprint])? ",
+        UnknownHostKeyError,
+        "The authenticity of host '[127.0.0.1]:2201 ([127.0.0.1]:2201)' can't be established.; "
+        "ED25519 key fingerprint is SHA256:GSWQUhdQiJCKGd+ue+q3EckDp38ZpXQILU/iKNHSeKY.",
+    ),
+    Case(
+        "9.2",
+        CHANGED_BOX
+        + "Host key for [127.0.0.1]:2201 has changed and you have requested strict checking.\r\n"
+        + "Host key verification failed.\r\n",
+        ChangedHostKeyError,
+        "Host key for [127.0.0.1]:2201 has changed and you have requested strict checking.; "
+        "Offending ED25519 key in /tmp/known:1",
+    ),
+    Case(
+        "before 9, the older wording",
+        "RSA host key for github.com has changed and you have requested strict checking.\r\n"
+        "Host key verification failed.\r\n",
+        ChangedHostKeyError,
+        "RSA host key for github.com has changed and you have requested strict checking.",
+    ),
+    Case(
+        "9.2, StrictHostKeyChecking=no, where only passwords would do",
+        CHANGED_BOX
+        + "Password authentication is disabled to avoid man-in-the-middle attacks.\r\n"
+        + "u@127.0.0.1: Permission denied (password).\r\n",
+        ChangedHostKeyError,
+        "Password authentication is disabled to avoid man-in-the-middle attacks.; "
+        "Offending ED25519 key in /tmp/known:1",
+    ),
+    Case(
+        "9.2, @revoked",
+        "@       WARNING: REVOKED HOST KEY DETECTED!               @\r\n"
+        "ED25519 host key for [127.0.0.1]:2201 was revoked and you have requested strict checking.\r\n"
+        "Host key verification failed.\r\n",
+        ChangedHostKeyError,
+        "ED25519 host key for [127.0.0.1]:2201 was revoked and you have requested strict checking.",
+    ),
+    # Authentication
+    Case(
+        "9.2",
+        "root@127.0.0.1: Permission denied (publickey,password).\r\n",
+        AuthenticationError,
+        "root@127.0.0.1: Permission denied (publickey,password).",
+    ),
+    Case(
+        "9.2, with a banner that says nearly the same",
+        "root@127.0.0.1: Permission denied (publickey).\r\n" + BANNER,
+        AuthenticationError,
+        "root@127.0.0.1: Permission denied (publickey).",
+    ),
+    Case(
+        "before 7.6, fmeum/smart-ssh and others",
+        "Permission denied (publickey).\n",
+        AuthenticationError,
+        "Permission denied (publickey).",
+    ),
+    Case(
+        "9.2, MaxAuthTries 1",
+        "Received disconnect from 127.0.0.1 port 2204:2: Too many authentication failures\r\n"
+        "Disconnected from 127.0.0.1 port 2204\r\n",
+        AuthenticationError,
+        "Received disconnect from 127.0.0.1 port 2204:2: Too many authentication failures",
+    ),
+    Case(
+        "9.2, behind a jump host it is still the destination",
+        "Received disconnect from UNKNOWN port 65535:2: Too many authentication failures\r\n"
+        "Disconnected from UNKNOWN port 65535\r\n",
+        AuthenticationError,
+        "Received disconnect from UNKNOWN port 65535:2: Too many authentication failures",
+    ),
+    Case(
+        "9.2",
+        UNPROTECTED,
+        AuthenticationError,
+        'root@127.0.0.1: Permission denied (publickey).; Load key "/home/u/id": bad permissions',
+    ),
+    Case(
+        "9.2, a damaged key",
+        'Load key "/home/u/id": error in libcrypto\r\nroot@127.0.0.1: Permission denied (publickey).\r\n',
+        AuthenticationError,
+        'root@127.0.0.1: Permission denied (publickey).; Load key "/home/u/id": error in libcrypto',
+    ),
+    Case(
+        "9.2",
+        "no such identity: /tmp/no: No such file or directory\r\nroot@127.0.0.1: Permission denied (publickey).\r\n",
+        AuthenticationError,
+        "root@127.0.0.1: Permission denied (publickey).; no such identity: /tmp/no: No such file or directory",
+    ),
+    Case(
+        "kryptco/kr#335",
+        'sign_and_send_pubkey: signing failed for RSA "/Users/u/.ssh/id_krypton" from agent: agent refused operation\n'
+        "root@ip: Permission denied (publickey).\n",
+        AuthenticationError,
+        "root@ip: Permission denied (publickey).; sign_and_send_pubkey: signing failed for RSA "
+        '"/Users/u/.ssh/id_krypton" from agent: agent refused operation',
+    ),
+    Case(
+        "9.2, UsePAM, an expired account",
+        "Connection closed by 127.0.0.1 port 2206\r\n"
+        + BANNER
+        + "Your account has expired; please contact your system administrator.\r\n",
+        AuthenticationError,
+        "Your account has expired; please contact your system administrator.",
+    ),
+    Case(
+        "9.2, ended at the second prompt",
+        "Permission denied, please try again.\r\n\ru@127.0.0.1's password: \r\n\ru@127.0.0.1's password: ",
+        AuthenticationError,
+        "Permission denied, please try again.",
+    ),
+    # Configuration
+    Case(
+        "9.2",
+        "command-line: line 0: Bad configuration option: foo\r\n",
+        SshConfigurationError,
+        "command-line: line 0: Bad configuration option: foo",
+    ),
+    Case(
+        "9.2",
+        'command-line line 0: unsupported option "maybe".\r\n',
+        SshConfigurationError,
+        'command-line line 0: unsupported option "maybe".',
+    ),
+    Case(
+        "9.2",
+        "cfg: line 2: Bad configuration option: foo\r\ncfg: terminating, 1 bad configuration options\r\n",
+        SshConfigurationError,
+        "cfg: line 2: Bad configuration option: foo",
+    ),
+    Case(
+        "9.2",
+        "Unsupported Match attribute foo\r\ncfg2 line 1: Bad Match condition\r\n"
+        "cfg2: terminating, 1 bad configuration options\r\n",
+        SshConfigurationError,
+        "cfg2 line 1: Bad Match condition",
+    ),
+    Case("9.2", "cfg2 line 2: invalid quotes\r\n", SshConfigurationError, "cfg2 line 2: invalid quotes"),
+    Case(
+        "9.2",
+        'cfg2 line 2: no argument after keyword "hostname"\r\n',
+        SshConfigurationError,
+        'cfg2 line 2: no argument after keyword "hostname"',
+    ),
+    Case(
+        "9.2",
+        "Can't open user config file nosuch: No such file or directory\r\n",
+        SshConfigurationError,
+        "Can't open user config file nosuch: No such file or directory",
+    ),
+    Case(
+        "aws/eks-anywhere#7367",
+        "Bad owner or permissions on /home/image-builder/.ssh/config",
+        SshConfigurationError,
+        "Bad owner or permissions on /home/image-builder/.ssh/config",
+    ),
+    Case("9.2", "Bad port '70000'\r\n", SshConfigurationError, "Bad port '70000'"),
+    Case(
+        "9.2", "command-line line 0: Bad port 'abc'.\r\n", SshConfigurationError, "command-line line 0: Bad port 'abc'."
+    ),
+    Case("9.2", "Invalid -J argument\r\n", SshConfigurationError, "Invalid -J argument"),
+    Case("9.2", "unknown option -- Z\r\nusage: ssh [-46A]\n   [-B if]\n", SshConfigurationError, "unknown option -- Z"),
+    Case(
+        "9.2",
+        'unix_listener: path "/tmp/xxx.uakRcPETMgO6XBD6" too long for Unix domain socket\r\n',
+        SshConfigurationError,
+        'unix_listener: path "/tmp/xxx.uakRcPETMgO6XBD6" too long for Unix domain socket',
+    ),
+    Case(
+        "curl/curl#16784: only a warning",
+        'config line 33: Unsupported option "rhostsrsaauthentication"\nPermission denied (publickey).\n',
+        AuthenticationError,
+        "Permission denied (publickey).",
+    ),
+]
+
+# The same through jump hosts. In 9.2 only the destination's own ssh writes to its log; that of a jump host has stderr.
+RELAYED = [
+    Case(
+        "9.2, the jump host's port",
+        RELAY_CLOSED + "ssh: connect to host jump port 2299: Connection refused\r\n",
+        PortRefusedError,
+        "connect to host jump port 2299: Connection refused",
+        "jump",
+    ),
+    Case(
+        "9.2, the jump host's name",
+        RELAY_CLOSED + "ssh: Could not resolve hostname nosuch.invalid: Name or service not known\r\n",
+        UnknownHostError,
+        "Could not resolve hostname nosuch.invalid: Name or service not known",
+        "nosuch.invalid",
+    ),
+    Case(
+        "9.2, the jump host refuses the key",
+        RELAY_CLOSED + "lcpw@jump: Permission denied (publickey).\r\n",
+        AuthenticationError,
+        "lcpw@jump: Permission denied (publickey).",
+        "jump",
+    ),
+    Case(
+        "before 8.0, where ssh does not speak of UNKNOWN",
+        "lcpw@jump: Permission denied (publickey).\r\n"
+        "ssh_exchange_identification: Connection closed by remote host\r\n",
+        AuthenticationError,
+        "lcpw@jump: Permission denied (publickey).",
+        "jump",
+    ),
+    Case(
+        "9.2, the jump host is unknown",
+        RELAY_CLOSED
+        + "No ED25519 host key is known for [jump]:2201 and you have requested strict checking.\r\n"
+        + "Host key verification failed.\r\n",
+        UnknownHostKeyError,
+        "No ED25519 host key is known for [jump]:2201 and you have requested strict checking.",
+        "jump",
+    ),
+    Case(
+        "9.2, the same without a name",
+        RELAY_CLOSED + "Host key verification failed.\r\n",
+        UnknownHostKeyError,
+        "Host key verification failed.",
+        UNNAMED_HOP,
+    ),
+    Case(
+        "9.2, the jump host closes",
+        RELAY_CLOSED + KEX_CLOSED + "Connection closed by 127.0.0.1 port 2302\r\n",
+        ConnectionThrottledError,
+        "kex_exchange_identification: Connection closed by remote host",
+        "127.0.0.1",
+    ),
+    Case(
+        "9.2, the jump host never speaks",
+        RELAY_LATE + "Connection timed out during banner exchange\r\nConnection to 127.0.0.1 port 2301 timed out\r\n",
+        ConnectTimeoutError,
+        "Connection to 127.0.0.1 port 2301 timed out",
+        "127.0.0.1",
+    ),
+    Case(
+        "9.2, the same where the jump host's words came too late",
+        RELAY_LATE,
+        ConnectTimeoutError,
+        "Connection timed out during banner exchange",
+    ),
+    Case(
+        "9.2, AllowTcpForwarding no on the jump host",
+        RELAY_CLOSED
+        + "channel 0: open failed: administratively prohibited: open failed\r\nstdio forwarding failed\r\n",
+        ConnectError,
+        "the jump host refuses to forward: channel 0: open failed: administratively prohibited: open failed",
+        UNNAMED_HOP,
+    ),
+    Case(
+        "9.2, the destination's port",
+        RELAY_CLOSED + "channel 0: open failed: connect failed: Connection refused\r\nstdio forwarding failed\r\n",
+        PortRefusedError,
+        "seen from the jump host: channel 0: open failed: connect failed: Connection refused",
+    ),
+    Case(
+        "9.2, the destination's name",
+        RELAY_CLOSED
+        + "channel 0: open failed: connect failed: Name or service not known\r\nstdio forwarding failed\r\n",
+        UnknownHostError,
+        "seen from the jump host: channel 0: open failed: connect failed: Name or service not known",
+    ),
+    Case(
+        "9.2, two jump hosts, the second's port",
+        RELAY_CLOSED
+        + "channel 0: open failed: connect failed: Connection refused\r\nstdio forwarding failed\r\n"
+        + RELAY_CLOSED,
+        PortRefusedError,
+        "seen from the jump host: channel 0: open failed: connect failed: Connection refused",
+        UNNAMED_HOP,
+    ),
+    Case(
+        "the reason lost",
+        RELAY_CLOSED + "stdio forwarding failed\r\n",
+        ConnectError,
+        "kex_exchange_identification: Connection closed by remote host; "
+        "Connection closed by UNKNOWN port 65535; stdio forwarding failed",
+        UNNAMED_HOP,
+    ),
+    Case(
+        "9.2, a ProxyCommand that is not there",
+        RELAY_CLOSED + "/bin/bash: line 1: /nonexistent/x: No such file or directory\r\n",
+        ConnectError,
+        "/bin/bash: line 1: /nonexistent/x: No such file or directory",
+    ),
+    Case(
+        "awslabs/amazon-guardduty-tester#19, with a banner",
+        "Welcome to the bastion.\r\nbash: nc: command not found\r\n" + RELAY_CLOSED,
+        ConnectError,
+        "bash: nc: command not found",
+    ),
+    Case(
+        "bryanpkc/corkscrew#19, a ProxyCommand that says nothing, or MaxStartups of the destination",
+        RELAY_CLOSED + "Welcome to the bastion.\r\n",
+        ConnectionThrottledError,
+        "kex_exchange_identification: Connection closed by remote host, "
+        "and the jump host or ProxyCommand did not say why",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", [*DIRECT, *RELAYED], ids=lambda case: f"{case.kind.__name__}: {case.source}")
+def test_each_failure_is_told_apart(case: Case) -> None:
+    error = diagnose("dest", case.said, status=255)
+
+    assert (type(error), error.reason, error.hop) == (case.kind, case.reason, case.hop)
+    assert error.host == "dest"
+    assert str(error).startswith("dest: ")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("case", DIRECT, ids=lambda case: f"{case.kind.__name__}: {case.source}")
+def test_a_cause_that_was_named_outweighs_the_time_that_was_up(case: Case) -> None:
+    if case.source != "9.2, closed in the key exchange":
+        assert type(diagnose("dest", case.said, status=None, timed_out=True)) is case.kind
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "reason"),
+    [
+        ("", 255, "ssh ended with exit status 255 and said nothing"),
+        ("", -9, "ssh was ended by signal 9, Killed"),
+        ("", None, "ssh said nothing"),
+        ("One.\nTwo.\nThree.\nFour.\n", 255, "Two.; Three.; Four."),
+        ("Warning: Permanently added 'h' (ED25519) to the list of known hosts.\r\ndebug1: x\r\nOdd.\r\n", 255, "Odd."),
+        ("\x1b[31mRed\x1b[0m \x1b]0;title\x07and\tblue\x9f\r\n", 255, "Red andblue"),
+    ],
+)
+def test_what_is_not_known_is_quoted(said: str, status: int | None, reason: str) -> None:
+    error = diagnose("dest", said, status=status)
+
+    assert (type(error), error.reason, error.hop) == (ConnectError, reason, "")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "reason", "hop"),
+    [
+        ("", ConnectTimeoutError, "", ""),
+        (BANNER, ConnectTimeoutError, "", ""),
+        (
+            "Confirm user presence for key ED25519-SK SHA256:x\r\n",
+            ConnectTimeoutError,
+            "Confirm user presence for key ED25519-SK SHA256:x",
+            "",
+        ),
+        ("Verification code: ", ConnectTimeoutError, "ssh waited at 'Verification code:'", ""),
+        ("\ru@jump's password: ", AuthenticationError, 'no answer to "u@jump\'s password:"', "jump"),
+        ("(u@jump) Password: ", AuthenticationError, "no answer to '(u@jump) Password:'", "jump"),
+        ("Password: ", AuthenticationError, "no answer to 'Password:'", ""),
+        ("\r(u@h) Password: \r\n\r(u@h) Password: ", AuthenticationError, "refused at '(u@h) Password:'", ""),
+        ("Enter passphrase for key '/k': ", AuthenticationError, "no answer to \"Enter passphrase for key '/k':\"", ""),
+        (RELAY_CLOSED + "odd", ConnectTimeoutError, "ssh waited at 'odd'", ""),
+    ],
+)
+def test_where_the_time_was_up_the_prompt_is_quoted(said: str, kind: type[ConnectError], reason: str, hop: str) -> None:
+    error = diagnose("dest", said, status=None, timed_out=True)
+
+    assert (type(error), error.reason, error.hop) == (kind, reason, hop)
+
+
+# Sessions through a master -------------------------------------------------------------------------------------------
+
+REFUSED = "mux_client_request_session: session request failed: Session open refused by peer\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (REFUSED + RELAY_CLOSED, "Session open refused by peer"),  # 9.2, MaxSessions, ProxyCommand=false
+        (
+            # coollabsio/coolify#3716
+            f"{REFUSED}ControlSocket /root/cp/x already exists, disabling multiplexing\n",
+            "Session open refused by peer",
+        ),
+        ("channel 4: open failed: connect failed: open failed\r\n", "connect failed: open failed"),  # 9.2, the master
+        (
+            "channel 1: open failed: administratively prohibited: open failed",
+            "administratively prohibited: open failed",
+        ),
+        ("channel 1: open failed: resource shortage: open failed", "resource shortage: open failed"),
+        ("odd: Session open refused by peer, again", "odd: Session open refused by peer, again"),
+        ("channel 2: open failed: connect failed: Connection refused", None),
+        ("bash: Session opened", None),
+        ("", None),
+    ],
+)
+def test_a_refused_session_is_told_apart(said: str, reason: str | None) -> None:
+    assert session_refused(said) == reason
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        # 9.2; LogLevel ERROR shows only the first of ssh's own lines
+        (f"Control socket connect(/tmp/m): Connection refused\r\n{RELAY_CLOSED}", MasterGone.NOT_STARTED),
+        (f"Control socket connect(/tmp/m): Connection refused\r\n{KEX_CLOSED}", MasterGone.NOT_STARTED),
+        ("Control socket connect(/tmp/m): No such file or directory\r\n", MasterGone.NOT_STARTED),
+        (f"muxclient: master hello exchange failed\r\n{KEX_CLOSED}", MasterGone.NOT_STARTED),
+        (KEX_CLOSED, MasterGone.NOT_STARTED),
+        ("banner exchange: Connection to UNKNOWN port 65535: Broken pipe\r\n", MasterGone.NOT_STARTED),
+        ("mux_client_hello_exchange: write packet: Broken pipe\r\n", MasterGone.NOT_STARTED),
+        ("mux_client_request_session: send fds failed\n", MasterGone.NOT_STARTED),  # ansible/ansible#6363
+        ("mux_client_request_session: master alive request failed\n", MasterGone.NOT_STARTED),
+        # ansible/ansible#66046, geerlingguy/JJG-Ansible-Windows#6
+        ("mux_client_request_session: read from master failed: Broken pipe\n", MasterGone.MAYBE_STARTED),
+        ("mux_client_request_session: read from master failed: Connection reset by peer\n", MasterGone.MAYBE_STARTED),
+        (f"mux_client_request_session: read from master failed: Broken pipe\n{KEX_CLOSED}", MasterGone.MAYBE_STARTED),
+        (REFUSED + RELAY_CLOSED, None),
+        ("", None),  # 9.2: a master killed under a running session
+        ("grep: x: No such file or directory\n", None),
+    ],
+)
+def test_a_lost_master_says_whether_the_command_can_have_begun(said: str, expected: MasterGone | None) -> None:
+    assert master_gone(said) is expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("command-line: line 0: Bad configuration option: sessiontype\r\n", {"sessiontype"}),
+        # yokawasa/kubectl-plugin-ssh-jump#18, OpenSSH 8.1
+        ("command-line: line 0: Bad configuration option: pubkeyacceptedalgorithms\n", {"pubkeyacceptedalgorithms"}),
+        ("command-line line 0: Bad configuration option: StdinNull\n", {"stdinnull"}),
+        ("/home/u/.ssh/config: line 24: Bad configuration option: remotecommand\n", set()),  # NixOS/nixpkgs#34427
+        ('command-line line 0: unsupported option "accept-new".\n', set()),  # xpipe-io/xpipe#171
+        ("", set()),
+    ],
+)
+def test_options_that_an_older_client_does_not_know_are_named(said: str, expected: set[str]) -> None:
+    assert unsupported_options(said) == expected
+
+
+# Forwardings and files -----------------------------------------------------------------------------------------------
+
+BIND = "bind [127.0.0.1]:2201: Address already in use\r\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        # 9.2, AllowTcpForwarding no, remote; PermitOpen of another port
+        ("channel 2: open failed: administratively prohibited: open failed\r\n", ForwardFailure.PROHIBITED),
+        ("channel 2: open failed: unknown channel type: unsupported\r\n", ForwardFailure.PROHIBITED),
+        # 9.2, allowed, and nobody there
+        ("channel 2: open failed: connect failed: Connection refused\r\n", ForwardFailure.NO_ANSWER),
+        ("channel 2: open failed: connect failed: Name or service not known\r\n", ForwardFailure.NO_ANSWER),
+        # 9.2, AllowTcpForwarding no, local; PermitListen of another port; port taken
+        ("Error: remote port forwarding failed for listen port 2401\r\n", ForwardFailure.LISTEN_THERE),
+        ("Warning: remote port forwarding failed for listen port 2401\r\n", ForwardFailure.LISTEN_THERE),
+        ("Warning: remote port forwarding failed for listen path /tmp/s\r\n", ForwardFailure.LISTEN_THERE),
+        # 9.2, -O forward, the master's log
+        (
+            "mux_confirm_remote_forward: remote port forwarding failed for listen port 2401\r\n",
+            ForwardFailure.LISTEN_THERE,
+        ),
+        # 9.2, our own port taken; one of its two addresses
+        (
+            f"{BIND}channel_setup_fwd_listener_tcpip: cannot listen to port: 2201\r\n",
+            ForwardFailure.LISTEN_HERE,
+        ),
+        (
+            f"{BIND}channel 2: open failed: connect failed: Connection refused\r\n",
+            ForwardFailure.LISTEN_HERE,
+        ),
+        # 9.2, MaxSessions: a session, no forwarding
+        ("channel 2: open failed: connect failed: open failed\r\n", None),
+        ("Allocated port 36329 for remote forward to 127.0.0.1:2299\r\n", None),
+        ("", None),
+    ],
+)
+def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardFailure | None) -> None:
+    assert forwarding_refused(log) is expected
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        # 9.2, SFTP
+        ('scp: stat local "nofile": No such file or directory\n', 'stat local "nofile": No such file or directory'),
+        ("scp: /nofile: No such file or directory\r\n", "/nofile: No such file or directory"),
+        (
+            'scp: dest open "/root/x": Permission denied\r\nscp: failed to upload file a to /root/x\n',
+            'dest open "/root/x": Permission denied',
+        ),
+        (
+            'scp: write remote "/dev/full": Failure\r\nscp: failed to upload file a to /dev/full\n',
+            'write remote "/dev/full": Failure (disk full, or over quota?)',
+        ),
+        (
+            'scp: open local "/proc/x": No such file or directory\nscp: download failed\n',
+            'open local "/proc/x": No such file or directory',
+        ),
+        # 9.2, -O
+        ("scp: /dev/full: No space left on device\n", "/dev/full: No space left on device"),
+        # the link
+        (
+            "ssh: connect to host 127.0.0.1 port 2299: Connection refused\r\nscp: Connection closed\r\n",
+            "connect to host 127.0.0.1 port 2299: Connection refused",
+        ),
+        (f"{RELAY_CLOSED}lost connection\n", "kex_exchange_identification: Connection closed by remote host"),
+        ("scp: Connection closed\r\n", "Connection closed"),
+        # a start-up file of the host that prints
+        ("Welcome!\nscp: /x: Permission denied\n", "/x: Permission denied"),
+        ("", ""),
+    ],
+)
+def test_scp_says_in_one_line_what_is_wrong_with_a_file(said: str, reason: str) -> None:
+    assert scp_reason(said) == reason

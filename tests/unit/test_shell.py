@@ -1,0 +1,762 @@
+"""The script of a session, run for real by every shell of this machine, and the reader of its marks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from lazycluster.openssh.processes import Child, Deadline
+from lazycluster.openssh.shell import BOOTSTRAP, JOB_VARIABLE, Marks, Script, escape, label, quote_path
+from lazycluster.results import Stream
+from lazycluster.testing.processes import wait_until
+
+OUT, ERR = Stream.STDOUT, Stream.STDERR
+
+
+def found(*shells: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the shells that this machine has, with their full paths."""
+    paths = [(shutil.which(name), rest) for name, *rest in shells]
+    return [(path, *rest) for path, rest in paths if path is not None]
+
+
+LOGIN_SHELLS = found(
+    ("sh",), ("dash",), ("bash",), ("zsh",), ("fish",), ("tcsh",), ("csh",), ("ksh",), ("mksh",), ("busybox", "sh")
+)
+"""What an account may have: sshd runs it with -c and the words of the session."""
+POSIX_SHELLS = found(("dash",), ("bash", "--posix"), ("busybox", "sh"), ("ksh",), ("mksh",))
+"""What /bin/sh may be on a host."""
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes in /proc")
+
+
+def shell_name(shell: tuple[str, ...]) -> str:
+    return Path(shell[0]).name
+
+
+login_shells = pytest.mark.parametrize("login", LOGIN_SHELLS, ids=shell_name)
+posix_shells = pytest.mark.parametrize("posix", POSIX_SHELLS, ids=shell_name)
+
+# Text that a POSIX shell can be given: no NUL. Surrogates stand for bytes that are no UTF-8 (PEP 383).
+TEXT = st.text(
+    st.characters(codec="ascii", exclude_characters="\0") | st.characters(codec="utf-8", exclude_characters="\0")
+)
+RAW = st.binary(max_size=30).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
+
+
+def script(command: str, **fields: object) -> Script:
+    """Return a script with fresh marks."""
+    given_fields = {"title": command, "mark": f"mark-{secrets.token_hex(8)}", "job": f"{secrets.token_hex(8)}.0."}
+    return Script(command, **{**given_fields, **fields})  # type: ignore[arg-type]  # the fields of a table
+
+
+@attrs.define
+class Ran:
+    """What came of a script."""
+
+    status: str | None = None
+    out: bytes = b""
+    err: bytes = b""
+    noise: bytes = b""
+
+
+@attrs.define
+class Host:
+    """A stand-in for a host: a shell of this machine, started as sshd starts it, in a session of its own."""
+
+    home: Path
+    shell: tuple[str, ...] = ("/bin/sh",)
+    posix: tuple[str, ...] | None = None
+    environment: Mapping[str, str] = attrs.field(factory=dict)
+    children: list[Child] = attrs.field(factory=list)
+
+    def argv(self, program: Script) -> tuple[str, ...]:
+        words = " ".join(program.words)
+        if self.posix is not None:
+            words = words.replace("/bin/sh", " ".join(self.posix), 1)
+        return (*self.shell, "-c", words)
+
+    def start(self, program: Script, ran: Ran, marks: Marks, seconds: float = 30.0) -> Child:
+        """Start the session and send the script's line."""
+
+        def on_output(stream: Stream, data: bytes) -> None:
+            data = marks.feed(stream, data)
+            if stream is OUT:
+                ran.out += data
+            else:
+                ran.err += data
+
+        environment = {
+            **{name: os.environ[name] for name in ("PATH", "TMPDIR", "LAZYCLUSTER_TEST_RUN") if name in os.environ},
+            "HOME": str(self.home),
+            "SHELL": self.shell[0],
+            **self.environment,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name in set(os.environ) - set(environment):
+                patch.delenv(name)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.chdir(self.home)
+            child = Child(self.argv(program), on_output=on_output, deadline=Deadline(seconds))
+        self.children.append(child)
+        child.feed(program.line())
+        return child
+
+    def run(self, program: Script, stdin: bytes = b"") -> Ran:
+        """Run a script to its end, as a session does."""
+        ran, marks = Ran(), Marks(program.mark)
+        child = self.start(program, ran, marks)
+        child.feed(stdin)
+        complete = child.pump(lambda: marks.ended)
+        if not complete:
+            ran.out += marks.finish(OUT)
+            ran.err += marks.finish(ERR)
+        child.close_stdin()
+        assert child.wait(10.0) is not None
+        ran.status = marks.status
+        ran.noise = marks.noise(OUT) + marks.noise(ERR) if complete else b""
+        child.abandon()
+        return ran
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def host(home: Path) -> Iterator[Host]:
+    """Return a host with /bin/sh for everything; whatever a test leaves running on it is ended by its pid."""
+    host = Host(home)
+    yield host
+    for child in host.children:
+        child.abandon()
+
+
+def job_processes(job: str) -> set[int]:
+    """Return the living processes that have a job's mark in their environment."""
+    mark, pids = f"{JOB_VARIABLE}={job}".encode(), set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes():
+                    pids.add(int(entry.name))
+    return pids
+
+
+def kill_job(job: str) -> None:
+    for pid in job_processes(job):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not job_processes(job), 10)
+
+
+# The words of the session ------------------------------------------------------------------------------------------
+
+
+def test_the_bootstrap_is_plain() -> None:
+    assert BOOTSTRAP.isascii()
+    assert BOOTSTRAP.isprintable()
+    assert not set(BOOTSTRAP) & set("\\!")
+    assert BOOTSTRAP.count("'") == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("nproc", "nproc"),
+        ("ls -l", "'ls -l'"),
+        ("echo $HOME `x` *", "'echo $HOME `x` *'"),
+        ('it\'s "so" \\ !', "'it?s ?so? ? ?'"),
+        ("a\nb\tc\0", "'a?b?c?'"),
+        ("grüße", "'gr??e'"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 197 + "..."),
+        ("", "''"),
+    ],
+)
+def test_label(command: str, text: str) -> None:
+    assert label(command) == text
+
+
+@given(TEXT)
+def test_a_label_is_one_short_printable_word(command: str) -> None:
+    assert len(shlex.split(label(command))) == 1
+    assert label(command).isascii()
+    assert label(command).isprintable()
+    assert len(label(command)) <= 202
+
+
+@login_shells
+def test_a_label_is_inert_in_every_login_shell(login: tuple[str, ...], home: Path) -> None:
+    commands = [
+        "a b",
+        "$HOME",
+        "`id`",
+        "$(id)",
+        "!!",
+        "~",
+        "*",
+        "a;b|c&d>e<f",
+        "{a,b}",
+        "#x",
+        "(a)",
+        "%1",
+        "^a^b",
+        "a=b",
+    ]
+    line = "printf '%s,' " + " ".join(label(command) for command in [*commands, "'", '"', "\\", "\n", ""])
+    ended = subprocess.run([*login, "-c", line], cwd=home, capture_output=True, check=True, stdin=subprocess.DEVNULL)
+    expected = [*(command.replace("!", "?") for command in commands), "?", "?", "?", "?", ""]
+    assert ended.stdout.decode() == "".join(f"{text}," for text in expected)
+
+
+@given(RAW | TEXT)
+@example("\\0101 %s\\n")
+def test_escape_is_one_line_of_ascii(text: str) -> None:
+    data = escape(text)
+    assert all(0x20 <= byte <= 0x7E for byte in data)
+
+
+@posix_shells
+@settings(max_examples=25, deadline=None)
+@given(text=RAW | TEXT)
+@example(text="\\0101 \\n %s %% \\c -n x")
+@example(text="-e x")
+@example(text="".join(map(chr, range(1, 256))))
+@example(text=b"".join(bytes((byte,)) for byte in range(1, 256)).decode("utf-8", "surrogateescape"))
+def test_a_shell_decodes_what_was_escaped(posix: tuple[str, ...], text: str) -> None:
+    ended = subprocess.run(
+        [*posix, "-c", 'IFS= read -r p && printf %b "$p"'], input=escape(text) + b"\n", capture_output=True, check=True
+    )
+    assert ended.stdout == text.encode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("", "''"),
+        ("/a/b", "/a/b"),
+        ("a b", "'a b'"),
+        ("-a", "./-a"),
+        ("-a b", "'./-a b'"),
+        ("~", '"$HOME"'),
+        ("~/", "\"$HOME\"/''"),
+        ("~/a b", "\"$HOME\"/'a b'"),
+        ("~/$x", "\"$HOME\"/'$x'"),
+        ("~me", "~me"),
+        ("~me/a b", "~me/'a b'"),
+        ("~me;x", "'~me;x'"),
+        ("~me x/a", "'~me x/a'"),
+        ("a/~", "'a/~'"),
+        ("~/a\nb", "\"$HOME\"/'a\nb'"),
+        ("~+", "'~+'"),
+        ("~-/x", "'~-/x'"),
+    ],
+)
+def test_quote_path(path: str, word: str) -> None:
+    assert quote_path(path) == word
+
+
+@posix_shells
+@settings(max_examples=25, deadline=None)
+@given(path=TEXT)
+@example(path="~")
+@example(path="~/a  b")
+@example(path="-n")
+def test_a_quoted_path_is_one_word(posix: tuple[str, ...], path: str) -> None:
+    text = f"set -- {quote_path(path)}; printf '%s,%s' $# \"$1\""
+    ended = subprocess.run([*posix, "-c", text], env={"HOME": "/h x"}, capture_output=True, check=True)
+    count, _, word = ended.stdout.decode().partition(",")
+    expected = "/h x" + path[1:] if path == "~" or path.startswith("~/") else path
+    assert (count, word) in {("1", expected), ("1", f"./{path}")}
+
+
+# Commands -----------------------------------------------------------------------------------------------------------
+
+AWKWARD = [
+    "printf hello",
+    "printf '%s' \"it's\"",
+    'printf "%s" "a\nb"',
+    "printf '%s' 'grüße ☃ 🎉'",
+    "# a comment\nprintf x",
+    "if true; then\n  printf 'yes'\nfi",
+    "cat <<'END'\n$HOME `x` \\ 'quotes' \"more\"\nEND",
+    "printf '\\\\ \\\\0101 %%'",
+    'f() { printf "$1"; }; f x',
+    "printf '%s' \"$(printf '(%s)' 'a b')\"",
+    "printf '%s' '!! !x ^a^b ~ {a,b} * ?'",
+    "printf '\\t' ; printf '%s' '\t\r'",
+    " printf x ; ",
+]
+
+
+@login_shells
+@pytest.mark.parametrize("command", AWKWARD)
+def test_a_command_means_the_same_under_every_login_shell(login: tuple[str, ...], command: str, host: Host) -> None:
+    host.shell = login
+    expected = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
+    assert host.run(script(command)) == Ran("0", expected)
+
+
+@posix_shells
+@pytest.mark.parametrize("command", AWKWARD)
+def test_a_command_means_the_same_whatever_bin_sh_is(posix: tuple[str, ...], command: str, host: Host) -> None:
+    host.posix = posix
+    expected = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
+    assert host.run(script(command)) == Ran("0", expected)
+
+
+@posix_shells
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXT, value=RAW | TEXT, directory=TEXT)
+@example(text="'\"'", value="\n\n", directory="~")
+@example(text="\\", value="\\\n", directory="-")
+def test_any_text_reaches_a_command(posix: tuple[str, ...], text: str, value: str, directory: str, home: Path) -> None:
+    name = directory.replace("/", "_").encode()[:80].decode(errors="ignore").strip(".") or "x"
+    (home / f"d{name}").mkdir(exist_ok=True)
+    command = f'printf %s {shlex.quote(text)}; printf %s "$V" >&2; [ -f "$PWD"/../witness ] || exit 9'
+    (home / "witness").touch()
+    ran = Host(home, posix=posix).run(script(command, env={"V": value}, cwd=f"d{name}"))
+    assert ran == Ran("0", text.encode(), value.encode("utf-8", "surrogateescape"))
+
+
+@login_shells
+def test_a_command_of_100_kilobytes(login: tuple[str, ...], host: Host) -> None:
+    host.shell = login
+    text = "".join(f"'{number} $x \\ \" ü\n" for number in range(8000))[:100_000]
+    assert host.run(script(f"printf %s {shlex.quote(text)}")) == Ran("0", text.encode())
+
+
+@login_shells
+def test_environment_and_directory(login: tuple[str, ...], host: Host) -> None:
+    host.shell = login
+    directory = host.home / "a b'c"
+    directory.mkdir(exist_ok=True)
+    env = {"LINES_OF_TEXT": "one\ntwo\n\n", "QUOTES": "'\"`$x\\", "EMPTY": "", "U": "ü☃"}
+    command = r'''printf '%s|' "$LINES_OF_TEXT" "$QUOTES" "${EMPTY-unset}" "$U" "$(pwd)"'''
+    ran = host.run(script(command, env=env, cwd="~/a b'c"))
+    assert ran == Ran("0", f"one\ntwo\n\n|'\"`$x\\||ü☃|{directory}|".encode())
+
+
+@posix_shells
+@pytest.mark.parametrize("path", ["~", "~/", ".", "sub dir", "./sub dir", "~/sub dir", "-dash", "new\nline", "link"])
+def test_directories(posix: tuple[str, ...], path: str, host: Host) -> None:
+    host.posix = posix
+    host.environment = {"CDPATH": "/usr:/"}  # which would lead elsewhere, and make cd print
+    for name in ("sub dir", "-dash", "new\nline", "usr"):
+        (host.home / name).mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (host.home / "link").symlink_to("sub dir")
+    ran = host.run(script("pwd -P; cat", cwd=path))
+    expected = host.home / path.removeprefix("~").lstrip("/")
+    assert ran == Ran("0", os.fsencode(expected.resolve()) + b"\n")
+
+
+@posix_shells
+@pytest.mark.parametrize("path", ["/no/such", "no such", "~/no", "witness", "~nosuchuser0", ""])
+def test_a_directory_that_is_none(posix: tuple[str, ...], path: str, host: Host) -> None:
+    (host.home / "witness").touch()
+    host.posix = posix
+    ran = host.run(script("printf 'must not run'", cwd=path))
+    if path == "" and ran.status == "0":
+        pytest.skip("this shell takes cd '' for staying")
+    assert (ran.status, ran.out) == ("cd", b"")
+    assert ran.err.strip()
+
+
+@posix_shells
+@pytest.mark.parametrize("status", [0, 1, 2, 77, 125, 126, 127, 128, 129, 137, 254, 255])
+def test_exit_statuses(posix: tuple[str, ...], status: int, host: Host) -> None:
+    host.posix = posix
+    assert host.run(script(f"exit {status}")) == Ran(str(status))
+
+
+def test_every_exit_status(host: Host) -> None:
+    statuses = [host.run(script(f"exit {status}", raw_stdin=True)).status for status in range(256)]
+    assert statuses == [str(status) for status in range(256)]
+
+
+@posix_shells
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("raw", [False, True])
+def test_death_by_signal_is_a_status_and_no_text(
+    posix: tuple[str, ...], number: signal.Signals, raw: bool, host: Host
+) -> None:
+    host.posix = posix
+    command = f"ulimit -c 0; printf out; printf err >&2; kill -{number.value} $$; sleep 60"
+    assert host.run(script(command, raw_stdin=raw)) == Ran(str(128 + number), b"out", b"err")
+
+
+@posix_shells
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("no-such-program-anywhere", "127"), ("/etc/passwd", "126"), ("if", "2")],
+)
+def test_what_the_shell_says_about_a_bad_command_is_output(
+    posix: tuple[str, ...], command: str, status: str, host: Host
+) -> None:
+    host.posix = posix
+    ran = host.run(script(command))
+    assert ran.status == status
+    assert ran.err.strip()
+    assert b"mark-" not in ran.err
+
+
+def test_a_command_may_replace_or_close_its_streams(host: Host) -> None:
+    assert host.run(script("exec 2>&1; echo a; ls /no-such 2>/dev/null >&2; exec >&-; exit 3")) == Ran("3", b"a\n")
+    assert host.run(script("exec >&- 2>&-; exit 4")) == Ran("4")
+
+
+def test_the_wrapper_is_not_in_the_command_s_environment(host: Host) -> None:
+    program = script("env; set", env={"A": "1"})
+    ran = host.run(program)
+    names = {line.partition(b"=")[0] for line in ran.out.splitlines()}
+    assert not {name for name in names if name.startswith(b"lc_")}
+    assert f"{JOB_VARIABLE}={program.job}".encode() in ran.out.splitlines()
+    assert b"A=1" in ran.out.splitlines()
+
+
+@needs_proc
+def test_a_command_inherits_three_descriptors(host: Host) -> None:
+    """Nothing of the wrapper's: a background process could keep it open."""
+    ran = host.run(script("ls /proc/self/fd"))  # ls itself has the directory open
+    assert ran.out.split() == [b"0", b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("name", ["bash", "dash", "zsh", "fish", "tcsh"])
+def test_the_account_s_shell_runs_the_command_where_it_is_a_bourne_shell(name: str, host: Host) -> None:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"no {name} here")
+    bourne = name in {"bash", "dash"}
+    command = 'readlink /proc/$$/exe || printf "%s" "$0"'
+    host.environment = {"SHELL": path}
+    seen = Path(os.fsdecode(host.run(script(command)).out.strip())).name
+    assert seen == (name if bourne else Path("/bin/sh").resolve().name)
+    default = Path(os.fsdecode(host.run(script(command, login_shell=False)).out.strip())).name
+    assert default == Path("/bin/sh").resolve().name
+
+
+def test_a_shell_that_is_not_there_is_not_used(host: Host) -> None:
+    host.environment = {"SHELL": "/no/such/bash"}
+    assert host.run(script("echo x")) == Ran("0", b"x\n")
+
+
+@login_shells
+def test_what_start_up_files_print_is_no_output(login: tuple[str, ...], host: Host, tmp_path: Path) -> None:
+    for name in (".bashrc", ".zshenv", ".tcshrc", ".cshrc"):
+        (tmp_path / name).write_text("echo noise; echo more noise 1>&2\n" if "csh" not in name else "echo noise\n")
+    (tmp_path / ".config/fish").mkdir(parents=True)
+    (tmp_path / ".config/fish/config.fish").write_text("echo noise; echo more >&2\n")
+    host = Host(tmp_path, login, environment={"SSH_CLIENT": "127.0.0.1 1 2", "SSH_CONNECTION": "x", "BASH_ENV": ""})
+    ran = host.run(script("printf out; printf err >&2"))
+    assert (ran.status, ran.out, ran.err) == ("0", b"out", b"err")
+    if shell_name(login) in {"zsh", "fish", "tcsh", "csh"}:
+        assert b"noise" in ran.noise
+
+
+# Standard input -----------------------------------------------------------------------------------------------------
+
+
+@posix_shells
+@pytest.mark.parametrize(
+    "data",
+    [b"x", b"a\0b\0", bytes(range(256)) * 3, b"\n", b"no newline at the end", b"EOF\n" * 2, b"y" * 300_000],
+    ids=["one", "nul", "all", "newline", "text", "eof", "large"],
+)
+def test_standard_input(posix: tuple[str, ...], data: bytes, host: Host) -> None:
+    host.posix = posix
+    assert host.run(script("cat; cat", stdin_size=len(data)), data) == Ran("0", data)
+
+
+@posix_shells
+def test_without_standard_input_a_command_reads_nothing(posix: tuple[str, ...], host: Host) -> None:
+    host.posix = posix
+    assert host.run(script("cat; read x; echo $?")) == Ran("0", b"1\n")
+
+
+@posix_shells
+def test_a_command_need_not_read_its_input(posix: tuple[str, ...], host: Host) -> None:
+    host.posix = posix
+    assert host.run(script("echo done", stdin_size=200_000), b"x" * 200_000) == Ran("0", b"done\n")
+
+
+@posix_shells
+def test_input_that_breaks_off_runs_nothing(posix: tuple[str, ...], host: Host) -> None:
+    host.posix = posix
+    program, ran = script("echo must not run", stdin_size=100), Ran()
+    marks = Marks(program.mark)
+    child = host.start(program, ran, marks)
+    child.feed(b"only a part")
+    child.close_stdin()
+    assert not child.pump(lambda: marks.ended)
+    assert (child.wait(10), ran.out, marks.status) == (1, b"", None)
+
+
+def test_spooled_input_leaves_no_file(host: Host, tmp_path: Path) -> None:
+    host.environment = {"TMPDIR": str(tmp_path)}
+    assert host.run(script("ls -A $TMPDIR", stdin_size=3), b"abc") == Ran("0", b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix_shells
+def test_raw_input_goes_straight_to_the_command(posix: tuple[str, ...], host: Host) -> None:
+    host.posix = posix
+    program, ran = script('read -r a; echo "got $a"; cat', raw_stdin=True), Ran()
+    marks = Marks(program.mark)
+    child = host.start(program, ran, marks)
+    child.feed(b"first\n")
+    assert child.pump(lambda: ran.out == b"got first\n")
+    child.feed(b"sec\0ond")
+    child.close_stdin()
+    assert child.pump(lambda: marks.ended)
+    assert (marks.status, ran.out) == ("0", b"got first\nsec\0ond")
+
+
+# The lifeline -------------------------------------------------------------------------------------------------------
+
+
+def begin(host: Host, program: Script, until: bytes = b"ready\n") -> tuple[Child, Ran, Marks]:
+    """Start a script and wait until it has said that it is ready."""
+    ran, marks = Ran(), Marks(program.mark)
+    child = host.start(program, ran, marks)
+    assert child.pump(lambda: until in ran.out), ran
+    return child, ran, marks
+
+
+@needs_proc
+@posix_shells
+@pytest.mark.parametrize("stdin", [b"", b"data"])
+def test_the_end_of_input_ends_the_command_with_all_its_children(
+    posix: tuple[str, ...], stdin: bytes, host: Host, tmp_path: Path
+) -> None:
+    host.posix = posix
+    command = (
+        "sleep 1000 & (sleep 1001 &) & setsid sleep 1002 & setsid sh -c 'trap \"\" HUP; sleep 1003 & wait' & "
+        "nohup sleep 1004 >/dev/null 2>&1 & sh -c 'exec >/dev/null 2>&1; sleep 1005' & sleep 0.1; echo ready; wait"
+    )
+    program = script(command, stdin_size=len(stdin))
+    ran, marks = Ran(), Marks(program.mark)
+    child = host.start(program, ran, marks)
+    child.feed(stdin)
+    assert child.pump(lambda: b"ready" in ran.out)
+    assert len(job_processes(program.job)) >= 6
+    begun = time.monotonic()
+    child.close_stdin()
+    assert wait_until(lambda: not job_processes(program.job), 4)
+    assert time.monotonic() - begun < 4
+    assert child.wait(5) is not None
+    assert ran.err == b""
+
+
+@needs_proc
+@posix_shells
+def test_a_command_has_the_grace_period_to_clean_up(posix: tuple[str, ...], host: Host, tmp_path: Path) -> None:
+    host.posix = posix
+    command = f"trap 'echo cleaned > {tmp_path}/x; exit' TERM; echo ready; while :; do sleep 0.05; done"
+    program = script(command)
+    child, _, _ = begin(host, program)
+    child.close_stdin()
+    assert wait_until((tmp_path / "x").exists, 5)
+    assert wait_until(lambda: not job_processes(program.job), 5)
+
+
+@needs_proc
+@posix_shells
+def test_what_ignores_sigterm_is_killed_after_the_grace_period(posix: tuple[str, ...], host: Host) -> None:
+    host.posix = posix
+    stubborn = 'trap "" TERM HUP INT; sleep 1000 & while :; do sleep 1000; done'
+    program = script(
+        f"setsid sh -c '{stubborn}' & trap '' TERM HUP INT; echo ready; while :; do sleep 1000; done", grace=1
+    )
+    child, _, _ = begin(host, program)
+    assert wait_until(lambda: len(job_processes(program.job)) >= 4, 5)
+    begun = time.monotonic()
+    child.close_stdin()
+    assert wait_until(lambda: not job_processes(program.job), 6)
+    assert time.monotonic() - begun >= 0.9
+    assert child.wait(5) is not None
+
+
+@needs_proc
+@login_shells
+def test_every_login_shell_leaves_nothing(login: tuple[str, ...], host: Host) -> None:
+    host.shell = login
+    program = script("setsid sleep 1000 & echo ready; sleep 1000")
+    child, _, _ = begin(host, program)
+    child.close_stdin()
+    assert wait_until(lambda: not job_processes(program.job), 5)
+    assert child.wait(5) is not None
+
+
+@needs_proc
+def test_other_jobs_are_let_be(host: Host) -> None:
+    ours, other = (script("echo ready; sleep 1000", job=f"{secrets.token_hex(4)}.{number}.") for number in (1, 11))
+    first, _, _ = begin(host, ours)
+    second, _, _ = begin(host, other)
+    first.close_stdin()
+    assert wait_until(lambda: not job_processes(ours.job), 5)
+    assert job_processes(other.job)
+    second.close_stdin()
+    assert wait_until(lambda: not job_processes(other.job), 5)
+
+
+@needs_proc
+@posix_shells
+def test_a_command_that_has_ended_leaves_no_process_of_the_wrapper(posix: tuple[str, ...], host: Host) -> None:
+    host.posix = posix
+    for raw in (False, True):
+        program = script("true", raw_stdin=raw)
+        assert host.run(program).status == "0"
+        assert wait_until(lambda job=program.job: not job_processes(job), 5)  # type: ignore[misc]  # bound in time
+
+
+@needs_proc
+@posix_shells
+def test_a_background_process_does_not_keep_the_status_waiting(posix: tuple[str, ...], host: Host) -> None:
+    host.posix = posix
+    program, ran = script("sleep 1000 & echo $!; exit 7"), Ran()
+    marks = Marks(program.mark)
+    child = host.start(program, ran, marks)
+    assert child.pump(lambda: marks.ended)
+    assert (marks.status, ran.err) == ("7", b"")
+    child.close_stdin()
+    assert int(ran.out) in job_processes(program.job)
+    kill_job(program.job)
+
+
+@needs_proc
+def test_without_proc_the_children_are_found_by_their_parents(host: Host) -> None:
+    """As on macOS. What has left its session and its parent is not found that way."""
+    program = script("sh -c 'sleep 1000 & setsid sleep 1001 & wait' & echo ready; sleep 1002")
+    text = program.text().replace("/proc/self/environ", "/no/proc")
+    assert text != program.text()
+    ran, marks = Ran(), Marks(program.mark)
+
+    class Elsewhere(Script):
+        def text(self) -> str:
+            return text
+
+    child = host.start(Elsewhere(**attrs.asdict(program)), ran, marks)
+    assert child.pump(lambda: b"ready" in ran.out)
+    assert wait_until(lambda: len(job_processes(program.job)) >= 4, 5)
+    child.close_stdin()
+    assert wait_until(lambda: not job_processes(program.job), 8)
+
+
+# The marks ----------------------------------------------------------------------------------------------------------
+
+MARK = "lazycluster-0123456789abcdef"
+
+
+def read(data: bytes, cuts: list[int]) -> tuple[bytes, str | None, bytes, bool]:
+    """Feed a stream in pieces; return its output, status, what came before, and whether it began."""
+    marks = Marks(MARK)
+    positions = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    output = b"".join(marks.feed(OUT, data[start:end]) for start, end in zip(positions, positions[1:], strict=False))
+    status = marks.status
+    output += marks.finish(OUT)
+    return output, status, marks.noise(OUT), marks.started
+
+
+START, END = f"{MARK}<".encode(), f"{MARK}=0;".encode()
+STREAMS: list[tuple[bytes, tuple[bytes, str | None, bytes, bool]]] = [
+    (START + END, (b"", "0", b"", True)),
+    (START + b"out" + END, (b"out", "0", b"", True)),
+    (START + b"out" + f"{MARK}=255;".encode(), (b"out", "255", b"", True)),
+    (START + f"{MARK}=cd;".encode(), (b"", "cd", b"", True)),
+    (b"noise\n" + START + b"out" + END, (b"out", "0", b"noise\n", True)),
+    (b"lazycluster-" + START + b"x" + END, (b"x", "0", b"lazycluster-", True)),
+    (START + b"out" + END + b"after", (b"outafter", "0", b"", True)),
+    (START + b"broken off", (b"broken off", None, b"", True)),
+    (START + b"x" + f"{MARK}=2".encode(), (b"x" + f"{MARK}=2".encode(), None, b"", True)),
+    (START + b"x" + MARK.encode(), (b"x" + MARK.encode(), None, b"", True)),
+    (b"never any mark", (b"never any mark", None, b"never any mark", False)),
+    (MARK.encode(), (MARK.encode(), None, MARK.encode(), False)),
+    (b"", (b"", None, b"", False)),
+    (START + START + b"x" + END, (START + b"x", "0", b"", True)),
+    *(
+        (START + near + END, (near, "0", b"", True))
+        for near in (
+            f"{MARK}=;".encode(),
+            f"{MARK}=1234;".encode(),
+            f"{MARK}=cdx;".encode(),
+            f"{MARK}=c;".encode(),
+            f"{MARK}=12 ;".encode(),
+            f"{MARK}=abcdefghijk;".encode(),
+            f"{MARK};".encode(),
+            b"lazycluster-",
+            b"lazycluster-0123456789abcde",
+            b"l" * 50,
+            b"lazylazylazycluster-lazycluster-0",
+            b"\0\xff\n",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "expected"), STREAMS)
+def test_marks_however_a_stream_is_cut(data: bytes, expected: tuple[bytes, str | None, bytes, bool]) -> None:
+    assert read(data, []) == expected
+    assert read(data, list(range(len(data)))) == expected
+    for cut in range(len(data)):
+        assert read(data, [cut]) == expected
+
+
+PIECES = st.sampled_from(
+    [START, END, MARK.encode(), b"=", b";", b"cd", b"1", b"255", b"l", b"lazy", b"x\n", b"", MARK.encode()[:-1], b"<"]
+)
+
+
+@given(st.lists(PIECES, max_size=12).map(b"".join), st.lists(st.integers(0, 10**6), max_size=10))
+def test_marks_do_not_depend_on_the_cuts(data: bytes, cuts: list[int]) -> None:
+    assert read(data, cuts) == read(data, []) == read(data, list(range(len(data))))
+
+
+@given(st.binary(max_size=200), st.binary(max_size=50), st.integers(0, 255), st.lists(st.integers(0, 10**6)))
+def test_output_comes_through_as_it_is(output: bytes, noise: bytes, status: int, cuts: list[int]) -> None:
+    data = noise + START + output + f"{MARK}={status};".encode()
+    assert read(data, cuts) == (output, str(status), noise, True)
+
+
+def test_what_is_certain_is_not_held_back() -> None:
+    marks = Marks(MARK)
+    assert marks.feed(OUT, START + b"a line\n") == b"a line\n"
+    assert marks.feed(OUT, b"lazy") == b""
+    assert marks.feed(OUT, b"bones") == b"lazybones"
+    assert marks.feed(OUT, f"{MARK}=".encode() + b"x" * 20) == f"{MARK}=".encode() + b"x" * 20
+
+
+def test_two_streams() -> None:
+    marks = Marks(MARK)
+    assert (marks.started, marks.ended, marks.status) == (False, False, None)
+    marks.feed(ERR, b"ssh says\n")
+    assert marks.noise(ERR) == b"ssh says\n"
+    marks.feed(ERR, START)
+    assert (marks.started, marks.ended) == (True, False)
+    assert marks.feed(OUT, START + b"out" + END) == b"out"
+    assert (marks.status, marks.ended) == ("0", False)
+    assert marks.feed(ERR, b"err" + END) == b"err"
+    assert marks.ended
+
+
+def test_many_small_pieces_of_much_output_are_fast() -> None:
+    marks = Marks(MARK)
+    marks.feed(OUT, START)
+    begun = time.process_time()
+    total = sum(len(marks.feed(OUT, b"lazycluster-" * 100)) for _ in range(5000))
+    assert total >= 5000 * 1200 - 100
+    assert time.process_time() - begun < 5
