@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
 import attrs
-from typing_extensions import assert_never
 
+from lazycluster._typing import assert_never
 from lazycluster.display import progress_bar
 from lazycluster.exceptions import CommandFailedError
 from lazycluster.openssh.processes import Cancellation

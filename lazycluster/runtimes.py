@@ -11,10 +11,9 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
-from typing import TypeVar
+from typing import ParamSpec, TypedDict, TypeVar
 
-from typing_extensions import ParamSpec, Self, TypedDict, Unpack
-
+from lazycluster._typing import Self, Unpack
 from lazycluster.exceptions import (
     CommandFailedError,
     ConnectError,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import attrs
-from typing_extensions import assert_never
+
+from lazycluster._typing import assert_never
 
 
 @attrs.frozen

@@ -8,10 +8,9 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
-from typing_extensions import ParamSpec, Self
-
+from lazycluster._typing import Self
 from lazycluster.exceptions import CommandStoppedError, LazyclusterError, RuntimeClosedError, TaskExecutionError
 from lazycluster.executor import Executor, Outcome
 from lazycluster.managed import ManagedProcess

@@ -8,8 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from typing_extensions import Self
-
+from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.openssh import calls, transfer
 from lazycluster.openssh.destination import Destination, check_timeout

@@ -20,7 +20,7 @@ from lazycluster.openssh.archive import ENCODING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from typing_extensions import Self
+    from lazycluster._typing import Self
 
 _CHUNK: Final = 1 << 18
 _MAX_NAME_RECORD: Final = 1 << 20

@@ -18,8 +18,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from typing_extensions import assert_never
-
+from lazycluster._typing import assert_never
 from lazycluster.exceptions import (
     AuthenticationError,
     ConnectError,

@@ -118,7 +118,7 @@ RULES: tuple[Rule, ...] = (
 
 def clean(text: str) -> str:
     """Return a line without escape sequences, control characters and space around it."""
-    return _CONTROL.sub("", text).strip()
+    return _CONTROL.sub("", text.replace("\t", " ")).strip()
 
 
 def lines_of(text: str) -> list[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from typing_extensions import Self
+    from lazycluster._typing import Self
 
 _ADDRESS = "127.0.0.1"
 _SHADOW = Path("/etc/shadow")

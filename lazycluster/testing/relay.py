@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from types import TracebackType
 
-    from typing_extensions import Self
+    from lazycluster._typing import Self
 
 _ADDRESS = "127.0.0.1"
 _CHUNK = 1 << 16

@@ -7,6 +7,7 @@ and then the standard error. "owner/repository#number": a public bug report of t
 from __future__ import annotations
 
 import pickle
+import signal
 from typing import NamedTuple
 
 import pytest
@@ -536,11 +537,11 @@ def test_a_cause_that_was_named_outweighs_the_time_that_was_up(case: Case) -> No
     ("said", "status", "reason"),
     [
         ("", 255, "ssh ended with exit status 255 and said nothing"),
-        ("", -9, "ssh was ended by signal 9, Killed"),
+        ("", -9, f"ssh was ended by signal 9, {signal.strsignal(9)}"),
         ("", None, "ssh said nothing"),
         ("One.\nTwo.\nThree.\nFour.\n", 255, "Two.; Three.; Four."),
         ("Warning: Permanently added 'h' (ED25519) to the list of known hosts.\r\ndebug1: x\r\nOdd.\r\n", 255, "Odd."),
-        ("\x1b[31mRed\x1b[0m \x1b]0;title\x07and\tblue\x9f\r\n", 255, "Red andblue"),
+        ("\x1b[31mRed\x1b[0m \x1b]0;title\x07and\tblue\x9f\r\n", 255, "Red and blue"),
     ],
 )
 def test_what_is_not_known_is_quoted(said: str, status: int | None, reason: str) -> None:

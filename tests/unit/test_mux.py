@@ -1,0 +1,440 @@
+"""The control socket's protocol, spoken with a small stand-in for a master."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from lazycluster.openssh import mux
+from lazycluster.openssh.forwarding import Forwarding, ForwardType
+from lazycluster.openssh.mux import ControlSocket, ControlSocketError, Reply, RequestRefusedError, encode
+
+HELLO = encode(1, 4)
+OK, FAILURE, DENIED, ALIVE, OPENED = 0x80000001, 0x80000003, 0x80000002, 0x80000005, 0x80000006
+LOCAL = Forwarding(ForwardType.LOCAL, 8080, 80)
+REMOTE = Forwarding(ForwardType.REMOTE, 1, 65535, "127.0.0.1", "db")
+
+
+@attrs.frozen
+class Request:
+    """What a client asked: its type, its id, what followed, and what the descriptors that it passed point at."""
+
+    type: int
+    id: int
+    body: bytes
+    descriptors: tuple[str, ...] = ()
+
+
+Answer = Callable[[Request], bytes | None]
+"""Bytes to send; None: close the connection."""
+
+
+def reply(kind: int, *fields: int | str) -> Answer:
+    """Answer as a master does, with the id of the request."""
+    return lambda request: encode(kind, request.id, *fields)
+
+
+@attrs.define
+class Master:
+    """A stand-in for a master: greets, and answers each request as it is told."""
+
+    path: Path
+    hello: bytes | None = HELLO
+    answer: Answer = reply(ALIVE, 4711)
+    takes_descriptors: int = 0
+    requests: list[Request] = attrs.field(factory=list)
+    greetings: list[bytes] = attrs.field(factory=list)
+    closed: int = 0
+
+    def serve(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=self.talk, args=(connection,), daemon=True).start()
+
+    def talk(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError, EOFError):
+            if self.hello is None:
+                return
+            connection.sendall(self.hello)
+            self.greetings.append(receive(connection))
+            while True:
+                message = receive(connection)
+                kind, number = struct.unpack(">II", message[:8])
+                links = tuple(self.take(connection) for _ in range(self.takes_descriptors))
+                self.requests.append(Request(kind, number, message[8:], links))
+                data = self.answer(self.requests[-1])
+                if data is None:
+                    break
+                connection.sendall(data)
+        self.closed += 1
+
+    @staticmethod
+    def take(connection: socket.socket) -> str:
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        try:
+            return os.readlink(f"/proc/self/fd/{descriptors[0]}") if Path("/proc/self/fd").exists() else ""
+        finally:
+            os.close(descriptors[0])
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Return one message without its length."""
+
+    def exactly(size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = connection.recv(size - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+    return exactly(struct.unpack(">I", exactly(4))[0])
+
+
+@pytest.fixture
+def master() -> Iterator[Master]:
+    with tempfile.TemporaryDirectory(prefix="lcmux-") as directory, socket.socket(socket.AF_UNIX) as listener:
+        stand_in = Master(Path(directory, "m"))
+        listener.bind(str(stand_in.path))
+        listener.listen()
+        thread = threading.Thread(target=stand_in.serve, args=(listener,))
+        thread.start()
+        yield stand_in
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+@pytest.fixture
+def control(master: Master) -> Iterator[ControlSocket]:
+    connected = ControlSocket(master.path, timeout=5.0)
+    yield connected
+    connected.close()
+
+
+def text(value: str) -> bytes:
+    return struct.pack(">I", len(value)) + value.encode()
+
+
+def words(*values: int) -> bytes:
+    return b"".join(struct.pack(">I", value) for value in values)
+
+
+# Messages -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ((), "00000000"),
+        ((1, 4), "00000008 00000001 00000004"),
+        ((0xFFFFFFFF,), "00000004 ffffffff"),
+        (("ab", 7), "0000000a 00000002 6162 00000007"),
+        (("",), "00000004 00000000"),
+        (("ä",), "00000006 00000002 c3a4"),
+    ],
+)
+def test_encode(fields: tuple[int | str, ...], message: str) -> None:
+    assert encode(*fields) == bytes.fromhex(message)
+
+
+@pytest.mark.parametrize("body", [b"", b"\0\0\0", b"\0\0\0\1\0\0\0"])
+def test_a_reply_that_is_too_short(body: bytes) -> None:
+    with pytest.raises(ControlSocketError, match="the master's answer is too short"):
+        Reply(1, body).word(len(body) // 4)
+
+
+def test_a_reply() -> None:
+    received = Reply(FAILURE, words(7) + text("why") + b"ignored")
+    assert (received.word(0), received.reason) == (7, "why")
+
+
+# Greetings ------------------------------------------------------------------------------------------------------------
+
+
+def test_greeting(master: Master, control: ControlSocket) -> None:
+    assert control.check() == 4711
+    assert master.greetings == [words(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("hello", "reason"),
+    [
+        (encode(1, 3), "does not speak version 4"),
+        (encode(2, 4), "does not speak version 4"),
+        (encode(1), "too short"),
+        (words(0), "garbled"),
+        (words(3) + b"abc", "garbled"),
+        (words(1 << 30), "garbled"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "garbled"),
+        (words(8) + b"\0", "no answer from the master: timed out"),
+        (b"", "no answer from the master: timed out"),
+        (None, "the master closed its control socket"),
+    ],
+)
+def test_no_greeting(master: Master, hello: bytes | None, reason: str) -> None:
+    master.hello = hello
+    before = len(os.listdir("/dev/fd"))
+    begun = time.monotonic()
+    with pytest.raises(ControlSocketError, match=reason):
+        ControlSocket(master.path, timeout=0.2)
+    assert time.monotonic() - begun < 5
+    assert len(os.listdir("/dev/fd")) <= before + 1  # the master's end may still be open
+
+
+def test_no_socket(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        ControlSocket(tmp_path / "m", timeout=1.0)
+
+
+def test_a_socket_that_nobody_listens_on() -> None:
+    with tempfile.TemporaryDirectory(prefix="lcmux-") as directory:
+        path = Path(directory, "m")
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+        with pytest.raises(ControlSocketError, match="no answer from the master: .*refused") as caught:
+            ControlSocket(path, timeout=1.0)
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+# Requests -------------------------------------------------------------------------------------------------------------
+
+
+def test_check(master: Master, control: ControlSocket) -> None:
+    for number in (1, 2, 3):
+        assert control.check() == 4711
+        assert master.requests[-1] == Request(0x10000004, number, b"")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (reply(OK), "the master answered a check with 0x80000001"),
+        (reply(FAILURE, "no"), "the master answered a check with 0x80000003"),
+        (reply(ALIVE), "too short"),
+        (lambda _request: words(2) + b"ab", "garbled"),
+        (lambda _request: None, "the master closed its control socket"),
+        (lambda _request: b"", "no answer from the master: timed out"),
+        (lambda _request: words(12) + b"half", "no answer from the master: timed out"),
+    ],
+)
+def test_a_check_that_fails(master: Master, answer: Answer, reason: str) -> None:
+    control = ControlSocket(master.path, timeout=0.2)
+    master.answer = answer
+    begun = time.monotonic()
+    with pytest.raises(ControlSocketError, match=reason):
+        control.check()
+    assert time.monotonic() - begun < 5
+    control.close()
+
+
+def test_an_answer_that_comes_late_is_not_taken_for_the_next(master: Master) -> None:
+    control = ControlSocket(master.path, timeout=0.2)
+    go = threading.Event()
+
+    def late(request: Request) -> bytes:
+        go.wait(10)
+        return encode(ALIVE, request.id, 4711)
+
+    master.answer = late
+    with pytest.raises(ControlSocketError, match="timed out"):
+        control.check()
+    go.set()
+    with pytest.raises(ControlSocketError, match="the master did not answer before"):
+        control.check()
+    assert len(master.requests) == 1
+    control.close()
+
+
+def test_an_answer_in_pieces(master: Master, control: ControlSocket) -> None:
+    """A stream has no messages: they come in any pieces."""
+    whole = encode(ALIVE, 1, 99)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(5)
+        control._socket.close()
+        control._socket = ours
+        thread = threading.Thread(target=lambda: [theirs.sendall(whole[n : n + 1]) for n in range(len(whole))])
+        thread.start()
+        assert control.check() == 99
+        thread.join(5)
+
+
+@pytest.mark.parametrize(
+    ("forwarding", "body"),
+    [
+        (LOCAL, words(1) + text("localhost") + words(8080) + text("localhost") + words(80)),
+        (REMOTE, words(2) + text("127.0.0.1") + words(1) + text("db") + words(65535)),
+    ],
+)
+def test_forwardings(master: Master, control: ControlSocket, forwarding: Forwarding, body: bytes) -> None:
+    master.answer = reply(OK)
+    control.open_forward(forwarding)
+    control.close_forward(forwarding)
+    assert master.requests == [Request(0x10000006, 1, body), Request(0x10000007, 2, body)]
+
+
+@pytest.mark.parametrize("method", [ControlSocket.open_forward, ControlSocket.close_forward])
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (reply(FAILURE, "Port forwarding failed"), "^Port forwarding failed$"),
+        (reply(DENIED, "Permission denied"), "^Permission denied$"),
+        (reply(FAILURE, ""), "^answer 0x80000003$"),
+    ],
+)
+def test_a_forwarding_refused(
+    master: Master,
+    control: ControlSocket,
+    method: Callable[[ControlSocket, Forwarding], None],
+    answer: Answer,
+    reason: str,
+) -> None:
+    master.answer = answer
+    with pytest.raises(RequestRefusedError, match=reason):
+        method(control, LOCAL)
+    master.answer = reply(OK)
+    method(control, LOCAL)  # a refusal does not end the connection
+
+
+def test_a_refusal_without_a_reason_is_a_broken_answer(master: Master, control: ControlSocket) -> None:
+    master.answer = reply(FAILURE)
+    with pytest.raises(ControlSocketError, match="too short"):
+        control.open_forward(LOCAL)
+
+
+def test_probe(master: Master, control: ControlSocket) -> None:
+    master.answer, master.takes_descriptors = reply(OPENED, 5), 2
+    control.probe("localhost", 80)
+    assert [(request.type, request.body) for request in master.requests] == [
+        (0x10000008, text("") + text("localhost") + words(80))
+    ]
+    assert len(master.greetings) == 2  # over a connection of its own, which is closed
+    deadline = time.monotonic() + 5
+    while master.closed < 1 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert master.closed == 1
+
+
+def test_a_probe_refused(master: Master, control: ControlSocket) -> None:
+    master.answer, master.takes_descriptors = reply(FAILURE, "Connection refused"), 2
+    with pytest.raises(RequestRefusedError, match="^Connection refused$"):
+        control.probe("localhost", 80)
+
+
+def test_open_session(master: Master, control: ControlSocket) -> None:
+    reading, writing = os.pipe()
+    try:
+        link = os.readlink(f"/proc/self/fd/{reading}") if Path("/proc/self/fd").exists() else ""
+        master.answer, master.takes_descriptors = reply(OPENED, 5), 3
+        session = control.open_session("exec cat", reading)
+        request = master.requests[0]
+        fields = text("") + words(0, 0, 0, 0, 0xFFFFFFFF) + text("dumb") + text("exec cat")
+        assert (request.type, request.body) == (0x10000002, fields)
+        assert request.descriptors == ((link, os.devnull, os.devnull) if link else ("", "", ""))
+        assert not session.closed
+        session.close()
+        assert session.closed
+        os.fstat(reading)  # the caller's own descriptor stays open
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(reply(FAILURE, "Session open refused"), RequestRefusedError), (lambda _request: None, ControlSocketError)],
+)
+def test_a_session_refused(master: Master, control: ControlSocket, answer: Answer, error: type[Exception]) -> None:
+    master.answer, master.takes_descriptors = answer, 3
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(error), open(os.devnull) as nothing:
+        control.open_session("exec cat", nothing.fileno())
+    deadline = time.monotonic() + 5
+    while len(os.listdir("/dev/fd")) > before and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert len(os.listdir("/dev/fd")) <= before
+
+
+# The end ----------------------------------------------------------------------------------------------------------------
+
+
+def test_terminate(master: Master, control: ControlSocket) -> None:
+    master.answer = lambda _request: None
+    assert not control.closed
+    assert not control.wait_closed(0.01)
+    control.terminate()
+    assert control.wait_closed(5.0)
+    assert control.closed
+    assert master.requests == [Request(0x10000005, 0, b"")]
+    control.terminate()  # nobody is there any more
+
+
+def test_closed_by_us(control: ControlSocket) -> None:
+    control.close()
+    control.close()
+    assert control.closed
+    assert control.wait_closed(None)
+    with pytest.raises(ControlSocketError):
+        control.check()
+
+
+def test_waiting_can_be_woken(control: ControlSocket) -> None:
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"x")
+        assert not control.wait_closed(30.0, reading)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_the_end_of_the_master_wakes(master: Master) -> None:
+    master.answer = lambda _request: None
+    control = ControlSocket(master.path, timeout=5.0)
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(ControlSocketError):
+            control.check()
+        assert control.wait_closed(5.0, reading)
+    finally:
+        os.close(reading)
+        os.close(writing)
+        control.close()
+
+
+def test_a_forked_child_does_not_hold_the_master(control: ControlSocket) -> None:
+    """Or a child that lives on would keep the master after our death."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writing, b"closed" if control._socket.fileno() < 0 else b"open")
+        os._exit(0)
+    os.close(writing)
+    assert os.read(reading, 99) == b"closed"
+    os.close(reading)
+    os.waitpid(pid, 0)
+    assert control.check() == 4711
+    assert control in mux._held
+
+
+def test_many_threads_ask_over_one_connection(master: Master, control: ControlSocket) -> None:
+    master.answer = lambda request: encode(ALIVE, request.id, request.id + 1000)
+    answers: list[int] = []
+    threads = [threading.Thread(target=lambda: answers.append(control.check())) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(answers) == [number + 1000 for number in range(1, 31)]

@@ -1,0 +1,416 @@
+"""Local processes: their streams, their deadlines, their ends."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lazycluster.openssh.processes import (
+    Cancellation,
+    CancelledError,
+    Child,
+    Deadline,
+    DeadlinePassedError,
+    run_detaching,
+    run_to_end,
+)
+from lazycluster.results import Stream
+from lazycluster.testing.processes import table, wait_until
+
+OUT, ERR = Stream.STDOUT, Stream.STDERR
+
+
+class Output:
+    """What a child printed."""
+
+    def __init__(self) -> None:
+        self.streams = {stream: bytearray() for stream in Stream}
+
+    def __call__(self, stream: Stream, data: bytes) -> None:
+        self.streams[stream] += data
+
+    @property
+    def out(self) -> bytes:
+        return bytes(self.streams[OUT])
+
+    @property
+    def err(self) -> bytes:
+        return bytes(self.streams[ERR])
+
+
+@pytest.fixture
+def output() -> Output:
+    return Output()
+
+
+@pytest.fixture
+def cancellation() -> Iterator[Cancellation]:
+    made = Cancellation()
+    yield made
+    made.close()
+
+
+def shell(text: str) -> list[str]:
+    return ["/bin/sh", "-c", text]
+
+
+def open_descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/dev/fd"))
+
+
+# Deadline -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline() -> None:
+    deadline = Deadline(60)
+    assert deadline.at is not None
+    assert deadline.at > time.monotonic()
+    assert deadline.remaining is not None
+    assert 59 < deadline.remaining <= 60
+    assert not deadline.passed
+    assert deadline.within(1) == 1
+    assert 59 < deadline.within(100) <= 60
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -1e9])
+def test_a_deadline_in_the_past(seconds: float) -> None:
+    deadline = Deadline(seconds)
+    assert (deadline.remaining, deadline.passed, deadline.within(5)) == (0.0, True, 0.0)
+
+
+def test_no_deadline() -> None:
+    deadline = Deadline(None)
+    assert (deadline.at, deadline.remaining, deadline.passed, deadline.within(5)) == (None, None, False, 5)
+
+
+# Cancellation -------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancellation: Cancellation) -> None:
+    assert not cancellation.requested
+    os.set_blocking(cancellation.fileno(), False)
+    with pytest.raises(BlockingIOError):
+        os.read(cancellation.fileno(), 9)
+    cancellation.request()
+    cancellation.request()
+    assert cancellation.requested
+    assert os.read(cancellation.fileno(), 9) == b"x"
+
+
+def test_a_closed_cancellation_can_still_be_requested() -> None:
+    cancellation = Cancellation()
+    descriptors = open_descriptors()
+    cancellation.close()
+    cancellation.close()
+    assert open_descriptors() == descriptors - 2
+    cancellation.request()
+    assert cancellation.requested
+    assert cancellation.fileno() == -1
+
+
+# Child --------------------------------------------------------------------------------------------------------------
+
+
+def test_streams_come_apart(output: Output) -> None:
+    child = Child(shell("echo out; echo err >&2; exit 3"), on_output=output, deadline=Deadline(10))
+    assert not child.pump(lambda: False)
+    assert child.at_end
+    assert (child.wait(5), output.out, output.err) == (3, b"out\n", b"err\n")
+    child.abandon()
+
+
+def test_argv_and_pid(output: Output) -> None:
+    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(10))
+    assert child.argv == ("sleep", "60")
+    assert child.pid in table()
+    child.abandon()
+    assert child.pid not in table()
+
+
+def test_a_child_has_a_session_of_its_own(output: Output) -> None:
+    """So that a terminal's Ctrl-C does not reach it."""
+    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(10))
+    assert os.getsid(child.pid) == child.pid != os.getsid(0)
+    child.abandon()
+
+
+def test_a_condition_ends_the_pumping(output: Output) -> None:
+    child = Child(shell("echo one; read x; echo two"), on_output=output, deadline=Deadline(10))
+    assert child.pump(lambda: output.out == b"one\n")
+    child.feed(b"\n")
+    assert child.pump(lambda: output.out == b"one\ntwo\n")
+    child.abandon()
+
+
+def test_a_program_that_is_not_there(output: Output) -> None:
+    before = open_descriptors()
+    with pytest.raises(FileNotFoundError):
+        Child(["/no/such/program"], on_output=output, deadline=Deadline(1))
+    assert open_descriptors() == before
+
+
+def test_a_pause_is_no_deadline(output: Output) -> None:
+    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(20))
+    begun = time.monotonic()
+    assert not child.pump(lambda: False, seconds=0.05)
+    assert 0.04 < time.monotonic() - begun < 5
+    assert not child.at_end
+    assert child.wait(0.01) is None
+    child.abandon()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1])
+@pytest.mark.parametrize("command", ["sleep 60", "while :; do echo x; done", "trap '' TERM; sleep 60"])
+def test_a_deadline_bounds_the_pumping_and_ends_nothing(seconds: float, command: str, output: Output) -> None:
+    child = Child(shell(command), on_output=output, deadline=Deadline(seconds))
+    begun = time.monotonic()
+    with pytest.raises(DeadlinePassedError):
+        child.pump(lambda: False)
+    assert time.monotonic() - begun < 5
+    assert child.pid in table()
+    child.abandon()
+    assert child.pid not in table()
+
+
+def test_what_came_before_the_deadline_is_kept(output: Output) -> None:
+    child = Child(shell("echo early; exec sleep 60"), on_output=output, deadline=Deadline(5))
+    child.pump(lambda: bool(output.out))
+    child.deadline = Deadline(0.05)
+    with pytest.raises(DeadlinePassedError):
+        child.pump(lambda: False)
+    child.abandon()
+    assert output.out == b"early\n"
+
+
+def test_a_cancellation_ends_the_pumping_at_once(output: Output, cancellation: Cancellation) -> None:
+    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(30), cancellation=cancellation)
+    timer = threading.Timer(0.05, cancellation.request)
+    timer.start()
+    begun = time.monotonic()
+    with pytest.raises(CancelledError):
+        child.pump(lambda: False)
+    assert time.monotonic() - begun < 5
+    with pytest.raises(CancelledError):
+        child.pump(lambda: False)
+    child.abandon()
+    timer.join()
+
+
+def test_pumping_may_go_on_after_a_cancellation(output: Output, cancellation: Cancellation) -> None:
+    cancellation.request()
+    child = Child(shell("echo x"), on_output=output, deadline=Deadline(10), cancellation=cancellation)
+    with pytest.raises(CancelledError):
+        while child.pump(lambda: False) or not child.at_end:
+            pass
+    child.ignore_cancellation()
+    child.ignore_cancellation()
+    child.pump(lambda: False)
+    assert (child.wait(5), output.out) == (0, b"x\n")
+    child.abandon()
+
+
+def test_a_cancellation_serves_several_children(output: Output, cancellation: Cancellation) -> None:
+    children = [
+        Child(["sleep", "60"], on_output=output, deadline=Deadline(30), cancellation=cancellation) for _ in range(3)
+    ]
+    cancellation.request()
+    for child in children:
+        with pytest.raises(CancelledError):
+            child.pump(lambda: False)
+        child.abandon()
+
+
+def test_much_output_on_both_streams(output: Output) -> None:
+    program = "import os; [(os.write(1, b'o' * 65536), os.write(2, b'e' * 65536)) for _ in range(400)]"
+    child = Child([sys.executable, "-S", "-c", program], on_output=output, deadline=Deadline(60))
+    child.pump(lambda: False)
+    assert (child.wait(5), len(output.out), len(output.err)) == (0, 400 * 65536, 400 * 65536)
+    child.abandon()
+
+
+def test_much_input_and_output_at_once(output: Output) -> None:
+    """More than the pipes hold, in both directions: who only writes or only reads would wait for ever."""
+    data = os.urandom(1 << 20) * 8
+    child = Child(["cat"], on_output=output, deadline=Deadline(60))
+    child.feed(data)
+    child.feed(b"and the rest")
+    child.close_stdin()
+    child.close_stdin()
+    child.feed(b"too late")
+    child.pump(lambda: False)
+    assert child.wait(5) == 0
+    assert output.out == data + b"and the rest"
+    child.abandon()
+
+
+def test_a_child_that_reads_slowly(output: Output) -> None:
+    program = "import os, time\nn = 0\nwhile d := os.read(0, 1 << 16): n += len(d); time.sleep(0.001)\nprint(n)"
+    child = Child([sys.executable, "-S", "-c", program], on_output=output, deadline=Deadline(60))
+    child.feed(b"x" * (4 << 20))
+    child.close_stdin()
+    child.pump(lambda: False)
+    assert output.out == b"%d\n" % (4 << 20)
+    child.abandon()
+
+
+@pytest.mark.parametrize("command", ["exit 0", "exec <&-; sleep 0.2; echo done", "head -c 10 >/dev/null; echo done"])
+def test_a_child_that_ignores_its_input(command: str, output: Output) -> None:
+    child = Child(shell(command), on_output=output, deadline=Deadline(30))
+    child.feed(b"x" * (1 << 20))
+    child.feed(b"more")
+    child.pump(lambda: False)
+    assert child.wait(5) == 0
+    assert output.out in {b"", b"done\n"}
+    child.abandon()
+
+
+def test_a_deadline_bounds_the_feeding(output: Output) -> None:
+    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(0.1))
+    with pytest.raises(DeadlinePassedError):
+        child.feed(b"x" * (1 << 20))
+    child.abandon()
+    assert child.pid not in table()
+
+
+def test_a_cancellation_ends_the_feeding(output: Output, cancellation: Cancellation) -> None:
+    cancellation.request()
+    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(30), cancellation=cancellation)
+    with pytest.raises(CancelledError):
+        child.feed(b"x" * (1 << 20))
+    child.close_stdin()
+    child.abandon()
+
+
+def test_without_standard_input(output: Output) -> None:
+    child = Child(["cat"], on_output=output, deadline=Deadline(10), stdin=False)
+    child.feed(b"nobody reads this")
+    child.close_stdin()
+    assert not child.pump(lambda: False)
+    assert (child.wait(5), output.out) == (0, b"")
+    child.abandon()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_death_by_signal(number: signal.Signals, output: Output) -> None:
+    child = Child(shell(f"kill -{number.value} $$"), on_output=output, deadline=Deadline(10))
+    child.pump(lambda: False)
+    assert child.wait(5) == -number
+    child.abandon()
+
+
+def test_abandoning_does_not_wait_for_who_holds_the_output(output: Output) -> None:
+    child = Child(shell("sleep 60 & echo $!; exit"), on_output=output, deadline=Deadline(30))
+    child.pump(lambda: b"\n" in output.out)
+    assert child.wait(5) == 0
+    begun = time.monotonic()
+    child.abandon()
+    assert time.monotonic() - begun < 5
+    assert child.at_end
+    os.kill(int(output.out), signal.SIGKILL)
+
+
+def test_abandoning_gives_everything_back(output: Output, cancellation: Cancellation) -> None:
+    before = open_descriptors()
+    for end in (True, False):
+        child = Child(["cat"], on_output=output, deadline=Deadline(10), cancellation=cancellation)
+        if end:
+            child.close_stdin()
+            child.pump(lambda: False)
+            child.wait(5)
+        child.abandon()
+        child.abandon()
+    assert open_descriptors() == before
+    assert cancellation.fileno() >= 0
+
+
+def test_starts_and_ends_are_logged_at_debug(output: Output, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "lazycluster"):
+        child = Child(["true"], on_output=output, deadline=Deadline(10))
+        child.pump(lambda: False)
+        child.wait(5)
+        child.abandon()
+    assert [record.getMessage() for record in caplog.records] == ["start ['true']", f"ended with 0: pid {child.pid}"]
+
+
+# Programs that leave a daemon behind ----------------------------------------------------------------------------------
+
+
+def daemon(pid_file: Path, first: str = "") -> list[str]:
+    """Return a program that ends and leaves a process behind, which keeps all that it inherited open."""
+    return shell(f"{first}; (exec setsid sleep 60) & echo $! > {shlex.quote(str(pid_file))}; echo said >&2; exit 4")
+
+
+def test_a_daemon_does_not_keep_us_waiting(tmp_path: Path) -> None:
+    pid_file, said = tmp_path / "pid", tmp_path / "said"
+    begun = time.monotonic()
+    ended = run_detaching(daemon(pid_file), said, seconds=30)
+    assert time.monotonic() - begun < 10
+    assert (ended.status, ended.text) == (4, "said\n")
+    pid = int(pid_file.read_text())
+    assert pid in table()
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: pid not in table(), 5)
+
+
+def test_a_program_that_does_not_detach_is_killed(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    ended = run_detaching(shell("echo $$ >&2; exec sleep 60"), tmp_path / "said", seconds=0.3)
+    assert 0.2 < time.monotonic() - begun < 10
+    assert ended.status is None
+    assert int(ended.text) not in table()
+
+
+def test_a_detaching_program_has_no_input_and_its_output_is_dropped(tmp_path: Path) -> None:
+    ended = run_detaching(shell("cat; echo dropped; printf 'a\\377' >&2"), tmp_path / "said", seconds=10)
+    assert (ended.status, ended.text) == (0, "a\ufffd")
+
+
+def test_a_detaching_program_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run_detaching(["/no/such/program"], tmp_path / "said", seconds=1)
+
+
+def test_many_threads_may_run_programs(tmp_path: Path) -> None:
+    statuses: list[int | None] = []
+
+    def work(number: int) -> None:
+        statuses.append(run_detaching(shell(f"exit {number}"), tmp_path / str(number), seconds=30).status)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(status or 0 for status in statuses) == list(range(20))
+
+
+# Programs that print little -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "text"),
+    [("echo out; echo err >&2", 0, "out\n"), ("printf 'a\\377'; exit 2", 2, "a\ufffd"), ("kill -9 $$", -9, "")],
+)
+def test_run_to_end(command: str, status: int, text: str) -> None:
+    ended = run_to_end(shell(command), seconds=10)
+    assert (ended.status, ended.text) == (status, text)
+
+
+@pytest.mark.parametrize("command", ["echo $$; exec sleep 60", "echo $$; exec >&- 2>&-; exec sleep 60"])
+def test_run_to_end_is_bounded(command: str) -> None:
+    begun = time.monotonic()
+    ended = run_to_end(shell(command), seconds=0.3)
+    assert time.monotonic() - begun < 10
+    assert ended.status is None
+    assert int(ended.text) not in table()

@@ -1,0 +1,172 @@
+"""Which hosts a user's ssh configuration names, and what `ssh -G` says of one."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from lazycluster.openssh.config import EffectiveConfig, host_names, parse_effective
+
+HOME = Path("/home/u")
+MAIN = HOME / ".ssh/config"
+
+
+def names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
+    """Return the hosts named by files that exist only here."""
+
+    def glob(pattern: str) -> Iterable[Path]:
+        return [Path(name) for name in sorted(files) if fnmatch.fnmatchcase(name, pattern)]
+
+    return host_names(path, text_of=lambda file: files.get(str(file)), glob=glob, home=HOME)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ()),
+        ("Host a\n  HostName 1.2.3.4\n  User u\nHost b\n", ("a", "b")),
+        ("Host a b\tc\n", ("a", "b", "c")),
+        ("host a\nHOST b\nHoSt c", ("a", "b", "c")),
+        ("Host=a\nHost = b\nHost =c\nHost\t=\td e\n", ("a", "b", "c", "d", "e")),
+        ("  \t Host a\r\n", ("a",)),
+        # Patterns and negations are no hosts.
+        ("Host *\nHost *.example.org a ?b !c\nHost !*\n", ("a",)),
+        # ssh takes no host that begins with a dash.
+        ("Host -oProxyCommand=x a\n", ("a",)),
+        ("Host b a\nHost a b\n", ("b", "a")),
+        # Comments
+        ("# Host x\n   # Host y\nHost a # the first\nHost b#c\n", ("a", "b#c")),
+        # Quotes and backslashes
+        ('Host "a" \'b\' "c d" e\\ f\n', ("a", "b", "c d", "e f")),
+        ('Host a"b"c "d\'e" \'f"g\' h\\"i j\\\\k l\\m\n', ("abc", "d'e", 'f"g', 'h"i', "j\\k", "l\\m")),
+        ('"Host" a\n', ("a",)),
+        # What ssh would refuse says nothing.
+        ('Host "a\nHost b\n', ("b",)),
+        ("Host\nHost b\n???\n", ("b",)),
+        ("Hostname a\nHostKeyAlias b\n", ()),
+        ("Match host a\n  User x\nHost b\n", ("b",)),
+    ],
+)
+def test_hosts_of_one_file(text: str, expected: tuple[str, ...]) -> None:
+    assert names({str(MAIN): text}) == expected
+
+
+def test_a_file_that_cannot_be_read_names_nothing() -> None:
+    assert names({}) == ()
+
+
+@pytest.mark.parametrize(
+    ("argument", "included"),
+    [
+        ("more", "/home/u/.ssh/more"),
+        ("conf.d/*", "/home/u/.ssh/conf.d/x"),
+        ("~/work/config", "/home/u/work/config"),
+        ("/etc/hosts.conf", "/etc/hosts.conf"),
+        ('"my hosts"', "/home/u/.ssh/my hosts"),
+        ("nothing ~/work/* more", "/home/u/work/1"),
+    ],
+)
+def test_includes_are_followed_in_place(argument: str, included: str) -> None:
+    assert names({str(MAIN): f"Host a\nHost *\nInclude {argument}\nHost z\n", included: "Host m\n"}) == ("a", "m", "z")
+
+
+def test_relative_includes_of_the_systems_file_are_beside_it() -> None:
+    files = {"/etc/ssh/ssh_config": "Include ssh_config.d/*.conf\n", "/etc/ssh/ssh_config.d/1.conf": "Host s\n"}
+
+    assert names(files, Path("/etc/ssh/ssh_config")) == ("s",)
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ("", ("web.a", "db.a", "web.b")),
+        ("Match all", ("web.a", "db.a", "web.b")),
+        ("Match host web.a", ()),
+        ("Host *.a", ("web.a", "db.a")),
+        ("Host *.A !db.a", ("web.a",)),
+        ("Host !web.*", ()),
+        ("Host * !web.?", ("db.a",)),
+        ("Host web.[a]", ()),
+    ],
+)
+def test_a_block_that_includes_a_file_must_fit_its_hosts(block: str, expected: tuple[str, ...]) -> None:
+    files = {str(MAIN): f"{block}\n  Include inner\n", "/home/u/.ssh/inner": "Host web.a db.a\nHost web.b\n"}
+
+    assert tuple(name for name in names(files) if "[" not in name) == expected
+
+
+def test_files_that_include_each_other_come_to_an_end() -> None:
+    files = {str(MAIN): "Host a\nHost *\nInclude other\n", "/home/u/.ssh/other": "Host b\nHost *\nInclude config\n"}
+
+    assert names(files) == ("a", "b")
+
+
+def test_includes_go_as_deep_as_in_ssh() -> None:
+    files = {f"/home/u/.ssh/{level}": f"Host h{level}\nHost *\nInclude {level + 1}\n" for level in range(20)}
+
+    assert names(files, HOME / ".ssh/0") == tuple(f"h{level}" for level in range(17))
+
+
+# OpenSSH 9.2p1, shortened: ssh -G -F config -J a,b -o HostKeyAlias=foo -i /tmp/x u@h
+CAPTURED = """\
+host h
+user u
+hostname h.example.org
+port 2222
+addressfamily any
+batchmode no
+fingerprinthash SHA256
+stricthostkeychecking ask
+hostkeyalias foo
+dynamicforward 1080
+localforward 2400 [127.0.0.1]:80
+remoteforward [0.0.0.0]:81 [x]:80
+remoteforward [0.0.0.0]:82 [x]:80
+identityfile /tmp/x
+identityfile ~/.ssh/id_ed25519
+userknownhostsfile /root/.ssh/known_hosts /root/.ssh/known_hosts2
+canonicaldomains none
+canonicalizePermittedcnames none
+sendenv LANG
+sendenv LC_*
+rekeylimit 0 0
+proxyjump a,b
+"""
+
+
+def test_the_effective_configuration_is_read() -> None:
+    effective = parse_effective(CAPTURED)
+
+    assert (effective.hostname, effective.user, effective.port) == ("h.example.org", "u", 2222)
+    assert (effective.proxy_jump, effective.host_key_alias) == ("a,b", "foo")
+    assert effective.identity_files == ("/tmp/x", "~/.ssh/id_ed25519")
+    assert effective.forwards == (
+        ("localforward", "2400 [127.0.0.1]:80"),
+        ("remoteforward", "[0.0.0.0]:81 [x]:80"),
+        ("remoteforward", "[0.0.0.0]:82 [x]:80"),
+        ("dynamicforward", "1080"),
+    )
+    assert effective.value("UserKnownHostsFile") == "/root/.ssh/known_hosts /root/.ssh/known_hosts2"
+    assert effective.settings["sendenv"] == ("LANG", "LC_*")
+    assert effective.settings["canonicalizepermittedcnames"] == ("none",)
+    assert list(effective.settings)[:3] == ["host", "user", "hostname"]
+
+
+@pytest.mark.parametrize("output", ["", "ssh: something went wrong: x\n", "hostname\nport\n\n"])
+def test_what_is_not_there_is_none(output: str) -> None:
+    effective = parse_effective(output)
+
+    assert effective == EffectiveConfig(effective.settings)
+    assert (effective.hostname, effective.user, effective.port) == (None, None, None)
+    assert (effective.proxy_jump, effective.host_key_alias) == (None, None)
+    assert (effective.identity_files, effective.forwards) == ((), ())
+
+
+def test_none_is_no_value() -> None:
+    effective = parse_effective("proxyjump none\nhostkeyalias None\nidentityfile none\nport ssh\n")
+
+    assert (effective.proxy_jump, effective.host_key_alias, effective.identity_files) == (None, None, ())
+    assert effective.port is None
