@@ -46,9 +46,11 @@ class Holdings:
                 process.request_stop()
         for process in processes:
             process.terminate()
-        with contextlib.suppress(LazyclusterError):
-            self._clean_host()
-        self.connection.close()
+        try:
+            with contextlib.suppress(LazyclusterError):
+                self._clean_host()
+        finally:
+            self.connection.close()
 
     def _clean_host(self) -> None:
         sessions = self.connection.sessions

@@ -100,11 +100,11 @@ class Runtime(Facts):
         try:
             self._working_dir, self._host_info = self._set_up(working_dir)
         except (LazyclusterError, ValueError) as error:
-            self._connection.close()
+            self._holdings.release()
             reason = str(error).removeprefix(f"{host}: ")
             raise InvalidRuntimeError(host, reason) from error
         except BaseException:
-            self._connection.close()
+            self._holdings.release()
             raise
         self._finalizer = weakref.finalize(self, self._holdings.release)
 

@@ -76,6 +76,21 @@ def master_argv(to: Destination, socket: Path, log: Path, *, batch: bool = True)
     return ("ssh", "-f", "-N", "-T", "-E", str(log), *_options(to, own, (*_DEFAULTS, timeout)), "--", to.host)
 
 
+def attempt_argv(to: Destination, *, batch: bool = True) -> tuple[str, ...]:
+    """Return the call that logs in without a master and out again, to hear what a jump host or ProxyCommand says.
+
+    With ControlPersist ssh gives these /dev/null for their standard error.
+    """
+    own = (
+        ("BatchMode", "yes" if batch else "no"),
+        ("ControlMaster", "no"),
+        ("ControlPath", "none"),
+        ("LogLevel", "INFO"),
+        ("NumberOfPasswordPrompts", "1"),
+    )
+    return ("ssh", "-T", *_options(to, own), "--", to.host, "true")
+
+
 def session_argv(
     to: Destination, socket: Path, command: tuple[str, ...], *, unsupported: frozenset[str] = frozenset()
 ) -> tuple[str, ...]:

@@ -68,6 +68,11 @@ def _by_rule(host: str, lines: Sequence[str]) -> ConnectError | None:
     return None
 
 
+def relay_broke(stderr: str) -> bool:
+    """Tell whether a jump host or ProxyCommand gave up, whose own words then say why."""
+    return any(_RELAY_BROKE.match(line) for line in lines_of(stderr))
+
+
 def _name(host: str | None) -> str:
     """Return a host without the brackets and port of `[host]:port`, as known_hosts has it (sshd(8))."""
     bracketed = re.fullmatch(r"\[(.+)\]:\d+", host or "")
@@ -97,7 +102,7 @@ def _beyond_the_jump(host: str, lines: Sequence[str]) -> ConnectError | None:
 
 def _waiting(host: str, lines: Sequence[str], prompt: str) -> ConnectError:
     """Judge an ssh that went on waiting; a prompt is the line that it had not ended."""
-    match = _PASSWORD_PROMPT.search(prompt)
+    match = _PASSWORD_PROMPT.match(prompt)
     if match is not None and lines.count(prompt) > 1:
         return AuthenticationError(host, f"refused at {prompt!r}")
     if match is not None:

@@ -1,17 +1,21 @@
 """Logging in where ssh asks for a password or passphrase, which it does only of a terminal.
 
 ssh gets a pseudo-terminal of its own. A prompt is answered only if it asks for what we have: the password of the
-destination, or the passphrase of a key. What the terminal shows and what ssh asks is recognised by pure functions; the
-rest of this module moves characters.
+destination, or the passphrase of a key. `recognise()`, which is pure, decides that; the rest moves characters.
+
+pexpect starts and ends the process and types. It does not read: at the end of the output it waits for the process with
+no limit of time (4.9, ptyprocess 0.7), and its exceptions show what was typed.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import enum
 import logging
 import os
 import re
+import selectors
 import signal
 import sys
 import termios
@@ -24,9 +28,14 @@ import attrs
 import pexpect
 
 _log = logging.getLogger(__name__)
-_POLL = 0.05  # seconds between two looks whether ssh has ended while something in the background keeps its terminal
+_POLL = 0.02  # seconds between two looks whether ssh has ended while something in the background keeps its terminal
+# poll() has no limit of 1024 descriptors; on macOS it does not work on terminals.
+_Selector = selectors.SelectSelector if sys.platform == "darwin" else selectors.PollSelector
 _ECHO_OFF_WITHIN = 1.0  # ssh itself switches the echo off before it prints a prompt
 _SPAWNING = threading.Lock()
+# What a host sends before the log-in may be long; a prompt and the lines before it that belong to it are not.
+_LONGEST_PROMPT = 500
+_LOOK_BACK = 16_384
 
 _PASSWORD = re.compile(r"(?P<user>.+)@(?P<host>[^@\s]+)'s password: ?$")
 _INTERACTIVE = re.compile(r"^\((?P<user>[^\r\n]+?)@(?P<host>[^@\s)]+)\) ", re.MULTILINE)
@@ -133,10 +142,7 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str] | None) -> pexpect.spawn:
                 list(argv[1:]),
                 env=environment,
                 encoding="utf-8",
-                codec_errors="replace",
                 dimensions=(24, 1000),
-                # poll() has no limit of 1024 descriptors; on macOS it does not work on terminals.
-                use_poll=sys.platform != "darwin",
                 # The terminal hangs up when ssh, the leader of its session, goes to the background. Neither the
                 # background process, which may not have left the session yet, nor the ssh to a jump host, which stays
                 # in it, may die of that.
@@ -163,6 +169,14 @@ def _end(child: pexpect.spawn) -> None:
         _log.debug("process %d was waited for by somebody else", child.pid)
 
 
+def _read(terminal: int) -> bytes:
+    """Return what the terminal shows next; nothing once it is closed at the other end, which Linux makes an error."""
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:
+        return b""
+
+
 class _Dialogue:
     """The conversation with one ssh."""
 
@@ -177,36 +191,40 @@ class _Dialogue:
 
     def hold(self) -> LoginOutcome:
         """Read and answer until ssh ends, or there is a reason to end it."""
-        while True:
-            try:
-                self._shown += self._child.read_nonblocking(4096, min(_POLL, self._left()))
-            except pexpect.TIMEOUT:
-                if self._left() <= 0:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        open_still = True
+        with _Selector() as selector:
+            selector.register(self._child.child_fd, selectors.EVENT_READ)
+            while True:
+                alive = self._is_alive()
+                data = b""
+                if open_still and selector.select(min(_POLL, self._left()) if alive else 0):
+                    data = _read(self._child.child_fd)
+                    open_still = bool(data)
+                elif not alive:
+                    return self._outcome(LoginEnd.EXITED)
+                elif self._left() <= 0:
                     return self._outcome(LoginEnd.TIMED_OUT)
-            except pexpect.EOF:
-                return self._outcome(LoginEnd.EXITED if self._exited() else LoginEnd.TIMED_OUT)
-            else:
-                reason = self._react()
+                elif not open_still:
+                    time.sleep(min(_POLL, self._left()))
+                self._shown += decoder.decode(data)
+                reason = self._react() if data else None
                 if reason is not None:
                     return self._outcome(reason)
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 
-    def _exited(self) -> bool:
-        """Wait until ssh, which has closed its terminal, has ended; return False when the time is up first."""
+    def _is_alive(self) -> bool:
         try:
-            while self._child.isalive():
-                if self._left() <= 0:
-                    return False
-                time.sleep(0.005)
+            return self._child.isalive()
         except pexpect.ExceptionPexpect:
             _log.debug("process %d was waited for by somebody else", self._child.pid)
-        return True
+            return False
 
     def _react(self) -> LoginEnd | None:
         """Answer the prompt that is shown, if there is one; return why to end instead."""
-        fresh = self._shown[self._answered_to :]
+        fresh = self._shown[max(self._answered_to, len(self._shown) - _LOOK_BACK) :]
         asked = recognise(fresh, self._names)
         prompt = _last_line(fresh)
         if asked is Question.HOST_KEY:
@@ -255,14 +273,16 @@ def recognise(shown: str, names: Collection[str]) -> Question | None:
         shown: The text.
         names: The names of the destination, case-folded.
     """
-    line = _last_line(shown)
+    line = _last_line(shown)[-_LONGEST_PROMPT:]
     if _HOST_KEY.search(line):
         return Question.HOST_KEY
     if _PASSPHRASE.search(line):
         return Question.PASSPHRASE
-    direct = _PASSWORD.search(line)
-    if direct is None and not _INTERACTIVE_PASSWORD.search(line):
+    direct = _PASSWORD.match(line)
+    if direct is None and not _INTERACTIVE_PASSWORD.match(line):
         return None
-    asking = [match["host"] for match in (direct, *_INTERACTIVE.finditer(shown)) if match is not None]
+    # ssh begins a prompt with a carriage return, which for `^` begins no line.
+    named = _INTERACTIVE.finditer(shown.replace("\r", "\n"))
+    asking = [match["host"] for match in (direct, *named) if match is not None]
     others = [host for host in asking if host.casefold() not in names]
     return Question.PASSWORD_OF_ANOTHER_HOST if others else Question.PASSWORD

@@ -26,10 +26,10 @@ from lazycluster.exceptions import (
     SshNotFoundError,
     UnknownHostKeyError,
 )
-from lazycluster.openssh.argv import effective_argv, master_argv
+from lazycluster.openssh.argv import attempt_argv, effective_argv, master_argv
 from lazycluster.openssh.config import parse_effective
 from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.diagnosis import diagnose
+from lazycluster.openssh.diagnosis import diagnose, relay_broke
 from lazycluster.openssh.mux import ControlSocket, ControlSocketError
 from lazycluster.openssh.processes import Deadline, Finished, run_detaching, run_to_end
 
@@ -133,15 +133,14 @@ class Master:
     ) -> Master:
         socket, log = directory.path / "m", directory.path / "log"
         argv = master_argv(to, socket, log, batch=password is None)
-        try:
-            if password is None:
-                ended = run_detaching(argv, directory.path / "said", seconds=deadline.within(to.connect_timeout))
-            else:
-                ended = _log_in(to, argv, password, deadline)
-        except OSError as error:
-            raise SshNotFoundError(to.host, str(error)) from error
+        ended = _run(to, argv, directory, password, deadline)
         if ended.status != 0:
             said = (log.read_text(errors="replace") if log.exists() else "") + ended.text
+            if relay_broke(said):
+                argv = attempt_argv(to, batch=password is None)
+                again = _run(to, argv, directory, password, deadline)
+                if again.status not in {0, None}:
+                    said, ended = again.text, again
             raise diagnose(to.host, said, status=ended.status, timed_out=ended.status is None)
         try:
             control = ControlSocket(socket, timeout=_ANSWER_TIMEOUT)
@@ -219,6 +218,22 @@ class Master:
             self.control.terminate()
             self.control.close()
         self._directory.remove()
+
+
+def _run(
+    to: Destination, argv: tuple[str, ...], directory: PrivateDirectory, password: str | None, deadline: Deadline
+) -> Finished:
+    """Run an ssh that logs in, until it ends or goes to the background.
+
+    Raises:
+        SshNotFoundError: There is none.
+    """
+    try:
+        if password is None:
+            return run_detaching(argv, directory.path / "said", seconds=deadline.within(to.connect_timeout))
+        return _log_in(to, argv, password, deadline)
+    except OSError as error:
+        raise SshNotFoundError(to.host, str(error)) from error
 
 
 def _log_in(to: Destination, argv: tuple[str, ...], password: str, deadline: Deadline) -> Finished:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import selectors
+import signal
 import subprocess
 import threading
 import time
@@ -94,7 +95,9 @@ Output = Callable[[Stream, bytes], None]
 def _popen(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own, where no terminal's Ctrl-C reaches it."""
     _log.debug("start %s", argv)
-    return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, bufsize=0)
+    # The ssh to a jump host knows nothing of our BatchMode, and must not open a window either (ssh(1), ENVIRONMENT).
+    env = {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}
+    return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True, bufsize=0)
 
 
 class Child:
@@ -169,7 +172,8 @@ class Child:
         self._write()
         if self._pending and self._stdin is not None:
             self._selector.register(self._stdin, selectors.EVENT_WRITE, None)
-            self.pump(lambda: not self._pending)
+            if not self.pump(lambda: not self._pending):  # both outputs have ended: nobody is there to read
+                self.close_stdin()
 
     def close_stdin(self) -> None:
         """End the standard input of the process."""
@@ -307,7 +311,8 @@ def run_detaching(argv: Sequence[str], said: Path, *, seconds: float) -> Finishe
     waiter.join(seconds)
     late = process.poll() is None
     if late:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with its ProxyCommand, which need not notice its end
         waiter.join()
     return Finished(None if late else process.returncode, said.read_text(errors="replace"))
 

@@ -207,6 +207,8 @@ class Sessions:
                         raise SessionRefusedError(self.host, script.title, refusal)
                 if refusal is not None:
                     self._slots.wait_for_change(deadline, 0.1)
+                    if deadline.passed:
+                        raise DeadlinePassedError
                 elif not self._learn_options(session.said):
                     if redialled or master_gone(session.said) is not MasterGone.NOT_STARTED:
                         raise self._failure(master, session, script)

@@ -175,6 +175,8 @@ class _Marked:
 
     def feed(self, data: bytes) -> bytes:
         """Return what of the data is the command's, as far as that is certain."""
+        if self.status is not None:
+            return data
         if not self.started:
             self.before += data
             position = self.before.find(self.start)

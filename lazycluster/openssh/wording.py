@@ -24,6 +24,7 @@ from lazycluster.exceptions import (
 
 # Escape sequences (ECMA-48) and control characters, which a host may send to somebody's terminal in a banner.
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_LONGEST_LINE = 2000
 _NOISE = re.compile(
     r"debug\d: |Authenticated to |Transferred: |Bytes per second: |Warning: Permanently added |\*\* |@{5}"
     r"|Pseudo-terminal will not |Killed by signal|Could not create directory '|Failed to add the host to the list"
@@ -117,8 +118,8 @@ RULES: tuple[Rule, ...] = (
 
 
 def clean(text: str) -> str:
-    """Return a line without escape sequences, control characters and space around it."""
-    return _CONTROL.sub("", text.replace("\t", " ")).strip()
+    """Return a line without escape sequences, control characters and space around it; the end of a huge one is cut off."""
+    return _CONTROL.sub("", text[:_LONGEST_LINE].replace("\t", " ")).strip()
 
 
 def lines_of(text: str) -> list[str]:

@@ -6,16 +6,14 @@ class TIMEOUT(ExceptionPexpect): ...
 
 class _PtyProcess:
     delayafterclose: float
-    delayafterterminate: float
 
 class spawn:  # noqa: N801 - as above
     pid: int
-    closed: bool
+    child_fd: int
     exitstatus: int | None
     signalstatus: int | None
     delaybeforesend: float | None
     delayafterclose: float
-    delayafterterminate: float
     ptyproc: _PtyProcess
 
     # Where an encoding is given it reads and writes text; without one, bytes, which is not used here.
@@ -24,15 +22,11 @@ class spawn:  # noqa: N801 - as above
         command: str,
         args: Sequence[str] = ...,
         *,
-        timeout: float | None = ...,
         env: Mapping[str, str] | None = ...,
         ignore_sighup: bool = ...,
         encoding: str,
-        codec_errors: str = ...,
         dimensions: tuple[int, int] | None = ...,
-        use_poll: bool = ...,
     ) -> None: ...
-    def read_nonblocking(self, size: int = ..., timeout: float | None = ...) -> str: ...
     def sendline(self, s: str = ...) -> int: ...
     def waitnoecho(self, timeout: float = ...) -> bool: ...
     def isalive(self) -> bool: ...

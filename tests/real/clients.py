@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TypeVar
 
+from typing_extensions import Self
+
 from lazycluster import CommandResult, Connection
 from lazycluster.openssh.master import Master
 from lazycluster.results import Stream
@@ -70,7 +72,7 @@ class InBackground:
 
     def __init__(self, connection: Connection, command: str, *, timeout: float | None = None) -> None:
         self.output = b""
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.result: CommandResult | None = None
 
         def on_output(stream: Stream, data: bytes) -> None:
@@ -79,7 +81,7 @@ class InBackground:
         def run() -> None:
             try:
                 self.result = connection.run(command, timeout=timeout, watch=Watch(on_output))
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - it is raised where the test waits
                 self.error = error
 
         self.thread = threading.Thread(target=run, daemon=True)
@@ -102,13 +104,13 @@ def in_parallel(functions: list[Callable[[], T]]) -> list[T]:
     """Call all of them at the same instant, each in a thread, and return what they returned."""
     barrier = threading.Barrier(len(functions))
     results: dict[int, T] = {}
-    errors: list[BaseException] = []
+    errors: list[Exception] = []
 
     def work(index: int) -> None:
         barrier.wait()
         try:
             results[index] = functions[index]()
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - it is raised where the test waits
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(len(functions))]
@@ -153,7 +155,7 @@ class Program:
             )
         )
 
-    def __enter__(self) -> Program:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
     from lazycluster.testing import LocalSshd
 
-PATIENCE = 10.0
-"""Seconds in which a condition that is waited for must come true on a busy machine."""
-
-
-def eventually(condition: object, timeout: float = PATIENCE) -> bool:
-    """Wait for a callable to return something true."""
-    assert callable(condition)
-    return processes.wait_until(lambda: bool(condition()), timeout)
-
 
 def lacking(reason: str) -> None:
     """Skip a test for want of something that this machine lacks; in CI, which is to have everything, fail it."""
@@ -70,11 +61,6 @@ def programs_started() -> Iterator[list[tuple[str, ...]]]:
 def sessions_opened(server: LocalSshd) -> int:
     """Return how many sessions the log of a server tells of (LogLevel VERBOSE)."""
     return server.log.count("Starting session: ")
-
-
-def logins(server: LocalSshd) -> int:
-    """Return how many log-ins the log of a server tells of."""
-    return server.log.count("Accepted publickey for ")
 
 
 # Processes, files ----------------------------------------------------------------------------------------------------
@@ -123,7 +109,7 @@ def leaves_nothing(server: LocalSshd) -> Iterator[None]:
     """Assert that nothing is there afterwards that was not there before, here and on the host."""
     before = everything(server)
     yield
-    eventually(lambda: not everything(server) - before)
+    processes.wait_until(lambda: not everything(server) - before, timeout=10)
     assert sorted(everything(server) - before) == []
 
 

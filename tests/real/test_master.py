@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -328,9 +329,7 @@ def test_a_command_that_had_started_is_not_run_again(host: LocalSshd, connection
     assert connection.run("cat counter").stdout == "x\n"
 
 
-def test_a_master_killed_at_any_moment_never_makes_a_command_run_twice(
-    host: LocalSshd, connection: Connection
-) -> None:
+def test_a_master_killed_at_any_moment_never_makes_a_command_run_twice(host: LocalSshd, connection: Connection) -> None:
     counter = host.home / "counter-any"
     for attempt in range(12):
         counter.unlink(missing_ok=True)
@@ -353,9 +352,7 @@ def becomes_idle_but_one(host: LocalSshd) -> None:
     eventually(lambda: not running(host, "sleep 0.02"), "the command has ended")
 
 
-def test_the_ssh_process_of_a_session_killed_here_is_a_lost_connection(
-    host: LocalSshd, connection: Connection
-) -> None:
+def test_the_ssh_process_of_a_session_killed_here_is_a_lost_connection(host: LocalSshd, connection: Connection) -> None:
     command = InBackground(connection, "echo up; sleep 1005")
     command.printed(b"up")
     children = Path("/proc/self/task")
@@ -380,8 +377,8 @@ def test_a_users_own_master_is_neither_used_nor_harmed(host: LocalSshd, tmp_path
     config = write_config(tmp_path / "config", host, extra=extra)
     plain = ("ssh", "-F", str(config))
     try:
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run((*plain, "-f", "-N", host.host), check=True, timeout=20, **quiet)
+        null = subprocess.DEVNULL
+        subprocess.run((*plain, "-f", "-N", host.host), check=True, timeout=20, stdin=null, stdout=null, stderr=null)
         before = log_ins(host)
         with Connection(host.host, config_file=config) as connection:
             assert connection.run("echo ours").stdout == "ours\n"
@@ -530,23 +527,27 @@ _BUSY = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_a_manager_that_is_killed(
-    host: LocalSshd, temporary: Path, number: signal.Signals
-) -> None:
-    with Program(_BUSY + "    time.sleep(1000)", server=host, environment={"TMPDIR": str(temporary)}) as program:
-        pid = int(program.line())
-        assert is_alive(pid)
-        assert running(host, "sleep 1007")
-        program.process.send_signal(number)
-        assert program.finish()[0] == -number
+def test_nothing_outlives_a_manager_that_is_killed(host: LocalSshd, temporary: Path) -> None:
+    environment = {"TMPDIR": str(temporary)}
+    signals = (signal.SIGKILL, signal.SIGTERM)
+    with ExitStack() as stack:
+        programs = [
+            stack.enter_context(Program(_BUSY + "    time.sleep(1000)", server=host, environment=environment))
+            for _ in signals
+        ]
+        pids = [int(program.line()) for program in programs]
+        assert all(map(is_alive, pids))
+        assert len(running(host, "sleep 1007")) == 2
+        for program, number in zip(programs, signals, strict=True):
+            program.process.send_signal(number)
+            assert program.finish()[0] == -number
 
-    eventually(lambda: not is_alive(pid), "the master is gone", 10)
+    eventually(lambda: not any(map(is_alive, pids)), "the masters are gone", 10)
     becomes_idle(host, 10)
-    assert not list(temporary.glob("*/m")), "the socket is gone"
+    assert not list(temporary.glob("*/m")), "a socket is left"
 
-    # The directory, which nobody was left to remove, goes with the next manager.
-    with Program("connection.run('true')", server=host, environment={"TMPDIR": str(temporary)}) as program:
+    # The directories, which nobody was left to remove, go with the next manager.
+    with Program("connection.run('true')", server=host, environment=environment) as program:
         assert program.finish()[0] == 0
     assert list(temporary.iterdir()) == []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+import time
 from typing import NamedTuple
 
 import pytest
@@ -574,6 +575,20 @@ def test_where_the_time_was_up_the_prompt_is_quoted(said: str, kind: type[Connec
     error = diagnose("dest", said, status=None, timed_out=True)
 
     assert (type(error), error.reason, error.hop) == (kind, reason, hop)
+
+
+@pytest.mark.parametrize("piece", ["a", "a@", "a@b ", ": ", "\x1b[", "'s password", "line 1: ", "a@b'"])
+def test_a_host_cannot_make_it_slow(piece: str) -> None:
+    """A banner is any text; no pattern may take more than linear time over it."""
+    begun = time.process_time()
+    text = piece * 200_000
+    for said in (text, f"stdio forwarding failed\n{text}", f"{text}\n" * 3):
+        for timed_out in (False, True):
+            diagnose("dest", said, status=None, timed_out=timed_out)
+        for judge in (session_refused, master_gone, unsupported_options, forwarding_refused, scp_reason):
+            judge(said)
+
+    assert time.process_time() - begun < 5
 
 
 # Sessions through a master -------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ MODULES = {
 # From the ground up. A module may import from its own floor, without a cycle, and from those below. The longest prefix
 # counts. Whoever adds a module decides here on which floor it lives.
 FLOORS = {
+    "lazycluster._typing": 0,
     "lazycluster.exceptions": 0,
     "lazycluster.results": 0,
     "lazycluster.steps": 0,
@@ -43,6 +44,7 @@ FLOORS = {
     "lazycluster.openssh.argv": 1,
     "lazycluster.openssh.forwarding": 1,
     "lazycluster.openssh.diagnosis": 1,
+    "lazycluster.openssh.wording": 1,
     "lazycluster.openssh.config": 1,
     "lazycluster.openssh.shell": 1,
     "lazycluster.openssh.host_scripts": 1,
@@ -63,8 +65,10 @@ FLOORS = {
     "lazycluster.openssh.tunnels": 5,
     "lazycluster.openssh.connection": 6,
     "lazycluster.display": 6,
+    "lazycluster.facts": 7,
     "lazycluster.executor": 7,
     "lazycluster.tasks": 8,
+    "lazycluster.holdings": 9,
     "lazycluster.runtimes": 9,
     "lazycluster.groups": 10,
     "lazycluster.manager": 10,

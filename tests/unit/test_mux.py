@@ -50,7 +50,7 @@ class Master:
 
     path: Path
     hello: bytes | None = HELLO
-    answer: Answer = reply(ALIVE, 4711)
+    answer: Answer = attrs.field(factory=lambda: reply(ALIVE, 4711))
     takes_descriptors: int = 0
     requests: list[Request] = attrs.field(factory=list)
     greetings: list[bytes] = attrs.field(factory=list)
@@ -123,6 +123,10 @@ def control(master: Master) -> Iterator[ControlSocket]:
     connected.close()
 
 
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
 def text(value: str) -> bytes:
     return struct.pack(">I", len(value)) + value.encode()
 
@@ -185,12 +189,12 @@ def test_greeting(master: Master, control: ControlSocket) -> None:
 )
 def test_no_greeting(master: Master, hello: bytes | None, reason: str) -> None:
     master.hello = hello
-    before = len(os.listdir("/dev/fd"))
+    before = open_descriptors()
     begun = time.monotonic()
     with pytest.raises(ControlSocketError, match=reason):
         ControlSocket(master.path, timeout=0.2)
     assert time.monotonic() - begun < 5
-    assert len(os.listdir("/dev/fd")) <= before + 1  # the master's end may still be open
+    assert open_descriptors() <= before + 1  # the master's end may still be open
 
 
 def test_no_socket(tmp_path: Path) -> None:
@@ -265,7 +269,12 @@ def test_an_answer_in_pieces(master: Master, control: ControlSocket) -> None:
         ours.settimeout(5)
         control._socket.close()
         control._socket = ours
-        thread = threading.Thread(target=lambda: [theirs.sendall(whole[n : n + 1]) for n in range(len(whole))])
+
+        def send() -> None:
+            for position in range(len(whole)):
+                theirs.sendall(whole[position : position + 1])
+
+        thread = threading.Thread(target=send)
         thread.start()
         assert control.check() == 99
         thread.join(5)
@@ -358,13 +367,13 @@ def test_open_session(master: Master, control: ControlSocket) -> None:
 )
 def test_a_session_refused(master: Master, control: ControlSocket, answer: Answer, error: type[Exception]) -> None:
     master.answer, master.takes_descriptors = answer, 3
-    before = len(os.listdir("/dev/fd"))
-    with pytest.raises(error), open(os.devnull) as nothing:
+    before = open_descriptors()
+    with pytest.raises(error), Path(os.devnull).open() as nothing:
         control.open_session("exec cat", nothing.fileno())
     deadline = time.monotonic() + 5
-    while len(os.listdir("/dev/fd")) > before and time.monotonic() < deadline:
+    while open_descriptors() > before and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert len(os.listdir("/dev/fd")) <= before
+    assert open_descriptors() <= before
 
 
 # The end ----------------------------------------------------------------------------------------------------------------

@@ -44,14 +44,18 @@ def test_equality_does_not_depend_on_the_order_of_arrival() -> None:
 
 @pytest.mark.parametrize(
     ("exit_code", "number"),
-    [(0, None), (1, None), (127, None), (128, None), (130, signal.SIGINT), (137, signal.SIGKILL), (143, signal.SIGTERM)],
+    [
+        (0, None),
+        (127, None),
+        (128, None),
+        (130, signal.SIGINT),
+        (137, signal.SIGKILL),
+        (143, signal.SIGTERM),
+        (255, None),
+    ],
 )
 def test_signal(exit_code: int, number: int | None) -> None:
     assert CommandResult("x", exit_code).signal == number
-
-
-def test_255_is_no_signal() -> None:
-    assert CommandResult("x", 255).signal is None
 
 
 @pytest.mark.parametrize(

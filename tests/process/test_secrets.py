@@ -1,0 +1,63 @@
+"""A password is typed at a prompt, and is nowhere else: a program in the place of ssh notes what it is given."""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from pathlib import Path
+
+import pytest
+
+from lazycluster import ConnectError, Connection
+
+SECRET = "hunter2-correct-horse"
+SSH = """#!/bin/sh
+here={here}
+{{ printf '%s\\n' "$@"; env; cat /proc/$$/cmdline 2>/dev/null; echo; }} >>"$here/seen"
+case $1 in
+    -G) echo "hostname web1" ;;
+    -f)
+        exec 3<>/dev/tty
+        stty -echo <&3
+        printf "me@web1's password: " >&3
+        read -r answer <&3
+        printf '%s\\n' "$answer" >>"$here/answers"
+        [ ! -e "$here/refuse" ] || {{ echo "me@web1: Permission denied (password)." >&2; exit 255; }} ;;
+esac
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "bin").mkdir()
+    for name in ("ssh", "scp"):
+        program = tmp_path / "bin" / name
+        program.write_text(SSH.format(here=tmp_path))
+        program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_the_password_is_typed_and_nowhere_else(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Connection("web1", password=SECRET) as connection:
+        assert connection.run("true").exit_code == 0
+        assert SECRET not in repr(connection)
+        assert SECRET not in repr(connection.sessions.destination)
+    assert (here / "answers").read_text() == SECRET + "\n"
+    seen = (here / "seen").read_text()
+    assert "ControlMaster=yes" in seen
+    assert SECRET not in seen
+    assert caplog.messages
+    assert SECRET not in caplog.text
+
+
+def test_a_refused_password_is_not_in_the_error(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    (here / "refuse").touch()
+    with Connection("web1", password=SECRET) as connection, pytest.raises(ConnectError) as caught:
+        connection.run("true")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in caplog.text
+    assert (here / "answers").read_text() == SECRET + "\n"  # asked once

@@ -1,0 +1,140 @@
+"""A stand-in for a way onto a host: commands are answered from a table, files are noted, functions run here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import attrs
+
+from lazycluster.exceptions import CommandStoppedError
+from lazycluster.results import Collector, CommandResult, Stream
+from lazycluster.supervisor import launch
+from lazycluster.supervisor.payload import Payload
+from lazycluster.transport import UNWATCHED, Watch
+
+TOKEN = "t0k3n"
+Piece = tuple[Stream, bytes]
+
+
+@attrs.frozen
+class Reaction:
+    """What a command prints, and how it ends."""
+
+    pieces: tuple[Piece, ...] = ()
+    exit_code: int = 0
+    error: Exception | None = None
+
+
+def prints(text: str, exit_code: int = 0) -> Reaction:
+    return Reaction(((Stream.STDOUT, text.encode()),), exit_code)
+
+
+@attrs.frozen
+class Call:
+    """What was asked for."""
+
+    what: str
+    cwd: str | None
+    env: Mapping[str, str] | None = None
+    timeout: float | None = None
+    python: str | None = None
+
+
+@attrs.define
+class FakeTransport:
+    """Implements `Transport`. The command `wait` waits until it is cancelled, or until `go` is set."""
+
+    host: str = "web1"
+    reactions: dict[str, Reaction] = attrs.field(factory=dict)
+    calls: list[Call] = attrs.field(factory=list)
+    go: threading.Event = attrs.field(factory=threading.Event)
+    waiting: threading.Event = attrs.field(factory=threading.Event)
+    closed: bool = False
+
+    def run(
+        self,
+        command: str,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+    ) -> CommandResult:
+        """Answer from the table."""
+        self.calls.append(Call(command, cwd, env, timeout))
+        reaction = self.reactions.get(command, Reaction())
+        collector = watch.collector or Collector()
+        for stream, data in reaction.pieces:
+            collector.add(stream, data)
+            watch.on_output(stream, data)
+        if command == "wait":
+            self._wait(watch)
+        if reaction.error is not None:
+            raise reaction.error
+        return collector.result(command, reaction.exit_code, 0.25)
+
+    def _wait(self, watch: Watch) -> None:
+        self.waiting.set()
+        while not self.go.wait(0.002):
+            if watch.cancellation is not None and watch.cancellation.requested:
+                raise CommandStoppedError(self.host, "wait")
+
+    def call(
+        self,
+        payload: Payload,
+        outcome: IO[bytes],
+        *,
+        python: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+    ) -> None:
+        """Run the function in a Python of its own on this machine."""
+        self.calls.append(Call(payload.function, cwd, env, timeout, python))
+        reaction = self.reactions.get(payload.function, Reaction())
+        if reaction.error is not None:
+            raise reaction.error
+        sent = launch.program(TOKEN)
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", sent.bootstrap],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdin.write(sent.text + payload.data)
+            process.stdin.flush()
+            assert launch.parse_greeting(process.stdout.readline(), TOKEN) is not None
+            outcome.write(process.stdout.read())
+            printed = process.stderr.read()
+        (watch.collector or Collector()).add(Stream.STDERR, printed)
+        watch.on_output(Stream.STDERR, printed)
+
+    def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
+        """Note it."""
+        self._move(f"put {local} {remote}", cwd, watch)
+
+    def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
+        """Note it."""
+        self._move(f"get {remote} {local}", cwd, watch)
+
+    def _move(self, what: str, cwd: str | None, watch: Watch) -> None:
+        self.calls.append(Call(what, cwd))
+        watch.on_progress(500, 1000)
+        error = self.reactions.get(what, Reaction()).error
+        if error is not None:
+            raise error
+        watch.on_progress(1000, 1000)
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed = True

@@ -1,0 +1,192 @@
+"""The one interpreter of steps, over a stand-in for a host."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from lazycluster.exceptions import (
+    CommandFailedError,
+    CommandTimeoutError,
+    FunctionNotSerializableError,
+    RemoteFunctionError,
+    TransferError,
+)
+from lazycluster.executor import Executor, Outcome, new_outcome
+from lazycluster.openssh.processes import Cancellation
+from lazycluster.results import StepResult, Stream
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
+from lazycluster.supervisor.outcome import read_outcome_from
+
+from .fake_transport import Call, FakeTransport, Reaction, prints
+
+OUT, ERR = Stream.STDOUT, Stream.STDERR
+
+
+def execute(transport: FakeTransport, step: Step, **keywords: object) -> tuple[StepResult, list[Outcome]]:
+    kept: list[Outcome] = []
+    executor = Executor(transport, **keywords)  # type: ignore[arg-type]  # the keywords of a table
+    return executor.execute(step, kept.append), kept
+
+
+# A lambda, whose module cannot be imported under another Python: sent by value.
+add = lambda a, b=0: a + b  # noqa: E731
+speak = lambda: (print("spoken"), sys.stderr.flush(), 7)[-1]  # noqa: E731
+fail = lambda: int("no number")  # noqa: E731
+
+
+def test_a_command() -> None:
+    transport = FakeTransport(reactions={"make": Reaction(((OUT, b"out\n"), (ERR, b"err\n"), (OUT, b"more\n")))})
+    result, kept = execute(transport, RunCommand("make", 5.0), cwd="/w", env={"A": "1"})
+    assert transport.calls == [Call("make", "/w", {"A": "1"}, 5.0)]
+    assert (result.ok, result.exit_code, result.error, kept) == (True, 0, None, [])
+    assert result.step == "run_command(make)"
+    assert (result.log, result.stdout, result.stderr) == ("out\nerr\nmore\n", "out\nmore\n", "err\n")
+    assert 0 <= result.duration < 10
+
+
+def test_a_command_that_fails() -> None:
+    transport = FakeTransport(reactions={"make": prints("no rule\n", 2)})
+    result, _ = execute(transport, RunCommand("make"))
+    assert (result.ok, result.exit_code, result.log) == (False, 2, "no rule\n")
+    assert isinstance(result.error, CommandFailedError)
+    assert str(result.error) == "web1: `make` ended with exit status 2.\n    no rule"
+
+
+def test_what_a_command_printed_before_it_broke_off_is_kept() -> None:
+    error = CommandTimeoutError("web1", "make", 1.0)
+    transport = FakeTransport(reactions={"make": Reaction(((OUT, b"so far"),), error=error)})
+    result, _ = execute(transport, RunCommand("make"))
+    assert (result.ok, result.exit_code, result.log, result.error) == (False, None, "so far", error)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError(5, "x"), KeyError("x"), RuntimeError()])
+def test_any_exception_is_in_the_record(error: Exception) -> None:
+    result, _ = execute(FakeTransport(reactions={"x": Reaction(error=error)}), RunCommand("x"))
+    assert result.error is error
+
+
+def test_an_interrupt_is_not_swallowed() -> None:
+    class Interrupted(FakeTransport):
+        def put(self, *_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(Interrupted(), SendFile(Path("/a")))
+
+
+@pytest.mark.parametrize(
+    ("step", "call"),
+    [
+        (SendFile(Path("/a"), "b"), Call("put /a b", "/w")),
+        (SendFile(Path("/a")), Call("put /a None", "/w")),
+        (GetFile("a", Path("/b")), Call("get a /b", "/w")),
+    ],
+)
+def test_files(step: Step, call: Call) -> None:
+    transport = FakeTransport()
+    result, kept = execute(transport, step, cwd="/w", env={"A": "1"})
+    assert transport.calls == [call]
+    assert (result.ok, result.exit_code, result.log, kept) == (True, None, "", [])
+
+
+def test_a_file_that_fails() -> None:
+    error = TransferError("web1", "fetch", "a", "no such file")
+    result, _ = execute(FakeTransport(reactions={"get a /b": Reaction(error=error)}), GetFile("a", Path("/b")))
+    assert (result.ok, result.error, result.exit_code, result.log) == (False, error, None, "")
+
+
+def test_a_function() -> None:
+    transport = FakeTransport()
+    result, kept = execute(transport, RunFunction(add, (1,), {"b": 2}), cwd="/w", env={"A": "1"}, python="/opt/python3")
+    assert (result.ok, result.exit_code, result.error, result.log) == (True, None, None, "")
+    assert transport.calls == [Call("<lambda>", "/w", {"A": "1"}, None, "/opt/python3")]
+    assert [read_outcome_from(outcome, "web1", "f").unwrap() for outcome in kept] == [3]
+
+
+def test_what_a_function_prints_is_its_log() -> None:
+    result, _ = execute(FakeTransport(), RunFunction(speak))
+    assert result.log == "spoken\n"
+
+
+def test_a_function_that_raises() -> None:
+    result, kept = execute(FakeTransport(), RunFunction(fail))
+    assert isinstance(result.error, ValueError)
+    assert "no number" in str(result.error)
+    assert len(kept) == 1
+    with pytest.raises(ValueError, match="no number"):
+        read_outcome_from(kept[0], "web1", "f").unwrap()
+
+
+def test_a_function_that_cannot_be_sent() -> None:
+    transport = FakeTransport()
+    result, kept = execute(transport, RunFunction(add, (threading.Lock(),)))
+    assert isinstance(result.error, FunctionNotSerializableError)
+    assert (transport.calls, kept) == ([], [])
+
+
+def test_a_function_whose_host_fails() -> None:
+    error = RemoteFunctionError("web1", "f", "died")
+    result, kept = execute(FakeTransport(reactions={"<lambda>": Reaction(error=error)}), RunFunction(add))
+    assert result.error is error
+    assert len(kept) == 1
+
+
+def test_the_cancellation_reaches_the_host() -> None:
+    cancellation = Cancellation()
+    cancellation.request()
+    result, _ = execute(FakeTransport(), RunCommand("wait"), cancellation=cancellation)
+    cancellation.close()
+    assert str(result.error) == "web1: `wait` was stopped before it ended."
+
+
+# Output while it is produced ------------------------------------------------------------------------------------------
+
+UMLAUT = Reaction(((OUT, b"a \xc3"), (ERR, b"warning\n"), (OUT, b"\xa4\nb\xff"), (OUT, b"\nrest")))
+
+
+def test_debug_prints_as_it_comes(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "lazycluster")
+    execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"), debug=True)
+    assert capsys.readouterr() == ("a warning\nä\nb\ufffd\nrest", "")
+    assert caplog.messages == []
+
+
+def test_otherwise_lines_are_logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "lazycluster")
+    execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"))
+    assert caplog.messages == ["web1: warning", "web1: a ä", "web1: b\ufffd", "web1: rest"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_debug_logging_nothing_is_decoded(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lazycluster")
+    result, _ = execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"))
+    assert caplog.messages == []
+    assert result.log == "a warning\nä\nb\ufffd\nrest"
+
+
+@pytest.mark.parametrize("step", [SendFile(Path("/a")), GetFile("a", Path("/b"))])
+@pytest.mark.parametrize("debug", [True, False])
+def test_no_bar_without_a_terminal(step: Step, debug: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(FakeTransport(), step, debug=debug)
+    assert capsys.readouterr() == ("", "")
+
+
+# The file of an outcome -----------------------------------------------------------------------------------------------
+
+
+def test_an_outcome_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    outcome: IO[bytes] = new_outcome()
+    outcome.write(b"x" * (3 << 20))
+    outcome.seek(0)
+    assert list(tmp_path.iterdir()) == []
+    assert len(outcome.read()) == 3 << 20
+    outcome.close()

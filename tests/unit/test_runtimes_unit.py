@@ -1,0 +1,101 @@
+"""What a runtime refuses before anything runs, and how its facts are laid out."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+from typing import Any, get_type_hints
+
+import pytest
+
+from lazycluster import Connection, Gpu, HostInfo, Runtime
+from lazycluster.facts import Facts, info_rows
+from lazycluster.gpus import MigDevice
+from lazycluster.runtimes import ConnectionOptions, RuntimeOptions
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **_: object) -> None:
+        pytest.fail(f"started {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+def test_an_unknown_keyword_is_named_with_those_that_there_are() -> None:
+    keywords: Any = {"usr": "me"}
+    with pytest.raises(TypeError) as caught:
+        Runtime("web1", **keywords)
+    assert str(caught.value) == (
+        "Runtime() got an unexpected keyword argument 'usr'; there are: config_file, connect_timeout, env, "
+        "identity_file, options, password, port, python, user"
+    )
+
+
+def test_the_keywords_are_those_of_a_connection() -> None:
+    parameters = inspect.signature(Connection.__init__).parameters.values()
+    keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    assert keywords == ConnectionOptions.__annotations__.keys()
+    assert RuntimeOptions.__annotations__.keys() - keywords == {"python"}
+    assert get_type_hints(ConnectionOptions)["port"] == get_type_hints(Connection.__init__)["port"]
+
+
+@pytest.mark.parametrize(
+    ("host", "keywords"),
+    [
+        ("", {}),
+        ("-x", {}),
+        ("web 1", {}),
+        ("web1", {"port": 0}),
+        ("web1", {"user": "-me"}),
+        ("web1", {"connect_timeout": 0}),
+        ("web1", {"options": {"ControlPath": "x"}}),
+        ("web1", {"env": {"1": "x"}}),
+    ],
+)
+def test_arguments_that_cannot_be_right(host: str, keywords: Any) -> None:
+    with pytest.raises(ValueError):
+        Runtime(host, **keywords)
+    with pytest.raises(ValueError):
+        Connection(host, **keywords)
+
+
+class Known(Facts):
+    """A host about which everything is known."""
+
+    host = "web1"
+    working_dir = "/work"
+    host_info = HostInfo(
+        "Debian 12",
+        "Linux",
+        "6.1",
+        "x86_64",
+        1.5,
+        3 << 29,
+        gpus=(
+            Gpu(0, "A100", 80 << 30, "535.1", "GPU-1", 5, (MigDevice(0, "1g.10gb", "MIG-1"), MigDevice(1, "2g", "M"))),
+            Gpu(1, "Orin"),
+        ),
+    )
+
+
+def test_rows() -> None:
+    assert info_rows(Known()) == [
+        ("Host", "web1"),
+        ("OS", "Debian 12"),
+        ("Python", "none"),
+        ("CPU cores", "1.5"),
+        ("Memory", "1.5 GiB"),
+        ("GPUs", "2"),
+        ("GPU 0", "A100, 80 GiB, MIG 1g.10gb, MIG 2g"),
+        ("GPU 1", "Orin"),
+        ("Working directory", "/work"),
+    ]
+
+
+def test_facts_as_text() -> None:
+    facts = Known()
+    assert (facts.os, facts.python_version, facts.cpu_cores) == ("Debian 12", "", "1.5")
+    assert (facts.memory, facts.memory_in_mb, facts.gpu_count) == (str(3 << 29), "1536", 2)
+    assert facts.gpus == list(Known.host_info.gpus)
+    assert facts.info["gpus"] == facts.gpus
