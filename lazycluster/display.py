@@ -49,8 +49,12 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
         yield lambda _done, _total: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+    from rich.table import Column  # noqa: PLC0415
 
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    # Long paths leave the figures their room on a terminal of 80 columns.
+    shortened = Column(max_width=30, no_wrap=True, overflow="ellipsis")
+    title_column = TextColumn("{task.description}", markup=False, table_column=shortened)
+    columns = title_column, BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -21,7 +21,7 @@ class LazyclusterError(Exception):
         return type(self), self.args
 
 
-def _tail(text: str) -> str:
+def indented(text: str) -> str:
     """Return the last lines of an output, indented, ready to follow a message on lines of their own."""
     lines = text.rstrip().splitlines()[-_TAIL_LINES:]
     return "\n" + textwrap.indent("\n".join(lines), "    ") if lines else ""
@@ -170,7 +170,7 @@ class LoginShellError(LazyclusterError):
     def __str__(self) -> str:
         return (
             f"{self.host}: the login shell ended with exit status {self.exit_status} before `{_short(self.command)}` "
-            f"began. Check the account's shell and its start-up files: `ssh {self.host} true`.{_tail(self.output)}"
+            f"began. Check the account's shell and its start-up files: `ssh {self.host} true`.{indented(self.output)}"
         )
 
 
@@ -194,7 +194,7 @@ class CommandTimeoutError(LazyclusterError, TimeoutError):
     stderr: bytes = attrs.field(default=b"", repr=False)
 
     def __str__(self) -> str:
-        said = _tail((self.stdout + self.stderr).decode(errors="replace"))
+        said = indented((self.stdout + self.stderr).decode(errors="replace"))
         took = f"took longer than its timeout of {self.timeout:g} s and was ended"
         return f"{self.host}: `{_short(self.command)}` {took}.{said}"
 
@@ -220,7 +220,7 @@ class CommandFailedError(LazyclusterError):
     output: str = attrs.field(default="", repr=False)
 
     def __str__(self) -> str:
-        return f"{self.host}: `{_short(self.command)}` ended with exit status {self.exit_code}.{_tail(self.output)}"
+        return f"{self.host}: `{_short(self.command)}` ended with exit status {self.exit_code}.{indented(self.output)}"
 
 
 @attrs.frozen(slots=False)
@@ -259,7 +259,7 @@ class RemoteFunctionError(LazyclusterError):
     remote_traceback: str = attrs.field(default="", repr=False)
 
     def __str__(self) -> str:
-        return f"{self.host}: function {self.function!r} failed: {self.reason}{_tail(self.remote_traceback)}"
+        return f"{self.host}: function {self.function!r} failed: {self.reason}{indented(self.remote_traceback)}"
 
 
 @attrs.frozen(slots=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -54,9 +55,9 @@ Step: TypeAlias = RunCommand | SendFile | GetFile | RunFunction
 
 def function_name(function: Callable[..., object]) -> str:
     """Return what a callable is called; partials and instances have no name of their own."""
-    inner = getattr(function, "func", function)
-    name = getattr(inner, "__qualname__", None) or type(inner).__qualname__
-    return str(name)
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def describe(step: Step) -> str:

@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
 from lazycluster._typing import Self
-from lazycluster.exceptions import CommandStoppedError, LazyclusterError, RuntimeClosedError, TaskExecutionError
+from lazycluster.exceptions import (
+    CommandStoppedError,
+    LazyclusterError,
+    RuntimeClosedError,
+    TaskExecutionError,
+    indented,
+)
 from lazycluster.executor import Executor, Outcome
 from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.destination import check_timeout
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import StepResult
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
-from lazycluster.supervisor.outcome import read_outcome_from
+from lazycluster.supervisor.outcome import read_outcome, remote_traceback
 
 if TYPE_CHECKING:
     from lazycluster.openssh.connection import Connection
@@ -60,7 +66,7 @@ class Execution:
             return error
         reason = str(error).removeprefix(f"{self.host}: ") or type(error).__name__
         if not isinstance(error, LazyclusterError):
-            reason = f"{type(error).__name__}: {reason}"
+            reason = f"{type(error).__name__}: {reason}{indented(remote_traceback(error))}"
         failure = TaskExecutionError(self.host, self.name, index, describe(step), reason)
         failure.__cause__ = error
         return failure
@@ -68,7 +74,7 @@ class Execution:
     def returns(self) -> Generator[object, None, None]:
         """Yield what the functions returned, in order; one that raised raises here."""
         for name, outcome in self._outcomes:
-            yield read_outcome_from(outcome, self.host, name).unwrap()
+            yield read_outcome(outcome, self.host, name).unwrap()
 
     def forget(self) -> None:
         """Let go of what the functions returned."""

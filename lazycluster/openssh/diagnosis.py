@@ -238,6 +238,9 @@ def forwarding_refused(log: str) -> ForwardFailure | None:
     return ForwardFailure.NO_ANSWER if any(why != "open failed" for _, why in opened) else None
 
 
+_DISK_FULL = "disk full, or over quota?"
+
+
 def scp_reason(stderr: str) -> str:
     """Return what went wrong with a file, in one line of scp's; '' if it did not say."""
     lines = lines_of(stderr)
@@ -247,5 +250,16 @@ def scp_reason(stderr: str) -> str:
         line for line in lines if not line.startswith("scp: ") and not _is_ours(line) and line != "lost connection"
     ]
     reason = next(iter(said or others[-1:] or lines), "").removeprefix("scp: ").removeprefix("ssh: ")
+    if reason.startswith("Received message too long"):  # the first words of a start-up file, taken for a length
+        return ": ".join([reason, *said[1:2]])
     # SFTP version 3 has no status for a full disk: "Failure" (draft-ietf-secsh-filexfer-02, section 7).
-    return f"{reason} (disk full, or over quota?)" if re.match(r"write remote .*: Failure$", reason) else reason
+    return f"{reason} ({_DISK_FULL})" if re.match(r"write remote .*: Failure$", reason) else reason
+
+
+def tar_reason(stderr: str) -> str:
+    """Return what went wrong with a tree, in the lines of the host's tar; '' if it did not say."""
+    lines = [
+        line for line in lines_of(stderr) if not line.endswith("Exiting with failure status due to previous errors")
+    ]
+    short = any(re.search(r": Wrote only \d+ of \d+ bytes$", line) for line in lines)  # GNU tar's words for it
+    return "; ".join(lines[-5:]) + (f" ({_DISK_FULL})" if short else "")

@@ -15,8 +15,7 @@ CDPATH= cd -P -- "$d" 2>/dev/null || fail "no such directory: $d"
 d=$(pwd -P && printf .) && d=${d%??}
 """
 _TARGET = (
-    _FAIL
-    + """\
+    """\
 p=$1
 [ ! -d "$p" ] || p=$p/$2
 """
@@ -27,9 +26,12 @@ p=$1
 )
 
 PREPARE_FILE = (
-    _TARGET
+    _FAIL
     + """\
 case $1 in */) [ -d "$1" ] || fail "no such directory: $1";; esac
+"""
+    + _TARGET
+    + """\
 [ ! -d "./$b" ] || fail "is a directory: $d/$b"
 printf '%s\\0' "$d" "$b"
 """
@@ -79,7 +81,8 @@ conflict() (
 )
 """
 RECEIVE_TREE = (
-    _TARGET
+    _FAIL
+    + _TARGET
     + _MERGE
     + """\
 [ -d "./$b" ] || [ ! -e "./$b" ] || fail "is not a directory: $d/$b"

@@ -36,6 +36,7 @@ _SPAWNING = threading.Lock()
 # What a host sends before the log-in may be long; a prompt and the lines before it that belong to it are not.
 _LONGEST_PROMPT = 500
 _LOOK_BACK = 16_384
+_KEPT = 1 << 18
 
 _PASSWORD = re.compile(r"(?P<user>.+)@(?P<host>[^@\s]+)'s password: ?$")
 _INTERACTIVE = re.compile(r"^\((?P<user>[^\r\n]+?)@(?P<host>[^@\s)]+)\) ", re.MULTILINE)
@@ -65,7 +66,8 @@ class LoginOutcome:
     """What came of an attempt to log in.
 
     `status` is the exit status of ssh, negative for a signal; None where it was ended from here. `text` is what its
-    terminal showed, which never holds the password; its last line is the prompt that was left unanswered, if any.
+    terminal showed, or the end of it where that was long; it never holds the password. Its last line is the prompt that
+    was left unanswered, if any.
     """
 
     end: LoginEnd
@@ -197,20 +199,27 @@ class _Dialogue:
             selector.register(self._child.child_fd, selectors.EVENT_READ)
             while True:
                 alive = self._is_alive()
+                if alive and self._left() <= 0:
+                    return self._outcome(LoginEnd.TIMED_OUT)
                 data = b""
                 if open_still and selector.select(min(_POLL, self._left()) if alive else 0):
                     data = _read(self._child.child_fd)
                     open_still = bool(data)
                 elif not alive:
                     return self._outcome(LoginEnd.EXITED)
-                elif self._left() <= 0:
-                    return self._outcome(LoginEnd.TIMED_OUT)
                 elif not open_still:
                     time.sleep(min(_POLL, self._left()))
-                self._shown += decoder.decode(data)
+                self._show(decoder.decode(data))
                 reason = self._react() if data else None
                 if reason is not None:
                     return self._outcome(reason)
+
+    def _show(self, text: str) -> None:
+        self._shown += text
+        excess = len(self._shown) - _KEPT
+        if excess > _KEPT:
+            self._shown = self._shown[excess:]
+            self._answered_to = max(0, self._answered_to - excess)
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())

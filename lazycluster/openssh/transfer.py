@@ -25,7 +25,7 @@ from lazycluster.exceptions import (
 )
 from lazycluster.openssh.archive import END_MARKER, pack
 from lazycluster.openssh.argv import remote_operand, scp_argv
-from lazycluster.openssh.diagnosis import scp_reason
+from lazycluster.openssh.diagnosis import scp_reason, tar_reason
 from lazycluster.openssh.extraction import unpack
 from lazycluster.openssh.host_scripts import CREATE_LINK, FETCH, PLACE_FILE, PREPARE_FILE, RECEIVE_TREE, REMOVE
 from lazycluster.openssh.master import Master
@@ -40,7 +40,7 @@ from lazycluster.transport import Watch
 # What scp, its server and any login shell all take as it is. Other paths are reached through a symbolic link.
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./+,=@-]*")
 # Through a master scp is not told that the subsystem was refused, and sees no more than a closed connection (measured
-# with OpenSSH 9.2). Where that had another reason, the older protocol fails in its turn, and nothing is lost.
+# with OpenSSH 9.2). Where that had another reason and the master lives, the older protocol fails in its turn.
 _NO_SFTP = re.compile(r"subsystem request failed|\A\s*(scp: )?Connection closed\s*\Z")
 _HARMLESS_TAR = re.compile(r".*: (file changed as we read it|File removed before we read it)\s*")
 _NAMELESS = {"", ".", "..", "~"}
@@ -95,7 +95,7 @@ def _script(text: str, *words: str) -> str:
 def _checked(host: str, action: str, path: str, result: CommandResult) -> list[str]:
     """Return the NUL-terminated fields that a script printed."""
     if not result.ok:
-        raise TransferError(host, action, path, result.stderr.strip() or f"exit status {result.exit_code}")
+        raise TransferError(host, action, path, tar_reason(result.stderr) or f"exit status {result.exit_code}")
     return [field.decode("utf-8", "surrogateescape") for field in result.stdout_bytes.split(b"\0")[:-1]]
 
 
@@ -186,13 +186,15 @@ def _scp(
     to = sessions.destination
     operands = (source, remote_operand(to, target)) if sending else (remote_operand(to, source), target)
     what = f"scp {source} {target}"
+    used: list[Master] = []
 
     def copy(master: Master, *, legacy: bool = False) -> Finished:
+        used.append(master)
         argv = scp_argv(to, master.socket, *operands, legacy=legacy, unsupported=sessions.unsupported)
         return _run_scp(sessions, argv, master, watch, progress)
 
     ended = sessions.run_beside(copy, what)
-    if _NO_SFTP.search(ended.text):
+    if _NO_SFTP.search(ended.text) and used[-1].check():
         ended = sessions.run_beside(functools.partial(copy, legacy=True), what)
     if ended.status == 0:
         return ""

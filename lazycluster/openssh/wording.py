@@ -118,7 +118,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def clean(text: str) -> str:
-    """Return a line without escape sequences, control characters and space around it; the end of a huge one is cut off."""
+    """Return a line, or the beginning of a huge one, without escape sequences, control characters and space around."""
     return _CONTROL.sub("", text[:_LONGEST_LINE].replace("\t", " ")).strip()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import attrs
 
@@ -12,21 +12,12 @@ from lazycluster.exceptions import RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Error, Value
 from lazycluster.supervisor import call, payload
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-
-def read_outcome(path: Path, host: str, function: str) -> Value[object] | Error:
+def read_outcome(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
     """Read the answer of a host: what its program wrote on standard output after the greeting.
 
     Error holds the exception of the function, whose cause is a RemoteTraceback, or RemoteFunctionError.
     """
-    with path.open("rb") as file:
-        return read_outcome_from(file, host, function)
-
-
-def read_outcome_from(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
-    """Read the answer of a host from an open file; see `read_outcome()`."""
     answer = _answer(file, host, function)
     if isinstance(answer, Error):
         return answer
@@ -56,13 +47,6 @@ def _answer(file: IO[bytes], host: str, function: str) -> _Record | Error:
         return _failed(host, function, f"its process {file.read(ended.length).decode(errors='replace')}")
     file.seek(answer.start)
     return answer
-
-
-def is_complete(path: Path) -> bool:
-    """Tell whether the answer is all there, though the stream may still be held open by what the function started."""
-    with path.open("rb") as file:
-        ended = _record(file, file.seek(0, os.SEEK_END))
-    return ended is not None and ended.kind == call.ENDED
 
 
 def remote_traceback(error: BaseException) -> str:

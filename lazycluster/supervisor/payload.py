@@ -19,6 +19,7 @@ import attrs
 import cloudpickle
 
 from lazycluster.exceptions import FunctionNotSerializableError
+from lazycluster.steps import function_name
 from lazycluster.supervisor import call
 from lazycluster.supervisor.modules import Survey, travels
 
@@ -46,13 +47,6 @@ def cloudpickle_source() -> bytes:
             name = "cloudpickle" if is_package else f"cloudpickle.{file.name.removesuffix('.py')}"
             sent[name] = (f"<cloudpickle>/{file.name}", is_package, file.read_text("utf-8"))
     return zlib.compress(pickle.dumps(sent), 9)
-
-
-def function_name(function: Callable[..., object]) -> str:
-    """Name a callable for a message."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def dump(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Payload:

@@ -180,7 +180,7 @@ LOG_IN_FAILURES: list[tuple[type[ConnectError], str]] = [
     (UnknownHostError, "ssh: Could not resolve hostname web1: Name or service not known"),
     (
         UnknownHostKeyError,
-        "No ED25519 host key is known for web1 and you have requested strict checking.\r\nHost key verification failed.",
+        "No ED25519 host key is known for web1 and you have requested strict checking.\nHost key verification failed.",
     ),
     (
         ChangedHostKeyError,
@@ -344,7 +344,7 @@ def test_a_host_that_allows_no_session(fp: FakeProcess, monkeypatch: pytest.Monk
     monkeypatch.setattr(sessions_module, "_REFUSAL_PATIENCE", 0.3)
     log_in(fp)
     command(fp, "true", stderr=REFUSED, returncode=255, occurrences=50)
-    with Connection("web1") as connection, pytest.raises(SessionRefusedError, match="refused by peer.*MaxSessions"):
+    with Connection("web1") as connection, pytest.raises(SessionRefusedError, match=r"refused by peer.*MaxSessions"):
         connection.run("true")
 
 
@@ -353,7 +353,7 @@ def test_a_timeout_bounds_the_wait_for_a_session(fp: FakeProcess) -> None:
     command(fp, "true", stderr=REFUSED, returncode=255, occurrences=100)
     with Connection("web1") as connection:
         begun = time.monotonic()
-        with pytest.raises(CommandTimeoutError, match="timeout of 0.3 s"):
+        with pytest.raises(CommandTimeoutError, match=r"timeout of 0.3 s"):
             connection.run("true", timeout=0.3)
         assert time.monotonic() - begun < 2
 

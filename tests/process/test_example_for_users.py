@@ -7,10 +7,11 @@
   word of a shell. So `nproc` stands there as `nproc`, and `ls -l` as `'ls -l'`, in quotes: `shlex.quote()` makes it.
 * Each file is one call of `ssh` before and after, and one of `scp` in between.
 * Each `fp.register()` serves one call; say `occurrences=` for more. A call that nothing was registered for raises
-  `ProcessNotRegisteredError`, so that no test reaches a real host unawares.
+  `ProcessNotRegisteredError`, so that no test reaches a real host unawares. (`password=` logs in through a terminal,
+  and not through `subprocess`: leave it out.)
 
-Functions run in a Python on the host, for which there is no such stand-in: test them by calling them, and what is around
-them with `lazycluster.testing.LocalSshd`, a real sshd for one test.
+Functions run in a Python on the host, for which there is no such stand-in: test them by calling them, and what is
+around them with `lazycluster.testing.LocalSshd`, a real sshd for one test.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def test_a_file_that_is_not_there(fp: FakeProcess, tmp_path: Path) -> None:
     fp.register(["ssh", "-f", fp.any()])
     fp.register(["ssh", fp.any(), quote("fetch log.txt")], stderr="no such file or directory\n", returncode=1)
 
-    with Connection("web1") as connection, pytest.raises(TransferError, match="cannot fetch 'log.txt': no such file"):
+    with Connection("web1") as connection, pytest.raises(TransferError, match=r"cannot fetch 'log.txt': no such file"):
         connection.get("log.txt", tmp_path)
 
 

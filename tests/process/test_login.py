@@ -253,6 +253,16 @@ wait()
     assert type(diagnose("dest", outcome.text, status=None, timed_out=True)) is ConnectTimeoutError
 
 
+def test_one_that_never_stops_talking_is_ended(run: Run, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    outcome = run(f"ask({PROMPT!r})\nwhile True: print('x' * 999)", seconds=1.5)
+
+    assert time.monotonic() - begun < 5
+    assert (outcome.end, outcome.status) == (LoginEnd.TIMED_OUT, None)
+    assert 100_000 < len(outcome.text) < 1_000_000
+    assert has_ended(tmp_path)
+
+
 def test_one_that_closes_its_terminal_is_waited_for(run: Run) -> None:
     assert run("os.closerange(0, 3); time.sleep(0.3); os._exit(4)").status == 4
 

@@ -117,7 +117,7 @@ def test_a_temporary_directory_is_removed_though_the_probe_fails(fp: FakeProcess
 
 def test_a_host_that_cannot_be_reached(fp: FakeProcess) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr="ssh: connect to host web1 port 22: Connection refused", returncode=255)
-    with pytest.raises(InvalidRuntimeError, match="^web1 cannot be used as a runtime: connection refused") as caught:
+    with pytest.raises(InvalidRuntimeError, match=r"^web1 cannot be used as a runtime: connection refused") as caught:
         Runtime("web1")
     assert isinstance(caught.value.__cause__, PortRefusedError)
     assert len(fp.calls) == 1

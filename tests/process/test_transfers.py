@@ -170,7 +170,7 @@ def test_fetching_fails_and_the_old_file_stays(fp: FakeProcess, tmp_path: Path) 
 def test_an_answer_that_makes_no_sense(fp: FakeProcess, tmp_path: Path, answer: bytes) -> None:
     log_in(fp)
     command(fp, quote("fetch a.txt"), stdout=answer)
-    with Connection("web1") as connection, pytest.raises(TransferError, match="web1: cannot fetch 'a.txt'"):
+    with Connection("web1") as connection, pytest.raises(TransferError, match=r"web1: cannot fetch 'a.txt'"):
         connection.get("a.txt", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

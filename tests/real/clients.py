@@ -8,13 +8,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TypeVar
 
-from typing_extensions import Self
-
 from lazycluster import CommandResult, Connection
+from lazycluster._typing import Self
 from lazycluster.openssh.master import Master
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd
@@ -74,6 +74,8 @@ class InBackground:
         self.output = b""
         self.error: Exception | None = None
         self.result: CommandResult | None = None
+        self.ended = 0.0
+        """The instant at which it ended, as `time.monotonic()` tells it."""
 
         def on_output(stream: Stream, data: bytes) -> None:
             self.output += data
@@ -83,6 +85,7 @@ class InBackground:
                 self.result = connection.run(command, timeout=timeout, watch=Watch(on_output))
             except Exception as error:  # noqa: BLE001 - it is raised where the test waits
                 self.error = error
+            self.ended = time.monotonic()
 
         self.thread = threading.Thread(target=run, daemon=True)
         self.thread.start()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -21,10 +21,13 @@ from lazycluster.testing import Relay, processes, write_config
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from typing_extensions import Self
+
     from lazycluster.testing import LocalSshd
+    from lazycluster.testing.local_sshd import ConnectionKeywords
 
 
-def lacking(reason: str) -> None:
+def lacking(reason: str) -> NoReturn:
     """Skip a test for want of something that this machine lacks; in CI, which is to have everything, fail it."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
@@ -144,7 +147,7 @@ class Echo:
         self._threads = [threading.Thread(target=self._serve)]
         self._threads[0].start()
 
-    def __enter__(self) -> Echo:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -195,7 +198,7 @@ def exactly(connection: socket.socket, size: int) -> bytes:
 
 
 @contextlib.contextmanager
-def relayed(server: LocalSshd, directory: Path) -> Iterator[tuple[Relay, dict[str, str]]]:
+def relayed(server: LocalSshd, directory: Path) -> Iterator[tuple[Relay, ConnectionKeywords]]:
     """Put a relay before a server; gives it, and the keywords for a connection through it."""
     with Relay(server.port) as relay:
         config = write_config(directory / f"config-{relay.port}", server.config(port=relay.port))
@@ -214,12 +217,12 @@ def bare_host(directory: Path, programs: dict[str, Path | str]) -> dict[str, str
             link = path / program.name
             if not program.name.startswith("python") and not link.is_symlink():
                 link.symlink_to(program)
-    for name, program in programs.items():
+    for name, given in programs.items():
         (path / name).unlink(missing_ok=True)
-        if isinstance(program, Path):
-            (path / name).symlink_to(program)
+        if isinstance(given, Path):
+            (path / name).symlink_to(given)
         else:
-            write_program(path / name, program)
+            write_program(path / name, given)
     home = directory / "bare-home"
     home.mkdir()
     launcher = write_program(
@@ -247,7 +250,6 @@ def other_python() -> Path:
         if not python.name.endswith(here):
             return python
     lacking("there is no second Python on this machine")
-    raise AssertionError
 
 
 # File systems --------------------------------------------------------------------------------------------------------

@@ -51,15 +51,14 @@ class Running:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         assert self.process.stdin is not None
-        with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as printed:
-            path = Path(directory, "answer")
-            path.write_bytes(self.process.stdout.read())
+        with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as printed:
+            answer.write(self.process.stdout.read())
             printed.write(self.process.stderr.read())
             self.process.wait(10)
             for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
                 stream.close()
             printed.seek(0)
-            return Answer(outcome.read_outcome(path, "h", self.function), printed.read().decode())
+            return Answer(outcome.read_outcome(answer, "h", self.function), printed.read().decode())
 
 
 @attrs.frozen

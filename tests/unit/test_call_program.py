@@ -442,7 +442,8 @@ def answer_of(function: Callable[..., object], path: Path, *args: object) -> obj
         out = call._Writer(file.fileno())
         call._work(out, [stream.read(length) for length in lengths])
         call._seal(out, call.ENDED, b"ended")
-    return outcome.read_outcome(path, "h", "f").unwrap()
+    with path.open("rb") as file:
+        return outcome.read_outcome(file, "h", "f").unwrap()
 
 
 @pytest.mark.usefixtures("_stage")

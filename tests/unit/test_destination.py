@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycluster.openssh.destination import RESERVED_OPTIONS, Destination, check_environment, check_port
+from lazycluster.openssh.destination import (
+    RESERVED_OPTIONS,
+    Destination,
+    check_environment,
+    check_port,
+    check_timeout,
+)
 
 
 @pytest.mark.parametrize("port", [1, 22, 65535])
@@ -161,3 +167,14 @@ def test_a_destination_is_a_frozen_value() -> None:
     assert len({Destination("web1"), Destination("web1"), Destination("web2")}) == 2
     with pytest.raises(AttributeError):
         Destination("web1").host = "web2"  # type: ignore[misc]  # that is what is tested
+
+
+@pytest.mark.parametrize("seconds", [None, 0.001, 1, 3600.0, float("inf")])
+def test_a_timeout_of_a_command(seconds: float | None) -> None:
+    assert check_timeout(seconds) == seconds
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), True, "5", b"5"])
+def test_no_timeout_of_a_command(seconds: Any) -> None:
+    with pytest.raises(ValueError, match="a timeout is a positive number of seconds, or None, not "):
+        check_timeout(seconds)

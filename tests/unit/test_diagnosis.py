@@ -32,6 +32,7 @@ from lazycluster.openssh.diagnosis import (
     diagnose,
     forwarding_refused,
     master_gone,
+    relay_broke,
     scp_reason,
     session_refused,
     unsupported_options,
@@ -575,6 +576,14 @@ def test_where_the_time_was_up_the_prompt_is_quoted(said: str, kind: type[Connec
     error = diagnose("dest", said, status=None, timed_out=True)
 
     assert (type(error), error.reason, error.hop) == (kind, reason, hop)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [(RELAY_CLOSED, True), (RELAY_LATE, True), (KEX_CLOSED, False), ("Connection closed by 10.0.0.1 port 22", False)],
+)
+def test_a_broken_relay_is_told_apart(said: str, expected: bool) -> None:
+    assert relay_broke(said) is expected
 
 
 @pytest.mark.parametrize("piece", ["a", "a@", "a@b ", ": ", "\x1b[", "'s password", "line 1: ", "a@b'"])

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from lazycluster.display import plain_table, print_table, progress_bar
+from lazycluster.display import Printer, plain_table, print_table, progress_bar
 
 ROWS = [("host", "web1"), ("memory", "[bold]3 GiB[/bold]")]
 PLAIN = "Facts\nkey     value\n------  ------------------\nhost    web1\nmemory  [bold]3 GiB[/bold]"
@@ -106,3 +106,26 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rich_is_not_imported_before_something_is_printed() -> None:
     program = "import sys, lazycluster.display; sys.exit(any(name.split('.')[0] == 'rich' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_printer_elsewhere_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = Printer()
+    printer.title("Title")
+    printer.line("a [bold]line[/bold]")
+    printer.line("good", good=True)
+    printer.line("bad", good=False)
+    assert capsys.readouterr().out == "\n== Title\na [bold]line[/bold]\ngood\nbad\n"
+
+
+def test_a_printer_on_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as seen:
+        printer = Printer()
+        printer.title("Title")
+        printer.line("a [bold]line[/bold]")
+        printer.line("good", good=True)
+        printer.line("bad", good=False)
+    lines = seen.text.splitlines()
+    assert "== Title" in seen.text
+    assert "a [bold]line[/bold]" in lines
+    assert any("\x1b[1;32mgood" in line for line in lines)
+    assert any("\x1b[1;31mbad" in line for line in lines)

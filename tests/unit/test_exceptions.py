@@ -28,8 +28,8 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.UnknownHostError("web1", "Name or service not known"),
         (
-            "web1: unknown host name (Name or service not known). Check the spelling, DNS, and the HostName in your ssh "
-            "configuration: `ssh -G web1 | grep ^hostname`."
+            "web1: unknown host name (Name or service not known). Check the spelling, DNS, and the HostName in your "
+            "ssh configuration: `ssh -G web1 | grep ^hostname`."
         ),
     ),
     (
@@ -57,15 +57,15 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.ConnectionThrottledError("web1", "why"),
         (
-            "web1: sshd closed the connection before log-in (why). Too many log-ins at once (MaxStartups), or this address "
-            "is blocked there: try again later."
+            "web1: sshd closed the connection before log-in (why). Too many log-ins at once (MaxStartups), or this "
+            "address is blocked there: try again later."
         ),
     ),
     (
         e.UnknownHostKeyError("web1", "why"),
         (
-            "web1: the host key is not known (why). Run `ssh web1 true` once in a terminal, compare the fingerprint, and "
-            "answer yes."
+            "web1: the host key is not known (why). Run `ssh web1 true` once in a terminal, compare the fingerprint, "
+            "and answer yes."
         ),
     ),
     (
@@ -78,8 +78,8 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.AuthenticationError("web1", "why"),
         (
-            "web1: authentication refused (why). Install your key with `ssh-copy-id web1`, load it into the agent, or give "
-            "password= or identity_file=."
+            "web1: authentication refused (why). Install your key with `ssh-copy-id web1`, load it into the agent, or "
+            "give password= or identity_file=."
         ),
     ),
     (
@@ -89,15 +89,15 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.SshNotFoundError("web1", "why"),
         (
-            "web1: the OpenSSH client cannot be started (why). Install it (Debian and Ubuntu: openssh-client) and make sure "
-            "that `ssh -V` works."
+            "web1: the OpenSSH client cannot be started (why). Install it (Debian and Ubuntu: openssh-client) and make "
+            "sure that `ssh -V` works."
         ),
     ),
     (
         e.ConnectionLostError("web1", "make\n  all", "why", True),
         (
-            "web1: connection lost during `make all` (why). It had started on the host, which ends it when it sees the link "
-            "gone."
+            "web1: connection lost during `make all` (why). It had started on the host, which ends it when it sees the "
+            "link gone."
         ),
     ),
     (
@@ -153,15 +153,15 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.PythonVersionMismatchError("web1", "3.11", "3.9"),
         (
-            "web1: Python 3.9 there, 3.11 here; functions travel as bytecode, so both need the same minor version. Name one "
-            "there with Runtime(..., python='python3.11')."
+            "web1: Python 3.9 there, 3.11 here; functions travel as bytecode, so both need the same minor version. "
+            "Name one there with Runtime(..., python='python3.11')."
         ),
     ),
     (
         e.PythonVersionMismatchError("web1", "3.11", "3.9", "/usr/bin/python3"),
         (
-            "web1: Python 3.9 (/usr/bin/python3) there, 3.11 here; functions travel as bytecode, so both need the same minor "
-            "version. Name one there with Runtime(..., python='python3.11')."
+            "web1: Python 3.9 (/usr/bin/python3) there, 3.11 here; functions travel as bytecode, so both need the same "
+            "minor version. Name one there with Runtime(..., python='python3.11')."
         ),
     ),
     (e.TransferError("web1", "send", "/a b", "why"), "web1: cannot send '/a b': why"),
@@ -175,8 +175,8 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.ForwardingRefusedError("web1", "-L x", "why"),
         (
-            "web1: tunnel -L x: forwarding refused by the host (why). See AllowTcpForwarding, PermitOpen and PermitListen in "
-            "its sshd_config."
+            "web1: tunnel -L x: forwarding refused by the host (why). See AllowTcpForwarding, PermitOpen and "
+            "PermitListen in its sshd_config."
         ),
     ),
     (

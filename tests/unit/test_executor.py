@@ -22,7 +22,7 @@ from lazycluster.executor import Executor, Outcome, new_outcome
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
-from lazycluster.supervisor.outcome import read_outcome_from
+from lazycluster.supervisor.outcome import read_outcome
 
 from .fake_transport import Call, FakeTransport, Reaction, prints
 
@@ -107,7 +107,7 @@ def test_a_function() -> None:
     result, kept = execute(transport, RunFunction(add, (1,), {"b": 2}), cwd="/w", env={"A": "1"}, python="/opt/python3")
     assert (result.ok, result.exit_code, result.error, result.log) == (True, None, None, "")
     assert transport.calls == [Call("<lambda>", "/w", {"A": "1"}, None, "/opt/python3")]
-    assert [read_outcome_from(outcome, "web1", "f").unwrap() for outcome in kept] == [3]
+    assert [read_outcome(outcome, "web1", "f").unwrap() for outcome in kept] == [3]
 
 
 def test_what_a_function_prints_is_its_log() -> None:
@@ -121,7 +121,7 @@ def test_a_function_that_raises() -> None:
     assert "no number" in str(result.error)
     assert len(kept) == 1
     with pytest.raises(ValueError, match="no number"):
-        read_outcome_from(kept[0], "web1", "f").unwrap()
+        read_outcome(kept[0], "web1", "f").unwrap()
 
 
 def test_a_function_that_cannot_be_sent() -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from weakref import WeakSet
 
 import attrs
 import pytest
@@ -83,7 +84,7 @@ class Master:
     def take(connection: socket.socket) -> str:
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
         try:
-            return os.readlink(f"/proc/self/fd/{descriptors[0]}") if Path("/proc/self/fd").exists() else ""
+            return str(Path(f"/proc/self/fd/{descriptors[0]}").readlink()) if Path("/proc/self/fd").exists() else ""
         finally:
             os.close(descriptors[0])
 
@@ -207,7 +208,7 @@ def test_a_socket_that_nobody_listens_on() -> None:
         path = Path(directory, "m")
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(path))
-        with pytest.raises(ControlSocketError, match="no answer from the master: .*refused") as caught:
+        with pytest.raises(ControlSocketError, match=r"no answer from the master: .*refused") as caught:
             ControlSocket(path, timeout=1.0)
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
@@ -338,23 +339,23 @@ def test_probe(master: Master, control: ControlSocket) -> None:
 
 def test_a_probe_refused(master: Master, control: ControlSocket) -> None:
     master.answer, master.takes_descriptors = reply(FAILURE, "Connection refused"), 2
-    with pytest.raises(RequestRefusedError, match="^Connection refused$"):
+    with pytest.raises(RequestRefusedError, match=r"^Connection refused$"):
         control.probe("localhost", 80)
 
 
 def test_open_session(master: Master, control: ControlSocket) -> None:
     reading, writing = os.pipe()
     try:
-        link = os.readlink(f"/proc/self/fd/{reading}") if Path("/proc/self/fd").exists() else ""
+        link = str(Path(f"/proc/self/fd/{reading}").readlink()) if Path("/proc/self/fd").exists() else ""
         master.answer, master.takes_descriptors = reply(OPENED, 5), 3
         session = control.open_session("exec cat", reading)
         request = master.requests[0]
         fields = text("") + words(0, 0, 0, 0, 0xFFFFFFFF) + text("dumb") + text("exec cat")
         assert (request.type, request.body) == (0x10000002, fields)
         assert request.descriptors == ((link, os.devnull, os.devnull) if link else ("", "", ""))
-        assert not session.closed
+        seen = [session.closed]
         session.close()
-        assert session.closed
+        assert [*seen, session.closed] == [False, True]
         os.fstat(reading)  # the caller's own descriptor stays open
     finally:
         os.close(reading)
@@ -376,12 +377,11 @@ def test_a_session_refused(master: Master, control: ControlSocket, answer: Answe
     assert open_descriptors() <= before
 
 
-# The end ----------------------------------------------------------------------------------------------------------------
+# The end --------------------------------------------------------------------------------------------------------------
 
 
 def test_terminate(master: Master, control: ControlSocket) -> None:
     master.answer = lambda _request: None
-    assert not control.closed
     assert not control.wait_closed(0.01)
     control.terminate()
     assert control.wait_closed(5.0)
@@ -436,6 +436,16 @@ def test_a_forked_child_does_not_hold_the_master(control: ControlSocket) -> None
     os.waitpid(pid, 0)
     assert control.check() == 4711
     assert control in mux._held
+
+
+def test_forgetting_is_closing_without_a_word(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a fork does in the child, done here to a connection of this process."""
+    control = ControlSocket(master.path, timeout=5.0)
+    monkeypatch.setattr(mux, "_held", WeakSet([control]))
+    mux._forget_all()
+    assert control.closed
+    assert master.requests == []
+    assert len(mux._held) == 0
 
 
 def test_many_threads_ask_over_one_connection(master: Master, control: ControlSocket) -> None:

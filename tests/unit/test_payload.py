@@ -17,6 +17,7 @@ import cloudpickle
 import pytest
 
 from lazycluster.exceptions import FunctionNotSerializableError
+from lazycluster.steps import function_name
 from lazycluster.supervisor import payload
 from tests.unit.local_host import LocalHost
 
@@ -154,7 +155,7 @@ def test_what_cannot_be_sent(function: Callable[..., object], args: tuple[object
     with pytest.raises(FunctionNotSerializableError, match=reason) as caught:
         payload.dump(function, *args)
     assert isinstance(caught.value.__cause__, TypeError)
-    assert payload.function_name(function) in str(caught.value)
+    assert function_name(function) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_what_cannot_be_sent(function: Callable[..., object], args: tuple[object
     ],
 )
 def test_function_name(function: Callable[..., object], name: str) -> None:
-    assert payload.function_name(function) == name
+    assert function_name(function) == name
 
 
 def test_payload_hides_its_bytes() -> None:

@@ -98,13 +98,13 @@ def test_no_deadline() -> None:
 
 
 def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancellation: Cancellation) -> None:
-    assert not cancellation.requested
+    requested = [cancellation.requested]
     os.set_blocking(cancellation.fileno(), False)
     with pytest.raises(BlockingIOError):
         os.read(cancellation.fileno(), 9)
     cancellation.request()
     cancellation.request()
-    assert cancellation.requested
+    assert [*requested, cancellation.requested] == [False, True]
     assert os.read(cancellation.fileno(), 9) == b"x"
 
 

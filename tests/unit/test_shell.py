@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shlex
@@ -23,7 +24,6 @@ from lazycluster.openssh.processes import Child, Deadline
 from lazycluster.openssh.shell import BOOTSTRAP, JOB_VARIABLE, Marks, Script, escape, label, quote_path
 from lazycluster.results import Stream
 from lazycluster.testing.processes import wait_until
-import itertools
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 

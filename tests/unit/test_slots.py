@@ -92,7 +92,7 @@ def test_a_refusal_teaches(limit: int, held: int, others: bool, learned: int) ->
     assert slots.limit == learned
 
 
-def test_the_limit_never_grows() -> None:
+def test_each_refusal_lowers_the_limit() -> None:
     slots = SessionSlots(10)
     hold(slots, 3, slots.refused)
     hold(slots, 2, slots.refused)
@@ -130,8 +130,13 @@ def test_waiting_for_a_change_ends_with_a_session() -> None:
     assert not waited.wait(0.05)
     leave.set()
     threads[0].join(10)
+
     # The waiter may have come to wait only after the session had left: then another one ends.
-    assert wait_until(lambda: hold(slots, 1, lambda: None) or waited.is_set(), 10)
+    def another() -> bool:
+        hold(slots, 1, lambda: None)
+        return waited.is_set()
+
+    assert wait_until(another, 10)
     threads[1].join(10)
 
 
@@ -139,3 +144,53 @@ def test_waiting_for_a_change_is_bounded() -> None:
     slots = SessionSlots(1)
     slots.wait_for_change(NEVER, 0.01)
     slots.wait_for_change(Deadline(0.01), 60.0)
+
+
+def test_the_limit_grows_again_after_many_sessions_and_not_above_where_it_began() -> None:
+    slots = SessionSlots(3)
+    hold(slots, 2, slots.refused)
+    assert slots.limit == 1
+    limits = []
+    for _ in range(100):
+        with slots.taken(NEVER):
+            slots.accepted()
+        limits.append(slots.limit)
+    assert sorted(limits) == limits
+    assert (limits[10], limits[-1]) == (1, 3)
+
+
+def test_a_refusal_puts_the_next_trial_off() -> None:
+    slots = SessionSlots(2)
+    hold(slots, 2, slots.refused)
+    for _ in range(100):
+        hold(slots, 1, slots.refused)
+        with slots.taken(NEVER):
+            slots.accepted()
+    assert slots.limit == 1
+
+
+def test_a_growing_limit_lets_a_waiter_in() -> None:
+    slots = SessionSlots(2)
+    hold(slots, 2, slots.refused)
+    inside, leave, second = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with slots.taken(NEVER):
+            inside.set()
+            leave.wait(10)
+
+    def waiter() -> None:
+        with slots.taken(Deadline(10)):
+            second.set()
+
+    threads = [threading.Thread(target=first), threading.Thread(target=waiter)]
+    threads[0].start()
+    inside.wait(10)
+    threads[1].start()
+    assert not second.wait(0.05)
+    for _ in range(30):
+        slots.accepted()
+    assert second.wait(10)
+    leave.set()
+    for thread in threads:
+        thread.join(10)

@@ -1,0 +1,214 @@
+"""One session, with a shell of this machine in the place of ssh."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+
+from lazycluster.openssh import session as session_module
+from lazycluster.openssh.processes import Cancellation, CancelledError, Deadline, DeadlinePassedError
+from lazycluster.openssh.session import Session, SessionEndedError
+from lazycluster.openssh.shell import Script
+from lazycluster.results import Collector, Stream
+from lazycluster.testing.processes import descendants, table, wait_until
+from lazycluster.transport import Watch
+
+
+@attrs.define
+class Local:
+    """Starts sessions on this machine."""
+
+    collector: Collector = attrs.field(factory=Collector)
+    sessions: list[Session] = attrs.field(factory=list)
+
+    def start(
+        self,
+        command: str,
+        *,
+        argv: tuple[str, ...] | None = None,
+        seconds: float | None = 20.0,
+        cancellation: Cancellation | None = None,
+        check: Callable[[], None] = lambda: None,
+        on_output: Callable[[Stream, bytes], None] | None = None,
+        **fields: Any,
+    ) -> Session:
+        marks = {"mark": f"mark-{secrets.token_hex(8)}", "job": f"{secrets.token_hex(8)}.0."}
+        script = Script(command, title=command, **{**marks, **fields})
+        started = Session(
+            argv or ("/bin/sh", "-c", " ".join(script.words)),
+            script,
+            on_output=on_output or self.collector.add,
+            deadline=Deadline(seconds),
+            watch=Watch(cancellation=cancellation),
+            check=check,
+        )
+        self.sessions.append(started)
+        return started
+
+    @property
+    def out(self) -> bytes:
+        return self.collector.joined(Stream.STDOUT)
+
+    @property
+    def err(self) -> bytes:
+        return self.collector.joined(Stream.STDERR)
+
+
+@pytest.fixture
+def local() -> Iterator[Local]:
+    made = Local()
+    yield made
+    for session in made.sessions:
+        session._child.abandon()
+
+
+@pytest.fixture
+def cancellation() -> Iterator[Cancellation]:
+    made = Cancellation()
+    yield made
+    made.close()
+
+
+def test_from_beginning_to_end(local: Local) -> None:
+    session = local.start("echo out; echo err >&2; exit 3")
+    session.finish()
+    assert (session.started, session.status, session.exit_status) == (True, "3", 0)
+    assert (local.out, local.err, session.said) == (b"out\n", b"err\n", "")
+
+
+def test_reading(local: Local) -> None:
+    session = local.start("printf 'head\\0some more'; echo err >&2")
+    assert session.read_until(b"\0") == b"head"
+    assert session.read(4) == b"some"
+    assert session.read(100) == b" more"
+    assert session.read(1) == b""
+    assert session.read_until(b"\n") is None
+    session.finish()
+    assert (session.status, local.out, local.err) == ("0", b"", b"err\n")
+
+
+def test_feeding(local: Local) -> None:
+    session = local.start("cat", raw_stdin=True)
+    for _ in range(3):
+        session.feed(b"x" * 100_000)
+    session.close_stdin()
+    session.finish()
+    assert (len(local.out), session.status) == (300_000, "0")
+
+
+def test_feeding_what_has_ended(local: Local) -> None:
+    session = local.start("exit 4", raw_stdin=True)
+    assert wait_until(lambda: session._child.pump(lambda: session.status is not None), 5)
+    with pytest.raises(SessionEndedError):
+        for _ in range(100):
+            session.feed(b"x" * 100_000)
+    session.finish()
+    assert session.status == "4"
+
+
+@pytest.mark.parametrize(
+    ("ending", "out", "status"),
+    [("exit 255", b"", 255), ("exit 7", b"text", 7), ("exit 0", b"text", 0), ("kill -9 $$", b"text", -9)],
+)
+def test_without_marks(local: Local, ending: str, out: bytes, status: int) -> None:
+    """With 255 it is ssh that spoke; otherwise a stand-in for ssh, in somebody's test."""
+    session = local.start("true", argv=("/bin/sh", "-c", f"printf text; printf said >&2; {ending}"))
+    session.finish()
+    assert (session.started, session.status, session.exit_status, local.out) == (False, None, status, out)
+    assert session.said == "saidtext"
+
+
+@pytest.mark.parametrize(("ending", "read"), [("exit 255", b""), ("exit 0", b"text")])
+def test_reading_without_marks(local: Local, ending: str, read: bytes) -> None:
+    session = local.start("true", argv=("/bin/sh", "-c", f"printf text; {ending}"))
+    assert session.read(100) == read
+    assert session.read(1) == b""
+    session.finish()
+    assert local.out == b""
+
+
+def test_a_session_that_breaks_off(local: Local) -> None:
+    session = local.start("printf out; kill -9 $PPID")
+    session.finish()
+    assert (session.started, session.status, session.exit_status, local.out) == (True, None, -9, b"out")
+
+
+def test_a_background_process_does_not_keep_it_waiting(local: Local) -> None:
+    begun = time.monotonic()
+    session = local.start("sleep 2 & exit 5")
+    session.finish()
+    assert time.monotonic() - begun < 1.5
+    assert session.status == "5"
+
+
+def test_giving_up_ends_it_and_takes_along_what_is_still_said(local: Local) -> None:
+    session = local.start("trap 'echo bye; exit' TERM; echo ready; while :; do sleep 0.02; done")
+    session._child.pump(lambda: b"ready" in local.out)
+    pids = descendants(session._child.pid) | {session._child.pid}
+    session.give_up()
+    assert local.out == b"ready\nbye\n"
+    assert wait_until(lambda: pids.isdisjoint(table()), 5)
+
+
+def test_giving_up_takes_less_than_a_second(local: Local) -> None:
+    session = local.start("trap '' TERM; echo ready; while :; do sleep 0.02; done", grace=1)
+    session._child.pump(lambda: b"ready" in local.out)
+    pids = descendants(session._child.pid)
+    begun = time.monotonic()
+    session.give_up()
+    assert time.monotonic() - begun < 1.0
+    assert wait_until(lambda: pids.isdisjoint(table()), 5)
+
+
+@pytest.mark.parametrize("error", [DeadlinePassedError, CancelledError])
+def test_a_command_that_goes_on(local: Local, cancellation: Cancellation, error: type[Exception]) -> None:
+    session = local.start(
+        "echo ready; exec sleep 60", seconds=0.5 if error is DeadlinePassedError else 20, cancellation=cancellation
+    )
+    if error is CancelledError:
+        session._child.pump(lambda: b"ready" in local.out)
+        cancellation.request()
+    with pytest.raises(error):
+        session.finish()
+    session.give_up()
+    assert local.out == b"ready\n"
+
+
+@pytest.mark.parametrize("error", [DeadlinePassedError, CancelledError])
+def test_a_host_that_does_not_take_the_script(local: Local, cancellation: Cancellation, error: type[Exception]) -> None:
+    if error is CancelledError:
+        cancellation.request()
+    seconds = 0.1 if error is DeadlinePassedError else 20
+    with pytest.raises(error):
+        local.start("# " + "x" * 300_000, argv=("sleep", "60"), seconds=seconds, cancellation=cancellation)
+
+
+def test_an_error_of_the_caller_s_ends_the_process(local: Local) -> None:
+    def fail(_stream: Stream, _data: bytes) -> None:
+        raise KeyError("the caller's")
+
+    mark = "mark-0"
+    argv = ("/bin/sh", "-c", f"printf '{mark}<x'; exec sleep 60")
+    with pytest.raises(KeyError, match="the caller's"):
+        local.start("# " + "x" * 300_000, argv=argv, mark=mark, on_output=fail)
+
+
+def test_while_nothing_moves_the_master_is_looked_at(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_QUIET", 0.05)
+    looked: list[float] = []
+
+    def check() -> None:
+        looked.append(time.monotonic())
+        if len(looked) == 3:
+            raise ConnectionError("it does not answer")
+
+    session = local.start("exec sleep 60", check=check)
+    with pytest.raises(ConnectionError, match="it does not answer"):
+        session.finish()
+    assert looked[2] - looked[0] >= 0.09
+    session.give_up()
