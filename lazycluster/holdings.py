@@ -54,11 +54,10 @@ class Holdings:
 
     def _clean_host(self) -> None:
         sessions = self.connection.sessions
-        if not sessions.connected:
-            return
         words = [shlex.quote(f"{JOB_VARIABLE}={sessions.token}."), *map(shlex.quote, self.directories)]
         script = f"set -- {' '.join(words)}\n{END_MARKED}"
-        # The first answer tells quickly whether the link lives; what follows may take the grace period.
+        # The first answers tell quickly whether the link lives; what follows may take the grace period.
+        sessions.master(within=_DEAD_LINK_TIMEOUT)
         if sessions.run("true", timeout=_DEAD_LINK_TIMEOUT, login_shell=False).ok:
             sessions.run(script, title="clean up", timeout=_CLEAN_UP_TIMEOUT, login_shell=False, marked=False)
 

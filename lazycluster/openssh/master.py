@@ -113,7 +113,7 @@ class Master:
         """
         deadline = Deadline(to.connect_timeout)
         for attempt in range(1000):
-            directory = PrivateDirectory()
+            directory = _private_directory(to.host)
             try:
                 return cls._dial_once(to, directory, password, deadline)
             except ConnectionThrottledError:
@@ -218,6 +218,13 @@ class Master:
             self.control.terminate()
             self.control.close()
         self._directory.remove()
+
+
+def _private_directory(host: str) -> PrivateDirectory:
+    try:
+        return PrivateDirectory()
+    except OSError as error:
+        raise ConnectError(host, f"no directory for the control socket: {error}") from error
 
 
 def _run(

@@ -158,6 +158,11 @@ class Child:
         """Tell whether both output streams have ended."""
         return not self._open
 
+    @property
+    def listens(self) -> bool:
+        """Tell whether the process still takes standard input, as far as is known."""
+        return self._stdin is not None
+
     def feed(self, data: bytes | memoryview) -> None:
         """Write to the standard input of the process, pumping its output meanwhile.
 
@@ -307,13 +312,18 @@ def run_detaching(argv: Sequence[str], said: Path, *, seconds: float) -> Finishe
         process = _popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
     # Popen.wait(timeout) polls, with naps of up to 50 ms; a thread that waits without one wakes at once.
     waiter = threading.Thread(target=process.wait, name="lazycluster-wait", daemon=True)
-    waiter.start()
-    waiter.join(seconds)
+    try:
+        waiter.start()
+    except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    else:
+        waiter.join(seconds)
     late = process.poll() is None
     if late:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with its ProxyCommand, which need not notice its end
-        waiter.join()
+        process.wait()
     return Finished(None if late else process.returncode, said.read_text(errors="replace"))
 
 

@@ -97,7 +97,7 @@ class Session:
             SessionEndedError: Nobody reads it any more.
         """
         self._child.feed(data)
-        if self._marks.ended or self._child.at_end:
+        if self._marks.ended or self._child.at_end or not self._child.listens:
             raise SessionEndedError
 
     def read(self, size: int) -> bytes:

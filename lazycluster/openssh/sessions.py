@@ -252,8 +252,8 @@ class Sessions:
             self._drop(master)
             raise ConnectionLostError(self.host, what, "the ssh process of the connection does not answer")
 
-    def master(self) -> Master:
-        """Return a master that answers, dialling if there is none.
+    def master(self, *, within: float | None = None) -> Master:
+        """Return a master that answers, dialling if there is none, for `within` seconds or as long as is usual.
 
         Raises:
             ConnectError: The log-in failed; its kinds say why.
@@ -267,7 +267,13 @@ class Sessions:
                 return master
             if master is not None:
                 self._drop(master)
-            master = Master.dial(self.destination, password=self.password)
+            usual = self.destination.connect_timeout
+            to = (
+                self.destination
+                if within is None
+                else attrs.evolve(self.destination, connect_timeout=min(within, usual))
+            )
+            master = Master.dial(to, password=self.password)
             if self.closed:  # meanwhile, by a thread that did not wait for the log-in
                 master.close()
                 raise RuntimeClosedError(self.host)

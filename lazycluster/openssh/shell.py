@@ -79,7 +79,13 @@ def escape(text: str) -> bytes:
 
 
 def quote_path(path: str) -> str:
-    """Return a path as a word of a POSIX shell, its `~` or `~user` left to the shell, and never an option."""
+    """Return a path as a word of a POSIX shell, its `~` or `~user` left to the shell, and never an option.
+
+    Raises:
+        ValueError: It holds the one character that no path can.
+    """
+    if "\0" in path:
+        raise ValueError(f"a path cannot hold NUL: {path!r}")
     match = _TILDE.fullmatch(path)
     if match is None:
         return shlex.quote(f"./{path}" if path.startswith("-") else path)

@@ -22,6 +22,7 @@ from lazycluster import (
     LazyclusterError,
     PortRefusedError,
     RuntimeClosedError,
+    RuntimeTask,
     SessionRefusedError,
     SshConfigurationError,
     SshNotFoundError,
@@ -168,6 +169,15 @@ def test_is_alive_never_raises(fp: FakeProcess) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr="ssh: connect to host web1 port 22: No route to host\n", returncode=255)
     with Connection("web1") as connection:
         assert not connection.is_alive()
+
+
+def test_a_task_over_a_connection(fp: FakeProcess) -> None:
+    log_in(fp)
+    command(fp, "nproc", stdout="8\n", occurrences=2)
+    task = RuntimeTask("t").run_command("nproc")
+    with Connection("web1") as connection:
+        assert task.execute(connection) is task
+        assert task.copy().execute(connection).execution_log == ["8\n"]
 
 
 # Logging in ---------------------------------------------------------------------------------------------------------

@@ -113,7 +113,8 @@ def leaves_nothing(server: LocalSshd) -> Iterator[None]:
     before = everything(server)
     yield
     processes.wait_until(lambda: not everything(server) - before, timeout=10)
-    assert sorted(everything(server) - before) == []
+    left = sorted(everything(server) - before)
+    assert not left, "left behind:\n" + "\n".join(left)
 
 
 # Ports ---------------------------------------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -323,7 +323,8 @@ def test_the_duration(connection: Connection) -> None:
 
 _LARGE = """
     import resource
-    result = connection.run("head -c 100000000 /dev/zero | tr '\\\\0' x & head -c 100000000 /dev/zero | tr '\\\\0' y >&2; wait")
+    much = "head -c 100000000 /dev/zero | tr '\\\\0' "
+    result = connection.run(f"{much} x & {much} y >&2; wait")
     say(len(result.stdout_bytes), result.stdout_bytes.count(b"x"))
     say(len(result.stderr_bytes), result.stderr_bytes.count(b"y"))
     say(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
@@ -560,7 +561,7 @@ def test_a_background_child_that_goes_on_printing_does_not_mix_into_other_comman
     host: LocalSshd, connection: Connection
 ) -> None:
     result = connection.run("(while sleep 0.02; do echo noise || exit; done) & echo $!; sleep 0.1; echo end")
-    assert result.stdout.endswith("end\n")
+    assert "end" in result.stdout.split()
     assert [connection.run("echo own").output for _ in range(3)] == ["own\n"] * 3
     connection.run(f"kill {result.stdout.split()[0]}")
 
@@ -632,17 +633,16 @@ def test_a_host_that_is_killed_in_the_middle_of_a_command(make_sshd: MakeSshd) -
 
 
 def test_a_lost_link_leaves_nothing_of_the_connection_here(host: LocalSshd) -> None:
+    directory = Path(tempfile.gettempdir())
+    before = set(directory.glob("lazycluster-m-*"))
     connection = Connection(host.host, **host.connection_kwargs)
     command = InBackground(connection, "echo up; sleep 1025")
     command.printed(b"up")
     os.kill(pid_of(connection), signal.SIGKILL)
     with pytest.raises(ConnectionLostError):
         command.join(5)
-    directories = Path(os.environ["TMPDIR"])
     connection.close()
-    del connection, command
-    gc.collect()
-    assert len(list(directories.glob("lazycluster-m-*"))) <= 1  # that of the shared connection
+    assert set(directory.glob("lazycluster-m-*")) == before
     eventually(lambda: not running(host, "sleep 1025"), "the host has ended the command", 8)
 
 

@@ -79,14 +79,13 @@ def test_who_reads_a_command(shell: Shell, host: LocalSshd, connection: Connecti
     assert connection.run('echo "$SHELL"').stdout.strip() == expected
 
 
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
-def test_any_text(connection: Connection, text: str) -> None:
+def test_any_text(connection: Connection) -> None:
     reader = connection.run("echo $0").stdout.strip()
-    here = subprocess.run((reader, "-c", text), capture_output=True, check=False)
-
-    result = connection.run(text)
-
-    assert (result.stdout_bytes, result.stderr_bytes, result.exit_code) == (here.stdout, here.stderr, here.returncode)
+    for text in TEXTS.values():
+        here = subprocess.run((reader, "-c", text), capture_output=True, check=False)
+        result = connection.run(text)
+        assert (result.stdout_bytes, result.stderr_bytes) == (here.stdout, here.stderr), text
+        assert result.exit_code == here.returncode, text
 
 
 def test_a_command_of_a_hundred_kilobytes(connection: Connection) -> None:
@@ -100,7 +99,6 @@ def test_a_command_of_a_hundred_kilobytes(connection: Connection) -> None:
 def test_directories(host: LocalSshd, connection: Connection) -> None:
     for name in NAMES:
         (host.home / name).mkdir(exist_ok=True)
-        assert connection.run("pwd; printf .", cwd=name).stdout == f"{host.home / name}\n."
         assert connection.run("pwd; printf .", cwd=f"~/{name}").stdout == f"{host.home / name}\n."
     with pytest.raises(WorkingDirectoryError, match="'no such'"):
         connection.run("echo never", cwd="no such")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lazycluster.openssh.argv import (
+    attempt_argv,
     effective_argv,
     master_argv,
     remote_operand,
@@ -68,6 +69,16 @@ def test_master() -> None:
 def test_master_with_a_password_may_ask_once() -> None:
     argv = effective(master_argv(PLAIN, SOCKET, LOG, batch=False))
     assert (argv["batchmode"], argv["numberofpasswordprompts"]) == ("no", "1")
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_an_attempt_without_a_master(batch: bool) -> None:
+    argv = attempt_argv(FULL, batch=batch)
+    assert (argv[:2], argv[-3:]) == (("ssh", "-T"), ("--", "web1", "true"))
+    known = effective(argv)
+    assert (known["controlmaster"], known["controlpath"]) == ("no", "none")
+    assert (known["batchmode"], known["numberofpasswordprompts"]) == ("yes" if batch else "no", "1")
+    assert "proxycommand" not in known  # it is to be heard
 
 
 def test_session() -> None:
@@ -145,6 +156,7 @@ def test_effective() -> None:
 
 
 ALL = {
+    "attempt": attempt_argv(FULL),
     "master": master_argv(FULL, SOCKET, LOG),
     "session": session_argv(FULL, SOCKET, (BOOTSTRAP, "true")),
     "scp": scp_argv(FULL, SOCKET, "/a", "web1:/b"),

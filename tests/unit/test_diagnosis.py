@@ -35,6 +35,7 @@ from lazycluster.openssh.diagnosis import (
     relay_broke,
     scp_reason,
     session_refused,
+    tar_reason,
     unsupported_options,
 )
 
@@ -742,9 +743,35 @@ def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardFailure | N
         (f"{RELAY_CLOSED}lost connection\n", "kex_exchange_identification: Connection closed by remote host"),
         ("scp: Connection closed\r\n", "Connection closed"),
         # a start-up file of the host that prints
+        (
+            "scp: Received message too long 1214606444\r\nscp: Ensure the remote shell produces no output.\r\n",
+            "Received message too long 1214606444: Ensure the remote shell produces no output.",
+        ),
         ("Welcome!\nscp: /x: Permission denied\n", "/x: Permission denied"),
         ("", ""),
     ],
 )
 def test_scp_says_in_one_line_what_is_wrong_with_a_file(said: str, reason: str) -> None:
     assert scp_reason(said) == reason
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("", ""),
+        (
+            "tar: a: Cannot open: Permission denied\ntar: Exiting with failure status due to previous errors\n",
+            "tar: a: Cannot open: Permission denied",
+        ),
+        (
+            "tar: a: Wrote only 4096 of 10240 bytes\ntar: Exiting with failure status due to previous errors\n",
+            "tar: a: Wrote only 4096 of 10240 bytes (disk full, or over quota?)",
+        ),
+        (
+            "".join(f"tar: {n}: Cannot stat\n" for n in range(9)),
+            "; ".join(f"tar: {n}: Cannot stat" for n in range(4, 9)),
+        ),
+    ],
+)
+def test_tar_says_what_is_wrong_with_a_tree(said: str, reason: str) -> None:
+    assert tar_reason(said) == reason

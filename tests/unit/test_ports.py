@@ -41,6 +41,7 @@ def test_a_taken_port(taken: int) -> None:
 
 def test_a_port_is_free_again_once_nobody_listens() -> None:
     with socket.socket() as listener, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]

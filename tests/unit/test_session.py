@@ -103,10 +103,14 @@ def test_feeding(local: Local) -> None:
 
 def test_feeding_what_has_ended(local: Local) -> None:
     session = local.start("exit 4", raw_stdin=True)
-    assert wait_until(lambda: session._child.pump(lambda: session.status is not None), 5)
-    with pytest.raises(SessionEndedError):
-        for _ in range(100):
+    assert session._child.pump(lambda: session.status is not None)
+
+    def feed_for_ever() -> None:
+        while True:
             session.feed(b"x" * 100_000)
+
+    with pytest.raises(SessionEndedError):
+        feed_for_ever()
     session.finish()
     assert session.status == "4"
 

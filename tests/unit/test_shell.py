@@ -272,6 +272,11 @@ def test_quote_path(path: str, word: str) -> None:
     assert quote_path(path) == word
 
 
+def test_no_path_holds_nul() -> None:
+    with pytest.raises(ValueError, match="a path cannot hold NUL"):
+        quote_path("a\0b")
+
+
 @posix_shells
 @settings(max_examples=25, deadline=None)
 @given(path=TEXT)
