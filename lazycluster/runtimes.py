@@ -100,13 +100,20 @@ class Runtime(Facts):
         try:
             self._working_dir, self._host_info = self._set_up(working_dir)
         except (LazyclusterError, ValueError) as error:
-            self._holdings.release()
+            self._give_up()
             reason = str(error).removeprefix(f"{host}: ")
             raise InvalidRuntimeError(host, reason) from error
         except BaseException:
-            self._holdings.release()
+            self._give_up()
             raise
         self._finalizer = weakref.finalize(self, self._holdings.release)
+
+    def _give_up(self) -> None:
+        """End what could not be set up; a host on which nothing was made is not asked again."""
+        if self._holdings.directories:
+            self._holdings.release()
+        else:
+            self._connection.close()
 
     def _set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
         """Make the working directory and probe the machine, in one round trip."""

@@ -267,12 +267,9 @@ class Sessions:
                 return master
             if master is not None:
                 self._drop(master)
-            usual = self.destination.connect_timeout
-            to = (
-                self.destination
-                if within is None
-                else attrs.evolve(self.destination, connect_timeout=min(within, usual))
-            )
+            to = self.destination
+            if within is not None:
+                to = attrs.evolve(to, connect_timeout=min(within, to.connect_timeout))
             master = Master.dial(to, password=self.password)
             if self.closed:  # meanwhile, by a thread that did not wait for the log-in
                 master.close()

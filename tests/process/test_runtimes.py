@@ -97,8 +97,6 @@ def test_warnings_of_the_probe_are_logged(make: Make, caplog: pytest.LogCaptureF
 def test_a_host_that_cannot_be_used(fp: FakeProcess, answer: dict[str, object], reason: str) -> None:
     log_in(fp)
     command(fp, quote("set up a runtime"), **answer)
-    command(fp, "true")
-    command(fp, quote("clean up"))
     with pytest.raises(InvalidRuntimeError, match=f"(?s)^web1 cannot be used as a runtime: .*{reason}") as caught:
         Runtime("web1", "/work")
     assert isinstance(caught.value, ValueError)

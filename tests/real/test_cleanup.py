@@ -1,0 +1,354 @@
+"""The end: however it comes, nothing is left here or on the host."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
+from lazycluster.testing import LocalSshd
+from tests.real.clients import Program, eventually
+from tests.real.observed import (
+    Echo,
+    command_line,
+    echoes,
+    everything,
+    free_port,
+    leaves_nothing,
+    listeners,
+    relayed,
+    unique,
+)
+
+if TYPE_CHECKING:
+    from tests.real.conftest import MakeSshd
+
+
+def sleeping(server: LocalSshd, number: str) -> list[int]:
+    return [pid for pid in server.processes() if number in command_line(pid)]
+
+
+class Busy:
+    """A runtime with everything that it can have: tasks under way, tunnels, directories, daemons of commands."""
+
+    def __init__(self, server: LocalSshd, service: Echo, **keywords: object) -> None:
+        self.server = server
+        self.number = unique()
+        self.ports = [free_port(), free_port()]
+        self.runtime = Runtime(server.host, **(keywords or server.connection_kwargs))  # type: ignore[arg-type]
+        runtime = self.runtime
+        runtime.expose_port_from_runtime(service.port, self.ports[0])
+        runtime.expose_port_to_runtime(service.port, self.ports[1])
+        runtime.create_tempdir()
+        runtime.run(
+            f"nohup setsid sleep {self.number} >/dev/null 2>&1 </dev/null & (sleep {self.number} &) ; mkdir sub"
+        )
+        self.tasks = [
+            runtime.execute_task(RuntimeTask("command").run_command(f"sleep {self.number} & sleep {self.number}")),
+            runtime.execute_task(RuntimeTask("function").run_function(wait_for_ever, self.number)),
+        ]
+        runtime.execute_task(RuntimeTask("done").run_function(bytes, 2_000_000)).join()
+        eventually(lambda: len(sleeping(server, f"sleep {self.number}")) >= 5, "all of it runs")
+        assert all(echoes(port) for port in self.ports)
+
+    def is_over(self) -> bool:
+        return not sleeping(self.server, self.number) and not any(listeners(port) for port in self.ports)
+
+
+def wait_for_ever(number: str) -> None:
+    subprocess.run(("sleep", number), check=False)
+
+
+# Asked for -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["cleanup", "close", "with", "with and exception"])
+def test_everything_is_gone_when_it_returns(sshd: LocalSshd, way: str) -> None:
+    with leaves_nothing(sshd), Echo() as service:
+        busy = Busy(sshd, service)
+        runtime = busy.runtime
+        begun = time.monotonic()
+        if way == "cleanup":
+            runtime.cleanup()
+        elif way == "close":
+            runtime.close()
+        elif way == "with":
+            with runtime:
+                assert runtime.run("true").ok
+        else:
+            with pytest.raises(ZeroDivisionError), runtime:
+                print(1 / 0)
+
+        assert time.monotonic() - begun < 5
+        assert busy.is_over(), "at once, not later"
+        assert not Path(runtime.working_dir).exists()
+        assert runtime.alive_process_count == 0
+        for task in busy.tasks:
+            with pytest.raises(TaskExecutionError, match="stopped"):
+                task.join()
+        runtime.cleanup()
+        runtime.close()
+
+
+def test_what_it_was_called_on_twice_at_once(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd), Echo() as service:
+        busy = Busy(sshd, service)
+        threads = [threading.Thread(target=busy.runtime.cleanup) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert busy.is_over()
+
+
+def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(sshd: LocalSshd) -> None:
+    own, strange = unique(), unique()
+    with Connection(sshd.host, **sshd.connection_kwargs) as stranger:
+        stranger.run(f"setsid sleep {strange} >/dev/null 2>&1 </dev/null &")
+        with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+            runtime.run(f"trap '' HUP; setsid sleep {own} >/dev/null 2>&1 </dev/null &")
+            task = RuntimeTask().run_command(f"(setsid sh -c 'trap \"\" TERM; sleep {own}; sleep {own}' &)")
+            runtime.execute_task(task, execute_async=False)
+            assert len(sleeping(sshd, f"sleep {own}")) >= 2
+        assert not sleeping(sshd, own)
+        [pid] = sleeping(sshd, f"sleep {strange}")
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_named_working_directory_stays_with_its_content(sshd: LocalSshd, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    with leaves_nothing(sshd), Runtime(sshd.host, str(work), **sshd.connection_kwargs) as runtime:
+        runtime.run("echo kept >file")
+        temporary = Path(runtime.create_tempdir())
+        assert temporary.is_dir()
+    assert (work / "file").read_text() == "kept\n"
+    assert not temporary.exists()
+
+
+def test_files_that_cannot_be_listed_or_written_go_too(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        runtime.run("mkdir -p a/b; touch a/b/c 'new\nline' -- -dash; chmod 000 a/b a; ln -s / root; mkfifo pipe")
+        runtime.run("mkdir ' ' && cd ' ' && touch '*' '..x' && chmod 555 .")
+    assert Path("/etc/passwd").exists(), "no link was followed"
+
+
+def test_what_comes_too_late_is_refused_and_leaves_nothing(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd):
+        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        runtime.cleanup()
+        port = free_port()
+        for use in (
+            lambda: runtime.expose_port_from_runtime(9, port),
+            lambda: runtime.expose_port_to_runtime(9, port),
+            lambda: runtime.execute_task(RuntimeTask().run_command("touch never")),
+        ):
+            with pytest.raises(RuntimeClosedError):
+                use()
+        assert listeners(port) == []
+
+
+# The link is gone ----------------------------------------------------------------------------------------------------
+
+
+def test_a_dead_link_makes_it_quick(sshd: LocalSshd, tmp_path: Path) -> None:
+    with Echo() as service, relayed(sshd, tmp_path) as (relay, keywords):
+        before = everything(sshd)
+        busy = Busy(sshd, service, working_dir=str(tmp_path / "work"), **keywords)
+        relay.cut()
+        begun = time.monotonic()
+        busy.runtime.cleanup()
+        took = time.monotonic() - begun
+
+        assert took < 5
+        assert listeners(busy.ports[0]) == [], "on this side everything is gone"
+        mine = [thing for thing in everything(sshd) - before if "ssh: " in thing or "thread" in thing]
+        assert mine == []
+        assert all(process.exitcode is not None for process in busy.runtime.task_processes)
+        relay.restore()
+        eventually(busy.is_over, "the host ends what was started once it sees the end of the link", timeout=10)
+        eventually(lambda: not [thing for thing in everything(sshd) - before if "process" in thing], "all is gone")
+    for path in list(Path(busy.runtime.working_dir).parent.iterdir()):
+        assert path.exists()
+
+
+def test_a_link_that_broke_and_is_back_is_used_to_clean_up(sshd: LocalSshd, tmp_path: Path) -> None:
+    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords):
+        with Runtime(sshd.host, **keywords) as runtime:
+            number = unique()
+            runtime.run(f"setsid sleep {number} >/dev/null 2>&1 </dev/null &")
+            relay.drop()
+            eventually(lambda: not runtime._connection.sessions.connected, "the break is noticed")
+        assert not Path(runtime.working_dir).exists()
+        assert not sleeping(sshd, number)
+
+
+def test_a_host_that_is_gone_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path) -> None:
+    server = make_sshd()
+    with Echo() as service:
+        busy = Busy(server, service, working_dir=str(tmp_path), **server.connection_kwargs)
+        server.stop()
+        begun = time.monotonic()
+        busy.runtime.cleanup()
+        assert time.monotonic() - begun < 5
+        eventually(lambda: not any(listeners(port) for port in busy.ports), "no port is left")
+    for path in Path(busy.runtime.env_variables["TMPDIR"] if False else "/nonexistent").glob("*"):
+        assert path
+
+
+def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd):
+        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        pid = runtime._connection.sessions.master().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        runtime.cleanup()
+        assert time.monotonic() - begun < 10
+
+
+# Forgotten -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_runtime_that_is_forgotten_is_cleaned_up(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd), Echo() as service:
+        busy = Busy(sshd, service)
+        working_dir = Path(busy.runtime.working_dir)
+        gone = weakref.ref(busy.runtime)
+        del busy.runtime
+        gc.collect()
+
+        assert gone() is None, "nothing keeps it: neither atexit, nor its threads, nor its tasks"
+        eventually(busy.is_over, "all of it has ended")
+        assert not working_dir.exists()
+
+
+def test_a_tunnel_in_use_does_not_keep_its_runtime(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd), Echo() as service:
+        port = free_port()
+        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        runtime.expose_port_from_runtime(service.port, port)
+        with socket.create_connection(("127.0.0.1", port), 5):
+            gone = weakref.ref(runtime)
+            del runtime
+            gc.collect()
+            assert gone() is None
+            assert listeners(port) == []
+
+
+_PROGRAM = """
+    from lazycluster import Runtime, RuntimeTask
+    runtime = Runtime({host!r}, config_file={config!r})
+    runtime.expose_port_from_runtime({service}, {ports[0]})
+    runtime.expose_port_to_runtime({service}, {ports[1]})
+    runtime.create_tempdir()
+    runtime.run("setsid sleep {number} >/dev/null 2>&1 </dev/null &")
+    task = runtime.execute_task(RuntimeTask().run_command("sleep {number}"))
+    runtime.execute_task(RuntimeTask().run_function(bytes, 2000000)).join()
+    second = Runtime({host!r}, config_file={config!r})
+    second.run("true")
+    say(runtime.working_dir)
+    {end}
+"""
+
+ENDINGS = {
+    "the last line": ("pass", 0, ""),
+    "an exception": ("raise RuntimeError('wanted')", 1, "wanted"),
+    "sys.exit": ("sys.exit(3)", 3, ""),
+    "sys.exit in a function": ("def leave():\n        with runtime:\n            sys.exit(4)\n    leave()", 4, ""),
+    "Ctrl-C": ("signal.raise_signal(signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),
+    "a closed runtime": ("runtime.close(); runtime.close()", 0, ""),
+    "a reference cycle": ("runtime.myself = runtime; second.other = runtime; runtime.other = second", 0, ""),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_leaving_the_program_leaves_nothing(sshd: LocalSshd, ending: str) -> None:
+    end, status, said = ENDINGS[ending]
+    number, ports = unique(), [free_port(), free_port()]
+    with leaves_nothing(sshd), Echo() as service:
+        text = _PROGRAM.format(
+            host=sshd.host, config=str(sshd.config_file), service=service.port, ports=ports, number=number, end=end
+        )
+        with Program(text) as program:
+            working_dir = Path(program.line())
+            code, _, errors = program.finish(30)
+
+        assert code == status, errors
+        assert said in errors
+        assert (errors == "") is (said == "")
+        assert not working_dir.exists()
+        assert not sleeping(sshd, number)
+        assert not any(listeners(port) for port in ports)
+
+
+def test_a_fork_of_the_program_does_not_clean_up_what_is_its_parents(sshd: LocalSshd) -> None:
+    text = f"""
+    from lazycluster import Runtime
+    runtime = Runtime({sshd.host!r}, config_file={str(sshd.config_file)!r})
+    child = os.fork()
+    if child == 0:
+        del runtime
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert runtime.run("echo still here").stdout == "still here\\n"
+    assert runtime.run('[ -d "$WORKING_DIR" ]').ok
+    say("done")
+    """
+    with leaves_nothing(sshd), Program(text) as program:
+        assert program.finish(30)[:2] == (0, "done\n")
+
+
+def test_importing_starts_nothing(sshd: LocalSshd) -> None:
+    text = """
+    import logging
+    before = set(os.listdir("/proc/self/task")), list(logging.root.handlers), signal.getsignal(signal.SIGTERM)
+    import lazycluster
+    assert before == (set(os.listdir("/proc/self/task")), logging.root.handlers, signal.getsignal(signal.SIGTERM))
+    for name in ("rich", "pexpect", "dask", "multiprocessing"):
+        assert name not in sys.modules, name
+    say("done")
+    """
+    with leaves_nothing(sshd), Program(text) as program:
+        assert program.finish(30) == (0, "done\n", "")
+
+
+def test_nothing_is_left_in_the_directories_for_temporary_files(make_sshd: MakeSshd, tmp_path: Path) -> None:
+    """Seen on both sides apart: the host has a TMPDIR of its own."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "o"
+    theirs.mkdir()
+    ours.mkdir()
+    server = make_sshd(environment={"TMPDIR": str(theirs)})
+    text = f"""
+    from lazycluster import Runtime, RuntimeTask
+    with Runtime({server.host!r}, config_file={str(server.config_file)!r}) as runtime:
+        assert runtime.working_dir.startswith({str(theirs)!r})
+        task = RuntimeTask().run_command("mktemp; cat <<END\\nhere\\nEND").run_function(bytes, 3000000)
+        task.send_file({str(Path(__file__).parent)!r}, "it's a name").get_file("it's a name", {str(tmp_path / "back")!r})
+        task.send_file({__file__!r}, "it's a file").get_file("it's a file", {str(tmp_path / "file")!r})
+        runtime.execute_task(task, execute_async=False)
+        runtime.create_tempdir()
+        runtime._connection.run("cat", stdin=bytes(100000))
+    """
+    with Program(text, environment={"TMPDIR": str(ours)}) as program:
+        assert program.finish(60) == (0, "", "")
+
+    left = [path.name for path in theirs.iterdir()]
+    assert [name for name in left if not name.startswith("tmp.")] == []
+    assert len(left) == 1, "the command's own file is its own affair"
+    assert list(ours.iterdir()) == []
+
+
+_Use = Callable[[], object]
+_ = sys
