@@ -44,11 +44,16 @@ class Holdings:
         for process in processes:
             if isinstance(process, TaskProcess):
                 process.request_stop()
-        for process in processes:
-            process.terminate()
         try:
-            with contextlib.suppress(LazyclusterError):
-                self._clean_host()
+            reached = self.connection.sessions.reaches_host(_DEAD_LINK_TIMEOUT)
+            for process in processes:
+                if reached:
+                    process.terminate()
+                else:
+                    process.kill()
+            if reached:
+                with contextlib.suppress(LazyclusterError):
+                    self._clean_host()
         finally:
             self.connection.close()
 
@@ -56,10 +61,7 @@ class Holdings:
         sessions = self.connection.sessions
         words = [shlex.quote(f"{JOB_VARIABLE}={sessions.token}."), *map(shlex.quote, self.directories)]
         script = f"set -- {' '.join(words)}\n{END_MARKED}"
-        # The first answers tell quickly whether the link lives; what follows may take the grace period.
-        sessions.master(within=_DEAD_LINK_TIMEOUT)
-        if sessions.run("true", timeout=_DEAD_LINK_TIMEOUT, login_shell=False).ok:
-            sessions.run(script, title="clean up", timeout=_CLEAN_UP_TIMEOUT, login_shell=False, marked=False)
+        sessions.run(script, title="clean up", timeout=_CLEAN_UP_TIMEOUT, login_shell=False, marked=False)
 
     def keep(self, key: str, process: ManagedProcess) -> str:
         """Add a process under a key and return the key; one that comes too late is stopped.

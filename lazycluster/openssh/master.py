@@ -30,7 +30,7 @@ from lazycluster.openssh.argv import attempt_argv, effective_argv, master_argv
 from lazycluster.openssh.config import parse_effective
 from lazycluster.openssh.destination import Destination
 from lazycluster.openssh.diagnosis import diagnose, relay_broke
-from lazycluster.openssh.mux import ControlSocket, ControlSocketError
+from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 from lazycluster.openssh.processes import Deadline, Finished, run_detaching, run_to_end
 
 _log = logging.getLogger(__name__)
@@ -186,6 +186,18 @@ class Master:
             self.control.check()
         except ControlSocketError as error:
             _log.debug("master %s: %s", self.pid, error)
+            return False
+        return True
+
+    def reaches_host(self, seconds: float) -> bool:
+        """Tell whether the host itself answers within so many seconds; that takes none of its sessions."""
+        if self.control is None:
+            return True
+        try:
+            self.control.probe("localhost", 0, timeout=seconds)  # nobody listens there: any answer will do
+        except RequestRefusedError:
+            return True
+        except ControlSocketError:
             return False
         return True
 

@@ -134,16 +134,16 @@ class ControlSocket:
         """Close a forwarding; connections that it carries go on."""
         self._expect(_OK, self._ask(_CLOSE_FORWARD, *_forward_fields(forwarding)))
 
-    def probe(self, host: str, port: int) -> None:
-        """Open a connection from the host to an address that it can reach, and close it.
+    def probe(self, host: str, port: int, *, timeout: float | None = None) -> None:
+        """Open a connection from the host to an address that it can reach, and close it, within `timeout` seconds.
 
         Raises:
             RequestRefusedError: It could not be opened; the master's log says why.
-            ControlSocketError: The master is gone.
+            ControlSocketError: The master is gone, or the host does not answer.
         """
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            other = ControlSocket(self._path, timeout=self._timeout)
+            other = ControlSocket(self._path, timeout=self._timeout if timeout is None else timeout)
             try:
                 descriptors = (theirs.fileno(), theirs.fileno())
                 other._expect(_SESSION_OPENED, other._ask(_NEW_STDIO_FORWARD, "", host, port, descriptors=descriptors))

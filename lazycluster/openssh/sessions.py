@@ -81,6 +81,7 @@ class Sessions:
         self._env = check_environment(env)
         self._unsupported: frozenset[str] = frozenset()
         self._closed = False
+        self._reached = False
         self._jobs = itertools.count()
         self.start_afresh()
         _all.add(self)
@@ -275,7 +276,17 @@ class Sessions:
                 master.close()
                 raise RuntimeClosedError(self.host)
             self._owned.master = master
+            self._reached = True
             return master
+
+    def reaches_host(self, seconds: float) -> bool:
+        """Tell within about so many seconds whether a host that was reached before can be reached now."""
+        if not self._reached:
+            return False
+        try:
+            return self.master(within=seconds).reaches_host(seconds)
+        except LazyclusterError:
+            return False
 
     def close(self) -> None:
         """End the master, and with it every session. Closing twice is fine."""

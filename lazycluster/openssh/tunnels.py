@@ -43,6 +43,8 @@ KEEPER = (
 _BACK_OFF = (0.5, 15.0)
 _CHECK_EVERY = 5.0
 _PATIENCE = 1.0
+_PARTING = 2.0
+"""Seconds for the host to confirm that it has closed a port, when a tunnel is stopped."""
 _LOCAL = "localhost"
 
 
@@ -172,6 +174,8 @@ class _Link:
         self._keeper_input = -1
         self.master = Master.dial(to, password=password)
         self._finalizer = weakref.finalize(self, self.master.let_go)
+        # At the end of the program the owner of the tunnel stops it; else the link would go first and be missed.
+        self._finalizer.atexit = False
         try:
             if self.master.control is None:
                 raise TunnelError(to.host, "-N", f"the connection ended at once ({self.master.reason})")
@@ -235,7 +239,7 @@ class _Link:
                     if forwarding.type is ForwardType.REMOTE:
                         # The host handles requests in order: when this one is answered the port is closed there.
                         with contextlib.suppress(RequestRefusedError):
-                            self.control.probe(_LOCAL, forwarding.listen_port)
+                            self.control.probe(_LOCAL, forwarding.listen_port, timeout=_PARTING)
         if self._keeper is not None:
             self._keeper.close()
         if self._keeper_input >= 0:
