@@ -388,7 +388,10 @@ class PortInUseError(LazyclusterError, ValueError):
     port: int
 
     def __str__(self) -> str:
-        return f"{self.host}: port {self.port} is in use. Choose another one, for example with get_free_port()."
+        reserved = " (or reserved for root, as all below 1024 are)" if self.port < 1024 else ""
+        return (
+            f"{self.host}: port {self.port} is in use{reserved}. Choose another one, for example with get_free_port()."
+        )
 
 
 @attrs.frozen(slots=False)

@@ -15,7 +15,7 @@ import attrs
 
 from lazycluster._typing import assert_never
 from lazycluster.display import progress_bar
-from lazycluster.exceptions import CommandFailedError
+from lazycluster.exceptions import CommandFailedError, CommandStoppedError
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Collector, CommandResult, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
@@ -43,6 +43,14 @@ def new_outcome() -> Outcome:
     return _Outcome(max_size=_IN_MEMORY)
 
 
+def _write(text: str) -> None:
+    """Print a piece of output; what standard output cannot show, or that it is closed, is no failure of the step."""
+    encoding = sys.stdout.encoding or "utf-8"
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+
+
 @attrs.frozen
 class Executor:
     """Carries out steps on a host, in a working directory and with an environment.
@@ -52,7 +60,7 @@ class Executor:
 
     transport: Transport
     cwd: str | None = None
-    env: Mapping[str, str] = attrs.field(factory=dict)
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     python: str | None = None
     debug: bool = False
     cancellation: Cancellation | None = None
@@ -69,6 +77,8 @@ class Executor:
         with self._echo() as on_output, self._progress(step) as on_progress:
             watch = Watch(on_output, on_progress, self.cancellation, collector)
             try:
+                if self.cancellation is not None and self.cancellation.requested:
+                    raise CommandStoppedError(self.transport.host, describe(step))
                 exit_code = self._carry_out(step, watch, keep)
             except Exception as raised:  # noqa: BLE001 - the boundary: whatever it was belongs into the record
                 error = raised
@@ -116,8 +126,7 @@ class Executor:
         def on_output(stream: Stream, data: bytes) -> None:
             text = decoders[stream].decode(data)
             if self.debug:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+                _write(text)
                 return
             *lines, rests[stream] = (rests[stream] + text).split("\n")
             for line in lines:

@@ -106,14 +106,14 @@ class Runtime(Facts):
         except BaseException:
             self._give_up()
             raise
-        self._finalizer = weakref.finalize(self, self._holdings.release)
+        weakref.finalize(self, self._holdings.release_in_background).atexit = False
 
     def _give_up(self) -> None:
         """End what could not be set up; a host on which nothing was made is not asked again."""
         if self._holdings.directories:
             self._holdings.release()
         else:
-            self._connection.close()
+            self._holdings.abandon()
 
     def _set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
         """Make the working directory and probe the machine, in one round trip."""
@@ -286,7 +286,9 @@ class Runtime(Facts):
             return task
         cancellation = Cancellation()
         with self._lock:
-            process = task.begin_in_background(self._executor(debug=debug, cancellation=cancellation), cancellation)
+            process = task.begin_in_background(
+                self._executor(debug=debug, cancellation=cancellation), cancellation, self
+            )
             self._executions.append((task, process.execution))
             self._holdings.keep(f"{task.name}-{next(self._numbers)}", process)
         return task
@@ -362,10 +364,11 @@ class Runtime(Facts):
                 self._holdings.directories.remove(path)
         return deleted
 
-    def _shell(self, script: str, title: str) -> CommandResult:
+    def _shell(self, script: str, title: str, stdin: bytes = b"") -> CommandResult:
         self._check_open()
-        sessions = self._connection.sessions
-        return sessions.run(script, title=title, cwd=self._working_dir, timeout=_SET_UP_TIMEOUT, login_shell=False)
+        return self._connection.sessions.run(
+            script, title=title, cwd=self._working_dir, stdin=stdin, timeout=_SET_UP_TIMEOUT, login_shell=False
+        )
 
     def _checked(self, result: CommandResult) -> CommandResult:
         if not result.ok:
@@ -393,8 +396,8 @@ class Runtime(Facts):
         return free[0]
 
     def _free_ports(self, ports: list[int]) -> list[int]:
-        program = check_program([check_port(port) for port in ports])
-        result = self._shell(start_python(self._python, program), "check ports")
+        asked = "".join(f"{check_port(port)}\n" for port in ports)
+        result = self._shell(start_python(self._python, check_program()), "check ports", stdin=asked.encode())
         if result.exit_code == 127:
             raise PythonNotFoundError(self.host, self._python or "python3")
         return [int(line) for line in self._checked(result).stdout.split()]
@@ -434,7 +437,7 @@ class Runtime(Facts):
     def _expose(self, key: str, forwarding: Forwarding) -> str:
         self._check_open()
         sessions = self._connection.sessions
-        tunnel = Tunnel(sessions.destination, [forwarding], password=sessions.password)
+        tunnel = Tunnel(sessions.destination, [forwarding], password=sessions.password, owner=self)
         return self._holdings.keep(f"{key}-{next(self._numbers)}", tunnel)
 
     def get_process(self, key: str) -> ManagedProcess:
@@ -490,7 +493,7 @@ class Runtime(Facts):
         self.cleanup()
 
     def _check_open(self) -> None:
-        if self._holdings.released:
+        if self._holdings.closed:
             raise RuntimeClosedError(self.host)
 
 

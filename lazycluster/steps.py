@@ -41,8 +41,8 @@ class RunFunction:
     """Call a Python function on the host."""
 
     function: Callable[..., object]
-    args: tuple[object, ...] = ()
-    kwargs: Mapping[str, object] = attrs.field(factory=dict)
+    args: tuple[object, ...] = attrs.field(default=(), repr=False)
+    kwargs: Mapping[str, object] = attrs.field(factory=dict, repr=False)
 
     @property
     def name(self) -> str:

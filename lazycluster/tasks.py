@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
 from lazycluster._typing import Self
@@ -20,7 +20,7 @@ from lazycluster.exceptions import (
 )
 from lazycluster.executor import Executor, Outcome
 from lazycluster.managed import ManagedProcess
-from lazycluster.openssh.destination import check_timeout
+from lazycluster.openssh.destination import absolute, check_timeout
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import StepResult
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
@@ -29,6 +29,7 @@ from lazycluster.supervisor.outcome import read_outcome, remote_traceback
 if TYPE_CHECKING:
     from lazycluster.openssh.connection import Connection
 
+_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 
@@ -54,14 +55,18 @@ class Execution:
         """Carry out the steps, up to the first that fails; `error` tells whether one did."""
         for index, step in enumerate(self._steps):
             outcomes: list[Outcome] = []
-            result = self._executor.execute(step, outcomes.append)
+            try:
+                result = self._executor.execute(step, outcomes.append)
+            except BaseException as error:  # such as Ctrl-C in the thread that waits
+                self.error = self._failure(index, step, error)
+                raise
             self._outcomes += [(step.name, outcome) for outcome in outcomes if isinstance(step, RunFunction)]
             self._results.append(result)
             if result.error is not None:
                 self.error = self._failure(index, step, result.error)
                 return
 
-    def _failure(self, index: int, step: Step, error: Exception) -> LazyclusterError:
+    def _failure(self, index: int, step: Step, error: BaseException) -> LazyclusterError:
         if isinstance(error, RuntimeClosedError):
             return error
         reason = str(error).removeprefix(f"{self.host}: ") or type(error).__name__
@@ -72,9 +77,11 @@ class Execution:
         return failure
 
     def returns(self) -> Generator[object, None, None]:
-        """Yield what the functions returned, in order; one that raised raises here."""
+        """Yield what the functions returned, in order; one that raised, or never ran, raises here."""
         for name, outcome in self._outcomes:
             yield read_outcome(outcome, self.host, name).unwrap()
+        if self.error is not None and len(self._outcomes) < sum(isinstance(step, RunFunction) for step in self._steps):
+            raise self.error
 
     def forget(self) -> None:
         """Let go of what the functions returned."""
@@ -85,20 +92,24 @@ class Execution:
 class TaskProcess:
     """A task in the background: a thread that waits for the host; a `ManagedProcess`."""
 
-    def __init__(self, execution: Execution, cancellation: Cancellation) -> None:
-        """Start it."""
+    def __init__(self, execution: Execution, cancellation: Cancellation, owner: object | None = None) -> None:
+        """Start it. The owner lives as long as it runs."""
         self.name = f"task {execution.name} on {execution.host}"
         self.pid: int | None = None
         self.execution = execution
         self._cancellation = cancellation
+        self._owner = owner
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self.execution.run()
+        except BaseException:  # noqa: BLE001 - it is in `execution.error`, for whoever joins
+            _log.debug("%s ended", self.name, exc_info=True)
         finally:
             self._cancellation.close()
+            self._owner = None
 
     def __repr__(self) -> str:
         """Return what it is and how it stands."""
@@ -121,7 +132,8 @@ class TaskProcess:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, at most so many seconds; raises nothing, see `RuntimeTask.join()`."""
-        self._thread.join(timeout)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
 
     def request_stop(self) -> None:
         """Ask it to end, and do not wait."""
@@ -226,7 +238,7 @@ class RuntimeTask:
         Raises:
             ValueError: There is no such file here.
         """
-        local = _absolute(local_path)
+        local = absolute(local_path)
         if not local.exists():
             raise ValueError(f"no such file or directory: {local}")
         self._steps.append(SendFile(local, remote_path or None))
@@ -244,10 +256,10 @@ class RuntimeTask:
         """
         if not remote_path:
             raise ValueError("the remote path must not be empty")
-        self._steps.append(GetFile(remote_path, _absolute("." if local_path is None else local_path)))
+        self._steps.append(GetFile(remote_path, absolute("." if local_path is None else local_path)))
         return self
 
-    def run_function(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Self:
+    def run_function(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Self:
         """Add a step that calls a function on the host; `function_returns` gives what it returned.
 
         Lambdas, closures, partials, methods, callables and classes will do. What they import must be there, modules
@@ -283,9 +295,11 @@ class RuntimeTask:
         self._execution = Execution(self._name, self.steps, executor)
         return self._execution
 
-    def begin_in_background(self, executor: Executor, cancellation: Cancellation) -> TaskProcess:
-        """Start an execution, which replaces the last one, in a thread."""
-        self._process = TaskProcess(self.begin(executor), cancellation)
+    def begin_in_background(
+        self, executor: Executor, cancellation: Cancellation, owner: object | None = None
+    ) -> TaskProcess:
+        """Start an execution, which replaces the last one, in a thread; the owner lives as long as it runs."""
+        self._process = TaskProcess(self.begin(executor), cancellation, owner)
         return self._process
 
     def join(self) -> None:
@@ -311,7 +325,3 @@ class RuntimeTask:
             self.join()
         if self._execution is not None:
             self._execution.forget()
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links

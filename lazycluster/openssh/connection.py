@@ -11,7 +11,7 @@ from typing import IO
 from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.openssh import calls, transfer
-from lazycluster.openssh.destination import Destination, check_timeout
+from lazycluster.openssh.destination import Destination, absolute, check_timeout
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.results import CommandResult
 from lazycluster.supervisor.payload import Payload
@@ -56,8 +56,8 @@ class Connection:
             host,
             user=user,
             port=port,
-            identity_file=None if identity_file is None else Path(identity_file).expanduser(),
-            config_file=None if config_file is None else Path(config_file).expanduser(),
+            identity_file=None if identity_file is None else absolute(identity_file),
+            config_file=None if config_file is None else absolute(config_file),
             connect_timeout=connect_timeout,
             options=tuple((options or {}).items()),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,11 @@ RESERVED_OPTIONS = frozenset(
     }
 )
 """ssh_config(5) keywords that decide whether a call works at all, in lower case; a caller cannot set them."""
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return a local path that no later change of the working directory moves; links are not followed."""
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links
 
 
 def check_port(port: int) -> int:
@@ -105,6 +111,8 @@ class Destination:
 
     def __attrs_post_init__(self) -> None:
         _check_name("the host", self.host)
+        if "/" in self.host:
+            raise ValueError(f"the host must be a name or an address, no URL: {self.host!r} (see user= and port=)")
         if self.user is not None:
             _check_name("the user", self.user)
         if self.port is not None:

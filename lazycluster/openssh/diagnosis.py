@@ -11,7 +11,13 @@ import re
 import signal
 from collections.abc import Sequence
 
-from lazycluster.exceptions import AuthenticationError, ConnectError, ConnectionThrottledError, ConnectTimeoutError
+from lazycluster.exceptions import (
+    AuthenticationError,
+    ConnectError,
+    ConnectionThrottledError,
+    ConnectTimeoutError,
+    SshNotFoundError,
+)
 from lazycluster.openssh.wording import RULES, Rule, clean, lines_of, system_kind
 
 UNNAMED_HOP = "a jump host"
@@ -142,6 +148,13 @@ def _last_words(lines: Sequence[str], status: int | None) -> str:
     if status is not None and status < 0:
         return f"ssh was ended by signal {-status}, {signal.strsignal(-status)}"
     return "ssh said nothing" if status is None else f"ssh ended with exit status {status} and said nothing"
+
+
+def cannot_start(host: str, error: OSError) -> ConnectError:
+    """Return why no ssh could be started here: it is missing, or this process has run out of something."""
+    if isinstance(error, (FileNotFoundError, PermissionError)) and error.filename in {None, "ssh", "scp"}:
+        return SshNotFoundError(host, str(error))
+    return ConnectError(host, f"ssh cannot be started: {error}")
 
 
 # Sessions through a master -------------------------------------------------------------------------------------------

@@ -14,29 +14,40 @@ case $p in */*) d=${p%/*}; [ -n "$d" ] || d=/; b=${p##*/};; *) d=.; b=$p;; esac
 CDPATH= cd -P -- "$d" 2>/dev/null || fail "no such directory: $d"
 d=$(pwd -P && printf .) && d=${d%??}
 """
-_TARGET = (
-    """\
+_JOIN = """\
 p=$1
 [ ! -d "$p" ] || p=$p/$2
 """
-    + _SPLIT
-    + """\
+_WRITABLE = """\
 [ -w . ] || fail "cannot write in the directory $d"
 """
-)
+_TARGET = _JOIN + _SPLIT + _WRITABLE
 
 PREPARE_FILE = (
     _FAIL
     + """\
 case $1 in */) [ -d "$1" ] || fail "no such directory: $1";; esac
 """
-    + _TARGET
+    + _JOIN
+    + _SPLIT
+    + """\
+i=0
+while [ -L "./$b" ]; do
+    i=$((i + 1))
+    [ $i -le 40 ] || fail "too many symbolic links: $d/$b"
+    p=$(readlink "./$b" && printf .) && p=${p%??}
+"""
+    + _SPLIT
+    + """\
+done
+"""
+    + _WRITABLE
     + """\
 [ ! -d "./$b" ] || fail "is a directory: $d/$b"
 printf '%s\\0' "$d" "$b"
 """
 )
-"""$1 target, $2 name to take in a directory. Prints the directory and the name in it."""
+"""$1 target, $2 name to take in a directory. Prints the directory and the name in it, behind symbolic links."""
 
 PLACE_FILE = """\
 mv -f -- "$1" "$2"
@@ -128,6 +139,7 @@ printf '%s\\0' f "$d" "$b" "$((n))"
 MAKE_WORKING_DIRECTORY = """\
 if [ $# -eq 0 ]; then
     w=$(umask 077 && mktemp -d "${TMPDIR:-/tmp}/lazycluster-XXXXXXXXXX") || exit 1
+    trap 'rm -rf -- "$w"; exit 1' HUP INT TERM
 else
     mkdir -p -- "$1" && w=$(CDPATH= cd -- "$1" && pwd && printf .) && w=${w%??} || exit 1
 fi
@@ -140,7 +152,11 @@ mark=$1
 shift
 unset LAZYCLUSTER_JOB
 pids() {
-    [ ! -r /proc/self/environ ] || grep -lsF -e "$mark" /proc/[0-9]*/environ | sed 's,^/proc/,,; s,/environ$,,'
+    if [ -r /proc/self/environ ]; then
+        grep -lsF -e "$mark" /proc/[0-9]*/environ | sed 's,^/proc/,,; s,/environ$,,'
+    else
+        ps -A -E -ww -o pid= -o command= | awk -v m="$mark" 'index($0, m) && $2 != "awk" { print $1 }'
+    fi
 }
 list=$(pids)
 [ -z "$list" ] || kill -s TERM $list 2>/dev/null

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -23,13 +24,12 @@ from lazycluster.exceptions import (
     AuthenticationError,
     ConnectError,
     ConnectionThrottledError,
-    SshNotFoundError,
     UnknownHostKeyError,
 )
 from lazycluster.openssh.argv import attempt_argv, effective_argv, master_argv
 from lazycluster.openssh.config import parse_effective
 from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.diagnosis import diagnose, relay_broke
+from lazycluster.openssh.diagnosis import cannot_start, diagnose, relay_broke
 from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 from lazycluster.openssh.processes import Deadline, Finished, run_detaching, run_to_end
 
@@ -40,6 +40,7 @@ _ANSWER_TIMEOUT = 5.0
 _BACK_OFF = (0.1, 2.0)
 _PREFIX = "lazycluster-m-"
 _LOCK = "lock"
+_PLAIN = re.compile(r"/[A-Za-z0-9_./+,=@-]*")
 
 
 class PrivateDirectory:
@@ -55,8 +56,10 @@ class PrivateDirectory:
             OSError: No temporary directory will do.
         """
         self.path = _fresh_directory()
-        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        unlocked = self.path / "unlocked"  # a file that nobody sweeps
+        self._lock = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unlocked.rename(self.path / _LOCK)
 
     def remove(self) -> None:
         """Remove it with all that is in it. Doing it twice is fine."""
@@ -81,8 +84,8 @@ def sweep(parent: str) -> None:
 
 def _fresh_directory() -> Path:
     for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes a fresh 0700 directory in it
-        # ssh expands % in ControlPath, and takes a space for the end of the value.
-        if len(f"{parent}/{_PREFIX}12345678/m".encode()) <= LONGEST_SOCKET_PATH and not set(parent) & set('% "'):
+        # ssh expands %, ~ and ${} in ControlPath, and takes quotes and spaces for its own (ssh_config(5)).
+        if len(f"{parent}/{_PREFIX}12345678/m".encode()) <= LONGEST_SOCKET_PATH and _PLAIN.fullmatch(parent):
             sweep(parent)
             return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     raise OSError("no temporary directory with a path short enough for a control socket; set TMPDIR")
@@ -105,8 +108,8 @@ class Master:
         self.pid = pid
 
     @classmethod
-    def dial(cls, to: Destination, *, password: str | None = None) -> Master:
-        """Log in to a host within its `connect_timeout`.
+    def dial(cls, to: Destination, *, password: str | None = None, stopping: threading.Event | None = None) -> Master:
+        """Log in to a host within its `connect_timeout`, or until `stopping` is set.
 
         Raises:
             ConnectError: One of its kinds, saying why.
@@ -115,13 +118,14 @@ class Master:
         for attempt in range(1000):
             directory = _private_directory(to.host)
             try:
-                return cls._dial_once(to, directory, password, deadline)
+                return cls._dial_once(to, directory, password, deadline, stopping)
             except ConnectionThrottledError:
                 directory.remove()
                 pause = random.uniform(0.5, 1.0) * min(_BACK_OFF[1], _BACK_OFF[0] * 2**attempt)  # noqa: S311
                 if deadline.within(pause) < pause:
                     raise
-                threading.Event().wait(pause)
+                if (stopping or threading.Event()).wait(pause):
+                    raise
             except BaseException:
                 directory.remove()
                 raise
@@ -129,16 +133,21 @@ class Master:
 
     @classmethod
     def _dial_once(
-        cls, to: Destination, directory: PrivateDirectory, password: str | None, deadline: Deadline
+        cls,
+        to: Destination,
+        directory: PrivateDirectory,
+        password: str | None,
+        deadline: Deadline,
+        stopping: threading.Event | None,
     ) -> Master:
         socket, log = directory.path / "m", directory.path / "log"
         argv = master_argv(to, socket, log, batch=password is None)
-        ended = _run(to, argv, directory, password, deadline)
+        ended = _run(to, argv, directory, password, deadline, stopping)
         if ended.status != 0:
             said = (log.read_text(errors="replace") if log.exists() else "") + ended.text
             if relay_broke(said):
                 argv = attempt_argv(to, batch=password is None)
-                again = _run(to, argv, directory, password, deadline)
+                again = _run(to, argv, directory, password, deadline, stopping)
                 if again.status not in {0, None}:
                     said, ended = again.text, again
             raise diagnose(to.host, said, status=ended.status, timed_out=ended.status is None)
@@ -240,19 +249,25 @@ def _private_directory(host: str) -> PrivateDirectory:
 
 
 def _run(
-    to: Destination, argv: tuple[str, ...], directory: PrivateDirectory, password: str | None, deadline: Deadline
+    to: Destination,
+    argv: tuple[str, ...],
+    directory: PrivateDirectory,
+    password: str | None,
+    deadline: Deadline,
+    stopping: threading.Event | None,
 ) -> Finished:
     """Run an ssh that logs in, until it ends or goes to the background.
 
     Raises:
-        SshNotFoundError: There is none.
+        ConnectError: It cannot be started.
     """
     try:
         if password is None:
-            return run_detaching(argv, directory.path / "said", seconds=deadline.within(to.connect_timeout))
+            seconds = deadline.within(to.connect_timeout)
+            return run_detaching(argv, directory.path / "said", seconds=seconds, stopping=stopping)
         return _log_in(to, argv, password, deadline)
     except OSError as error:
-        raise SshNotFoundError(to.host, str(error)) from error
+        raise cannot_start(to.host, error) from error
 
 
 def _log_in(to: Destination, argv: tuple[str, ...], password: str, deadline: Deadline) -> Finished:

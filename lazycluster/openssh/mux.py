@@ -8,11 +8,13 @@ Over the same connection the master tells that it is well, and opens forwardings
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
 import struct
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -184,18 +186,31 @@ class ControlSocket:
 
         Nothing else may be asked over this connection meanwhile.
         """
-        with self._lock:
-            descriptor = self._socket.fileno()
-        if descriptor < 0:
-            return True
-        watched = [descriptor] if wake is None else [descriptor, wake]
-        readable, _, _ = select.select(watched, [], [], seconds)
-        return descriptor in readable
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self.closed:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            found = readable([self._socket.fileno(), *([] if wake is None else [wake])], left)
+            if not found or wake in found:
+                return self.closed
+        return True
+
+    def wait_message(self, seconds: float) -> None:
+        """Wait until the master says something unasked, such as that a session has ended, or closes its end."""
+        readable([self._socket.fileno()], seconds)
 
     @property
     def closed(self) -> bool:
         """Tell whether either side has closed the connection."""
-        return self.wait_closed(0)
+        with self._lock:  # so that no other thread's answer is on its way, which would look like something to read
+            try:
+                while readable([self._socket.fileno()], 0):
+                    if not self._socket.recv(1 << 16, 0 if self._broken else socket.MSG_PEEK):
+                        return True
+                    if not self._broken:
+                        return False
+            except (OSError, ValueError):
+                return True
+        return self._socket.fileno() < 0
 
     def close(self) -> None:
         """Let go of the master."""
@@ -242,6 +257,16 @@ class ControlSocket:
     def _expect(kind: int, reply: Reply) -> None:
         if reply.type != kind:
             raise RequestRefusedError(reply.reason or f"answer {reply.type:#x}")
+
+
+def readable(descriptors: list[int], seconds: float | None) -> set[int]:
+    """Return which descriptors can be read, waiting so long at most; by poll, because select ends at 1023."""
+    if min(descriptors) < 0:
+        return set()
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(None if seconds is None else math.ceil(seconds * 1000))}
 
 
 def _forward_fields(forwarding: Forwarding) -> tuple[int | str, ...]:

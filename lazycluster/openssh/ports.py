@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import inspect
 import socket
-from collections.abc import Sequence
 
 
 def is_free(port: int) -> bool:
@@ -30,7 +29,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def check_program(ports: Sequence[int]) -> str:
-    """Return a Python program (3.6 and newer) that prints those of the ports that are free, one a line."""
-    loop = f"for port in {list(ports)}:\n    if is_free(port):\n        print(port)\n"
-    return f"import errno, socket\n{inspect.getsource(is_free)}\n{loop}"
+def check_program() -> str:
+    """Return a Python program (3.6 and newer) that reads ports, one a line, and prints those that are free."""
+    loop = "for line in sys.stdin:\n    if is_free(int(line)):\n        print(int(line))\n"
+    return f"import errno, socket, sys\n{inspect.getsource(is_free)}\n{loop}"

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +20,8 @@ from lazycluster.results import Stream
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
+_GLANCE = 0.1
+"""Seconds between two looks whether a program that somebody may stop is to be stopped."""
 
 
 class DeadlinePassedError(Exception):
@@ -67,6 +69,7 @@ class Cancellation:
         """Open the pipe that wakes a waiting thread."""
         self._read, self._write = os.pipe()
         self._lock = threading.Lock()
+        self._listener: Callable[[], None] | None = None
         self.requested = False
 
     def request(self) -> None:
@@ -75,6 +78,20 @@ class Cancellation:
             if not self.requested and self._write >= 0:
                 os.write(self._write, b"x")
             self.requested = True
+            listener = self._listener
+        if listener is not None:
+            listener()
+
+    @contextlib.contextmanager
+    def calling(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Have the request call something, too, for a thread that waits for that instead of the descriptor."""
+        with self._lock:
+            self._listener = listener
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._listener = None
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable with the request."""
@@ -163,8 +180,8 @@ class Child:
         """Tell whether the process still takes standard input, as far as is known."""
         return self._stdin is not None
 
-    def feed(self, data: bytes | memoryview) -> None:
-        """Write to the standard input of the process, pumping its output meanwhile.
+    def feed(self, data: bytes | memoryview, *, wait: Callable[[Callable[[], bool]], bool] | None = None) -> None:
+        """Write to the standard input of the process, pumping its output meanwhile, by `wait` in place of `pump()`.
 
         A process that does not read its input any more loses the rest, as it would in a pipeline.
         """
@@ -177,7 +194,7 @@ class Child:
         self._write()
         if self._pending and self._stdin is not None:
             self._selector.register(self._stdin, selectors.EVENT_WRITE, None)
-            if not self.pump(lambda: not self._pending):  # both outputs have ended: nobody is there to read
+            if not (wait or self.pump)(lambda: not self._pending):  # both outputs have ended: nobody is there to read
                 self.close_stdin()
 
     def close_stdin(self) -> None:
@@ -260,8 +277,6 @@ class Child:
         if not self._pending:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(self._stdin)
-        else:
-            return
 
     def _read(self, stream: Stream, descriptor: int) -> None:
         try:
@@ -300,8 +315,22 @@ class Finished:
     text: str
 
 
-def run_detaching(argv: Sequence[str], said: Path, *, seconds: float) -> Finished:
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process with what it started; only the process itself where it is a test's stand-in with some number."""
+    try:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_detaching(
+    argv: Sequence[str], said: Path, *, seconds: float, stopping: threading.Event | None = None
+) -> Finished:
     """Run a program that ends and leaves a daemon behind; what it says goes through a file.
+
+    After so many seconds, or when `stopping` is set, it is killed.
 
     The daemon may keep the descriptors that it was given, so no pipe of ours may be among them.
 
@@ -317,12 +346,13 @@ def run_detaching(argv: Sequence[str], said: Path, *, seconds: float) -> Finishe
     except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-    else:
-        waiter.join(seconds)
+    until = Deadline(seconds)
+    while waiter.is_alive() and not until.passed and not (stopping is not None and stopping.is_set()):
+        waiter.join(until.within(seconds if stopping is None else _GLANCE))
     late = process.poll() is None
     if late:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with its ProxyCommand, which need not notice its end
+            _kill_group(process)  # with its ProxyCommand, which need not notice its end
         process.wait()
     return Finished(None if late else process.returncode, said.read_text(errors="replace"))
 

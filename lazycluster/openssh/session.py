@@ -49,7 +49,7 @@ class Session:
         self.exit_status: int | None = None
         self._child = Child(argv, on_output=self._receive, deadline=deadline, cancellation=watch.cancellation)
         try:
-            self._child.feed(script.line())
+            self._child.feed(script.line(), wait=self._pump)
         except (DeadlinePassedError, CancelledError):
             self.give_up()
             raise
@@ -96,7 +96,7 @@ class Session:
         Raises:
             SessionEndedError: Nobody reads it any more.
         """
-        self._child.feed(data)
+        self._child.feed(data, wait=self._pump)
         if self._marks.ended or self._child.at_end or not self._child.listens:
             raise SessionEndedError
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import attrs
@@ -21,14 +22,20 @@ from lazycluster.exceptions import (
     LoginShellError,
     RuntimeClosedError,
     SessionRefusedError,
-    SshNotFoundError,
     WorkingDirectoryError,
 )
 from lazycluster.openssh.argv import session_argv
 from lazycluster.openssh.destination import Destination, check_environment
-from lazycluster.openssh.diagnosis import MasterGone, diagnose, master_gone, session_refused, unsupported_options
+from lazycluster.openssh.diagnosis import (
+    MasterGone,
+    cannot_start,
+    diagnose,
+    master_gone,
+    session_refused,
+    unsupported_options,
+)
 from lazycluster.openssh.master import Master
-from lazycluster.openssh.processes import CancelledError, Deadline, DeadlinePassedError, Finished
+from lazycluster.openssh.processes import Cancellation, CancelledError, Deadline, DeadlinePassedError, Finished
 from lazycluster.openssh.session import Session, SessionEndedError
 from lazycluster.openssh.shell import Script
 from lazycluster.openssh.slots import SessionSlots
@@ -198,7 +205,7 @@ class Sessions:
         redialled = False
         try:
             while True:
-                with self._slots.taken(deadline):
+                with self._slots.taken(deadline, watch.cancellation):
                     session = self._session(master, script, work, on_output, deadline, watch)
                     if session.started or session.exit_status not in {255, None}:
                         self._slots.accepted()
@@ -216,6 +223,8 @@ class Sessions:
                     redialled = True
                     self._drop(master)
                 master = self.master()
+        except CancelledError:  # while it waited for a slot
+            raise CommandStoppedError(self.host, script.title) from None
         except DeadlinePassedError:
             raise CommandTimeoutError(
                 self.host,
@@ -225,7 +234,9 @@ class Sessions:
                 collector.joined(Stream.STDERR),
             ) from None
 
-    def run_beside(self, program: Callable[[Master], Finished], what: str) -> Finished:
+    def run_beside(
+        self, program: Callable[[Master], Finished], what: str, cancellation: Cancellation | None = None
+    ) -> Finished:
         """Run another OpenSSH program through the master, holding a session's slot; again where it got no session.
 
         Raises:
@@ -234,7 +245,7 @@ class Sessions:
         patience = Deadline(_REFUSAL_PATIENCE)
         while True:
             master = self.master()
-            with self._slots.taken(Deadline(None)):
+            with self._taken_for(what, cancellation):
                 ended = program(master)
                 refusal = None if ended.status == 0 else session_refused(ended.text)
                 if refusal is None:
@@ -242,6 +253,14 @@ class Sessions:
                 if not self._slots.refused() and patience.passed:
                     raise SessionRefusedError(self.host, what, refusal)
             self._slots.wait_for_change(patience, 0.1)
+
+    @contextlib.contextmanager
+    def _taken_for(self, what: str, cancellation: Cancellation | None) -> Iterator[None]:
+        try:
+            with self._slots.taken(Deadline(None), cancellation):
+                yield
+        except CancelledError:
+            raise CommandStoppedError(self.host, what) from None
 
     def check(self, master: Master, what: str) -> None:
         """See that a master still answers, while something waits for it.
@@ -261,13 +280,13 @@ class Sessions:
             RuntimeClosedError: The connection was closed.
         """
         with self._lock:
-            if self._closed:
-                raise RuntimeClosedError(self.host)
+            self._check_open()
             master = self._owned.master
-            if master is not None and not master.gone and master.check():
+            if master is not None and not master.gone and master.check() and not self.closed:
                 return master
             if master is not None:
                 self._drop(master)
+            self._check_open()
             to = self.destination
             if within is not None:
                 to = attrs.evolve(to, connect_timeout=min(within, to.connect_timeout))
@@ -300,6 +319,10 @@ class Sessions:
         if master is not None:
             master.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeClosedError(self.host)
+
     def _drop(self, master: Master) -> None:
         with self._lock:
             if self._owned.master is master:
@@ -326,7 +349,7 @@ class Sessions:
                 check=lambda: self.check(master, script.title),
             )
         except OSError as error:
-            raise SshNotFoundError(self.host, str(error)) from error
+            raise cannot_start(self.host, error) from error
         except CancelledError:
             raise CommandStoppedError(self.host, script.title) from None
         try:

@@ -34,13 +34,11 @@ lc_pids() {
     if [ -r /proc/self/environ ]; then
         grep -lsF -e "$lc_mark" /proc/[0-9]*/environ | sed 's,^/proc/,,; s,/environ$,,'
     else
-        ps -A -o pid= -o ppid= | awk -v r=$$ '{ p[$1] = $2 }
-            END { for (c in p) { a = c; while (a in p && a != r && a > 1) a = p[a]; if (a == r && c != r) print c } }'
+        ps -A -E -ww -o pid= -o command= | awk -v m="$lc_mark" 'index($0, m) && $2 != "awk" { print $1 }'
     fi
 }
 {
     trap '' HUP INT TERM
-    unset LAZYCLUSTER_JOB
     while IFS= read -r lc_x; do :; done
     lc_list=$(lc_pids)
     kill -s TERM -- -$$ $lc_list
@@ -108,12 +106,12 @@ class Script:
     own and watches itself for its end; otherwise it gets `stdin_size` bytes of it. `title` is what `ps` shows.
     """
 
-    command: str
+    command: str = attrs.field(repr=False)
     mark: str
     job: str
     title: str
     cwd: str | None = None
-    env: Mapping[str, str] = attrs.field(factory=dict)
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     grace: int = 5
     stdin_size: int = 0
     raw_stdin: bool = False
@@ -130,7 +128,6 @@ class Script:
 
     def text(self) -> str:
         """Return the program for the host's /bin/sh."""
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
         cwd = [] if self.cwd is None else [f"CDPATH= cd -- {quote_path(self.cwd)} || lc_end cd"]
         return "\n".join(
             [
@@ -141,8 +138,6 @@ class Script:
                 "exec 6>&2",
                 # bash reads ~/.bashrc again below ssh unless it sees that it is not the first shell there.
                 '[ "${SHLVL:-0}" -gt 0 ] 2>/dev/null || SHLVL=1; export SHLVL',
-                *exports,
-                f"export {JOB_VARIABLE}={self.job}",
                 *cwd,
                 "lc_shell=/bin/sh",
                 *([_CHOOSE_SHELL] if self.login_shell else []),
@@ -153,12 +148,14 @@ class Script:
         )
 
     def _input_and_watcher(self) -> list[str]:
-        command = shlex.quote(self.command)
+        # The command's environment is not that of the programs that the watcher needs.
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
+        start = f'export {JOB_VARIABLE}={self.job}; exec "$lc_shell" -c {shlex.quote(self.command)}'
         if self.raw_stdin:
-            return [f'(exec "$lc_shell" -c {command} 2>&6 6>&-)']
+            return ["(exec 2>&6 6>&-", *exports, f"{start})"]
         spool = [_SPOOL.format(size=self.stdin_size)] if self.stdin_size else []
         source = "<&5 5<&-" if self.stdin_size else "</dev/null"
-        return ["exec 3<&0", *spool, _WATCHER, f'(exec "$lc_shell" -c {command} {source} 3<&- 2>&6 6>&-)']
+        return ["exec 3<&0", *spool, _WATCHER, f"(exec {source} 3<&- 2>&6 6>&-", *exports, f"{start})"]
 
 
 # Text for a POSIX shell must reach one: an account's fish, tcsh or zsh would read it otherwise.

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from lazycluster.openssh.processes import Deadline, DeadlinePassedError
+from lazycluster.openssh.processes import Cancellation, CancelledError, Deadline, DeadlinePassedError
 
 DEFAULT_LIMIT = 10
 """sshd's MaxSessions where nobody set it (sshd_config(5))."""
@@ -31,14 +31,21 @@ class SessionSlots:
         return self._limit
 
     @contextlib.contextmanager
-    def taken(self, deadline: Deadline) -> Iterator[None]:
+    def taken(self, deadline: Deadline, cancellation: Cancellation | None = None) -> Iterator[None]:
         """Hold a slot; wait for a free one first.
 
         Raises:
             DeadlinePassedError: None became free in time.
+            CancelledError: The cancellation was requested first.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._used < self._limit, deadline.remaining):
+        with contextlib.nullcontext() if cancellation is None else cancellation.calling(self._wake), self._changed:
+            self._changed.wait_for(
+                lambda: self._used < self._limit or (cancellation is not None and cancellation.requested),
+                deadline.remaining,
+            )
+            if cancellation is not None and cancellation.requested:
+                raise CancelledError
+            if self._used >= self._limit:
                 raise DeadlinePassedError
             self._used += 1
         try:
@@ -47,6 +54,10 @@ class SessionSlots:
             with self._changed:
                 self._used -= 1
                 self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def accepted(self) -> None:
         """Learn from a session that began: after some of them in a row, try one more at once again.

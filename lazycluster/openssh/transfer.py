@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import secrets
 import shlex
@@ -19,16 +20,21 @@ import attrs
 from lazycluster.exceptions import (
     CommandStoppedError,
     ConnectError,
+    ConnectionLostError,
     LazyclusterError,
     RuntimeClosedError,
     TransferError,
+    UnsafeArchiveError,
 )
 from lazycluster.openssh.archive import END_MARKER, pack
 from lazycluster.openssh.argv import remote_operand, scp_argv
-from lazycluster.openssh.diagnosis import scp_reason, tar_reason
+from lazycluster.openssh.destination import absolute
+from lazycluster.openssh.diagnosis import scp_reason, session_refused, tar_reason
 from lazycluster.openssh.extraction import unpack
 from lazycluster.openssh.host_scripts import CREATE_LINK, FETCH, PLACE_FILE, PREPARE_FILE, RECEIVE_TREE, REMOVE
+from lazycluster.openssh.keeper import Keeper
 from lazycluster.openssh.master import Master
+from lazycluster.openssh.mux import ControlSocketError
 from lazycluster.openssh.placement import discard, place, temporary_beside
 from lazycluster.openssh.processes import CancelledError, Child, Deadline, Finished
 from lazycluster.openssh.session import Session, SessionEndedError
@@ -37,6 +43,7 @@ from lazycluster.openssh.shell import quote_path
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.transport import Watch
 
+_log = logging.getLogger(__name__)
 # What scp, its server and any login shell all take as it is. Other paths are reached through a symbolic link.
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./+,=@-]*")
 # Through a master scp is not told that the subsystem was refused, and sees no more than a closed connection (measured
@@ -52,7 +59,9 @@ def put(sessions: Sessions, local: Path, remote: str | None, *, cwd: str | None,
     """Send a file or a directory; see `Connection.put()`."""
     with _naming(sessions.host, "send", str(local)):
         status = local.stat()
-        name = local.name or local.resolve().name
+        name = absolute(local).name
+        if not name:
+            raise TransferError(sessions.host, "send", str(local), "the root directory has no name to send it under")
         target = remote or "."
         if stat.S_ISDIR(status.st_mode):
             _put_tree(sessions, local, name, target, cwd, watch)
@@ -79,12 +88,12 @@ def _naming(host: str, action: str, path: str) -> Iterator[None]:
         yield
     except (TransferError, ConnectError, CommandStoppedError, RuntimeClosedError):
         raise
+    except LazyclusterError as error:
+        raise TransferError(host, action, path, str(error).removeprefix(f"{host}: ")) from error
     except OSError as error:
         reason = error.strerror or str(error)
         named = f" ({error.filename})" if error.filename and str(error.filename) != path else ""
         raise TransferError(host, action, path, f"{reason}{named}") from error
-    except LazyclusterError as error:
-        raise TransferError(host, action, path, str(error).removeprefix(f"{host}: ")) from error
 
 
 def _script(text: str, *words: str) -> str:
@@ -117,7 +126,15 @@ def _put_file(sessions: Sessions, local: Path, name: str, target: str, cwd: str 
 
     with _reachable(sessions, directory) as path:
         try:
-            failure = _scp(sessions, str(local.absolute()), f"{path}/{temporary}", watch, progress, sending=True)
+            failure = _scp(
+                sessions,
+                str(local.absolute()),
+                f"{path}/{temporary}",
+                watch,
+                progress,
+                sending=True,
+                on_lost=f"rm -f -- {shlex.quote(f'{directory}/{temporary}')}",
+            )
             if failure:
                 raise TransferError(host, "send", f"{local} to {target}", failure)
             placing = _script(PLACE_FILE, shlex.quote(f"{directory}/{temporary}"), shlex.quote(f"{directory}/{base}"))
@@ -180,25 +197,60 @@ def _remove(sessions: Sessions, path: str) -> None:
 
 
 def _scp(
-    sessions: Sessions, source: str, target: str, watch: Watch, progress: Callable[[Child], None], *, sending: bool
+    sessions: Sessions,
+    source: str,
+    target: str,
+    watch: Watch,
+    progress: Callable[[Child], None],
+    *,
+    sending: bool,
+    on_lost: str = ":",
 ) -> str:
-    """Copy one file, again in the older protocol where the host has no sftp subsystem; return why it failed, or ''."""
+    """Copy one file, again in the older protocol where the host has no sftp subsystem; return why it failed, or ''.
+
+    Should this process die meanwhile the host ends the connection, and scp with it, after `on_lost`.
+    """
     to = sessions.destination
     operands = (source, remote_operand(to, target)) if sending else (remote_operand(to, source), target)
     what = f"scp {source} {target}"
     used: list[Master] = []
+    room_for_two = True
 
     def copy(master: Master, *, legacy: bool = False) -> Finished:
+        nonlocal room_for_two
         used.append(master)
         argv = scp_argv(to, master.socket, *operands, legacy=legacy, unsupported=sessions.unsupported)
-        return _run_scp(sessions, argv, master, watch, progress)
+        with _kept(master, on_lost) if room_for_two else contextlib.nullcontext():
+            ended = _run_scp(sessions, argv, master, watch, progress)
+        room_for_two = session_refused(ended.text) is None
+        return ended
 
-    ended = sessions.run_beside(copy, what)
+    ended = sessions.run_beside(copy, what, watch.cancellation)
     if _NO_SFTP.search(ended.text) and used[-1].check():
-        ended = sessions.run_beside(functools.partial(copy, legacy=True), what)
+        ended = sessions.run_beside(functools.partial(copy, legacy=True), what, watch.cancellation)
     if ended.status == 0:
         return ""
+    if used[-1].control is not None and not used[-1].check():
+        raise ConnectionLostError(sessions.host, what, used[-1].reason, started=True)
     return scp_reason(ended.text) or f"scp ended with exit status {ended.status}"
+
+
+@contextlib.contextmanager
+def _kept(master: Master, on_lost: str) -> Iterator[None]:
+    """Have the host notice should this process die."""
+    if master.control is None:
+        yield
+        return
+    try:
+        keeper = Keeper(master.control, on_lost)
+    except ControlSocketError as error:
+        _log.debug("no keeper: %s", error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        keeper.close()
 
 
 def _run_scp(
@@ -327,7 +379,11 @@ def _local_target(local: Path, remote: str, name: str) -> Path:
     if not local.is_dir():
         return local
     given = PurePosixPath(remote).name
-    return local / (name if given in _NAMELESS else given)
+    if given not in _NAMELESS:
+        return local / given
+    if name in {"", ".", ".."} or "/" in name:
+        raise UnsafeArchiveError(name, "the host gives that as the directory's name; name a target that is not there")
+    return local / name
 
 
 def _temporary(target: Path) -> Path:

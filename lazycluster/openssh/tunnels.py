@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
-import socket
 import threading
 import weakref
 from collections.abc import Sequence
@@ -26,23 +24,14 @@ from lazycluster.exceptions import (
 from lazycluster.openssh.destination import Destination
 from lazycluster.openssh.diagnosis import ForwardFailure, forwarding_refused
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
+from lazycluster.openssh.keeper import Keeper
 from lazycluster.openssh.master import Master
-from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
+from lazycluster.openssh.mux import ControlSocketError, RequestRefusedError, readable
 from lazycluster.openssh.ports import is_free
 
 _log = logging.getLogger(__name__)
-# A session on the tunnel's connection makes sshd switch Nagle's algorithm off, for the forwardings too. When its input
-# ends the manager is gone; it then ends the connection from the host's side, whatever else still uses it. It kills its
-# parent only while that is the sshd of the connection: once that has ended the parent is another process, maybe init.
-KEEPER = (
-    "exec /bin/sh -c 'cat >/dev/null; "
-    "read -r a b c p d </proc/$$/stat || p=$(ps -o ppid= -p $$); "
-    "read -r n </proc/$((p))/comm || n=$(ps -o comm= -p $((p))); "
-    "case $n in sshd*|*/sshd*) [ $((p)) -le 1 ] || kill $((p));; esac' 2>/dev/null"
-)
 _BACK_OFF = (0.5, 15.0)
 _CHECK_EVERY = 5.0
-_PATIENCE = 1.0
 _PARTING = 2.0
 """Seconds for the host to confirm that it has closed a port, when a tunnel is stopped."""
 _LOCAL = "localhost"
@@ -54,8 +43,15 @@ class Tunnel:
     When the link breaks it is dialled again, with pauses that grow from 0.5 s to 15 s, until it is back or stopped.
     """
 
-    def __init__(self, to: Destination, forwardings: Sequence[Forwarding], *, password: str | None = None) -> None:
-        """Log in, open the forwardings, and see that traffic flows.
+    def __init__(
+        self,
+        to: Destination,
+        forwardings: Sequence[Forwarding],
+        *,
+        password: str | None = None,
+        owner: object | None = None,
+    ) -> None:
+        """Log in, open the forwardings, and see that traffic flows. The owner lives as long as the tunnel runs.
 
         Raises:
             PortInUseError: A port to listen on is taken, here or on the host.
@@ -65,6 +61,7 @@ class Tunnel:
         """
         self._to = to
         self._password = password
+        self._owner = owner
         self.forwardings = tuple(forwardings)
         self.name = f"tunnel to {to.host}: " + ", ".join(str(forwarding) for forwarding in self.forwardings)
         self._lock = threading.Lock()
@@ -74,18 +71,19 @@ class Tunnel:
         self._exitcode: int | None = None
         for forwarding in self.forwardings:
             if forwarding.type is ForwardType.LOCAL and not is_free(forwarding.listen_port):
-                raise self._give_up(PortInUseError(_LOCAL, forwarding.listen_port))
+                self._close_pipe()
+                raise PortInUseError(_LOCAL, forwarding.listen_port)
         try:
             self._link: _Link | None = _Link(to, self.forwardings, password)
-        except LazyclusterError as error:
-            raise self._give_up(error) from error.__cause__
+        except BaseException:
+            self._close_pipe()
+            raise
         self._thread = threading.Thread(target=self._watch, name=self.name, daemon=True)
         self._thread.start()
 
-    def _give_up(self, error: LazyclusterError) -> LazyclusterError:
+    def _close_pipe(self) -> None:
         os.close(self._wake_read)
         os.close(self._wake_write)
-        return error
 
     def __repr__(self) -> str:
         """Return what it carries, and whether it does."""
@@ -124,38 +122,45 @@ class Tunnel:
         """Kill the ssh process."""
         self._stop(gently=False)
 
-    def _stop(self, *, gently: bool) -> None:
+    def request_stop(self) -> None:
+        """Ask it to end, and do not wait."""
         with self._lock:
             if not self._stopping.is_set():
-                self._gently = gently
                 self._stopping.set()
                 os.write(self._wake_write, b"x")
-        # While a dead link is being dialled nothing listens any more, and the thread ends by itself.
-        self._thread.join(None if self._link is not None else _PATIENCE)
+
+    def _stop(self, *, gently: bool) -> None:
+        self._gently = self._gently and gently
+        self.request_stop()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _watch(self) -> None:
         """Notice that the link is gone, and bring it back, until the tunnel is stopped."""
         link: _Link | None = self._link
-        while link is not None and not self._stopping.is_set():
-            if link.wait_gone(self._wake_read):
-                _log.warning("%s: the link is gone (%s); bringing it back", self.name, link.master.reason)
+        try:
+            while link is not None and not self._stopping.is_set():
+                if link.wait_gone(self._wake_read):
+                    _log.warning("%s: the link is gone (%s); bringing it back", self.name, link.master.reason)
+                    self._link = None
+                    link.close(gently=False)
+                    self._link = link = self._dial_again()
+            if link is not None:
+                link.close(gently=self._gently)
+        finally:
+            with self._lock:
+                self._stopping.set()
                 self._link = None
-                link.close(gently=False)
-                self._link = link = self._dial_again()
-        if link is not None:
-            link.close(gently=self._gently)
-        self._link = None
-        self._exitcode = 0
-        with self._lock:
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+                self._exitcode = 0
+                self._owner = None
+                self._close_pipe()
 
     def _dial_again(self) -> _Link | None:
         pause = _BACK_OFF[0]
         while not self._stopping.wait(pause):
             try:
-                link = _Link(self._to, self.forwardings, self._password)
-            except LazyclusterError as error:
+                link = _Link(self._to, self.forwardings, self._password, self._stopping)
+            except (LazyclusterError, OSError) as error:
                 _log.debug("%s: not back yet: %s", self.name, error)
                 pause = min(2 * pause, _BACK_OFF[1])
             else:
@@ -167,12 +172,17 @@ class Tunnel:
 class _Link:
     """One connection with its forwardings open, and its keeper."""
 
-    def __init__(self, to: Destination, forwardings: Sequence[Forwarding], password: str | None) -> None:
+    def __init__(
+        self,
+        to: Destination,
+        forwardings: Sequence[Forwarding],
+        password: str | None,
+        stopping: threading.Event | None = None,
+    ) -> None:
         self._to = to
         self._forwardings = forwardings
-        self._keeper: ControlSocket | None = None
-        self._keeper_input = -1
-        self.master = Master.dial(to, password=password)
+        self._keeper: Keeper | None = None
+        self.master = Master.dial(to, password=password, stopping=stopping)
         self._finalizer = weakref.finalize(self, self.master.let_go)
         # At the end of the program the owner of the tunnel stops it; else the link would go first and be missed.
         self._finalizer.atexit = False
@@ -180,7 +190,7 @@ class _Link:
             if self.master.control is None:
                 raise TunnelError(to.host, "-N", f"the connection ended at once ({self.master.reason})")
             self.control = self.master.control
-            self._start_keeper()
+            self._keeper = Keeper(self.control)
             for forwarding in forwardings:
                 self._open(forwarding)
         except ControlSocketError as error:
@@ -190,18 +200,10 @@ class _Link:
             self.close(gently=False)
             raise
 
-    def _start_keeper(self) -> None:
-        """Open a session beside the forwardings, where the host allows one."""
-        reader, self._keeper_input = os.pipe()
-        try:
-            self._keeper = self.control.open_session(KEEPER, reader)
-        except RequestRefusedError as error:
-            _log.debug("%s: a tunnel without a session: %s", self._to.host, error)
-        finally:
-            os.close(reader)
-
     def _open(self, forwarding: Forwarding) -> None:
         said = len(self.master.log)
+        if forwarding.type is ForwardType.REMOTE:
+            self._check_free_there(forwarding.listen_port)
         try:
             self.control.open_forward(forwarding)
         except RequestRefusedError as error:
@@ -220,14 +222,25 @@ class _Link:
                 raise ForwardingRefusedError(self._to.host, str(forwarding), reason) from error
             # Nothing listens at the far end yet: the tunnel itself has carried the question and the answer.
 
+    def _check_free_there(self, port: int) -> None:
+        """See that nothing answers on the port; sshd is content with one of IPv4 and IPv6 where the other is taken."""
+        for address in ("127.0.0.1", "::1"):
+            with contextlib.suppress(RequestRefusedError):
+                self.control.probe(address, port)
+                raise PortInUseError(self._to.host, port)
+
     def wait_gone(self, wake: int) -> bool:
         """Wait until the connection is gone or stuck, or `wake` is readable; return whether it is gone."""
         while not self.control.wait_closed(_CHECK_EVERY, wake):
-            if select.select([wake], [], [], 0)[0]:
+            if self._stopped(wake):
                 return False
             if not self.master.check():
                 return True
         return True
+
+    @staticmethod
+    def _stopped(wake: int) -> bool:
+        return wake in readable([wake], 0)
 
     def close(self, *, gently: bool) -> None:
         """Close the forwardings, then the connection."""
@@ -241,16 +254,6 @@ class _Link:
                         with contextlib.suppress(RequestRefusedError):
                             self.control.probe(_LOCAL, forwarding.listen_port, timeout=_PARTING)
         if self._keeper is not None:
-            self._keeper.close()
-        if self._keeper_input >= 0:
-            os.close(self._keeper_input)
-            self._keeper_input = -1
+            self._keeper.lose()
         self._finalizer.detach()
         self.master.close(stuck=not gently)
-
-
-def accepts(port: int, *, seconds: float) -> bool:
-    """Tell whether something on this machine accepts connections on a loopback port."""
-    with contextlib.suppress(OSError), socket.create_connection((_LOCAL, port), timeout=seconds):
-        return True
-    return False

@@ -42,7 +42,6 @@ def make(fp: FakeProcess) -> Iterator[Make]:
 
     yield make
     for runtime in made:
-        command(fp, "true")
         command(fp, quote("clean up"))
         runtime.cleanup()
 
@@ -106,7 +105,6 @@ def test_a_host_that_cannot_be_used(fp: FakeProcess, answer: dict[str, object], 
 def test_a_temporary_directory_is_removed_though_the_probe_fails(fp: FakeProcess) -> None:
     log_in(fp)
     command(fp, quote("set up a runtime"), stdout=b"/tmp/lazycluster-x\0")
-    command(fp, "true")
     clean = command(fp, quote("clean up"))
     with pytest.raises(InvalidRuntimeError):
         Runtime("web1")
@@ -335,7 +333,6 @@ def test_function_returns_of_no_functions(fp: FakeProcess, make: Make) -> None:
 def test_after_the_end(fp: FakeProcess) -> None:
     log_in(fp)
     command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
-    command(fp, "true")
     command(fp, quote("clean up"))
     runtime = Runtime("web1", "/work")
     runtime.close()
@@ -358,20 +355,9 @@ def test_after_the_end(fp: FakeProcess) -> None:
     assert runtime.cpu_cores == "8"  # what is known stays known
 
 
-def test_a_dead_link_is_not_asked_twice(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
-    command(fp, "true", returncode=255, stderr="mux_client_request_session: read from master failed: Broken pipe")
-    clean = command(fp, quote("clean up"))
-    with Runtime("web1", "/work"):
-        pass
-    assert clean.calls == []
-
-
 def test_a_runtime_that_is_forgotten_cleans_up(fp: FakeProcess) -> None:
     log_in(fp)
     command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
-    command(fp, "true")
     clean = command(fp, quote("clean up"))
     Runtime("web1", "/work")
     gc.collect()
@@ -384,7 +370,6 @@ def test_a_subclass_is_named_after_itself(fp: FakeProcess) -> None:
 
     log_in(fp)
     command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
-    command(fp, "true")
     command(fp, quote("clean up"))
     with Worker("web1", "/work") as worker:
         assert (worker.class_name, repr(worker)) == ("Worker", "<Worker web1:/work>")

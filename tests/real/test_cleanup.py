@@ -7,17 +7,16 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
+from lazycluster.openssh.host_scripts import END_MARKED
 from lazycluster.testing import LocalSshd
 from tests.real.clients import Program, eventually
 from tests.real.observed import (
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd
 
 
-def sleeping(server: LocalSshd, number: str) -> list[int]:
-    return [pid for pid in server.processes() if number in command_line(pid)]
+def sleeping(server: LocalSshd, command: str) -> list[int]:
+    return [pid for pid in server.processes() if command_line(pid) == command]
 
 
 class Busy:
@@ -47,7 +46,7 @@ class Busy:
         self.server = server
         self.number = unique()
         self.ports = [free_port(), free_port()]
-        self.runtime = Runtime(server.host, **(keywords or server.connection_kwargs))  # type: ignore[arg-type]
+        self.runtime = Runtime(server.host, **(keywords or server.connection_kwargs))
         runtime = self.runtime
         runtime.expose_port_from_runtime(service.port, self.ports[0])
         runtime.expose_port_to_runtime(service.port, self.ports[1])
@@ -59,12 +58,14 @@ class Busy:
             runtime.execute_task(RuntimeTask("command").run_command(f"sleep {self.number} & sleep {self.number}")),
             runtime.execute_task(RuntimeTask("function").run_function(wait_for_ever, self.number)),
         ]
-        runtime.execute_task(RuntimeTask("done").run_function(bytes, 2_000_000)).join()
+        runtime.execute_task(RuntimeTask("done").run_function(bytes, 2000)).join()
         eventually(lambda: len(sleeping(server, f"sleep {self.number}")) >= 5, "all of it runs")
         assert all(echoes(port) for port in self.ports)
 
-    def is_over(self) -> bool:
-        return not sleeping(self.server, self.number) and not any(listeners(port) for port in self.ports)
+    def left(self) -> list[str]:
+        """Return what is still there of it."""
+        processes = [command_line(pid) for pid in sleeping(self.server, f"sleep {self.number}")]
+        return [*filter(None, processes), *(f"port {port}" for port in self.ports if listeners(port))]
 
 
 def wait_for_ever(number: str) -> None:
@@ -92,7 +93,7 @@ def test_everything_is_gone_when_it_returns(sshd: LocalSshd, way: str) -> None:
                 print(1 / 0)
 
         assert time.monotonic() - begun < 5
-        assert busy.is_over(), "at once, not later"
+        assert busy.left() == [], "at once, not later"
         assert not Path(runtime.working_dir).exists()
         assert runtime.alive_process_count == 0
         for task in busy.tasks:
@@ -110,10 +111,12 @@ def test_what_it_was_called_on_twice_at_once(sshd: LocalSshd) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert busy.is_over()
+        assert busy.left() == []
 
 
-def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(sshd: LocalSshd) -> None:
+def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "-lt 50 " in END_MARKED, "the grace, in tenths of a second"
+    monkeypatch.setattr("lazycluster.holdings.END_MARKED", END_MARKED.replace("-lt 50 ", "-lt 5 "))
     own, strange = unique(), unique()
     with Connection(sshd.host, **sshd.connection_kwargs) as stranger:
         stranger.run(f"setsid sleep {strange} >/dev/null 2>&1 </dev/null &")
@@ -122,7 +125,7 @@ def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(sshd: LocalSshd) -
             task = RuntimeTask().run_command(f"(setsid sh -c 'trap \"\" TERM; sleep {own}; sleep {own}' &)")
             runtime.execute_task(task, execute_async=False)
             assert len(sleeping(sshd, f"sleep {own}")) >= 2
-        assert not sleeping(sshd, own)
+        assert not sleeping(sshd, f"sleep {own}")
         [pid] = sleeping(sshd, f"sleep {strange}")
         os.kill(pid, signal.SIGKILL)
 
@@ -162,25 +165,25 @@ def test_what_comes_too_late_is_refused_and_leaves_nothing(sshd: LocalSshd) -> N
 # The link is gone ----------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_link_makes_it_quick(sshd: LocalSshd, tmp_path: Path) -> None:
-    with Echo() as service, relayed(sshd, tmp_path) as (relay, keywords):
-        before = everything(sshd)
-        busy = Busy(sshd, service, working_dir=str(tmp_path / "work"), **keywords)
+def test_a_dead_link_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path) -> None:
+    """Here all is gone at once; the host ends what was started when it sees the end of the link."""
+    server = make_sshd(environment={"TMPDIR": str(tmp_path)})
+    with Echo() as service, relayed(server, tmp_path) as (relay, keywords):
+        before = everything(server)
+        busy = Busy(server, service, **keywords)
         relay.cut()
         begun = time.monotonic()
         busy.runtime.cleanup()
         took = time.monotonic() - begun
 
         assert took < 5
-        assert listeners(busy.ports[0]) == [], "on this side everything is gone"
-        mine = [thing for thing in everything(sshd) - before if "ssh: " in thing or "thread" in thing]
-        assert mine == []
+        assert listeners(busy.ports[0]) == []
+        assert [thing for thing in everything(server) - before if "ssh: " in thing or thing.startswith("thread")] == []
         assert all(process.exitcode is not None for process in busy.runtime.task_processes)
         relay.restore()
-        eventually(busy.is_over, "the host ends what was started once it sees the end of the link", timeout=10)
-        eventually(lambda: not [thing for thing in everything(sshd) - before if "process" in thing], "all is gone")
-    for path in list(Path(busy.runtime.working_dir).parent.iterdir()):
-        assert path.exists()
+        eventually(lambda: server.connections() == 0, "the host has noticed")
+        eventually(lambda: len(busy.left()) <= 2, f"the tasks have ended, but {busy.left()}")
+        assert all(f"sleep {busy.number}" == left for left in busy.left()), "what daemons of commands there are"
 
 
 def test_a_link_that_broke_and_is_back_is_used_to_clean_up(sshd: LocalSshd, tmp_path: Path) -> None:
@@ -191,20 +194,18 @@ def test_a_link_that_broke_and_is_back_is_used_to_clean_up(sshd: LocalSshd, tmp_
             relay.drop()
             eventually(lambda: not runtime._connection.sessions.connected, "the break is noticed")
         assert not Path(runtime.working_dir).exists()
-        assert not sleeping(sshd, number)
+        assert not sleeping(sshd, f"sleep {number}")
 
 
 def test_a_host_that_is_gone_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path) -> None:
-    server = make_sshd()
+    server = make_sshd(environment={"TMPDIR": str(tmp_path)})
     with Echo() as service:
-        busy = Busy(server, service, working_dir=str(tmp_path), **server.connection_kwargs)
+        busy = Busy(server, service)
         server.stop()
         begun = time.monotonic()
         busy.runtime.cleanup()
         assert time.monotonic() - begun < 5
         eventually(lambda: not any(listeners(port) for port in busy.ports), "no port is left")
-    for path in Path(busy.runtime.env_variables["TMPDIR"] if False else "/nonexistent").glob("*"):
-        assert path
 
 
 def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd) -> None:
@@ -230,7 +231,7 @@ def test_a_runtime_that_is_forgotten_is_cleaned_up(sshd: LocalSshd) -> None:
         gc.collect()
 
         assert gone() is None, "nothing keeps it: neither atexit, nor its threads, nor its tasks"
-        eventually(busy.is_over, "all of it has ended")
+        eventually(lambda: not busy.left(), "all of it has ended")
         assert not working_dir.exists()
 
 
@@ -289,7 +290,7 @@ def test_leaving_the_program_leaves_nothing(sshd: LocalSshd, ending: str) -> Non
         assert said in errors
         assert (errors == "") is (said == "")
         assert not working_dir.exists()
-        assert not sleeping(sshd, number)
+        assert not sleeping(sshd, f"sleep {number}")
         assert not any(listeners(port) for port in ports)
 
 
@@ -335,7 +336,8 @@ def test_nothing_is_left_in_the_directories_for_temporary_files(make_sshd: MakeS
     with Runtime({server.host!r}, config_file={str(server.config_file)!r}) as runtime:
         assert runtime.working_dir.startswith({str(theirs)!r})
         task = RuntimeTask().run_command("mktemp; cat <<END\\nhere\\nEND").run_function(bytes, 3000000)
-        task.send_file({str(Path(__file__).parent)!r}, "it's a name").get_file("it's a name", {str(tmp_path / "back")!r})
+        task.send_file({str(Path(__file__).parent)!r}, "it's a name")
+        task.get_file("it's a name", {str(tmp_path / "back")!r})
         task.send_file({__file__!r}, "it's a file").get_file("it's a file", {str(tmp_path / "file")!r})
         runtime.execute_task(task, execute_async=False)
         runtime.create_tempdir()
@@ -348,7 +350,3 @@ def test_nothing_is_left_in_the_directories_for_temporary_files(make_sshd: MakeS
     assert [name for name in left if not name.startswith("tmp.")] == []
     assert len(left) == 1, "the command's own file is its own affair"
     assert list(ours.iterdir()) == []
-
-
-_Use = Callable[[], object]
-_ = sys

@@ -34,6 +34,7 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
+from lazycluster.supervisor.launch import program
 from lazycluster.supervisor.payload import dump
 from lazycluster.testing import LocalSshd
 from tests.real.clients import eventually, in_parallel
@@ -696,7 +697,10 @@ def test_stopping_ends_the_function_with_everything_that_it_started(sshd: LocalS
         assert runtime.get_process(key).exitcode == -signal.SIGTERM
 
 
-def test_a_timeout_ends_the_function_with_everything_that_it_started(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_a_timeout_ends_the_function_with_everything_that_it_started(
+    sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lazycluster.openssh.calls.program", functools.partial(program, grace=1.0))
     number = unique()
     with Connection(sshd.host, **sshd.connection_kwargs) as connection, (tmp_path / "outcome").open("w+b") as outcome:
         connection.run("true")

@@ -9,6 +9,7 @@ import pytest
 
 from lazycluster import Connection, RuntimeClosedError
 from lazycluster.holdings import Holdings
+from lazycluster.openssh.sessions import Sessions
 
 
 @attrs.define
@@ -19,16 +20,18 @@ class Process:
     pid: int | None = None
     exitcode: int | None = None
     ended: int = 0
+    killed: int = 0
 
     def is_alive(self) -> bool:
-        return self.ended == 0
+        return self.ended + self.killed == 0
 
     def join(self, timeout: float | None = None) -> None: ...
 
     def terminate(self) -> None:
         self.ended += 1
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        self.killed += 1
 
 
 @pytest.fixture
@@ -46,13 +49,29 @@ def test_processes_by_key(holdings: Holdings) -> None:
     assert holdings.living(only_alive=False) == {"a": one}
 
 
-def test_everything_is_released_once(holdings: Holdings) -> None:
+@pytest.mark.parametrize("reached", [True, False])
+def test_everything_is_released_once(holdings: Holdings, monkeypatch: pytest.MonkeyPatch, reached: bool) -> None:
+    """Gently where the host answers; where the link is dead quickly, and without asking the host again."""
+    cleaned: list[Holdings] = []
+    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: reached)
+
+    def clean(self: Holdings) -> None:
+        cleaned.append(self)
+
+    monkeypatch.setattr(Holdings, "_clean_host", clean)
     processes = [Process(), Process()]
     for number, process in enumerate(processes):
         holdings.keep(str(number), process)
     holdings.release()
     holdings.release()
-    assert [process.ended for process in processes] == [1, 1]
+    assert [(process.ended, process.killed) for process in processes] == [(reached, not reached)] * 2
+    assert cleaned == [holdings] * reached
+    assert holdings.connection.sessions.closed
+
+
+def test_a_host_that_was_never_reached_is_not_dialled(holdings: Holdings) -> None:
+    holdings.release()
+    assert not holdings.connection.sessions.connected
     assert holdings.connection.sessions.closed
 
 
@@ -78,6 +97,7 @@ def test_the_connection_is_closed_though_the_host_cannot_be_cleaned(
     def interrupt(_: Holdings) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: True)
     monkeypatch.setattr(Holdings, "_clean_host", interrupt)
     with pytest.raises(KeyboardInterrupt):
         holdings.release()
