@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 from lazycluster.exceptions import LazyclusterError
 
@@ -14,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="lazycluster", description="Run work on other machines over nothing but the system's own OpenSSH client."
     )
+    parser.add_argument("--version", action="version", version=f"lazycluster {metadata.version('lazycluster')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("demo", help="show the main job on three private sshds on this machine")
     parser.parse_args(arguments)
@@ -21,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return demo.run()
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except LazyclusterError as error:
         print(f"lazycluster: {error}", file=sys.stderr)  # noqa: T201
         return 1

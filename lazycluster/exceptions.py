@@ -105,7 +105,10 @@ class AuthenticationError(ConnectError):
     """The host refused every key and password offered."""
 
     summary = "authentication refused"
-    advice = "Install your key with `ssh-copy-id {host}`, load it into the agent, or give password= or identity_file=."
+    advice = (
+        "Check the password if you gave one; or install your key with `ssh-copy-id {host}`, load it into the agent, "
+        "or name it with identity_file=."
+    )
 
 
 class SshConfigurationError(ConnectError):
@@ -329,9 +332,11 @@ class TransferError(LazyclusterError):
     action: str
     path: str
     reason: str
+    target: str = ""
 
     def __str__(self) -> str:
-        return f"{self.host}: cannot {self.action} {self.path!r}: {self.reason}"
+        to = f" to {self.target!r}" if self.target else ""
+        return f"{self.host}: cannot {self.action} {self.path!r}{to}: {self.reason}"
 
 
 @attrs.frozen(slots=False)
@@ -389,9 +394,8 @@ class PortInUseError(LazyclusterError, ValueError):
 
     def __str__(self) -> str:
         reserved = " (or reserved for root, as all below 1024 are)" if self.port < 1024 else ""
-        return (
-            f"{self.host}: port {self.port} is in use{reserved}. Choose another one, for example with get_free_port()."
-        )
+        where = "on this machine" if self.host == "localhost" else "there, for example with get_free_port()"
+        return f"{self.host}: port {self.port} is in use{reserved}. Choose another one {where}."
 
 
 @attrs.frozen(slots=False)

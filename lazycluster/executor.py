@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO
+from typing import IO, TextIO
 
 import attrs
 
@@ -45,10 +45,13 @@ def new_outcome() -> Outcome:
 
 def _write(text: str) -> None:
     """Print a piece of output; what standard output cannot show, or that it is closed, is no failure of the step."""
-    encoding = sys.stdout.encoding or "utf-8"
+    out: TextIO | None = sys.stdout  # none where the process was started without one
+    if out is None:
+        return
+    encoding = out.encoding or "utf-8"
     with contextlib.suppress(OSError, ValueError):
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
+        out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        out.flush()
 
 
 @attrs.frozen

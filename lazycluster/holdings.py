@@ -17,6 +17,7 @@ from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.host_scripts import END_MARKED
 from lazycluster.openssh.shell import JOB_VARIABLE
+from lazycluster.tasks import TaskProcess
 
 _log = logging.getLogger(__name__)
 _CLEAN_UP_TIMEOUT = 120.0
@@ -80,11 +81,15 @@ class Holdings:
         for process in processes:
             process.request_stop()
         reached = self.connection.sessions.reaches_host(_DEAD_LINK_TIMEOUT)
+        if not reached:
+            self.connection.close()  # what waits for the host then waits no more
         for process in processes:
             if reached:
                 process.terminate()
             else:
                 process.kill()
+            if isinstance(process, TaskProcess):
+                process.tell_failure()
         if reached:
             self._clean_host()
         elif self.directories:

@@ -134,7 +134,7 @@ class Runtime(Facts):
 
     def __repr__(self) -> str:
         """Return the host and the working directory."""
-        return f"<{self.class_name} {self.host}:{self._working_dir}>"
+        return f"<{self.class_name} {self.host}:{getattr(self, '_working_dir', '')}>"
 
     def __enter__(self) -> Self:
         """Return the runtime itself."""
@@ -252,6 +252,8 @@ class Runtime(Facts):
             FunctionNotSerializableError: It cannot be sent.
         """
         self._check_open()
+        if not callable(function):
+            raise ValueError(f"a function is needed, not {function!r}")  # noqa: TRY004 - as for run_function()
         execution = Execution("call", (RunFunction(function, args, kwargs),), self._executor())
         execution.run()
         if execution.error is not None:
@@ -309,8 +311,7 @@ class Runtime(Facts):
             executions = list(self._executions)
         for task, execution in executions:
             print(f"{self.host}: {task.name}")  # noqa: T201
-            for index, result in enumerate(execution.results):
-                print(f"[{index}] {result.log.rstrip()}")  # noqa: T201
+            execution.print_log()
 
     @property
     def function_returns(self) -> Generator[object, None, None]:

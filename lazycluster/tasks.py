@@ -41,10 +41,12 @@ class Execution:
         self.name = name
         self.host = executor.transport.host
         self.error: LazyclusterError | None = None
+        self.told = False
         self._steps = steps
         self._executor = executor
         self._results: list[StepResult] = []
         self._outcomes: list[tuple[str, Outcome]] = []
+        self._called = 0
 
     @property
     def results(self) -> tuple[StepResult, ...]:
@@ -61,6 +63,7 @@ class Execution:
                 self.error = self._failure(index, step, error)
                 raise
             self._outcomes += [(step.name, outcome) for outcome in outcomes if isinstance(step, RunFunction)]
+            self._called += len(outcomes)
             self._results.append(result)
             if result.error is not None:
                 self.error = self._failure(index, step, result.error)
@@ -78,10 +81,18 @@ class Execution:
 
     def returns(self) -> Generator[object, None, None]:
         """Yield what the functions returned, in order; one that raised, or never ran, raises here."""
+        self.told = True
         for name, outcome in self._outcomes:
             yield read_outcome(outcome, self.host, name).unwrap()
-        if self.error is not None and len(self._outcomes) < sum(isinstance(step, RunFunction) for step in self._steps):
+        if self.error is not None and self._called < sum(isinstance(step, RunFunction) for step in self._steps):
             raise self.error
+
+    def print_log(self) -> None:
+        """Print what each step printed, after its number, and why it failed."""
+        for index, result in enumerate(self.results):
+            print(f"[{index}] {result.log.rstrip()}")  # noqa: T201
+            if result.error is not None:
+                print(f"[{index}] failed: {self.error}")  # noqa: T201
 
     def forget(self) -> None:
         """Let go of what the functions returned."""
@@ -134,6 +145,12 @@ class TaskProcess:
         """Wait until it has ended, at most so many seconds; raises nothing, see `RuntimeTask.join()`."""
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
+
+    def tell_failure(self) -> None:
+        """Log a failure that nobody has asked for, once."""
+        if self.execution.error is not None and not self.execution.told:
+            self.execution.told = True
+            _log.warning("%s", self.execution.error)
 
     def request_stop(self) -> None:
         """Ask it to end, and do not wait."""
@@ -259,7 +276,7 @@ class RuntimeTask:
         self._steps.append(GetFile(remote_path, absolute("." if local_path is None else local_path)))
         return self
 
-    def run_function(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Self:
+    def run_function(self, /, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Self:
         """Add a step that calls a function on the host; `function_returns` gives what it returned.
 
         Lambdas, closures, partials, methods, callables and classes will do. What they import must be there, modules
@@ -312,12 +329,13 @@ class RuntimeTask:
         if process is not None:
             process.join()
         if execution is not None and execution.error is not None:
+            execution.told = True
             raise execution.error
 
     def print_log(self) -> None:
-        """Print what each step printed, after its number."""
-        for index, text in enumerate(self.execution_log):
-            print(f"[{index}] {text.rstrip()}")  # noqa: T201
+        """Print what each step printed, after its number, and why it failed."""
+        if self._execution is not None:
+            self._execution.print_log()
 
     def cleanup(self) -> None:
         """Let go of temporary resources: what the functions returned."""

@@ -117,7 +117,8 @@ def scp_argv(
     `legacy` asks for the protocol of before OpenSSH 9.0, which runs a command, for hosts without the sftp subsystem.
     `unsupported` names the keywords, in lower case, that this client does not know.
     """
-    flags = ("-q", "-p", "-O") if legacy else ("-q", "-p")
+    # Not -q: scp hands it on to ssh, which then does not tell that the host refused the session.
+    flags = ("-p", "-O") if legacy else ("-p",)
     newer = _supported((*_NO_TERMINAL_SINCE_8_7, *(_COMMAND_SINCE_8_7 if legacy else ())), unsupported)
     return ("scp", *flags, *_options(to, (*_through(socket), *newer)), "--", source, target)
 

@@ -114,8 +114,8 @@ class Connection:
             WorkingDirectoryError: `cwd` cannot be entered.
             ValueError: The command is empty, or an environment name is none.
         """
-        if not command or "\0" in command:
-            raise ValueError("a command must be text, not empty and without NUL")
+        if not isinstance(command, str) or not command or "\0" in command:
+            raise ValueError(f"a command must be text, not empty and without NUL, not {command!r:.200}")
         check_timeout(timeout)
         return self.sessions.run(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, watch=watch)
 

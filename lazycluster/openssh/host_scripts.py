@@ -44,6 +44,7 @@ done
     + _WRITABLE
     + """\
 [ ! -d "./$b" ] || fail "is a directory: $d/$b"
+[ ! -e "./$b" ] || [ -f "./$b" ] || fail "is no regular file: $d/$b"
 printf '%s\\0' "$d" "$b"
 """
 )

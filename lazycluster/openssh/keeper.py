@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 
@@ -52,7 +53,8 @@ class Keeper:
     def close(self) -> None:
         """Let the session end without a consequence. Closing twice is fine."""
         if self._writer >= 0:
-            os.write(self._writer, b"\n")  # into an empty pipe of ours; whether it arrives matters no more
+            with contextlib.suppress(BrokenPipeError):  # the master is gone, and its session with it
+                os.write(self._writer, b"\n")
             self._close_writer()
             if self._session is not None:  # closed before, the host would take it for our end
                 self._session.wait_message(_PARTING)

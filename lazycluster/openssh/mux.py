@@ -231,10 +231,12 @@ class ControlSocket:
                 for descriptor in descriptors:
                     socket.send_fds(self._socket, [b"\0"], [descriptor])
                 return self._receive()
-            except OSError as error:
+            except (OSError, ControlSocketError) as error:
                 # An answer that comes late would be taken for that of the next request. The socket stays open: its
                 # end is how we see the master's.
                 self._broken = True
+                if isinstance(error, ControlSocketError):
+                    raise
                 raise ControlSocketError(f"no answer from the master: {error}") from error
 
     def _receive(self) -> Reply:

@@ -149,13 +149,14 @@ class Session:
                 for stream in Stream:
                     self._deliver(stream, self._marks.finish(stream))
 
-    def give_up(self) -> None:
+    def give_up(self, *, patience: float = _PARTING) -> None:
         """End the command on the host with its children, and the ssh process here.
 
-        The end of standard input tells the host's side. What is still printed meanwhile is taken along.
+        The end of standard input tells the host's side. What is still printed meanwhile, for `patience` seconds at
+        most, is taken along.
         """
         self._child.close_stdin()
-        self._child.deadline = Deadline(_PARTING)
+        self._child.deadline = Deadline(patience)
         with contextlib.suppress(DeadlinePassedError, CancelledError):
             self._child.ignore_cancellation()
             self._child.pump(lambda: self._marks.ended)

@@ -47,6 +47,8 @@ Work = Callable[[Session], object]
 """What is done with a session between its start and its end; `finish()` is called for it."""
 
 _CLOSE_PATIENCE = 1.0
+_PARTING = 2.0
+"""Seconds beyond the grace period that a stop waits for the host to have ended a command."""
 _REFUSAL_PATIENCE = 20.0
 """Seconds in which a host that refuses even a single session is asked again: it may still count an ended one."""
 
@@ -358,7 +360,7 @@ class Sessions:
             except SessionEndedError:
                 session.finish()
         except CancelledError:
-            session.give_up()
+            session.give_up(patience=script.grace + _PARTING)
             raise CommandStoppedError(self.host, script.title) from None
         except BaseException:
             session.give_up()

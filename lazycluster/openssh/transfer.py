@@ -101,10 +101,11 @@ def _script(text: str, *words: str) -> str:
     return f"set -- {' '.join(words)}\n{text}"
 
 
-def _checked(host: str, action: str, path: str, result: CommandResult) -> list[str]:
+def _checked(host: str, action: str, path: str, result: CommandResult, target: str = "") -> list[str]:
     """Return the NUL-terminated fields that a script printed."""
     if not result.ok:
-        raise TransferError(host, action, path, tar_reason(result.stderr) or f"exit status {result.exit_code}")
+        reason = tar_reason(result.stderr) or f"exit status {result.exit_code}"
+        raise TransferError(host, action, path, reason, target)
     return [field.decode("utf-8", "surrogateescape") for field in result.stdout_bytes.split(b"\0")[:-1]]
 
 
@@ -117,7 +118,7 @@ def _put_file(sessions: Sessions, local: Path, name: str, target: str, cwd: str 
     prepared = sessions.run(
         script, cwd=cwd, title=f"prepare {target}", watch=Watch(cancellation=watch.cancellation), login_shell=False
     )
-    directory, base = _checked(host, "send", f"{local} to {target}", prepared)
+    directory, base = _checked(host, "send", str(local), prepared, target)
     temporary = f".lazycluster-{secrets.token_hex(8)}"
     size = local.stat().st_size
 
@@ -136,11 +137,10 @@ def _put_file(sessions: Sessions, local: Path, name: str, target: str, cwd: str 
                 on_lost=f"rm -f -- {shlex.quote(f'{directory}/{temporary}')}",
             )
             if failure:
-                raise TransferError(host, "send", f"{local} to {target}", failure)
+                raise TransferError(host, "send", str(local), failure, target)
             placing = _script(PLACE_FILE, shlex.quote(f"{directory}/{temporary}"), shlex.quote(f"{directory}/{base}"))
-            _checked(
-                host, "send", f"{local} to {target}", sessions.run(placing, title=f"place {target}", login_shell=False)
-            )
+            placed = sessions.run(placing, title=f"place {target}", login_shell=False)
+            _checked(host, "send", str(local), placed, target)
         except BaseException:
             _remove(sessions, f"{directory}/{temporary}")
             raise
@@ -167,7 +167,7 @@ def _get_file(sessions: Sessions, found: _Found, target: Path, watch: Watch) -> 
         with _reachable(sessions, found.directory, found.name) as path:
             failure = _scp(sessions, path, str(temporary.absolute()), watch, progress, sending=False)
         if failure:
-            raise TransferError(sessions.host, "fetch", f"{found.directory}/{found.name} to {target}", failure)
+            raise TransferError(sessions.host, "fetch", f"{found.directory}/{found.name}", failure, str(target))
         place(temporary, target)
     finally:
         discard(temporary)
@@ -336,7 +336,7 @@ def _put_tree(sessions: Sessions, local: Path, name: str, target: str, cwd: str 
         session.finish()
 
     exit_code = sessions.perform(script, work, collector=collector, watch=Watch(cancellation=watch.cancellation))
-    _checked(sessions.host, "send", f"{local} to {target}", collector.result("", exit_code, 0.0))
+    _checked(sessions.host, "send", str(local), collector.result("", exit_code, 0.0), target)
 
 
 def _fetch(sessions: Sessions, remote: str, local: Path, cwd: str | None, watch: Watch) -> _Found | None:

@@ -189,7 +189,7 @@ def test_without_the_sftp_subsystem_the_older_protocol_is_used(fp: FakeProcess, 
 def test_without_the_sftp_subsystem_and_without_scp_there(fp: FakeProcess, tmp_path: Path) -> None:
     fetched(fp, "a.txt")
     fp.register(["scp", fp.any()], stderr=NO_SFTP, returncode=255)
-    fp.register(["scp", "-q", "-p", "-O", fp.any()], stderr="sh: 1: scp: not found\r\n", returncode=127)
+    fp.register(["scp", "-p", "-O", fp.any()], stderr="sh: 1: scp: not found\r\n", returncode=127)
     with Connection("web1") as connection, pytest.raises(TransferError, match="scp: not found"):
         connection.get("a.txt", tmp_path)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -75,15 +74,13 @@ def wait_for_ever(number: str) -> None:
 # Asked for -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["cleanup", "close", "with", "with and exception"])
+@pytest.mark.parametrize("way", ["close", "with", "with and exception"])
 def test_everything_is_gone_when_it_returns(sshd: LocalSshd, way: str) -> None:
     with leaves_nothing(sshd), Echo() as service:
         busy = Busy(sshd, service)
         runtime = busy.runtime
         begun = time.monotonic()
-        if way == "cleanup":
-            runtime.cleanup()
-        elif way == "close":
+        if way == "close":
             runtime.close()
         elif way == "with":
             with runtime:
@@ -223,29 +220,58 @@ def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd) -> None:
 
 
 def test_a_runtime_that_is_forgotten_is_cleaned_up(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), Echo() as service:
-        busy = Busy(sshd, service)
-        working_dir = Path(busy.runtime.working_dir)
-        gone = weakref.ref(busy.runtime)
-        del busy.runtime
+    with leaves_nothing(sshd):
+        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        number = unique()
+        runtime.run(f"setsid sleep {number} >/dev/null 2>&1 </dev/null &")
+        runtime.execute_task(RuntimeTask("done").run_command("true")).join()
+        runtime.create_tempdir()
+        working_dir = Path(runtime.working_dir)
+        gone = weakref.ref(runtime)
+        del runtime
         gc.collect()
 
-        assert gone() is None, "nothing keeps it: neither atexit, nor its threads, nor its tasks"
-        eventually(lambda: not busy.left(), "all of it has ended")
-        assert not working_dir.exists()
+        assert gone() is None, "nothing keeps it: not the end of the program, nor what it has run"
+        eventually(lambda: not working_dir.exists(), "its directory is removed")
+        eventually(lambda: not sleeping(sshd, f"sleep {number}"), "its daemons are ended")
 
 
-def test_a_tunnel_in_use_does_not_keep_its_runtime(sshd: LocalSshd) -> None:
+def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tasks(sshd: LocalSshd, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with leaves_nothing(sshd):
+        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        command = f"while [ ! -e {go} ]; do sleep 0.01; done; pwd"
+        task = runtime.execute_task(RuntimeTask().run_command(command))
+        working_dir = Path(runtime.working_dir)
+        gone = weakref.ref(runtime)
+        del runtime
+        gc.collect()
+        assert working_dir.exists()
+        go.touch()
+        task.join()
+        gc.collect()
+
+        assert task.execution_log == [f"{working_dir}\n"]
+        eventually(lambda: gone() is None and not working_dir.exists(), "it is cleaned up")
+
+
+def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tunnels(sshd: LocalSshd) -> None:
+    """As in `Runtime("host").expose_port_from_runtime(8787)`."""
     with leaves_nothing(sshd), Echo() as service:
         port = free_port()
         runtime = Runtime(sshd.host, **sshd.connection_kwargs)
-        runtime.expose_port_from_runtime(service.port, port)
-        with socket.create_connection(("127.0.0.1", port), 5):
-            gone = weakref.ref(runtime)
-            del runtime
-            gc.collect()
-            assert gone() is None
-            assert listeners(port) == []
+        process = runtime.get_process(runtime.expose_port_from_runtime(service.port, port))
+        working_dir = Path(runtime.working_dir)
+        gone = weakref.ref(runtime)
+        del runtime
+        gc.collect()
+        assert echoes(port)
+        process.terminate()
+        del process
+        gc.collect()
+
+        assert listeners(port) == []
+        eventually(lambda: gone() is None and not working_dir.exists(), "it is cleaned up")
 
 
 _PROGRAM = """
@@ -264,13 +290,14 @@ _PROGRAM = """
 """
 
 ENDINGS = {
-    "the last line": ("pass", 0, ""),
     "an exception": ("raise RuntimeError('wanted')", 1, "wanted"),
-    "sys.exit": ("sys.exit(3)", 3, ""),
     "sys.exit in a function": ("def leave():\n        with runtime:\n            sys.exit(4)\n    leave()", 4, ""),
     "Ctrl-C": ("signal.raise_signal(signal.SIGINT)", -signal.SIGINT, "KeyboardInterrupt"),
-    "a closed runtime": ("runtime.close(); runtime.close()", 0, ""),
-    "a reference cycle": ("runtime.myself = runtime; second.other = runtime; runtime.other = second", 0, ""),
+    "the last line, and a reference cycle": (
+        "runtime.myself = runtime; second.other = runtime; runtime.other = second",
+        0,
+        "",
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 import operator
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from tests.real.clients import eventually, in_parallel
 from tests.real.observed import (
     bare_host,
     command_line,
+    lacking,
     leaves_nothing,
     other_python,
     programs_started,
@@ -640,12 +642,12 @@ def test_a_python_that_cannot_start_is_told_with_its_words(make_sshd: MakeSshd, 
     assert "error while loading shared libraries" in str(caught.value)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh", ("busybox", "sh")])
-def test_start_up_files_that_print_and_login_shells_of_any_kind(
-    make_sshd: MakeSshd, shell: str | tuple[str, str]
-) -> None:
+@pytest.mark.parametrize("shell", ["bash", "fish", "tcsh"])
+def test_start_up_files_that_print_and_login_shells_of_any_kind(make_sshd: MakeSshd, shell: str) -> None:
+    if shutil.which(shell) is None:
+        lacking(f"there is no {shell} on this machine")
     server = make_sshd(shell=shell)
-    for name in (".bashrc", ".zshenv", ".tcshrc", ".cshrc", ".config/fish/config.fish"):
+    for name in (".bashrc", ".tcshrc", ".config/fish/config.fish"):
         (server.home / name).parent.mkdir(parents=True, exist_ok=True)
         (server.home / name).write_text("echo noise from a start-up file\n")
     with Runtime(server.host, **server.connection_kwargs) as runtime:

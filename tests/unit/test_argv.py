@@ -117,7 +117,7 @@ def test_session_without_what_the_client_does_not_know(unsupported: frozenset[st
 
 def test_scp() -> None:
     assert scp_argv(PLAIN, SOCKET, "/a", "web1:/b") == (
-        *("scp", "-q", "-p"),
+        *("scp", "-p"),
         *("-o", "BatchMode=yes"),
         *("-o", "ControlMaster=no"),
         *("-o", "ControlPath=/tmp/lazycluster-x/m"),
@@ -139,7 +139,7 @@ def test_scp() -> None:
 def test_legacy_scp() -> None:
     """It runs a command; the modern one asks for a subsystem, of which scp itself makes a session type."""
     legacy, modern = (scp_argv(FULL, SOCKET, "/a", "web1:/b", legacy=legacy) for legacy in (True, False))
-    assert legacy[:4] == ("scp", "-q", "-p", "-O")
+    assert legacy[:3] == ("scp", "-p", "-O")
     assert set(options(legacy)) - set(options(modern)) == {"SessionType=default"}
     assert not set(options(modern)) - set(options(legacy))
 

@@ -62,10 +62,17 @@ def test_no_value_for_a_variable(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["web1", "10.0.0.1", "fe80::1%eth0", "::1", "me@web1", "web-1.example.org", "ünïcode.example", "a_b", "a/b"]
+    "host", ["web1", "10.0.0.1", "fe80::1%eth0", "::1", "me@web1", "web-1.example.org", "ünïcode.example", "a_b"]
 )
 def test_a_host(host: str) -> None:
     assert Destination(host).host == host
+
+
+@pytest.mark.parametrize("host", ["a/b", "ssh://web1", "ssh://me@web1:22/", "web1/", "/"])
+def test_a_url_is_no_host(host: str) -> None:
+    with pytest.raises(ValueError, match=r"must be a name or an address, no URL: .* \(see user= and port=\)") as caught:
+        Destination(host)
+    assert repr(host) in str(caught.value)
 
 
 BAD_NAMES = [

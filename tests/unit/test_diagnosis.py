@@ -6,6 +6,7 @@ and then the standard error. "owner/repository#number": a public bug report of t
 
 from __future__ import annotations
 
+import errno
 import pickle
 import signal
 import time
@@ -22,6 +23,7 @@ from lazycluster.exceptions import (
     HostUnreachableError,
     PortRefusedError,
     SshConfigurationError,
+    SshNotFoundError,
     UnknownHostError,
     UnknownHostKeyError,
 )
@@ -29,6 +31,7 @@ from lazycluster.openssh.diagnosis import (
     UNNAMED_HOP,
     ForwardFailure,
     MasterGone,
+    cannot_start,
     diagnose,
     forwarding_refused,
     master_gone,
@@ -775,3 +778,26 @@ def test_scp_says_in_one_line_what_is_wrong_with_a_file(said: str, reason: str) 
 )
 def test_tar_says_what_is_wrong_with_a_tree(said: str, reason: str) -> None:
     assert tar_reason(said) == reason
+
+
+# What cannot be started ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "ssh"), SshNotFoundError),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "scp"), SshNotFoundError),
+        (PermissionError(errno.EACCES, "Permission denied", "ssh"), SshNotFoundError),
+        (FileNotFoundError("ssh"), SshNotFoundError),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/tmp/lazycluster-m-x/said"), ConnectError),
+        (OSError(errno.EMFILE, "Too many open files"), ConnectError),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), ConnectError),
+    ],
+)
+def test_why_no_ssh_can_be_started(error: OSError, kind: type[ConnectError]) -> None:
+    found = cannot_start("web1", error)
+    assert type(found) is kind
+    assert str(error) in str(found)
+    if kind is ConnectError:
+        assert "ssh cannot be started" in str(found)

@@ -180,8 +180,15 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         ),
     ),
     (
-        e.PortInUseError("web1", 80),
-        "web1: port 80 is in use. Choose another one, for example with get_free_port().",
+        e.PortInUseError("web1", 1023),
+        (
+            "web1: port 1023 is in use (or reserved for root, as all below 1024 are). Choose another one, "
+            "for example with get_free_port()."
+        ),
+    ),
+    (
+        e.PortInUseError("web1", 1024),
+        "web1: port 1024 is in use. Choose another one, for example with get_free_port().",
     ),
     (e.NoPortsLeftError("web1", ()), "web1: no port to choose from, the list is empty."),
     (e.NoPortsLeftError("web1", (9, 7, 8)), "web1: none of the 3 ports from 7 to 9 is free."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 
 from lazycluster.exceptions import (
     CommandFailedError,
+    CommandStoppedError,
     CommandTimeoutError,
     FunctionNotSerializableError,
     RemoteFunctionError,
@@ -21,7 +23,7 @@ from lazycluster.exceptions import (
 from lazycluster.executor import Executor, Outcome, new_outcome
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import StepResult, Stream
-from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
 from lazycluster.supervisor.outcome import read_outcome
 
 from .fake_transport import Call, FakeTransport, Reaction, prints
@@ -139,11 +141,34 @@ def test_a_function_whose_host_fails() -> None:
 
 
 def test_the_cancellation_reaches_the_host() -> None:
-    cancellation = Cancellation()
+    cancellation, transport = Cancellation(), FakeTransport()
+    results: list[StepResult] = []
+    thread = threading.Thread(
+        target=lambda: results.append(execute(transport, RunCommand("wait"), cancellation=cancellation)[0])
+    )
+    thread.start()
+    assert transport.waiting.wait(10)
     cancellation.request()
-    result, _ = execute(FakeTransport(), RunCommand("wait"), cancellation=cancellation)
+    thread.join(10)
     cancellation.close()
-    assert str(result.error) == "web1: `wait` was stopped before it ended."
+    assert [str(result.error) for result in results] == ["web1: `wait` was stopped before it ended."]
+
+
+@pytest.mark.parametrize("step", [RunCommand("make"), SendFile(Path("/a")), GetFile("a", Path("/b")), RunFunction(add)])
+def test_after_the_cancellation_no_step_begins(step: Step) -> None:
+    cancellation, transport = Cancellation(), FakeTransport()
+    cancellation.request()
+    result, kept = execute(transport, step, cancellation=cancellation)
+    cancellation.close()
+    assert isinstance(result.error, CommandStoppedError)
+    assert str(result.error) == f"web1: `{describe(step)}` was stopped before it ended."
+    assert (transport.calls, kept, result.log) == ([], [], "")
+
+
+def test_the_environment_is_not_shown() -> None:
+    shown = repr(Executor(FakeTransport(), env={"TOKEN": "s3cret"}))
+    assert "s3cret" not in shown
+    assert "TOKEN" not in shown
 
 
 # Output while it is produced ------------------------------------------------------------------------------------------
@@ -156,6 +181,46 @@ def test_debug_prints_as_it_comes(capsys: pytest.CaptureFixture[str], caplog: py
     execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"), debug=True)
     assert capsys.readouterr() == ("a warning\nä\nb\ufffd\nrest", "")
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", b"a warning\n\\xe4\nb\\ufffd\nrest"),
+        ("latin-1", b"a warning\n\xe4\nb\\ufffd\nrest"),
+        ("utf-8", "a warning\nä\nb\ufffd\nrest".encode()),
+    ],
+)
+def test_what_standard_output_cannot_show_is_escaped(
+    encoding: str, shown: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    result, _ = execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"), debug=True)
+    assert raw.getvalue() == shown
+    assert (result.ok, result.log) == (True, "a warning\nä\nb\ufffd\nrest")
+
+
+class Broken(io.StringIO):
+    """What a pipe is that nobody reads any more."""
+
+    def write(self, _text: str, /) -> int:
+        raise BrokenPipeError
+
+
+def closed() -> io.TextIOWrapper:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stdout", [None, closed(), Broken()], ids=["none", "closed", "broken"])
+def test_a_step_does_not_fail_because_nobody_sees_its_output(
+    stdout: io.TextIOBase | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stdout)
+    result, _ = execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"), debug=True)
+    assert (result.ok, result.error, result.log) == (True, None, "a warning\nä\nb\ufffd\nrest")
 
 
 def test_otherwise_lines_are_logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

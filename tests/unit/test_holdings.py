@@ -2,41 +2,86 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 import pytest
 
-from lazycluster import Connection, RuntimeClosedError
+from lazycluster import Connection, ConnectionLostError, RuntimeClosedError
+from lazycluster import holdings as holdings_module
+from lazycluster.executor import Executor
 from lazycluster.holdings import Holdings
+from lazycluster.openssh.processes import Cancellation
 from lazycluster.openssh.sessions import Sessions
+from lazycluster.results import CommandResult
+from lazycluster.steps import SendFile
+from lazycluster.tasks import RuntimeTask, TaskProcess
+from lazycluster.testing.processes import wait_until
+
+from .fake_transport import FakeTransport
 
 
 @attrs.define
 class Process:
-    """A process that notes how it is treated."""
+    """A process that notes how it is treated, and does something when it is ended."""
 
     name: str = "p"
     pid: int | None = None
     exitcode: int | None = None
-    ended: int = 0
-    killed: int = 0
+    notes: list[str] = attrs.field(factory=list)
+    on_end: Callable[[], object] = lambda: None
 
     def is_alive(self) -> bool:
-        return self.ended + self.killed == 0
+        return not {"terminate", "kill"} & set(self.notes)
 
     def join(self, timeout: float | None = None) -> None: ...
 
+    def request_stop(self) -> None:
+        self.notes.append("ask")
+
     def terminate(self) -> None:
-        self.ended += 1
+        self.notes.append("terminate")
+        self.on_end()
 
     def kill(self) -> None:
-        self.killed += 1
+        self.notes.append("kill")
+        self.on_end()
 
 
 @pytest.fixture
-def holdings() -> Holdings:
-    return Holdings(Connection("web1"))
+def holdings() -> Iterator[Holdings]:
+    made = Holdings(Connection("web1"))
+    yield made
+    made.abandon()
+
+
+@pytest.fixture
+def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[Holdings]:
+    """Let the host be reached, and return which holdings were cleaned up there."""
+    calls: list[Holdings] = []
+
+    def clean(holdings: Holdings) -> None:
+        calls.append(holdings)
+
+    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: True)
+    monkeypatch.setattr(Holdings, "_clean_host", clean)
+    return calls
+
+
+def state(holdings: Holdings) -> tuple[bool, bool, bool, bool]:
+    """Return what holds: closed, released, the connection is closed, the end of the program will look at it."""
+    connection_closed = holdings.connection.sessions.closed
+    return holdings.closed, holdings.released, connection_closed, holdings in holdings_module._held
+
+
+OPEN, RELEASED, INTERRUPTED = (False, False, False, True), (True, True, True, False), (True, False, False, True)
+FAILED = (True, False, True, True)
 
 
 def test_processes_by_key(holdings: Holdings) -> None:
@@ -50,29 +95,34 @@ def test_processes_by_key(holdings: Holdings) -> None:
 
 
 @pytest.mark.parametrize("reached", [True, False])
-def test_everything_is_released_once(holdings: Holdings, monkeypatch: pytest.MonkeyPatch, reached: bool) -> None:
+def test_everything_is_released_once(
+    holdings: Holdings, cleaned: list[Holdings], monkeypatch: pytest.MonkeyPatch, reached: bool
+) -> None:
     """Gently where the host answers; where the link is dead quickly, and without asking the host again."""
-    cleaned: list[Holdings] = []
     monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: reached)
-
-    def clean(self: Holdings) -> None:
-        cleaned.append(self)
-
-    monkeypatch.setattr(Holdings, "_clean_host", clean)
-    processes = [Process(), Process()]
-    for number, process in enumerate(processes):
-        holdings.keep(str(number), process)
+    notes: list[str] = []
+    for number in range(2):
+        holdings.keep(str(number), Process(notes=notes))
+    assert state(holdings) == OPEN
     holdings.release()
     holdings.release()
-    assert [(process.ended, process.killed) for process in processes] == [(reached, not reached)] * 2
+    assert notes == ["ask", "ask", *["terminate" if reached else "kill"] * 2]  # all are asked before one is waited for
     assert cleaned == [holdings] * reached
-    assert holdings.connection.sessions.closed
+    assert state(holdings) == RELEASED
 
 
 def test_a_host_that_was_never_reached_is_not_dialled(holdings: Holdings) -> None:
     holdings.release()
     assert not holdings.connection.sessions.connected
-    assert holdings.connection.sessions.closed
+    assert state(holdings) == RELEASED
+
+
+def test_what_was_not_set_up_is_abandoned_without_a_word_to_the_host(
+    holdings: Holdings, cleaned: list[Holdings]
+) -> None:
+    holdings.abandon()
+    holdings.release()
+    assert (state(holdings), cleaned) == (RELEASED, [])
 
 
 def test_what_comes_too_late_is_stopped(holdings: Holdings) -> None:
@@ -80,25 +130,227 @@ def test_what_comes_too_late_is_stopped(holdings: Holdings) -> None:
     late = Process()
     with pytest.raises(RuntimeClosedError, match="web1: closed already"):
         holdings.keep("late", late)
-    assert late.ended == 1
+    assert late.notes == ["terminate"]
+
+
+def test_what_comes_while_everything_is_released_is_stopped(holdings: Holdings, cleaned: list[Holdings]) -> None:
+    late, refused = Process(), []
+
+    def come() -> None:
+        with pytest.raises(RuntimeClosedError) as caught:
+            holdings.keep("late", late)
+        refused.append(caught.value)
+
+    holdings.keep("a", Process(on_end=come))
+    holdings.release()
+    assert (len(refused), late.notes, list(holdings.living(only_alive=False))) == (1, ["terminate"], ["a"])
+    assert cleaned == [holdings]
 
 
 def test_a_fork_of_the_owner_releases_nothing(holdings: Holdings) -> None:
     process = Process()
     holdings.keep("a", process)
     holdings.pid = os.getppid()
+    before = threading.active_count()
     holdings.release()
-    assert (process.ended, holdings.released, holdings.connection.sessions.closed) == (0, False, False)
+    holdings.release_in_background()
+    assert (process.notes, state(holdings), threading.active_count()) == ([], OPEN, before)
 
 
-def test_the_connection_is_closed_though_the_host_cannot_be_cleaned(
-    holdings: Holdings, monkeypatch: pytest.MonkeyPatch
+# Interruptions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_release_that_was_interrupted_can_be_repeated(holdings: Holdings, cleaned: list[Holdings]) -> None:
+    """Such as by Ctrl-C while a process is waited for."""
+
+    def interrupt() -> None:
+        if interrupted.notes.count("terminate") == 1:
+            raise KeyboardInterrupt
+
+    interrupted, after = Process(on_end=interrupt), Process()
+    holdings.keep("a", interrupted)
+    holdings.keep("b", after)
+    with pytest.raises(KeyboardInterrupt):
+        holdings.release()
+    assert (after.notes, cleaned, state(holdings)) == (["ask"], [], INTERRUPTED)
+    with pytest.raises(RuntimeClosedError):
+        holdings.keep("c", Process())
+    holdings.release()
+    assert (after.notes, cleaned, state(holdings)) == (["ask", "ask", "terminate"], [holdings], RELEASED)
+
+
+def test_an_interrupt_while_the_host_cleans_up_leaves_the_connection_for_the_next_time(
+    holdings: Holdings, cleaned: list[Holdings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(_: Holdings) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: True)
-    monkeypatch.setattr(Holdings, "_clean_host", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
+        patch.setattr(Holdings, "_clean_host", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            holdings.release()
+    assert state(holdings) == INTERRUPTED
+    holdings.release()
+    assert (cleaned, state(holdings)) == ([holdings], RELEASED)
+
+
+def test_the_connection_is_closed_though_a_process_cannot_be_ended(holdings: Holdings, cleaned: list[Holdings]) -> None:
+    def fail() -> None:
+        raise OSError("no more")
+
+    holdings.keep("a", Process(on_end=fail))
+    with pytest.raises(OSError, match="no more"):
         holdings.release()
-    assert holdings.connection.sessions.closed
+    assert (cleaned, state(holdings)) == ([], FAILED)
+
+
+# Threads --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_may_release_what_holds_it(holdings: Holdings, cleaned: list[Holdings]) -> None:
+    """It cannot wait for its own thread."""
+
+    class Releases(FakeTransport):
+        def put(self, *_: object, **__: object) -> None:
+            kept.wait(10)
+            holdings.release()
+
+    kept, cancellation, transport = threading.Event(), Cancellation(), Releases()
+    task = RuntimeTask("t").send_file("/").run_command("never")
+    executor = Executor(transport, cancellation=cancellation)
+    process: TaskProcess = task.begin_in_background(executor, cancellation)
+    holdings.keep("t", process)
+    kept.set()
+    process.join(10)
+    assert (process.exitcode, transport.calls) == (-15, [])
+    assert isinstance(task.steps[0], SendFile)
+    assert (cleaned, state(holdings)) == ([holdings], RELEASED)
+
+
+def test_who_comes_second_waits_for_the_first(holdings: Holdings, cleaned: list[Holdings]) -> None:
+    inside, go, second = threading.Event(), threading.Event(), threading.Event()
+
+    def block() -> None:
+        inside.set()
+        go.wait(10)
+
+    def release_too() -> None:
+        holdings.release()
+        second.set()
+
+    process = Process(on_end=block)
+    holdings.keep("a", process)
+    threads = [threading.Thread(target=holdings.release), threading.Thread(target=release_too)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[1].start()
+    assert not second.wait(0.05)
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert (second.is_set(), process.notes, cleaned) == (True, ["ask", "terminate"], [holdings])
+
+
+def test_the_garbage_collector_does_not_wait(holdings: Holdings, cleaned: list[Holdings]) -> None:
+    go, names = threading.Event(), []
+
+    def block() -> None:
+        names.append(threading.current_thread().name)
+        go.wait(10)
+
+    holdings.keep("a", Process(on_end=block))
+    holdings.release_in_background()
+    assert not holdings.released
+    go.set()
+    assert wait_until(lambda: state(holdings) == RELEASED, 10)
+    assert (names, cleaned) == (["clean-up of web1"], [holdings])
+
+
+# What is left, and the end of the program -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "warnings"),
+    [
+        (CommandResult("clean up", 0, b"", b""), []),
+        (
+            CommandResult("clean up", 1, b"", b"rm: cannot remove '/w'\n"),
+            ["web1: the clean-up left something: rm: cannot remove '/w'"],
+        ),
+        (
+            ConnectionLostError("web1", "clean up", "closed", started=True),
+            [f"web1: the clean-up failed: {ConnectionLostError('web1', 'clean up', 'closed', started=True)}"],
+        ),
+    ],
+)
+def test_what_the_host_could_not_clean_up_is_logged(
+    holdings: Holdings,
+    outcome: CommandResult | Exception,
+    warnings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scripts: list[str] = []
+
+    def run(_: Sessions, script: str, **_keywords: Any) -> CommandResult:
+        scripts.append(script)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: True)
+    monkeypatch.setattr(Sessions, "run", run)
+    holdings.directories.append("/tmp/a b")
+    holdings.release()
+    (script,) = scripts
+    assert script.startswith(f"set -- LAZYCLUSTER_JOB={holdings.connection.sessions.token}. '/tmp/a b'\n")
+    assert (caplog.messages, state(holdings)) == (warnings, RELEASED)
+
+
+def test_what_is_left_on_a_host_that_is_not_reached_is_logged(
+    holdings: Holdings, caplog: pytest.LogCaptureFixture
+) -> None:
+    holdings.directories += ["/tmp/a", "/tmp/b"]
+    holdings.release()
+    assert caplog.messages == ["web1: not reached; left there: /tmp/a, /tmp/b"]
+    assert state(holdings) == RELEASED
+
+
+def test_at_the_end_of_the_program_one_failure_does_not_keep_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError("no more")
+
+    monkeypatch.setattr(holdings_module, "_held", set())
+    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: False)
+    made = [Holdings(Connection(f"web{number}")) for number in range(3)]
+    processes = [Process(on_end=fail if number == 1 else lambda: None) for number in range(3)]
+    for holdings, process in zip(made, processes, strict=True):
+        holdings.keep("a", process)
+    holdings_module._release_all()
+    assert [process.notes for process in processes] == [["ask", "kill"]] * 3
+    assert [state(holdings) for holdings in made] == [RELEASED, FAILED, RELEASED]
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, "web1: the clean-up failed")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("end", "printed"), [("", "asked\nkilled\n"), ("holdings.release()", "asked\nkilled\n"), ("holdings.abandon()", "")]
+)
+def test_the_end_of_the_program_releases_what_was_not(end: str, printed: str) -> None:
+    program = f"""
+from lazycluster import Connection
+from lazycluster.holdings import Holdings
+
+class Process:
+    def request_stop(self): print("asked")
+    def kill(self): print("killed")
+
+holdings = Holdings(Connection("web1"))
+holdings.keep("a", Process())
+{end}
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.stdout, ended.stderr, ended.returncode) == (printed, "", 0)

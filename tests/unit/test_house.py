@@ -55,6 +55,7 @@ FLOORS = {
     "lazycluster.openssh.processes": 2,
     "lazycluster.openssh.login": 3,
     "lazycluster.openssh.mux": 3,
+    "lazycluster.openssh.keeper": 3,
     "lazycluster.openssh.slots": 3,
     "lazycluster.transport": 3,
     "lazycluster.openssh.master": 4,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import os
+import resource
 import socket
 import struct
 import tempfile
@@ -13,108 +14,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from weakref import WeakSet
 
-import attrs
 import pytest
 
 from lazycluster.openssh import mux
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
-from lazycluster.openssh.mux import ControlSocket, ControlSocketError, Reply, RequestRefusedError, encode
+from lazycluster.openssh.mux import ControlSocket, ControlSocketError, Reply, RequestRefusedError, encode, readable
 
-HELLO = encode(1, 4)
-OK, FAILURE, DENIED, ALIVE, OPENED = 0x80000001, 0x80000003, 0x80000002, 0x80000005, 0x80000006
+from .fake_master import (
+    ALIVE,
+    DENIED,
+    FAILURE,
+    OK,
+    OPENED,
+    Answer,
+    Master,
+    Request,
+    open_descriptors,
+    reply,
+    running_master,
+)
+
 LOCAL = Forwarding(ForwardType.LOCAL, 8080, 80)
 REMOTE = Forwarding(ForwardType.REMOTE, 1, 65535, "127.0.0.1", "db")
 
 
-@attrs.frozen
-class Request:
-    """What a client asked: its type, its id, what followed, and what the descriptors that it passed point at."""
-
-    type: int
-    id: int
-    body: bytes
-    descriptors: tuple[str, ...] = ()
-
-
-Answer = Callable[[Request], bytes | None]
-"""Bytes to send; None: close the connection."""
-
-
-def reply(kind: int, *fields: int | str) -> Answer:
-    """Answer as a master does, with the id of the request."""
-    return lambda request: encode(kind, request.id, *fields)
-
-
-@attrs.define
-class Master:
-    """A stand-in for a master: greets, and answers each request as it is told."""
-
-    path: Path
-    hello: bytes | None = HELLO
-    answer: Answer = attrs.field(factory=lambda: reply(ALIVE, 4711))
-    takes_descriptors: int = 0
-    requests: list[Request] = attrs.field(factory=list)
-    greetings: list[bytes] = attrs.field(factory=list)
-    closed: int = 0
-
-    def serve(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(target=self.talk, args=(connection,), daemon=True).start()
-
-    def talk(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError, EOFError):
-            if self.hello is None:
-                return
-            connection.sendall(self.hello)
-            self.greetings.append(receive(connection))
-            while True:
-                message = receive(connection)
-                kind, number = struct.unpack(">II", message[:8])
-                links = tuple(self.take(connection) for _ in range(self.takes_descriptors))
-                self.requests.append(Request(kind, number, message[8:], links))
-                data = self.answer(self.requests[-1])
-                if data is None:
-                    break
-                connection.sendall(data)
-        self.closed += 1
-
-    @staticmethod
-    def take(connection: socket.socket) -> str:
-        _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-        try:
-            return str(Path(f"/proc/self/fd/{descriptors[0]}").readlink()) if Path("/proc/self/fd").exists() else ""
-        finally:
-            os.close(descriptors[0])
-
-
-def receive(connection: socket.socket) -> bytes:
-    """Return one message without its length."""
-
-    def exactly(size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            piece = connection.recv(size - len(data))
-            if not piece:
-                raise EOFError
-            data += piece
-        return data
-
-    return exactly(struct.unpack(">I", exactly(4))[0])
-
-
 @pytest.fixture
 def master() -> Iterator[Master]:
-    with tempfile.TemporaryDirectory(prefix="lcmux-") as directory, socket.socket(socket.AF_UNIX) as listener:
-        stand_in = Master(Path(directory, "m"))
-        listener.bind(str(stand_in.path))
-        listener.listen()
-        thread = threading.Thread(target=stand_in.serve, args=(listener,))
-        thread.start()
+    with running_master() as stand_in:
         yield stand_in
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
 
 
 @pytest.fixture
@@ -122,10 +49,6 @@ def control(master: Master) -> Iterator[ControlSocket]:
     connected = ControlSocket(master.path, timeout=5.0)
     yield connected
     connected.close()
-
-
-def open_descriptors() -> int:
-    return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
 def text(value: str) -> bytes:
@@ -457,3 +380,130 @@ def test_many_threads_ask_over_one_connection(master: Master, control: ControlSo
     for thread in threads:
         thread.join(10)
     assert sorted(answers) == [number + 1000 for number in range(1, 31)]
+
+
+def test_a_look_at_the_end_does_not_mistake_the_answer_to_another_thread_for_it(
+    master: Master, control: ControlSocket
+) -> None:
+    done = threading.Event()
+
+    def ask() -> None:
+        for _ in range(500):
+            control.check()
+        done.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    seen = set()
+    while not done.is_set():
+        seen.add(control.closed)
+    thread.join(10)
+    assert seen == {False}
+    assert control.check() == 4711
+
+
+def test_an_answer_that_comes_late_is_not_the_end(master: Master) -> None:
+    control = ControlSocket(master.path, timeout=0.2)
+    go = threading.Event()
+
+    def late(request: Request) -> bytes:
+        go.wait(10)
+        return encode(ALIVE, request.id, 4711)
+
+    master.answer = late
+    with pytest.raises(ControlSocketError, match="timed out"):
+        control.check()
+    go.set()
+    control.wait_message(5.0)
+    begun = time.process_time()
+    assert not control.wait_closed(0.3)
+    assert time.process_time() - begun < 0.2  # the late answer does not keep it busy
+    master.hang_up()
+    assert control.wait_closed(5.0)
+    control.close()
+
+
+def test_after_an_answer_that_makes_no_sense_nothing_is_asked_and_the_end_is_seen(master: Master) -> None:
+    control = ControlSocket(master.path, timeout=5.0)
+    master.answer = lambda _request: words(1 << 30) + b"what would be read as the next answer"
+    with pytest.raises(ControlSocketError, match="garbled"):
+        control.check()
+    with pytest.raises(ControlSocketError, match="did not answer before"):
+        control.check()
+    assert len(master.requests) == 1
+    assert not control.wait_closed(0.05)
+    master.hang_up()
+    assert control.wait_closed(5.0)
+    control.close()
+
+
+def test_waiting_for_a_message(master: Master, control: ControlSocket) -> None:
+    begun = time.monotonic()
+    control.wait_message(0.05)
+    assert 0.04 < time.monotonic() - begun < 5
+    master.connections[0].sendall(encode(0x80000004, 0, 0))
+    begun = time.monotonic()
+    control.wait_message(60.0)
+    assert time.monotonic() - begun < 5
+    assert not control.closed
+    master.hang_up()
+    control.wait_message(60.0)
+    control.close()
+    control.wait_message(60.0)
+
+
+# Waiting for descriptors ----------------------------------------------------------------------------------------------
+
+
+def test_readable() -> None:
+    first, second = os.pipe(), os.pipe()
+    try:
+        assert readable([first[0], second[0]], 0) == set()
+        begun = time.monotonic()
+        assert readable([first[0], second[0]], 0.05) == set()
+        assert 0.04 < time.monotonic() - begun < 5
+        os.write(second[1], b"x")
+        assert readable([first[0], second[0]], None) == {second[0]}
+        os.close(first[1])
+        assert readable([first[0], second[0]], 60.0) == set(first[:1]) | {second[0]}  # an end counts
+        assert readable([-1, second[0]], 60.0) == set()
+    finally:
+        for descriptor in (first[0], *second):
+            os.close(descriptor)
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, 4096)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip("this machine allows no descriptors above 1023")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
+def test_descriptors_above_those_of_select(master: Master) -> None:
+    control = ControlSocket(master.path, timeout=5.0)
+    high = socket.socket(fileno=fcntl.fcntl(control._socket, fcntl.F_DUPFD_CLOEXEC, 2000))
+    high.settimeout(5.0)
+    control._socket.close()
+    control._socket = high
+    reading, writing = os.pipe()
+    wake = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 3000)
+    try:
+        assert high.fileno() >= 2000
+        assert control.check() == 4711
+        assert not control.closed
+        assert not control.wait_closed(0.01, wake)
+        os.write(writing, b"x")
+        assert readable([wake], 5.0) == {wake}
+        assert not control.wait_closed(60.0, wake)
+        os.read(reading, 1)
+        master.hang_up()
+        assert control.wait_closed(60.0, wake)
+    finally:
+        control.close()
+        for descriptor in (reading, writing, wake):
+            os.close(descriptor)

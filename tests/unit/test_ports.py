@@ -30,7 +30,9 @@ def taken(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def run(ports: list[int]) -> list[int]:
-    ended = subprocess.run([sys.executable, "-I", "-S", "-c", check_program(ports)], capture_output=True, check=True)
+    argv = [sys.executable, "-I", "-S", "-c", check_program()]
+    asked = "".join(f"{port}\n" for port in ports).encode()
+    ended = subprocess.run(argv, input=asked, capture_output=True, check=True)
     return [int(line) for line in ended.stdout.split()]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster.openssh import processes
 from lazycluster.openssh.processes import (
     Cancellation,
     CancelledError,
@@ -117,6 +118,46 @@ def test_a_closed_cancellation_can_still_be_requested() -> None:
     cancellation.request()
     assert cancellation.requested
     assert cancellation.fileno() == -1
+
+
+def test_a_request_calls_who_listens(cancellation: Cancellation) -> None:
+    calls: list[bool] = []
+    with cancellation.calling(lambda: calls.append(cancellation.requested)):
+        assert calls == []
+        cancellation.request()
+        assert calls == [True]
+    cancellation.request()
+    assert calls == [True]
+    assert os.read(cancellation.fileno(), 9) == b"x"  # who waits for the descriptor sees it, too
+
+
+def test_who_listens_no_more_after_an_error_is_not_called(cancellation: Cancellation) -> None:
+    calls: list[int] = []
+    with pytest.raises(KeyError), cancellation.calling(lambda: calls.append(1)):
+        raise KeyError
+    cancellation.request()
+    assert calls == []
+
+
+def test_who_is_called_may_ask_the_cancellation(cancellation: Cancellation) -> None:
+    """It is called without the lock that the end of the listening takes."""
+    entered, called = threading.Event(), threading.Event()
+
+    def listener() -> None:
+        called.set()
+        assert entered.wait(10)
+
+    def listen() -> None:
+        with cancellation.calling(listener):
+            called.wait(10)
+        entered.set()
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    assert wait_until(lambda: cancellation._listener is not None, 10)
+    cancellation.request()
+    thread.join(10)
+    assert entered.is_set()
 
 
 # Child --------------------------------------------------------------------------------------------------------------
@@ -368,6 +409,65 @@ def test_a_program_that_does_not_detach_is_killed(tmp_path: Path) -> None:
     assert 0.2 < time.monotonic() - begun < 10
     assert ended.status is None
     assert int(ended.text) not in table()
+
+
+def test_a_program_that_is_killed_takes_along_what_it_started(tmp_path: Path) -> None:
+    """As ssh its ProxyCommand."""
+    ended = run_detaching(shell("sleep 60 & echo $! >&2; wait"), tmp_path / "said", seconds=0.3)
+    assert ended.status is None
+    assert wait_until(lambda: int(ended.text) not in table(), 5)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_program_that_is_to_be_stopped_is_killed(tmp_path: Path, before: bool) -> None:
+    stopping, said = threading.Event(), tmp_path / "said"
+    timer = threading.Timer(0 if before else 0.2, stopping.set)
+    timer.start()
+    if before:
+        timer.join()
+    begun = time.monotonic()
+    ended = run_detaching(["sleep", "60"], said, seconds=60, stopping=stopping)
+    assert time.monotonic() - begun < 10
+    assert ended.status is None
+    timer.join()
+
+
+def test_what_nobody_stops_ends_by_itself_or_at_its_time(tmp_path: Path) -> None:
+    stopping = threading.Event()
+    ended = run_detaching(shell("echo said >&2; sleep 0.3; exit 3"), tmp_path / "a", seconds=30, stopping=stopping)
+    assert (ended.status, ended.text) == (3, "said\n")
+    begun = time.monotonic()
+    assert run_detaching(["sleep", "60"], tmp_path / "b", seconds=0.3, stopping=stopping).status is None
+    assert 0.2 < time.monotonic() - begun < 10
+
+
+class StandIn:
+    """What a test of a user puts in the place of a process: its number belongs to somebody else."""
+
+    def __init__(self) -> None:
+        self.pid = os.getppid()
+        self.returncode: int | None = None
+        self.killed = threading.Event()
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.killed.wait(timeout)
+        return self.returncode
+
+    def kill(self) -> None:
+        self.returncode = -9
+        self.killed.set()
+
+
+def test_a_number_that_is_not_our_child_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    stand_in = StandIn()
+    monkeypatch.setattr(processes, "_popen", lambda *_, **__: stand_in)
+    monkeypatch.setattr(os, "killpg", lambda group, _number: groups.append(group))
+    ended = run_detaching(["ssh"], tmp_path / "said", seconds=0.05)
+    assert (ended.status, stand_in.killed.is_set(), groups) == (None, True, [])
 
 
 def test_a_detaching_program_has_no_input_and_its_output_is_dropped(tmp_path: Path) -> None:

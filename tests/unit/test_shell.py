@@ -656,9 +656,60 @@ def test_a_background_process_does_not_keep_the_status_waiting(posix: tuple[str,
 
 
 @needs_proc
-def test_without_proc_the_children_are_found_by_their_parents(host: Host) -> None:
-    """As on macOS. What has left its session and its parent is not found that way."""
-    program = script("sh -c 'sleep 1000 & setsid sleep 1001 & wait' & echo ready; sleep 1002")
+@posix_shells
+def test_the_environment_of_the_command_does_not_disturb_the_watcher(posix: tuple[str, ...], host: Host) -> None:
+    """A PATH for the command alone, in which the watcher would find none of the programs that it needs."""
+    host.posix = posix
+    sleep = shutil.which("sleep")
+    program = script(f"{sleep} 1000 & echo $PATH ready; wait", env={"PATH": "/nowhere", "IFS": "x"})
+    child, ran, _ = begin(host, program, b"ready\n")
+    assert ran.out == b"/nowhere ready\n"
+    child.close_stdin()
+    assert wait_until(lambda: not job_processes(program.job), 5)
+    assert child.wait(5) is not None
+    assert ran.err == b""
+
+
+@needs_proc
+def test_the_mark_of_the_job_is_on_the_command_alone(host: Host) -> None:
+    program = script("echo $$ ready; read x; sleep 1000")
+    child, ran, _ = begin(host, program, b"ready\n")
+    assert child.pid not in job_processes(program.job)
+    assert int(ran.out.split()[0]) in job_processes(program.job)
+    kill_job(program.job)
+
+
+def test_the_command_and_its_environment_are_not_shown() -> None:
+    shown = repr(script("echo s3cret", title="a title", env={"TOKEN": "s3cret"}))
+    assert "s3cret" not in shown
+    assert "TOKEN" not in shown
+
+
+# What ps(1) of macOS prints with -E: the arguments and the environment behind them, all on one line.
+PS_OF_MACOS = """\
+#!{python} -IS
+import pathlib, sys
+assert sys.argv[1:] == ["-A", "-E", "-ww", "-o", "pid=", "-o", "command="], sys.argv
+for entry in pathlib.Path("/proc").iterdir():
+    if entry.name.isdigit():
+        try:
+            data = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        print("%5s" % entry.name, data.replace(b"\\0", b" ").replace(b"\\n", b" ").decode("ascii", "replace"))
+"""
+
+
+@needs_proc
+def test_without_proc_the_processes_are_found_by_the_environment_that_ps_shows(host: Host, tmp_path: Path) -> None:
+    """As on macOS; also what has left its session and its parent."""
+    ps = tmp_path / "ps"
+    ps.write_text(PS_OF_MACOS.format(python=sys.executable))
+    ps.chmod(0o755)
+    host.environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    program = script(
+        "sh -c 'sleep 1000 & setsid sleep 1001 & wait' & (setsid sleep 1003 &) & echo ready; sleep 1002",
+    )
     text = program.text().replace("/proc/self/environ", "/no/proc")
     assert text != program.text()
     ran, marks = Ran(), Marks(program.mark)

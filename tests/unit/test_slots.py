@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from lazycluster.openssh.processes import Deadline, DeadlinePassedError
+from lazycluster.openssh.processes import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.openssh.slots import DEFAULT_LIMIT, SessionSlots
 from lazycluster.testing.processes import wait_until
 
@@ -54,6 +54,62 @@ def test_no_slot_in_time(seconds: float) -> None:
         with pytest.raises(DeadlinePassedError), slots.taken(Deadline(seconds)):
             pytest.fail("a refused waiter must not free a slot")
     with slots.taken(Deadline(0)):
+        pass
+
+
+@pytest.fixture
+def cancellation() -> Iterator[Cancellation]:
+    made = Cancellation()
+    yield made
+    made.close()
+
+
+def test_a_cancellation_ends_the_waiting_for_a_slot(cancellation: Cancellation) -> None:
+    slots = SessionSlots(1)
+    ended: list[type[BaseException] | None] = []
+
+    def wait() -> None:
+        try:
+            with slots.taken(NEVER, cancellation):
+                ended.append(None)
+        except CancelledError as error:
+            ended.append(type(error))
+
+    thread = threading.Thread(target=wait)
+    with slots.taken(NEVER):
+        thread.start()
+        assert wait_until(lambda: cancellation._listener is not None, 10)
+        assert ended == []
+        cancellation.request()
+        thread.join(10)
+        assert ended == [CancelledError]
+    with slots.taken(Deadline(0)):  # who was cancelled holds none
+        pass
+
+
+def test_after_a_cancellation_no_slot_is_taken(cancellation: Cancellation) -> None:
+    slots = SessionSlots(1)
+    cancellation.request()
+    with pytest.raises(CancelledError), slots.taken(NEVER, cancellation):
+        pytest.fail("it was cancelled")
+    with slots.taken(Deadline(0)):
+        pass
+
+
+def test_a_cancellation_during_a_session_is_not_the_affair_of_the_slots(cancellation: Cancellation) -> None:
+    slots = SessionSlots(1)
+    with slots.taken(NEVER, cancellation):
+        assert cancellation._listener is None
+        cancellation.request()
+    with slots.taken(Deadline(0)):
+        pass
+
+
+def test_with_a_cancellation_the_deadline_holds_too(cancellation: Cancellation) -> None:
+    slots = SessionSlots(1)
+    with slots.taken(NEVER), pytest.raises(DeadlinePassedError), slots.taken(Deadline(0.02), cancellation):
+        pytest.fail("there was no slot")
+    with slots.taken(Deadline(0), cancellation):
         pass
 
 

@@ -57,6 +57,12 @@ def test_describe(step: Step, text: str) -> None:
     assert describe(step) == text
 
 
+def test_the_arguments_of_a_function_are_not_shown() -> None:
+    shown = repr(RunFunction(function, ("s3cret",), {"password": "s3cret"}))
+    assert "s3cret" not in shown
+    assert "password" not in shown
+
+
 @pytest.mark.parametrize(
     "step", [RunCommand("x"), SendFile(Path("/a")), GetFile("a", Path("/b")), RunFunction(function)]
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,12 @@ def test_no_function(function: Any) -> None:
 @pytest.mark.parametrize("function", [add, len, int, functools.partial(add, 1), "text".upper])
 def test_a_function(function: Any) -> None:
     assert RuntimeTask().run_function(function).steps == (RunFunction(function),)
+
+
+def test_a_function_by_name() -> None:
+    task = RuntimeTask().run_function(function=add, a=1)
+    assert task.steps == (RunFunction(add, (), {"a": 1}),)
+    assert list(carry_out(task, FakeTransport()).function_returns) == [1]
 
 
 def test_no_file_to_send(tmp_path: Path) -> None:
@@ -225,6 +233,59 @@ def test_a_function_that_raises() -> None:
     assert list(returns) == []
 
 
+def test_a_function_that_never_ran_raises_why() -> None:
+    transport = FakeTransport(reactions={"a": prints("", 3)})
+    task = carry_out(RuntimeTask("t").run_function(add, 1).run_command("a").run_function(add, 2), transport)
+    returns = task.function_returns
+    assert next(returns) == 1
+    with pytest.raises(TaskExecutionError, match=r"failed at step 1, run_command\(a\): `a` ended with exit status 3"):
+        next(returns)
+    assert list(returns) == []
+
+
+def test_a_function_that_cannot_be_sent_raises_why() -> None:
+    task = carry_out(RuntimeTask("t").run_function(add, threading.Lock()), FakeTransport())
+    with pytest.raises(TaskExecutionError, match=r"failed at step 0, run_function\(<lambda>\)"):
+        list(task.function_returns)
+
+
+def test_a_failure_after_the_last_function_does_not_concern_the_returns() -> None:
+    transport = FakeTransport(reactions={"a": prints("", 3)})
+    task = carry_out(RuntimeTask("t").run_function(add, 1).run_command("a"), transport)
+    assert list(task.function_returns) == [1]
+
+
+class Interrupted(FakeTransport):
+    """A host during whose work something comes that is no ordinary exception."""
+
+    def put(self, *_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+
+def interrupted_task(tmp_path: Path) -> RuntimeTask:
+    return RuntimeTask("t").run_command("a").send_file(tmp_path).run_function(add, 1)
+
+
+def test_an_interrupt_in_the_foreground_is_raised_at_once_and_told_again_by_join(tmp_path: Path) -> None:
+    task = interrupted_task(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(task, Interrupted())
+    assert len(task.results) == 1
+    with pytest.raises(TaskExecutionError, match=r"failed at step 1, send_file\(.*: KeyboardInterrupt") as caught:
+        task.join()
+    assert isinstance(caught.value.__cause__, KeyboardInterrupt)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_interrupt_in_the_background_is_told_by_join(tmp_path: Path) -> None:
+    task = interrupted_task(tmp_path)
+    process = in_background(task, Interrupted())
+    process.join(10)
+    assert process.exitcode == 1
+    with pytest.raises(TaskExecutionError, match="KeyboardInterrupt"):
+        task.join()
+
+
 def test_a_new_execution_replaces_the_last() -> None:
     transport = FakeTransport(reactions={"a": prints("first\n", 1)})
     task = carry_out(RuntimeTask("t").run_command("a").run_function(add, 5), transport)
@@ -317,14 +378,66 @@ def test_stopping(end: Any) -> None:
 
 
 def test_a_stop_between_two_steps() -> None:
-    """What comes after a step that saw nothing of the stop does not begin, or ends at once."""
-    transport = FakeTransport()
-    task = RuntimeTask("t").run_command("a").run_command("wait")
+    """What comes after a step that saw nothing of the stop does not begin."""
     cancellation = Cancellation()
-    cancellation.request()
+
+    class Stopped(FakeTransport):
+        def put(self, *arguments: Any, **keywords: Any) -> None:
+            super().put(*arguments, **keywords)
+            cancellation.request()
+
+    transport = Stopped()
+    task = RuntimeTask("t").send_file("/").run_command("b").run_function(add, 1)
     process = task.begin_in_background(Executor(transport, cancellation=cancellation), cancellation)
     process.join(10)
     assert process.exitcode == -15
+    assert [call.what for call in transport.calls] == ["put / None"]
+    assert [result.ok for result in task.results] == [True, False]
+    with pytest.raises(TaskExecutionError, match=r"failed at step 1, run_command\(b\): .* was stopped before it ended"):
+        task.join()
+
+
+def test_a_stop_before_the_first_step() -> None:
+    transport, cancellation = FakeTransport(), Cancellation()
+    cancellation.request()
+    task = RuntimeTask("t").run_command("wait")
+    process = task.begin_in_background(Executor(transport, cancellation=cancellation), cancellation)
+    process.join(10)
+    assert (process.exitcode, transport.calls) == (-15, [])
+
+
+class Owner:
+    """Whose end would end the process, too."""
+
+
+def test_the_owner_lives_as_long_as_the_process() -> None:
+    transport, owner, cancellation = FakeTransport(), Owner(), Cancellation()
+    alive = weakref.ref(owner)
+    task = RuntimeTask("t").run_command("wait")
+    process = task.begin_in_background(Executor(transport, cancellation=cancellation), cancellation, owner)
+    del owner
+    assert transport.waiting.wait(10)
+    gc.collect()
+    assert alive() is not None
+    transport.go.set()
+    process.join(10)
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_process_that_is_ended_out_of_its_own_thread_does_not_wait_for_itself() -> None:
+    class EndsItself(FakeTransport):
+        def put(self, *_: object, **__: object) -> None:
+            started.wait(10)
+            assert task.process is not None
+            task.process.terminate()
+
+    started = threading.Event()
+    task = RuntimeTask("t").send_file("/").run_command("never")
+    process = in_background(task, transport := EndsItself())
+    started.set()
+    process.join(10)
+    assert (process.exitcode, transport.calls) == (-15, [])
 
 
 def test_foreground_after_background_forgets_the_process() -> None:
