@@ -150,7 +150,8 @@ class TaskProcess:
         """Log a failure that nobody has asked for, once."""
         if self.execution.error is not None and not self.execution.told:
             self.execution.told = True
-            _log.warning("%s", self.execution.error)
+            stopped = isinstance(self.execution.error.__cause__, CommandStoppedError)
+            _log.log(logging.INFO if stopped else logging.WARNING, "%s", self.execution.error)
 
     def request_stop(self) -> None:
         """Ask it to end, and do not wait."""

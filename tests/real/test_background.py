@@ -202,6 +202,8 @@ def test_the_log_is_printed(runtime: Runtime, capsys: pytest.CaptureFixture[str]
     runtime.print_log()
     assert capsys.readouterr().out.splitlines() == [
         "local: first", "[0] one", "[1] two", "[2] ", "local: second", "[0] three",
+        "[0] failed: local: task 'second' failed at step 0, run_command(echo three; exit 1): "
+        "`echo three; exit 1` ended with exit status 1.", "    three",
     ]  # fmt: skip
 
 

@@ -39,10 +39,13 @@ def control(master: Master) -> Iterator[ControlSocket]:
 
 
 @contextlib.contextmanager
-def session(master: Master, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run what the session is to run, reading from the descriptor that the keeper passed, as sshd would."""
+def session(master: Master, parent: str = "/bin/sh", then: str = "exit $?") -> Iterator[subprocess.Popen[bytes]]:
+    """Run what the session is to run, reading from the descriptor that the keeper passed, as sshd would.
+
+    Its parent is a shell, so that no mistake kills this process.
+    """
     pipe = subprocess.PIPE
-    words = (*argv, "/bin/sh", "-c", BOOTSTRAP)
+    words = (parent, "-c", f'"$@"; {then}', "-", "/bin/sh", "-c", BOOTSTRAP)
     with subprocess.Popen(words, stdin=master.descriptors[0], stdout=pipe, stderr=pipe, start_new_session=True) as run:
         master.close_descriptors()
         try:
@@ -83,7 +86,7 @@ def test_a_loss_ends_the_sshd_of_the_connection_and_no_other_process(
     parent.symlink_to("/bin/sh")
     keeper = Keeper(control)
     # The parent waits for its child, then for a moment, so that it is there to be killed, and was not killed before.
-    with session(master, str(parent), "-c", '"$@"; sleep 0.3; exit 7', "-") as there:
+    with session(master, str(parent), "sleep 0.3; exit 7") as there:
         keeper.lose()
         assert there.wait(10) == (-signal.SIGTERM if killed else 7)
 
