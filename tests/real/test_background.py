@@ -200,10 +200,10 @@ def test_the_log_is_printed(runtime: Runtime, capsys: pytest.CaptureFixture[str]
     first.print_log()
     assert capsys.readouterr().out == "[0] one\n[1] two\n[2] \n"
     runtime.print_log()
+    failed = "`echo three; exit 1` ended with exit status 1."
     assert capsys.readouterr().out.splitlines() == [
         "local: first", "[0] one", "[1] two", "[2] ", "local: second", "[0] three",
-        "[0] failed: local: task 'second' failed at step 0, run_command(echo three; exit 1): "
-        "`echo three; exit 1` ended with exit status 1.", "    three",
+        f"[0] failed: local: task 'second' failed at step 0, run_command(echo three; exit 1): {failed}", "    three",
     ]  # fmt: skip
 
 
