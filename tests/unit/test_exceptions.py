@@ -78,8 +78,8 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.AuthenticationError("web1", "why"),
         (
-            "web1: authentication refused (why). Install your key with `ssh-copy-id web1`, load it into the agent, or "
-            "give password= or identity_file=."
+            "web1: authentication refused (why). Check the password if you gave one; or install your key with "
+            "`ssh-copy-id web1`, load it into the agent, or name it with identity_file=."
         ),
     ),
     (
@@ -182,13 +182,17 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.PortInUseError("web1", 1023),
         (
-            "web1: port 1023 is in use (or reserved for root, as all below 1024 are). Choose another one, "
-            "for example with get_free_port()."
+            "web1: port 1023 is in use (or reserved for root, as all below 1024 are). Choose another one "
+            "there, for example with get_free_port()."
         ),
     ),
     (
+        e.PortInUseError("localhost", 8080),
+        "localhost: port 8080 is in use. Choose another one on this machine.",
+    ),
+    (
         e.PortInUseError("web1", 1024),
-        "web1: port 1024 is in use. Choose another one, for example with get_free_port().",
+        "web1: port 1024 is in use. Choose another one there, for example with get_free_port().",
     ),
     (e.NoPortsLeftError("web1", ()), "web1: no port to choose from, the list is empty."),
     (e.NoPortsLeftError("web1", (9, 7, 8)), "web1: none of the 3 ports from 7 to 9 is free."),
