@@ -21,7 +21,7 @@ _PATTERNS = ("lc-*", "lazycluster-*")
 
 
 def pytest_configure() -> None:
-    """Take signals again that whoever started the run ignores (nohup, a background job): commands would inherit that."""
+    """Take signals again that whoever started the run ignores, as nohup does: commands would inherit that."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
