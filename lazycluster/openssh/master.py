@@ -24,6 +24,7 @@ from lazycluster.exceptions import (
     AuthenticationError,
     ConnectError,
     ConnectionThrottledError,
+    ConnectTimeoutError,
     UnknownHostKeyError,
 )
 from lazycluster.openssh.argv import attempt_argv, effective_argv, master_argv
@@ -115,12 +116,17 @@ class Master:
             ConnectError: One of its kinds, saying why.
         """
         deadline = Deadline(to.connect_timeout)
+        throttled: ConnectionThrottledError | None = None
         for attempt in range(1000):
             directory = _private_directory(to.host)
             try:
                 return cls._dial_once(to, directory, password, deadline, stopping)
-            except ConnectionThrottledError:
+            except ConnectTimeoutError as error:
                 directory.remove()
+                raise throttled or error from None  # the time was up in the middle of another try
+            except ConnectionThrottledError as error:
+                directory.remove()
+                throttled = error
                 pause = random.uniform(0.5, 1.0) * min(_BACK_OFF[1], _BACK_OFF[0] * 2**attempt)  # noqa: S311
                 if deadline.within(pause) < pause:
                     raise

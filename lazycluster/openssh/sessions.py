@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -76,6 +77,13 @@ def _start_afresh() -> None:
 os.register_at_fork(after_in_child=_start_afresh)
 
 
+@atexit.register
+def _end_all() -> None:
+    """End the masters when the program ends: after the runtimes, whose module registers later, have cleaned up."""
+    for sessions in list(_all):
+        sessions.let_go()
+
+
 class Sessions:
     """Owns one master, and runs scripts in sessions through it. Any thread may use it."""
 
@@ -100,7 +108,7 @@ class Sessions:
         self._lock = threading.RLock()
         self._slots = SessionSlots()
         self._owned = _Owned()
-        self._finalizer = weakref.finalize(self, self._owned.release)
+        weakref.finalize(self, self._owned.release).atexit = False  # see _end_all()
 
     @property
     def host(self) -> str:
@@ -308,6 +316,10 @@ class Sessions:
             return self.master(within=seconds).reaches_host(seconds)
         except LazyclusterError:
             return False
+
+    def let_go(self) -> None:
+        """Let the master end without waiting for it."""
+        self._owned.release()
 
     def close(self) -> None:
         """End the master, and with it every session. Closing twice is fine."""

@@ -101,7 +101,7 @@ def test_sending_fails(fp: FakeProcess, source: Path, said: str, reason: str) ->
     removed = fp.register(["ssh", "-T", fp.any()])  # the label names the temporary file
     with Connection("web1") as connection, pytest.raises(TransferError, match=reason) as caught:
         connection.put(source, "a.txt")
-    assert f"web1: cannot send '{source} to a.txt'" in str(caught.value)
+    assert f"web1: cannot send '{source}' to 'a.txt'" in str(caught.value)
     (call,) = words([removed])
     assert call[-1].startswith("'remove /home/me/.lazycluster-")
     assert not any("place a.txt" in str(called) for called in fp.calls)
