@@ -40,10 +40,17 @@ lc_pids() {
 {
     trap '' HUP INT TERM
     while IFS= read -r lc_x; do :; done
-    lc_list=$(lc_pids)
-    kill -s TERM -- -$$ $lc_list
+    kill -s TERM -- -$$
+    lc_list=' '
     lc_n=0
-    while [ $lc_n -lt "${lc_grace}0" ] && [ -n "$(lc_pids)" ]; do
+    while :; do
+        lc_left=$(lc_pids)
+        for lc_x in $lc_left; do
+            case $lc_list in *" $lc_x "*) ;; *) kill -s TERM "$lc_x"; lc_list="$lc_list$lc_x " ;; esac
+        done
+        # Looked at twice: in the moment of its exec a process shows no environment.
+        if [ -z "$lc_left" ] && [ $lc_n -gt 0 ]; then break; fi
+        [ $lc_n -lt "${lc_grace}0" ] || break
         if sleep 0.1; then lc_n=$((lc_n + 1)); else sleep 1; lc_n=$((lc_n + 10)); fi
     done
     kill -s KILL $lc_list $(lc_pids)
