@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lazycluster.openssh.shell import FIND_MARKED
+
 _FAIL = """\
 fail() { printf '%s\\n' "$1" >&2; exit 1; }
 """
@@ -148,23 +150,20 @@ printf '%s\\0' "$w"
 """
 """$1 a directory to make where it is missing; without it a temporary one. Prints its path."""
 
-END_MARKED = """\
-mark=$1
+END_MARKED = (
+    """\
+lc_mark=$1
 shift
-unset LAZYCLUSTER_JOB
-pids() {
-    if [ -r /proc/self/environ ]; then
-        grep -lsF -e "$mark" /proc/[0-9]*/environ | sed 's,^/proc/,,; s,/environ$,,'
-    else
-        ps -A -E -ww -o pid= -o command= | awk -v m="$mark" 'index($0, m) && $2 != "awk" { print $1 }'
-    fi
-}
-list=$(pids)
+"""
+    + FIND_MARKED
+    + """\
+list=$(lc_pids)
 [ -z "$list" ] || kill -s TERM $list 2>/dev/null
 n=0
-while [ $n -lt 50 ] && [ -n "$(pids)" ]; do sleep 0.1; n=$((n + 1)); done
-list=$(pids)
+while [ $n -lt 50 ] && [ -n "$(lc_pids)" ]; do sleep 0.1; n=$((n + 1)); done
+list=$(lc_pids)
 [ -z "$list" ] || kill -s KILL $list 2>/dev/null
 for d in "$@"; do chmod -R u+rwX -- "$d" 2>/dev/null; rm -rf -- "$d"; done
 """
+)
 """$1 what marks the processes in their environment; the others are directories to remove."""

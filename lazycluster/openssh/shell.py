@@ -28,8 +28,7 @@ _LABEL_FORBIDDEN = re.compile(r"[^ -~]|[\\!'\"]")
 _LABEL_LENGTH = 200
 _TILDE = re.compile(r"(~[A-Za-z0-9_][A-Za-z0-9_.-]*|~)(?:/(.*))?", re.DOTALL)
 
-# Standard input is 3 here; the command's own is $lc_in. Signals to the group reach this shell too, not the watcher.
-_WATCHER = """\
+FIND_MARKED = """\
 lc_pids() {
     if [ -r /proc/self/environ ]; then
         grep -lsF -e "$lc_mark" /proc/[0-9]*/environ | sed 's,^/proc/,,; s,/environ$,,'
@@ -37,6 +36,14 @@ lc_pids() {
         ps -A -E -ww -o pid= -o command= | awk -v m="$lc_mark" 'index($0, m) && $2 != "awk" { print $1 }'
     fi
 }
+"""
+"""Defines `lc_pids`, which prints the processes that have $lc_mark in their environment. macOS has no /proc, and a `ps`
+that shows it."""
+
+# Standard input is 3 here. Signals to the group reach this shell too, not the watcher.
+_WATCHER = (
+    FIND_MARKED
+    + """\
 {
     trap '' HUP INT TERM
     while IFS= read -r lc_x; do :; done
@@ -58,6 +65,7 @@ lc_pids() {
 } <&3 >/dev/null 2>&1 6>&- &
 lc_watcher=$!
 """
+)
 _END = """\
 lc_end() {{
     printf '%s' '{mark}='"$1"';'
