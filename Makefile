@@ -1,5 +1,5 @@
 # Each target makes the machine ready first: see scripts/setup.
-.PHONY: demo test check wheel-test all-pythons clean setup
+.PHONY: demo test check bench wheel-test all-pythons clean setup
 
 demo:
 	@scripts/setup demo
@@ -12,6 +12,11 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# How fast it is, side by side with the floors and the peers: `make bench BENCH="--quick --only 1,2"`.
+bench:
+	@scripts/setup bench
+	.venv-bench/bin/python -m benchmarks $(BENCH)
 
 # The built wheel in empty environments: a smoke test, and what a strictly typed consumer sees.
 wheel-test: setup

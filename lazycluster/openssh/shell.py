@@ -66,11 +66,13 @@ _WATCHER = (
 lc_watcher=$!
 """
 )
+# The watcher first: standard input may end as soon as the marks are read, and what the command left in the background
+# is not to be ended with it.
 _END = """\
 lc_end() {{
+    [ -z "$lc_watcher" ] || kill -s KILL "$lc_watcher"
     printf '%s' '{mark}='"$1"';'
     printf '%s' '{mark}='"$1"';' >&6
-    [ -z "$lc_watcher" ] || kill -s KILL "$lc_watcher"
     exit 0
 }}
 """

@@ -651,6 +651,7 @@ def test_a_background_process_does_not_keep_the_status_waiting(posix: tuple[str,
     assert child.pump(lambda: marks.ended)
     assert (marks.status, ran.err) == ("7", b"")
     child.close_stdin()
+    assert child.wait(5) is not None
     # In the moment of its exec a process shows no environment.
     assert wait_until(lambda: int(ran.out) in job_processes(program.job), 5)
     kill_job(program.job)
