@@ -177,6 +177,21 @@ class LoginShellError(LazyclusterError):
         )
 
 
+@attrs.frozen(slots=False)
+class SupervisorError(LazyclusterError):
+    """The program that a runtime keeps running on its host did not start, or ended."""
+
+    host: str
+    reason: str
+    output: str = attrs.field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.host}: the supervisor on the host: {self.reason}. Check that `ssh {self.host} python3 -V` works; "
+            f"Runtime(..., resident=False) does without it.{indented(self.output)}"
+        )
+
+
 # Commands, functions, tasks ------------------------------------------------------------------------------------------
 
 

@@ -5,39 +5,26 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import shlex
 import threading
 from collections.abc import Iterable
-from typing import Protocol
 
 import attrs
 
-from lazycluster.exceptions import LazyclusterError, RuntimeClosedError
+from lazycluster.exceptions import RuntimeClosedError
 from lazycluster.managed import ManagedProcess
-from lazycluster.openssh.connection import Connection
-from lazycluster.openssh.host_scripts import END_MARKED
-from lazycluster.openssh.shell import JOB_VARIABLE
 from lazycluster.tasks import TaskProcess
+from lazycluster.transport import HostTransport, Stoppable
 
 _log = logging.getLogger(__name__)
-_CLEAN_UP_TIMEOUT = 120.0
 _DEAD_LINK_TIMEOUT = 3.0
-
-
-class Stoppable(ManagedProcess, Protocol):
-    """A managed process that can be asked to end without waiting for it, so that many end together."""
-
-    def request_stop(self) -> None:
-        """Ask it to end."""
 
 
 @attrs.define(eq=False)
 class Holdings:
     """What a runtime must not leave behind, apart from it, so that nothing keeps the runtime itself alive."""
 
-    connection: Connection
+    transport: HostTransport
     processes: dict[str, Stoppable] = attrs.field(factory=dict)
-    directories: list[str] = attrs.field(factory=list)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
     releasing: threading.RLock = attrs.field(factory=threading.RLock)
     pid: int = attrs.field(factory=os.getpid)
@@ -60,29 +47,29 @@ class Holdings:
             try:
                 self._give_back(processes)
             except Exception:
-                self.connection.close()
+                self.transport.close()
                 raise
-            self.connection.close()
+            self.transport.close()
             self.released = True
             _held.discard(self)
 
     def abandon(self) -> None:
         """End the connection, where nothing was made on the host yet."""
         self.closed = self.released = True
-        self.connection.close()
+        self.transport.close()
         _held.discard(self)
 
     def release_in_background(self) -> None:
         """Do it in a thread, for the garbage collector, which may have come in the middle of anything."""
         if self.pid == os.getpid():
-            threading.Thread(target=self.release, name=f"clean-up of {self.connection.host}", daemon=True).start()
+            threading.Thread(target=self.release, name=f"clean-up of {self.transport.host}", daemon=True).start()
 
     def _give_back(self, processes: list[Stoppable]) -> None:
         for process in processes:
             process.request_stop()
-        reached = self.connection.sessions.reaches_host(_DEAD_LINK_TIMEOUT)
+        reached = self.transport.reaches_host(_DEAD_LINK_TIMEOUT)
         if not reached:
-            self.connection.close()  # what waits for the host then waits no more
+            self.transport.close()  # what waits for the host then waits no more
         for process in processes:
             if reached:
                 process.terminate()
@@ -91,21 +78,9 @@ class Holdings:
             if isinstance(process, TaskProcess):
                 process.tell_failure()
         if reached:
-            self._clean_host()
-        elif self.directories:
-            _log.warning("%s: not reached; left there: %s", self.connection.host, ", ".join(self.directories))
-
-    def _clean_host(self) -> None:
-        sessions = self.connection.sessions
-        words = [shlex.quote(f"{JOB_VARIABLE}={sessions.token}."), *map(shlex.quote, self.directories)]
-        script = f"set -- {' '.join(words)}\n{END_MARKED}"
-        try:
-            result = sessions.run(script, title="clean up", timeout=_CLEAN_UP_TIMEOUT, login_shell=False, marked=False)
-        except LazyclusterError as error:
-            _log.warning("%s: the clean-up failed: %s", self.connection.host, error)
-        else:
-            if not result.ok:
-                _log.warning("%s: the clean-up left something: %s", self.connection.host, result.stderr.strip())
+            self.transport.clean_up()
+        elif self.transport.directories:
+            _log.warning("%s: not reached; left there: %s", self.transport.host, ", ".join(self.transport.directories))
 
     def keep(self, key: str, process: Stoppable) -> str:
         """Add a process under a key and return the key; one that comes too late is stopped.
@@ -118,7 +93,7 @@ class Holdings:
                 self.processes[key] = process
                 return key
         process.terminate()
-        raise RuntimeClosedError(self.connection.host)
+        raise RuntimeClosedError(self.transport.host)
 
     def living(self, *, only_alive: bool) -> dict[str, ManagedProcess]:
         """Return the processes by key."""
@@ -143,4 +118,4 @@ def _release_all() -> None:
         try:
             holdings.release()
         except Exception:  # noqa: BLE001 - the others are to be released, too
-            _log.warning("%s: the clean-up failed", holdings.connection.host, exc_info=True)
+            _log.warning("%s: the clean-up failed", holdings.transport.host, exc_info=True)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import shlex
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
-from typing import ParamSpec, TypedDict, TypeVar
+from typing import ParamSpec, TypeVar
 
 from lazycluster._typing import Self, Unpack
 from lazycluster.exceptions import (
-    CommandFailedError,
     ConnectError,
     InvalidRuntimeError,
     LazyclusterError,
@@ -26,18 +24,13 @@ from lazycluster.exceptions import (
 )
 from lazycluster.executor import Executor
 from lazycluster.facts import Facts
-from lazycluster.hardware import HostInfo, parse, probe
+from lazycluster.hardware import HostInfo
 from lazycluster.holdings import Holdings
 from lazycluster.managed import ManagedProcess
-from lazycluster.openssh.calls import start_python
-from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.destination import check_environment, check_port
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
-from lazycluster.openssh.host_scripts import MAKE_WORKING_DIRECTORY
-from lazycluster.openssh.ports import check_program
 from lazycluster.openssh.processes import Cancellation
-from lazycluster.openssh.shell import quote_path
-from lazycluster.openssh.tunnels import Tunnel
+from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
 from lazycluster.results import CommandResult
 from lazycluster.steps import RunFunction
 from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
@@ -45,26 +38,6 @@ from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
-_SET_UP_TIMEOUT = 60.0
-
-
-class ConnectionOptions(TypedDict, total=False):
-    """The keywords of `Connection`."""
-
-    user: str | None
-    port: int | None
-    identity_file: str | os.PathLike[str] | None
-    password: str | None
-    config_file: str | os.PathLike[str] | None
-    connect_timeout: float
-    options: Mapping[str, str] | None
-    env: Mapping[str, str] | None
-
-
-class RuntimeOptions(ConnectionOptions, total=False):
-    """The keywords of `Runtime`: those of `Connection`, and `python`."""
-
-    python: str | None
 
 
 class Runtime(Facts):
@@ -88,17 +61,14 @@ class Runtime(Facts):
     """
 
     def __init__(self, host: str, working_dir: str | None = None, **connection_kwargs: Unpack[RuntimeOptions]) -> None:
-        _check_keywords(connection_kwargs)
-        self._python = connection_kwargs.pop("python", None)
-        keywords: ConnectionOptions = connection_kwargs
-        self._connection = Connection(host, **keywords)
-        self._holdings = Holdings(self._connection)
+        self._transport = reach(host, connection_kwargs)
+        self._holdings = Holdings(self._transport)
         self._env: dict[str, str] = {}
         self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._executions: list[tuple[RuntimeTask, Execution]] = []
         try:
-            self._working_dir, self._host_info = self._set_up(working_dir)
+            self._working_dir, self._host_info = self._transport.set_up(working_dir)
         except (LazyclusterError, ValueError) as error:
             self._give_up()
             reason = str(error).removeprefix(f"{host}: ")
@@ -106,31 +76,16 @@ class Runtime(Facts):
         except BaseException:
             self._give_up()
             raise
+        for warning in self._host_info.warnings:
+            _log.warning("%s: %s", self.host, warning)
         weakref.finalize(self, self._holdings.release_in_background).atexit = False
 
     def _give_up(self) -> None:
         """End what could not be set up; a host on which nothing was made is not asked again."""
-        if self._holdings.directories:
+        if self._transport.directories:
             self._holdings.release()
         else:
             self._holdings.abandon()
-
-    def _set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
-        """Make the working directory and probe the machine, in one round trip."""
-        directory = "" if working_dir is None else quote_path(working_dir)
-        script = f"set -- {directory}\n{MAKE_WORKING_DIRECTORY}\n{probe(self._python)}"
-        sessions = self._connection.sessions
-        result = sessions.run(script, title="set up a runtime", timeout=_SET_UP_TIMEOUT, login_shell=False)
-        path, separator, facts = result.stdout_bytes.partition(b"\0")
-        if not separator:
-            raise CommandFailedError(self.host, "set up a runtime", result.exit_code, result.output)
-        made = path.decode("utf-8", "surrogateescape")
-        if working_dir is None:
-            self._holdings.directories.append(made)
-        info = parse(facts.decode(errors="replace"))
-        for warning in info.warnings:
-            _log.warning("%s: %s", self.host, warning)
-        return made, info
 
     def __repr__(self) -> str:
         """Return the host and the working directory."""
@@ -151,7 +106,7 @@ class Runtime(Facts):
     @property
     def host(self) -> str:
         """Return the host as it was given."""
-        return self._connection.host
+        return self._transport.host
 
     @property
     def class_name(self) -> str:
@@ -191,7 +146,7 @@ class Runtime(Facts):
 
     def is_valid_runtime(self) -> bool:
         """Tell whether the host answers now and has a Python to run functions in."""
-        return self._connection.is_alive() and self._host_info.python_version is not None
+        return self._transport.is_alive() and self._host_info.python_version is not None
 
     def check_filter(
         self,
@@ -239,7 +194,7 @@ class Runtime(Facts):
             ConnectionLostError: The link broke.
         """
         self._check_open()
-        return self._connection.run(command, cwd=self._working_dir, env=self.env_variables, timeout=timeout)
+        return self._transport.run(command, cwd=self._working_dir, env=self.env_variables, timeout=timeout)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return what it returns.
@@ -297,10 +252,9 @@ class Runtime(Facts):
 
     def _executor(self, *, debug: bool = False, cancellation: Cancellation | None = None) -> Executor:
         return Executor(
-            self._connection,
+            self._transport,
             self._working_dir,
             self.env_variables,
-            self._python,
             debug=debug,
             cancellation=cancellation,
         )
@@ -339,16 +293,13 @@ class Runtime(Facts):
         Raises:
             CommandFailedError: It cannot be made.
         """
-        self._checked(self._shell(f"mkdir -p -- {_needed(path)}", f"create_dir {path}"))
+        self._check_open()
+        self._transport.create_dir(path, cwd=self._working_dir)
 
     def create_tempdir(self) -> str:
         """Make a temporary directory on the host and return its path; it is removed with the runtime."""
-        script = f"set --\n{MAKE_WORKING_DIRECTORY}"
-        result = self._checked(self._shell(script, "create_tempdir"))
-        path = result.stdout_bytes.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        with self._lock:
-            self._holdings.directories.append(path)
-        return path
+        self._check_open()
+        return self._transport.create_tempdir()
 
     def delete_dir(self, path: str) -> bool:
         """Delete a directory on the host with all that is in it; tell whether nothing of it is left.
@@ -358,23 +309,8 @@ class Runtime(Facts):
         """
         if not path.rstrip("/"):
             raise ValueError(f"refusing to delete {path!r}")
-        word = _needed(path)
-        deleted = self._shell(f"rm -rf -- {word} && [ ! -e {word} ]", f"delete_dir {path}").ok
-        with self._lock:
-            if deleted and path in self._holdings.directories:
-                self._holdings.directories.remove(path)
-        return deleted
-
-    def _shell(self, script: str, title: str, stdin: bytes = b"") -> CommandResult:
         self._check_open()
-        return self._connection.sessions.run(
-            script, title=title, cwd=self._working_dir, stdin=stdin, timeout=_SET_UP_TIMEOUT, login_shell=False
-        )
-
-    def _checked(self, result: CommandResult) -> CommandResult:
-        if not result.ok:
-            raise CommandFailedError(self.host, result.command, result.exit_code, result.output)
-        return result
+        return self._transport.delete_dir(path, cwd=self._working_dir)
 
     def has_free_port(self, port: int) -> bool:
         """Tell whether a server could listen on a port of the host, IPv4 and IPv6.
@@ -397,11 +333,8 @@ class Runtime(Facts):
         return free[0]
 
     def _free_ports(self, ports: list[int]) -> list[int]:
-        asked = "".join(f"{check_port(port)}\n" for port in ports)
-        result = self._shell(start_python(self._python, check_program()), "check ports", stdin=asked.encode())
-        if result.exit_code == 127:
-            raise PythonNotFoundError(self.host, self._python or "python3")
-        return [int(line) for line in self._checked(result).stdout.split()]
+        self._check_open()
+        return self._transport.free_ports([check_port(port) for port in ports])
 
     # Tunnels and processes ---------------------------------------------------------------------------------------
 
@@ -437,8 +370,7 @@ class Runtime(Facts):
 
     def _expose(self, key: str, forwarding: Forwarding) -> str:
         self._check_open()
-        sessions = self._connection.sessions
-        tunnel = Tunnel(sessions.destination, [forwarding], password=sessions.password, owner=self)
+        tunnel = self._transport.expose(forwarding, self)
         return self._holdings.keep(f"{key}-{next(self._numbers)}", tunnel)
 
     def get_process(self, key: str) -> ManagedProcess:
@@ -500,21 +432,6 @@ class Runtime(Facts):
 
 def _listed(items: str | list[str] | None) -> list[str]:
     return [items] if isinstance(items, str) else list(items or [])
-
-
-def _needed(path: str) -> str:
-    if not path:
-        raise ValueError("the path must not be empty")
-    return quote_path(path)
-
-
-def _check_keywords(given: Mapping[str, object]) -> None:
-    known = RuntimeOptions.__annotations__
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise TypeError(
-            f"Runtime() got an unexpected keyword argument {unknown[0]!r}; there are: {', '.join(sorted(known))}"
-        )
 
 
 __all__ = ["ConnectError", "ConnectionOptions", "Runtime", "RuntimeOptions", "RuntimeTask"]

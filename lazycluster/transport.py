@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
 import attrs
 
+from lazycluster.hardware import HostInfo
+from lazycluster.managed import ManagedProcess
+from lazycluster.openssh.forwarding import Forwarding
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.supervisor.payload import Payload
@@ -78,3 +81,45 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """End the connection and what it runs."""
+
+
+class Stoppable(ManagedProcess, Protocol):
+    """A managed process that can be asked to end without waiting for it, so that many end together."""
+
+    def request_stop(self) -> None:
+        """Ask it to end."""
+
+
+class HostTransport(Transport, Protocol):
+    """A transport under a runtime: it also makes directories, asks the machine, opens tunnels, and cleans up."""
+
+    @property
+    def directories(self) -> list[str]:
+        """Return the temporary directories that are to be removed."""
+
+    def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
+        """Make the working directory, a temporary one unless named, and look at the machine; return both."""
+
+    def is_alive(self) -> bool:
+        """Tell whether a command can be run on the host now; connects if need be, and never raises."""
+
+    def create_dir(self, path: str, *, cwd: str) -> None:
+        """Make a directory with its parents."""
+
+    def create_tempdir(self) -> str:
+        """Make a temporary directory, and return its path."""
+
+    def delete_dir(self, path: str, *, cwd: str) -> bool:
+        """Delete a directory with all that is in it; tell whether nothing of it is left."""
+
+    def free_ports(self, ports: Sequence[int]) -> list[int]:
+        """Return those of the ports that a server could listen on."""
+
+    def expose(self, forwarding: Forwarding, owner: object) -> Stoppable:
+        """Open a tunnel; the owner lives as long as it does."""
+
+    def reaches_host(self, seconds: float) -> bool:
+        """Tell within about so many seconds whether a host that was reached before can be reached now."""
+
+    def clean_up(self) -> None:
+        """End what is left of the runtime on the host, and remove its temporary directories."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import IO
 
 from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
+from lazycluster.openssh.host_scripts import END_MARKED
 from lazycluster.openssh.session import Session, SessionEndedError
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.openssh.shell import quote_path
@@ -21,11 +22,29 @@ from lazycluster.transport import Watch
 _CHUNK = 1 << 18
 _NOT_FOUND = 127
 # A pyenv or asdf shim is there for every version, and fails where that version is not switched on.
-_START = """\
+_FIND = """\
 for p in "$@"; do
     f=$(command -v "$p" 2>/dev/null) || continue
-    case $f in */shims/*) "$p" -c "" </dev/null >/dev/null 2>&1 || continue;; esac
-    exec "$p" -c {bootstrap}
+    case $f in */shims/*)
+        f=$("$p" -c "import sys; print(sys.executable)" </dev/null 2>/dev/null) || continue
+        [ -x "$f" ] || f=$p;;
+    *) f=$p;;
+    esac
+"""
+_START = """\
+    exec "$f" -c {bootstrap}
+done
+exit 127
+"""
+_START_AND_MIND = """\
+    {variable} "$f" -c {bootstrap}
+    code=$?
+    [ $code -ne 0 ] || exit 0
+    set -- {mark}
+    for d in "${{TMPDIR:-/tmp}}"/{directories}*; do [ ! -d "$d" ] || set -- "$@" "$d"; done
+    (
+{clean_up})
+    exit $code
 done
 exit 127
 """
@@ -40,8 +59,28 @@ def candidates(python: str | None) -> tuple[str, ...]:
 
 def start_python(python: str | None, bootstrap: str) -> str:
     """Return the shell text that becomes the first Python found, or ends with 127."""
+    return f"{_find(python)}{_START.format(bootstrap=shlex.quote(bootstrap))}"
+
+
+def start_and_mind_python(python: str | None, bootstrap: str, *, mark: str, directories: str) -> str:
+    """Return the shell text that runs the first Python found, or ends with 127, and cleans up after one that fails.
+
+    Should it be killed, the shell ends what has the variable `mark` in its environment, and removes the temporary
+    directories whose names begin with `directories`.
+    """
+    start = _START_AND_MIND.format(
+        variable=mark,
+        bootstrap=shlex.quote(bootstrap),
+        mark=shlex.quote(mark),
+        directories=directories,
+        clean_up=END_MARKED,
+    )
+    return f"{_find(python)}{start}"
+
+
+def _find(python: str | None) -> str:
     words = " ".join(quote_path(name) for name in candidates(python))
-    return f"set -- {words}\n{_START.format(bootstrap=shlex.quote(bootstrap))}"
+    return f"set -- {words}\n{_FIND}"
 
 
 def call(

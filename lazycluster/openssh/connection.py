@@ -11,7 +11,7 @@ from typing import IO
 from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.openssh import calls, transfer
-from lazycluster.openssh.destination import Destination, absolute, check_timeout
+from lazycluster.openssh.destination import Destination, absolute, check_command, check_timeout
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.results import CommandResult
 from lazycluster.supervisor.payload import Payload
@@ -114,8 +114,7 @@ class Connection:
             WorkingDirectoryError: `cwd` cannot be entered.
             ValueError: The command is empty, or an environment name is none.
         """
-        if not isinstance(command, str) or not command or "\0" in command:
-            raise ValueError(f"a command must be text, not empty and without NUL, not {command!r:.200}")
+        check_command(command)
         check_timeout(timeout)
         return self.sessions.run(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, watch=watch)
 

@@ -49,6 +49,17 @@ def check_port(port: int) -> int:
     return port
 
 
+def check_command(command: str) -> str:
+    """Return a command.
+
+    Raises:
+        ValueError: It is no text, empty, or holds a NUL.
+    """
+    if not isinstance(command, str) or not command or "\0" in command:
+        raise ValueError(f"a command must be text, not empty and without NUL, not {command!r:.200}")
+    return command
+
+
 def check_timeout(seconds: float | None) -> float | None:
     """Return a timeout.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
+import select
 import selectors
 import signal
 import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -20,6 +24,8 @@ from lazycluster.results import Stream
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
+_PIPE = 1 << 20
+_SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
 _GLANCE = 0.1
 """Seconds between two looks whether a program that somebody may stop is to be stopped."""
 
@@ -154,6 +160,7 @@ class Child:
                 self._watch(stream, reader)
         if self._stdin is not None and _descriptor(self._stdin) is not None:
             os.set_blocking(self._stdin.fileno(), False)
+            _open_inputs.add(self)
         if cancellation is not None:
             self._selector.register(cancellation, selectors.EVENT_READ, None)
 
@@ -207,6 +214,21 @@ class Child:
             self._stdin.close()
         self._stdin = None
         self._pending = memoryview(b"")
+
+    def forget(self) -> None:
+        """Close the standard input of the process in a forked child."""
+        if self._stdin is not None:
+            with contextlib.suppress(OSError):
+                self._stdin.close()
+
+    def take_stdin(self) -> Inlet:
+        """Return the standard input of the process for other threads to write to; it is no longer this object's."""
+        assert self._stdin is not None
+        for stream in (self._stdin, self._process.stdout):
+            _enlarge(stream)
+        inlet = Inlet(os.dup(self._stdin.fileno()))
+        self.close_stdin()
+        return inlet
 
     def pump(self, until: Callable[[], bool], *, seconds: float | None = None) -> bool:
         """Move data until the condition holds, or both outputs have ended, or for so long; return whether it holds.
@@ -298,6 +320,104 @@ class Child:
                 self._on_output(stream, data)
             self._open.discard(stream)
         self._stand_ins.clear()
+
+
+def _enlarge(stream: IO[bytes] | None) -> None:
+    """Let a pipe hold more than usual, where the system allows that (Linux)."""
+    descriptor = None if stream is None else _descriptor(stream)
+    if descriptor is not None and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, _SET_PIPE_SIZE, _PIPE)
+
+
+class Inlet:
+    """The standard input of a process, for any thread to write to, without waiting for the process to read.
+
+    Who writes much sees to it that it is read: what is not, is kept here.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Take over a descriptor that does not block."""
+        self._descriptor = descriptor
+        self._pending = bytearray()
+        self._changed = threading.Condition()
+        self._flushing = False
+        _open_inputs.add(self)
+
+    def write(self, data: bytes) -> bool:
+        """Write data, now or as soon as there is room for it; tell whether somebody can still read it."""
+        with self._changed:
+            if self._descriptor < 0:
+                return False
+            if not self._pending:
+                try:
+                    data = data[os.write(self._descriptor, data) :]
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._close()
+                    return False
+            if data:
+                self._pending += data
+                self._changed.notify_all()
+                if not self._flushing:
+                    self._flushing = True
+                    threading.Thread(target=self._flush, name="lazycluster-inlet", daemon=True).start()
+            return True
+
+    def _flush(self) -> None:
+        """Write what waits, whenever there is room, until the end."""
+        poll = select.poll()
+        with self._changed:
+            if self._descriptor < 0:
+                return
+            poll.register(self._descriptor, select.POLLOUT)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._descriptor < 0)
+                if self._descriptor < 0:
+                    return
+                try:
+                    del self._pending[: os.write(self._descriptor, self._pending[:_PIPE])]
+                    continue
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._close()
+                    return
+            poll.poll(1000)
+
+    def close(self) -> None:
+        """End it; what waits is lost. Closing twice is fine."""
+        with self._changed:
+            self._close()
+
+    def forget(self) -> None:
+        """Close the descriptor in a forked child, where the lock may be held by a thread that is not there."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._pending.clear()
+            self._changed.notify_all()
+
+
+_open_inputs: weakref.WeakSet[Child | Inlet] = weakref.WeakSet()
+"""Whose standard inputs are pipes of ours: their end is how a host sees ours."""
+
+
+def _forget_inputs() -> None:
+    """Close what a fork copied, or the child would hide the parent's end from the hosts."""
+    for owner in list(_open_inputs):
+        owner.forget()
+    _open_inputs.clear()
+
+
+os.register_at_fork(after_in_child=_forget_inputs)
 
 
 def _descriptor(stream: IO[bytes]) -> int | None:

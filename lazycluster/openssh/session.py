@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from lazycluster.openssh.processes import CancelledError, Child, Deadline, DeadlinePassedError
+from lazycluster.openssh.processes import CancelledError, Child, Deadline, DeadlinePassedError, Inlet
 from lazycluster.openssh.shell import Marks, Script
 from lazycluster.results import Stream
 from lazycluster.transport import Watch
@@ -46,6 +46,7 @@ class Session:
         self._on_output = on_output
         self._check = check
         self._reading: bytearray | None = None
+        self._raw = False
         self.exit_status: int | None = None
         self._child = Child(argv, on_output=self._receive, deadline=deadline, cancellation=watch.cancellation)
         try:
@@ -65,6 +66,9 @@ class Session:
         return True
 
     def _receive(self, stream: Stream, data: bytes) -> None:
+        if self._raw and stream is Stream.STDOUT:
+            self._deliver(stream, data)
+            return
         self._deliver(stream, self._marks.feed(stream, data))
 
     def _deliver(self, stream: Stream, data: bytes) -> None:
@@ -127,6 +131,25 @@ class Session:
         """End the script's standard input."""
         self._child.close_stdin()
 
+    def take_stdin(self) -> Inlet:
+        """Return the script's standard input for any thread to write to; `feed()` is of no use any more."""
+        return self._child.take_stdin()
+
+    def stream(self) -> Iterator[bytes]:
+        """Yield standard output as it comes, up to its end, and from here on as it is, marks included."""
+        self._raw = True
+        rest = bytes(self._reading or b"") + self._marks.finish(Stream.STDOUT)
+        self._reading = bytearray()
+        if rest:
+            yield rest
+        while self._pump(lambda: bool(self._reading)) or self._reading:
+            data, self._reading = self._reading, bytearray()
+            yield bytes(data)
+
+    def reported(self, data: bytes) -> str | None:
+        """Return what the host's shell reports where that stands at the beginning of data of `stream()`."""
+        return self._marks.reported(data)
+
     def finish(self) -> None:
         """Wait until the command has ended and its output is complete.
 
@@ -148,6 +171,12 @@ class Session:
             if self.started or self.exit_status not in {255, None}:  # else it is ssh that spoke, not the command
                 for stream in Stream:
                     self._deliver(stream, self._marks.finish(stream))
+
+    def abandon(self) -> None:
+        """Let go of the session, whatever it still does."""
+        if self._child.at_end:
+            self.exit_status = self._child.wait(_LINGER)
+        self._child.abandon()
 
     def give_up(self, *, patience: float = _PARTING) -> None:
         """End the command on the host with its children, and the ssh process here.

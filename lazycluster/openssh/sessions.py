@@ -116,6 +116,11 @@ class Sessions:
         return self.destination.host
 
     @property
+    def env(self) -> dict[str, str]:
+        """Return the environment variables of every command."""
+        return dict(self._env)
+
+    @property
     def closed(self) -> bool:
         """Tell whether `close()` was called."""
         return self._closed

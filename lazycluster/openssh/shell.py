@@ -217,6 +217,11 @@ class _Marked:
             data = data[:-keep]
         return data
 
+    def reported(self, data: bytes) -> str | None:
+        """Return the status in a mark of the end with which data begins."""
+        match = self.end.match(data)
+        return None if match is None else match[1].decode("ascii")
+
     def finish(self) -> bytes:
         """Return what was held back, at the end of the stream; all of it where no mark ever came."""
         rest = self.held if self.started else bytes(self.before)
@@ -259,6 +264,10 @@ class Marks:
         """Return the exit status that the host's shell reported, or `cd` where it could not enter the directory."""
         statuses: Sequence[str | None] = [marked.status for marked in self._streams.values()]
         return next((status for status in statuses if status is not None), None)
+
+    def reported(self, data: bytes) -> str | None:
+        """Return the status in a mark of the end with which data begins."""
+        return self._streams[Stream.STDOUT].reported(data)
 
     def noise(self, stream: Stream) -> bytes:
         """Return what came before the first mark: start-up files, or ssh itself."""

@@ -5,6 +5,7 @@ at least say which one it is. Standard output carries the greeting line, then th
 input carries the request (see `REQUEST`), and its end afterwards means that the manager is gone or has given up.
 """
 
+import atexit
 import contextlib
 import importlib
 import io
@@ -61,6 +62,27 @@ def main(token: str, fork: "Callable[[], int]", watch: "Callable[[int], str]") -
     how = watch(worker)
     with contextlib.suppress(BrokenPipeError):
         _seal(_Writer(answer), ENDED, how.encode())
+
+
+def install_cloudpickle(sources: bytes) -> None:
+    """Import cloudpickle from its sources, once for all the calls of a supervisor."""
+    _offer(pickle.loads(zlib.decompress(sources)), {})  # noqa: S301 - from the manager, whom the host trusts
+    importlib.import_module("cloudpickle")
+
+
+def work(request: int, answer: int) -> None:
+    """Read a request, call its function and write what came of it, in a process of a supervisor's own.
+
+    Then do what a Python does at its end, as far as that is the function's; the process is to end then.
+    """
+    parts = [_read(request, length) for length in REQUEST.unpack(_read(request, REQUEST.size))]
+    os.close(request)
+    _work(_Writer(answer), parts)
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()  # waits for threads, as in multiprocessing
+    atexit._run_exitfuncs()
+    _flush()
 
 
 def rebuild(kind: "type[BaseException]", args: "tuple[object, ...]", state: "dict[str, object]") -> BaseException:
@@ -181,6 +203,8 @@ def _set_the_stage() -> None:
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", 1, "utf-8", "backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lazycluster"]:
+        del sys.modules[name]  # this program; what the function may import is the host's own
     namespace = vars(sys.modules["__main__"])
     for name in [name for name in namespace if not name.startswith("__")]:
         del namespace[name]
@@ -192,12 +216,12 @@ def _load(request: "list[bytes]") -> "tuple[Callable[..., object], tuple[object,
     The pickles are the function, contents of modules, None, the arguments, contents of modules, None. They are the
     work of one pickler, so that what is shared among them stays shared.
     """
+    if request[0]:
+        install_cloudpickle(request[0])
     sent, left_out, texts = pickle.loads(zlib.decompress(request[1]))  # noqa: S301 - from the manager, whom the host trusts
-    sent.update(pickle.loads(zlib.decompress(request[0])))  # noqa: S301 - as above
-    sys.meta_path.insert(0, MemoryModules(sent, left_out))
+    _offer(sent, left_out)
     for file, text in texts.items():  # so that tracebacks show the lines, as they would on the manager
         linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    importlib.import_module("cloudpickle")
     sys.path.insert(0, "")
     unpickler = pickle.Unpickler(io.BytesIO(request[2]))  # noqa: S301 - as above
     del request[:]
@@ -206,6 +230,11 @@ def _load(request: "list[bytes]") -> "tuple[Callable[..., object], tuple[object,
     args, kwargs = unpickler.load()
     _fill_modules(unpickler, left_out)
     return function, args, kwargs
+
+
+def _offer(sent: "dict[str, tuple[str, bool, str | None]]", left_out: "dict[tuple[str, str], str]") -> None:
+    """Have modules found that were sent."""
+    sys.meta_path.insert(0, MemoryModules(sent, left_out))
 
 
 def _fill_modules(unpickler: pickle.Unpickler, left_out: "dict[tuple[str, str], str]") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import inspect
 import platform
 import sys
 import zlib
@@ -11,6 +12,7 @@ import zlib
 import attrs
 
 from lazycluster.exceptions import PythonVersionMismatchError
+from lazycluster.openssh.ports import is_free
 from lazycluster.supervisor import call
 
 _BOOTSTRAP = (
@@ -20,6 +22,20 @@ _BOOTSTRAP = (
 )
 """Reads the program from standard input, and not one byte more; nothing that the current directory holds is imported
 before the function runs. It is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
+"""
+
+_PACKAGE = "lazycluster.supervisor"
+_LOADER = f"""\
+import sys
+def _load(name, source):
+    full = "{_PACKAGE}." + name
+    module = type(sys)(full)
+    sys.modules[full] = module
+    exec(compile(source, "<" + full + ">", "exec"), vars(module))
+    globals()[name] = module
+"""
+"""Makes a module from its source. It is to be imported under the name that it has on the manager, and is taken out of
+`sys.modules` before a function runs: the host may have a lazycluster of its own.
 """
 
 
@@ -48,15 +64,41 @@ def program(token: str, grace: float = 5.0) -> Program:
     """
     if not (token.isascii() and token.isalnum()):
         raise ValueError(f"token {token!r} is not letters and digits")
-    start = f"main({token!r}, fork, lambda worker: watch(worker, {grace!r}))\n"
-    text = zlib.compress((_program_source() + start).encode())
+    start = f"call.main({token!r}, watch.fork, lambda worker: watch.watch(worker, {grace!r}))\n"
+    return as_program(("tree", "watch", "call"), start)
+
+
+def as_program(modules: tuple[str, ...], start: str) -> Program:
+    """Return the program that makes modules of this package, each importing earlier ones only, and runs `start`."""
+    text = zlib.compress(f"{_LOADER}{modules_text(modules)}{start}".encode())
     return Program(_BOOTSTRAP.format(len(text)), text)
 
 
+def supervisor(token: str, mark: str, grace: float, working_dir: str | None, probe: str) -> Program:
+    """Return the program of a supervisor; see `program.main()`."""
+    start = f"program.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})\n"
+    return as_program(("frames", "tree", "program"), start)
+
+
 @functools.cache
-def _program_source() -> str:
-    files = importlib.resources.files("lazycluster.supervisor")
-    return "".join((files / name).read_text("utf-8") + "\n" for name in ("watch.py", "call.py"))
+def calls_preparation() -> bytes:
+    """Return what a supervisor loads before its first call, besides the sources of cloudpickle."""
+    install = "def install(functions, data):\n    call.install_cloudpickle(data)\n    functions.work = call.work\n"
+    return zlib.compress(f"{_LOADER}{modules_text(('call',))}{install}".encode())
+
+
+@functools.cache
+def ports_preparation() -> bytes:
+    """Return what a supervisor loads before it is asked for free ports."""
+    source = f"import errno, socket\n{inspect.getsource(is_free)}\n"
+    return zlib.compress(f"{source}def install(functions, data):\n    functions.is_free = is_free\n".encode())
+
+
+@functools.cache
+def modules_text(modules: tuple[str, ...]) -> str:
+    """Return the text that makes modules of this package; `_LOADER` has to be there."""
+    files = importlib.resources.files(_PACKAGE)
+    return "".join(f"_load({name!r}, {(files / f'{name}.py').read_text('utf-8')!r})\n" for name in modules)
 
 
 def parse_greeting(line: bytes, token: str) -> Greeting | None:

@@ -31,10 +31,21 @@ P = ParamSpec("P")
 
 @attrs.frozen
 class Payload:
-    """A function and its arguments, ready to be sent: `data` is written after the host's greeting."""
+    """A function and its arguments, ready to be sent."""
 
     function: str
-    data: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+    modules: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+    pickles: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+
+    def request(self, cloudpickle: bytes = b"") -> bytes:
+        """Return the request that `call` reads, with the sources of cloudpickle where the host has not got them."""
+        parts = (cloudpickle, self.modules, self.pickles)
+        return b"".join((call.REQUEST.pack(*map(len, parts)), *parts))
+
+    @property
+    def data(self) -> bytes:
+        """Return the request with all that a host needs."""
+        return self.request(cloudpickle_source())
 
 
 @functools.cache
@@ -61,8 +72,7 @@ def dump(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) ->
             modules = _modules(survey)
     except Exception as error:  # pickling runs any code of the user's
         raise FunctionNotSerializableError(name, f"{type(error).__name__}: {error}") from error
-    parts = (cloudpickle_source(), modules, pickles)
-    return Payload(name, b"".join((call.REQUEST.pack(*map(len, parts)), *parts)))
+    return Payload(name, modules, pickles)
 
 
 _LOCK = threading.RLock()

@@ -7,20 +7,25 @@ import contextlib
 import os
 import select
 import signal
-import time
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-_PR_SET_CHILD_SUBREAPER = 36
-_UNKILLABLE = 2.0  # seconds to wait for processes that SIGKILL was sent to
+from lazycluster.supervisor.tree import (
+    Ending,
+    adopt_orphans,
+    descendants,
+    die_with_parent,
+    how_ended,
+    process_table,
+)
+
 _TICK = 0.02
 
 
 def fork() -> int:
     """Fork a process with a process group of its own, which does not outlive this one, and adopt its orphans."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     worker = os.fork()
     if worker == 0:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
     with contextlib.suppress(PermissionError, ProcessLookupError):  # both do it: whoever comes first
         os.setpgid(worker, 0)
     return worker
@@ -33,14 +38,6 @@ def watch(worker: int, grace: float) -> str:
     `grace` seconds.
     """
     return _Watch(worker, grace).until_ended()
-
-
-def _prctl(option: int, value: int) -> None:
-    """Call prctl(2), where there is one."""
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        import ctypes  # noqa: PLC0415 - not every Python is built with it
-
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 class _Watch:
@@ -65,10 +62,7 @@ class _Watch:
                 self._end_tree()
                 return "was ended because the manager closed the connection"
         assert self._status is not None
-        if os.WIFSIGNALED(self._status):
-            number = os.WTERMSIG(self._status)
-            return f"was killed by signal {number} ({_signal_name(number)})"
-        return f"ended with exit status {os.WEXITSTATUS(self._status)} before the function returned (os._exit?)"
+        return how_ended(self._status)
 
     def _reaped(self) -> bool:
         """Collect what has ended, adopted processes too, and tell whether the worker is among it."""
@@ -97,66 +91,12 @@ class _Watch:
             return True
 
     def _end_tree(self) -> None:
-        """End every descendant: SIGTERM, and SIGKILL when the grace is over.
-
-        The worker comes first, or its function would see a child end, and might return as if nothing had happened.
-        """
-        asked: set[int] = set()
-        late = time.monotonic() + self._grace
-        while time.monotonic() < late + _UNKILLABLE:
+        """End every descendant: SIGTERM, and SIGKILL when the grace is over."""
+        ending = Ending(lambda table: descendants(table, os.getpid(), self._worker), self._grace, self._worker)
+        while True:
             self._reaped()
-            alive = descendants(process_table(), os.getpid(), self._worker)
-            if not alive and self._childless:
+            if ending.step(process_table()) and (self._childless or ending.left):
                 return
-            kill = time.monotonic() >= late
-            for pid in sorted(alive if kill else alive - asked, key=self._worker.__ne__):
-                for number in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGCONT):
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, number)
-            asked |= alive
             select.select([self._bell], [], [], _TICK)
             while self._bell in select.select([self._bell], [], [], 0)[0]:
                 os.read(self._bell, 4096)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"
-
-
-def descendants(table: "list[tuple[int, int, int]]", root: int, group: int) -> "set[int]":
-    """Return the processes below `root`, and those of the process group `group` that lost their parent."""
-    found = {root}
-    while True:
-        more = {pid for pid, parent, leader in table if parent in found or leader == group} - found
-        if not more:
-            return found - {root}
-        found |= more
-
-
-def process_table() -> "list[tuple[int, int, int]]":
-    """Return pid, parent and process group of every process that is no zombie."""
-    if not os.access("/proc/self/stat", os.R_OK):
-        return _process_table_of_ps()
-    table = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError), os.fdopen(os.open(entry.path + "/stat", os.O_RDONLY), "rb") as file:
-                # proc_pid_stat(5): pid (comm) state ppid pgrp ...; comm may hold anything, parentheses too
-                state, parent, group = file.read().rpartition(b")")[2].split()[:3]
-                if state != b"Z":
-                    table.append((int(entry.name), int(parent), int(group)))
-    return table
-
-
-def _process_table_of_ps() -> "list[tuple[int, int, int]]":
-    reading, writing = os.pipe()
-    argv = ["ps", "-A", "-o", "pid=", "-o", "ppid=", "-o", "pgid=", "-o", "stat="]
-    ps = os.posix_spawnp("ps", argv, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, writing, 1)])
-    os.close(writing)
-    with os.fdopen(reading, "rb") as file:
-        rows = [line.split() for line in file]
-    os.waitpid(ps, 0)
-    return [(int(row[0]), int(row[1]), int(row[2])) for row in rows if int(row[0]) != ps and row[3][:1] != b"Z"]

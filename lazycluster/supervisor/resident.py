@@ -1,0 +1,241 @@
+"""A host under a runtime that keeps a supervisor there: a command or call costs one round trip and a fork."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import attrs
+
+from lazycluster.exceptions import (
+    CommandFailedError,
+    LazyclusterError,
+    RemoteFunctionError,
+    SupervisorError,
+    WorkingDirectoryError,
+)
+from lazycluster.hardware import HostInfo, parse, probe
+from lazycluster.openssh import transfer
+from lazycluster.openssh.connection import Connection
+from lazycluster.openssh.destination import check_command, check_environment, check_timeout
+from lazycluster.openssh.per_step import SET_UP_TIMEOUT, ConnectedHost
+from lazycluster.openssh.processes import DeadlinePassedError
+from lazycluster.results import Collector, CommandResult
+from lazycluster.supervisor import call, frames, launch
+from lazycluster.supervisor.client import Job, Settings, Supervisor
+from lazycluster.supervisor.jobs import Jobs
+from lazycluster.supervisor.payload import Payload, cloudpickle_source
+from lazycluster.supervisor.tree import how_ended
+from lazycluster.transport import UNWATCHED, Watch
+
+_log = logging.getLogger(__name__)
+_ANSWER_TIMEOUT = 30.0
+_ENDING = 15.0
+"""Seconds beyond the grace period for a supervisor to end everything and to go."""
+
+_all: weakref.WeakSet[Resident] = weakref.WeakSet()
+
+
+class Resident(ConnectedHost):
+    """Runs everything through a supervisor on the host, which is started again where it was lost."""
+
+    def __init__(self, connection: Connection, python: str | None = None, grace: float = 5.0) -> None:
+        """Use a connection; nothing is started yet. `grace` is how many seconds lie between SIGTERM and SIGKILL."""
+        super().__init__(connection, python)
+        self.grace = grace
+        self.jobs = Jobs(self)
+        self._gone: dict[str, str] = {}
+        self.start_afresh()
+        _all.add(self)
+
+    def start_afresh(self) -> None:
+        """Begin without a supervisor."""
+        self._lock = threading.RLock()
+        self._current: Supervisor | None = None
+
+    def environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
+        """Return the environment of a job."""
+        return {**self.connection.sessions.env, **check_environment(env)}
+
+    # The supervisor --------------------------------------------------------------------------------------------------
+
+    def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
+        """Start the supervisor, which makes the working directory and probes the machine."""
+        settings = Settings(self._python, self.grace, working_dir or "", probe())
+        with self._lock:
+            self._current = Supervisor(self.connection.sessions, settings)
+            hello = self._current.wait(self.connection.sessions.destination.connect_timeout + SET_UP_TIMEOUT)
+        if hello.failure:
+            raise CommandFailedError(self.host, f"mkdir -p {working_dir or ''}".strip(), 1, hello.failure)
+        if working_dir is None:
+            self._directories.append(hello.working_dir)
+        facts = attrs.evolve(
+            parse(hello.facts), python_version=hello.python.version, python_executable=hello.python.executable
+        )
+        return hello.working_dir, facts
+
+    def supervisor(self, cwd: str | None = None) -> Supervisor:
+        """Return a supervisor that lives, for a job in a directory; one that was lost is replaced.
+
+        Raises:
+            WorkingDirectoryError: The directory was temporary, and went with a supervisor that was lost.
+        """
+        current = self._current
+        if current is None or not current.alive:
+            current = self._start_again()
+        if cwd is not None and self._gone:
+            for path, reason in self._gone.items():
+                if f"{cwd}/".startswith(f"{path}/"):
+                    why = f"it was temporary, and went when the connection broke: {reason}; make a new Runtime"
+                    raise WorkingDirectoryError(self.host, cwd, why)
+        return current
+
+    def _start_again(self) -> Supervisor:
+        with self._lock:
+            if self._current is not None:
+                if self._current.alive:
+                    return self._current
+                for path in self._directories:
+                    self._gone[path] = self._current.reason
+                self._directories.clear()
+            self._current = Supervisor(self.connection.sessions, Settings(self._python, self.grace))
+            self._current.wait(self.connection.sessions.destination.connect_timeout + SET_UP_TIMEOUT)
+            return self._current
+
+    def _ask(self, what: str, *arguments: bytes) -> list[bytes]:
+        try:
+            return self.supervisor().ask(what, *arguments, timeout=_ANSWER_TIMEOUT)
+        except DeadlinePassedError:
+            raise SupervisorError(self.host, f"no answer to {what!r} within {_ANSWER_TIMEOUT:g} s") from None
+        except OSError as error:
+            raise CommandFailedError(self.host, what, 1, str(error)) from error
+
+    # What it does ----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        command: str,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+    ) -> CommandResult:
+        """Run a command; see `Connection.run()`."""
+        check_command(command)
+        check_timeout(timeout)
+        return self.jobs.run(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, watch=watch)
+
+    def call(
+        self,
+        payload: Payload,
+        outcome: IO[bytes],
+        *,
+        python: str | None = None,  # noqa: ARG002 - the supervisor's own
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+    ) -> None:
+        """Run a function in a forked child of the supervisor, and write its outcome to a file."""
+        outcome.seek(0)
+        outcome.truncate()
+        title = f"python: {payload.function}"
+        job, rest = self.jobs.start(
+            frames.CALL,
+            title,
+            payload.function,
+            cwd=cwd,
+            env=self.environment(env),
+            data=payload.request(),
+            before=self._prepare_calls,
+        )
+        job.on_outcome = outcome.write
+
+        def work(job: Job) -> None:
+            if rest:
+                job.feed(rest)
+                job.close_stdin()
+            job.finish()
+
+        ended = self.jobs.carry(job, work, timeout=timeout, watch=watch, collector=watch.collector or Collector())
+        if ended.how == "failed":
+            raise RemoteFunctionError(self.host, payload.function, ended.what)
+        self.jobs.exit_code(ended, title, cwd)
+        words = how_ended(int(ended.what)).encode()
+        outcome.write(words + call.TRAILER.pack(call.MAGIC, call.ENDED, len(words)))
+
+    def _prepare_calls(self, supervisor: Supervisor) -> None:
+        launch.check_python(supervisor.wait(SET_UP_TIMEOUT).python, self.host)
+        supervisor.prepare("calls", launch.calls_preparation, cloudpickle_source)
+
+    def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
+        """Send a file or a directory; see `Connection.put()`."""
+        transfer.put(self.connection.sessions, local, remote, cwd=cwd, watch=watch)
+
+    def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
+        """Fetch a file or a directory; see `Connection.get()`."""
+        transfer.get(self.connection.sessions, remote, local, cwd=cwd, watch=watch)
+
+    def shell(self, script: str, title: str, *, cwd: str | None = None, stdin: bytes = b"") -> CommandResult:
+        """Run text of the library's own in the host's /bin/sh."""
+        return self.jobs.run(script, title=title, cwd=cwd, stdin=stdin, timeout=SET_UP_TIMEOUT, login_shell=False)
+
+    def is_alive(self) -> bool:
+        """Tell whether a command can be run on the host now."""
+        if self.connection.sessions.closed:
+            return False
+        try:
+            self.supervisor().ask("ping", timeout=self.connection.sessions.destination.connect_timeout)
+        except (LazyclusterError, DeadlinePassedError):
+            return False
+        return True
+
+    def create_tempdir(self) -> str:
+        """Make a temporary directory, and return its path."""
+        path = os.fsdecode(self._ask("tempdir")[0])
+        self._directories.append(path)
+        return path
+
+    def forget_directory(self, path: str) -> None:
+        """Note that a temporary directory is gone."""
+        super().forget_directory(path)
+        self._ask("forget", os.fsencode(path))
+
+    def free_ports(self, ports: Sequence[int]) -> list[int]:
+        """Return those of the ports that a server could listen on."""
+        self.supervisor().prepare("ports", launch.ports_preparation)
+        return [int(port) for port in self._ask("ports", *map(frames.number, ports))]
+
+    def clean_up(self) -> None:
+        """Have the supervisor end everything and go; where it is gone already, end what is marked as ours."""
+        current = self._current
+        if current is None:
+            return
+        try:
+            left = current.close(self.grace + _ENDING)
+        except SupervisorError as error:
+            _log.debug("%s", error)
+            self.end_marked()
+        else:
+            if left:
+                _log.warning("%s: the clean-up left something: %s", self.host, ", ".join(left))
+
+    def close(self) -> None:
+        """End the connection and what it runs."""
+        self.connection.close()
+
+
+def _start_afresh() -> None:
+    """Let a forked child start a supervisor of its own: that of the parent is the parent's."""
+    for resident in list(_all):
+        resident.start_afresh()
+
+
+os.register_at_fork(after_in_child=_start_afresh)
