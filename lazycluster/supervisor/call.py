@@ -36,6 +36,13 @@ stands the VALUE or ERROR of the process that called the function, unless that o
 MAGIC = b"\x93lzcall\n"
 VALUE, ERROR, ENDED = b"V", b"E", b"X"
 
+DONE = TRAILER.pack(MAGIC, ENDED, 0)
+"""The last record where the function's process itself says that nothing more will come, and ends: the supervisor need
+not wait until the kernel has taken it apart.
+"""
+
+_PLAIN = frozenset((bool, bytes, complex, float, int, str, type(None)))
+
 TEXTS = struct.Struct(">QQ")
 """An ERROR record begins with the lengths of a reason and a traceback, and these; the exception's pickle may follow."""
 
@@ -56,6 +63,10 @@ def main(token: str, fork: "Callable[[], int]", watch: "Callable[[int], str]") -
         return
     worker = fork()
     if worker == 0:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        _set_the_stage()
         _work(_Writer(answer), request)
         return
     request.clear()
@@ -64,10 +75,11 @@ def main(token: str, fork: "Callable[[], int]", watch: "Callable[[int], str]") -
         _seal(_Writer(answer), ENDED, how.encode())
 
 
-def install_cloudpickle(sources: bytes) -> None:
-    """Import cloudpickle from its sources, once for all the calls of a supervisor."""
+def install(sources: bytes) -> None:
+    """Import cloudpickle from its sources and prepare a supervisor for the calls that it will fork."""
     _offer(pickle.loads(zlib.decompress(sources)), {})  # noqa: S301 - from the manager, whom the host trusts
     importlib.import_module("cloudpickle")
+    _set_the_stage()
 
 
 def work(request: int, answer: int) -> None:
@@ -83,6 +95,7 @@ def work(request: int, answer: int) -> None:
         threading._shutdown()  # waits for threads, as in multiprocessing
     atexit._run_exitfuncs()
     _flush()
+    _Writer(answer).write(DONE)
 
 
 def rebuild(kind: "type[BaseException]", args: "tuple[object, ...]", state: "dict[str, object]") -> BaseException:
@@ -172,7 +185,6 @@ class MemoryModules:
 
 def _work(out: _Writer, request: "list[bytes]") -> None:
     """Call the function and write what came of it."""
-    _set_the_stage()
     me = os.getpid()
     try:
         function, args, kwargs = _load(request)
@@ -197,9 +209,6 @@ def _work(out: _Writer, request: "list[bytes]") -> None:
 
 def _set_the_stage() -> None:
     """Take standard streams and a `__main__` that the function may do with as it likes."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", 1, "utf-8", "backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
@@ -217,7 +226,8 @@ def _load(request: "list[bytes]") -> "tuple[Callable[..., object], tuple[object,
     work of one pickler, so that what is shared among them stays shared.
     """
     if request[0]:
-        install_cloudpickle(request[0])
+        _offer(pickle.loads(zlib.decompress(request[0])), {})  # noqa: S301 - from the manager, whom the host trusts
+        importlib.import_module("cloudpickle")
     sent, left_out, texts = pickle.loads(zlib.decompress(request[1]))  # noqa: S301 - from the manager, whom the host trusts
     _offer(sent, left_out)
     for file, text in texts.items():  # so that tracebacks show the lines, as they would on the manager
@@ -259,7 +269,10 @@ def _refuse_lazy(value: object) -> None:
 
 def _returned(out: _Writer, value: object) -> None:
     try:
-        importlib.import_module("cloudpickle").Pickler(out).dump(value)
+        if type(value) in _PLAIN:  # most results; cloudpickle would do the same, and takes its time to begin
+            out.write(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+        else:
+            importlib.import_module("cloudpickle").Pickler(out).dump(value)
     except Exception as error:  # noqa: BLE001 - pickling runs anything; the manager is told all of it
         _fail(out, f"its result cannot be sent back: {_in_a_line(error)}", error)
     else:

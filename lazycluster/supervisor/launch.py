@@ -83,7 +83,12 @@ def supervisor(token: str, mark: str, grace: float, working_dir: str | None, pro
 @functools.cache
 def calls_preparation() -> bytes:
     """Return what a supervisor loads before its first call, besides the sources of cloudpickle."""
-    install = "def install(functions, data):\n    call.install_cloudpickle(data)\n    functions.work = call.work\n"
+    install = (
+        "def install(functions, data):\n"
+        "    call.install(data)\n"
+        "    functions.work = call.work\n"
+        "    functions.done = call.DONE\n"
+    )
     return zlib.compress(f"{_LOADER}{modules_text(('call',))}{install}".encode())
 
 

@@ -55,8 +55,34 @@ def travels(module: ModuleType) -> bool:
     return _is_own_namespace(path)
 
 
+_installed: dict[str, tuple[int, object]] = {}
+"""Loaded modules that were found to be installed: each call of a function asks for all of them."""
+
+
+def travelling(loaded: dict[str, ModuleType]) -> list[tuple[str, ModuleType]]:
+    """Return those of the loaded modules that are not installed."""
+    found = []
+    for name, module in loaded.items():
+        if not isinstance(module, ModuleType):
+            continue
+        file = _facts(module).get("__file__")
+        if file is not None and _installed.get(name) == (id(module), file):
+            continue
+        if travels(module):
+            found.append((name, module))
+        elif isinstance(file, str) and os.path.isabs(file):
+            _installed[name] = (id(module), file)
+    return found
+
+
 def is_installed(file: str) -> bool:
     """Tell whether a file belongs to the standard library or to an installed distribution."""
+    return _is_installed(file) if os.path.isabs(file) else _is_installed.__wrapped__(file)
+
+
+@functools.cache
+def _is_installed(file: str) -> bool:
+    # Looked at once: for every call of a function each loaded module is asked for.
     return any(_is_below(form, _installations()) for form in (os.path.realpath(file), str(Path(file).absolute())))
 
 

@@ -21,7 +21,7 @@ import cloudpickle
 from lazycluster.exceptions import FunctionNotSerializableError
 from lazycluster.steps import function_name
 from lazycluster.supervisor import call
-from lazycluster.supervisor.modules import Survey, travels
+from lazycluster.supervisor.modules import Survey, travelling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,10 +88,9 @@ def _modules_by_value() -> Iterator[Survey]:
     known = frozenset(cloudpickle.list_registry_pickle_by_value())
     added = [
         module
-        for name, module in list(sys.modules.items())
-        if name not in known and name != "__main__" and isinstance(module, ModuleType) and travels(module)
+        for name, module in travelling(sys.modules.copy())
+        if name not in known and name != "__main__" and module.__name__ in sys.modules and module.__name__ not in known
     ]
-    added = [module for module in added if module.__name__ in sys.modules and module.__name__ not in known]
     try:
         for module in added:
             cloudpickle.register_pickle_by_value(module)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import selectors
 import signal
+import struct
 import sys
 import time
 import zlib
@@ -48,19 +49,22 @@ from lazycluster.supervisor.frames import (
     pack,
     unpack,
 )
-from lazycluster.supervisor.tree import Ending, Row, adopt_orphans, descendants, die_with_parent, marked, process_table
+from lazycluster.supervisor.tree import Ending, Row, adopt_orphans, descendants, marked, process_table
 
 MARK = "LAZYCLUSTER-SUPERVISOR"
 """The first word of what the supervisor prints; the token follows, then a newline, then frames."""
 
 _CONGESTED = 1 << 20  # bytes that wait to be sent before the jobs' output is left in their pipes
 _TICK = 0.02  # seconds between two looks at processes that are to end
+_SPARE_AFTER = 0.02  # seconds into a call after which the worker for the next one is forked, if it has not ended by then
 _TOLD_AFTER = 0.05  # seconds after which a job is told to have started, if it has not ended by then
 _PULSE_EVERY = 60.0  # seconds; unanswered, they let the kernel notice a dead link (tcp(7), tcp_retries2)
 _PARTING = 2.0  # seconds to get the last frame out
 _PIPE = 1 << 16
 _LARGE_PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
+_handle_signal = getattr(signal.signal, "__wrapped__", signal.signal)  # without enumerations, which take their time
+_LENGTH = struct.Struct(">I")
 _BOURNE = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
 _INPUT_ENDED, _LOGIN_SHELL = 1, 2  # flags of RUN and CALL
 
@@ -72,6 +76,8 @@ class Functions:
         """Begin without."""
         self.work: Callable[[int, int], None] | None = None
         self.is_free: Callable[[int], bool] | None = None
+        self.done = b""
+        """How the outcome of a call ends that needs no further watching."""
         self.failure = ""
 
 
@@ -108,6 +114,17 @@ class Reader:
         """Bytes that the pipe can hold of a process that has ended; what comes later is of another one."""
 
 
+class Worker:
+    """A forked process that waits for a function to call: its number, and our ends of its pipes."""
+
+    def __init__(self, pid: int, feeding: int, outcome: int, printed: int) -> None:
+        """Keep them."""
+        self.pid = pid
+        self.feeding = feeding
+        self.outcome = outcome
+        self.printed = printed
+
+
 class Supervisor:
     """Serves one runtime."""
 
@@ -118,6 +135,7 @@ class Supervisor:
         self._prefix = prefix
         self._grace = grace
         self._functions = Functions()
+        self._is_worker = False
         self._selector = selectors.DefaultSelector()
         self._decoder = Decoder()
         self._jobs: dict[int, Job] = {}
@@ -136,6 +154,8 @@ class Supervisor:
         self._leaving: Ending | None = None
         self._next_look = 0.0
         self._last_sent = time.monotonic()
+        self._spare: Worker | None = None
+        self._spare_due: float | None = None
         self._environment = _environment()
         self._home = self._directory = os.getcwd()
         self._bell, ring = os.pipe()
@@ -145,6 +165,8 @@ class Supervisor:
         for signal_number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signal_number, lambda _number, _frame: None)
         self._limits = _raise_limit()
+        if hasattr(os, "register_at_fork"):  # Python 3.7
+            os.register_at_fork(before=self._before_fork)
         self._selector.register(0, selectors.EVENT_READ, self._receive)
         self._selector.register(self._bell, selectors.EVENT_READ, self._rung)
 
@@ -222,8 +244,10 @@ class Supervisor:
                 return
             if now - self._last_sent >= _PULSE_EVERY and not self._closing:
                 self._send(PULSE)
+                self._drop_spare()
             if self._queue:
                 self._flush()
+            self._look_after_spare(now)
 
     def _patience(self) -> "float | None":
         """Return how long there is nothing to do by itself."""
@@ -231,6 +255,8 @@ class Supervisor:
         due = self._last_sent + _PULSE_EVERY
         if self._untold:
             due = min(due, self._untold[0][0])
+        if self._spare_due is not None:
+            due = min(due, self._spare_due)
         if self._leaving is not None or self._closing or any(job.ending for job in self._jobs.values()):
             due = min(due, self._next_look)
         return max(0.0, due - now)
@@ -253,12 +279,18 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if self._spare is not None and pid == self._spare.pid:
+                self._drop_spare()
             job = self._by_pid.pop(pid, None)
             if job is not None:
-                job.status = status
-                for reader in job.readers:
-                    reader.left = _LARGE_PIPE if reader.large else _PIPE
-                self._settle(job)
+                self._exited(job, status)
+
+    def _exited(self, job: Job, status: int) -> None:
+        if job.status is None:
+            job.status = status
+            for reader in job.readers:
+                reader.left = _LARGE_PIPE if reader.large else _PIPE
+            self._settle(job)
 
     # What comes in ---------------------------------------------------------------------------------------------------
 
@@ -366,53 +398,87 @@ class Supervisor:
             return
         if not self._enter(job, directory):
             return
+        worker, self._spare = self._spare, None
+        if worker is None:
+            try:
+                worker = self._fork_worker(self._functions.work)
+            except OSError as error:
+                self._end(job, b"failed", f"no process for it: {error.strerror}")
+                return
+        self._spare_due = time.monotonic() + _SPARE_AFTER
+        setting = pack(os.fsencode(self._directory), *self._own_variables(job, fields[5:]))
+        job.taken = -len(setting)
+        job.input.appendleft(memoryview(_LENGTH.pack(len(setting)) + setting))
+        self._started(job, worker.pid, worker.feeding, ((worker.outcome, OUTCOME), (worker.printed, ERRORS)))
+
+    def _fork_worker(self, work: "Callable[[int, int], None]") -> Worker:
+        """Fork a process that waits for a function to call."""
         ends: list[int] = []
         try:
             for _ in range(3):
                 ends += os.pipe()
             pid = os.fork()
-        except OSError as error:
+        except OSError:
             for descriptor in ends:
                 os.close(descriptor)
-            self._end(job, b"failed", f"no process for it: {error.strerror}")
-            return
+            raise
         request, feeding, outcome, answering, printed, printing = ends
         if pid == 0:
-            self._become_worker(self._functions.work, job, fields[5:], (request, answering, printing))
+            self._become_worker(work, request, answering, printing)
         for descriptor in (request, answering, printing):
             os.close(descriptor)
-        self._started(job, pid, feeding, ((outcome, OUTCOME), (printed, ERRORS)))
+        return Worker(pid, feeding, outcome, printed)
 
-    def _become_worker(
-        self,
-        work: "Callable[[int, int], None]",
-        job: Job,
-        variables: "list[bytes]",
-        descriptors: "tuple[int, int, int]",
-    ) -> None:
-        """Run a function in this forked process, and end it."""
+    def _become_worker(self, work: "Callable[[int, int], None]", request: int, answering: int, printing: int) -> None:
+        """Wait for a function in this forked process, run it, and end."""
         try:
-            request, answering, printing = descriptors
+            self._is_worker = True
             signal.set_wakeup_fd(-1)
             for signal_number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(signal_number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            die_with_parent()
-            adopt_orphans()
+                _handle_signal(signal_number, signal.SIG_DFL)
+            _handle_signal(signal.SIGINT, signal.default_int_handler)
             os.setsid()
-            os.dup2(printing, 1)
-            os.dup2(printing, 2)
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for descriptor, stream in ((nothing, 0), (printing, 1), (printing, 2)):
+                os.dup2(descriptor, stream)
             _close_all_but(request, answering)
             _set_limit(self._limits)
-            os.environ.clear()
-            os.environ.update({os.fsdecode(k): os.fsdecode(v) for k, v in self._environment_of(job, variables).items()})
-            work(request, answering)
+            length = _read_exactly(request, _LENGTH.size)
+            if length:
+                directory, *variables = unpack(_read_exactly(request, _LENGTH.unpack(length)[0]))
+                os.chdir(directory)
+                for name, value in zip(variables[::2], variables[1::2]):
+                    os.environb[name] = value
+                work(request, answering)
         except BaseException:  # noqa: BLE001 - nothing may get back into the loop of the supervisor
             import traceback  # noqa: PLC0415 - hardly ever needed
 
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
+
+    def _before_fork(self) -> None:
+        """Have a function that forks adopt its orphans: in these nothing else tells whose they are."""
+        if self._is_worker:
+            adopt_orphans()
+
+    def _look_after_spare(self, now: float) -> None:
+        """Fork a worker for the next call while nobody waits for it: the fork is most of what a call costs."""
+        if self._spare_due is None or now < self._spare_due or self._closing:
+            return
+        self._spare_due = None
+        if self._spare is None and self._functions.work is not None:
+            with contextlib.suppress(OSError):
+                self._spare = self._fork_worker(self._functions.work)
+
+    def _drop_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        self._spare_due = None
+        if spare is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(spare.pid, signal.SIGKILL)
+            for descriptor in (spare.feeding, spare.outcome, spare.printed):
+                os.close(descriptor)
 
     def _new_job(self, name: int, grace: bytes, flags: bytes, data: bytes) -> Job:
         job = Job(name, float(grace))
@@ -433,12 +499,16 @@ class Supervisor:
         return True
 
     def _environment_of(self, job: Job, variables: "list[bytes]") -> "dict[bytes, bytes]":
+        own = self._own_variables(job, variables)
         environment = dict(self._environment)
-        environment[b"PWD"] = os.fsencode(self._directory)
-        environment.update(zip(variables[::2], variables[1::2]))
-        name, _, token = self._mark.partition("=")
-        environment[os.fsencode(name)] = os.fsencode(f"{token}{job.name}.")
+        environment.update(zip(own[::2], own[1::2]))
         return environment
+
+    def _own_variables(self, job: Job, variables: "list[bytes]") -> "list[bytes]":
+        """Return the variables of a job beyond those of the supervisor: names and values in turn."""
+        name, _, token = self._mark.partition("=")
+        job_mark = os.fsencode(f"{token}{job.name}.")
+        return [b"PWD", os.fsencode(self._directory), *variables, os.fsencode(name), job_mark]
 
     def _spawn(self, job: Job, argv: "list[str]", environment: "dict[bytes, bytes]") -> None:
         given: list[int] = []
@@ -580,6 +650,9 @@ class Supervisor:
             return True
         job.credit -= len(data)
         self._send(reader.kind, job.name, data)
+        if reader.kind == OUTCOME and data.endswith(self._functions.done):
+            self._exited(job, 0)
+            return False
         if job.credit <= 0:
             self._watch_readers(job)
         return True
@@ -617,6 +690,8 @@ class Supervisor:
             return
         if how == b"exit" and job.pid == 0:
             what = number(int(what) << 8)
+        if self._spare_due is not None:
+            self._spare_due = 0.0
         self._send(ENDED, job.name, pack(how, what if isinstance(what, bytes) else os.fsencode(what)))
         del self._jobs[job.name]
         if job.input_descriptor >= 0:
@@ -646,6 +721,7 @@ class Supervisor:
         if self._closing:
             return
         self._closing = True
+        self._drop_spare()
         self._selector.unregister(0)
         self._congested = False
         for job in list(self._jobs.values()):
@@ -815,6 +891,17 @@ def _enlarge(descriptor: int) -> None:
         import fcntl  # noqa: PLC0415 - not everywhere
 
         fcntl.fcntl(descriptor, _SET_PIPE_SIZE, _LARGE_PIPE)
+
+
+def _read_exactly(descriptor: int, length: int) -> bytes:
+    """Read so many bytes; nothing where the other end was closed."""
+    data = b""
+    while len(data) < length:
+        piece = os.read(descriptor, length - len(data))
+        if not piece:
+            return b""
+        data += piece
+    return data
 
 
 def _close_all_but(*kept: int) -> None:

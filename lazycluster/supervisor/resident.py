@@ -156,7 +156,14 @@ class Resident(ConnectedHost):
             data=payload.request(),
             before=self._prepare_calls,
         )
-        job.on_outcome = outcome.write
+        ending = b""
+
+        def on_outcome(data: bytes) -> None:
+            nonlocal ending
+            outcome.write(data)
+            ending = (ending + data[-len(call.DONE) :])[-len(call.DONE) :]
+
+        job.on_outcome = on_outcome
 
         def work(job: Job) -> None:
             if rest:
@@ -169,7 +176,8 @@ class Resident(ConnectedHost):
             raise RemoteFunctionError(self.host, payload.function, ended.what)
         self.jobs.exit_code(ended, title, cwd)
         words = how_ended(int(ended.what)).encode()
-        outcome.write(words + call.TRAILER.pack(call.MAGIC, call.ENDED, len(words)))
+        if ending != call.DONE:  # its process died
+            outcome.write(words + call.TRAILER.pack(call.MAGIC, call.ENDED, len(words)))
 
     def _prepare_calls(self, supervisor: Supervisor) -> None:
         launch.check_python(supervisor.wait(SET_UP_TIMEOUT).python, self.host)
