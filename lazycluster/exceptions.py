@@ -314,7 +314,8 @@ class PythonNotFoundError(LazyclusterError):
 
     def __str__(self) -> str:
         return (
-            f"{self.host}: no Python found (looked for {self.wanted}). Install python3 there, or name it with python=."
+            f"{self.host}: no Python found (looked for {self.wanted}). Install python3 there, or name it with python=; "
+            "commands and files go without one: Runtime(..., resident=False)."
         )
 
 

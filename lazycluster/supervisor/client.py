@@ -335,10 +335,10 @@ class Supervisor:
         """Have the host load something once, before what needs it."""
         if what not in self._prepared:
             with self._lock:
-                if what in self._prepared:
-                    return
-                self._prepared.add(what)
-            self.send(frames.frame(frames.PREPARE, 0, frames.pack(text(), data())))
+                if what not in self._prepared:
+                    # Sent under the lock: no other thread may take it for done before.
+                    self.send(frames.frame(frames.PREPARE, 0, frames.pack(text(), data())))
+                    self._prepared.add(what)
 
     def _begin(
         self, kind: int, name: int, title: str, events: queue.SimpleQueue[Event], fields: tuple[bytes, ...]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from importlib.machinery import ModuleSpec
 
 _NEVER = frozenset({"__mp_main__", "cloudpickle", "lazycluster"})
@@ -59,7 +59,7 @@ _installed: dict[str, tuple[int, object]] = {}
 """Loaded modules that were found to be installed: each call of a function asks for all of them."""
 
 
-def travelling(loaded: dict[str, ModuleType]) -> list[tuple[str, ModuleType]]:
+def travelling(loaded: Mapping[str, object]) -> list[tuple[str, ModuleType]]:
     """Return those of the loaded modules that are not installed."""
     found = []
     for name, module in loaded.items():

@@ -56,8 +56,10 @@ MARK = "LAZYCLUSTER-SUPERVISOR"
 
 _CONGESTED = 1 << 20  # bytes that wait to be sent before the jobs' output is left in their pipes
 _TICK = 0.02  # seconds between two looks at processes that are to end
-_SPARE_AFTER = 0.02  # seconds into a call after which the worker for the next one is forked, if it has not ended by then
-_TOLD_AFTER = 0.05  # seconds after which a job is told to have started, if it has not ended by then
+_SPARE_AFTER = (
+    0.02  # seconds into a call after which the worker for the next one is forked, if it has not ended by then
+)
+_TOLD_AFTER = 0.005  # seconds after which a job is told to have started, if it has not ended by then
 _PULSE_EVERY = 60.0  # seconds; unanswered, they let the kernel notice a dead link (tcp(7), tcp_retries2)
 _PARTING = 2.0  # seconds to get the last frame out
 _PIPE = 1 << 16
@@ -668,18 +670,21 @@ class Supervisor:
         """End a job whose process has ended, once its output is on its way and what it started is gone if it must."""
         if job.ending is not None or job.over:
             return
-        for reader in list(job.readers):
-            while job.credit > 0 and reader.left and reader.left > 0 and self._read(reader):
-                pass
-            if job.over:  # with the last of its streams
-                return
-        if job.credit <= 0 and any(reader.left and reader.left > 0 for reader in job.readers):
-            return  # the rest is sent with the next grant
+        readers = list(job.readers)
+        while readers and job.credit > 0:
+            if not (readers[0].left and readers[0].left > 0 and self._read(readers[0])):
+                readers.pop(0)
+        if readers or self._is_over(job):
+            return  # the rest is sent with the next grant; or the last of the streams has ended it
         assert job.status is not None
         if os.WIFSIGNALED(job.status):
             self._end(job, b"signal", number(job.status))
         else:
             self._end(job, b"exit", number(job.status))
+
+    @staticmethod
+    def _is_over(job: Job) -> bool:
+        return job.over
 
     def _end(self, job: Job, how: bytes, what: "bytes | str") -> None:
         """Tell the end of a job: `exit` or `signal` and what waitpid(2) said, `cd` or `failed` and why."""

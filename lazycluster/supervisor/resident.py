@@ -66,6 +66,8 @@ class Resident(ConnectedHost):
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
         """Start the supervisor, which makes the working directory and probes the machine."""
+        if working_dir is not None:
+            _check_path(working_dir)
         settings = Settings(self._python, self.grace, working_dir or "", probe())
         with self._lock:
             self._current = Supervisor(self.connection.sessions, settings)
@@ -88,7 +90,8 @@ class Resident(ConnectedHost):
         current = self._current
         if current is None or not current.alive:
             current = self._start_again()
-        if cwd is not None and self._gone:
+        if cwd is not None:
+            _check_path(cwd)
             for path, reason in self._gone.items():
                 if f"{cwd}/".startswith(f"{path}/"):
                     why = f"it was temporary, and went when the connection broke: {reason}; make a new Runtime"
@@ -238,6 +241,11 @@ class Resident(ConnectedHost):
     def close(self) -> None:
         """End the connection and what it runs."""
         self.connection.close()
+
+
+def _check_path(path: str) -> None:
+    if not path or "\0" in path:
+        raise ValueError(f"a path must not be empty and cannot hold NUL: {path!r}")
 
 
 def _start_afresh() -> None:
