@@ -139,7 +139,7 @@ class Connection:
             TransferError: It could not be sent; what stood at the target stands there still.
             ConnectError: The host could not be reached.
         """
-        transfer.put(self.sessions, Path(local), remote, cwd=cwd, watch=watch)
+        transfer.put(transfer.Route(self.sessions, self.sessions), Path(local), remote, cwd=cwd, watch=watch)
 
     def get(
         self,
@@ -162,7 +162,8 @@ class Connection:
             TransferError: It could not be fetched; what stood at the target stands there still.
             ConnectError: The host could not be reached.
         """
-        transfer.get(self.sessions, remote, Path.cwd() if local is None else Path(local), cwd=cwd, watch=watch)
+        target = Path.cwd() if local is None else Path(local)
+        transfer.get(transfer.Route(self.sessions, self.sessions), remote, target, cwd=cwd, watch=watch)
 
     def call(
         self,

@@ -25,9 +25,9 @@ _WRITABLE = """\
 """
 _TARGET = _JOIN + _SPLIT + _WRITABLE
 
-PREPARE_FILE = (
-    _FAIL
-    + """\
+# Sets $d and $b to where a file for $1 belongs, behind symbolic links; $2 is its name in a directory.
+_BEHIND_LINKS = (
+    """\
 case $1 in */) [ -d "$1" ] || fail "no such directory: $1";; esac
 """
     + _JOIN
@@ -47,10 +47,31 @@ done
     + """\
 [ ! -d "./$b" ] || fail "is a directory: $d/$b"
 [ ! -e "./$b" ] || [ -f "./$b" ] || fail "is no regular file: $d/$b"
+"""
+)
+PREPARE_FILE = (
+    _FAIL
+    + _BEHIND_LINKS
+    + """\
 printf '%s\\0' "$d" "$b"
 """
 )
 """$1 target, $2 name to take in a directory. Prints the directory and the name in it, behind symbolic links."""
+
+RECEIVE_FILE = (
+    _FAIL
+    + _BEHIND_LINKS
+    + """\
+t=./.lazycluster-$3
+trap 'rm -f -- "$t"' EXIT
+trap 'exit 1' HUP INT TERM
+(umask 077 && cat >"$t") || exit 1
+n=$(wc -c <"$t") || exit 1
+[ $((n)) -eq "$4" ] || fail "the stream broke off before its end"
+chmod "$5" "$t" && TZ=UTC0 touch -t "$6" "$t" && mv -f -- "$t" "./$b"
+"""
+)
+"""$1 target, $2 name to take in a directory, $3 random, $4 size, $5 mode, $6 time for touch(1). Reads the file."""
 
 PLACE_FILE = """\
 mv -f -- "$1" "$2"
@@ -135,9 +156,17 @@ fi
     + """\
 n=$(wc -c <"./$b") || exit 1
 printf '%s\\0' f "$d" "$b" "$((n))"
+[ $((n)) -le "$2" ] || exit 0
+m=$(stat -Lc '%a %Y' -- "./$b" 2>/dev/null || stat -Lf '%Lp %m' -- "./$b") || exit 1
+printf '%s\\0' "$m"
+exec cat <"./$b"
 """
 )
-"""$1 path. Prints `f`, directory, name and size of a file; or `d`, the directory, its name, 0 and its tar stream."""
+"""$1 path, $2 size of a file, in bytes, up to which it follows itself.
+
+Prints `f`, directory, name and size of a file, and of a smaller one its octal mode, its time in seconds, and what is in
+it; or `d`, the directory, its name, 0 and its tar stream.
+"""
 
 MAKE_WORKING_DIRECTORY = """\
 if [ $# -eq 0 ]; then

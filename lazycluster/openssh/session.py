@@ -46,7 +46,7 @@ class Session:
         self._on_output = on_output
         self._check = check
         self._reading: bytearray | None = None
-        self._raw = False
+        self._raw: list[bytes] | None = None
         self.exit_status: int | None = None
         self._child = Child(argv, on_output=self._receive, deadline=deadline, cancellation=watch.cancellation)
         try:
@@ -66,8 +66,8 @@ class Session:
         return True
 
     def _receive(self, stream: Stream, data: bytes) -> None:
-        if self._raw and stream is Stream.STDOUT:
-            self._deliver(stream, data)
+        if self._raw is not None and stream is Stream.STDOUT:
+            self._raw.append(data)
             return
         self._deliver(stream, self._marks.feed(stream, data))
 
@@ -117,6 +117,10 @@ class Session:
         del self._reading[:size]
         return data
 
+    def read_some(self) -> bytes:
+        """Return what there is of standard output, waiting for some; nothing only at its end."""
+        return self.read(1) + self.read(len(self._reading or b""))
+
     def read_until(self, end: bytes) -> bytes | None:
         """Return standard output up to a byte string, which is taken off; None where it ends before."""
         data = bytearray()
@@ -137,14 +141,11 @@ class Session:
 
     def stream(self) -> Iterator[bytes]:
         """Yield standard output as it comes, up to its end, and from here on as it is, marks included."""
-        self._raw = True
         rest = bytes(self._reading or b"") + self._marks.finish(Stream.STDOUT)
-        self._reading = bytearray()
-        if rest:
-            yield rest
-        while self._pump(lambda: bool(self._reading)) or self._reading:
-            data, self._reading = self._reading, bytearray()
-            yield bytes(data)
+        self._raw = [rest] if rest else []
+        while self._raw or (self._pump(lambda: bool(self._raw)) or self._raw):
+            data, self._raw = self._raw, []
+            yield from data
 
     def reported(self, data: bytes) -> str | None:
         """Return what the host's shell reports where that stands at the beginning of data of `stream()`."""

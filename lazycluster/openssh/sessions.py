@@ -39,7 +39,7 @@ from lazycluster.openssh.master import Master
 from lazycluster.openssh.processes import Cancellation, CancelledError, Deadline, DeadlinePassedError, Finished
 from lazycluster.openssh.session import Session, SessionEndedError
 from lazycluster.openssh.shell import Script
-from lazycluster.openssh.slots import SessionSlots
+from lazycluster.openssh.slots import NoSlotError, SessionSlots
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.transport import UNWATCHED, Watch
 
@@ -47,6 +47,7 @@ T = TypeVar("T")
 Work = Callable[[Session], object]
 """What is done with a session between its start and its end; `finish()` is called for it."""
 
+_ALL_TAKEN = "the supervisor has the only session that the host allows"
 _CLOSE_PATIENCE = 1.0
 _PARTING = 2.0
 """Seconds beyond the grace period that a stop waits for the host to have ended a command."""
@@ -198,10 +199,12 @@ class Sessions:
         collector: Collector,
         timeout: float | None = None,
         watch: Watch = UNWATCHED,
+        lasting: bool = False,
     ) -> int:
         """Run a script in a session and return its exit status.
 
         `work` feeds and reads the session and finishes it. It is called again only where the host cannot have begun.
+        A lasting session is one whose end nobody waits for.
 
         Raises:
             CommandTimeoutError: `timeout` seconds have passed since the log-in; the script was ended.
@@ -220,7 +223,7 @@ class Sessions:
         redialled = False
         try:
             while True:
-                with self._slots.taken(deadline, watch.cancellation):
+                with self._slots.taken(deadline, watch.cancellation, lasting=lasting):
                     session = self._session(master, script, work, on_output, deadline, watch)
                     if session.started or session.exit_status not in {255, None}:
                         self._slots.accepted()
@@ -240,6 +243,8 @@ class Sessions:
                 master = self.master()
         except CancelledError:  # while it waited for a slot
             raise CommandStoppedError(self.host, script.title) from None
+        except NoSlotError:
+            raise SessionRefusedError(self.host, script.title, _ALL_TAKEN) from None
         except DeadlinePassedError:
             raise CommandTimeoutError(
                 self.host,
@@ -276,6 +281,8 @@ class Sessions:
                 yield
         except CancelledError:
             raise CommandStoppedError(self.host, what) from None
+        except NoSlotError:
+            raise SessionRefusedError(self.host, what, _ALL_TAKEN) from None
 
     def check(self, master: Master, what: str) -> None:
         """See that a master still answers, while something waits for it.

@@ -14,6 +14,10 @@ DEFAULT_LIMIT = 10
 _TRUST = 20
 
 
+class NoSlotError(Exception):
+    """Every session that the host allows is one that lasts."""
+
+
 class SessionSlots:
     """Lets as many sessions run at once as the host allows; the others wait for a free slot."""
 
@@ -22,6 +26,7 @@ class SessionSlots:
         self._limit = limit
         self._most = limit
         self._used = 0
+        self._lasting = 0
         self._accepted = 0
         self._changed = threading.Condition()
 
@@ -31,28 +36,37 @@ class SessionSlots:
         return self._limit
 
     @contextlib.contextmanager
-    def taken(self, deadline: Deadline, cancellation: Cancellation | None = None) -> Iterator[None]:
-        """Hold a slot; wait for a free one first.
+    def taken(
+        self, deadline: Deadline, cancellation: Cancellation | None = None, *, lasting: bool = False
+    ) -> Iterator[None]:
+        """Hold a slot; wait for a free one first. A lasting session is one whose end nobody waits for.
 
         Raises:
             DeadlinePassedError: None became free in time.
             CancelledError: The cancellation was requested first.
+            NoSlotError: Lasting sessions hold all of them.
         """
         with contextlib.nullcontext() if cancellation is None else cancellation.calling(self._wake), self._changed:
             self._changed.wait_for(
-                lambda: self._used < self._limit or (cancellation is not None and cancellation.requested),
+                lambda: (
+                    self._used < self._limit
+                    or self._lasting >= self._limit
+                    or (cancellation is not None and cancellation.requested)
+                ),
                 deadline.remaining,
             )
             if cancellation is not None and cancellation.requested:
                 raise CancelledError
             if self._used >= self._limit:
-                raise DeadlinePassedError
+                raise NoSlotError if self._lasting >= self._limit else DeadlinePassedError
             self._used += 1
+            self._lasting += lasting
         try:
             yield
         finally:
             with self._changed:
                 self._used -= 1
+                self._lasting -= lasting
                 self._changed.notify_all()
 
     def _wake(self) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import re
 import secrets
 import shlex
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +25,7 @@ from lazycluster.exceptions import (
     ConnectionLostError,
     LazyclusterError,
     RuntimeClosedError,
+    SessionRefusedError,
     TransferError,
     UnsafeArchiveError,
 )
@@ -31,13 +34,22 @@ from lazycluster.openssh.argv import remote_operand, scp_argv
 from lazycluster.openssh.destination import absolute
 from lazycluster.openssh.diagnosis import scp_reason, session_refused, tar_reason
 from lazycluster.openssh.extraction import unpack
-from lazycluster.openssh.host_scripts import CREATE_LINK, FETCH, PLACE_FILE, PREPARE_FILE, RECEIVE_TREE, REMOVE
+from lazycluster.openssh.host_scripts import (
+    CREATE_LINK,
+    FETCH,
+    PLACE_FILE,
+    PREPARE_FILE,
+    RECEIVE_FILE,
+    RECEIVE_TREE,
+    REMOVE,
+)
 from lazycluster.openssh.keeper import Keeper
 from lazycluster.openssh.master import Master
 from lazycluster.openssh.mux import ControlSocketError
 from lazycluster.openssh.placement import discard, place, temporary_beside
 from lazycluster.openssh.processes import CancelledError, Child, Deadline, Finished
-from lazycluster.openssh.session import Session, SessionEndedError
+from lazycluster.openssh.scripts import Dialogue, Scripts
+from lazycluster.openssh.session import SessionEndedError
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.openssh.shell import quote_path
 from lazycluster.results import Collector, CommandResult, Stream
@@ -52,33 +64,67 @@ _NO_SFTP = re.compile(r"subsystem request failed|\A\s*(scp: )?Connection closed\
 _HARMLESS_TAR = re.compile(r".*: (file changed as we read it|File removed before we read it)\s*")
 _NAMELESS = {"", ".", "..", "~"}
 _CLEAN_UP_TIMEOUT = 10.0
+_PIECE = 1 << 18
+_ANY_SIZE = 1 << 62
+_LAST_TIME = 253402300799
+"""The last second of the year 9999, the last one that touch(1) can be given."""
 _PROGRESS_EVERY = 0.2
 
 
-def put(sessions: Sessions, local: Path, remote: str | None, *, cwd: str | None, watch: Watch) -> None:
+@attrs.frozen
+class Route:
+    """The way that files take: scripts on the host, and the sessions for scp.
+
+    Files of up to `streamed` bytes go through a script's own streams, which takes one round trip; -1 for none.
+    """
+
+    scripts: Scripts
+    sessions: Sessions
+    streamed: int = -1
+
+    @property
+    def host(self) -> str:
+        """Return the host as it was given."""
+        return self.scripts.host
+
+
+def put(route: Route, local: Path, remote: str | None, *, cwd: str | None, watch: Watch) -> None:
     """Send a file or a directory; see `Connection.put()`."""
-    with _naming(sessions.host, "send", str(local)):
+    with _naming(route.host, "send", str(local)):
         status = local.stat()
         name = absolute(local).name
         if not name:
-            raise TransferError(sessions.host, "send", str(local), "the root directory has no name to send it under")
+            raise TransferError(route.host, "send", str(local), "the root directory has no name to send it under")
         target = remote or "."
         if stat.S_ISDIR(status.st_mode):
-            _put_tree(sessions, local, name, target, cwd, watch)
-        elif stat.S_ISREG(status.st_mode):
-            _put_file(sessions, local, name, target, cwd, watch)
+            _put_tree(route.scripts, local, name, target, cwd, watch)
+        elif not stat.S_ISREG(status.st_mode):
+            raise TransferError(route.host, "send", str(local), "neither a regular file nor a directory")
+        elif status.st_size <= route.streamed:
+            _put_stream(route.scripts, local, name, target, cwd, watch)
         else:
-            raise TransferError(sessions.host, "send", str(local), "neither a regular file nor a directory")
+            try:
+                _put_file(route, local, name, target, cwd, watch)
+            except SessionRefusedError:  # the supervisor has the only one
+                if route.streamed < 0:
+                    raise
+                _put_stream(route.scripts, local, name, target, cwd, watch)
 
 
-def get(sessions: Sessions, remote: str, local: Path, *, cwd: str | None, watch: Watch) -> None:
+def get(route: Route, remote: str, local: Path, *, cwd: str | None, watch: Watch) -> None:
     """Fetch a file or a directory; see `Connection.get()`."""
     if not remote:
         raise ValueError("the path on the host must not be empty")
-    with _naming(sessions.host, "fetch", remote):
-        found = _fetch(sessions, remote, local, cwd, watch)
-        if found is not None:
-            _get_file(sessions, found, _local_target(local, remote, found.name), watch)
+    with _naming(route.host, "fetch", remote):
+        found = _fetch(route.scripts, remote, local, cwd, watch, streamed=route.streamed)
+        if found is None:
+            return
+        try:
+            _get_file(route, found, _local_target(local, remote, found.name), watch)
+        except SessionRefusedError:  # as above
+            if route.streamed < 0:
+                raise
+            _fetch(route.scripts, remote, local, cwd, watch, streamed=_ANY_SIZE)
 
 
 @contextlib.contextmanager
@@ -112,10 +158,10 @@ def _checked(host: str, action: str, path: str, result: CommandResult, target: s
 # One file ------------------------------------------------------------------------------------------------------------
 
 
-def _put_file(sessions: Sessions, local: Path, name: str, target: str, cwd: str | None, watch: Watch) -> None:
-    host = sessions.host
+def _put_file(route: Route, local: Path, name: str, target: str, cwd: str | None, watch: Watch) -> None:
+    host, scripts = route.host, route.scripts
     script = _script(PREPARE_FILE, quote_path(target), shlex.quote(name))
-    prepared = sessions.run(
+    prepared = scripts.run(
         script, cwd=cwd, title=f"prepare {target}", watch=Watch(cancellation=watch.cancellation), login_shell=False
     )
     directory, base = _checked(host, "send", str(local), prepared, target)
@@ -125,10 +171,10 @@ def _put_file(sessions: Sessions, local: Path, name: str, target: str, cwd: str 
     def progress(child: Child) -> None:
         watch.on_progress(_position(child.pid, local), size)
 
-    with _reachable(sessions, directory) as path:
+    with _reachable(scripts, directory) as path:
         try:
             failure = _scp(
-                sessions,
+                route.sessions,
                 str(local.absolute()),
                 f"{path}/{temporary}",
                 watch,
@@ -139,10 +185,10 @@ def _put_file(sessions: Sessions, local: Path, name: str, target: str, cwd: str 
             if failure:
                 raise TransferError(host, "send", str(local), failure, target)
             placing = _script(PLACE_FILE, shlex.quote(f"{directory}/{temporary}"), shlex.quote(f"{directory}/{base}"))
-            placed = sessions.run(placing, title=f"place {target}", login_shell=False)
+            placed = scripts.run(placing, title=f"place {target}", login_shell=False)
             _checked(host, "send", str(local), placed, target)
         except BaseException:
-            _remove(sessions, f"{directory}/{temporary}")
+            _remove(scripts, f"{directory}/{temporary}")
             raise
     watch.on_progress(size, size)
 
@@ -156,7 +202,7 @@ class _Found:
     size: int
 
 
-def _get_file(sessions: Sessions, found: _Found, target: Path, watch: Watch) -> None:
+def _get_file(route: Route, found: _Found, target: Path, watch: Watch) -> None:
     temporary = _temporary(target)
 
     def progress(_child: Child) -> None:
@@ -164,10 +210,10 @@ def _get_file(sessions: Sessions, found: _Found, target: Path, watch: Watch) -> 
             watch.on_progress(temporary.stat().st_size, found.size)
 
     try:
-        with _reachable(sessions, found.directory, found.name) as path:
-            failure = _scp(sessions, path, str(temporary.absolute()), watch, progress, sending=False)
+        with _reachable(route.scripts, found.directory, found.name) as path:
+            failure = _scp(route.sessions, path, str(temporary.absolute()), watch, progress, sending=False)
         if failure:
-            raise TransferError(sessions.host, "fetch", f"{found.directory}/{found.name}", failure, str(target))
+            raise TransferError(route.host, "fetch", f"{found.directory}/{found.name}", failure, str(target))
         place(temporary, target)
     finally:
         discard(temporary)
@@ -175,25 +221,25 @@ def _get_file(sessions: Sessions, found: _Found, target: Path, watch: Watch) -> 
 
 
 @contextlib.contextmanager
-def _reachable(sessions: Sessions, directory: str, name: str | None = None) -> Iterator[str]:
+def _reachable(scripts: Scripts, directory: str, name: str | None = None) -> Iterator[str]:
     """Give a path that needs no quoting in any version of scp, through a symbolic link where it takes one."""
     path = directory if name is None else f"{directory.rstrip('/')}/{name}"
     if _PLAIN_PATH.fullmatch(path):
         yield path
         return
-    made = sessions.run(_script(CREATE_LINK, shlex.quote(path)), title=f"link to {path}", login_shell=False)
-    link = _checked(sessions.host, "reach", path, made)[0]
+    made = scripts.run(_script(CREATE_LINK, shlex.quote(path)), title=f"link to {path}", login_shell=False)
+    link = _checked(scripts.host, "reach", path, made)[0]
     try:
         yield link
     finally:
-        _remove(sessions, str(PurePosixPath(link).parent))
+        _remove(scripts, str(PurePosixPath(link).parent))
 
 
-def _remove(sessions: Sessions, path: str) -> None:
+def _remove(scripts: Scripts, path: str) -> None:
     """Remove what a transfer has left on the host, as far as the host can still be reached."""
     with contextlib.suppress(LazyclusterError):
         script = _script(REMOVE, shlex.quote(path))
-        sessions.run(script, title=f"remove {path}", timeout=_CLEAN_UP_TIMEOUT, login_shell=False)
+        scripts.run(script, title=f"remove {path}", timeout=_CLEAN_UP_TIMEOUT, login_shell=False)
 
 
 def _scp(
@@ -284,6 +330,51 @@ def _position(pid: int, path: Path) -> int:
     return 0
 
 
+# One file in the stream of a script -----------------------------------------------------------------------------------
+
+
+def _put_stream(scripts: Scripts, local: Path, name: str, target: str, cwd: str | None, watch: Watch) -> None:
+    """Send a file through the standard input of a script that writes it."""
+    with local.open("rb", buffering=0) as file:
+        status = os.fstat(file.fileno())
+        mtime = min(max(int(status.st_mtime), 0), _LAST_TIME)
+        when = time.strftime("%Y%m%d%H%M.%S", time.gmtime(mtime))
+        mode = f"{stat.S_IMODE(status.st_mode) & 0o777:o}"
+        words = quote_path(target), shlex.quote(name), secrets.token_hex(8), str(status.st_size), mode, when
+        script = scripts.script(
+            _script(RECEIVE_FILE, *words), title=f"receive {target}", cwd=cwd, raw_stdin=True, login_shell=False
+        )
+        collector = Collector()
+
+        def work(session: Dialogue) -> None:
+            done = 0
+            while done < status.st_size and (data := file.read(min(_PIECE, status.st_size - done))):
+                session.feed(data)
+                done += len(data)
+                watch.on_progress(done, status.st_size)
+            session.close_stdin()
+            session.finish()
+
+        exit_code = scripts.perform(script, work, collector=collector, watch=Watch(cancellation=watch.cancellation))
+    _checked(scripts.host, "send", str(local), collector.result("", exit_code, 0.0), target)
+
+
+def _receive(session: Dialogue, temporary: Path, size: int, watch: Watch) -> None:
+    """Write what comes of a file, behind its mode and time."""
+    mode, _, mtime = (session.read_until(b"\0") or b"").decode("ascii").partition(" ")
+    done = 0
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        while data := session.read_some():
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            done += len(data)
+            watch.on_progress(done, size)
+        os.fchmod(descriptor, int(mode, 8) & 0o777)
+        os.utime(descriptor, (int(mtime), int(mtime)))
+
+
 # A directory ---------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +382,7 @@ def _position(pid: int, path: Path) -> int:
 class _Outgoing:
     """Standard input of a session, as a file that is written to."""
 
-    session: Session
+    session: Dialogue
 
     def write(self, data: bytes, /) -> None:
         """Send all of the data."""
@@ -302,7 +393,7 @@ class _Outgoing:
 class _Incoming:
     """Standard output of a session, as a file that is read from."""
 
-    session: Session
+    session: Dialogue
 
     def read(self, size: int, /) -> bytes:
         """Return so many bytes, fewer only at the end."""
@@ -322,31 +413,34 @@ class _Counter:
         self.report(self.done, None)
 
 
-def _put_tree(sessions: Sessions, local: Path, name: str, target: str, cwd: str | None, watch: Watch) -> None:
+def _put_tree(scripts: Scripts, local: Path, name: str, target: str, cwd: str | None, watch: Watch) -> None:
     mode = stat.S_IMODE(local.stat().st_mode) & 0o777
     words = quote_path(target), shlex.quote(name), secrets.token_hex(8), END_MARKER, f"{mode:o}"
-    script = sessions.script(
+    script = scripts.script(
         _script(RECEIVE_TREE, *words), title=f"receive {target}", cwd=cwd, raw_stdin=True, login_shell=False
     )
     collector = Collector()
 
-    def work(session: Session) -> None:
+    def work(session: Dialogue) -> None:
         pack(local, _Outgoing(session), on_progress=_Counter(watch.on_progress).add)
         session.close_stdin()
         session.finish()
 
-    exit_code = sessions.perform(script, work, collector=collector, watch=Watch(cancellation=watch.cancellation))
-    _checked(sessions.host, "send", str(local), collector.result("", exit_code, 0.0), target)
+    exit_code = scripts.perform(script, work, collector=collector, watch=Watch(cancellation=watch.cancellation))
+    _checked(scripts.host, "send", str(local), collector.result("", exit_code, 0.0), target)
 
 
-def _fetch(sessions: Sessions, remote: str, local: Path, cwd: str | None, watch: Watch) -> _Found | None:
-    """Fetch a directory, or say where the file is."""
-    script = sessions.script(_script(FETCH, quote_path(remote)), title=f"fetch {remote}", cwd=cwd, login_shell=False)
+def _fetch(
+    scripts: Scripts, remote: str, local: Path, cwd: str | None, watch: Watch, *, streamed: int
+) -> _Found | None:
+    """Fetch a directory, or a file of up to `streamed` bytes; where a larger file is, is returned."""
+    text = _script(FETCH, quote_path(remote), str(streamed))
+    script = scripts.script(text, title=f"fetch {remote}", cwd=cwd, login_shell=False)
     collector = Collector()
     header: list[str] = []
     received: list[tuple[Path, Path]] = []
 
-    def work(session: Session) -> None:
+    def work(session: Dialogue) -> None:
         header.clear()
         fields = [session.read_until(b"\0") for _ in range(4)]
         if None in fields:
@@ -358,20 +452,25 @@ def _fetch(sessions: Sessions, remote: str, local: Path, cwd: str | None, watch:
             received.append((temporary, target))
             temporary.mkdir(mode=0o700)
             unpack(_Incoming(session), temporary, on_progress=_Counter(watch.on_progress).add)
+        elif int(header[3]) <= streamed:
+            target = _local_target(local, remote, header[2])
+            temporary = _temporary(target)
+            received.append((temporary, target))
+            _receive(session, temporary, int(header[3]), watch)
         session.finish()
 
     try:
-        exit_code = sessions.perform(script, work, collector=collector, watch=Watch(cancellation=watch.cancellation))
+        exit_code = scripts.perform(script, work, collector=collector, watch=Watch(cancellation=watch.cancellation))
         said = collector.joined(Stream.STDERR).decode(errors="replace").strip()
         changed = exit_code == 1 and bool(said) and all(_HARMLESS_TAR.fullmatch(line) for line in said.splitlines())
         if not header or (exit_code != 0 and not changed):
-            raise TransferError(sessions.host, "fetch", remote, said or f"exit status {exit_code}")
+            raise TransferError(scripts.host, "fetch", remote, said or f"exit status {exit_code}")
         for temporary, target in received[-1:]:
             place(temporary, target)
     finally:
         for temporary, _ in received:
             discard(temporary)
-    return _Found(header[1], header[2], int(header[3])) if header[0] == "f" else None
+    return None if received else _Found(header[1], header[2], int(header[3]))
 
 
 def _local_target(local: Path, remote: str, name: str) -> Path:

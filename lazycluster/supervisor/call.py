@@ -92,8 +92,8 @@ def work(request: int, answer: int) -> None:
     _work(_Writer(answer), parts)
     threading = sys.modules.get("threading")
     if threading is not None:
-        threading._shutdown()  # waits for threads, as in multiprocessing
-    atexit._run_exitfuncs()
+        threading._shutdown()  # noqa: SLF001 - waits for threads, as multiprocessing does
+    atexit._run_exitfuncs()  # noqa: SLF001 - as above
     _flush()
     _Writer(answer).write(DONE)
 
@@ -270,7 +270,7 @@ def _refuse_lazy(value: object) -> None:
 def _returned(out: _Writer, value: object) -> None:
     try:
         if type(value) in _PLAIN:  # most results; cloudpickle would do the same, and takes its time to begin
-            out.write(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+            pickle.Pickler(out, pickle.HIGHEST_PROTOCOL).dump(value)
         else:
             importlib.import_module("cloudpickle").Pickler(out).dump(value)
     except Exception as error:  # noqa: BLE001 - pickling runs anything; the manager is told all of it

@@ -29,7 +29,6 @@ _NOT_FOUND = 127
 _QUOTED = 2000
 """Bytes that are quoted of what start-up files print."""
 _STREAMS = {frames.OUTPUT: Stream.STDOUT, frames.ERRORS: Stream.STDERR}
-INPUT_ENDED, LOGIN_SHELL = program._INPUT_ENDED, program._LOGIN_SHELL
 
 Event: TypeAlias = "tuple[int, bytes] | Exception"
 Environment: TypeAlias = Mapping[str, str]
@@ -107,8 +106,8 @@ class Job:
         self.on_output: Callable[[Stream, bytes], None] = lambda _stream, _data: None
         self.on_outcome: Callable[[bytes], object] = lambda _data: None
         self.title = title
+        self.name = name
         self._supervisor = supervisor
-        self._name = name
         self._window = frames.WINDOW
         self._taken = 0
         self._reading: bytearray | None = None
@@ -172,7 +171,7 @@ class Job:
             self._taken = 0
 
     def _send(self, kind: int, body: bytes = b"") -> None:
-        self._supervisor.send(frames.frame(kind, self._name, body))
+        self._supervisor.send(frames.frame(kind, self.name, body))
 
     def feed(self, data: bytes) -> None:
         """Send to the standard input of the job, as it takes it.
@@ -200,6 +199,16 @@ class Job:
         self.pump(lambda: len(reading) >= size)
         data = bytes(reading[:size])
         del reading[:size]
+        return data
+
+    def read_some(self) -> bytes:
+        """Return what there is of standard output, waiting for some; nothing only at its end."""
+        if self._reading is None:
+            self._reading = bytearray()
+        reading = self._reading
+        self.pump(lambda: bool(reading))
+        data = bytes(reading)
+        reading.clear()
         return data
 
     def read_until(self, end: bytes) -> bytes | None:
@@ -234,7 +243,7 @@ class Job:
         self.cancellation = None
         with contextlib.suppress(DeadlinePassedError, ConnectionLostError):
             self.finish()
-        self._supervisor.forget(self._name)
+        self._supervisor.forget(self.name)
 
 
 class Supervisor:
@@ -307,7 +316,7 @@ class Supervisor:
             ConnectionLostError: The supervisor has ended; nothing was started.
         """
         job = Job(self, next(self._numbers), title)
-        self._begin(kind, job._name, title, job.events, fields)
+        self._begin(kind, job.name, title, job.events, fields)
         return job
 
     def ask(self, what: str, *arguments: bytes, timeout: float) -> list[bytes]:
@@ -413,7 +422,7 @@ class Supervisor:
         script = sessions.script(text, title="lazycluster supervisor", raw_stdin=True, login_shell=False, marked=False)
         watch = Watch(cancellation=self._cancellation)
         return sessions.perform(
-            script, lambda session: self._follow(session, sent), collector=self._collector, watch=watch
+            script, lambda session: self._follow(session, sent), collector=self._collector, watch=watch, lasting=True
         )
 
     def _follow(self, session: Session, sent: launch.Program) -> None:

@@ -30,6 +30,9 @@ RUN, CALL, INPUT, INPUT_END, GRANT, STOP, ASK, PREPARE = 1, 2, 3, 4, 5, 6, 7, 8
 # From the host to the runtime.
 GREETING, STARTED, OUTPUT, ERRORS, OUTCOME, GRANT_INPUT, ENDED, ANSWER, FAREWELL, PULSE = range(16, 26)
 
+STREAMS = frozenset((INPUT, OUTPUT, ERRORS, OUTCOME))
+"""The kinds whose bodies are pieces of a stream."""
+
 NAMES = {
     RUN: "RUN",
     CALL: "CALL",
@@ -105,11 +108,15 @@ def number(value: int) -> bytes:
 
 
 class Decoder:
-    """Turns bytes, in whatever pieces they come, into frames."""
+    """Turns bytes, in whatever pieces they come, into frames.
+
+    A frame that carries a piece of a stream may be given in several: what has come of it is handed on at once.
+    """
 
     def __init__(self) -> None:
         """Begin between two frames."""
         self._buffer = bytearray()
+        self._kind = self._job = self._missing = 0
 
     @property
     def rest(self) -> bytes:
@@ -117,24 +124,40 @@ class Decoder:
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> "list[tuple[int, int, bytes]]":
-        """Return kind, job and body of each frame that is complete now.
+        """Return kind, job and body of each frame, or piece of one, that is there now.
 
         Raises:
             FrameError: What came is no frame.
         """
-        if self._buffer:
+        found = []  # type: list[tuple[int, int, bytes]]
+        at = 0
+        if self._missing:
+            at = self._go_on(data, at, found)
+        elif self._buffer:
             self._buffer += data
             data = bytes(self._buffer)
-        found = []
-        at = 0
+            self._buffer.clear()
         while len(data) - at >= HEADER.size:
             magic, kind, job, length = HEADER.unpack_from(data, at)
             if magic != MAGIC or kind not in NAMES or length > LARGEST:
                 raise FrameError("this is no frame of the supervisor's protocol", data[at:])
             end = at + HEADER.size + length
-            if end > len(data):
+            if end <= len(data):
+                found.append((kind, job, data[at + HEADER.size : end]))
+            elif kind in STREAMS:
+                self._kind, self._job, self._missing = kind, job, length
+                end = self._go_on(data, at + HEADER.size, found)
+            else:
                 break
-            found.append((kind, job, data[at + HEADER.size : end]))
             at = end
-        self._buffer = bytearray(data[at:])
+        if at < len(data):
+            self._buffer += data[at:]
         return found
+
+    def _go_on(self, data: bytes, at: int, found: "list[tuple[int, int, bytes]]") -> int:
+        """Hand on what is there of the body of a stream's frame; return where it ends."""
+        piece = data[at : at + self._missing]
+        self._missing -= len(piece)
+        if piece:
+            found.append((self._kind, self._job, piece))
+        return at + len(piece)

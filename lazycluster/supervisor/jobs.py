@@ -21,7 +21,8 @@ from lazycluster.openssh.session import SessionEndedError
 from lazycluster.openssh.shell import Script
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.supervisor import frames
-from lazycluster.supervisor.client import INPUT_ENDED, LOGIN_SHELL, Ended, Job, Supervisor
+from lazycluster.supervisor.client import Ended, Job, Supervisor
+from lazycluster.supervisor.program import INPUT_ENDED, LOGIN_SHELL
 from lazycluster.transport import UNWATCHED, Watch
 
 PARTING = 0.9
@@ -133,7 +134,7 @@ class Jobs:
         flags: int = 0,
         before: Callable[[Supervisor], object] = lambda _supervisor: None,
     ) -> tuple[Job, bytes]:
-        """Start a job, and return it with what is still to be fed to it of `data`; None: who follows it feeds it.
+        """Start a job, and return it with what is still to be fed to it of `data`; None: it is fed later.
 
         `before` prepares the supervisor that is used. It is tried again where the supervisor turns out to be gone, and nothing was started.
         """

@@ -70,14 +70,14 @@ def travelling(loaded: Mapping[str, object]) -> list[tuple[str, ModuleType]]:
             continue
         if travels(module):
             found.append((name, module))
-        elif isinstance(file, str) and os.path.isabs(file):
+        elif isinstance(file, str) and file.startswith(os.sep):
             _installed[name] = (id(module), file)
     return found
 
 
 def is_installed(file: str) -> bool:
     """Tell whether a file belongs to the standard library or to an installed distribution."""
-    return _is_installed(file) if os.path.isabs(file) else _is_installed.__wrapped__(file)
+    return _is_installed(file) if file.startswith(os.sep) else _is_installed.__wrapped__(file)
 
 
 @functools.cache

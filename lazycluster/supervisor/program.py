@@ -45,6 +45,7 @@ from lazycluster.supervisor.frames import (
     Decoder,
     FrameError,
     frame,
+    header,
     number,
     pack,
     unpack,
@@ -68,7 +69,8 @@ _SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
 _handle_signal = getattr(signal.signal, "__wrapped__", signal.signal)  # without enumerations, which take their time
 _LENGTH = struct.Struct(">I")
 _BOURNE = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
-_INPUT_ENDED, _LOGIN_SHELL = 1, 2  # flags of RUN and CALL
+INPUT_ENDED, LOGIN_SHELL = 1, 2
+"""Flags of RUN and CALL."""
 
 
 class Functions:
@@ -214,7 +216,7 @@ class Supervisor:
         if not path:
             return self._make_temporary()
         full = self._full(path)
-        os.makedirs(full, exist_ok=True)  # noqa: PTH103 - pathlib takes long to import
+        os.makedirs(full, exist_ok=True)
         os.chdir(full)
         os.chdir(self._home)
         return full
@@ -222,13 +224,13 @@ class Supervisor:
     def _make_temporary(self) -> str:
         self._numbers += 1
         path = f"{self._prefix}{self._numbers}"
-        os.mkdir(path, 0o700)  # noqa: PTH102 - as above
+        os.mkdir(path, 0o700)
         self._directories.append(path)
         return path
 
     def _full(self, path: str) -> str:
         """Return a path that does not depend on the current directory; `~` and `~user` are this machine's."""
-        return os.path.normpath(os.path.join(self._home, os.path.expanduser(path)))  # noqa: PTH111, PTH118 - as above
+        return os.path.normpath(os.path.join(self._home, os.path.expanduser(path)))
 
     # The loop --------------------------------------------------------------------------------------------------------
 
@@ -388,7 +390,7 @@ class Supervisor:
         if not self._enter(job, directory):
             return
         environment = self._environment_of(job, fields[5:])
-        shell = _login_shell() if int(flags) & _LOGIN_SHELL else "/bin/sh"
+        shell = _login_shell() if int(flags) & LOGIN_SHELL else "/bin/sh"
         self._spawn(job, [shell, "-c", os.fsdecode(text)], environment)
 
     def _call(self, name: int, fields: "list[bytes]") -> None:
@@ -484,7 +486,7 @@ class Supervisor:
 
     def _new_job(self, name: int, grace: bytes, flags: bytes, data: bytes) -> Job:
         job = Job(name, float(grace))
-        job.input_ended = bool(int(flags) & _INPUT_ENDED)
+        job.input_ended = bool(int(flags) & INPUT_ENDED)
         if data:
             job.input.append(memoryview(data))
         self._jobs[name] = job
@@ -651,7 +653,8 @@ class Supervisor:
             self._facts += data
             return True
         job.credit -= len(data)
-        self._send(reader.kind, job.name, data)
+        self._send_raw(header(reader.kind, job.name, len(data)))
+        self._send_raw(data)
         if reader.kind == OUTCOME and data.endswith(self._functions.done):
             self._exited(job, 0)
             return False
@@ -924,7 +927,7 @@ def _close_all_but(*kept: int) -> None:
 def remove_tree(path: str) -> None:
     """Remove a directory with all that is in it, read-only directories too; links are not followed."""
     try:
-        os.chmod(path, 0o700)  # noqa: PTH101 - pathlib takes long to import
+        os.chmod(path, 0o700)
         with os.scandir(path) as entries:
             found = list(entries)
     except FileNotFoundError:
@@ -933,8 +936,8 @@ def remove_tree(path: str) -> None:
         if entry.is_dir(follow_symlinks=False):
             remove_tree(entry.path)
         else:
-            os.unlink(entry.path)  # noqa: PTH108 - as above
-    os.rmdir(path)  # noqa: PTH106 - as above
+            os.unlink(entry.path)
+    os.rmdir(path)
 
 
 def main(token: str, mark: str, grace: float, working_dir: "str | None", probe: str) -> None:
@@ -942,7 +945,7 @@ def main(token: str, mark: str, grace: float, working_dir: "str | None", probe: 
     out = os.dup(1)
     os.dup2(2, 1)
     adopt_orphans()
-    prefix = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"lazycluster-{token}.")  # noqa: PTH118, S108 - made 0700
+    prefix = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"lazycluster-{token}.")  # noqa: S108 - made 0700
     supervisor = Supervisor(out, mark, prefix, grace)
     supervisor.begin(token, working_dir, probe)
     supervisor.serve()

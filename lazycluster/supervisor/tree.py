@@ -16,7 +16,7 @@ _LOOKS = 2  # in the moment of its exec a process shows no environment, so nothi
 
 
 class Row:
-    """A process that is no zombie. `born` is its start time in the kernel's ticks: with it a number is nobody else's."""
+    """A process that is no zombie. `born` is its start in the kernel's ticks: with it a number is nobody else's."""
 
     __slots__ = ("born", "group", "parent", "pid", "session")
 
@@ -78,7 +78,7 @@ def marked(table: "list[Row]", mark: bytes) -> "set[int]":
     """Return the processes that have a mark in the environment that they began with (proc_pid_environ(5))."""
     found = set()
     for row in table:
-        with contextlib.suppress(OSError), open(f"/proc/{row.pid}/environ", "rb") as file:  # noqa: PTH123
+        with contextlib.suppress(OSError), open(f"/proc/{row.pid}/environ", "rb") as file:
             if mark in file.read():
                 found.add(row.pid)
     return found

@@ -1,0 +1,77 @@
+"""What transfers need of a way onto a host: to run scripts there, and to speak with them while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from lazycluster.openssh.shell import Script
+from lazycluster.results import Collector, CommandResult
+from lazycluster.transport import UNWATCHED, Watch
+
+
+class Dialogue(Protocol):
+    """A script under way."""
+
+    def feed(self, data: bytes) -> None:
+        """Send to its standard input."""
+
+    def close_stdin(self) -> None:
+        """End its standard input."""
+
+    def read(self, size: int) -> bytes:
+        """Return so many bytes of its standard output, fewer only at the end."""
+
+    def read_some(self) -> bytes:
+        """Return what there is of its standard output, waiting for some; nothing only at the end."""
+
+    def read_until(self, end: bytes) -> bytes | None:
+        """Return its standard output up to a byte string, which is taken off; None where it ends before."""
+
+    def finish(self) -> None:
+        """Wait until it has ended and its output is complete."""
+
+
+class Scripts(Protocol):
+    """Runs scripts on one host: `Sessions`, each in a session of its own, or the jobs of a supervisor."""
+
+    @property
+    def host(self) -> str:
+        """Return the host as it was given."""
+
+    def script(
+        self,
+        command: str,
+        *,
+        title: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        raw_stdin: bool = False,
+        login_shell: bool = True,
+    ) -> Script:
+        """Return a command as a script."""
+
+    def run(
+        self,
+        command: str,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+        title: str | None = None,
+        login_shell: bool = True,
+    ) -> CommandResult:
+        """Run a command and return how it ended."""
+
+    def perform(
+        self,
+        script: Script,
+        work: Callable[[Dialogue], object],
+        *,
+        collector: Collector,
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+    ) -> int:
+        """Run a script and return its exit status; `work` feeds and reads it, and finishes it."""
