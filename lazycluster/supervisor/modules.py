@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import attrs
 
@@ -55,6 +55,11 @@ def travels(module: ModuleType) -> bool:
     return _is_own_namespace(path)
 
 
+def is_module(thing: object) -> TypeGuard[ModuleType]:
+    """Tell whether something is a module; what only says so of itself (cffi's libraries do) is none."""
+    return issubclass(type(thing), ModuleType)
+
+
 _installed: dict[str, tuple[int, object]] = {}
 """Loaded modules that were found to be installed: each call of a function asks for all of them."""
 
@@ -63,7 +68,7 @@ def travelling(loaded: Mapping[str, object]) -> list[tuple[str, ModuleType]]:
     """Return those of the loaded modules that are not installed."""
     found = []
     for name, module in loaded.items():
-        if not isinstance(module, ModuleType):
+        if not is_module(module):
             continue
         file = _facts(module).get("__file__")
         if file is not None and _installed.get(name) == (id(module), file):

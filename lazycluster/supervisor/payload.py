@@ -21,7 +21,7 @@ import cloudpickle
 from lazycluster.exceptions import FunctionNotSerializableError
 from lazycluster.steps import function_name
 from lazycluster.supervisor import call
-from lazycluster.supervisor.modules import Survey, travelling
+from lazycluster.supervisor.modules import Survey, is_module, travelling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +117,7 @@ def _pickles(survey: Survey, function: Callable[..., object], arguments: tuple[o
 def _dump_content(pickler: _Pickler, survey: Survey, content: tuple[ModuleType, str, object]) -> None:
     """Pickle one attribute of a module, or leave it out with the reason."""
     module, name, value = content
-    if isinstance(value, ModuleType) and not survey.by_value(value) and value.__name__ in sys.modules:
+    if is_module(value) and not survey.by_value(value) and value.__name__ in sys.modules:
         pickler.dump((module.__name__, name, None, value.__name__))
         return
     try:
@@ -177,7 +177,7 @@ class _Pickler(cloudpickle.Pickler):
             reduced: Any = importlib.import_module, (obj.name,)
         elif isinstance(obj, _Namespace):
             reduced = vars, (obj.shell,)
-        elif isinstance(obj, ModuleType) and self._survey.by_value(obj):
+        elif is_module(obj) and self._survey.by_value(obj):
             self._survey.see_module(obj.__name__)
             reduced = importlib.import_module, (obj.__name__,)
         elif isinstance(obj, type) and self._is_compiled(obj):
