@@ -1,48 +1,55 @@
-"""Run work on other machines over nothing but the system's own OpenSSH client."""
+"""Run work on other machines over nothing but the system's own OpenSSH client.
 
-from lazycluster.exceptions import (
-    AuthenticationError,
-    BrokenArchiveError,
-    ChangedHostKeyError,
-    CommandFailedError,
-    CommandStoppedError,
-    CommandTimeoutError,
-    ConnectError,
-    ConnectionLostError,
-    ConnectionThrottledError,
-    ConnectTimeoutError,
-    ForwardingRefusedError,
-    FunctionNotSerializableError,
-    HostUnreachableError,
-    InvalidRuntimeError,
-    LazyclusterError,
-    LoginShellError,
-    NoPortsLeftError,
-    PortInUseError,
-    PortRefusedError,
-    PythonNotFoundError,
-    PythonVersionMismatchError,
-    RemoteFunctionError,
-    RemoteTraceback,
-    RuntimeClosedError,
-    SessionRefusedError,
-    SshConfigurationError,
-    SshNotFoundError,
-    SupervisorError,
-    TaskExecutionError,
-    TransferError,
-    TunnelError,
-    UnknownHostError,
-    UnknownHostKeyError,
-    UnsafeArchiveError,
-    WorkingDirectoryError,
-)
-from lazycluster.hardware import Gpu, HostInfo
-from lazycluster.managed import ManagedProcess
-from lazycluster.openssh.connection import Connection
-from lazycluster.results import CommandResult, StepResult
-from lazycluster.runtimes import Runtime
-from lazycluster.tasks import RuntimeTask
+What is named here is imported when it is first asked for, so that importing the package alone costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lazycluster.exceptions import (
+        AuthenticationError,
+        BrokenArchiveError,
+        ChangedHostKeyError,
+        CommandFailedError,
+        CommandStoppedError,
+        CommandTimeoutError,
+        ConnectError,
+        ConnectionLostError,
+        ConnectionThrottledError,
+        ConnectTimeoutError,
+        ForwardingRefusedError,
+        FunctionNotSerializableError,
+        HostUnreachableError,
+        InvalidRuntimeError,
+        LazyclusterError,
+        LoginShellError,
+        NoPortsLeftError,
+        PortInUseError,
+        PortRefusedError,
+        PythonNotFoundError,
+        PythonVersionMismatchError,
+        RemoteFunctionError,
+        RemoteTraceback,
+        RuntimeClosedError,
+        SessionRefusedError,
+        SshConfigurationError,
+        SshNotFoundError,
+        SupervisorError,
+        TaskExecutionError,
+        TransferError,
+        TunnelError,
+        UnknownHostError,
+        UnknownHostKeyError,
+        UnsafeArchiveError,
+        WorkingDirectoryError,
+    )
+    from lazycluster.hardware import Gpu, HostInfo
+    from lazycluster.managed import ManagedProcess
+    from lazycluster.openssh.connection import Connection
+    from lazycluster.results import CommandResult, StepResult
+    from lazycluster.runtimes import Runtime
+    from lazycluster.tasks import RuntimeTask
 
 __all__ = [
     "AuthenticationError",
@@ -89,3 +96,29 @@ __all__ = [
     "UnsafeArchiveError",
     "WorkingDirectoryError",
 ]
+
+_HOMES = {
+    "Connection": "openssh.connection",
+    "Runtime": "runtimes",
+    "RuntimeTask": "tasks",
+    "CommandResult": "results",
+    "StepResult": "results",
+    "Gpu": "hardware",
+    "HostInfo": "hardware",
+    "ManagedProcess": "managed",
+}
+"""Where the names come from that are no errors."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a name of this package when it is first used (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'exceptions')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the names of the package, also those that were not used yet."""
+    return sorted({*globals(), *__all__})

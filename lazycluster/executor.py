@@ -20,7 +20,6 @@ from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Collector, CommandResult, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
 from lazycluster.supervisor.outcome import read_error
-from lazycluster.supervisor.payload import dump
 from lazycluster.transport import Transport, Watch
 
 _log = logging.getLogger(__name__)
@@ -109,6 +108,8 @@ class Executor:
         return self.transport.run(step.command, cwd=self.cwd, env=self.env, timeout=step.timeout, watch=watch)
 
     def _call(self, step: RunFunction, watch: Watch, keep: Callable[[Outcome], None]) -> None:
+        from lazycluster.supervisor.payload import dump  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+
         payload = dump(step.function, *step.args, **step.kwargs)
         outcome = new_outcome()
         keep(outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 import attrs
 
@@ -13,7 +13,9 @@ from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.forwarding import Forwarding
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.supervisor.payload import Payload
+
+if TYPE_CHECKING:
+    from lazycluster.supervisor.payload import Payload
 
 
 def _ignore_output(_stream: Stream, _data: bytes) -> None:

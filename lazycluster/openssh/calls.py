@@ -7,7 +7,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
 from lazycluster.openssh.host_scripts import END_MARKED
@@ -16,8 +16,10 @@ from lazycluster.openssh.sessions import Sessions
 from lazycluster.openssh.shell import quote_path
 from lazycluster.results import Collector, Stream
 from lazycluster.supervisor.launch import Greeting, check_python, parse_greeting, program
-from lazycluster.supervisor.payload import Payload
 from lazycluster.transport import Watch
+
+if TYPE_CHECKING:
+    from lazycluster.supervisor.payload import Payload
 
 _CHUNK = 1 << 18
 _NOT_FOUND = 127

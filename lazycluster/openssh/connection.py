@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
@@ -14,8 +14,10 @@ from lazycluster.openssh import calls, transfer
 from lazycluster.openssh.destination import Destination, absolute, check_command, check_timeout
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.results import CommandResult
-from lazycluster.supervisor.payload import Payload
 from lazycluster.transport import UNWATCHED, Watch
+
+if TYPE_CHECKING:
+    from lazycluster.supervisor.payload import Payload
 
 
 class Connection:

@@ -7,7 +7,7 @@ import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from lazycluster.exceptions import CommandFailedError, LazyclusterError, PythonNotFoundError
 from lazycluster.hardware import HostInfo, parse, probe
@@ -19,8 +19,10 @@ from lazycluster.openssh.ports import check_program
 from lazycluster.openssh.shell import JOB_VARIABLE, quote_path
 from lazycluster.openssh.tunnels import Tunnel
 from lazycluster.results import CommandResult
-from lazycluster.supervisor.payload import Payload
 from lazycluster.transport import UNWATCHED, Watch
+
+if TYPE_CHECKING:
+    from lazycluster.supervisor.payload import Payload
 
 _log = logging.getLogger(__name__)
 SET_UP_TIMEOUT = 60.0

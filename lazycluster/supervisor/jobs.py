@@ -136,7 +136,8 @@ class Jobs:
     ) -> tuple[Job, bytes]:
         """Start a job, and return it with what is still to be fed to it of `data`; None: it is fed later.
 
-        `before` prepares the supervisor that is used. It is tried again where the supervisor turns out to be gone, and nothing was started.
+        `before` prepares the supervisor that is used. It is tried again where the supervisor turns out to be gone, and
+        nothing was started.
         """
         first, rest = (b"", b"") if data is None else (data[: frames.PIECE], data[frames.PIECE :])
         if data is not None and not rest:

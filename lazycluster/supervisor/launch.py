@@ -24,6 +24,7 @@ _BOOTSTRAP = (
 before the function runs. It is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
 """
 
+_SUPERVISOR = ("frames", "tree", "spawning", "directories", "outbox", "job", "workers", "program")
 _PACKAGE = "lazycluster.supervisor"
 _LOADER = f"""\
 import sys
@@ -77,7 +78,7 @@ def as_program(modules: tuple[str, ...], start: str) -> Program:
 def supervisor(token: str, mark: str, grace: float, working_dir: str | None, probe: str) -> Program:
     """Return the program of a supervisor; see `program.main()`."""
     start = f"program.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})\n"
-    return as_program(("frames", "tree", "program"), start)
+    return as_program(_SUPERVISOR, start)
 
 
 @functools.cache

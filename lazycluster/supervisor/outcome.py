@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import weakref
 from typing import IO, Any
 
 import attrs
 
 from lazycluster.exceptions import RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Error, Value
-from lazycluster.supervisor import call, payload
+from lazycluster.supervisor import call
+
+SENT_CLASSES: weakref.WeakSet[type] = weakref.WeakSet()
+"""The classes that went to a host by value, and must not be changed by what comes back."""
 
 
 def read_outcome(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
@@ -114,4 +118,4 @@ class _Unpickler(pickle.Unpickler):
         found = super().find_class(module_name, global_name)
         if global_name != "_class_setstate":
             return found
-        return lambda cls, state: cls if cls in payload.SENT_CLASSES else found(cls, state)
+        return lambda cls, state: cls if cls in SENT_CLASSES else found(cls, state)

@@ -10,7 +10,6 @@ import io
 import pickle
 import sys
 import threading
-import weakref
 import zlib
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -22,6 +21,7 @@ from lazycluster.exceptions import FunctionNotSerializableError
 from lazycluster.steps import function_name
 from lazycluster.supervisor import call
 from lazycluster.supervisor.modules import Survey, is_module, travelling
+from lazycluster.supervisor.outcome import SENT_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,9 +77,6 @@ def dump(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) ->
 
 _LOCK = threading.RLock()
 """Held while cloudpickle's registry is not as the user left it."""
-
-SENT_CLASSES: weakref.WeakSet[type] = weakref.WeakSet()
-"""The classes that went by value, and must not be changed by what comes back."""
 
 
 @contextlib.contextmanager

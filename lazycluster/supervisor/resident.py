@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import attrs
 
@@ -29,9 +29,11 @@ from lazycluster.results import Collector, CommandResult
 from lazycluster.supervisor import call, frames, launch
 from lazycluster.supervisor.client import Job, Settings, Supervisor
 from lazycluster.supervisor.jobs import Jobs
-from lazycluster.supervisor.payload import Payload, cloudpickle_source
 from lazycluster.supervisor.tree import how_ended
 from lazycluster.transport import UNWATCHED, Watch
+
+if TYPE_CHECKING:
+    from lazycluster.supervisor.payload import Payload
 
 _log = logging.getLogger(__name__)
 _ANSWER_TIMEOUT = 30.0
@@ -186,6 +188,8 @@ class Resident(ConnectedHost):
             outcome.write(words + call.TRAILER.pack(call.MAGIC, call.ENDED, len(words)))
 
     def _prepare_calls(self, supervisor: Supervisor) -> None:
+        from lazycluster.supervisor.payload import cloudpickle_source  # noqa: PLC0415 - for whoever calls functions
+
         launch.check_python(supervisor.wait(SET_UP_TIMEOUT).python, self.host)
         supervisor.prepare("calls", launch.calls_preparation, cloudpickle_source)
 

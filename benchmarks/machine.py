@@ -1,0 +1,56 @@
+"""What the numbers were taken on, on one line."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+_ROOMY = 8 << 30
+
+
+def describe(distributions: Sequence[str]) -> str:
+    """Return processor, kernel, and the versions of OpenSSH, Python, lazycluster and other distributions."""
+    said = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False, timeout=10).stderr
+    parts = (
+        f"{os.cpu_count()} cores, {_processor()}",
+        f"{platform.system()} {platform.release()}",
+        said.partition(",")[0].strip(),
+        f"Python {platform.python_version()}",
+        *(f"{name} {_version(name)}" for name in ("lazycluster", *distributions)),
+    )
+    return ", ".join(parts)
+
+
+def fastest_directory() -> Path:
+    """Return where files are made at once, so that it is not the file system that is measured: memory, given room."""
+    memory = Path("/dev/shm")
+    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _ROOMY:
+        return memory
+    return Path(tempfile.gettempdir())
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        text = ""
+    return model_name(text) or platform.processor() or platform.machine()
+
+
+def model_name(cpuinfo: str) -> str:
+    """Return the model that /proc/cpuinfo names; some architectures name none."""
+    pairs = (line.partition(":") for line in cpuinfo.splitlines())
+    return next((value.strip() for key, _, value in pairs if key.strip() == "model name"), "")
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"

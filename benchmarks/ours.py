@@ -1,0 +1,54 @@
+"""Lazycluster as a contestant."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+from benchmarks.contestants import Abilities, Contestant, Opener, expect
+from benchmarks.sites import Site
+from lazycluster import Runtime
+from lazycluster.runtimes import RuntimeOptions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def runtime_on(site: Site, **options: object) -> Iterator[Runtime]:
+    """Keep a runtime for a block."""
+    make: Callable[..., Runtime] = Runtime  # not every version knows every option
+    with make(site.host, config_file=site.config_file, **options) as runtime:
+        yield runtime
+
+
+def abilities_of(runtime: Runtime) -> Abilities:
+    """Return what a runtime does."""
+
+    def command() -> None:
+        expect(0, runtime.run("true").exit_code)
+
+    def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return runtime.call(function, *args, **kwargs)
+
+    return Abilities(command, call)
+
+
+def _opener(**options: object) -> Opener:
+    @contextlib.contextmanager
+    def open_runtime(site: Site) -> Iterator[Abilities]:
+        with runtime_on(site, **options) as runtime:
+            yield abilities_of(runtime)
+
+    return open_runtime
+
+
+OURS = "lazycluster"
+NOT_RESIDENT = "lazycluster, resident=False"
+OPTIONS: dict[str, dict[str, object]] = {OURS: {}}
+"""The variants of ours that this version has, with the keywords of `Runtime` that make them."""
+if "resident" in RuntimeOptions.__annotations__:
+    OPTIONS[NOT_RESIDENT] = {"resident": False}
+
+CONTESTANTS = tuple(Contestant(name, _opener(**options)) for name, options in OPTIONS.items())

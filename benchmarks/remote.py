@@ -1,0 +1,28 @@
+"""What the contestants do on the host.
+
+It travels there as source, and imports nothing that is not used: the smaller a process, the faster it forks.
+"""
+
+
+def answer() -> int:
+    """Return an int."""
+    return 42
+
+
+def blob(size: int) -> bytes:
+    """Return so many bytes."""
+    return b"x" * size
+
+
+def read_file(path: str) -> bytes:
+    """Return what a file holds."""
+    with open(path, "rb") as file:  # noqa: PTH123 - as above
+        return file.read()
+
+
+def run_true() -> int:
+    """Run the command `true` as the others do: through a shell, with what it prints caught; return its exit status."""
+    import subprocess  # noqa: PLC0415 - as above
+
+    argv = ["/bin/sh", "-c", "true"]
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode

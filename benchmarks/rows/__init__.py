@@ -1,0 +1,21 @@
+"""The rows: what is measured, and the target of each."""
+
+from __future__ import annotations
+
+from benchmarks.rows import calls, commands, files, imports, latency, log_in, many, streams
+from benchmarks.rows.bench import Bench, Row
+
+ROWS = (
+    Row(1, "A command on a warm runtime", commands.measure),
+    Row(2, "A function on a warm runtime", calls.measure_small),
+    Row(3, "A function that returns 1 MB", calls.measure_large),
+    Row(4, "From nothing", log_in.measure),
+    Row(5, "200 MB of output, and of a result", streams.measure),
+    Row(6, "100 commands at once on one runtime", many.measure),
+    Row(7, "One large file", files.measure_file),
+    Row(8, "A tree of small files", files.measure_tree),
+    Row(9, "import lazycluster", imports.measure),
+    Row(10, "Rows 1, 2 and 8 at 20 ms round-trip time", latency.measure),
+)
+
+__all__ = ["ROWS", "Bench", "Row"]

@@ -1,0 +1,29 @@
+"""What a row needs: where to log in, how often to measure, and whom to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from benchmarks.report import Report
+from benchmarks.sites import Site
+
+
+@attrs.frozen
+class Bench:
+    """One run of the benchmarks; `calls` is how often small things are measured."""
+
+    site: Site
+    report: Report
+    calls: int
+    is_quick: bool
+
+
+@attrs.frozen
+class Row:
+    """One row of the table, which may measure several things."""
+
+    number: int
+    title: str
+    measure: Callable[[Bench], None]

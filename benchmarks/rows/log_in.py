@@ -1,0 +1,41 @@
+"""Row 4: from nothing to a runtime that knows its host."""
+
+from __future__ import annotations
+
+import contextlib
+
+from benchmarks import floors, ours, peers
+from benchmarks.contestants import NOT_INSTALLED, Contestant
+from benchmarks.measuring import Entry, interleave
+from benchmarks.report import Check, Measurement
+from benchmarks.rows.bench import Bench
+from benchmarks.sites import Site
+from benchmarks.targets import Times
+
+_ROUNDS = 20
+_QUICK_ROUNDS = 15
+
+
+def measure(bench: Bench) -> None:
+    """Compare `Runtime(host)`, which has asked the host by then, with a connection and the command `true`."""
+    contestants = (*ours.CONTESTANTS, floors.COLD_SSH, *peers.CONTESTANTS)
+    able = [each for each in contestants if each.is_installed()]
+    entries = [_entry(each, bench.site, first_command=each not in ours.CONTESTANTS) for each in able]
+    found = interleave(entries, _QUICK_ROUNDS if bench.is_quick else _ROUNDS, warm_up=2)
+    missing = {each.name: NOT_INSTALLED for each in contestants if each not in able}
+    bench.report.measured(
+        Measurement("`Runtime(host)`, others: first `true`", {**found, **missing}, floors.COLD_SSH.name),
+        (Check(Times(1.3), floors.COLD_SSH.name),),
+    )
+
+
+def _entry(contestant: Contestant, site: Site, *, first_command: bool) -> Entry:
+    """Open a contestant; closing it is not timed."""
+    stack = contextlib.ExitStack()
+
+    def act() -> None:
+        abilities = stack.enter_context(contestant.open(site))
+        if first_command and abilities.command is not None:
+            abilities.command()
+
+    return Entry(contestant.name, act, tidy=stack.close)

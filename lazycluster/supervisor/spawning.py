@@ -1,0 +1,150 @@
+"""How a supervisor starts processes; sent to the host as text.
+
+Standard library only, and the syntax of Python 3.6.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import stat
+import sys
+
+_LARGE_PIPE = 1 << 20
+_SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
+_BOURNE = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
+_PLAIN = re.compile(r"[A-Za-z0-9_./+-][A-Za-z0-9_./+@%:,-]*(?:[ \t]+[A-Za-z0-9_./+=@%:,-]+)*")
+"""A command without anything that a shell would look at twice."""
+# Reserved words, and what a shell does by itself and otherwise than a program of the same name, if there is one; `true`
+# and `false` are not among them.
+_OF_SHELLS = frozenset(
+    (  # noqa: SIM905 - to be read as words
+        ". : [ [[ alias autoload bg bind break builtin caller case cd chdir command compgen complete compopt continue "
+        "coproc declare dirs disown do done echo elif else enable esac eval exec exit export fc fg fi float for "
+        "function getopts hash hist history if in integer jobs kill let local login logout mapfile nameref newgrp "
+        "popd print printf pushd pwd read readarray readonly return select set shift shopt source suspend test "
+        "then time times trap type typeset ulimit umask unalias unset until wait whence while"
+    ).split()
+)
+
+
+def base_environment() -> "dict[bytes, bytes]":
+    """Return the environment that commands begin with."""
+    environment = {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
+    level = environment.get(b"SHLVL", b"")
+    # bash reads ~/.bashrc again below ssh unless it sees that it is not the first shell there.
+    environment[b"SHLVL"] = level if level.isdigit() and int(level) > 0 else b"1"
+    return environment
+
+
+def login_shell() -> str:
+    """Return the account's own shell where it reads what a POSIX shell reads, else /bin/sh."""
+    shell = os.environ.get("SHELL", "")
+    return shell if shell.rpartition("/")[2] in _BOURNE and os.access(shell, os.X_OK) else "/bin/sh"
+
+
+def as_words(command: str, environment: "dict[bytes, bytes]") -> "list[str] | None":
+    """Return program and arguments of a command for which a shell would do nothing but to start it; else None.
+
+    As make(1) does: starting a shell takes longer than what most such commands do. The first word becomes a path.
+    """
+    if not _PLAIN.fullmatch(command):
+        return None
+    words = command.split()
+    if words[0] in _OF_SHELLS or any(name in environment for name in (b"BASH_ENV", b"ENV")):
+        return None
+    if any(name.startswith(b"BASH_FUNC_") for name in environment):
+        return None
+    if "/" in words[0]:
+        candidates = [words[0]]
+    else:
+        path = os.fsdecode(environment.get(b"PATH", b""))
+        candidates = [f"{directory or '.'}/{words[0]}" for directory in path.split(":")]
+    for candidate in candidates:
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.stat(candidate).st_mode) and os.access(candidate, os.X_OK):
+                return [candidate, *words]
+    return None
+
+
+def start(program: str, argv: "list[str]", environment: "dict[bytes, bytes]", descriptors: "list[int]") -> int:
+    """Start a program in a session of its own with three standard streams, and return its process id."""
+    reset = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them; handlers go with the exec
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, descriptor, stream) for stream, descriptor in enumerate(descriptors)]
+        return os.posix_spawn(program, argv, environment, file_actions=actions, setsid=True, setsigdef=reset)
+    except (AttributeError, NotImplementedError, TypeError):  # before Python 3.8, or a system without
+        pass
+    telling, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 0
+        try:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for signal_number in reset:
+                signal.signal(signal_number, signal.SIG_DFL)
+            for stream, descriptor in enumerate(descriptors):
+                os.dup2(descriptor, stream)
+            os.execve(program, argv, environment)
+        except OSError as error:
+            code = error.errno or 0
+        finally:
+            os.write(told, b"%d" % code)
+            os._exit(126)
+    os.close(told)
+    with os.fdopen(telling, "rb") as file:
+        failed = file.read()
+    if failed:
+        os.waitpid(pid, 0)
+        raise OSError(int(failed), os.strerror(int(failed)))
+    return pid
+
+
+class Limit:
+    """The number of descriptors (RLIMIT_NOFILE): as many as may be for the supervisor, as it was for what it starts."""
+
+    def __init__(self) -> None:
+        """Raise it, where that can be done."""
+        self._was = (0, 0)
+        with contextlib.suppress(ImportError, ValueError, OSError):
+            import resource  # noqa: PLC0415 - not everywhere
+
+            self._was = resource.getrlimit(resource.RLIMIT_NOFILE)
+            self.lift()
+
+    def lift(self) -> None:
+        """Raise it."""
+        self._set(self._was[1])
+
+    def restore(self) -> None:
+        """Set it as it was, for what is started next."""
+        self._set(self._was[0])
+
+    def _set(self, soft: int) -> None:
+        if self._was[0] != self._was[1]:
+            import resource  # noqa: PLC0415 - as above
+
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, self._was[1]))
+
+
+def enlarge(descriptor: int) -> int:
+    """Let a pipe with much to carry hold more (Linux), and return how many bytes it may hold."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl  # noqa: PLC0415 - not everywhere
+
+        return fcntl.fcntl(descriptor, _SET_PIPE_SIZE, _LARGE_PIPE)
+    return _LARGE_PIPE
+
+
+def close_all_but(*kept: int) -> None:
+    """Close every descriptor above the standard streams but those."""
+    try:
+        names = os.listdir("/proc/self/fd" if sys.platform.startswith("linux") else "/dev/fd")
+    except OSError:
+        names = [str(descriptor) for descriptor in range(1024)]
+    for descriptor in map(int, names):
+        if descriptor > 2 and descriptor not in kept:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
