@@ -23,8 +23,10 @@ from importlib.machinery import ModuleSpec
 GREETING = "LAZYCLUSTER-CALL"
 """The first word of the greeting; the token, the implementation, the version and the executable follow."""
 
-REQUEST = struct.Struct(">QQQ")
-"""The request's header: the lengths of the cloudpickle sources, the modules and the pickles that follow it."""
+REQUEST = struct.Struct(">QQQQ")
+"""The request's header: the lengths of the cloudpickle sources, the modules, the texts of files that may be shown in
+tracebacks, and the pickles that follow it. What is not needed is empty.
+"""
 
 TRAILER = struct.Struct(">8scQ")
 """What stands behind every record of the answer: MAGIC, the kind, and the record's length in bytes.
@@ -228,12 +230,20 @@ def _load(request: "list[bytes]") -> "tuple[Callable[..., object], tuple[object,
     if request[0]:
         _offer(pickle.loads(zlib.decompress(request[0])), {})  # noqa: S301 - from the manager, whom the host trusts
         importlib.import_module("cloudpickle")
-    sent, left_out, texts = pickle.loads(zlib.decompress(request[1]))  # noqa: S301 - from the manager, whom the host trusts
-    _offer(sent, left_out)
-    for file, text in texts.items():  # so that tracebacks show the lines, as they would on the manager
-        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    left_out: dict[tuple[str, str], str] = {}
+    if request[1]:
+        sent, left_out = pickle.loads(zlib.decompress(request[1]))  # noqa: S301 - as above
+        _offer(sent, left_out)
+    for file, text in pickle.loads(request[2]).items():  # noqa: S301 - as above
+        # So that tracebacks show the lines, as they would on the manager; unpacked when somebody looks, except for a
+        # file such as <stdin>, of which linecache expects nothing.
+        if file.startswith("<"):
+            lines = zlib.decompress(text).decode("utf-8", "surrogatepass").splitlines(True)
+            linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
+        else:
+            linecache.cache[file] = (lambda text=text: zlib.decompress(text).decode("utf-8", "surrogatepass"),)
     sys.path.insert(0, "")
-    unpickler = pickle.Unpickler(io.BytesIO(request[2]))  # noqa: S301 - as above
+    unpickler = pickle.Unpickler(io.BytesIO(request[3]))  # noqa: S301 - as above
     del request[:]
     function = unpickler.load()
     _fill_modules(unpickler, left_out)

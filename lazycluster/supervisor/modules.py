@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from importlib.machinery import ModuleSpec
 
 _NEVER = frozenset({"__mp_main__", "cloudpickle", "lazycluster"})
@@ -58,26 +58,6 @@ def travels(module: ModuleType) -> bool:
 def is_module(thing: object) -> TypeGuard[ModuleType]:
     """Tell whether something is a module; what only says so of itself (cffi's libraries do) is none."""
     return issubclass(type(thing), ModuleType)
-
-
-_installed: dict[str, tuple[int, object]] = {}
-"""Loaded modules that were found to be installed: each call of a function asks for all of them."""
-
-
-def travelling(loaded: Mapping[str, object]) -> list[tuple[str, ModuleType]]:
-    """Return those of the loaded modules that are not installed."""
-    found = []
-    for name, module in loaded.items():
-        if not is_module(module):
-            continue
-        file = _facts(module).get("__file__")
-        if file is not None and _installed.get(name) == (id(module), file):
-            continue
-        if travels(module):
-            found.append((name, module))
-        elif isinstance(file, str) and file.startswith(os.sep):
-            _installed[name] = (id(module), file)
-    return found
 
 
 def is_installed(file: str) -> bool:
@@ -122,8 +102,13 @@ def _entries(path: object) -> list[str]:
     return [str(entry) for entry in path] if isinstance(path, Iterable) else []
 
 
-def imports(code: CodeType, package: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the absolute name of each module that the code imports, with what it takes from it."""
+@functools.lru_cache(maxsize=1024)
+def imports(code: CodeType, package: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the absolute name of each module that the code imports, with what it takes from it."""
+    return tuple(_imports(code, package))
+
+
+def _imports(code: CodeType, package: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     if _IMPORT_NAME in code.co_code[::2]:
         before: deque[object] = deque([None, None], maxlen=2)
         for instruction in dis.get_instructions(code):
@@ -136,7 +121,7 @@ def imports(code: CodeType, package: str) -> Iterator[tuple[str, tuple[str, ...]
                 before.append(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from imports(constant, package)
+            yield from _imports(constant, package)
 
 
 def _absolute(name: str, level: object, package: str) -> str:
@@ -198,6 +183,10 @@ class Survey:
 
     registered: frozenset[str] = frozenset()
     """What the user registered with cloudpickle."""
+    registered_here: list[ModuleType] = attrs.field(factory=list)
+    """What was registered for the time of the call."""
+    asked: set[object] = attrs.field(factory=set)
+    """The names of modules that were looked at, whether they go by value."""
     shells: dict[str, ModuleType] = attrs.field(factory=dict)
     sources: dict[str, Source] = attrs.field(factory=dict)
     texts: dict[str, str] = attrs.field(factory=dict)

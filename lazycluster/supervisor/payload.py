@@ -12,7 +12,7 @@ import sys
 import threading
 import zlib
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import attrs
 import cloudpickle
@@ -20,7 +20,7 @@ import cloudpickle
 from lazycluster.exceptions import FunctionNotSerializableError
 from lazycluster.steps import function_name
 from lazycluster.supervisor import call
-from lazycluster.supervisor.modules import Survey, is_module, travelling
+from lazycluster.supervisor.modules import Survey, is_module, travels
 from lazycluster.supervisor.outcome import SENT_CLASSES
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ class Payload:
 
     function: str
     modules: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+    texts: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
     pickles: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
 
     def request(self, cloudpickle: bytes = b"") -> bytes:
         """Return the request that `call` reads, with the sources of cloudpickle where the host has not got them."""
-        parts = (cloudpickle, self.modules, self.pickles)
+        parts = (cloudpickle, self.modules, self.texts, self.pickles)
         return b"".join((call.REQUEST.pack(*map(len, parts)), *parts))
 
     @property
@@ -70,9 +71,15 @@ def dump(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) ->
         with _LOCK, _modules_by_value() as survey:
             pickles = _pickles(survey, function, (args, kwargs))
             modules = _modules(survey)
+            texts = pickle.dumps({file: _compressed(text) for file, text in survey.texts.items()})
     except Exception as error:  # pickling runs any code of the user's
         raise FunctionNotSerializableError(name, f"{type(error).__name__}: {error}") from error
-    return Payload(name, modules, pickles)
+    return Payload(name, modules, texts, pickles)
+
+
+@functools.lru_cache(maxsize=64)
+def _compressed(text: str) -> bytes:
+    return zlib.compress(text.encode("utf-8", "surrogatepass"))
 
 
 _LOCK = threading.RLock()
@@ -82,18 +89,11 @@ _LOCK = threading.RLock()
 @contextlib.contextmanager
 def _modules_by_value() -> Iterator[Survey]:
     """Have cloudpickle send the modules that are not installed by value, for a while."""
-    known = frozenset(cloudpickle.list_registry_pickle_by_value())
-    added = [
-        module
-        for name, module in travelling(sys.modules.copy())
-        if name not in known and name != "__main__" and module.__name__ in sys.modules and module.__name__ not in known
-    ]
+    survey = Survey(frozenset(cloudpickle.list_registry_pickle_by_value()))
     try:
-        for module in added:
-            cloudpickle.register_pickle_by_value(module)
-        yield Survey(known)
+        yield survey
     finally:
-        for module in added:
+        for module in survey.registered_here:
             with contextlib.suppress(ValueError):  # two names for one module
                 cloudpickle.unregister_pickle_by_value(module)
 
@@ -133,7 +133,7 @@ def _modules(survey: Survey) -> bytes:
     for name, module in survey.shells.items():
         if name != "__main__":
             sent[name] = (str(vars(module).get("__file__") or ""), "__path__" in vars(module), None)
-    return zlib.compress(pickle.dumps((sent, survey.left_out, survey.texts)))
+    return zlib.compress(pickle.dumps((sent, survey.left_out))) if sent or survey.left_out else b""
 
 
 class _Nowhere:
@@ -180,10 +180,24 @@ class _Pickler(cloudpickle.Pickler):
         elif isinstance(obj, type) and self._is_compiled(obj):
             reduced = NotImplemented
         else:
+            if isinstance(obj, (FunctionType, type, TypeVar)):
+                self._register_module(obj.__module__)
             reduced = super().reducer_override(obj)
             if isinstance(reduced, tuple) and len(reduced) > 2:  # by value
                 reduced = self._seen(obj, reduced)
         return reduced
+
+    def _register_module(self, name: object) -> None:
+        """Have cloudpickle send what a module defines by value, where that one is not installed."""
+        survey = self._survey
+        if name in survey.asked:
+            return
+        survey.asked.add(name)
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        if is_module(module) and name != "__main__" and name not in survey.registered and travels(module):
+            with contextlib.suppress(ValueError):  # it is not known by the name that it gives itself
+                cloudpickle.register_pickle_by_value(module)
+                survey.registered_here.append(module)
 
     def _seen(self, thing: FunctionType | type, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
         """Note a function or class that goes by value."""

@@ -316,7 +316,7 @@ class Supervisor:
     def _spawn(
         self, job: Job, program: str, argv: "list[str]", environment: "dict[bytes, bytes]", *, unless: int = 0
     ) -> bool:
-        """Start a program as a job; a failure ends the job as a shell's would. Only `unless` is an errno to return False."""
+        """Start a program as a job; return False for the errno `unless`. Others end the job as they would a shell's."""
         given: list[int] = []
         kept: list[int] = []
         try:
