@@ -77,15 +77,12 @@ class Job:
         self._taken = 0
 
     def begin(self, pid: int, feeding: int, streams: "tuple[tuple[int, int], ...]") -> None:
-        """Take over a process with our ends of its pipes; -1 for no input."""
+        """Take over a process with our ends of its pipes, which do not block; -1 for no input."""
         self.pid = pid
         for descriptor, kind in streams:
-            os.set_blocking(descriptor, False)
             self._readers.append(Reader(descriptor, kind))
         self.watch()
-        if feeding >= 0:
-            os.set_blocking(feeding, False)
-            self._input_descriptor = feeding
+        self._input_descriptor = feeding
         self._feed()
 
     # Input -----------------------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ def calls_preparation() -> bytes:
         "    call.install(data)\n"
         "    functions.work = call.work\n"
         "    functions.done = call.DONE\n"
+        "    functions.warm_up = call.warm_up\n"
     )
     return zlib.compress(f"{_LOADER}{modules_text(('call',))}{install}".encode())
 

@@ -344,6 +344,9 @@ class Supervisor:
             self._outbox.send(ERRORS, job.name, f"{program}: {error.strerror}\n".encode())
             job.end(b"exit", number(126 << 8))
         else:
+            for descriptor in kept:
+                if descriptor >= 0:
+                    os.set_blocking(descriptor, False)
             self._started(job, pid, kept[0], ((kept[1], OUTPUT), (kept[2], ERRORS)))
         finally:
             for descriptor in given:

@@ -15,9 +15,10 @@ from lazycluster.supervisor.frames import pack, unpack
 from lazycluster.supervisor.spawning import Limit, close_all_but
 from lazycluster.supervisor.tree import adopt_orphans
 
-_SPARE_AFTER = (
-    0.02  # seconds into a call after which the worker for the next one is forked, if it has not ended by then
-)
+_SPARE_AFTER = 0.02
+"""Seconds into a call after which the worker for the next one is forked, if the call has not ended by then."""
+_UNHURRIED = 0.004
+"""Seconds after a call for its answer to get on its way undisturbed, where the next is not likely to come sooner."""
 _LENGTH = struct.Struct(">I")
 _handle_signal = getattr(signal.signal, "__wrapped__", signal.signal)  # without enumerations, which take their time
 
@@ -29,6 +30,8 @@ class Functions:
         """Begin without."""
         self.work: Callable[[int, int], None] | None = None
         """Reads a request from one descriptor, calls its function, and writes the outcome to the other."""
+        self.warm_up: Callable[[], None] | None = None
+        """Does what a call does, with nothing: a forked process pays for each page of memory that it touches first."""
         self.done = b""
         """How the outcome of a call ends whose process needs no further watching."""
         self.is_free: Callable[[int], bool] | None = None
@@ -69,6 +72,8 @@ class Workers:
         self._limit = limit
         self._spare: Worker | None = None
         self._is_worker = False
+        self._hurry = False
+        self._ended = 0.0
         self.due: float | None = None
         """When the next one is to be forked."""
         if hasattr(os, "register_at_fork"):  # Python 3.7
@@ -81,13 +86,16 @@ class Workers:
             OSError: There cannot be another process.
         """
         worker, self._spare = self._spare, None
-        self.due = time.monotonic() + _SPARE_AFTER
+        now = time.monotonic()
+        self._hurry = now < self._ended + _UNHURRIED
+        self.due = now + _SPARE_AFTER
         return worker or self._fork()
 
     def call_ended(self) -> None:
         """Have the next worker forked now, if that is still to be done."""
         if self.due is not None:
-            self.due = 0.0
+            self._ended = time.monotonic()
+            self.due = 0.0 if self._hurry else self._ended + _UNHURRIED
 
     def look_after(self, now: float) -> None:
         """Fork the worker for the next call when it is time to."""
@@ -127,6 +135,8 @@ class Workers:
             self._become_worker(request, answering, printing)
         for descriptor in (request, answering, printing):
             os.close(descriptor)
+        for descriptor in (feeding, outcome, printed):
+            os.set_blocking(descriptor, False)
         return Worker(pid, feeding, outcome, printed)
 
     def _become_worker(self, request: int, answering: int, printing: int) -> None:
@@ -143,6 +153,8 @@ class Workers:
                 os.dup2(descriptor, stream)
             close_all_but(request, answering)
             self._limit.restore()
+            if self._functions.warm_up is not None and not self._hurry:
+                self._functions.warm_up()
             length = _read_exactly(request, _LENGTH.size)
             if length and self._functions.work is not None:
                 directory, *variables = unpack(_read_exactly(request, _LENGTH.unpack(length)[0]))
@@ -150,6 +162,7 @@ class Workers:
                 for name, value in zip(variables[::2], variables[1::2]):
                     os.environb[name] = value
                 self._functions.work(request, answering)
+                os.nice(19)  # it is only taken apart from here on
         except BaseException:  # noqa: BLE001 - nothing may get back into the loop of the supervisor
             import traceback  # noqa: PLC0415 - hardly ever needed
 
