@@ -1,8 +1,76 @@
-"""What tests and demonstrations need: a private sshd on loopback, and a relay that plays a slow or broken network."""
+"""For tests: a host that is scripted, a private real sshd on loopback, and a relay that plays a slow or broken network.
+
+The fixtures `fake_host` and `local_sshd` of `plugin` give the first two to every pytest run. What is named here is
+imported when it is first asked for, because pytest imports this package in each of them.
+"""
 
 from __future__ import annotations
 
-from lazycluster.testing.local_sshd import LocalSshd, LocalSshdError, SshdNotFoundError, write_config
-from lazycluster.testing.relay import Relay
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = ["LocalSshd", "LocalSshdError", "Relay", "SshdNotFoundError", "write_config"]
+if TYPE_CHECKING:
+    from lazycluster.testing.answers import UnexpectedCommandError
+    from lazycluster.testing.asked import (
+        Asked,
+        AskedForPorts,
+        Called,
+        DeletedDir,
+        Fetched,
+        MadeDir,
+        OpenedTunnel,
+        Ran,
+        Sent,
+    )
+    from lazycluster.testing.fake_host import FakeHost
+    from lazycluster.testing.fake_transport import FakeTransport
+    from lazycluster.testing.local_sshd import LocalSshd, LocalSshdError, SshdNotFoundError, find_sshd, write_config
+    from lazycluster.testing.relay import Relay
+
+__all__ = [
+    "Asked",
+    "AskedForPorts",
+    "Called",
+    "DeletedDir",
+    "FakeHost",
+    "FakeTransport",
+    "Fetched",
+    "LocalSshd",
+    "LocalSshdError",
+    "MadeDir",
+    "OpenedTunnel",
+    "Ran",
+    "Relay",
+    "Sent",
+    "SshdNotFoundError",
+    "UnexpectedCommandError",
+    "find_sshd",
+    "write_config",
+]
+
+_HOMES = {
+    "FakeHost": "fake_host",
+    "FakeTransport": "fake_transport",
+    "LocalSshd": "local_sshd",
+    "LocalSshdError": "local_sshd",
+    "Relay": "relay",
+    "SshdNotFoundError": "local_sshd",
+    "UnexpectedCommandError": "answers",
+    "find_sshd": "local_sshd",
+    "write_config": "local_sshd",
+}
+"""Where the names come from that are no records of what was asked."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a name of this package when it is first used (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'asked')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the names of the package, also those that were not used yet."""
+    return sorted({*globals(), *__all__})

@@ -5,6 +5,8 @@
 * The first use of a `Connection` logs in: `ssh -f ...`, which returns at once and prints nothing.
 * Then each command is one call of `ssh`. Its last argument is the command, as a label for people who look at `ps`: one
   word of a shell. So `nproc` stands there as `nproc`, and `ls -l` as `'ls -l'`, in quotes: `shlex.quote()` makes it.
+* A `Runtime` keeps a program on its host and talks to that, which this stand-in cannot: say `resident=False`. (The
+  fixture `fake_host` of `lazycluster.testing` stands in for either, without any `ssh`.)
 * Each file is one call of `ssh` before and after, and one of `scp` in between.
 * Each `fp.register()` serves one call; say `occurrences=` for more. A call that nothing was registered for raises
   `ProcessNotRegisteredError`, so that no test reaches a real host unawares. (`password=` logs in through a terminal,
@@ -155,6 +157,6 @@ MemTotal: 16777216 kB
     fp.register(["ssh", fp.any(), "true"])  # at the end: is the link alive?
     fp.register(["ssh", fp.any(), quote("clean up")])
 
-    with Runtime("web1", "/work") as runtime:
+    with Runtime("web1", "/work", resident=False) as runtime:
         assert (runtime.cpu_cores, runtime.memory_in_mb, runtime.working_dir) == ("8", "16384", "/work")
         assert runtime.run("hostname").stdout == "web1\n"

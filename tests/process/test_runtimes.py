@@ -1,4 +1,7 @@
-"""Runtimes, with pytest-subprocess in the place of ssh: what they ask the host, and what they make of its answers."""
+"""Runtimes, with pytest-subprocess in the place of ssh: what they ask the host, and what they make of its answers.
+
+They go the way that such a stand-in can play: an ssh process for each step.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def make(fp: FakeProcess) -> Iterator[Make]:
     def make(working_dir: str | None = "/work", answer: bytes = b"/work\0" + MACHINE, **keywords: str) -> Runtime:
         log_in(fp)
         command(fp, quote("set up a runtime"), stdout=answer)
-        made.append(Runtime("web1", working_dir, **keywords))  # type: ignore[arg-type]  # of a table
+        made.append(Runtime("web1", working_dir, resident=False, **keywords))  # type: ignore[arg-type]  # of a table
         return made[-1]
 
     yield make
@@ -97,7 +100,7 @@ def test_a_host_that_cannot_be_used(fp: FakeProcess, answer: dict[str, object], 
     log_in(fp)
     command(fp, quote("set up a runtime"), **answer)
     with pytest.raises(InvalidRuntimeError, match=f"(?s)^web1 cannot be used as a runtime: .*{reason}") as caught:
-        Runtime("web1", "/work")
+        Runtime("web1", "/work", resident=False)
     assert isinstance(caught.value, ValueError)
     assert caught.value.__cause__ is not None
 
@@ -107,14 +110,15 @@ def test_a_temporary_directory_is_removed_though_the_probe_fails(fp: FakeProcess
     command(fp, quote("set up a runtime"), stdout=b"/tmp/lazycluster-x\0")
     clean = command(fp, quote("clean up"))
     with pytest.raises(InvalidRuntimeError):
-        Runtime("web1")
+        Runtime("web1", resident=False)
     assert len(clean.calls) == 1
 
 
-def test_a_host_that_cannot_be_reached(fp: FakeProcess) -> None:
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_host_that_cannot_be_reached(fp: FakeProcess, resident: bool) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr="ssh: connect to host web1 port 22: Connection refused", returncode=255)
     with pytest.raises(InvalidRuntimeError, match=r"^web1 cannot be used as a runtime: connection refused") as caught:
-        Runtime("web1")
+        Runtime("web1", resident=resident)
     assert isinstance(caught.value.__cause__, PortRefusedError)
     assert len(fp.calls) == 1
 
@@ -334,7 +338,7 @@ def test_after_the_end(fp: FakeProcess) -> None:
     log_in(fp)
     command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
     command(fp, quote("clean up"))
-    runtime = Runtime("web1", "/work")
+    runtime = Runtime("web1", "/work", resident=False)
     runtime.close()
     runtime.cleanup()
     calls = len(fp.calls)
@@ -359,7 +363,7 @@ def test_a_runtime_that_is_forgotten_cleans_up(fp: FakeProcess) -> None:
     log_in(fp)
     command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
     clean = command(fp, quote("clean up"))
-    Runtime("web1", "/work")
+    Runtime("web1", "/work", resident=False)
     gc.collect()
     assert len(clean.calls) == 1
 
@@ -371,5 +375,5 @@ def test_a_subclass_is_named_after_itself(fp: FakeProcess) -> None:
     log_in(fp)
     command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
     command(fp, quote("clean up"))
-    with Worker("web1", "/work") as worker:
+    with Worker("web1", "/work", resident=False) as worker:
         assert (worker.class_name, repr(worker)) == ("Worker", "<Worker web1:/work>")

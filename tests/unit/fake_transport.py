@@ -5,17 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import attrs
 
 from lazycluster.exceptions import CommandStoppedError
+from lazycluster.hardware import HostInfo
+from lazycluster.openssh.forwarding import Forwarding
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.supervisor import launch
 from lazycluster.supervisor.payload import Payload
-from lazycluster.transport import UNWATCHED, Watch
+from lazycluster.transport import UNWATCHED, Stoppable, Watch
 
 TOKEN = "t0k3n"
 Piece = tuple[Stream, bytes]
@@ -138,3 +140,52 @@ class FakeTransport:
     def close(self) -> None:
         """Note it."""
         self.closed = True
+
+
+@attrs.define
+class FakeHostTransport(FakeTransport):
+    """Implements `HostTransport`, as far as who holds one and gives it back asks for it."""
+
+    directories: list[str] = attrs.field(factory=list)
+    reached: bool = True
+    asked_to_clean_up: int = 0
+    cleaning: Callable[[], object] = lambda: None
+
+    def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
+        """Find nothing."""
+        return working_dir or "/tmp/w", HostInfo("Debian 12", "Linux", "6.1", "x86_64", 1.0, 1 << 30)
+
+    def is_alive(self) -> bool:
+        """Tell it."""
+        return self.reached and not self.closed
+
+    def create_dir(self, path: str, *, cwd: str) -> None:
+        """Note it."""
+        self.calls.append(Call(f"create_dir {path}", cwd))
+
+    def create_tempdir(self) -> str:
+        """Note one more."""
+        self.directories.append(f"/tmp/t{len(self.directories)}")
+        return self.directories[-1]
+
+    def delete_dir(self, path: str, *, cwd: str) -> bool:
+        """Note it."""
+        self.calls.append(Call(f"delete_dir {path}", cwd))
+        return True
+
+    def free_ports(self, ports: Sequence[int]) -> list[int]:
+        """Have none in use."""
+        return list(ports)
+
+    def expose(self, forwarding: Forwarding, owner: object) -> Stoppable:
+        """Refuse it."""
+        raise NotImplementedError
+
+    def reaches_host(self, seconds: float) -> bool:
+        """Tell it."""
+        return self.reached
+
+    def clean_up(self) -> None:
+        """Note it, and do what was asked for."""
+        self.cleaning()
+        self.asked_to_clean_up += 1

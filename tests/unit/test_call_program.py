@@ -503,6 +503,8 @@ def test_memory_modules() -> None:
 def test_main(child: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[bytes] = []
     worked: list[list[bytes]] = []
+    staged: list[bool] = []
+    copied: list[tuple[int, int]] = []
 
     def write(_: int, data: memoryview) -> int:
         said.append(bytes(data))
@@ -511,27 +513,28 @@ def test_main(child: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = [zlib.compress(b"a"), b"", b"ccc"]
     stream = io.BytesIO(call.REQUEST.pack(*map(len, sent)) + b"".join(sent))
     monkeypatch.setattr(os, "dup", lambda _: 77)
-    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: copied.append(descriptors))
     monkeypatch.setattr(os, "read", lambda _, length: stream.read(min(length, 2)))
     monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(call, "_set_the_stage", lambda: staged.append(True))
     monkeypatch.setattr(call, "_work", lambda _, request: worked.append(request))
     call.main(TOKEN, lambda: 0 if child else 9, lambda worker: f"{worker} ended")
     assert launch.parse_greeting(said.pop(0), TOKEN) is not None
     assert worked == ([sent] if child else [])
+    assert staged == [True] * child
+    assert [target for _, target in copied] == [1, 0][: 1 + child]  # prints do not get into the answer
     assert said == ([] if child else [b"9 ended" + call.TRAILER.pack(call.MAGIC, call.ENDED, 7)])
     call.main(TOKEN, lambda: pytest.fail("forked without a request"), lambda _: "")
 
 
 def test_set_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    copied: list[int] = []
     main = types.ModuleType("__main__")
     vars(main).update(left="from the bootstrap")
-    monkeypatch.setitem(sys.modules, "__main__", main)
-    monkeypatch.setattr(os, "dup2", lambda _, target: copied.append(target))
+    monkeypatch.setattr(sys, "modules", {**sys.modules, "__main__": main, "lazyclusters": main})
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
     call._set_the_stage()
-    assert copied == [0]
     assert not hasattr(main, "left")
+    assert [name for name in sys.modules if name.startswith("lazycluster")] == ["lazyclusters"]
     assert [stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)] == [0, 1, 2]
     assert sys.stdout.line_buffering

@@ -148,7 +148,24 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     ),
     (
         e.PythonNotFoundError("web1", "python3"),
-        "web1: no Python found (looked for python3). Install python3 there, or name it with python=.",
+        (
+            "web1: no Python found (looked for python3). Install python3 there, or name it with python=; commands and "
+            "files go without one: Runtime(..., resident=False)."
+        ),
+    ),
+    (
+        e.SupervisorError("web1", "why"),
+        (
+            "web1: the supervisor on the host: why. Check that `ssh web1 python3 -V` works; "
+            "Runtime(..., resident=False) does without it."
+        ),
+    ),
+    (
+        e.SupervisorError("web1", "why", "a\nb\n"),
+        (
+            "web1: the supervisor on the host: why. Check that `ssh web1 python3 -V` works; "
+            "Runtime(..., resident=False) does without it.\n    a\n    b"
+        ),
     ),
     (
         e.PythonVersionMismatchError("web1", "3.11", "3.9"),
@@ -278,3 +295,4 @@ def test_secrets_stay_out_of_reprs() -> None:
     """Output may hold anything; it is in the message of the error that is about it, and nowhere else."""
     assert "hunter2" not in repr(e.CommandTimeoutError("web1", "make", 1.0, b"hunter2", b"hunter2"))
     assert "hunter2" not in repr(e.CommandFailedError("web1", "make", 1, "hunter2"))
+    assert "hunter2" not in repr(e.SupervisorError("web1", "why", "hunter2"))

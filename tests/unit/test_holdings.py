@@ -8,23 +8,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import attrs
 import pytest
 
-from lazycluster import Connection, ConnectionLostError, RuntimeClosedError
+from lazycluster import RuntimeClosedError
 from lazycluster import holdings as holdings_module
 from lazycluster.executor import Executor
 from lazycluster.holdings import Holdings
 from lazycluster.openssh.processes import Cancellation
-from lazycluster.openssh.sessions import Sessions
-from lazycluster.results import CommandResult
 from lazycluster.steps import SendFile
 from lazycluster.tasks import RuntimeTask, TaskProcess
 from lazycluster.testing.processes import wait_until
 
-from .fake_transport import FakeTransport
+from .fake_transport import FakeHostTransport, FakeTransport
 
 
 @attrs.define
@@ -55,29 +52,21 @@ class Process:
 
 
 @pytest.fixture
-def holdings() -> Iterator[Holdings]:
-    made = Holdings(Connection("web1"))
+def host() -> FakeHostTransport:
+    return FakeHostTransport()
+
+
+@pytest.fixture
+def holdings(host: FakeHostTransport) -> Iterator[Holdings]:
+    made = Holdings(host)
     yield made
     made.abandon()
 
 
-@pytest.fixture
-def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[Holdings]:
-    """Let the host be reached, and return which holdings were cleaned up there."""
-    calls: list[Holdings] = []
-
-    def clean(holdings: Holdings) -> None:
-        calls.append(holdings)
-
-    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: True)
-    monkeypatch.setattr(Holdings, "_clean_host", clean)
-    return calls
-
-
 def state(holdings: Holdings) -> tuple[bool, bool, bool, bool]:
-    """Return what holds: closed, released, the connection is closed, the end of the program will look at it."""
-    connection_closed = holdings.connection.sessions.closed
-    return holdings.closed, holdings.released, connection_closed, holdings in holdings_module._held
+    """Return what holds: closed, released, the transport is closed, the end of the program will look at it."""
+    assert isinstance(holdings.transport, FakeHostTransport)
+    return holdings.closed, holdings.released, holdings.transport.closed, holdings in holdings_module._held
 
 
 OPEN, RELEASED, INTERRUPTED = (False, False, False, True), (True, True, True, False), (True, False, False, True)
@@ -95,11 +84,9 @@ def test_processes_by_key(holdings: Holdings) -> None:
 
 
 @pytest.mark.parametrize("reached", [True, False])
-def test_everything_is_released_once(
-    holdings: Holdings, cleaned: list[Holdings], monkeypatch: pytest.MonkeyPatch, reached: bool
-) -> None:
+def test_everything_is_released_once(holdings: Holdings, host: FakeHostTransport, reached: bool) -> None:
     """Gently where the host answers; where the link is dead quickly, and without asking the host again."""
-    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: reached)
+    host.reached = reached
     notes: list[str] = []
     for number in range(2):
         holdings.keep(str(number), Process(notes=notes))
@@ -107,22 +94,26 @@ def test_everything_is_released_once(
     holdings.release()
     holdings.release()
     assert notes == ["ask", "ask", *["terminate" if reached else "kill"] * 2]  # all are asked before one is waited for
-    assert cleaned == [holdings] * reached
+    assert host.asked_to_clean_up == reached
     assert state(holdings) == RELEASED
 
 
-def test_a_host_that_was_never_reached_is_not_dialled(holdings: Holdings) -> None:
+def test_where_the_link_is_dead_the_connection_goes_before_what_waits_for_it(
+    holdings: Holdings, host: FakeHostTransport
+) -> None:
+    host.reached = False
+    closed: list[bool] = []
+    holdings.keep("a", Process(on_end=lambda: closed.append(host.closed)))
     holdings.release()
-    assert not holdings.connection.sessions.connected
-    assert state(holdings) == RELEASED
+    assert (closed, state(holdings)) == ([True], RELEASED)
 
 
 def test_what_was_not_set_up_is_abandoned_without_a_word_to_the_host(
-    holdings: Holdings, cleaned: list[Holdings]
+    holdings: Holdings, host: FakeHostTransport
 ) -> None:
     holdings.abandon()
     holdings.release()
-    assert (state(holdings), cleaned) == (RELEASED, [])
+    assert (state(holdings), host.asked_to_clean_up) == (RELEASED, 0)
 
 
 def test_what_comes_too_late_is_stopped(holdings: Holdings) -> None:
@@ -133,7 +124,7 @@ def test_what_comes_too_late_is_stopped(holdings: Holdings) -> None:
     assert late.notes == ["terminate"]
 
 
-def test_what_comes_while_everything_is_released_is_stopped(holdings: Holdings, cleaned: list[Holdings]) -> None:
+def test_what_comes_while_everything_is_released_is_stopped(holdings: Holdings, host: FakeHostTransport) -> None:
     late, refused = Process(), []
 
     def come() -> None:
@@ -144,7 +135,7 @@ def test_what_comes_while_everything_is_released_is_stopped(holdings: Holdings, 
     holdings.keep("a", Process(on_end=come))
     holdings.release()
     assert (len(refused), late.notes, list(holdings.living(only_alive=False))) == (1, ["terminate"], ["a"])
-    assert cleaned == [holdings]
+    assert host.asked_to_clean_up == 1
 
 
 def test_a_fork_of_the_owner_releases_nothing(holdings: Holdings) -> None:
@@ -160,7 +151,7 @@ def test_a_fork_of_the_owner_releases_nothing(holdings: Holdings) -> None:
 # Interruptions --------------------------------------------------------------------------------------------------------
 
 
-def test_a_release_that_was_interrupted_can_be_repeated(holdings: Holdings, cleaned: list[Holdings]) -> None:
+def test_a_release_that_was_interrupted_can_be_repeated(holdings: Holdings, host: FakeHostTransport) -> None:
     """Such as by Ctrl-C while a process is waited for."""
 
     def interrupt() -> None:
@@ -172,42 +163,42 @@ def test_a_release_that_was_interrupted_can_be_repeated(holdings: Holdings, clea
     holdings.keep("b", after)
     with pytest.raises(KeyboardInterrupt):
         holdings.release()
-    assert (after.notes, cleaned, state(holdings)) == (["ask"], [], INTERRUPTED)
+    assert (after.notes, host.asked_to_clean_up, state(holdings)) == (["ask"], 0, INTERRUPTED)
     with pytest.raises(RuntimeClosedError):
         holdings.keep("c", Process())
     holdings.release()
-    assert (after.notes, cleaned, state(holdings)) == (["ask", "ask", "terminate"], [holdings], RELEASED)
+    assert (after.notes, host.asked_to_clean_up, state(holdings)) == (["ask", "ask", "terminate"], 1, RELEASED)
 
 
 def test_an_interrupt_while_the_host_cleans_up_leaves_the_connection_for_the_next_time(
-    holdings: Holdings, cleaned: list[Holdings], monkeypatch: pytest.MonkeyPatch
+    holdings: Holdings, host: FakeHostTransport
 ) -> None:
-    def interrupt(_: Holdings) -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Holdings, "_clean_host", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            holdings.release()
+    host.cleaning = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        holdings.release()
     assert state(holdings) == INTERRUPTED
+    host.cleaning = lambda: None
     holdings.release()
-    assert (cleaned, state(holdings)) == ([holdings], RELEASED)
+    assert (host.asked_to_clean_up, state(holdings)) == (1, RELEASED)
 
 
-def test_the_connection_is_closed_though_a_process_cannot_be_ended(holdings: Holdings, cleaned: list[Holdings]) -> None:
+def test_the_connection_is_closed_though_a_process_cannot_be_ended(holdings: Holdings, host: FakeHostTransport) -> None:
     def fail() -> None:
         raise OSError("no more")
 
     holdings.keep("a", Process(on_end=fail))
     with pytest.raises(OSError, match="no more"):
         holdings.release()
-    assert (cleaned, state(holdings)) == ([], FAILED)
+    assert (host.asked_to_clean_up, state(holdings)) == (0, FAILED)
 
 
 # Threads --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_may_release_what_holds_it(holdings: Holdings, cleaned: list[Holdings]) -> None:
+def test_a_task_may_release_what_holds_it(holdings: Holdings, host: FakeHostTransport) -> None:
     """It cannot wait for its own thread."""
 
     class Releases(FakeTransport):
@@ -224,10 +215,10 @@ def test_a_task_may_release_what_holds_it(holdings: Holdings, cleaned: list[Hold
     process.join(10)
     assert (process.exitcode, transport.calls) == (-15, [])
     assert isinstance(task.steps[0], SendFile)
-    assert (cleaned, state(holdings)) == ([holdings], RELEASED)
+    assert (host.asked_to_clean_up, state(holdings)) == (1, RELEASED)
 
 
-def test_who_comes_second_waits_for_the_first(holdings: Holdings, cleaned: list[Holdings]) -> None:
+def test_who_comes_second_waits_for_the_first(holdings: Holdings, host: FakeHostTransport) -> None:
     inside, go, second = threading.Event(), threading.Event(), threading.Event()
 
     def block() -> None:
@@ -248,10 +239,10 @@ def test_who_comes_second_waits_for_the_first(holdings: Holdings, cleaned: list[
     go.set()
     for thread in threads:
         thread.join(10)
-    assert (second.is_set(), process.notes, cleaned) == (True, ["ask", "terminate"], [holdings])
+    assert (second.is_set(), process.notes, host.asked_to_clean_up) == (True, ["ask", "terminate"], 1)
 
 
-def test_the_garbage_collector_does_not_wait(holdings: Holdings, cleaned: list[Holdings]) -> None:
+def test_the_garbage_collector_does_not_wait(holdings: Holdings, host: FakeHostTransport) -> None:
     go, names = threading.Event(), []
 
     def block() -> None:
@@ -263,54 +254,17 @@ def test_the_garbage_collector_does_not_wait(holdings: Holdings, cleaned: list[H
     assert not holdings.released
     go.set()
     assert wait_until(lambda: state(holdings) == RELEASED, 10)
-    assert (names, cleaned) == (["clean-up of web1"], [holdings])
+    assert (names, host.asked_to_clean_up) == (["clean-up of web1"], 1)
 
 
 # What is left, and the end of the program -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("outcome", "warnings"),
-    [
-        (CommandResult("clean up", 0, b"", b""), []),
-        (
-            CommandResult("clean up", 1, b"", b"rm: cannot remove '/w'\n"),
-            ["web1: the clean-up left something: rm: cannot remove '/w'"],
-        ),
-        (
-            ConnectionLostError("web1", "clean up", "closed", started=True),
-            [f"web1: the clean-up failed: {ConnectionLostError('web1', 'clean up', 'closed', started=True)}"],
-        ),
-    ],
-)
-def test_what_the_host_could_not_clean_up_is_logged(
-    holdings: Holdings,
-    outcome: CommandResult | Exception,
-    warnings: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    scripts: list[str] = []
-
-    def run(_: Sessions, script: str, **_keywords: Any) -> CommandResult:
-        scripts.append(script)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: True)
-    monkeypatch.setattr(Sessions, "run", run)
-    holdings.directories.append("/tmp/a b")
-    holdings.release()
-    (script,) = scripts
-    assert script.startswith(f"set -- LAZYCLUSTER_JOB={holdings.connection.sessions.token}. '/tmp/a b'\n")
-    assert (caplog.messages, state(holdings)) == (warnings, RELEASED)
-
-
 def test_what_is_left_on_a_host_that_is_not_reached_is_logged(
-    holdings: Holdings, caplog: pytest.LogCaptureFixture
+    holdings: Holdings, host: FakeHostTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
-    holdings.directories += ["/tmp/a", "/tmp/b"]
+    host.reached = False
+    host.directories = ["/tmp/a", "/tmp/b"]
     holdings.release()
     assert caplog.messages == ["web1: not reached; left there: /tmp/a, /tmp/b"]
     assert state(holdings) == RELEASED
@@ -323,8 +277,7 @@ def test_at_the_end_of_the_program_one_failure_does_not_keep_the_others(
         raise OSError("no more")
 
     monkeypatch.setattr(holdings_module, "_held", set())
-    monkeypatch.setattr(Sessions, "reaches_host", lambda _self, _seconds: False)
-    made = [Holdings(Connection(f"web{number}")) for number in range(3)]
+    made = [Holdings(FakeHostTransport(f"web{number}", reached=False)) for number in range(3)]
     processes = [Process(on_end=fail if number == 1 else lambda: None) for number in range(3)]
     for holdings, process in zip(made, processes, strict=True):
         holdings.keep("a", process)
@@ -339,16 +292,17 @@ def test_at_the_end_of_the_program_one_failure_does_not_keep_the_others(
 @pytest.mark.parametrize(
     ("end", "printed"), [("", "asked\nkilled\n"), ("holdings.release()", "asked\nkilled\n"), ("holdings.abandon()", "")]
 )
-def test_the_end_of_the_program_releases_what_was_not(end: str, printed: str) -> None:
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_end_of_the_program_releases_what_was_not(end: str, printed: str, resident: bool) -> None:
     program = f"""
-from lazycluster import Connection
 from lazycluster.holdings import Holdings
+from lazycluster.reaching import reach
 
 class Process:
     def request_stop(self): print("asked")
     def kill(self): print("killed")
 
-holdings = Holdings(Connection("web1"))
+holdings = Holdings(reach("web1", {{"resident": {resident}}}))
 holdings.keep("a", Process())
 {end}
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import platform
+import re
 import sys
 import zlib
 
@@ -24,10 +25,42 @@ def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
     assert len(repr(program)) < 500
 
 
-def test_program_is_python_3_6() -> None:
-    text = zlib.decompress(launch.program("abc", 2.5).text).decode()
-    ast.parse(text, feature_version=(3, 6))
-    assert text.endswith("main('abc', fork, lambda worker: watch(worker, 2.5))\n")
+@pytest.mark.parametrize(
+    ("program", "start"),
+    [
+        (launch.program("abc", 2.5), "call.main('abc', watch.fork, lambda worker: watch.watch(worker, 2.5))"),
+        (
+            launch.supervisor("abc", "M=t.", 2.5, "~/a b'", "echo"),
+            "program.main('abc', 'M=t.', 2.5, \"~/a b'\", 'echo')",
+        ),
+        (launch.supervisor("abc", "M=t.", 5.0, None, ""), "program.main('abc', 'M=t.', 5.0, None, '')"),
+    ],
+    ids=["program", "supervisor", "supervisor without a directory"],
+)
+def test_a_program_is_python_3_6_in_all_its_modules(program: launch.Program, start: str) -> None:
+    """The text makes modules from their sources, each importing earlier ones only, and calls what is in the last."""
+    text = zlib.decompress(program.text).decode()
+    assert text.endswith(f"\n{start}\n")
+    sources = loaded(text)
+    for number, (name, source) in enumerate(sources.items()):
+        own = re.findall(r"^from lazycluster\.supervisor\.(\w+) import", source, re.MULTILINE)
+        assert set(own) <= set(list(sources)[:number]), name
+        ast.parse(source, feature_version=(3, 6))
+    assert list(sources)[-1] == start.partition(".")[0]
+
+
+@pytest.mark.parametrize("text", [launch.calls_preparation(), launch.ports_preparation()], ids=["calls", "ports"])
+def test_a_preparation_is_python_3_6(text: bytes) -> None:
+    for source in loaded(zlib.decompress(text).decode()).values():
+        ast.parse(source, feature_version=(3, 6))
+
+
+def loaded(text: str) -> dict[str, str]:
+    """Return the sources of the modules that a text makes, by name, in its order."""
+    tree = ast.parse(text, feature_version=(3, 6))
+    calls = [node.value for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    loads = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "_load"]
+    return {ast.literal_eval(load.args[0]): ast.literal_eval(load.args[1]) for load in loads}
 
 
 @pytest.mark.parametrize("token", ["", "a b", "a'b", "é", "a\n", "a-b"])

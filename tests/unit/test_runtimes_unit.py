@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
 import subprocess
 from typing import Any, get_type_hints
 
@@ -11,7 +13,9 @@ import pytest
 from lazycluster import Connection, Gpu, HostInfo, Runtime
 from lazycluster.facts import Facts, info_rows
 from lazycluster.gpus import MigDevice
-from lazycluster.runtimes import ConnectionOptions, RuntimeOptions
+from lazycluster.openssh.per_step import PerStep
+from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
+from lazycluster.supervisor.resident import Resident
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +32,7 @@ def test_an_unknown_keyword_is_named_with_those_that_there_are() -> None:
         Runtime("web1", **keywords)
     assert str(caught.value) == (
         "Runtime() got an unexpected keyword argument 'usr'; there are: config_file, connect_timeout, env, "
-        "identity_file, options, password, port, python, user"
+        "grace, identity_file, options, password, port, python, resident, user"
     )
 
 
@@ -36,7 +40,7 @@ def test_the_keywords_are_those_of_a_connection() -> None:
     parameters = inspect.signature(Connection.__init__).parameters.values()
     keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
     assert keywords == ConnectionOptions.__annotations__.keys()
-    assert RuntimeOptions.__annotations__.keys() - keywords == {"python"}
+    assert RuntimeOptions.__annotations__.keys() - keywords == {"python", "resident", "grace"}
     assert get_type_hints(ConnectionOptions)["port"] == get_type_hints(Connection.__init__)["port"]
 
 
@@ -58,6 +62,32 @@ def test_arguments_that_cannot_be_right(host: str, keywords: Any) -> None:
         Runtime(host, **keywords)
     with pytest.raises(ValueError):
         Connection(host, **keywords)
+
+
+@pytest.mark.parametrize("grace", [-1, -0.001, 1e6, math.inf, math.nan, True, "5", None])
+def test_a_grace_that_cannot_be_right(grace: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"grace is a number of seconds, not {grace!r}")):
+        Runtime("web1", grace=grace)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "way"), [({}, Resident), ({"resident": True}, Resident), ({"resident": False}, PerStep)]
+)
+def test_the_way_onto_a_host(keywords: RuntimeOptions, way: type[Resident | PerStep]) -> None:
+    transport = reach("web1", keywords)
+    assert isinstance(transport, way)
+    assert (transport.host, transport.directories) == ("web1", [])
+    transport.close()
+
+
+def test_the_grace_is_five_seconds_unless_told_otherwise() -> None:
+    graces = []
+    for keywords in (RuntimeOptions(), RuntimeOptions(grace=0), RuntimeOptions(grace=0.5)):
+        transport = reach("web1", keywords)
+        assert isinstance(transport, Resident)
+        graces.append(transport.grace)
+        transport.close()
+    assert graces == [5.0, 0, 0.5]
 
 
 class Known(Facts):

@@ -5,48 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster.supervisor import watch
+from lazycluster.supervisor import tree, watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@pytest.mark.parametrize(
-    ("table", "expected"),
-    [
-        ([], set()),
-        ([(1, 0, 1), (2, 1, 2), (3, 1, 3)], set()),
-        ([(10, 1, 10), (11, 10, 11), (12, 11, 11), (13, 12, 13), (20, 1, 20)], {11, 12, 13}),
-        ([(13, 12, 13), (12, 11, 11), (11, 10, 11)], {11, 12, 13}),
-        ([(11, 10, 11), (12, 1, 11), (13, 12, 13)], {11, 12, 13}),  # 12 lost its parent, and is of the group
-    ],
-)
-def test_descendants(table: list[tuple[int, int, int]], expected: set[int]) -> None:
-    assert watch.descendants(table, root=10, group=11) == expected
-
-
-@pytest.mark.parametrize("proc", [True, False])
-def test_process_table(proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not proc:
-        monkeypatch.setattr(os, "access", lambda *_: False)
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as child:
-        assert (child.pid, os.getpid(), child.pid) in watch.process_table()
-        child.kill()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert child.pid not in {pid for pid, _, _ in watch.process_table()}  # a zombie
-    assert {parent for _, parent, _ in watch.process_table()} >= {0}
-
-
-def test_signal_names() -> None:
-    assert watch._signal_name(9) == "SIGKILL"
-    assert watch._signal_name(99) == "unknown"
 
 
 @pytest.fixture
@@ -136,7 +104,7 @@ def test_processes_that_cannot_be_ended(lifeline: int, monkeypatch: pytest.Monke
     worker = start("import time; time.sleep(60)")
     watcher = watch._Watch(worker, 0.1)
     os.close(lifeline)
-    monkeypatch.setattr(watch, "_UNKILLABLE", 0.1)
+    monkeypatch.setattr(tree, "_UNKILLABLE", 0.1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError()))
         assert "the manager closed the connection" in watcher.until_ended()
