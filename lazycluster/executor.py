@@ -15,7 +15,7 @@ import attrs
 
 from lazycluster._typing import assert_never
 from lazycluster.display import progress_bar
-from lazycluster.exceptions import CommandFailedError, CommandStoppedError
+from lazycluster.exceptions import CommandFailedError, CommandStoppedError, RemoteFunctionError
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Collector, CommandResult, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
@@ -115,6 +115,10 @@ class Executor:
         keep(outcome)
         self.transport.call(payload, outcome, python=self.python, cwd=self.cwd, env=self.env, watch=watch)
         error = read_error(outcome, self.transport.host, step.name)
+        if isinstance(error, RemoteFunctionError) and not error.remote_traceback and watch.collector is not None:
+            # Its process died, or so; what it printed last may tell why.
+            printed = watch.collector.joined(Stream.STDERR).decode(errors="replace")
+            raise attrs.evolve(error, remote_traceback=printed) from error.__cause__
         if error is not None:
             raise error
 

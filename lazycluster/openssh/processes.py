@@ -357,6 +357,9 @@ class Inlet:
                 except OSError:
                     self._close()
                     return False
+                except BaseException:  # Ctrl-C; who knows how much was written
+                    self._close()
+                    raise
             if data:
                 self._pending += data
                 self._changed.notify_all()

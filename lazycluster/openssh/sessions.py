@@ -94,8 +94,6 @@ class Sessions:
         """Remember whom to dial; nothing is dialled yet."""
         self.destination = destination
         self.password = password
-        self.token = secrets.token_hex(8)
-        """Marks every process that is started on the host, in its environment."""
         self._env = check_environment(env)
         self._unsupported: frozenset[str] = frozenset()
         self._closed = False
@@ -106,6 +104,8 @@ class Sessions:
 
     def start_afresh(self) -> None:
         """Begin without a master and with nothing under way."""
+        self.token = secrets.token_hex(8)
+        """Marks every process that is started on the host, in its environment; a forked child's are another's."""
         self._lock = threading.RLock()
         self._slots = SessionSlots()
         self._owned = _Owned()

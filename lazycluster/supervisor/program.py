@@ -64,8 +64,12 @@ _READ = 1 << 18
 class Supervisor:
     """Serves one runtime."""
 
-    def __init__(self, out: int, mark: str, prefix: str, grace: float) -> None:
-        """Prepare to write frames to a descriptor, to mark processes, and to name temporary directories."""
+    def __init__(self, out: int, mark: str, prefix: str, grace: float, *, adopts: bool) -> None:
+        """Prepare to write frames to a descriptor, to mark processes, and to name temporary directories.
+
+        `adopts` tells whether every orphan below this process becomes its child.
+        """
+        self._adopts = adopts
         self._mark = mark
         self._grace = grace
         self._bell, ring = os.pipe()
@@ -170,15 +174,15 @@ class Supervisor:
             self._close()
         self._reap()
 
-    def _reap(self) -> None:
-        """Collect what has ended, adopted processes too."""
+    def _reap(self) -> bool:
+        """Collect what has ended, adopted processes too; tell whether there is no child any more."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return True
             if pid == 0:
-                return
+                return False
             self._workers.ended(pid)
             job = self._by_pid.pop(pid, None)
             if job is not None:
@@ -377,12 +381,12 @@ class Supervisor:
         if not ending and self._leaving is None:
             return
         self._next_look = now + _TICK
-        self._reap()
-        table = process_table()
+        childless = self._reap()
         if self._leaving is not None:
-            if self._leaving.step(table):
+            if (childless and self._adopts) or self._leaving.step(process_table()):
                 self._leaving = None
             return
+        table = process_table()
         for job in ending:
             if job.ending is not None and job.ending.step(table):
                 job.stopped()
@@ -411,8 +415,8 @@ def main(token: str, mark: str, grace: float, working_dir: "str | None", probe: 
     """Serve a runtime over standard input and output, until standard input ends."""
     out = os.dup(1)
     os.dup2(2, 1)
-    adopt_orphans()
+    adopts = adopt_orphans()
     prefix = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"lazycluster-{token}.")  # noqa: S108 - made 0700
-    supervisor = Supervisor(out, mark, prefix, grace)
+    supervisor = Supervisor(out, mark, prefix, grace, adopts=adopts)
     supervisor.begin(token, working_dir, probe)
     supervisor.serve()

@@ -29,9 +29,9 @@ class Row:
         self.born = born
 
 
-def adopt_orphans() -> None:
-    """Become the parent of what loses its own below this process, where the kernel can do that (Linux 3.4)."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def adopt_orphans() -> bool:
+    """Become the parent of what loses its own below this process; tell whether the kernel can do that (Linux 3.4)."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent() -> None:
@@ -39,12 +39,13 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _prctl(option: int, value: int) -> None:
+def _prctl(option: int, value: int) -> bool:
     """Call prctl(2), where there is one."""
     with contextlib.suppress(ImportError, OSError, AttributeError):
         import ctypes  # noqa: PLC0415 - not every Python is built with it
 
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+        return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
+    return False
 
 
 def how_ended(status: int) -> str:
