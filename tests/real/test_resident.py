@@ -1,0 +1,491 @@
+"""The resident supervisor on a real host: one channel for everything, its loss, and what is left after it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazycluster import (
+    CommandTimeoutError,
+    ConnectionLostError,
+    InvalidRuntimeError,
+    PythonNotFoundError,
+    RemoteFunctionError,
+    Runtime,
+    RuntimeTask,
+    SupervisorError,
+    TaskExecutionError,
+    WorkingDirectoryError,
+)
+from lazycluster.supervisor.client import Supervisor
+from lazycluster.supervisor.resident import Resident
+from lazycluster.testing import LocalSshd
+from tests.real.clients import Program, eventually, in_parallel
+from tests.real.observed import (
+    Echo,
+    everything,
+    free_port,
+    is_alive,
+    leaves_nothing,
+    listeners,
+    programs_started,
+    relayed,
+    running,
+    sessions_opened,
+    unique,
+)
+
+if TYPE_CHECKING:
+    from tests.real.conftest import MakeSshd
+
+
+def transport(runtime: Runtime) -> Resident:
+    assert isinstance(runtime._transport, Resident)
+    return runtime._transport
+
+
+def supervisor(runtime: Runtime) -> Supervisor:
+    return transport(runtime).supervisor()
+
+
+def supervisor_pid(runtime: Runtime) -> int:
+    return supervisor(runtime).wait(1).pid
+
+
+def started(number: str, count: int = 1) -> None:
+    eventually(lambda: len(running(number)) >= count, f"{count} processes of {number}")
+
+
+# One channel ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_log_in_and_one_session_for_everything(sshd: LocalSshd, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("here")
+    before = sessions_opened(sshd)
+    with leaves_nothing(sshd), programs_started() as programs, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        at_first = len(programs)
+        runtime.run("true")
+        runtime.call(os.getpid)
+        runtime.create_dir("sub/sub")
+        runtime.create_tempdir()
+        runtime.has_free_port(40000)
+        assert runtime.is_valid_runtime()
+        task = RuntimeTask().send_file(file, "there").run_command("cat there").get_file("there", tmp_path / "back")
+        runtime.execute_task(task).join()
+        assert runtime.delete_dir("sub")
+        assert len(programs) == at_first == 2  # the log-in, and the supervisor's session
+        assert sessions_opened(sshd) == before + 1
+
+
+def test_many_at_once_share_it(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        with programs_started() as programs:
+            commands: list[Callable[[], str]] = [
+                lambda number=number: runtime.run(f"echo {number}").stdout
+                for number in range(100)  # type: ignore[misc]
+            ]
+            assert in_parallel(commands) == [f"{number}\n" for number in range(100)]
+        assert programs == []
+
+
+def test_a_thousand_jobs(sshd: LocalSshd) -> None:
+    """All of them under way at the same time: each waits for a file that is made when the last one has begun."""
+    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        wait = "until [ -e go ]; do sleep 1; done; exit 3"
+        tasks = [runtime.execute_task(RuntimeTask().run_command(f": {number}; {wait}")) for number in range(1000)]
+        script = "grep -alsF 'until [ -e go ]' /proc/[0-9]*/cmdline | wc -l"
+        eventually(lambda: int(runtime.run(script).stdout) >= 1000, "a thousand shells", timeout=90)
+        runtime.run("touch go")
+        for task in tasks:
+            with pytest.raises(TaskExecutionError, match="exit status 3"):
+                task.join()
+        runtime.clear_tasks()
+
+
+def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixture[str]) -> None:
+    """One prints 1 GB, and another asks every 10 ms for a small answer."""
+    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        ended = threading.Event()
+
+        def print_much() -> None:
+            result = transport(runtime).run("head -c 1000000000 /dev/zero", cwd=runtime.working_dir)
+            assert len(result.stdout_bytes) == 1_000_000_000
+            ended.set()
+
+        thread = threading.Thread(target=print_much, daemon=True)
+        thread.start()
+        took = []
+        while not ended.wait(0.01):
+            begun = time.perf_counter()
+            assert runtime.run("echo ok").stdout == "ok\n"
+            took.append(time.perf_counter() - begun)
+        thread.join()
+    with capsys.disabled():
+        print(f"\n{len(took)} small commands beside 1 GB: median {statistics.median(took) * 1e3:.0f} ms", end=", ")
+        print(f"longest {max(took) * 1e3:.0f} ms")
+    assert len(took) > 5
+    assert max(took) < 5  # it would be as long as the whole if it waited in the same queue
+
+
+def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> None:
+    """The caller's `on_output` blocks; what is on its way for it is bounded, and the host stops there."""
+    from lazycluster.transport import Watch  # noqa: PLC0415
+
+    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        go_on = threading.Event()
+        sizes: list[int] = []
+
+        def on_output(_stream: object, data: bytes) -> None:
+            go_on.wait()
+            sizes.append(len(data))
+
+        def read_slowly() -> None:
+            command = "head -c 50000000 /dev/zero; touch printed"
+            transport(runtime).run(command, cwd=runtime.working_dir, watch=Watch(on_output))
+
+        thread = threading.Thread(target=read_slowly, daemon=True)
+        thread.start()
+        for _ in range(50):
+            assert runtime.run("true").ok
+        assert not runtime.run("test -e printed").ok
+        go_on.set()
+        thread.join(60)
+        assert sum(sizes) == 50_000_000
+
+
+def test_noise_of_start_up_files_is_skipped(make_sshd: MakeSshd) -> None:
+    server = make_sshd(shell="bash")
+    (server.home / ".bashrc").write_text(
+        "echo welcome; echo LAZYCLUSTER-SUPERVISOR; head -c 100000 /dev/zero; echo >&2 x"
+    )
+    with leaves_nothing(server), Runtime(server.host, **server.connection_kwargs) as runtime:
+        assert runtime.run("echo clean").stdout == "clean\n"
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: int) -> None:
+    """The supervisor has the only one; a large file, which scp would take, then goes through it."""
+    server = make_sshd(options={"MaxSessions": str(sessions)})
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(1 << 20) * 20)
+    with leaves_nothing(server), Runtime(server.host, **server.connection_kwargs) as runtime:
+        task = RuntimeTask().send_file(large, "there").get_file("there", tmp_path / "back").run_function(os.getpid)
+        runtime.execute_task(task).join()
+        assert (tmp_path / "back").read_bytes() == large.read_bytes()
+
+
+# Not there at all ----------------------------------------------------------------------------------------------------
+
+
+def test_a_host_without_python_is_told_what_to_do(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd):
+        with pytest.raises(InvalidRuntimeError, match="resident=False") as caught:
+            Runtime(sshd.host, python="/no/such/python", **sshd.connection_kwargs)
+        assert isinstance(caught.value.__cause__, PythonNotFoundError)
+        with Runtime(sshd.host, resident=False, **sshd.connection_kwargs) as runtime:
+            assert runtime.run("echo ok").stdout == "ok\n"
+
+
+def test_a_python_that_is_none(sshd: LocalSshd, tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho it is broken >&2\nexit 7\n")
+    program.chmod(0o755)
+    with leaves_nothing(sshd):
+        with pytest.raises(InvalidRuntimeError, match="(?s)exit status 7.*it is broken") as caught:
+            Runtime(sshd.host, python=str(program), **sshd.connection_kwargs)
+        assert isinstance(caught.value.__cause__, SupervisorError)
+
+
+def test_a_working_directory_that_cannot_be_made(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd), pytest.raises(InvalidRuntimeError, match="/dev/null/x"):
+        Runtime(sshd.host, "/dev/null/x", **sshd.connection_kwargs)
+
+
+# Its loss ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_supervisor_that_is_killed_is_told_and_replaced(sshd: LocalSshd, tmp_path: Path) -> None:
+    """What was under way fails at once and is not repeated; in a directory that stays, the next call goes on."""
+    number = unique()
+    work = tmp_path / "work"
+    with leaves_nothing(sshd), Runtime(sshd.host, str(work), **sshd.connection_kwargs) as runtime:
+        first = supervisor_pid(runtime)
+        command = f"echo once >>ran; (setsid sleep {number} &) ; sleep {number}"
+        task = runtime.execute_task(RuntimeTask().run_command(command))
+        started(number, 2)
+        begun = time.monotonic()
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(TaskExecutionError, match="killed by signal 9") as caught:
+            task.join()
+        assert time.monotonic() - begun < 5
+        lost = caught.value.__cause__
+        assert isinstance(lost, ConnectionLostError)
+        assert lost.started is True
+        assert runtime.run("cat ran").stdout == "once\n"
+        assert supervisor_pid(runtime) != first
+        assert runtime.call(os.getpid) != first
+        eventually(lambda: not running(number), "the shell beside it ends what it had started")
+
+
+def test_a_temporary_working_directory_goes_with_it(sshd: LocalSshd) -> None:
+    """A clear error, not a silent new one."""
+    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        runtime.run("echo data >file")
+        os.kill(supervisor_pid(runtime), signal.SIGKILL)
+        eventually(lambda: not supervisor(runtime).alive or not Path(runtime.working_dir).exists(), "it is gone")
+        for use in (lambda: runtime.run("cat file"), lambda: runtime.call(os.getpid)):
+            with pytest.raises(WorkingDirectoryError, match="it was temporary, and went when the connection broke"):
+                use()
+        assert runtime.is_valid_runtime()  # the host itself is well
+
+
+@pytest.mark.parametrize("how", ["drop", "master"])
+def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
+    """In every state: while a command runs, while a function runs, while files move, while nothing happens."""
+    number = unique()
+    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords):
+        (tmp_path / "large").write_bytes(bytes(1 << 25))
+        with Runtime(sshd.host, str(tmp_path / "work"), **keywords) as runtime:
+            for task in (
+                RuntimeTask("command").run_command(f"sleep {number}"),
+                RuntimeTask("function").run_function(time.sleep, int(number)),
+                RuntimeTask("output").run_command(f"echo {number} >/dev/null; cat /dev/zero"),
+                RuntimeTask("files").run_command(f"sleep {number} & cat /dev/zero >/dev/null"),
+                None,
+            ):
+                if task is not None:
+                    runtime.execute_task(task)
+                    eventually(lambda: len(transport(runtime)._current._jobs) > 0, "it is under way")  # type: ignore[union-attr]
+                current = supervisor(runtime)
+                if how == "drop":
+                    relay.drop()
+                else:
+                    master = runtime._transport.connection.sessions.master()  # type: ignore[attr-defined]
+                    os.kill(master.pid, signal.SIGKILL)
+                if task is not None:
+                    with pytest.raises(TaskExecutionError) as caught:
+                        task.join()
+                    assert isinstance(caught.value.__cause__, ConnectionLostError)
+                eventually(lambda current=current: not current.alive, "the loss is seen")  # type: ignore[misc]
+                assert runtime.run("echo again").stdout == "again\n"
+            eventually(lambda: not running(number), "what was under way is ended", timeout=15)
+
+
+def test_a_slow_link_is_no_lost_one(sshd: LocalSshd, tmp_path: Path) -> None:
+    """Nothing comes through for longer than any patience on either side but that of ssh itself."""
+    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords), Runtime(sshd.host, **keywords) as runtime:
+        task = runtime.execute_task(RuntimeTask().run_command("sleep 1; echo done"))
+        relay.delay = 1.5
+        assert runtime.run("echo ok").stdout == "ok\n"
+        task.join()
+        assert task.execution_log == ["done\n"]
+        relay.delay = 0.0
+
+
+# Its end -------------------------------------------------------------------------------------------------------------
+
+_BUSY = """
+from lazycluster import Runtime, RuntimeTask
+runtime = Runtime({host!r}, config_file={config!r})
+def wait():
+    import subprocess
+    subprocess.Popen(["sleep", {number!r}])
+    subprocess.Popen(["sleep", {number!r}], start_new_session=True)
+    while True:
+        time.sleep(1)
+runtime.expose_port_from_runtime(9, {ports[0]})
+runtime.expose_port_to_runtime({ports[0]}, {ports[1]})
+runtime.create_tempdir()
+runtime.run("mkdir sub; chmod 500 sub; nohup setsid sleep {number} >/dev/null 2>&1 </dev/null &")
+runtime.execute_task(RuntimeTask().run_command("trap '' TERM; setsid sleep {number} & sleep {number}; sleep {number}"))
+runtime.execute_task(RuntimeTask().run_function(wait))
+runtime.execute_task(RuntimeTask().send_file({large!r}, "large"))
+runtime.execute_task(RuntimeTask().get_file("/dev/../{large}", {back!r}))
+say(runtime.working_dir)
+"""
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_manager_that_is_killed_leaves_nothing(
+    make_sshd: MakeSshd, tmp_path: Path, signal_number: signal.Signals
+) -> None:
+    """With tunnels, tasks and files in flight: within 10 s no ssh here, no port, no process and no file there."""
+    server = make_sshd()
+    number, ports = unique(), [free_port(), free_port()]
+    large, back, theirs = tmp_path / "large", tmp_path / "back", tmp_path / "theirs"
+    theirs.mkdir()
+    back.mkdir()
+    with large.open("wb") as file:
+        file.truncate(8 << 30)  # longer under way than the test
+    text = _BUSY.format(
+        host=server.host, config=str(server.config_file), number=number, ports=ports, large=str(large), back=str(back)
+    )
+    with Program(text + "\ntime.sleep(1000)", environment={"TMPDIR": str(tmp_path)}) as program:
+        working_dir = Path(program.line())
+        started(number, 5)
+        eventually(lambda: any(working_dir.glob(".lazycluster-*")), "a file on its way there")
+        eventually(lambda: any(back.iterdir()), "a file on its way back")
+        begun = time.monotonic()
+        program.process.send_signal(signal_number)
+        program.process.wait(10)
+        eventually(lambda: everything(server) == set(), "nothing is left on the host", timeout=10)
+        eventually(lambda: not running(number), "no process of it there", timeout=10)
+        eventually(lambda: not any(listeners(port) for port in ports), "no port", timeout=10)
+        eventually(lambda: not running(str(tmp_path / "lazycluster-m-")), "no ssh process here", timeout=10)
+        assert time.monotonic() - begun < 10
+        assert not working_dir.exists()
+
+
+def test_stubborn_jobs_get_the_grace_that_was_asked_for(sshd: LocalSshd) -> None:
+    number = unique()
+    with leaves_nothing(sshd), Runtime(sshd.host, grace=0.5, **sshd.connection_kwargs) as runtime:
+        command = f"trap '' TERM; setsid sleep {number} & sleep {number}; sleep {number}"
+        task = RuntimeTask().run_command(command)
+        runtime.execute_task(task)
+        started(number, 2)
+        begun = time.monotonic()
+        assert task.process is not None
+        task.process.terminate()
+        assert 0.4 < time.monotonic() - begun < 4
+        assert not running(number)
+        with pytest.raises(CommandTimeoutError):
+            runtime.run(command, timeout=0.2)
+        eventually(lambda: not running(number), "ended after its grace", timeout=3)
+
+
+@pytest.mark.parametrize("grace", [-1, "5", True, float("nan")])
+def test_a_grace_that_is_none(grace: object) -> None:
+    with pytest.raises(ValueError, match="grace is a number of seconds"):
+        Runtime("never-dialled", grace=grace)  # type: ignore[arg-type]
+
+
+def test_a_fork_neither_uses_nor_ends_the_runtimes_of_its_parent(sshd: LocalSshd) -> None:
+    text = f"""
+    from lazycluster import Runtime, RuntimeTask
+    runtime = Runtime({sshd.host!r}, config_file={str(sshd.config_file)!r})
+    task = runtime.execute_task(RuntimeTask().run_command("until [ -e go ]; do sleep 0.1; done; echo parent"))
+    child = os.fork()
+    if child == 0:
+        mine = runtime.call(os.getppid)
+        say("child", runtime.run("pwd").stdout.strip() == runtime.working_dir)
+        runtime.cleanup()
+        os._exit(0)
+    os.waitpid(child, 0)
+    runtime.run("touch go")
+    task.join()
+    say(task.execution_log)
+    """
+    with leaves_nothing(sshd), Program(text) as program:
+        assert program.finish(30) == (0, "child True\n['parent\\n']\n", "")
+
+
+def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSshd) -> None:
+    """A copy of the channel's descriptor would keep the host from seeing it."""
+    number = unique()
+    text = f"""
+    from lazycluster import Runtime, RuntimeTask
+    runtime = Runtime({sshd.host!r}, config_file={str(sshd.config_file)!r})
+    runtime.execute_task(RuntimeTask().run_command("sleep {number}"))
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    say(child)
+    time.sleep(60)
+    """
+    with leaves_nothing(sshd), Program(text) as program:
+        child = int(program.line())
+        started(number)
+        program.process.kill()
+        program.process.wait()
+        eventually(lambda: not running(number), "the command is ended", timeout=10)
+        assert is_alive(child)
+        os.kill(child, signal.SIGKILL)
+
+
+# Functions -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_call_sees_another(sshd: LocalSshd) -> None:
+    def leave_a_trace() -> tuple[int, bool, bool, list[int]]:
+        import builtins  # noqa: PLC0415
+        import threading  # noqa: PLC0415
+
+        seen = hasattr(builtins, "lazycluster_trace"), "LAZYCLUSTER_TRACE" in os.environ
+        builtins.lazycluster_trace = 1  # type: ignore[attr-defined]
+        os.environ["LAZYCLUSTER_TRACE"] = "1"
+        os.chdir("/")
+        threading.Thread(target=time.sleep, args=(0.01,)).start()
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+        os.open("/dev/null", os.O_RDONLY)
+        return os.getpid(), *seen, sorted(descriptors)
+
+    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        calls = [runtime.call(leave_a_trace) for _ in range(5)]
+        assert len({pid for pid, *_ in calls}) == 5
+        assert {(builtin, variable) for _, builtin, variable, _ in calls} == {(False, False)}
+        assert len({tuple(descriptors) for *_, descriptors in calls}) == 1
+        assert runtime.call(os.getcwd) == runtime.working_dir
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        (lambda: os._exit(3), "exit status 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "SIGSEGV"),
+    ],
+)
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_process_that_dies_is_told_with_what_it_printed(
+    sshd: LocalSshd, end: Callable[[], object], how: str, resident: bool
+) -> None:
+    def die() -> None:
+        print("the last words", flush=True)
+        end()
+
+    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
+        with pytest.raises(RemoteFunctionError, match=f"(?s){how}.*the last words"):
+            runtime.call(die)
+        assert runtime.call(os.getpid) > 0
+
+
+def test_a_large_argument_and_a_large_result_stream_through(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        data = os.urandom(1 << 20) * 40
+        assert runtime.call(bytes.swapcase, data) == data.swapcase()
+
+
+def test_what_a_clean_up_leaves_is_logged(sshd: LocalSshd, caplog: pytest.LogCaptureFixture) -> None:
+    """A directory that was removed by hand is no such thing."""
+    with leaves_nothing(sshd), caplog.at_level(logging.WARNING):
+        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        runtime.run('rm -rf "$WORKING_DIR"')
+        runtime.close()
+    assert caplog.messages == []
+
+
+def test_a_tunnel_beside_it(sshd: LocalSshd) -> None:
+    with leaves_nothing(sshd), Echo() as service, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        port = free_port()
+        key = runtime.expose_port_to_runtime(service.port, port)
+
+        def ask() -> bytes:
+            import socket  # noqa: PLC0415
+
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(b"hello")
+                return connection.recv(5)
+
+        assert runtime.call(ask) == b"hello"
+        runtime.stop_process(key)
