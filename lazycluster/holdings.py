@@ -36,7 +36,10 @@ class Holdings:
 
     def release(self) -> None:
         """Stop every process, remove every directory, end the connection; again where that was interrupted."""
-        if self.pid != os.getpid():  # a fork of the owner
+        if self.pid != os.getpid():  # a fork of the owner has only what it began itself, after the fork
+            self.closed = self.released = True
+            self.transport.clean_up()
+            self.transport.close()
             return
         with self.releasing:
             if self.released:

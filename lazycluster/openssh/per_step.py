@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,16 @@ _log = logging.getLogger(__name__)
 SET_UP_TIMEOUT = 60.0
 _CLEAN_UP_TIMEOUT = 120.0
 
+_all: weakref.WeakSet[ConnectedHost] = weakref.WeakSet()
+
+
+def _start_afresh() -> None:
+    for host in list(_all):
+        host.start_afresh()
+
+
+os.register_at_fork(after_in_child=_start_afresh)
+
 
 class ConnectedHost(ABC):
     """What every host behind a `Connection` can do, once it can run a script."""
@@ -37,6 +49,11 @@ class ConnectedHost(ABC):
         self.connection = connection
         self._python = python
         self._directories: list[str] = []
+        _all.add(self)
+
+    def start_afresh(self) -> None:
+        """Begin without anything on the host, in a forked child: all that is its parent's."""
+        self._directories = []
 
     @property
     def host(self) -> str:
@@ -179,7 +196,8 @@ class PerStep(ConnectedHost):
 
     def clean_up(self) -> None:
         """End what is left of the runtime on the host, and remove its temporary directories."""
-        self.end_marked()
+        if self.connection.sessions.connected:
+            self.end_marked()
 
     def close(self) -> None:
         """End the connection and what it runs."""

@@ -44,7 +44,7 @@ from lazycluster.supervisor.frames import (
 )
 from lazycluster.supervisor.job import Job
 from lazycluster.supervisor.outbox import Outbox
-from lazycluster.supervisor.spawning import Limit, as_words, base_environment, login_shell, start
+from lazycluster.supervisor.spawning import Limit, as_words, base_environment, close_all, login_shell, start, unblock
 from lazycluster.supervisor.tree import Ending, Row, adopt_orphans, descendants, marked, process_table
 from lazycluster.supervisor.workers import Functions, Workers, setting
 
@@ -73,8 +73,7 @@ class Supervisor:
         self._mark = mark
         self._grace = grace
         self._bell, ring = os.pipe()
-        for descriptor in (0, out, self._bell, ring):
-            os.set_blocking(descriptor, False)
+        unblock([0, out, self._bell, ring])
         signal.set_wakeup_fd(ring)
         for signal_number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signal_number, lambda _number, _frame: None)
@@ -122,6 +121,7 @@ class Supervisor:
             self._spawn(job, "/bin/sh", ["sh", "-c", probe, "sh"], self._environment)
         else:
             job.end(b"exit", b"0")
+        self._outbox.flush()
 
     def _greet(self, job: Job, facts: bytes, failure: str) -> None:
         self._forget(job)
@@ -340,21 +340,16 @@ class Supervisor:
             finally:
                 self._limit.lift()
         except OSError as error:
-            for descriptor in kept:
-                if descriptor >= 0:
-                    os.close(descriptor)
+            close_all(kept)
             if error.errno == unless:
                 return False
             self._outbox.send(ERRORS, job.name, f"{program}: {error.strerror}\n".encode())
             job.end(b"exit", number(126 << 8))
         else:
-            for descriptor in kept:
-                if descriptor >= 0:
-                    os.set_blocking(descriptor, False)
+            unblock(kept)
             self._started(job, pid, kept[0], ((kept[1], OUTPUT), (kept[2], ERRORS)))
         finally:
-            for descriptor in given:
-                os.close(descriptor)
+            close_all(given)
         return True
 
     def _started(self, job: Job, pid: int, feeding: int, streams: "tuple[tuple[int, int], ...]") -> None:

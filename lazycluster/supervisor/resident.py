@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -42,8 +41,6 @@ _STREAMED = 1 << 24
 _ENDING = 15.0
 """Seconds beyond the grace period for a supervisor to end everything and to go."""
 
-_all: weakref.WeakSet[Resident] = weakref.WeakSet()
-
 
 class Resident(ConnectedHost):
     """Runs everything through a supervisor on the host, which is started again where it was lost."""
@@ -56,10 +53,10 @@ class Resident(ConnectedHost):
         self._route = transfer.Route(self.jobs, connection.sessions, streamed=_STREAMED)
         self._gone: dict[str, str] = {}
         self.start_afresh()
-        _all.add(self)
 
     def start_afresh(self) -> None:
         """Begin without a supervisor."""
+        super().start_afresh()
         self._lock = threading.RLock()
         self._current: Supervisor | None = None
 
@@ -253,12 +250,3 @@ class Resident(ConnectedHost):
 def _check_path(path: str) -> None:
     if not path or "\0" in path:
         raise ValueError(f"a path must not be empty and cannot hold NUL: {path!r}")
-
-
-def _start_afresh() -> None:
-    """Let a forked child start a supervisor of its own: that of the parent is the parent's."""
-    for resident in list(_all):
-        resident.start_afresh()
-
-
-os.register_at_fork(after_in_child=_start_afresh)

@@ -9,6 +9,7 @@ import re
 import signal
 import stat
 import sys
+from collections.abc import Iterable
 
 _LARGE_PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
@@ -136,6 +137,20 @@ def enlarge(descriptor: int) -> int:
 
         return fcntl.fcntl(descriptor, _SET_PIPE_SIZE, _LARGE_PIPE)
     return _LARGE_PIPE
+
+
+def close_all(descriptors: "Iterable[int]") -> None:
+    """Close descriptors, except those below 0, which stand for none."""
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def unblock(descriptors: "Iterable[int]") -> None:
+    """Have reads and writes not wait, with the same exception."""
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.set_blocking(descriptor, False)
 
 
 def close_all_but(*kept: int) -> None:

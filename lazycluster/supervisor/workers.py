@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 
 from lazycluster.supervisor.frames import pack, unpack
-from lazycluster.supervisor.spawning import Limit, close_all_but
+from lazycluster.supervisor.spawning import Limit, close_all, close_all_but, unblock
 from lazycluster.supervisor.tree import adopt_orphans
 
 _SPARE_AFTER = 0.02
@@ -112,8 +112,7 @@ class Workers:
         if spare is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(spare.pid, signal.SIGKILL)
-            for descriptor in (spare.feeding, spare.outcome, spare.printed):
-                os.close(descriptor)
+            close_all((spare.feeding, spare.outcome, spare.printed))
 
     def ended(self, pid: int) -> None:
         """Note that a process has ended, which may be the worker that waits."""
@@ -127,16 +126,13 @@ class Workers:
                 ends += os.pipe()
             pid = os.fork()
         except OSError:
-            for descriptor in ends:
-                os.close(descriptor)
+            close_all(ends)
             raise
         request, feeding, outcome, answering, printed, printing = ends
         if pid == 0:
             self._become_worker(request, answering, printing)
-        for descriptor in (request, answering, printing):
-            os.close(descriptor)
-        for descriptor in (feeding, outcome, printed):
-            os.set_blocking(descriptor, False)
+        close_all((request, answering, printing))
+        unblock((feeding, outcome, printed))
         return Worker(pid, feeding, outcome, printed)
 
     def _become_worker(self, request: int, answering: int, printing: int) -> None:
