@@ -52,19 +52,22 @@ def as_words(command: str, environment: "dict[bytes, bytes]") -> "list[str] | No
     if not _PLAIN.fullmatch(command):
         return None
     words = command.split()
-    if words[0] in _OF_SHELLS or any(name in environment for name in (b"BASH_ENV", b"ENV")):
+    if words[0] in _OF_SHELLS or b"BASH_ENV" in environment or b"ENV" in environment:
         return None
-    if any(name.startswith(b"BASH_FUNC_") for name in environment):
+    if b"BASH_FUNC_" in b"\n".join(environment):
         return None
-    if "/" in words[0]:
-        candidates = [words[0]]
-    else:
-        path = os.fsdecode(environment.get(b"PATH", b""))
-        candidates = [f"{directory or '.'}/{words[0]}" for directory in path.split(":")]
-    for candidate in candidates:
+    path = "" if "/" in words[0] else os.fsdecode(environment.get(b"PATH", b""))
+    program = _find(words[0], path)
+    return None if program is None else [program, *words]
+
+
+def _find(word: str, path: str) -> "str | None":
+    """Return the program that a word stands for."""
+    for directory in path.split(":"):
+        candidate = word if "/" in word else f"{directory or '.'}/{word}"
         with contextlib.suppress(OSError):
             if stat.S_ISREG(os.stat(candidate).st_mode) and os.access(candidate, os.X_OK):
-                return [candidate, *words]
+                return candidate
     return None
 
 

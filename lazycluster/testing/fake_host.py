@@ -1,0 +1,83 @@
+"""Hosts that exist in a test only, for code that uses lazycluster: scripted, in this process, without any ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from types import TracebackType
+
+from lazycluster._typing import Self
+from lazycluster.reaching import RuntimeOptions
+from lazycluster.testing.fake_transport import FakeTransport
+from lazycluster.testing.scripted_host import ScriptedHost
+from lazycluster.testing.standing_in import standing_in
+
+
+class FakeHost(ScriptedHost):
+    """Stands in for every host, for as long as its `with` block or the fixture `fake_host` lasts.
+
+    Each `Runtime` and `Connection` lands on it, whichever host it names, and nothing is dialled. Commands answer what
+    `on()` says. Functions are called in this process, one at a time, through the pickle that would be sent, in the
+    working directory and with the environment of the step. Files lie in a temporary directory, see `path()`. Tunnels
+    hold their ports and carry nothing. `calls` is all that was asked.
+
+    What a real host does and this one does not: a function shares its modules with the test, so that it sees what the
+    test has patched in them; an absolute path outside of the home, the temporary and the working directory, opened in a
+    function, is this machine's; what programs that a function starts print is not in its log; and one that is stopped
+    ends at its next Python instruction, not at once.
+    """
+
+    def __init__(self) -> None:
+        """Make its directory; a host's files need no `with` block, and are removed at its end."""
+        # The real path: a function that asks for its current directory is told that.
+        self._directory = Path(os.path.realpath(tempfile.mkdtemp(prefix="lazycluster-fake-")))
+        self._remove = weakref.finalize(self, shutil.rmtree, str(self._directory), ignore_errors=True)
+        super().__init__(self._directory / "host")
+        self._others: dict[str, ScriptedHost] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Stand in from now on."""
+        self._stack.enter_context(standing_in(self.connect, self._check))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stand in no more, end what is still under way, and remove the files."""
+        self._stack.close()
+        for way in list(self.ways):
+            way.abandon()
+        self._remove()
+
+    def host(self, name: str) -> ScriptedHost:
+        """Return a host of its own for one name: with its own files, facts, ports and calls.
+
+        Commands that it has no answer for are answered by this one, whose `calls` tell what was asked of all.
+
+        Raises:
+            ValueError: The name has been used: whoever used it is on this host already.
+        """
+        if name not in self._others:
+            if any(way.host == name for way in self.ways):
+                raise ValueError(f"{name!r} has been reached already; call host({name!r}) before that")
+            self._others[name] = ScriptedHost(self._directory / f"host-{len(self._others) + 1}", self)
+        return self._others[name]
+
+    def connect(self, host: str, options: RuntimeOptions | None = None) -> FakeTransport:
+        """Return a way onto a host, such as a `Runtime(host, **options)` has."""
+        given: RuntimeOptions = options or {}
+        return FakeTransport(
+            self._others.get(host, self),
+            host,
+            env=given.get("env"),
+            python=given.get("python"),
+            resident=given.get("resident", True),
+        )
+
+    def _check(self, host: str) -> None:
+        self._others.get(host, self).check_reachable(host)

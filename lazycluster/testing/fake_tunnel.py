@@ -1,0 +1,78 @@
+"""A tunnel of a fake host: it carries nothing, holds its ports, and lives until it is stopped."""
+
+from __future__ import annotations
+
+import threading
+
+from lazycluster.openssh.forwarding import Forwarding
+
+
+class FakeTunnel:
+    """Plays a tunnel; a `ManagedProcess`. No process is behind it, and no traffic flows."""
+
+    def __init__(self, host: str, forwarding: Forwarding, owner: object) -> None:
+        """Open it. The owner lives as long as it does."""
+        self.name = f"tunnel to {host}: {forwarding}"
+        self.forwarding = forwarding
+        self._owner: object = owner
+        self._stopped = threading.Event()
+
+    def __repr__(self) -> str:
+        """Return what it stands for, and whether it is open."""
+        return f"<FakeTunnel {self.name}, {'alive' if self.is_alive() else 'stopped'}>"
+
+    @property
+    def pid(self) -> int | None:
+        """Return None: there is no process."""
+        return None
+
+    @property
+    def exitcode(self) -> int | None:
+        """Return None while it is open, 0 once it was stopped."""
+        return 0 if self._stopped.is_set() else None
+
+    def is_alive(self) -> bool:
+        """Tell whether it has not been stopped."""
+        return not self._stopped.is_set()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it was stopped, at most so many seconds."""
+        self._stopped.wait(timeout)
+
+    def request_stop(self) -> None:
+        """Stop it."""
+        self._owner = None
+        self._stopped.set()
+
+    def terminate(self) -> None:
+        """Stop it. Its ports are free when this returns."""
+        self.request_stop()
+
+    def kill(self) -> None:
+        """Stop it."""
+        self.request_stop()
+
+
+class Listeners:
+    """The tunnels that listen on one machine. Any thread may use it."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._tunnels: list[FakeTunnel] = []
+        self._lock = threading.Lock()
+
+    def are_on(self, port: int) -> bool:
+        """Tell whether one listens on a port."""
+        with self._lock:
+            return self._are_on(port)
+
+    def _are_on(self, port: int) -> bool:
+        return any(tunnel.is_alive() and tunnel.forwarding.listen_port == port for tunnel in self._tunnels)
+
+    def add(self, tunnel: FakeTunnel) -> bool:
+        """Add one, unless its port is taken; tell whether it was added."""
+        with self._lock:
+            if self._are_on(tunnel.forwarding.listen_port):
+                return False
+            self._tunnels.append(tunnel)
+            return True

@@ -1,0 +1,215 @@
+"""A directory of this machine that plays the file system of a host, by the rules of real transfers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from lazycluster.exceptions import LazyclusterError, TransferError, WorkingDirectoryError
+from lazycluster.openssh.archive import END_MARKER, pack
+from lazycluster.openssh.destination import absolute
+from lazycluster.openssh.extraction import unpack
+from lazycluster.openssh.placement import discard, place, temporary_beside
+
+_TILDE = re.compile(r"~([A-Za-z0-9_][A-Za-z0-9_.-]*)?(?:/(.*))?", re.DOTALL)
+_NAMELESS = {"", ".", "..", "~"}
+_IN_MEMORY = 1 << 20
+
+Progress = Callable[[int, int | None], None]
+
+
+class HostFiles:
+    """The files of one host, all below `root`; a home directory and one for temporary files are there.
+
+    These two have here the same names as on the host, so that a function finds them by the names that it is given.
+    Other absolute paths of the host lie below the root: `/data` is `root/data`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Use an empty directory."""
+        self.root = root
+        self.home = root / "home" / "me"
+        self.temporary = root / "tmp"
+        self.home.mkdir(parents=True)
+        self.temporary.mkdir()
+
+    def full(self, path: str, cwd: str | None = None) -> str:
+        """Return a path of the host in full; a relative one starts in `cwd`, or in the home directory.
+
+        Raises:
+            ValueError: It is empty, or holds the one character that no path can.
+        """
+        if not path or "\0" in path:
+            raise ValueError(f"a path must not be empty and cannot hold NUL: {path!r}")
+        tilde = _TILDE.fullmatch(path)
+        if tilde is not None:
+            home = str(self.home if tilde[1] is None else self.home.parent / tilde[1])
+            return posixpath.normpath(posixpath.join(home, tilde[2] or ""))
+        start = str(self.home) if cwd is None else self.full(cwd)
+        return posixpath.normpath(posixpath.join(start, path))
+
+    def local(self, path: str, cwd: str | None = None) -> Path:
+        """Return the path here that plays a path of the host; there need not be anything."""
+        full = self.full(path, cwd)
+        root = str(self.root)
+        return Path(full if full == root or full.startswith(f"{root}/") else f"{root}/{full.lstrip('/')}")
+
+    # Directories ------------------------------------------------------------------------------------------------------
+
+    def enter(self, host: str, cwd: str | None) -> Path:
+        """Return the directory to work in.
+
+        Raises:
+            WorkingDirectoryError: It is not there, or no directory.
+        """
+        path = self.home if cwd is None else self.local(cwd)
+        reason = "" if os.access(path, os.X_OK) else "Permission denied"
+        if not path.is_dir():
+            reason = "Not a directory" if path.exists() else "No such file or directory"
+        if reason:
+            raise WorkingDirectoryError(host, cwd or "~", reason)
+        return path
+
+    def make_dir(self, path: str, cwd: str | None = None) -> str:
+        """Make a directory with its parents, and return its full path on the host.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        self.local(path, cwd).mkdir(parents=True, exist_ok=True)
+        return self.full(path, cwd)
+
+    def make_temporary(self) -> str:
+        """Make a temporary directory, and return its path."""
+        return tempfile.mkdtemp(prefix="lazycluster-", dir=self.temporary)
+
+    def delete(self, path: str, cwd: str | None = None) -> bool:
+        """Delete what is there, as `rm -rf` does; tell whether nothing of it is left."""
+        local = self.local(path, cwd)
+        if PurePosixPath(path).name in {"", ".."}:  # rm refuses that; so does `.`, which has no name
+            return False
+        with contextlib.suppress(OSError):
+            discard(local)
+        return not os.path.lexists(local)
+
+    def write(self, path: str, cwd: str | None, content: bytes) -> None:
+        """Write a file, and make its parents where they are missing."""
+        local = self.local(path, cwd)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        local.write_bytes(content)
+
+    # Transfers --------------------------------------------------------------------------------------------------------
+
+    def put(self, host: str, local: Path, remote: str | None, cwd: str | None, progress: Progress) -> None:
+        """Send a file or a directory; see `Connection.put()`."""
+        with _naming(host, "send", str(local)):
+            self.enter(host, cwd)
+            status = local.stat()
+            name = absolute(local).name
+            if not name:
+                raise TransferError(host, "send", str(local), "the root directory has no name to send it under")
+            if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+                raise TransferError(host, "send", str(local), "neither a regular file nor a directory")
+            given = remote or "."
+            reason, target = self._target(given, name, cwd, is_directory=stat.S_ISDIR(status.st_mode))
+            if reason:
+                raise TransferError(host, "send", str(local), reason, given)
+            _transfer(local, target, progress)
+
+    def _target(self, given: str, name: str, cwd: str | None, *, is_directory: bool) -> tuple[str, Path]:
+        """Return why something cannot be put there, or '', and where it belongs here."""
+        full, path = self.full(given, cwd), self.local(given, cwd)
+        if path.is_dir():
+            full, path = posixpath.join(full, name), path / name
+        elif given.endswith("/") and not is_directory:
+            return f"no such directory: {given}", path
+        reason = ""
+        if not path.parent.is_dir():
+            reason = f"no such directory: {posixpath.dirname(full)}"
+        elif is_directory:
+            if path.exists() and not path.is_dir():
+                reason = f"is not a directory: {full}"
+        elif path.is_dir():
+            reason = f"is a directory: {full}"
+        elif path.exists() and not path.is_file():
+            reason = f"is no regular file: {full}"
+        return reason, path
+
+    def get(self, host: str, remote: str, local: Path, cwd: str | None, progress: Progress) -> None:
+        """Fetch a file or a directory; see `Connection.get()`."""
+        if not remote:
+            raise ValueError("the path on the host must not be empty")
+        with _naming(host, "fetch", remote):
+            self.enter(host, cwd)
+            source = self.local(remote, cwd)
+            if not source.exists() or (remote.endswith("/") and not source.is_dir()):
+                raise TransferError(host, "fetch", remote, "no such file or directory")
+            if not source.is_dir() and not source.is_file():
+                raise TransferError(host, "fetch", remote, "neither a regular file nor a directory")
+            name = PurePosixPath(remote).name
+            target = local / (source.name if name in _NAMELESS else name) if local.is_dir() else local
+            _transfer(source, target, progress)
+
+
+def _transfer(source: Path, target: Path, progress: Progress) -> None:
+    """Copy a file or a tree under a temporary name, and put it into its place."""
+    temporary = temporary_beside(target)
+    temporary.parent.stat()
+    try:
+        if source.is_dir():
+            _copy_tree(source, temporary, progress)
+        else:
+            shutil.copyfile(source, temporary)
+            _take_over(source, temporary)
+            size = temporary.stat().st_size
+            progress(size, size)
+        place(temporary, target)
+    finally:
+        discard(temporary)
+
+
+def _copy_tree(source: Path, target: Path, progress: Progress) -> None:
+    """Copy a tree by the archive that would go over the wire."""
+    moved = 0
+
+    def on_progress(count: int) -> None:
+        nonlocal moved
+        moved += count
+        progress(moved, None)
+
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as stream:
+        pack(source, stream, on_progress=on_progress)
+        stream.seek(0)
+        target.mkdir(mode=0o700)
+        unpack(stream, target)
+    (target / END_MARKER).unlink()
+    _take_over(source, target)
+
+
+def _take_over(source: Path, target: Path) -> None:
+    """Give something the mode and the time of its original."""
+    status = source.stat()
+    target.chmod(status.st_mode & 0o777)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def _naming(host: str, action: str, path: str) -> Iterator[None]:
+    """Turn what goes wrong into a `TransferError` that names the path."""
+    try:
+        yield
+    except TransferError:
+        raise
+    except LazyclusterError as error:
+        raise TransferError(host, action, path, str(error).removeprefix(f"{host}: ")) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        named = f" ({error.filename})" if error.filename and str(error.filename) != path else ""
+        raise TransferError(host, action, path, f"{reason}{named}") from error

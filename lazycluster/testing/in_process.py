@@ -1,0 +1,205 @@
+"""A function of a fake host: called in this process, with what a real host would give it, and answered for as there.
+
+It goes through the pickle that would be sent, so that it sees copies, and what cannot be sent fails. Modules are this
+process's own: what a test has patched in them is patched for the function, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from pathlib import Path
+from typing import TextIO, TypeAlias, cast
+
+import attrs
+
+from lazycluster.supervisor.call import DONE, _fail, _flush, _in_a_line, _raised, _refuse_lazy, _returned, _Writer
+from lazycluster.supervisor.outcome import _Unpickler
+from lazycluster.supervisor.payload import Payload
+
+Loaded: TypeAlias = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
+
+
+@attrs.frozen
+class Answered:
+    """A function has ended; `outcome` is what `read_outcome()` reads."""
+
+    outcome: bytes = attrs.field(repr=False)
+
+
+Event: TypeAlias = bytes | Answered | Exception | None
+"""What comes of a function: something that it printed, its end, why it did not begin; None: a reason to look again."""
+
+_turn = threading.Lock()
+"""Held for the function under way: the current directory and the environment are those of the process."""
+
+
+def unpickled(payload: Payload) -> Loaded:
+    """Return new copies of a function and its arguments; contents of modules that were sent are passed over."""
+    unpickler = _Unpickler(io.BytesIO(payload.pickles))
+    function = unpickler.load()
+    _pass_over(unpickler)
+    args, kwargs = unpickler.load()
+    _pass_over(unpickler)
+    return function, args, kwargs
+
+
+def _pass_over(unpickler: _Unpickler) -> None:
+    for _ in iter(unpickler.load, None):
+        pass
+
+
+class FunctionUnderWay:
+    """A function in a thread of its own, one at a time in this process."""
+
+    def __init__(self, payload: Payload, cwd: Path, env: Mapping[str, str], events: queue.SimpleQueue[Event]) -> None:
+        """Start it, or have it wait for its turn; what comes of it is put into `events`."""
+        self._payload = payload
+        self._cwd = cwd
+        self._env = env
+        self._events = events
+        self._lock = threading.Lock()
+        self._stage = contextlib.ExitStack()
+        self._is_on = False
+        self._given_up = False
+        self._thread = threading.Thread(target=self._run, name=f"function {payload.function}", daemon=True)
+        self._thread.start()
+
+    def give_up(self) -> None:
+        """Let go of it: others get their turn, and its thread is to end at its next Python instruction."""
+        with self._lock:
+            self._given_up = True
+            if self._is_on:
+                self._stage.close()
+                thread = ctypes.c_ulong(self._thread.ident or 0)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(SystemExit))
+
+    def _run(self) -> None:
+        if not self._enter():
+            return
+        outcome = io.BytesIO()
+        try:
+            _answer(self._payload, _InMemory(outcome))
+        finally:
+            with self._lock:
+                self._is_on = False
+                self._stage.close()
+        self._events.put(Answered(outcome.getvalue()))
+
+    def _enter(self) -> bool:
+        _turn.acquire()
+        with self._lock:
+            if self._given_up:
+                _turn.release()
+                return False
+            self._stage.callback(_turn.release)
+            try:
+                self._stage.enter_context(_surroundings(self._cwd, self._env, self._events.put))
+            except OSError as error:
+                self._stage.close()
+                self._events.put(error)
+                return False
+            self._is_on = True
+            return True
+
+
+class _InMemory(_Writer):
+    """Writes an answer into memory."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        self._file = file
+        self.count = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        written = self._file.write(data)
+        self.count += written
+        return written
+
+
+def _answer(payload: Payload, out: _Writer) -> None:
+    """Call a function and write what came of it, as the process of a host does."""
+    try:
+        function, args, kwargs = unpickled(payload)
+    except BaseException as error:  # noqa: BLE001 - unpickling runs anything; told to whoever called
+        _fail(out, f"it cannot be loaded there: {_in_a_line(error)}", error)
+    else:
+        failure: BaseException | None = None
+        value: object = None
+        try:
+            value = function(*args, **kwargs)
+            _refuse_lazy(value)
+        except BaseException as error:  # noqa: BLE001 - the user's function; told to whoever called
+            failure = error
+        if isinstance(value, Coroutine):
+            value.close()  # it is refused; here nobody is to be warned that it was not awaited
+        _flush()
+        if failure is None:
+            _returned(out, value)
+        else:
+            _raised(out, failure)
+    out.write(DONE)
+
+
+# The process's surroundings -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _surroundings(cwd: Path, env: Mapping[str, str], printed: Callable[[bytes], object]) -> Iterator[None]:
+    """Set the current directory, the environment and the output of this thread and of those that it starts."""
+    directory = Path.cwd()
+    environment = dict(os.environ)
+    others = frozenset(threading.enumerate()) - {threading.current_thread()}
+    streams = sys.stdout, sys.stderr
+    os.chdir(cwd)
+    os.environ.update(env)
+    ours = [cast("TextIO", _Output(printed, stream, others)) for stream in streams]
+    sys.stdout, sys.stderr = ours
+    try:
+        yield
+    finally:
+        if sys.stdout is ours[0]:  # else somebody has replaced it, such as pytest
+            sys.stdout = streams[0]
+        if sys.stderr is ours[1]:
+            sys.stderr = streams[1]
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        os.chdir(directory)
+
+
+class _Output:
+    """A standard stream that hands on what some threads print, and leaves that of the others to them."""
+
+    def __init__(
+        self, printed: Callable[[bytes], object], stream: TextIO | None, others: frozenset[threading.Thread]
+    ) -> None:
+        sink = io.BufferedWriter(_Sink(printed))
+        self._ours = io.TextIOWrapper(sink, "utf-8", "backslashreplace", line_buffering=True)
+        self._theirs = stream
+        self._others = others
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._theirs if threading.current_thread() in self._others else self._ours, name)
+
+
+class _Sink(io.RawIOBase):
+    """Takes bytes and hands them on."""
+
+    def __init__(self, printed: Callable[[bytes], object]) -> None:
+        super().__init__()
+        self._printed = printed
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object, /) -> int:
+        copied = bytes(cast("bytes", data))
+        if copied:
+            self._printed(copied)
+        return len(copied)

@@ -1,0 +1,150 @@
+"""What a fake host consists of, as the ways onto it see it."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lazycluster.exceptions import HostUnreachableError, LazyclusterError, PortInUseError, PythonNotFoundError
+from lazycluster.hardware import HostInfo
+from lazycluster.openssh.calls import candidates
+from lazycluster.openssh.forwarding import Forwarding, ForwardType
+from lazycluster.supervisor.launch import Greeting, check_python
+from lazycluster.testing.answers import Answer, Answers, UnexpectedCommandError
+from lazycluster.testing.asked import Asked, Ran
+from lazycluster.testing.fake_tunnel import FakeTunnel, Listeners
+from lazycluster.testing.host_files import HostFiles
+
+if TYPE_CHECKING:
+    from lazycluster.testing.fake_transport import FakeTransport
+
+
+_EXECUTABLES = re.compile(r"""for e in (.*); do command -v "\$e" >/dev/null \|\| exit 1; done""", re.DOTALL)
+"""How `Runtime.check_filter()` asks for programs."""
+
+
+def ordinary_info() -> HostInfo:
+    """Return what a fake host has unless a test says otherwise: on every machine the same but the Python."""
+    return HostInfo(
+        os="Fake Linux 1.0",
+        kernel="Linux",
+        kernel_version="6.1.0",
+        machine="x86_64",
+        cpu_cores=4.0,
+        memory=8 * 2**30,
+        python_version=platform.python_version(),
+        python_executable=sys.executable,
+    )
+
+
+class Machine:
+    """One host: its files and facts, what its commands answer, and what was asked of it. Any thread may use it."""
+
+    def __init__(self, root: Path, beneath: Machine | None = None) -> None:
+        """Play it in an empty directory; what it has no answer for is looked for in the machine beneath."""
+        self.files = HostFiles(root)
+        self.info = ordinary_info()
+        self.ports_in_use: set[int] = set()
+        self.executables: set[str] = set()
+        self.strict = True
+        self.working_dir: str | None = None
+        self.ways: list[FakeTransport] = []
+        self._is_down = False
+        self._error: LazyclusterError | None = None
+        self.answers = Answers()
+        self.listeners_here: Listeners = Listeners() if beneath is None else beneath.listeners_here
+        self._beneath = beneath
+        self._calls: list[Asked] = []
+        self._listeners = Listeners()
+        self._lock = threading.Lock()
+
+    # Whether it answers -----------------------------------------------------------------------------------------------
+
+    def join(self, way: FakeTransport) -> None:
+        """Keep a way that leads here."""
+        with self._lock:
+            self.ways.append(way)
+        if self._beneath is not None:
+            self._beneath.join(way)
+
+    def failure(self, host: str) -> LazyclusterError | None:
+        """Return why it cannot be reached under a name just now."""
+        if not self._is_down:
+            return None
+        return self._error or HostUnreachableError(host, "the test took it down")
+
+    def check_reachable(self, host: str) -> None:
+        """See that it is not down.
+
+        Raises:
+            LazyclusterError: It is.
+        """
+        failure = self.failure(host)
+        if failure is not None:
+            raise failure
+
+    # What it answers --------------------------------------------------------------------------------------------------
+
+    def note(self, asked: Asked) -> None:
+        """Keep what was asked."""
+        with self._lock:
+            self._calls.append(asked)
+        if self._beneath is not None:
+            self._beneath.note(asked)
+
+    def answer(self, asked: Ran) -> Answer:
+        """Return what a command answers.
+
+        Raises:
+            UnexpectedCommandError: The test did not say, and is strict.
+        """
+        machines = [self] if self._beneath is None else [self, self._beneath]
+        for machine in machines:
+            answer = machine.answers.find(asked)
+            if answer is not None:
+                return answer
+        wanted = _EXECUTABLES.fullmatch(asked.command)
+        if wanted is not None:
+            return Answer(exit_code=0 if self.executables.issuperset(shlex.split(wanted[1])) else 1)
+        if all(machine.strict for machine in machines):
+            scripted = [line for machine in reversed(machines) for line in machine.answers.described()]
+            raise UnexpectedCommandError(asked.host, asked.command, tuple(scripted))
+        return Answer()
+
+    def check_python(self, host: str, python: str | None) -> None:
+        """See that functions can run there.
+
+        Raises:
+            PythonNotFoundError: It has no Python.
+            PythonVersionMismatchError: It has one of another minor version than this one.
+        """
+        if self.info.python_version is None:
+            raise PythonNotFoundError(host, " and ".join(candidates(python)))
+        executable = self.info.python_executable or "python3"
+        check_python(Greeting(self.info.python_version, executable, sys.implementation.name), host)
+
+    # Ports ------------------------------------------------------------------------------------------------------------
+
+    def is_free(self, port: int) -> bool:
+        """Tell whether a server could listen on a port of the host."""
+        return port not in self.ports_in_use and not self._listeners.are_on(port)
+
+    def open_tunnel(self, host: str, forwarding: Forwarding, owner: object) -> FakeTunnel:
+        """Open a tunnel.
+
+        Raises:
+            PortInUseError: The port to listen on is taken: on the host, or here by another tunnel of a fake host.
+        """
+        port = forwarding.listen_port
+        tunnel = FakeTunnel(host, forwarding, owner)
+        if forwarding.type is ForwardType.LOCAL:
+            if not self.listeners_here.add(tunnel):
+                raise PortInUseError("localhost", port)
+        elif port in self.ports_in_use or not self._listeners.add(tunnel):
+            raise PortInUseError(host, port)
+        return tunnel
