@@ -433,6 +433,7 @@ class Supervisor:
             self._noise += line[:_QUOTED] + b"\n"
             del self._noise[:-_QUOTED]
         if line is None:
+            self._noise[:0] = session.said.encode()[-_QUOTED:]
             raise SessionEndedError
         self._inlet = session.take_stdin()
         try:

@@ -81,8 +81,9 @@ class _Line:
                 return bool(pick(asked))
 
     def __str__(self) -> str:
-        name = self.wanted if isinstance(self.wanted, (str, re.Pattern)) else getattr(self.wanted, "__qualname__", "")
-        return (f"{name!r}" if name else f"{self.wanted!r}") + ("" if self.left is None else f", {self.left} times")
+        name = None if isinstance(self.wanted, str) else getattr(self.wanted, "__qualname__", None)
+        words = repr(self.wanted) if name is None else f"{name}()"
+        return words if self.left is None else f"{words}, {self.left} times"
 
 
 class Answers:

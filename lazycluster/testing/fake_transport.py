@@ -30,7 +30,7 @@ from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.supervisor.payload import Payload
 from lazycluster.testing.asked import AskedForPorts, Called, DeletedDir, Fetched, MadeDir, OpenedTunnel, Ran, Sent
 from lazycluster.testing.fake_tunnel import FakeTunnel
-from lazycluster.testing.in_process import Answered, Event, FunctionUnderWay
+from lazycluster.testing.in_process import Answered, Event, FunctionUnderWay, NotBegun
 from lazycluster.testing.machine import Machine
 from lazycluster.transport import UNWATCHED, Watch
 
@@ -182,7 +182,9 @@ class FakeTransport:
         with self._lock:
             self._waiting.discard(events)
 
-    def _next(self, events: queue.SimpleQueue[Event], title: str, until: Deadline, watch: Watch) -> bytes | Answered:
+    def _next(
+        self, events: queue.SimpleQueue[Event], title: str, until: Deadline, watch: Watch
+    ) -> bytes | Answered | NotBegun:
         """Return what comes next.
 
         Raises:
@@ -202,8 +204,6 @@ class FakeTransport:
                 event = events.get(timeout=until.remaining)
             except queue.Empty:
                 raise DeadlinePassedError from None
-            if isinstance(event, Exception):
-                raise event
             if event is not None:
                 return event
 
@@ -239,17 +239,19 @@ class FakeTransport:
             variables = {"HOME": str(self.machine.files.home), **environment}
             function = FunctionUnderWay(payload, directory, variables, events)
             try:
-                while not isinstance(event := self._next(events, title, until, watch), Answered):
+                while isinstance(event := self._next(events, title, until, watch), bytes):
                     collector.add(Stream.STDERR, event)
                     watch.on_output(Stream.STDERR, event)
             except DeadlinePassedError:
                 function.give_up()
                 raise self._timed_out(title, timeout, collector) from None
-            except OSError as error:
-                raise WorkingDirectoryError(self._host, cwd or "~", error.strerror or str(error)) from error
             except BaseException:
                 function.give_up()
                 raise
+        if isinstance(event, NotBegun):
+            raise WorkingDirectoryError(
+                self._host, cwd or "~", event.error.strerror or str(event.error)
+            ) from event.error
         outcome.write(event.outcome)
 
     # Files and directories --------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO, TypeAlias, cast
+from types import FunctionType
+from typing import Any, TextIO, TypeAlias, cast
 
 import attrs
 
@@ -33,16 +34,40 @@ class Answered:
     outcome: bytes = attrs.field(repr=False)
 
 
-Event: TypeAlias = bytes | Answered | Exception | None
-"""What comes of a function: something that it printed, its end, why it did not begin; None: a reason to look again."""
+@attrs.frozen
+class NotBegun:
+    """A function was not called: its working directory is gone."""
+
+    error: OSError
+
+
+Event: TypeAlias = bytes | Answered | NotBegun | None
+"""What comes of a function: something that it printed, or its end; None: a reason to look again how things stand."""
 
 _turn = threading.Lock()
 """Held for the function under way: the current directory and the environment are those of the process."""
 
 
+class _HereUnpickler(_Unpickler):
+    """Unpickles what was to be sent, without changing the modules that it came from."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:  # noqa: ANN401 - overrides one that is so typed
+        found = super().find_class(module_name, global_name)
+        if global_name != "_function_setstate":
+            return found
+
+        def set_state(function: FunctionType, state: tuple[object, dict[str, object]]) -> object:
+            module = sys.modules.get(str(function.__globals__.get("__name__")))
+            if module is not None and vars(module) is function.__globals__:
+                state[1]["__globals__"] = {}  # copies of what the module has itself
+            return found(function, state)
+
+        return set_state
+
+
 def unpickled(payload: Payload) -> Loaded:
     """Return new copies of a function and its arguments; contents of modules that were sent are passed over."""
-    unpickler = _Unpickler(io.BytesIO(payload.pickles))
+    unpickler = _HereUnpickler(io.BytesIO(payload.pickles))
     function = unpickler.load()
     _pass_over(unpickler)
     args, kwargs = unpickler.load()
@@ -50,7 +75,7 @@ def unpickled(payload: Payload) -> Loaded:
     return function, args, kwargs
 
 
-def _pass_over(unpickler: _Unpickler) -> None:
+def _pass_over(unpickler: _HereUnpickler) -> None:
     for _ in iter(unpickler.load, None):
         pass
 
@@ -103,7 +128,7 @@ class FunctionUnderWay:
                 self._stage.enter_context(_surroundings(self._cwd, self._env, self._events.put))
             except OSError as error:
                 self._stage.close()
-                self._events.put(error)
+                self._events.put(NotBegun(error))
                 return False
             self._is_on = True
             return True

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TypeVar
 
-from lazycluster import CommandResult, Connection
+from lazycluster import CommandResult, Connection, Runtime
 from lazycluster._typing import Self
 from lazycluster.openssh.master import Master
+from lazycluster.openssh.per_step import ConnectedHost
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd
 from lazycluster.testing.processes import wait_until
@@ -59,6 +60,12 @@ def log_ins(server: LocalSshd) -> int:
 
 def master_of(connection: Connection) -> Master:
     return connection.sessions.master()
+
+
+def connection_of(runtime: Runtime) -> Connection:
+    transport = runtime._transport
+    assert isinstance(transport, ConnectedHost)
+    return transport.connection
 
 
 def pid_of(connection: Connection) -> int:

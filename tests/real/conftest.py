@@ -48,6 +48,12 @@ def sshd(needs_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
         yield server
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["resident", "per step"])
+def resident(request: pytest.FixtureRequest) -> bool:
+    """Return which way a runtime is to go onto its host: a test that asks for it is run for both."""
+    return bool(request.param)
+
+
 @pytest.fixture
 def make_sshd(needs_sshd: None, run_directory: Path) -> Iterator[MakeSshd]:
     """Return a function that starts an sshd for this test alone."""

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def runtime(sshd: LocalSshd) -> Iterator[Runtime]:
-    with Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+def runtime(sshd: LocalSshd, resident: bool) -> Iterator[Runtime]:
+    with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         yield runtime
 
 
@@ -52,10 +52,10 @@ def endless(number: str, *, before: str = "") -> RuntimeTask:
 # Many at once --------------------------------------------------------------------------------------------------------
 
 
-def test_twenty_tasks_at_once_from_several_threads(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_twenty_tasks_at_once_from_several_threads(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     """Above the ten sessions that sshd allows, with all four kinds of step."""
     (tmp_path / "sent").write_text("content")
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
 
         def one(number: int) -> RuntimeTask:
             task = RuntimeTask(f"task {number}").run_command(f"mkdir {number}; sleep 0.05; echo {number}")
@@ -214,11 +214,11 @@ def test_output_of_tasks_with_debug_is_printed_as_it_comes(
     assert sorted(capsys.readouterr().out.split()) == ["err", "out"]
 
 
-def test_a_task_may_be_executed_again_and_elsewhere(runtime: Runtime, make_sshd: MakeSshd) -> None:
+def test_a_task_may_be_executed_again_and_elsewhere(runtime: Runtime, make_sshd: MakeSshd, resident: bool) -> None:
     other = make_sshd(name="other")
     task = RuntimeTask("again").run_command("pwd").run_function(os.getcwd)
     copy = task.copy()
-    with Runtime(other.host, **other.connection_kwargs) as second:
+    with Runtime(other.host, resident=resident, **other.connection_kwargs) as second:
         runtime.execute_task(task).join()
         first_log = task.execution_log
         second.execute_task(copy).join()
@@ -263,9 +263,9 @@ def test_clearing_forgets_what_has_ended_and_keeps_what_runs(
 
 
 def test_everything_can_be_read_after_the_end_of_the_runtime(
-    sshd: LocalSshd, capsys: pytest.CaptureFixture[str]
+    sshd: LocalSshd, capsys: pytest.CaptureFixture[str], resident: bool
 ) -> None:
-    with Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         task = runtime.execute_task(RuntimeTask("read").run_command("echo kept").run_function(bytes, 3_000_000))
         task.join()
 
@@ -309,21 +309,22 @@ def test_stopping_a_task_ends_its_command_with_its_children(sshd: LocalSshd, run
 
 
 def test_a_command_that_ignores_sigterm_is_killed(
-    sshd: LocalSshd, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
     monkeypatch.setattr("lazycluster.openssh.sessions.Script", functools.partial(Script, grace=1))
     number = unique()
-    runtime.execute_task(RuntimeTask().run_command(f"trap '' TERM HUP INT; sleep {number}; sleep {number}"))
-    eventually(lambda: bool(sleeping(sshd, f"sleep {number}")), "it runs")
-    [key] = runtime.get_processes()
-    runtime.stop_process(key)
-    eventually(lambda: not sleeping(sshd, number), "it is gone after the grace", timeout=5)
+    with Runtime(sshd.host, resident=resident, grace=1, **sshd.connection_kwargs) as runtime:
+        runtime.execute_task(RuntimeTask().run_command(f"trap '' TERM HUP INT; sleep {number}; sleep {number}"))
+        eventually(lambda: bool(sleeping(sshd, f"sleep {number}")), "it runs")
+        [key] = runtime.get_processes()
+        runtime.stop_process(key)
+        eventually(lambda: not sleeping(sshd, number), "it is gone after the grace", timeout=5)
 
 
 def test_a_task_that_waits_for_a_free_session_can_be_stopped(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxSessions": "1"})
     number = unique()
-    with leaves_nothing(server), Runtime(server.host, **server.connection_kwargs) as runtime:
+    with leaves_nothing(server), Runtime(server.host, resident=False, **server.connection_kwargs) as runtime:
         running = runtime.execute_task(RuntimeTask("running").run_command(f"sleep {number}"))
         eventually(lambda: bool(sleeping(server, number)), "it runs")
         waiting = runtime.execute_task(RuntimeTask("waiting").run_command("touch never"))
@@ -348,9 +349,13 @@ def test_an_unknown_key_is_named_with_those_that_there_are(runtime: Runtime) -> 
             use("nonsense")
 
 
-def test_a_link_that_breaks_is_raised_by_join(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_a_link_that_breaks_is_raised_by_join(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     number = unique()
-    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords), Runtime(sshd.host, **keywords) as runtime:
+    with (
+        leaves_nothing(sshd),
+        relayed(sshd, tmp_path) as (relay, keywords),
+        Runtime(sshd.host, str(tmp_path / "work"), resident=resident, **keywords) as runtime,
+    ):
         task = runtime.execute_task(endless(number))
         eventually(lambda: len(sleeping(sshd, number)) >= 3, "it runs")
         relay.drop()

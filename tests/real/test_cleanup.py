@@ -10,14 +10,14 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
 from lazycluster.openssh.host_scripts import END_MARKED
 from lazycluster.testing import LocalSshd
-from tests.real.clients import Program, eventually
+from tests.real.clients import Program, connection_of, eventually, pid_of
 from tests.real.observed import (
     Echo,
     command_line,
@@ -41,11 +41,11 @@ def sleeping(server: LocalSshd, command: str) -> list[int]:
 class Busy:
     """A runtime with everything that it can have: tasks under way, tunnels, directories, daemons of commands."""
 
-    def __init__(self, server: LocalSshd, service: Echo, **keywords: object) -> None:
+    def __init__(self, server: LocalSshd, service: Echo, resident: bool, **keywords: Any) -> None:
         self.server = server
         self.number = unique()
         self.ports = [free_port(), free_port()]
-        self.runtime = Runtime(server.host, **(keywords or server.connection_kwargs))
+        self.runtime = Runtime(server.host, resident=resident, **(keywords or server.connection_kwargs))
         runtime = self.runtime
         runtime.expose_port_from_runtime(service.port, self.ports[0])
         runtime.expose_port_to_runtime(service.port, self.ports[1])
@@ -75,9 +75,9 @@ def wait_for_ever(number: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["close", "with", "with and exception"])
-def test_everything_is_gone_when_it_returns(sshd: LocalSshd, way: str) -> None:
+def test_everything_is_gone_when_it_returns(sshd: LocalSshd, way: str, resident: bool) -> None:
     with leaves_nothing(sshd), Echo() as service:
-        busy = Busy(sshd, service)
+        busy = Busy(sshd, service, resident)
         runtime = busy.runtime
         begun = time.monotonic()
         if way == "close":
@@ -100,9 +100,9 @@ def test_everything_is_gone_when_it_returns(sshd: LocalSshd, way: str) -> None:
         runtime.close()
 
 
-def test_what_it_was_called_on_twice_at_once(sshd: LocalSshd) -> None:
+def test_what_it_was_called_on_twice_at_once(sshd: LocalSshd, resident: bool) -> None:
     with leaves_nothing(sshd), Echo() as service:
-        busy = Busy(sshd, service)
+        busy = Busy(sshd, service, resident)
         threads = [threading.Thread(target=busy.runtime.cleanup) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -111,25 +111,30 @@ def test_what_it_was_called_on_twice_at_once(sshd: LocalSshd) -> None:
         assert busy.left() == []
 
 
-def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(
+    sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, resident: bool
+) -> None:
     assert "-lt 50 " in END_MARKED, "the grace, in tenths of a second"
-    monkeypatch.setattr("lazycluster.holdings.END_MARKED", END_MARKED.replace("-lt 50 ", "-lt 5 "))
+    monkeypatch.setattr("lazycluster.openssh.per_step.END_MARKED", END_MARKED.replace("-lt 50 ", "-lt 5 "))
     own, strange = unique(), unique()
     with Connection(sshd.host, **sshd.connection_kwargs) as stranger:
         stranger.run(f"setsid sleep {strange} >/dev/null 2>&1 </dev/null &")
-        with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        with (
+            leaves_nothing(sshd),
+            Runtime(sshd.host, resident=resident, grace=0.5, **sshd.connection_kwargs) as runtime,
+        ):
             runtime.run(f"trap '' HUP; setsid sleep {own} >/dev/null 2>&1 </dev/null &")
             task = RuntimeTask().run_command(f"(setsid sh -c 'trap \"\" TERM; sleep {own}; sleep {own}' &)")
             runtime.execute_task(task, execute_async=False)
-            assert len(sleeping(sshd, f"sleep {own}")) >= 2
+            eventually(lambda: len(sleeping(sshd, f"sleep {own}")) >= 2, "both run")
         assert not sleeping(sshd, f"sleep {own}")
         [pid] = sleeping(sshd, f"sleep {strange}")
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_named_working_directory_stays_with_its_content(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_a_named_working_directory_stays_with_its_content(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     work = tmp_path / "work"
-    with leaves_nothing(sshd), Runtime(sshd.host, str(work), **sshd.connection_kwargs) as runtime:
+    with leaves_nothing(sshd), Runtime(sshd.host, str(work), resident=resident, **sshd.connection_kwargs) as runtime:
         runtime.run("echo kept >file")
         temporary = Path(runtime.create_tempdir())
         assert temporary.is_dir()
@@ -137,16 +142,16 @@ def test_a_named_working_directory_stays_with_its_content(sshd: LocalSshd, tmp_p
     assert not temporary.exists()
 
 
-def test_files_that_cannot_be_listed_or_written_go_too(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+def test_files_that_cannot_be_listed_or_written_go_too(sshd: LocalSshd, resident: bool) -> None:
+    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         runtime.run("mkdir -p a/b; touch a/b/c 'new\nline' -- -dash; chmod 000 a/b a; ln -s / root; mkfifo pipe")
         runtime.run("mkdir ' ' && cd ' ' && touch '*' '..x' && chmod 555 .")
     assert Path("/etc/passwd").exists(), "no link was followed"
 
 
-def test_what_comes_too_late_is_refused_and_leaves_nothing(sshd: LocalSshd) -> None:
+def test_what_comes_too_late_is_refused_and_leaves_nothing(sshd: LocalSshd, resident: bool) -> None:
     with leaves_nothing(sshd):
-        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
         runtime.cleanup()
         port = free_port()
         for use in (
@@ -162,12 +167,16 @@ def test_what_comes_too_late_is_refused_and_leaves_nothing(sshd: LocalSshd) -> N
 # The link is gone ----------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_link_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path) -> None:
-    """Here all is gone at once; the host ends what was started when it sees the end of the link."""
+def test_a_dead_link_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
+    """Here all is gone at once; the host ends what was started when it sees the end of the link.
+
+    Daemons of commands too, where a supervisor is there to end them.
+    """
+    daemons = 0 if resident else 2
     server = make_sshd(environment={"TMPDIR": str(tmp_path)})
     with Echo() as service, relayed(server, tmp_path) as (relay, keywords):
         before = everything(server)
-        busy = Busy(server, service, **keywords)
+        busy = Busy(server, service, resident, **keywords)
         relay.cut()
         begun = time.monotonic()
         busy.runtime.cleanup()
@@ -179,25 +188,25 @@ def test_a_dead_link_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path) -> None
         assert all(process.exitcode is not None for process in busy.runtime.task_processes)
         relay.restore()
         eventually(lambda: server.connections() == 0, "the host has noticed")
-        eventually(lambda: len(busy.left()) <= 2, f"the tasks have ended, but {busy.left()}")
+        eventually(lambda: len(busy.left()) <= daemons, f"the tasks have ended, but {busy.left()}", timeout=8)
         assert all(f"sleep {busy.number}" == left for left in busy.left()), "what daemons of commands there are"
 
 
-def test_a_link_that_broke_and_is_back_is_used_to_clean_up(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_a_link_that_broke_and_is_back_is_used_to_clean_up(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords):
-        with Runtime(sshd.host, **keywords) as runtime:
+        with Runtime(sshd.host, resident=resident, **keywords) as runtime:
             number = unique()
             runtime.run(f"setsid sleep {number} >/dev/null 2>&1 </dev/null &")
             relay.drop()
-            eventually(lambda: not runtime._connection.sessions.connected, "the break is noticed")
+            eventually(lambda: not connection_of(runtime).sessions.connected, "the break is noticed")
         assert not Path(runtime.working_dir).exists()
         assert not sleeping(sshd, f"sleep {number}")
 
 
-def test_a_host_that_is_gone_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_a_host_that_is_gone_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
     server = make_sshd(environment={"TMPDIR": str(tmp_path)})
     with Echo() as service:
-        busy = Busy(server, service)
+        busy = Busy(server, service, resident)
         server.stop()
         begun = time.monotonic()
         busy.runtime.cleanup()
@@ -205,12 +214,10 @@ def test_a_host_that_is_gone_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path)
         eventually(lambda: not any(listeners(port) for port in busy.ports), "no port is left")
 
 
-def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd) -> None:
+def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd, resident: bool) -> None:
     with leaves_nothing(sshd):
-        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
-        pid = runtime._connection.sessions.master().pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
+        os.kill(pid_of(connection_of(runtime)), signal.SIGSTOP)
         begun = time.monotonic()
         runtime.cleanup()
         assert time.monotonic() - begun < 10
@@ -219,9 +226,9 @@ def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd) -> None:
 # Forgotten -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_runtime_that_is_forgotten_is_cleaned_up(sshd: LocalSshd) -> None:
+def test_a_runtime_that_is_forgotten_is_cleaned_up(sshd: LocalSshd, resident: bool) -> None:
     with leaves_nothing(sshd):
-        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
         number = unique()
         runtime.run(f"setsid sleep {number} >/dev/null 2>&1 </dev/null &")
         runtime.execute_task(RuntimeTask("done").run_command("true")).join()
@@ -236,10 +243,12 @@ def test_a_runtime_that_is_forgotten_is_cleaned_up(sshd: LocalSshd) -> None:
         eventually(lambda: not sleeping(sshd, f"sleep {number}"), "its daemons are ended")
 
 
-def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tasks(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tasks(
+    sshd: LocalSshd, tmp_path: Path, resident: bool
+) -> None:
     go = tmp_path / "go"
     with leaves_nothing(sshd):
-        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
         command = f"while [ ! -e {go} ]; do sleep 0.01; done; pwd"
         task = runtime.execute_task(RuntimeTask().run_command(command))
         working_dir = Path(runtime.working_dir)
@@ -255,11 +264,11 @@ def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tasks(sshd: LocalSshd,
         eventually(lambda: gone() is None and not working_dir.exists(), "it is cleaned up")
 
 
-def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tunnels(sshd: LocalSshd) -> None:
+def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tunnels(sshd: LocalSshd, resident: bool) -> None:
     """As in `Runtime("host").expose_port_from_runtime(8787)`."""
     with leaves_nothing(sshd), Echo() as service:
         port = free_port()
-        runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+        runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
         process = runtime.get_process(runtime.expose_port_from_runtime(service.port, port))
         working_dir = Path(runtime.working_dir)
         gone = weakref.ref(runtime)
@@ -276,14 +285,14 @@ def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tunnels(sshd: LocalSsh
 
 _PROGRAM = """
     from lazycluster import Runtime, RuntimeTask
-    runtime = Runtime({host!r}, config_file={config!r})
+    runtime = Runtime({host!r}, config_file={config!r}, resident={resident})
     runtime.expose_port_from_runtime({service}, {ports[0]})
     runtime.expose_port_to_runtime({service}, {ports[1]})
     runtime.create_tempdir()
     runtime.run("setsid sleep {number} >/dev/null 2>&1 </dev/null &")
     task = runtime.execute_task(RuntimeTask().run_command("sleep {number}"))
     runtime.execute_task(RuntimeTask().run_function(bytes, 2000000)).join()
-    second = Runtime({host!r}, config_file={config!r})
+    second = Runtime({host!r}, config_file={config!r}, resident={resident})
     second.run("true")
     say(runtime.working_dir)
     {end}
@@ -302,12 +311,18 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_leaving_the_program_leaves_nothing(sshd: LocalSshd, ending: str) -> None:
+def test_leaving_the_program_leaves_nothing(sshd: LocalSshd, ending: str, resident: bool) -> None:
     end, status, said = ENDINGS[ending]
     number, ports = unique(), [free_port(), free_port()]
     with leaves_nothing(sshd), Echo() as service:
         text = _PROGRAM.format(
-            host=sshd.host, config=str(sshd.config_file), service=service.port, ports=ports, number=number, end=end
+            host=sshd.host,
+            config=str(sshd.config_file),
+            service=service.port,
+            ports=ports,
+            number=number,
+            end=end,
+            resident=resident,
         )
         with Program(text) as program:
             working_dir = Path(program.line())
@@ -321,10 +336,10 @@ def test_leaving_the_program_leaves_nothing(sshd: LocalSshd, ending: str) -> Non
         assert not any(listeners(port) for port in ports)
 
 
-def test_a_fork_of_the_program_does_not_clean_up_what_is_its_parents(sshd: LocalSshd) -> None:
+def test_a_fork_of_the_program_does_not_clean_up_what_is_its_parents(sshd: LocalSshd, resident: bool) -> None:
     text = f"""
     from lazycluster import Runtime
-    runtime = Runtime({sshd.host!r}, config_file={str(sshd.config_file)!r})
+    runtime = Runtime({sshd.host!r}, config_file={str(sshd.config_file)!r}, resident={resident})
     child = os.fork()
     if child == 0:
         del runtime
@@ -352,7 +367,9 @@ def test_importing_starts_nothing(sshd: LocalSshd) -> None:
         assert program.finish(30) == (0, "done\n", "")
 
 
-def test_nothing_is_left_in_the_directories_for_temporary_files(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_nothing_is_left_in_the_directories_for_temporary_files(
+    make_sshd: MakeSshd, tmp_path: Path, resident: bool
+) -> None:
     """Seen on both sides apart: the host has a TMPDIR of its own."""
     theirs, ours = tmp_path / "theirs", tmp_path / "o"
     theirs.mkdir()
@@ -360,7 +377,7 @@ def test_nothing_is_left_in_the_directories_for_temporary_files(make_sshd: MakeS
     server = make_sshd(environment={"TMPDIR": str(theirs)})
     text = f"""
     from lazycluster import Runtime, RuntimeTask
-    with Runtime({server.host!r}, config_file={str(server.config_file)!r}) as runtime:
+    with Runtime({server.host!r}, config_file={str(server.config_file)!r}, resident={resident}) as runtime:
         assert runtime.working_dir.startswith({str(theirs)!r})
         task = RuntimeTask().run_command("mktemp; cat <<END\\nhere\\nEND").run_function(bytes, 3000000)
         task.send_file({str(Path(__file__).parent)!r}, "it's a name")
@@ -368,7 +385,7 @@ def test_nothing_is_left_in_the_directories_for_temporary_files(make_sshd: MakeS
         task.send_file({__file__!r}, "it's a file").get_file("it's a file", {str(tmp_path / "file")!r})
         runtime.execute_task(task, execute_async=False)
         runtime.create_tempdir()
-        runtime._connection.run("cat", stdin=bytes(100000))
+        runtime._transport.run("cat", stdin=bytes(100000))
     """
     with Program(text, environment={"TMPDIR": str(ours)}) as program:
         assert program.finish(60) == (0, "", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -14,7 +15,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from lazycluster import (
 )
 from lazycluster.testing import LocalSshd
 from lazycluster.testing.processes import children
-from lazycluster.transport import Watch
+from lazycluster.transport import Transport, Watch
 from tests.real.clients import Program, eventually, in_parallel
 from tests.real.observed import (
     command_line,
@@ -484,6 +485,21 @@ def test_a_full_disk_leaves_the_old_file(
 # Broken off ----------------------------------------------------------------------------------------------------------
 
 BIG = 60_000_000
+SMALL = 12_000_000
+"""Bytes that a resident runtime sends through its one channel, and does not leave to scp."""
+KINDS = [("file", False), ("tree", False), ("file", True), ("tree", True), ("small file", True)]
+"""What is moved, and whether by a resident runtime."""
+
+
+@contextlib.contextmanager
+def reached(server: LocalSshd, resident: bool, **keywords: Any) -> Iterator[Transport]:
+    """Give the way onto a host that a resident runtime takes, or a connection."""
+    if resident:
+        with Runtime(server.host, str(server.home), **keywords) as runtime:
+            yield runtime._transport
+    else:
+        with Connection(server.host, **keywords) as connection:
+            yield connection
 
 
 class Interrupted:
@@ -497,14 +513,15 @@ class Interrupted:
         if kind == "tree":
             self.source.mkdir()
             self.old.mkdir()
-        inside = "" if kind == "file" else "in"
+        inside = "in" if kind == "tree" else ""
+        self.size = SMALL if kind == "small file" else BIG
         self.files = [self.source / inside, self.old / inside]
         with self.files[0].open("wb") as big:
-            big.truncate(BIG)
+            big.truncate(self.size)
         self.files[1].write_text("old")
         self.moved = 0
 
-    def __call__(self, connection: Connection, trouble: Callable[[], object]) -> LazyclusterError:
+    def __call__(self, connection: Transport, trouble: Callable[[], object]) -> LazyclusterError:
         """Transfer, make trouble once some of it is over, and return the error."""
 
         def on_progress(done: int, _total: int | None) -> None:
@@ -514,10 +531,10 @@ class Interrupted:
 
         with pytest.raises(LazyclusterError) as caught:
             self.transfer(connection, on_progress)
-        assert 0 < self.moved < BIG
+        assert 0 < self.moved < self.size
         return caught.value
 
-    def transfer(self, connection: Connection, on_progress: Callable[[int, int | None], None]) -> None:
+    def transfer(self, connection: Transport, on_progress: Callable[[int, int | None], None]) -> None:
         if self.action == "send":
             connection.put(self.source, str(self.old.parent), watch=Watch(on_progress=on_progress))
         else:
@@ -525,40 +542,45 @@ class Interrupted:
 
     def is_as_before(self) -> bool:
         """Tell whether the old file is whole, and nothing lies beside it."""
-        return self.files[1].read_text() == "old" and names(self.old.parent) == ["big"]
+        return self.files[1].read_text() == "old" and not self.temporary
+
+    @property
+    def temporary(self) -> set[Path]:
+        """Return what lies beside the old file."""
+        return set(self.old.parent.rglob("*")) - {self.old, self.files[1]}
 
 
-@pytest.mark.parametrize("kind", ["file", "tree"])
+@pytest.mark.parametrize(("kind", "resident"), KINDS)
 @pytest.mark.parametrize("action", ["send", "fetch"])
 def test_a_link_that_breaks_in_the_middle_leaves_the_old_file(
-    sshd: LocalSshd, here: Path, there: Path, tmp_path: Path, kind: str, action: str
+    sshd: LocalSshd, here: Path, there: Path, tmp_path: Path, kind: str, action: str, resident: bool
 ) -> None:
     interrupted = Interrupted(kind, action, here, there)
     with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords):
         relay.delay = 0.02
-        with Connection(sshd.host, **keywords) as connection:
+        with reached(sshd, resident, **keywords) as connection:
             error = interrupted(connection, relay.drop)
 
             assert isinstance(error, TransferError)
             assert (error.action, error.host) == (action, "local")
             assert str(interrupted.source) in error.path
-            eventually(interrupted.is_as_before, f"nothing temporary in {names(interrupted.old.parent)}")
+            eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
 
             relay.delay = 0
             interrupted.transfer(connection, lambda _done, _total: None)
-            assert interrupted.files[1].stat().st_size == BIG
+            assert interrupted.files[1].stat().st_size == interrupted.size
 
 
-@pytest.mark.parametrize("kind", ["file", "tree"])
+@pytest.mark.parametrize(("kind", "resident"), KINDS)
 @pytest.mark.parametrize("action", ["send", "fetch"])
 def test_a_host_that_dies_in_the_middle_leaves_the_old_file(
-    make_sshd: MakeSshd, here: Path, there: Path, tmp_path: Path, kind: str, action: str
+    make_sshd: MakeSshd, here: Path, there: Path, tmp_path: Path, kind: str, action: str, resident: bool
 ) -> None:
     server = make_sshd()
     interrupted = Interrupted(kind, action, here, there)
     with (
         relayed(server, tmp_path) as (relay, keywords),
-        Connection(server.host, connect_timeout=1, **keywords) as connection,
+        reached(server, resident, connect_timeout=1, **keywords) as connection,
     ):
         relay.delay = 0.02
         error = interrupted(connection, server.stop)
@@ -586,38 +608,37 @@ def test_an_scp_that_is_killed_leaves_the_old_file(
 
             assert isinstance(error, TransferError)
             assert "SIGKILL" in error.reason or "-9" in error.reason
-            eventually(interrupted.is_as_before, f"nothing temporary in {names(interrupted.old.parent)}")
+            eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
 
 
-@pytest.mark.parametrize("kind", ["file", "tree"])
+@pytest.mark.parametrize(("kind", "resident"), KINDS)
 @pytest.mark.parametrize("action", ["send", "fetch"])
 def test_a_transfer_that_is_stopped_leaves_the_old_file(
-    sshd: LocalSshd, here: Path, there: Path, tmp_path: Path, kind: str, action: str
+    sshd: LocalSshd, here: Path, there: Path, tmp_path: Path, kind: str, action: str, resident: bool
 ) -> None:
     interrupted = Interrupted(kind, action, here, there)
-    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords), Runtime(sshd.host, **keywords) as runtime:
-        relay.delay = 0.02
+    with (
+        leaves_nothing(sshd),
+        relayed(sshd, tmp_path) as (relay, keywords),
+        Runtime(sshd.host, resident=resident, **keywords) as runtime,
+    ):
+        relay.delay = 0.1
         task = RuntimeTask("stopped")
         if action == "send":
             task.send_file(interrupted.source, str(interrupted.old.parent))
         else:
             task.get_file(str(interrupted.source), interrupted.old.parent)
         runtime.execute_task(task.run_command("touch never"))
-        begun = "scp " if kind == "file" else "ssh "
-        eventually(lambda: self_started(begun), "the transfer has begun")
+        eventually(lambda: bool(interrupted.temporary), "some of it is there")
         [key] = runtime.get_processes()
         runtime.stop_process(key)
 
         assert runtime.get_process(key).exitcode == -signal.SIGTERM
         relay.delay = 0
-        eventually(interrupted.is_as_before, f"nothing temporary in {names(interrupted.old.parent)}")
+        eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
         with pytest.raises(TaskExecutionError, match="was stopped before it ended"):
             task.join()
         assert len(task.results) == 1
-
-
-def self_started(program: str) -> bool:
-    return any(command_line(pid).startswith(program) for pid in children(os.getpid()))
 
 
 # Hosts that are not to be trusted ------------------------------------------------------------------------------------
@@ -837,13 +858,15 @@ def test_neither_a_shell_nor_other_programs_are_needed_here(
         assert program.finish(60) == (0, "done\n", "")
 
 
-def test_no_process_of_this_program_is_anything_but_ssh_and_scp(sshd: LocalSshd, here: Path, there: Path) -> None:
-    with programs_started() as programs, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+def test_no_process_of_this_program_is_anything_but_ssh_and_scp(
+    sshd: LocalSshd, here: Path, there: Path, resident: bool
+) -> None:
+    with programs_started() as programs, Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         task = RuntimeTask().send_file(file(here / "file")).send_file(tree(here / "tree")).run_command("ls")
         task.get_file("file", there).get_file("tree", there).run_function(os.getcwd)
         runtime.execute_task(task, execute_async=False)
 
-    assert {argv[0] for argv in programs} == {"ssh", "scp"}
+    assert {argv[0] for argv in programs} == ({"ssh"} if resident else {"ssh", "scp"})
 
 
 def test_five_thousand_files(
@@ -918,12 +941,12 @@ def test_a_progress_bar_is_shown_on_a_terminal_with_debug(sshd: LocalSshd, here:
 
 
 def test_the_steps_of_a_task_begin_in_the_working_directory(
-    sshd: LocalSshd, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sshd: LocalSshd, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
     monkeypatch.chdir(here)
     file(here / "name")
     (here / "sub").mkdir()
-    with Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         task = RuntimeTask().send_file("name").run_command("mkdir sub; cat name; mv name sub/renamed")
         task.send_file("name", "sub").get_file("sub/renamed").get_file("sub", "fetched").get_file("sub")
         monkeypatch.chdir(tmp_path)
@@ -936,8 +959,8 @@ def test_the_steps_of_a_task_begin_in_the_working_directory(
         assert runtime.run("ls sub").stdout.split() == ["name", "renamed"]
 
 
-def test_a_step_that_fails_ends_the_task_and_names_the_path(sshd: LocalSshd, here: Path) -> None:
-    with Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+def test_a_step_that_fails_ends_the_task_and_names_the_path(sshd: LocalSshd, here: Path, resident: bool) -> None:
+    with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         task = RuntimeTask("fetching").get_file("no such file", here).run_command("touch never")
         with pytest.raises(TaskExecutionError) as caught:
             runtime.execute_task(task, execute_async=False)

@@ -27,12 +27,14 @@ from lazycluster import (
     Connection,
     ConnectionLostError,
     FunctionNotSerializableError,
+    InvalidRuntimeError,
     PythonNotFoundError,
     PythonVersionMismatchError,
     RemoteFunctionError,
     RemoteTraceback,
     Runtime,
     RuntimeTask,
+    SupervisorError,
     TaskExecutionError,
 )
 from lazycluster.supervisor.launch import program
@@ -59,8 +61,8 @@ HERE = "{}.{}".format(*sys.version_info)
 
 
 @pytest.fixture(scope="module")
-def runtime(sshd: LocalSshd) -> Iterator[Runtime]:
-    with Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+def runtime(sshd: LocalSshd, resident: bool) -> Iterator[Runtime]:
+    with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         yield runtime
 
 
@@ -174,11 +176,11 @@ def test_it_runs_on_the_host_in_the_working_directory_with_the_environment(runti
 
 
 def test_modules_that_lie_in_the_working_directory_are_not_taken_for_the_librarys(
-    sshd: LocalSshd, tmp_path: Path
+    sshd: LocalSshd, tmp_path: Path, resident: bool
 ) -> None:
     for name in ("zlib", "pickle", "cloudpickle", "struct", "os"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module')")
-    with Runtime(sshd.host, str(tmp_path), **sshd.connection_kwargs) as runtime:
+    with Runtime(sshd.host, str(tmp_path), resident=resident, **sshd.connection_kwargs) as runtime:
         assert runtime.call(lambda: 1) == 1
 
 
@@ -215,7 +217,7 @@ def fails():
 
 if __name__ == "__main__":
     import cloudpickle
-    with Runtime(sys.argv[1], config_file=sys.argv[2]) as runtime:
+    with Runtime(sys.argv[1], config_file=sys.argv[2], resident=sys.argv[3] == "True") as runtime:
         assert runtime.call(of_main, 2) == 6
         assert runtime.call(Own(4).times) == 12
         assert runtime.call(lambda: area(Shape(4, 5))) == 20
@@ -243,7 +245,7 @@ if __name__ == "__main__":
 """
 
 
-def test_functions_of_a_script_and_of_the_modules_beside_it(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_functions_of_a_script_and_of_the_modules_beside_it(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     (tmp_path / "script.py").write_text(_SCRIPT)
     (tmp_path / "beside.py").write_text(
         "class Shape:\n"
@@ -263,7 +265,8 @@ def test_functions_of_a_script_and_of_the_modules_beside_it(sshd: LocalSshd, tmp
     (tmp_path / "package" / "inner.py").write_text("from . import other\ndef deep():\n    return other.VALUE\n")
     (tmp_path / "package" / "other.py").write_text("VALUE = 100\n")
 
-    argv = (sys.executable, "-W", "error", str(tmp_path / "script.py"), sshd.host, str(sshd.config_file))
+    script = str(tmp_path / "script.py")
+    argv = (sys.executable, "-W", "error", script, sshd.host, str(sshd.config_file), str(resident))
     ended = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=60, check=False)
 
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -507,7 +510,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 MIB = 1 << 20
-with Runtime(sys.argv[1], config_file=sys.argv[2]) as runtime:
+with Runtime(sys.argv[1], config_file=sys.argv[2], resident=sys.argv[3] == "True") as runtime:
     assert runtime.call(lambda: 1) == 1
     before = peak()
     task = RuntimeTask().run_function(lambda: bytes(100 * MIB))
@@ -521,10 +524,10 @@ with Runtime(sys.argv[1], config_file=sys.argv[2]) as runtime:
 """
 
 
-def test_a_hundred_megabytes_there_and_back_in_bounded_memory(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_a_hundred_megabytes_there_and_back_in_bounded_memory(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     """The result goes to a file as it comes; what is sent is held as an object, a pickle and a request at most."""
     (tmp_path / "big.py").write_text(_BIG)
-    argv = (sys.executable, str(tmp_path / "big.py"), sshd.host, str(sshd.config_file))
+    argv = (sys.executable, str(tmp_path / "big.py"), sshd.host, str(sshd.config_file), str(resident))
     with leaves_nothing(sshd):
         ended = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
 
@@ -538,19 +541,22 @@ def test_a_hundred_megabytes_there_and_back_in_bounded_memory(sshd: LocalSshd, t
 # Which Python --------------------------------------------------------------------------------------------------------
 
 
-def test_one_process_and_one_session_for_a_function(sshd: LocalSshd, runtime: Runtime) -> None:
+def test_what_a_function_takes_here(sshd: LocalSshd, runtime: Runtime, resident: bool) -> None:
+    """Nothing where a supervisor is there already; else one process and one session."""
     runtime.call(int)
     before = sessions_opened(sshd)
     with programs_started() as programs:
         runtime.call(int)
-    assert [argv[0] for argv in programs] == ["ssh"]
-    assert sessions_opened(sshd) == before + 1
+    assert [argv[0] for argv in programs] == ([] if resident else ["ssh"])
+    assert sessions_opened(sshd) == before + (0 if resident else 1)
 
 
-def test_another_minor_version_is_refused_before_the_function_is_sent(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_another_minor_version_is_refused_before_the_function_is_sent(
+    make_sshd: MakeSshd, tmp_path: Path, resident: bool
+) -> None:
     other = other_python()
     server = make_sshd(options=bare_host(tmp_path, {"python3": other}))
-    with Runtime(server.host, **server.connection_kwargs) as runtime:
+    with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         version = runtime.python_version
         assert not version.startswith(f"{HERE}.")
         with pytest.raises(PythonVersionMismatchError) as caught:
@@ -565,23 +571,23 @@ def test_another_minor_version_is_refused_before_the_function_is_sent(make_sshd:
         assert words in str(caught.value)
 
 
-def test_the_python_of_the_same_minor_version_is_preferred(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_the_python_of_the_same_minor_version_is_preferred(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
     options = bare_host(tmp_path, {"python3": other_python(), f"python{HERE}": Path(sys.executable).resolve()})
     server = make_sshd(options=options)
-    with Runtime(server.host, **server.connection_kwargs) as runtime:
+    with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.call(lambda: sys.version) == sys.version
         assert runtime.python_version.startswith(HERE)
 
 
-def test_python3_is_taken_where_there_is_no_other_name(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_python3_is_taken_where_there_is_no_other_name(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
     server = make_sshd(options=bare_host(tmp_path, {"python3": Path(sys.executable).resolve()}))
-    with Runtime(server.host, **server.connection_kwargs) as runtime:
+    with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.call(lambda: sys.version) == sys.version
 
 
 def test_a_host_without_python_runs_commands_all_the_same(make_sshd: MakeSshd, tmp_path: Path) -> None:
     server = make_sshd(options=bare_host(tmp_path, {}))
-    with Runtime(server.host, **server.connection_kwargs) as runtime:
+    with Runtime(server.host, resident=False, **server.connection_kwargs) as runtime:
         assert runtime.python_version == ""
         assert not runtime.is_valid_runtime()
         with pytest.raises(PythonNotFoundError, match=f"looked for python{HERE} and python3"):
@@ -593,8 +599,18 @@ def test_a_host_without_python_runs_commands_all_the_same(make_sshd: MakeSshd, t
         assert runtime.execute_task(task, execute_async=False).execution_log == ["", "content"]
 
 
+def test_a_host_without_python_has_no_supervisor_and_says_what_there_is_instead(
+    make_sshd: MakeSshd, tmp_path: Path
+) -> None:
+    server = make_sshd(options=bare_host(tmp_path, {}))
+    with leaves_nothing(server), pytest.raises(InvalidRuntimeError, match=r"resident=False") as caught:
+        Runtime(server.host, **server.connection_kwargs)
+    assert isinstance(caught.value.__cause__, PythonNotFoundError)
+    assert f"looked for python{HERE} and python3" in str(caught.value)
+
+
 @pytest.mark.parametrize("where", ["{home}/my own python", "~/my own python", "known"])
-def test_a_python_that_is_named_is_taken(make_sshd: MakeSshd, tmp_path: Path, where: str) -> None:
+def test_a_python_that_is_named_is_taken(make_sshd: MakeSshd, tmp_path: Path, where: str, resident: bool) -> None:
     programs: dict[str, Path | str] = {"python3": other_python()}
     program = f'OWN=yes exec {Path(sys.executable).resolve()} "$@"\n'
     if where == "known":
@@ -603,20 +619,26 @@ def test_a_python_that_is_named_is_taken(make_sshd: MakeSshd, tmp_path: Path, wh
     home = tmp_path / "bare-home"
     write_program(home / "my own python", program)
 
-    with Runtime(server.host, python=where.format(home=home), **server.connection_kwargs) as runtime:
+    with Runtime(server.host, python=where.format(home=home), resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.call(lambda: os.environ["OWN"]) == "yes"
         assert runtime.python_version == ".".join(map(str, sys.version_info[:3]))
         assert runtime.has_free_port(1) in {True, False}
 
 
 def test_a_python_that_is_named_and_not_there(sshd: LocalSshd) -> None:
-    with Runtime(sshd.host, python="/no/such/python", **sshd.connection_kwargs) as runtime:
+    python = "/no/such/python"
+    with Runtime(sshd.host, python=python, resident=False, **sshd.connection_kwargs) as runtime:
         with pytest.raises(PythonNotFoundError, match="looked for /no/such/python"):
             runtime.call(int)
         assert runtime.python_version == ""
+    with leaves_nothing(sshd), pytest.raises(InvalidRuntimeError, match="looked for /no/such/python") as caught:
+        Runtime(sshd.host, python=python, **sshd.connection_kwargs)
+    assert isinstance(caught.value.__cause__, PythonNotFoundError)
 
 
-def test_a_shim_for_a_version_that_is_not_switched_on_is_passed_over(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_a_shim_for_a_version_that_is_not_switched_on_is_passed_over(
+    make_sshd: MakeSshd, tmp_path: Path, resident: bool
+) -> None:
     """pyenv's shims stand on the PATH for every version that is installed, and end with 127 for most of them."""
     options = bare_host(tmp_path, {"python3": Path(sys.executable).resolve()})
     shims = tmp_path / "shims"
@@ -626,7 +648,7 @@ def test_a_shim_for_a_version_that_is_not_switched_on_is_passed_over(make_sshd: 
     launcher.write_text(launcher.read_text().replace("PATH=", f"PATH={shims}:", 1))
     server = make_sshd(options=options)
 
-    with Runtime(server.host, **server.connection_kwargs) as runtime:
+    with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.call(lambda: sys.version) == sys.version
         assert runtime.python_version.startswith(HERE)
 
@@ -635,22 +657,28 @@ def test_a_python_that_cannot_start_is_told_with_its_words(make_sshd: MakeSshd, 
     broken = "echo 'python3: error while loading shared libraries: libnone.so' >&2\nexit 1\n"
     server = make_sshd(options=bare_host(tmp_path, {"python3": broken}))
     with (
-        Runtime(server.host, **server.connection_kwargs) as runtime,
+        Runtime(server.host, resident=False, **server.connection_kwargs) as runtime,
         pytest.raises(RemoteFunctionError, match="ended with exit status 1") as caught,
     ):
         runtime.call(int)
-    assert "error while loading shared libraries" in str(caught.value)
+    with leaves_nothing(server), pytest.raises(InvalidRuntimeError, match="ended with exit status 1") as refused:
+        Runtime(server.host, **server.connection_kwargs)
+    assert isinstance(refused.value.__cause__, SupervisorError)
+    for error in (caught.value, refused.value):
+        assert "error while loading shared libraries" in str(error)
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish", "tcsh"])
-def test_start_up_files_that_print_and_login_shells_of_any_kind(make_sshd: MakeSshd, shell: str) -> None:
+def test_start_up_files_that_print_and_login_shells_of_any_kind(
+    make_sshd: MakeSshd, shell: str, resident: bool
+) -> None:
     if shutil.which(shell) is None:
         lacking(f"there is no {shell} on this machine")
     server = make_sshd(shell=shell)
     for name in (".bashrc", ".tcshrc", ".config/fish/config.fish"):
         (server.home / name).parent.mkdir(parents=True, exist_ok=True)
         (server.home / name).write_text("echo noise from a start-up file\n")
-    with Runtime(server.host, **server.connection_kwargs) as runtime:
+    with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.call(lambda text: text, "it's $HOME\n!") == "it's $HOME\n!"
         assert run(runtime, print, "printed").execution_log == ["printed\n"]
 
@@ -682,9 +710,9 @@ def sleeping(server: LocalSshd, number: str) -> list[int]:
     return [pid for pid in server.processes() if number in command_line(pid)]
 
 
-def test_stopping_ends_the_function_with_everything_that_it_started(sshd: LocalSshd) -> None:
+def test_stopping_ends_the_function_with_everything_that_it_started(sshd: LocalSshd, resident: bool) -> None:
     number = unique()
-    with Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         task = runtime.execute_task(RuntimeTask("endless").run_function(with_children, number))
         eventually(lambda: len(sleeping(sshd, number)) >= 3, "it has started its children")
         [key] = runtime.get_processes()
@@ -713,9 +741,13 @@ def test_a_timeout_ends_the_function_with_everything_that_it_started(
         eventually(lambda: not sleeping(sshd, number), "all are gone", timeout=8)
 
 
-def test_a_link_that_breaks_is_told_and_ends_the_function(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_a_link_that_breaks_is_told_and_ends_the_function(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     number = unique()
-    with relayed(sshd, tmp_path) as (relay, keywords), Runtime(sshd.host, **keywords) as runtime:
+    work = str(tmp_path / "work")
+    with (
+        relayed(sshd, tmp_path) as (relay, keywords),
+        Runtime(sshd.host, work, resident=resident, **keywords) as runtime,
+    ):
         task = runtime.execute_task(RuntimeTask("cut off").run_function(with_children, number))
         eventually(lambda: len(sleeping(sshd, number)) >= 3, "it has started its children")
         relay.drop()
@@ -725,12 +757,14 @@ def test_a_link_that_breaks_is_told_and_ends_the_function(sshd: LocalSshd, tmp_p
         assert isinstance(caught.value.__cause__, ConnectionLostError)
         assert caught.value.__cause__.started
         eventually(lambda: not sleeping(sshd, number), "all are gone", timeout=8)
-        assert runtime.call(lambda: "again") == "again"
+        assert runtime.call(os.getcwd) == work
 
 
-def test_what_the_function_leaves_in_the_background_does_not_keep_the_call_waiting(sshd: LocalSshd) -> None:
+def test_what_the_function_leaves_in_the_background_does_not_keep_the_call_waiting(
+    sshd: LocalSshd, resident: bool
+) -> None:
     number = unique()
-    with Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         begun = time.monotonic()
         runtime.call(lambda: subprocess.Popen(("sleep", number), start_new_session=True).pid)
         assert time.monotonic() - begun < 5

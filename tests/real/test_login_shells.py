@@ -188,8 +188,8 @@ def test_a_task_with_all_four_kinds_of_step(connection: Connection, tmp_path: Pa
     assert (tmp_path / "back").read_text() == "content"
 
 
-def test_a_runtime(host: LocalSshd) -> None:
-    with Runtime(host.host, working_dir="work dir", **host.connection_kwargs) as runtime:
+def test_a_runtime(host: LocalSshd, resident: bool) -> None:
+    with Runtime(host.host, working_dir="work dir", resident=resident, **host.connection_kwargs) as runtime:
         assert runtime.run("pwd").stdout == f"{host.home}/work dir\n"
         assert runtime.run('echo "$WORKING_DIR"').stdout == f"{host.home}/work dir\n"
         assert runtime.call(len, "four") == 4

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def runtime(sshd: LocalSshd) -> Iterator[Runtime]:
-    with Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+def runtime(sshd: LocalSshd, resident: bool) -> Iterator[Runtime]:
+    with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         yield runtime
 
 
@@ -95,7 +95,9 @@ def test_a_host_that_cannot_be_reached(sshd: LocalSshd) -> None:
 
 
 @pytest.mark.parametrize("obstacle", ["file", "read-only", "file in the way"])
-def test_a_working_directory_that_cannot_be_made(sshd: LocalSshd, tmp_path: Path, obstacle: str) -> None:
+def test_a_working_directory_that_cannot_be_made(
+    sshd: LocalSshd, tmp_path: Path, obstacle: str, resident: bool
+) -> None:
     directory = tmp_path / "obstacle"
     with contextlib.ExitStack() as stack:
         if obstacle == "read-only":
@@ -106,7 +108,7 @@ def test_a_working_directory_that_cannot_be_made(sshd: LocalSshd, tmp_path: Path
         path = directory if obstacle == "file" else directory / "work"
 
         with leaves_nothing(sshd), pytest.raises(InvalidRuntimeError) as caught:
-            Runtime(sshd.host, str(path), **sshd.connection_kwargs)
+            Runtime(sshd.host, str(path), resident=resident, **sshd.connection_kwargs)
 
     assert isinstance(caught.value.__cause__, CommandFailedError)
     assert str(directory) in str(caught.value)
@@ -114,20 +116,20 @@ def test_a_working_directory_that_cannot_be_made(sshd: LocalSshd, tmp_path: Path
 
 
 @pytest.mark.parametrize("directory", ["", "with\0nul"])
-def test_a_working_directory_that_has_no_name(sshd: LocalSshd, directory: str) -> None:
+def test_a_working_directory_that_has_no_name(sshd: LocalSshd, directory: str, resident: bool) -> None:
     with leaves_nothing(sshd), pytest.raises((ValueError, InvalidRuntimeError)):
-        Runtime(sshd.host, directory, **sshd.connection_kwargs)
+        Runtime(sshd.host, directory, resident=resident, **sshd.connection_kwargs)
 
 
-def test_making_one_takes_one_log_in_and_one_session(make_sshd: MakeSshd) -> None:
+def test_making_one_takes_one_log_in_and_one_session(make_sshd: MakeSshd, resident: bool) -> None:
     server = make_sshd()
-    with Runtime(server.host, **server.connection_kwargs):
+    with Runtime(server.host, resident=resident, **server.connection_kwargs):
         assert sessions_opened(server) == 1
         assert server.log.count("Accepted publickey") == 1
 
 
-def test_after_the_end_everything_says_so(sshd: LocalSshd) -> None:
-    runtime = Runtime(sshd.host, **sshd.connection_kwargs)
+def test_after_the_end_everything_says_so(sshd: LocalSshd, resident: bool) -> None:
+    runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
     runtime.close()
 
     assert not runtime.is_valid_runtime()
@@ -144,9 +146,11 @@ def test_after_the_end_everything_says_so(sshd: LocalSshd) -> None:
             use()
 
 
-def test_one_whose_host_has_gone_is_not_valid(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_one_whose_host_has_gone_is_not_valid(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
     server = make_sshd()
-    with Runtime(server.host, str(tmp_path), connect_timeout=1, **server.connection_kwargs) as runtime:
+    with Runtime(
+        server.host, str(tmp_path), connect_timeout=1, resident=resident, **server.connection_kwargs
+    ) as runtime:
         assert runtime.is_valid_runtime()
         server.stop()
         assert not runtime.is_valid_runtime()
@@ -167,12 +171,12 @@ def test_one_whose_host_has_gone_is_not_valid(make_sshd: MakeSshd, tmp_path: Pat
     ],
 )
 def test_a_working_directory_of_any_name_is_made_used_and_kept(
-    make_sshd: MakeSshd, sshd: LocalSshd, tmp_path: Path, given: str, made: str
+    make_sshd: MakeSshd, sshd: LocalSshd, tmp_path: Path, given: str, made: str, resident: bool
 ) -> None:
     path = Path(made.format(tmp=tmp_path, home=sshd.home))
     existed = path.exists()
     (tmp_path / "local").write_text("sent")
-    with Runtime(sshd.host, given.format(tmp=tmp_path), **sshd.connection_kwargs) as runtime:
+    with Runtime(sshd.host, given.format(tmp=tmp_path), resident=resident, **sshd.connection_kwargs) as runtime:
         assert runtime.working_dir == str(path)
         assert runtime.env_variables["WORKING_DIR"] == str(path)
         assert runtime.run("pwd; echo .").stdout == f"{path}\n.\n"
@@ -190,16 +194,16 @@ def test_a_working_directory_of_any_name_is_made_used_and_kept(
         path.rmdir()
 
 
-def test_a_temporary_one_is_private_and_removed(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+def test_a_temporary_one_is_private_and_removed(sshd: LocalSshd, resident: bool) -> None:
+    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         path = Path(runtime.working_dir)
         assert path.stat().st_mode & 0o777 == 0o700
         runtime.run("mkdir -p deep/er; touch deep/er/file; chmod 500 deep/er; chmod 000 deep")
     assert not path.exists()
 
 
-def test_a_directory_that_went_away_is_told(sshd: LocalSshd, tmp_path: Path) -> None:
-    with Runtime(sshd.host, str(tmp_path / "work"), **sshd.connection_kwargs) as runtime:
+def test_a_directory_that_went_away_is_told(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
+    with Runtime(sshd.host, str(tmp_path / "work"), resident=resident, **sshd.connection_kwargs) as runtime:
         (tmp_path / "work").rmdir()
         with pytest.raises(LazyclusterError, match="cannot enter the working directory") as caught:
             runtime.run("true")
@@ -209,10 +213,10 @@ def test_a_directory_that_went_away_is_told(sshd: LocalSshd, tmp_path: Path) -> 
 # The environment -----------------------------------------------------------------------------------------------------
 
 
-def test_variables_reach_commands_and_functions(sshd: LocalSshd) -> None:
+def test_variables_reach_commands_and_functions(sshd: LocalSshd, resident: bool) -> None:
     awkward = "two\nlines, 'single', \"double\", $HOME `id` \\n ü !"
     keywords = sshd.connection_kwargs
-    with Runtime(sshd.host, env={"OF_CONNECTION": "1", "BOTH": "connection"}, **keywords) as runtime:
+    with Runtime(sshd.host, env={"OF_CONNECTION": "1", "BOTH": "connection"}, resident=resident, **keywords) as runtime:
         runtime.set_env_variables({"AWKWARD": awkward, "BOTH": "runtime"})
         runtime.add_env_variables({"ADDED": ""})
         expected = {"AWKWARD": awkward, "BOTH": "runtime", "ADDED": "", "WORKING_DIR": runtime.working_dir}
@@ -292,9 +296,9 @@ def host_with(make_sshd: MakeSshd, directory: Path, name: str, script: str) -> L
     return make_sshd(environment={"PATH": f"{directory}:{os.environ['PATH']}"})
 
 
-def test_a_host_with_a_gpu(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_a_host_with_a_gpu(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
     server = host_with(make_sshd, tmp_path / "gpu", "nvidia-smi", _NVIDIA_SMI)
-    with Runtime(server.host, **server.connection_kwargs) as runtime:
+    with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         [gpu] = runtime.gpus
         assert (runtime.gpu_count, gpu.name, gpu.memory) == (1, "Tesla T4", 15360 * 2**20)
         assert (gpu.driver_version, gpu.utilization) == ("525.60.13", 7)
@@ -302,11 +306,14 @@ def test_a_host_with_a_gpu(make_sshd: MakeSshd, tmp_path: Path) -> None:
 
 
 def test_a_broken_driver_is_a_warning_and_no_gpu(
-    make_sshd: MakeSshd, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_sshd: MakeSshd, tmp_path: Path, caplog: pytest.LogCaptureFixture, resident: bool
 ) -> None:
     said = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
     server = host_with(make_sshd, tmp_path / "gpu", "nvidia-smi", f"echo {shlex.quote(said)}\nexit 9\n")
-    with caplog.at_level(logging.WARNING), Runtime(server.host, **server.connection_kwargs) as runtime:
+    with (
+        caplog.at_level(logging.WARNING),
+        Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime,
+    ):
         assert (runtime.gpus, runtime.gpu_count) == ([], 0)
         assert not runtime.check_filter(gpu_required=True)
     assert any("local: " in line and "driver" in line for line in caplog.messages)
@@ -420,14 +427,16 @@ def test_a_port_that_somebody_listens_on_is_not_free(runtime: Runtime, address: 
     assert runtime.has_free_port(port)
 
 
-def test_the_first_free_port_of_many_is_asked_for_in_one_round_trip(sshd: LocalSshd, runtime: Runtime) -> None:
+def test_the_first_free_port_of_many_is_asked_for_in_one_round_trip(
+    sshd: LocalSshd, runtime: Runtime, resident: bool
+) -> None:
     with listening("127.0.0.1") as first, listening("0.0.0.0") as second:
         free = free_port()
         before = sessions_opened(sshd)
         with programs_started() as programs:
             assert runtime.get_free_port([first, second, free, *range(20_000, 22_000)]) == free
-        assert len(programs) == 1
-        assert sessions_opened(sshd) == before + 1
+        assert len(programs) == (0 if resident else 1)
+        assert sessions_opened(sshd) == before + (0 if resident else 1)
 
 
 def test_ports_are_checked_and_an_empty_list_has_none(runtime: Runtime) -> None:
@@ -497,8 +506,8 @@ def test_deleting_says_when_something_is_left(runtime: Runtime, tmp_path: Path) 
     assert not directory.exists()
 
 
-def test_temporary_directories_are_private_and_go_with_the_runtime(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+def test_temporary_directories_are_private_and_go_with_the_runtime(sshd: LocalSshd, resident: bool) -> None:
+    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         paths = [runtime.create_tempdir() for _ in range(3)]
         assert len(set(paths)) == 3
         assert all(Path(path).stat().st_mode & 0o777 == 0o700 for path in paths)
@@ -513,7 +522,7 @@ def test_temporary_directories_are_private_and_go_with_the_runtime(sshd: LocalSs
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "zsh", "fish", "tcsh", ("busybox", "sh")])
 def test_start_up_files_that_print_and_login_shells_of_any_kind(
-    make_sshd: MakeSshd, tmp_path: Path, shell: str | tuple[str, str]
+    make_sshd: MakeSshd, tmp_path: Path, shell: str | tuple[str, str], resident: bool
 ) -> None:
     name = shell if isinstance(shell, str) else shell[0]
     if shutil.which(name) is None:
@@ -523,7 +532,7 @@ def test_start_up_files_that_print_and_login_shells_of_any_kind(
         (server.home / start_up).parent.mkdir(parents=True, exist_ok=True)
         (server.home / start_up).write_text("echo true; echo @@ lazycluster done; echo noise >/dev/stderr\n")
 
-    with Runtime(server.host, str(tmp_path / "it's a $HOME"), **server.connection_kwargs) as runtime:
+    with Runtime(server.host, str(tmp_path / "it's a $HOME"), resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.working_dir == str(tmp_path / "it's a $HOME")
         assert float(runtime.cpu_cores) > 0
         assert runtime.host_info.warnings == ()

@@ -90,8 +90,12 @@ class Page(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_page_is_fetched_through_a_tunnel(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
-    with leaves_nothing(sshd), http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+def test_a_page_is_fetched_through_a_tunnel(sshd: LocalSshd, direction: str, resident: bool) -> None:
+    with (
+        leaves_nothing(sshd),
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server,
+        Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime,
+    ):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         port = free_port()

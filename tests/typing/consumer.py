@@ -26,7 +26,7 @@ from lazycluster import (
 )
 from lazycluster.runtimes import Runtime as SameRuntime
 from lazycluster.runtimes import RuntimeTask as SameRuntimeTask
-from lazycluster.testing import LocalSshd, Relay
+from lazycluster.testing import FakeHost, LocalSshd, Relay
 
 
 def size(number: int, *, unit: str = "") -> int:
@@ -83,6 +83,8 @@ def runtimes() -> None:
         assert_type(runtime.get_process("key"), ManagedProcess)
         assert_type(runtime.get_process("key").exitcode, int | None)
         runtime.close()
+    assert_type(Runtime("host", resident=False, grace=1.5), Runtime)
+    Runtime("host", resident="no")  # type: ignore[arg-type]
     Runtime("host", usr="me")  # type: ignore[call-arg]
     Runtime("host", port="22")  # type: ignore[arg-type]
 
@@ -135,3 +137,11 @@ def testing() -> None:
         assert_type((sshd.port, relay.port), tuple[int, int])
         relay.delay = 0.02
     LocalSshd(sell="sh")  # type: ignore[call-arg]
+
+
+def fakes() -> None:
+    with FakeHost() as host:
+        host.on("nproc", stdout="8\n", exit_code=0, delay=0.5)
+        host.on("nproc", stdout=8)  # type: ignore[arg-type]
+        assert_type(host.commands, list[str])
+        assert_type(host.path("~/file"), Path)

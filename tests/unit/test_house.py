@@ -231,6 +231,15 @@ def test_no_local_shell_and_no_fork_is_used(module: str) -> None:
 
 
 @every_module
+def test_no_wait_is_measured_by_a_clock_that_jumps(module: str) -> None:
+    """The wall clock may be set at any moment; the monotonic one is what deadlines and patience are measured by."""
+    clocks = {"time.time", "time.time_ns", "datetime.datetime.now", "datetime.now"}
+    used = [ast.unparse(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)]
+
+    assert not clocks & set(used)
+
+
+@every_module
 def test_nothing_has_a_vague_name(module: str) -> None:
     assert not VAGUE_NAMES & {part.lstrip("_") for part in module.split(".")}
 

@@ -1,0 +1,443 @@
+"""Functions: anything that can be called, what it returns, prints and raises."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lazycluster import (
+    CommandStoppedError,
+    FunctionNotSerializableError,
+    RemoteFunctionError,
+    RemoteTraceback,
+    Runtime,
+    RuntimeTask,
+    TaskExecutionError,
+    WorkingDirectoryError,
+)
+from lazycluster.testing.processes import wait_until
+from tests.contract.conftest import HOST, Case, done
+
+
+class Adder:
+    """Has all kinds of methods, and can be called itself."""
+
+    offset = 100
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __call__(self, more: int) -> int:
+        return self.start + more
+
+    def method(self, more: int) -> int:
+        return self.start + more
+
+    @classmethod
+    def of_class(cls, more: int) -> int:
+        return cls.offset + more
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Adder) and other.start == self.start
+
+    __hash__ = None  # type: ignore[assignment]  # says so itself
+
+
+def closure(start: int) -> Callable[[int], int]:
+    steps = [start]
+
+    def add(more: int) -> int:
+        steps.append(more)
+        return sum(steps)
+
+    return add
+
+
+def factorial(number: int) -> int:
+    return 1 if number <= 1 else number * factorial(number - 1)
+
+
+def with_default(a: int, /, b: int = 2, *c: int, d: int, **e: int) -> list[object]:
+    return [a, b, c, d, e]
+
+
+class PlainError(Exception):
+    pass
+
+
+class KeywordError(Exception):
+    def __init__(self, *, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+class UnsendableError(Exception):
+    def __init__(self) -> None:
+        super().__init__("holds a lock")
+        self.lock = threading.Lock()
+
+
+def raising(kind: type[BaseException], *args: object, **kwargs: object) -> object:
+    raise kind(*args, **kwargs)
+
+
+def talk() -> str:
+    print("printed")
+    sys.stderr.write("complained\n")
+    sys.stdout.write("no end")
+    return "returned"
+
+
+# Called --------------------------------------------------------------------------------------------------------------
+
+CALLS: list[tuple[Callable[..., object], tuple[object, ...], dict[str, object], object]] = [
+    (lambda: 42, (), {}, 42),
+    (lambda a, b=3: a * b, (5,), {}, 15),
+    (closure(5), (6,), {}, 11),
+    (functools.partial(pow, 2), (10,), {}, 1024),
+    (functools.partial(with_default, 1, d=4), (), {"f": 6}, [1, 2, (), 4, {"f": 6}]),
+    (with_default, (1, 2, 3), {"d": 4, "self": 5, "timeout": 6}, [1, 2, (3,), 4, {"self": 5, "timeout": 6}]),
+    (Adder(1).method, (2,), {}, 3),
+    (Adder(1), (2,), {}, 3),
+    (Adder.of_class, (1,), {}, 101),
+    (Adder, (7,), {}, Adder(7)),
+    (factorial, (30,), {}, 265252859812191058636308480000000),
+    (len, ("four",), {}, 4),
+    (operator.itemgetter(1), ([1, 2],), {}, 2),
+    (lambda: closure(1)(2), (), {}, 3),
+    (lambda: None, (), {}, None),
+    (lambda value: value, (b"\x00\xff\r\n" * 3,), {}, b"\x00\xff\r\n" * 3),
+    (lambda: {"a": [1, (2.5, "ü\n")]}, (), {}, {"a": [1, (2.5, "ü\n")]}),
+]
+
+
+@pytest.mark.parametrize(("function", "args", "kwargs", "expected"), CALLS)
+def test_anything_that_can_be_called(
+    runtime: Runtime,
+    function: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    expected: object,
+) -> None:
+    assert runtime.call(function, *args, **kwargs) == expected
+    assert list(done(runtime, RuntimeTask().run_function(function, *args, **kwargs)).function_returns) == [expected]
+
+
+def test_what_is_returned_is_of_the_class_that_went_there(runtime: Runtime) -> None:
+    assert type(runtime.call(Adder, 1)) is Adder
+
+
+def test_a_value_of_5_megabytes_there_and_back(runtime: Runtime) -> None:
+    value = os.urandom(5_000_000)
+
+    assert runtime.call(lambda sent: sent[::-1], value) == value[::-1]
+
+
+def test_arguments_are_copies(runtime: Runtime) -> None:
+    def change(things: list[int], more: dict[str, list[int]]) -> bool:
+        things.append(2)
+        more["x"].append(3)
+        return things is more["x"]
+
+    ours = [1]
+
+    assert runtime.call(change, ours, more={"x": ours}) is True, "what is shared stays shared"
+    assert ours == [1]
+
+
+def test_what_was_closed_over_is_a_copy(runtime: Runtime) -> None:
+    add = closure(1)
+
+    assert [runtime.call(add, 10), runtime.call(add, 10)] == [11, 11]
+
+
+def test_returns_come_in_the_order_of_the_functions(case: Case, runtime: Runtime) -> None:
+    task = RuntimeTask().run_function(factorial, 3).run_command(case.script("true")).run_function(len, "ab")
+    task.run_function(lambda: None)
+
+    done(runtime, task)
+
+    assert list(task.function_returns) == [6, 2, None]
+    assert list(task.function_returns) == [6, 2, None], "again"
+
+
+# Where ---------------------------------------------------------------------------------------------------------------
+
+
+def test_it_runs_in_the_working_directory_with_the_environment(case: Case) -> None:
+    runtime = case.runtime(env={"OF_CONNECTION": "1"})
+    runtime.set_env_variables({"GREETING": "two\nlines 'and' \"quotes\""})
+    here, environment = Path.cwd(), dict(os.environ)
+
+    found, there = runtime.call(lambda: (dict(os.environ), os.getcwd()))  # noqa: PTH109 - as text
+
+    assert there == runtime.working_dir
+    assert found["GREETING"] == "two\nlines 'and' \"quotes\""
+    assert found["OF_CONNECTION"] == "1"
+    assert found["WORKING_DIR"] == runtime.working_dir
+    assert found["HOME"] == str(case.home)
+    assert Path.cwd() == here
+    assert dict(os.environ) == environment
+
+
+def test_what_it_does_to_its_environment_stays_there(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZYCLUSTER_TEST_KEPT", "kept")
+
+    def change() -> None:
+        os.environ["LAZYCLUSTER_TEST_ADDED"] = "1"
+        os.environ.pop("LAZYCLUSTER_TEST_KEPT", None)
+        os.chdir("/")
+
+    here = Path.cwd()
+    runtime.call(change)
+
+    assert "LAZYCLUSTER_TEST_ADDED" not in os.environ
+    assert os.environ["LAZYCLUSTER_TEST_KEPT"] == "kept"
+    assert Path.cwd() == here
+    assert runtime.call(os.getcwd) == runtime.working_dir
+    assert runtime.call(lambda: os.environ.get("LAZYCLUSTER_TEST_ADDED")) is None
+
+
+def test_it_reads_and_writes_files_of_the_host(case: Case, runtime: Runtime) -> None:
+    (case.there(runtime.working_dir) / "in").write_text("given")
+
+    def copy() -> str:
+        text = Path("in").read_text()
+        Path("out").write_text(text * 2)
+        Path(os.environ["WORKING_DIR"], "absolute").write_text("3")
+        Path("~/of home").expanduser().write_text("4")
+        return text
+
+    assert runtime.call(copy) == "given"
+    assert (case.there(runtime.working_dir) / "out").read_text() == "givengiven"
+    assert (case.there(runtime.working_dir) / "absolute").read_text() == "3"
+    assert (case.home / "of home").read_text() == "4"
+
+
+def test_a_working_directory_that_is_not_there(case: Case) -> None:
+    runtime = case.runtime()
+    case.there(runtime.working_dir).rmdir()
+
+    with pytest.raises(WorkingDirectoryError) as caught:
+        runtime.call(int)
+
+    assert (caught.value.host, caught.value.path) == (HOST, runtime.working_dir)
+
+
+# What it prints ------------------------------------------------------------------------------------------------------
+
+
+def test_what_it_prints_is_the_log_of_its_step(
+    case: Case, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What programs that it starts print is there, too, but not in the log of a fake host."""
+    task = RuntimeTask().run_command(case.script("echo before", stdout="before\n")).run_function(talk)
+    task.run_command(case.script("echo after", stdout="after\n"))
+
+    done(runtime, task)
+
+    assert task.execution_log == ["before\n", "printed\ncomplained\nno end", "after\n"]
+    assert list(task.function_returns) == ["returned"]
+    assert [result.exit_code for result in task.results] == [0, None, 0]
+    assert (task.results[1].stdout, task.results[1].stderr) == ("", "printed\ncomplained\nno end")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_it_prints_is_seen_while_it_runs(case: Case, runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints, and does not end before somebody has seen that."""
+
+    def wait() -> None:
+        print("waiting")
+        while not Path("seen").exists():
+            time.sleep(0.01)
+
+    task = runtime.execute_task(RuntimeTask().run_function(wait), debug=True)
+    shown = ""
+
+    def printed() -> bool:
+        nonlocal shown
+        shown += capsys.readouterr().out
+        return "waiting\n" in shown
+
+    assert wait_until(printed, timeout=10)
+    assert task.process is not None
+    assert task.process.is_alive()
+    (case.there(runtime.working_dir) / "seen").touch()
+    task.join()
+
+
+def test_bytes_and_binary_files_can_be_printed(runtime: Runtime) -> None:
+    def noisy() -> str:
+        sys.stdout.buffer.write(b"\x93lzcall\nV\xff" * 10)
+        sys.stdout.flush()
+        return sys.stdout.encoding.lower()
+
+    task = done(runtime, RuntimeTask().run_function(noisy))
+
+    assert list(task.function_returns) == ["utf-8"]
+    assert task.results[0].output.stderr_bytes == b"\x93lzcall\nV\xff" * 10
+
+
+# What it raises ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "kwargs"),
+    [
+        (ValueError, ("wrong",), {}),
+        (KeyError, ("key",), {}),
+        (FileNotFoundError, (2, "gone", "/name"), {}),
+        (UnicodeDecodeError, ("utf-8", b"\xff", 0, 1, "bad"), {}),
+        (PlainError, ("plain", 1), {}),
+        (KeywordError, (), {"code": 7}),
+    ],
+)
+def test_an_exception_is_raised_here_as_its_own_type_with_its_traceback(
+    runtime: Runtime, kind: type[Exception], args: tuple[object, ...], kwargs: dict[str, object]
+) -> None:
+    with pytest.raises(kind) as caught:
+        runtime.call(raising, kind, *args, **kwargs)
+
+    assert type(caught.value) is kind
+    assert str(caught.value) == str(kind(*args, **kwargs))
+    assert vars(caught.value).get("code") == kwargs.get("code")
+    text = "".join(traceback.format_exception(caught.value))
+    assert f"raised on {HOST}:" in text
+    assert "in raising\n    raise kind(*args, **kwargs)" in text
+    cause = caught.value.__cause__
+    assert isinstance(cause, RemoteTraceback)
+    assert cause.text.startswith("Traceback (most recent call last):\n")
+    assert cause.text.count('\n  File "') == 1, "only the frames of the function"
+
+
+def test_a_chain_of_causes_is_in_the_traceback(runtime: Runtime) -> None:
+    def chained() -> None:
+        try:
+            print(1 / 0)
+        except ZeroDivisionError as error:
+            raise RuntimeError("because") from error
+
+    with pytest.raises(RuntimeError, match="because") as caught:
+        runtime.call(chained)
+    assert "ZeroDivisionError: division by zero" in str(caught.value.__cause__)
+
+
+def test_a_task_wraps_the_exception_and_stops(case: Case, runtime: Runtime) -> None:
+    task = RuntimeTask("risky").run_function(len, "first").run_function(raising, PlainError, "no luck")
+    task.run_command(case.script("touch never", writes={"never": ""})).run_function(len, "never")
+
+    with pytest.raises(TaskExecutionError) as caught:
+        done(runtime, task)
+
+    error = caught.value
+    assert (error.host, error.task, error.step_index) == (HOST, "risky", 1)
+    assert "task 'risky' failed at step 1, run_function(raising): PlainError: no luck" in str(error)
+    assert type(error.__cause__) is PlainError
+    assert "in raising" in "".join(traceback.format_exception(error))
+    assert [result.ok for result in task.results] == [True, False]
+    returns = task.function_returns
+    assert next(returns) == 5
+    with pytest.raises(PlainError, match="no luck"):
+        next(returns)
+    assert not (case.there(runtime.working_dir) / "never").exists()
+
+
+async def coroutine() -> int:
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "reason"),
+    [
+        (raising, (UnsendableError,), "holds a lock"),
+        (raising, (SystemExit, 3), "SystemExit: 3"),
+        (sys.exit, (3,), "SystemExit: 3"),
+        (raising, (KeyboardInterrupt,), "KeyboardInterrupt"),
+        (threading.Lock, (), "its result cannot be sent back"),
+    ],
+    ids=["not there", "exit", "sys.exit", "interrupt", "result"],
+)
+def test_what_cannot_be_raised_or_returned_here_is_told(
+    runtime: Runtime, function: Callable[..., object], args: tuple[object, ...], reason: str
+) -> None:
+    with pytest.raises(RemoteFunctionError) as caught:
+        runtime.call(function, *args)
+
+    assert reason in str(caught.value)
+    assert caught.value.host == HOST
+    assert "Traceback" in caught.value.remote_traceback
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [(lambda: (number for number in range(3)), "generator"), (coroutine, "coroutine")],
+)
+def test_what_is_lazy_is_refused(runtime: Runtime, function: Callable[..., object], kind: str) -> None:
+    with pytest.raises(TypeError, match=f"returned a {kind}, which cannot leave the host"):
+        runtime.call(function)
+
+
+def test_what_cannot_be_sent_is_told_before_anything_runs(case: Case, runtime: Runtime) -> None:
+    lock = threading.Lock()
+    for function, args in ((lambda: lock, ()), (len, (lock,)), (len, (sys._getframe(),))):
+        with pytest.raises(FunctionNotSerializableError) as caught:
+            runtime.call(function, *args)
+        assert "cannot be sent to a host" in str(caught.value)
+    with pytest.raises(TaskExecutionError) as failed:
+        done(runtime, RuntimeTask().run_function(repr, lock))
+    assert isinstance(failed.value.__cause__, FunctionNotSerializableError)
+    if case.fake is not None:
+        assert case.fake.calls == []
+
+
+def test_no_function(runtime: Runtime) -> None:
+    with pytest.raises(ValueError, match="a function is needed"):
+        runtime.call(None)  # type: ignore[arg-type]  # the mistake that is tested
+    with pytest.raises(ValueError, match="a function is needed"):
+        RuntimeTask().run_function(None)  # type: ignore[arg-type]  # as above
+
+
+# Stopped, and at the same time ---------------------------------------------------------------------------------------
+
+
+def test_stopping_a_task_ends_its_function(runtime: Runtime) -> None:
+    def endless() -> None:
+        print("begun")
+        while True:
+            time.sleep(0.01)
+
+    task = RuntimeTask("sleeper").run_function(endless).run_function(len, "never")
+    runtime.execute_task(task)
+    begun = time.monotonic()
+    [(key, process)] = runtime.get_processes(only_alive=True).items()
+
+    runtime.stop_process(key)
+
+    assert time.monotonic() - begun < 5
+    assert process.exitcode == -signal.SIGTERM
+    with pytest.raises(TaskExecutionError) as caught:
+        task.join()
+    assert isinstance(caught.value.__cause__, CommandStoppedError)
+    assert wait_until(lambda: not [each for each in threading.enumerate() if "endless" in each.name], timeout=10)
+    assert runtime.call(len, "four") == 4
+
+
+def test_several_at_once(runtime: Runtime) -> None:
+    """All of them answer; on a fake host they take turns, because they share one process."""
+    tasks = [RuntimeTask().run_function(operator.mul, number, number) for number in range(8)]
+
+    for task in tasks:
+        runtime.execute_task(task)
+
+    assert [list(task.function_returns) for task in tasks] == [[number * number] for number in range(8)]
+    assert list(runtime.function_returns) == [number * number for number in range(8)]

@@ -1,0 +1,385 @@
+"""The fake host: what it is told to answer, what it has, and what it tells of what was asked.
+
+That it does what a real host does is tested in `tests/contract`.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import platform
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from lazycluster import (
+    CommandTimeoutError,
+    Connection,
+    ConnectionLostError,
+    Gpu,
+    InvalidRuntimeError,
+    PythonNotFoundError,
+    PythonVersionMismatchError,
+    Runtime,
+    RuntimeTask,
+    TaskExecutionError,
+)
+from lazycluster.openssh.forwarding import Forwarding, ForwardType
+from lazycluster.testing import (
+    AskedForPorts,
+    Called,
+    DeletedDir,
+    FakeHost,
+    Fetched,
+    MadeDir,
+    OpenedTunnel,
+    Ran,
+    Sent,
+    UnexpectedCommandError,
+)
+
+
+@pytest.fixture
+def runtime(fake_host: FakeHost) -> Iterator[Runtime]:
+    with Runtime("any-host") as runtime:
+        yield runtime
+
+
+# What commands answer ------------------------------------------------------------------------------------------------
+
+
+def test_the_example(fake_host: FakeHost) -> None:
+    fake_host.on("nproc", stdout="8\n")
+
+    with Runtime("any-host") as runtime:
+        assert runtime.run("nproc").stdout == "8\n"
+
+    assert fake_host.commands == ["nproc"]
+
+
+def test_text_is_the_whole_command_and_a_pattern_matches_the_whole(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.on("ls", stdout="text")
+    fake_host.on(re.compile("ls -[la]+"), stdout="pattern")
+
+    assert runtime.run("ls").stdout == "text"
+    assert runtime.run("ls -la").stdout == "pattern"
+    for command in ("ls ", "ls -l; rm -rf x", "echo; ls -l"):
+        with pytest.raises(UnexpectedCommandError):
+            runtime.run(command)
+
+
+def test_a_function_picks_by_the_record(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.on(lambda asked: asked.stdin == b"1" or asked.env.get("X") == "1", stdout="picked")
+    fake_host.on(lambda asked: asked.command.startswith("make") and asked.timeout == 5, exit_code=2)
+
+    assert runtime.run("make all", timeout=5).exit_code == 2
+    runtime.set_env_variables({"X": "1"})
+    assert runtime.run("anything").stdout == "picked"
+    with Connection("any-host") as connection:
+        assert connection.run("cat", stdin=b"1").stdout == "picked"
+
+
+def test_what_is_said_last_wins_as_often_as_it_is_said_to(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.on("flaky", stdout="always")
+    fake_host.on("flaky", exit_code=1, times=2)
+    fake_host.on("flaky", exit_code=2, times=1)
+
+    assert [runtime.run("flaky").exit_code for _ in range(5)] == [2, 1, 1, 0, 0]
+
+
+def test_streams_bytes_and_exit_status(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.on("x", stdout=b"\xff", stderr="ü\udcff", exit_code=137)
+
+    result = runtime.run("x")
+
+    assert (result.stdout_bytes, result.stderr_bytes) == (b"\xff", "ü".encode() + b"\xff")
+    assert (result.exit_code, result.signal) == (137, 9)
+
+
+def test_an_error_in_place_of_a_result(fake_host: FakeHost, runtime: Runtime) -> None:
+    error = ConnectionLostError("any-host", "x", "a mouse bit the cable", started=True)
+    fake_host.on("x", stdout="partly", error=error)
+    task = RuntimeTask().run_command("x")
+
+    with pytest.raises(ConnectionLostError) as caught:
+        runtime.run("x")
+    assert caught.value is error
+    with pytest.raises(TaskExecutionError, match="a mouse bit the cable"):
+        runtime.execute_task(task, execute_async=False)
+    assert task.execution_log == ["partly"]
+
+
+def test_a_delay_that_never_ends(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.on("serve", stdout="ready\n", delay=math.inf)
+    task = runtime.execute_task(RuntimeTask().run_command("serve"))
+
+    with pytest.raises(CommandTimeoutError):
+        runtime.run("serve", timeout=0.01)
+    assert task.process is not None
+    task.process.terminate()
+    assert task.process.exitcode == -15
+    assert task.execution_log == ["ready\n"]
+
+
+def test_files_that_a_command_writes(fake_host: FakeHost, runtime: Runtime, tmp_path: Path) -> None:
+    writes: dict[str, str | bytes] = {"out/model.bin": b"\0", "~/log": "ü", "/data/deep/x": ""}
+    fake_host.on("train", writes=writes)
+    task = RuntimeTask().run_command("train").get_file("out/model.bin", tmp_path)
+
+    runtime.execute_task(task, execute_async=False)
+
+    assert (tmp_path / "model.bin").read_bytes() == b"\0"
+    assert (fake_host.path(runtime.working_dir) / "out" / "model.bin").is_file()
+    assert fake_host.path("~/log").read_text() == "ü"
+    assert fake_host.path("/data/deep/x").read_text() == ""
+
+
+def test_programs_that_a_filter_asks_for(fake_host: FakeHost, runtime: Runtime) -> None:
+    assert not runtime.check_filter(installed_executables="docker")
+    fake_host.executables |= {"docker", "it's"}
+    assert runtime.check_filter(installed_executables=["docker", "it's"])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"exit_code": 256}, "0 to 255"),
+        ({"exit_code": -9}, "0 to 255"),
+        ({"exit_code": True}, "0 to 255"),
+        ({"delay": -1}, "a delay is a number of seconds"),
+        ({"delay": math.nan}, "a delay is a number of seconds"),
+        ({"times": 0}, "times is a whole number"),
+        ({"times": True}, "times is a whole number"),
+    ],
+)
+def test_answers_that_cannot_be(fake_host: FakeHost, keywords: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fake_host.on("x", **keywords)  # type: ignore[arg-type]  # the mistakes that are tested
+
+
+def test_a_command_that_is_none_of_the_three(fake_host: FakeHost) -> None:
+    with pytest.raises(TypeError, match=r"a text, a compiled pattern or a function, not by \['ls'\]"):
+        fake_host.on(["ls"])  # type: ignore[arg-type]  # the mistake that is tested
+
+
+# What nothing was said about -----------------------------------------------------------------------------------------
+
+
+def test_an_unexpected_command_says_what_to_write(fake_host: FakeHost, runtime: Runtime) -> None:
+    def picks(_asked: Ran) -> bool:
+        return False
+
+    fake_host.on("nproc", times=2)
+    fake_host.on(re.compile("ls .*"))
+    fake_host.on(picks)
+
+    with pytest.raises(UnexpectedCommandError) as caught:
+        runtime.run("it's new")
+
+    error = caught.value
+    assert (error.host, error.command) == ("any-host", "it's new")
+    assert str(error) == (
+        'any-host: the test does not say what this command answers: "it\'s new"\n'
+        'Say it before it is run: fake_host.on("it\'s new", stdout=...), or have every command answer with nothing '
+        "and exit status 0: fake_host.strict = False\n"
+        "Answers there are for:\n"
+        "    'nproc', 2 times\n"
+        "    re.compile('ls .*')\n"
+        "    test_an_unexpected_command_says_what_to_write.<locals>.picks()"
+    )
+    assert not isinstance(error, ValueError)
+    assert isinstance(error, AssertionError)
+    assert pickle.loads(pickle.dumps(error)) == error
+    assert str(UnexpectedCommandError("h", "x")).endswith("Answers there are for: nothing")
+
+
+def test_in_a_task_it_is_why_the_step_failed(fake_host: FakeHost, runtime: Runtime) -> None:
+    with pytest.raises(TaskExecutionError, match="the test does not say") as caught:
+        runtime.execute_task(RuntimeTask().run_command("new"), execute_async=False)
+    assert isinstance(caught.value.__cause__, UnexpectedCommandError)
+    assert fake_host.commands == ["new"]
+
+
+def test_one_that_is_not_strict_answers_with_nothing(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.strict = False
+    fake_host.on("known", exit_code=3)
+
+    result = runtime.run("new")
+
+    assert (result.exit_code, result.output) == (0, "")
+    assert runtime.run("known").exit_code == 3
+
+
+# What it has ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_it_has_by_default(runtime: Runtime) -> None:
+    assert (runtime.os, runtime.cpu_cores, runtime.memory_in_mb, runtime.gpu_count) == (
+        "Fake Linux 1.0",
+        "4",
+        "8192",
+        0,
+    )
+    assert runtime.python_version == platform.python_version()
+    assert runtime.is_valid_runtime()
+
+
+def test_what_it_has_can_be_changed(fake_host: FakeHost) -> None:
+    fake_host.has(cpu_cores=64, memory=2**40, gpus=2)
+    with Runtime("big") as big:
+        assert (big.cpu_cores, big.memory_in_mb, big.gpu_count) == ("64", str(2**20), 2)
+        assert [(gpu.index, gpu.name, gpu.uuid) for gpu in big.gpus] == [
+            (0, "Fake GPU", "GPU-0"),
+            (1, "Fake GPU", "GPU-1"),
+        ]
+        assert big.check_filter(gpu_required=True, min_memory=10**6, min_cpu_cores=64)
+    fake_host.has(gpus=[Gpu(0, "NVIDIA H100")])
+    assert fake_host.info.cpu_cores == 64.0
+    with Runtime("h100") as h100:
+        assert [gpu.name for gpu in h100.gpus] == ["NVIDIA H100"]
+    fake_host.info = attrs.evolve(fake_host.info, os="Debian", warnings=("no /proc",))
+    with Runtime("debian") as debian:
+        assert debian.os == "Debian"
+
+
+def test_one_without_a_python(fake_host: FakeHost) -> None:
+    fake_host.has(python_version="")
+    fake_host.on("true")
+
+    with pytest.raises(InvalidRuntimeError) as caught:
+        Runtime("bare")
+    assert isinstance(caught.value.__cause__, PythonNotFoundError)
+    with Runtime("bare", resident=False) as runtime:
+        assert not runtime.is_valid_runtime()
+        assert runtime.run("true").ok
+        with pytest.raises(PythonNotFoundError):
+            runtime.call(int)
+        with pytest.raises(PythonNotFoundError):
+            runtime.has_free_port(80)
+        assert runtime.get_process(runtime.expose_port_to_runtime(80, 8080)).is_alive()
+
+
+def test_one_with_another_python(fake_host: FakeHost) -> None:
+    fake_host.has(python_version="3.6.15")
+
+    with Runtime("old") as runtime:
+        assert runtime.python_version == "3.6.15"
+        with pytest.raises(PythonVersionMismatchError, match=r"Python 3\.6\.15 \(/usr/bin/python3\) there"):
+            runtime.call(int)
+
+
+def test_ports_in_use(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.ports_in_use = {8000, 8001}
+
+    assert runtime.get_free_port(range(8000, 8010)) == 8002
+    key = runtime.expose_port_to_runtime(9000, 8002)
+    assert runtime.get_free_port(range(8000, 8010)) == 8003
+    runtime.stop_process(key)
+    assert runtime.has_free_port(8002)
+    fake_host.ports_in_use.clear()
+    assert runtime.has_free_port(8000)
+
+
+# What was asked ------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_was_asked_is_told(fake_host: FakeHost, tmp_path: Path) -> None:
+    fake_host.on("make")
+    (tmp_path / "file").touch()
+    with Runtime("web1", "/work", env={"A": "1"}) as runtime:
+        task = RuntimeTask().send_file(tmp_path / "file").run_command("make", timeout=5)
+        task.run_function(pow, 2, exp=3).get_file("file", tmp_path / "back")
+        runtime.execute_task(task, execute_async=False)
+        runtime.create_dir("made")
+        runtime.delete_dir("made")
+        runtime.expose_port_to_runtime(80, 8080)
+    env = {"A": "1", "WORKING_DIR": "/work"}
+
+    called = fake_host.calls[2]
+
+    assert isinstance(called, Called)
+    assert (called.args, called.kwargs) == ((2,), {"exp": 3})
+    assert fake_host.calls == [
+        Sent("web1", tmp_path / "file", None, "/work"),
+        Ran("web1", "make", "/work", env, b"", 5),
+        Called("web1", "pow", "/work", env, payload=called.payload),
+        Fetched("web1", "file", tmp_path / "back", "/work"),
+        MadeDir("web1", "made", "/work"),
+        DeletedDir("web1", "made", "/work"),
+        AskedForPorts("web1", (8080,)),
+        OpenedTunnel("web1", Forwarding(ForwardType.REMOTE, 8080, 80)),
+    ]
+    assert repr(fake_host) == "<FakeHost, 8 calls>"
+
+
+def test_arguments_are_told_as_they_were_sent(fake_host: FakeHost, runtime: Runtime) -> None:
+    runtime.call(list.append, ["kept"], "changed there")
+
+    [called] = fake_host.calls
+    assert isinstance(called, Called)
+    assert called.args == (["kept"], "changed there")
+    assert called.args[0] is not called.args[0]
+
+
+def test_what_cannot_be_carried_out_was_asked_all_the_same(fake_host: FakeHost, runtime: Runtime) -> None:
+    with pytest.raises(TaskExecutionError):
+        runtime.execute_task(RuntimeTask().get_file("no such", "."), execute_async=False)
+
+    assert [type(asked) for asked in fake_host.calls] == [Fetched]
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_paths_of_the_host(fake_host: FakeHost) -> None:
+    home = fake_host.path("~")
+    root = fake_host.path("/")
+    assert home.is_dir()
+    assert fake_host.path("relative") == home / "relative", "before there is a runtime"
+    assert fake_host.path("~/x") == home / "x"
+    assert fake_host.path("~other/x") == home.parent / "other" / "x"
+    assert fake_host.path("/data/../etc/./x") == root / "etc" / "x"
+    assert fake_host.path("/../../x") == root / "x"
+    assert fake_host.path(str(home / "x")) == home / "x", "its name there is its name here"
+    with Runtime("any-host") as runtime:
+        assert fake_host.path("relative") == Path(runtime.working_dir, "relative")
+    with Runtime("any-host", "/work") as runtime:
+        assert fake_host.path("relative") == root / "work" / "relative"
+    for path in ("", "nul\0"):
+        with pytest.raises(ValueError, match="a path must not be empty"):
+            fake_host.path(path)
+
+
+def test_a_file_is_prepared_for_the_code_that_is_tested(fake_host: FakeHost, tmp_path: Path) -> None:
+    fake_host.path("/data").mkdir()
+    fake_host.path("/data/in.csv").write_text("1,2\n")
+
+    with Connection("any-host") as connection:
+        connection.get("/data/in.csv", tmp_path)
+        connection.put(tmp_path / "in.csv", "~/copy")
+
+    assert fake_host.path("~/copy").read_text() == "1,2\n"
+
+
+# Threads -------------------------------------------------------------------------------------------------------------
+
+
+def test_many_threads_at_once(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.on(re.compile("echo .*"), delay=0.001)
+    fake_host.on("echo 5", exit_code=1, times=3)
+    ended: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: ended.extend(runtime.run(f"echo {n}").exit_code for n in range(10)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (len(ended), sum(ended)) == (80, 3)
+    assert len(fake_host.commands) == 80

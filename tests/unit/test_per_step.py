@@ -1,0 +1,100 @@
+"""A host where each step is a process of its own: what is left there is told, and nobody is dialled for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import pytest
+
+from lazycluster import CommandFailedError, Connection, ConnectionLostError
+from lazycluster.openssh.per_step import PerStep, checked
+from lazycluster.openssh.sessions import Sessions
+from lazycluster.openssh.shell import JOB_VARIABLE
+from lazycluster.results import CommandResult
+
+
+@attrs.define
+class Scripts:
+    """What was run on the host, and what it answers."""
+
+    answers: list[CommandResult | Exception] = attrs.field(factory=list)
+    run: list[tuple[str, dict[str, Any]]] = attrs.field(factory=list)
+
+    def __call__(self, script: str, **keywords: Any) -> CommandResult:
+        """Answer with the next."""
+        self.run.append((script, keywords))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
+    made = Scripts()
+    monkeypatch.setattr(Sessions, "run", made)  # called without the sessions
+    return made
+
+
+@pytest.fixture
+def host() -> Iterator[PerStep]:
+    made = PerStep(Connection("web1"))
+    yield made
+    made.close()
+
+
+LOST = ConnectionLostError("web1", "clean up", "closed", started=True)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "warnings"),
+    [
+        (CommandResult("clean up", 0, b"", b""), []),
+        (
+            CommandResult("clean up", 1, b"", b"rm: cannot remove '/w'\n"),
+            ["web1: the clean-up left something: rm: cannot remove '/w'"],
+        ),
+        (LOST, [f"web1: the clean-up failed: {LOST}"]),
+    ],
+)
+def test_what_the_host_could_not_clean_up_is_logged(
+    host: PerStep,
+    scripts: Scripts,
+    outcome: CommandResult | Exception,
+    warnings: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scripts.answers = [CommandResult("create_tempdir", 0, b"/tmp/a b\0", b""), outcome]
+    assert host.create_tempdir() == "/tmp/a b"
+    host.clean_up()
+    script, keywords = scripts.run[-1]
+    assert script.startswith(f"set -- {JOB_VARIABLE}={host.connection.sessions.token}. '/tmp/a b'\n")
+    assert not keywords["marked"]  # it would end itself
+    assert caplog.messages == warnings
+
+
+def test_a_host_that_was_never_reached_is_not_dialled(host: PerStep) -> None:
+    assert not host.reaches_host(1.0)
+    assert not host.connection.sessions.connected
+
+
+def test_temporary_directories(host: PerStep, scripts: Scripts) -> None:
+    scripts.answers = [CommandResult("create_tempdir", 0, b"/tmp/\xff%d\0" % number, b"") for number in range(2)]
+    paths = [host.create_tempdir(), host.create_tempdir()]
+    assert paths == host.directories == ["/tmp/\udcff0", "/tmp/\udcff1"]
+    scripts.answers = [CommandResult("delete_dir", status, b"", b"") for status in (1, 0, 0)]
+    assert [host.delete_dir(path, cwd="/w") for path in (paths[0], paths[1], "/else")] == [False, True, True]
+    assert host.directories == paths[:1]
+    scripts.answers = [CommandResult("create_tempdir", 1, b"", b"mktemp: no space")]
+    with pytest.raises(CommandFailedError, match="mktemp: no space"):
+        host.create_tempdir()
+    assert host.directories == paths[:1]
+
+
+def test_checked() -> None:
+    good = CommandResult("x", 0, b"", b"")
+    assert checked("web1", good) is good
+    with pytest.raises(CommandFailedError, match=r"web1: `x` ended with exit status 3\.\n    why"):
+        checked("web1", CommandResult("x", 3, b"", b"why\n"))
