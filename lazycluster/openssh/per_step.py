@@ -196,7 +196,7 @@ class PerStep(ConnectedHost):
 
     def clean_up(self) -> None:
         """End what is left of the runtime on the host, and remove its temporary directories."""
-        if self.connection.sessions.connected:
+        if self._directories or self.connection.sessions.connected:
             self.end_marked()
 
     def close(self) -> None:

@@ -510,7 +510,7 @@ def test_main(child: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         said.append(bytes(data))
         return len(data)
 
-    sent = [zlib.compress(b"a"), b"", b"ccc"]
+    sent = [zlib.compress(b"a"), b"", b"ccc", b"d"]
     stream = io.BytesIO(call.REQUEST.pack(*map(len, sent)) + b"".join(sent))
     monkeypatch.setattr(os, "dup", lambda _: 77)
     monkeypatch.setattr(os, "dup2", lambda *descriptors: copied.append(descriptors))

@@ -193,7 +193,7 @@ def test_an_unexpected_command_says_what_to_write(fake_host: FakeHost, runtime: 
     )
     assert not isinstance(error, ValueError)
     assert isinstance(error, AssertionError)
-    assert pickle.loads(pickle.dumps(error)) == error
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert str(UnexpectedCommandError("h", "x")).endswith("Answers there are for: nothing")
 
 

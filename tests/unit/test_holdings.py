@@ -138,14 +138,16 @@ def test_what_comes_while_everything_is_released_is_stopped(holdings: Holdings, 
     assert host.asked_to_clean_up == 1
 
 
-def test_a_fork_of_the_owner_releases_nothing(holdings: Holdings) -> None:
+def test_a_fork_of_the_owner_releases_only_what_it_began_itself(holdings: Holdings, host: FakeHostTransport) -> None:
+    """The transport knows: it has begun afresh since the fork."""
     process = Process()
     holdings.keep("a", process)
     holdings.pid = os.getppid()
     before = threading.active_count()
     holdings.release()
     holdings.release_in_background()
-    assert (process.notes, state(holdings), threading.active_count()) == ([], OPEN, before)
+    assert (process.notes, host.asked_to_clean_up, threading.active_count()) == ([], 1, before)
+    assert holdings.released
 
 
 # Interruptions --------------------------------------------------------------------------------------------------------

@@ -152,10 +152,11 @@ def __getattr__(name): raise AttributeError(name)
 def needed(function: Callable[..., object]) -> tuple[dict[str, bool], dict[tuple[str, str], str], bytes]:
     """Return which modules go with a function (True: with source), what of them is left out, and the pickles."""
     data = payload.dump(function).data
-    _, first, second = call.REQUEST.unpack_from(data)
-    modules_at = len(data) - first - second
-    sent, left_out, _ = pickle.loads(zlib.decompress(data[modules_at : modules_at + first]))
-    return {name: source is not None for name, (_, _, source) in sent.items()}, left_out, data[modules_at + first :]
+    _, modules, texts, pickles = call.REQUEST.unpack_from(data)
+    modules_at = len(data) - modules - texts - pickles
+    packed = data[modules_at : modules_at + modules]
+    sent, left_out = pickle.loads(zlib.decompress(packed)) if packed else ({}, {})
+    return {name: source is not None for name, (_, _, source) in sent.items()}, left_out, data[-pickles:]
 
 
 @pytest.mark.usefixtures("project")
