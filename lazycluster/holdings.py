@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import threading
@@ -32,6 +33,7 @@ class Holdings:
     released: bool = False
 
     def __attrs_post_init__(self) -> None:
+        _register()
         _held.add(self)
 
     def release(self) -> None:
@@ -114,9 +116,14 @@ class Holdings:
 _held: set[Holdings] = set()
 
 
-@atexit.register
+@functools.cache
+def _register() -> None:
+    """Have everything given back when the program ends: once there is something, so before the masters are let go."""
+    atexit.register(_release_all)
+
+
 def _release_all() -> None:
-    """Give everything back when the program ends."""
+    """Give everything back."""
     for holdings in list(_held):
         try:
             holdings.release()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import io
 import enum
+import io
 import signal
 from typing import Generic, TypeVar
 

@@ -287,7 +287,8 @@ class _Tree:
             os.fchmod(descriptor, file.mode & _PERMISSIONS)
             os.utime(descriptor, (file.mtime, file.mtime))
         except OSError as error:
-            error.filename = path
+            if not isinstance(error, LazyclusterError):  # which a broken link raises where it is read from
+                error.filename = path
             raise
         finally:
             os.close(descriptor)

@@ -140,7 +140,7 @@ def test_what_is_under_way_when_it_goes_down_is_lost(fake_host: FakeHost) -> Non
         tasks = [RuntimeTask().run_command("sleep"), RuntimeTask().run_function(waits)]
         for task in tasks:
             runtime.execute_task(task)
-        assert wait_until(lambda: len(fake_host.calls) == 2, timeout=10)
+        assert wait_until(lambda: len(fake_host.ways[0]._waiting) == 2, timeout=10)
 
         fake_host.go_down()
 
@@ -226,6 +226,7 @@ def test_nothing_is_left_when_it_stands_in_no_more(caplog: pytest.LogCaptureFixt
         host.on("sleep", delay=math.inf)
         runtime = Runtime("never-closed")
         task = runtime.execute_task(RuntimeTask().run_command("sleep"))
+        assert wait_until(lambda: bool(host.ways[0]._waiting), timeout=10)
         directory = host.path("/")
 
     assert found() == before

@@ -291,6 +291,22 @@ def test_at_the_end_of_the_program_one_failure_does_not_keep_the_others(
     ]
 
 
+def test_runtimes_are_released_before_the_connections_that_they_need() -> None:
+    """What is registered last is called first (atexit)."""
+    program = """
+import atexit
+registered = []
+atexit.register = lambda function: registered.append(f"{function.__module__}.{function.__name__}")
+from lazycluster.holdings import Holdings
+from lazycluster.reaching import reach
+Holdings(reach("never-dialled", {})).abandon()
+wanted = ["lazycluster.openssh.sessions._end_all", "lazycluster.holdings._release_all"]
+print([name for name in registered if name in wanted] == wanted)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("True\n", "")
+
+
 @pytest.mark.parametrize(
     ("end", "printed"), [("", "asked\nkilled\n"), ("holdings.release()", "asked\nkilled\n"), ("holdings.abandon()", "")]
 )
