@@ -5,8 +5,11 @@ demo:
 	@scripts/setup demo
 	@.venv/bin/lazycluster demo
 
+# More workers than processors: most tests wait for something.
+WORKERS ?= 3
+
 test: check
-	.venv/bin/python -m pytest --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/real
+	.venv/bin/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/real
 
 check: setup
 	.venv/bin/ruff check .
