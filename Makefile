@@ -9,7 +9,7 @@ demo:
 WORKERS ?= 3
 
 test: check
-	.venv/bin/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/real
+	.venv/bin/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real
 
 check: setup
 	.venv/bin/ruff check .
