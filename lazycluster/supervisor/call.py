@@ -44,6 +44,7 @@ DONE = TRAILER.pack(MAGIC, ENDED, 0)
 not wait until the kernel has taken it apart.
 """
 
+_LITTLE = 1 << 16
 _PLAIN = frozenset((bool, bytes, complex, float, int, str, type(None)))
 
 TEXTS = struct.Struct(">QQ")
@@ -114,13 +115,17 @@ def work(request: int, answer: int) -> None:
     """
     parts = [_read(request, length) for length in REQUEST.unpack(_read(request, REQUEST.size))]
     os.close(request)
-    _work(_Writer(answer), parts)
+    out = _Gatherer(answer)
+    _work(out, parts)
     threading = sys.modules.get("threading")
     if threading is not None:
+        if threading.active_count() > 1:
+            out.flush()
         threading._shutdown()  # noqa: SLF001 - waits for threads, as multiprocessing does
     atexit._run_exitfuncs()  # noqa: SLF001 - as above
     _flush()
-    _Writer(answer).write(DONE)
+    out.write(DONE)
+    out.flush()
 
 
 def rebuild(kind: "type[BaseException]", args: "tuple[object, ...]", state: "dict[str, object]") -> BaseException:
@@ -146,6 +151,29 @@ class _Writer:
             position += os.write(self._descriptor, view[position : position + (1 << 20)])
         self.count += position
         return position
+
+
+class _Gatherer(_Writer):
+    """The same, but little at a time is written together: whoever reads then wakes up once."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self._gathered = bytearray()
+
+    def write(self, data: "bytes | memoryview") -> int:
+        view = memoryview(data).cast("B")
+        if len(self._gathered) + len(view) > _LITTLE:
+            self.flush()
+            return super().write(view)
+        self._gathered += view
+        self.count += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        gathered = bytes(self._gathered)
+        self._gathered.clear()
+        self.count -= len(gathered)
+        super().write(gathered)
 
 
 def _seal(out: _Writer, kind: bytes, record: bytes) -> None:

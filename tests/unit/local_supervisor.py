@@ -186,7 +186,8 @@ class LocalSupervisor:
         grace: float,
         grants: bool,
     ) -> RemoteJob:
-        job = self.jobs[name] = RemoteJob(self, name := next(self._numbers), grants)
+        name = next(self._numbers)
+        job = self.jobs[name] = RemoteJob(self, name, grants)
         variables = [os.fsencode(word) for pair in (env or {}).items() for word in pair]
         fields = (frames.number(flags), os.fsencode(cwd), b"%r" % grace, os.fsencode(text), data, *variables)
         self.send(kind, name, frames.pack(*fields))
@@ -324,8 +325,7 @@ def local_supervisor(
     token = secrets.token_hex(8)
     mark = f"{JOB_VARIABLE}={token}."
     sent = launch.supervisor(token, mark, grace, working_dir, probe)
-    modules = ", ".join(("frames", "job", "outbox", "program", "spawning", "tree", "workers"))
-    imported = f"from lazycluster.supervisor import {modules}\n{tweaks}\n"
+    imported = f"from lazycluster.supervisor import frames, job, outbox, program, spawning, tree, workers\n{tweaks}\n"
     imported += f"program.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"
     argv = [sys.executable, "-c", imported] if python is None else [str(python), "-c", sent.bootstrap]
     pipe = subprocess.PIPE
