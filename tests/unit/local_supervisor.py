@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import select
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +26,7 @@ from lazycluster.supervisor.client import Hello
 from lazycluster.testing.processes import wait_until
 
 PATIENCE = 20.0
+_PIPE = 1 << 16
 
 
 @attrs.define
@@ -72,12 +76,11 @@ class RemoteJob:
 
     def feed(self, data: bytes, *, end: bool = True) -> None:
         """Send to its standard input, as far as there is leave."""
-        while data:
-            self.host.pump(lambda: self.window > 0 or self.ended is not None, "leave for more input")
-            piece = data[: min(frames.PIECE, max(self.window, 1))]
+        for at in range(0, len(data), frames.PIECE):
+            piece = data[at : at + frames.PIECE]
             self.window -= len(piece)
+            self.host.pump(lambda: self.window >= 0, "leave for more input")
             self.host.send(frames.INPUT, self.name, piece)
-            data = data[len(piece) :]
         if end:
             self.host.send(frames.INPUT_END, self.name)
 
@@ -269,6 +272,11 @@ class LocalSupervisor:
         assert self.process.wait(PATIENCE) == 0
         assert self.farewell is not None
         return self.farewell
+
+    def filled(self) -> bool:
+        """Tell whether its standard output is a pipe that is full because nobody has read it."""
+        assert self.process.stdout is not None
+        return _PIPE - struct.unpack("i", fcntl.ioctl(self.process.stdout, termios.FIONREAD, bytes(4)))[0] < 1 << 12
 
     # What there is ---------------------------------------------------------------------------------------------------
 

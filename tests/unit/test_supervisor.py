@@ -1,0 +1,530 @@
+"""The supervisor itself, as a local process: how it begins, and the commands that it runs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from lazycluster.openssh.shell import JOB_VARIABLE
+from lazycluster.supervisor import frames, launch
+from lazycluster.supervisor.frames import ERRORS, GRANTED, OUTPUT, WINDOW
+from lazycluster.testing.processes import wait_until
+from tests.unit.local_supervisor import RemoteJob, gone, local_supervisor
+from tests.unit.test_call_program import PYTHONS
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
+
+
+# The beginning --------------------------------------------------------------------------------------------------------
+
+
+def test_the_greeting() -> None:
+    with local_supervisor() as host:
+        hello = host.greeting()
+        assert hello.pid == host.process.pid
+        assert (hello.python.implementation, hello.python.executable) == (sys.implementation.name, sys.executable)
+        assert hello.python.version == ".".join(map(str, sys.version_info[:3]))
+        assert (hello.working_dir, hello.facts, hello.failure) == ("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [
+        ("relative/to it", "{home}/relative/to it"),
+        ("~/in home/../x", "{home}/x"),
+        ("~", "{home}"),
+        (".", "{home}"),
+        ("{tmp}/absolute/ü\n'", "{tmp}/absolute/ü\n'"),
+        ("{tmp}/not text \udcff", "{tmp}/not text \udcff"),
+    ],
+)
+def test_a_working_directory_is_made_and_kept(tmp_path: Path, asked: str, made: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {**os.environ, "HOME": str(home)}
+    with local_supervisor(working_dir=asked.format(tmp=tmp_path), cwd=home, env=env) as host:
+        directory = made.format(home=home, tmp=tmp_path)
+        assert host.greeting().working_dir == directory
+        assert os.path.isdir(directory)  # noqa: PTH112 - a Path cannot hold what is no text everywhere
+        assert host.run("pwd", cwd=host.greeting().working_dir).result() == (0, os.fsencode(directory) + b"\n", b"")
+    assert os.path.isdir(directory)  # noqa: PTH112
+
+
+def test_a_temporary_working_directory_is_private_and_removed(tmp_path: Path) -> None:
+    with local_supervisor(working_dir="", env={**os.environ, "TMPDIR": str(tmp_path)}) as host:
+        directory = Path(host.greeting().working_dir)
+        assert directory == tmp_path / f"lazycluster-{host.token}.1"
+        assert directory.stat().st_mode & 0o777 == 0o700
+        (directory / "file").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("working_dir", ["{tmp}/file", "{tmp}/file/below", "{tmp}/missing"])
+def test_a_working_directory_that_cannot_be_made_is_told_at_once(tmp_path: Path, working_dir: str) -> None:
+    (tmp_path / "file").touch()
+    asked = "" if "missing" in working_dir else working_dir.format(tmp=tmp_path)
+    with local_supervisor(
+        working_dir=asked, probe="echo never >&2", env={**os.environ, "TMPDIR": str(tmp_path / "missing")}
+    ) as host:
+        hello = host.greeting()
+        reasons = {"{tmp}/file": errno.EEXIST, "{tmp}/file/below": errno.ENOTDIR, "{tmp}/missing": errno.ENOENT}
+        assert hello.failure.startswith(str(tmp_path))
+        assert hello.failure.endswith(f": {os.strerror(reasons[working_dir])}")
+        assert (hello.working_dir, hello.facts) == ("", "")
+        assert host.run("echo it runs").result() == (0, b"it runs\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("probe", "facts"),
+    [
+        ("echo facts; exit 3", b"facts\n"),
+        ("printf 'two'; printf ' streams' >&2", None),
+        ("kill -9 $$", b""),
+        ("head -c 3000000 /dev/zero | tr '\\0' x", b"x" * (frames.LARGEST // 2)),
+        ("(sleep 60 &) ; echo $0 $#", b"sh 0\n"),  # what it leaves does not delay the greeting
+        ("printf '\\377'", b"\xef\xbf\xbd"),
+        ("cat; echo read", b"read\n"),
+    ],
+)
+def test_what_the_machine_has_is_told_in_the_greeting(probe: str, facts: bytes | None) -> None:
+    with local_supervisor(probe=probe, grace=0.5) as host:
+        said = host.greeting().facts.encode()
+        assert said == facts if facts is not None else sorted(said.split()) == [b"streams", b"two"]
+
+
+# Under every Python that a host may have ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda path: path.parts[-3])
+def test_every_python(python: Path, tmp_path: Path) -> None:
+    """What all of it does, and does nothing with the files of the directory that it is started in."""
+    trap = tmp_path / "selectors.py"
+    trap.write_text("raise SystemExit('the current directory was imported from')")
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with local_supervisor(python, working_dir="", probe="echo facts", cwd=tmp_path, env=env, grace=0.3) as host:
+        hello = host.greeting()
+        assert python.parts[-3].startswith(hello.python.version)
+        assert (hello.python.executable, hello.facts) == (str(python), "facts\n")
+
+        command = 'pwd; echo "$A" >&2; cat; kill -TERM $$'
+        job = host.run(command, stdin=None, cwd=hello.working_dir, env={"A": "é\n\udcff"})
+        job.feed(b"in" * 200_000)
+        status, out, err = job.result()
+        assert (status, err) == (-signal.SIGTERM, b"\xc3\xa9\n\xff\n")
+        assert out == f"{hello.working_dir}\n".encode() + b"in" * 200_000
+        assert host.run("ls /proc/self/fd").result() == (0, b"0\n1\n2\n3\n", b"")
+        assert host.run(f"echo {'x' * 200_000}").result() == (126, b"", b"/bin/sh: Argument list too long\n")
+        assert host.run("true", cwd="/no/such").finish() == ("cd", "No such file or directory")
+
+        script = tmp_path / "script"
+        script.write_text("echo of a shell\n")
+        script.chmod(0o755)
+        assert host.run(f"{script} x").result() == (0, b"of a shell\n", b"")  # the kernel does not know how to run it
+        script.write_text("#!/no/such/interpreter\n")
+        assert host.run(f"{script}").status() in {126, 127}
+
+        stubborn = host.run("trap '' TERM; setsid sleep 60 & echo $!; while :; do sleep 0.01; done", grace=0.2)
+        daemon = int(stubborn.printed(b"\n").output())
+        stubborn.stop()
+        assert stubborn.finish() == ("signal", "9")
+        assert gone(daemon)
+
+        host.send(frames.PREPARE, 0, frames.pack(launch.ports_preparation(), b""))
+        assert host.ask("ports", b"1")[0] == b"ok"
+        [ok, path] = host.ask("tempdir")
+        assert (ok, path) == (b"ok", f"{tmp_path}/lazycluster-{host.token}.2".encode())
+        host.run("(setsid sleep 60 &) ; mkdir -p a/b; chmod 0 a/b a", cwd=hello.working_dir).status()
+    assert sorted(tmp_path.iterdir()) == [script, trap]
+
+
+# How a command ends ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "ended"),
+    [
+        ("true", ("exit", "0")),
+        ("false", ("exit", "256")),
+        ("exit 255", ("exit", str(255 << 8))),
+        ("exit 143", ("exit", str(143 << 8))),
+        ("kill -TERM $$", ("signal", "15")),
+        ("kill -KILL $$", ("signal", "9")),
+        ("kill -PIPE $$", ("signal", "13")),
+        ("no-such-program", ("exit", str(127 << 8))),
+        ("/no/such/program x", ("exit", str(127 << 8))),
+        ("/", ("exit", str(126 << 8))),
+        ("if", ("exit", str(2 << 8))),
+        ("", ("exit", "0")),
+    ],
+)
+def test_how_a_command_ends(command: str, ended: tuple[str, str]) -> None:
+    with local_supervisor(env={**os.environ, "SHELL": "/bin/dash"}) as host:
+        assert host.run(command).finish() == ended
+
+
+def test_standard_output_and_error_come_apart_and_each_in_order() -> None:
+    lines = b"".join(b"%d\n" % number for number in range(1, 3001))
+    with local_supervisor() as host:
+        command = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo $i; echo $i >&2; done; exit 3"
+        assert host.run(command).result() == (3, lines, lines)
+        assert host.run("echo out; echo err >&2").streams in [
+            [(OUTPUT, b"out\n"), (ERRORS, b"err\n")],
+            [(ERRORS, b"err\n"), (OUTPUT, b"out\n")],
+            [],
+        ]
+
+
+def test_output_is_sent_while_the_command_runs() -> None:
+    with local_supervisor() as host:
+        job = host.run("echo first; cat; echo last", stdin=None)
+        job.printed(b"first\n")
+        host.settle()
+        assert job.ended is None
+        job.feed(b"fed\n", end=False)
+        job.printed(b"fed\n")
+        job.feed(b"")
+        assert job.result() == (0, b"first\nfed\nlast\n", b"")
+
+
+def test_a_command_that_takes_longer_is_told_to_have_started() -> None:
+    with local_supervisor() as host:
+        job = host.run("exec sleep 60")
+        host.pump(lambda: job.pid is not None, "the news that it has started")
+        assert job.pid in host.children()
+        assert os.getsid(job.pid or 0) == os.getpgid(job.pid or 0) == job.pid  # a session of its own
+        job.stop()
+        assert job.status() == -signal.SIGTERM
+
+
+def test_what_is_left_in_the_background_delays_no_end(tmp_path: Path) -> None:
+    """It may go on and print, which nobody hears; at the end of the supervisor it is ended."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    with local_supervisor(grace=0.3) as host:
+        loud = f"(read x <{go}; head -c 300000 /dev/zero; echo >&2; echo printed >{go}; sleep 60) & echo $!"
+        status, out, err = host.run(loud).result()
+        assert (status, err) == (0, b"")
+        assert not gone(int(out))
+        go.write_text("go\n")
+        assert go.read_text() == "printed\n"
+        daemon = host.run("nohup setsid sleep 60 </dev/null >/dev/null 2>&1 & echo $!").result()[1]
+        assert not gone(int(daemon))
+    assert gone(int(out), int(daemon))
+
+
+def test_a_process_that_prints_on_and_on_in_the_background_delays_no_end() -> None:
+    with local_supervisor(grace=0.3) as host:
+        assert host.run("yes & echo mine").status() == 0
+
+
+# Where and how it runs ------------------------------------------------------------------------------------------------
+
+
+def test_the_environment_and_the_directory(tmp_path: Path) -> None:
+    awkward = "two\nlines 'and' \"quotes\" \\ $HOME \udcff="
+    env = {"PATH": os.environ["PATH"], "KEPT": "yes", "BOTH": "supervisor", "HOME": str(tmp_path), "PWD": "/wrong"}
+    with local_supervisor(env=env, cwd="/usr") as host:
+        job = host.run("env -0", cwd="~/a", env={})
+        assert job.finish() == ("cd", "No such file or directory")
+        (tmp_path / "a").mkdir()
+        job = host.run("env -0", cwd="~/a", env={"AWKWARD": awkward, "BOTH": "job", "EMPTY": ""})
+        assert job.status() == 0
+        seen = dict(line.split(b"=", 1) for line in job.output().split(b"\0")[:-1])
+        seen.pop(b"_", None)
+        assert seen == {
+            b"PATH": os.fsencode(os.environ["PATH"]),
+            b"HOME": os.fsencode(tmp_path),
+            b"KEPT": b"yes",
+            b"BOTH": b"job",
+            b"EMPTY": b"",
+            b"AWKWARD": os.fsencode(awkward),
+            b"PWD": os.fsencode(tmp_path / "a"),
+            b"SHLVL": b"1",
+            JOB_VARIABLE.encode(): f"{host.token}.{job.name}.".encode(),
+            **({b"LC_CTYPE": seen[b"LC_CTYPE"]} if b"LC_CTYPE" in seen else {}),  # PEP 538
+        }
+        assert host.run("pwd; /bin/pwd").result()[1] == b"/usr\n/usr\n"  # where the supervisor was started
+        assert host.run("pwd", cwd="share/../lib").result()[1] == b"/usr/lib\n"
+
+
+@pytest.mark.parametrize(("level", "seen"), [("3", "3"), ("0", "1"), ("-1", "1"), ("x", "1"), ("", "1")])
+def test_the_level_of_the_shell_is_never_that_of_the_first(level: str, seen: str) -> None:
+    """bash would read ~/.bashrc again below ssh."""
+    with local_supervisor(env={**os.environ, "SHLVL": level}) as host:
+        assert host.run("env").result()[1].count(f"\nSHLVL={seen}\n".encode()) == 1
+
+
+@pytest.mark.parametrize(
+    ("shell", "asked", "name"),
+    [
+        ("bash", True, "bash"),
+        ("bash", False, "sh"),
+        ("fish", True, "sh"),
+        ("/no/such/bash", True, "sh"),
+        ("", True, "sh"),
+    ],
+)
+def test_the_shell(shell: str, asked: bool, name: str) -> None:
+    path = shutil.which(shell) or shell
+    if shell == "bash" and path == shell:
+        pytest.skip("there is no bash here")
+    with local_supervisor(env={**os.environ, "SHELL": path}) as host:
+        said = host.run("echo $0", login_shell=asked).result()[1].decode().strip()
+        assert Path(said).name == name
+
+
+SIGNALS = "grep -E '^Sig(Ign|Blk)' /proc/self/status"
+
+
+def signals_of(job: RemoteJob) -> dict[str, set[int]]:
+    """Return the signals that a job ignores and blocks, but for those that only the C library knows (32 and 33)."""
+    rows = [line.split(":") for line in job.result()[1].decode().splitlines()]
+    return {name: {bit + 1 for bit in range(64) if int(mask, 16) >> bit & 1} - {32, 33} for name, mask in rows}
+
+
+def test_what_a_command_begins_with() -> None:
+    with local_supervisor() as host:
+        assert host.run("cat").result() == (0, b"", b"")
+        assert host.run("readlink /proc/self/fd/0").result()[1] == b"/dev/null\n"
+        assert host.run("for f in /proc/self/fd/*; do echo $f; done").result()[1].count(b"\n") <= 4
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert host.run("ulimit -n; ulimit -Hn").result()[1] == b"%d\n%d\n" % limits
+        assert signals_of(host.run(SIGNALS)) == {"SigBlk": set(), "SigIgn": set()}
+
+
+@pytest.mark.parametrize(("size", "status"), [(100_000, 0), (140_000, 126), (3_000_000, 126)])
+@pytest.mark.parametrize("what", ["command", "plain command", "variable"])
+def test_what_is_too_long_to_start_is_told_as_a_shell_does(size: int, status: int, what: str) -> None:
+    """A word may have 128 KiB on Linux (execve(2))."""
+    long = "x" * size
+    command = {"command": f": '{long}'", "plain command": f"true {long}", "variable": "true"}[what]
+    with local_supervisor() as host:
+        job = host.run(command, env={"A": long} if what == "variable" else {})
+        ended, out, err = job.result()
+        assert (ended, out) == (status, b"")
+        assert err.endswith(b": Argument list too long\n" if status else b"")
+        assert host.run("echo still here").result()[1] == b"still here\n"
+
+
+def test_a_directory_that_cannot_be_entered(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with local_supervisor() as host:
+        for directory, reason in ((tmp_path / "gone", errno.ENOENT), (tmp_path / "file", errno.ENOTDIR)):
+            job = host.run("touch never", cwd=directory)
+            assert job.finish() == ("cd", os.strerror(reason))
+            assert job.streams == []
+
+
+# Input ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 12_000_000])
+def test_input_comes_out_as_it_went_in(size: int) -> None:
+    data = hashlib.sha512(b"seed").digest() * (size // 64 + 1)
+    data = data[:size]
+    with local_supervisor() as host:
+        job = host.run("cat", stdin=None)
+        job.feed(data)
+        assert job.result() == (0, data, b"")
+        if size <= frames.PIECE:
+            assert host.run("cat", stdin=data).result() == (0, data, b"")  # with the command itself
+
+
+def test_input_that_is_not_read_is_no_failure(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    with local_supervisor() as host:
+        job = host.run(f"head -c 3; exec <&-; echo closed; read x <{go}; exit 4", stdin=None)
+        job.feed(b"abc" + bytes(3 * WINDOW), end=False)  # all of it is taken
+        go.write_text("go\n")
+        assert job.status() == 4
+        assert job.output() == b"abcclosed\n"
+        job.host.send(frames.INPUT, job.name, b"after its end")
+        job.host.send(frames.INPUT_END, job.name)
+        job.host.send(frames.GRANT, job.name, b"5")
+        job.stop()
+        host.settle()
+
+
+def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
+    """Leave for more is given when it has been taken in, so a supervisor need not keep it."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    with local_supervisor() as host:
+        job = host.run(f"cat {go}; wc -c", stdin=None)
+        for _ in range(WINDOW // frames.PIECE):
+            host.send(frames.INPUT, job.name, bytes(frames.PIECE))
+        job.window -= WINDOW
+        host.settle()
+        assert job.window == 0
+        assert host.run("echo not delayed").result()[1] == b"not delayed\n"
+        go.write_text("it goes on\n")
+        job.feed(bytes(WINDOW))
+        assert job.result() == (0, b"it goes on\n%d\n" % (2 * WINDOW), b"")
+        assert job.window > WINDOW - 2 * GRANTED
+
+
+# Output ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["exec cat /dev/zero", "cat /dev/zero >&2", "cat /dev/zero & cat /dev/zero >&2"])
+def test_a_job_prints_no_more_than_it_has_leave_for_and_delays_no_other(command: str) -> None:
+    with local_supervisor() as host:
+        job = host.run(command, grants=False)
+        host.pump(lambda: job.size >= WINDOW, "all that it has leave for")
+        assert host.run("head -c 5000000 /dev/zero").result()[1] == bytes(5_000_000)
+        host.settle()
+        assert job.size == WINDOW
+        for size in (1, 70_000, 500_000):
+            before = job.size
+            job.grant(size)
+            host.pump(lambda wanted=before + size: job.size >= wanted, "as much more")  # type: ignore[misc]
+            host.settle()
+            assert job.size == before + size
+        job.stop()
+        host.settle()
+        job.grants = True
+        job.grant(WINDOW)
+        assert job.status() == -signal.SIGTERM
+
+
+def test_the_end_is_told_behind_the_output_that_waits_for_leave() -> None:
+    with local_supervisor() as host:
+        job = host.run(f"head -c {WINDOW + 70_000} /dev/zero; exit 3", grants=False)
+        host.pump(lambda: job.size == WINDOW, "all that it has leave for")
+        host.pump(lambda: not host.children(), "the end of its process")
+        host.settle()
+        assert job.ended is None
+        job.grant(69_999)
+        host.pump(lambda: job.size == WINDOW + 69_999, "as much more")
+        host.settle()
+        assert job.ended is None
+        job.grant(10)
+        assert job.status() == 3
+        assert job.size == WINDOW + 70_000
+
+
+def test_a_channel_that_nobody_reads_holds_the_jobs_up_and_loses_nothing(tmp_path: Path) -> None:
+    done = [tmp_path / str(number) for number in range(3)]
+    with local_supervisor() as host:
+        jobs = [host.run(f"head -c 9000000 /dev/urandom | tee {path} | cat; exit 5") for path in done]
+        for job in jobs:
+            job.grant(100_000_000)
+        assert wait_until(host.filled, 20)
+        unread = host.run("cat", stdin=None)
+        unread.feed(b"fed")
+        assert [job.status() for job in jobs] == [5, 5, 5]
+        assert [job.output() == path.read_bytes() for job, path in zip(jobs, done, strict=True)] == [True] * 3
+        assert unread.result()[1] == b"fed"
+
+
+def test_three_hundred_jobs_at_once() -> None:
+    with local_supervisor() as host:
+        jobs = [
+            host.run(f"cat; echo {number}; echo e{number} >&2; exit {number % 7}", stdin=None) for number in range(300)
+        ]
+        host.settle()
+        assert not any(job.ended for job in jobs)
+        for number, job in enumerate(jobs):
+            job.feed(b"%d " % number)
+        for number, job in enumerate(jobs):
+            assert job.result() == (number % 7, b"%d %d\n" % (number, number), b"e%d\n" % number)
+
+
+def test_where_there_are_no_more_descriptors(tmp_path: Path) -> None:
+    """A job that cannot have its pipes is told to have failed, and the others go on."""
+    tweaks = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))"
+    with local_supervisor(tweaks=tweaks) as host:
+        jobs = [host.run("cat", stdin=None) for _ in range(10)]
+        host.pump(lambda: any(job.ended for job in jobs), "one that has none")
+        host.settle()
+        failed = [job for job in jobs if job.ended]
+        assert {job.result()[0] for job in failed} == {126}
+        assert all(job.errors.endswith(b": Too many open files\n") for job in failed)
+        rest = [job for job in jobs if not job.ended]
+        assert rest
+        for job in rest:
+            job.feed(b"fed")
+            assert job.result() == (0, b"fed", b"")
+        assert host.run("echo again").result() == (0, b"again\n", b"")
+
+
+# Questions ------------------------------------------------------------------------------------------------------------
+
+
+def test_temporary_directories(tmp_path: Path) -> None:
+    tmp = tmp_path / "t"
+    tmp.mkdir()
+    with local_supervisor(env={**os.environ, "TMPDIR": str(tmp)}) as host:
+        made = [Path(os.fsdecode(host.ask("tempdir")[1])) for _ in range(3)]
+        assert made == [tmp / f"lazycluster-{host.token}.{number}" for number in (1, 2, 3)]
+        assert all(path.stat().st_mode & 0o777 == 0o700 for path in made)
+        (made[0] / "file").touch()
+        assert host.ask("forget", os.fsencode(made[1]), b"/no/such") == [b"ok"]
+        tmp.rename(tmp_path / "elsewhere")
+        assert host.ask("tempdir") == [b"failed", b"No such file or directory"]
+        (tmp_path / "elsewhere").rename(tmp)
+    assert list(tmp.iterdir()) == [made[1]]
+
+
+def test_ports() -> None:
+    with local_supervisor() as host, socket.create_server(("127.0.0.1", 0)) as taken:
+        port = b"%d" % taken.getsockname()[1]
+        assert host.ask("ports", port) == [b"failed", b"RuntimeError: "]
+        host.send(frames.PREPARE, 0, frames.pack(launch.ports_preparation(), b""))
+        assert host.ask("ports", port) == [b"ok"]
+        with socket.create_server(("127.0.0.1", 0)) as released:
+            free = b"%d" % released.getsockname()[1]
+        assert host.ask("ports", port, free) == [b"ok", free]
+        assert host.ask("ports") == [b"ok"]
+        assert host.ask("ports", b"x")[0] == b"failed"
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"), [("no such", b"ValueError: no such"), ("", b"ValueError: "), ("é", b"Unicode")]
+)
+def test_questions_that_there_are_not(what: str, reason: bytes) -> None:
+    with local_supervisor() as host:
+        state, said = host.ask(what)
+        assert state == b"failed"
+        assert said.startswith(reason)
+        host.settle()
+
+
+def test_a_pulse_where_nothing_else_is_sent() -> None:
+    with local_supervisor(tweaks="program._PULSE_EVERY = 0.05") as host:
+        host.pump(lambda: host.pulses >= 3, "three pulses")
+        assert host.run("echo all the same").result()[1] == b"all the same\n"
+
+
+def test_frames_for_nobody_are_of_no_effect() -> None:
+    with local_supervisor() as host:
+        for kind in (frames.INPUT, frames.INPUT_END, frames.GRANT, frames.STOP, frames.PULSE, frames.ENDED):
+            host.send(kind, 77, b"1")
+        host.settle()
+
+
+def test_byte_by_byte() -> None:
+    with local_supervisor() as host:
+        job = host.jobs[1] = RemoteJob(host, 1)
+        for byte in frames.frame(frames.RUN, 1, frames.pack(b"0", b"", b"5", b"cat", b"")):
+            host.write(bytes([byte]))
+        for byte in frames.frame(frames.INPUT, 1, b"hello") + frames.frame(frames.INPUT_END, 1):
+            host.write(bytes([byte]))
+        assert job.result() == (0, b"hello", b"")
+
+
+def test_what_starts_it_may_ignore_signals() -> None:
+    """As nohup does: its commands do not."""
+    tweaks = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 13, 15)]"
+    with local_supervisor(tweaks=tweaks) as host:
+        assert signals_of(host.run(SIGNALS)) == {"SigBlk": set(), "SigIgn": set()}

@@ -1,0 +1,285 @@
+"""How a supervisor ends what it has started: one job of many, and all of it at its own end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lazycluster.supervisor import frames
+from lazycluster.supervisor.frames import WINDOW
+from lazycluster.testing.processes import wait_until
+from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
+
+# Each prints the numbers of its processes, and `ready`.
+PLAIN = "echo $$; echo ready; exec sleep 60"
+DEAF = "trap '' TERM INT HUP; echo $$; echo ready; while :; do sleep 0.01; done"
+SESSION = "setsid sleep 60 & echo $! $$; echo ready; wait"
+ORPHAN = "(setsid sh -c 'echo $$; sleep 60 & echo $!; wait' &) ; echo $$; sleep 0.05; echo ready; sleep 60"
+DEAF_SESSION = (
+    "setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.01; done' & echo $$; sleep 0.05; echo ready; wait"
+)
+STOPPED = "sleep 60 & echo $! $$; kill -STOP $!; echo ready; wait"
+UNMARKED = "(env -i setsid sleep 60 & echo $!) ; echo $$; echo ready; sleep 60"
+TREES = [PLAIN, SESSION, ORPHAN, STOPPED, UNMARKED]
+
+
+def started(host: LocalSupervisor, command: str, **keywords: float) -> tuple[RemoteJob, list[int]]:
+    """Start a tree of processes, and return it with their numbers once all of them are there."""
+    job = host.run(command, grace=keywords.get("grace", 60.0)).printed(b"ready\n")
+    pids = [int(word) for word in job.output().split() if word != b"ready"]
+    assert pids
+    assert not any(gone(pid) for pid in pids)
+    return job, pids
+
+
+# One job --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", TREES)
+def test_a_stop_ends_a_job_with_all_that_it_started(command: str) -> None:
+    with local_supervisor() as host:
+        other, others = started(host, SESSION)
+        job, pids = started(host, command)
+        began = time.monotonic()
+        job.stop()
+        assert job.status() == -signal.SIGTERM
+        assert time.monotonic() - began < 10  # not its grace
+        assert gone(*pids), "before its end is told, and collected"
+        assert not any(gone(pid) for pid in others)
+        assert other.ended is None
+        assert set(host.processes()) <= {*others, *host.children()}
+
+
+@pytest.mark.parametrize("command", [DEAF, DEAF_SESSION])
+def test_what_ignores_it_is_killed_when_the_grace_is_over(command: str) -> None:
+    with local_supervisor() as host:
+        job, pids = started(host, command, grace=0.4)
+        began = time.monotonic()
+        job.stop()
+        assert job.status() in {-signal.SIGTERM, -signal.SIGKILL}
+        assert 0.35 < time.monotonic() - began < 10
+        assert gone(*pids)
+
+
+def test_no_grace_is_no_question() -> None:
+    with local_supervisor() as host:
+        job, _ = started(host, "trap 'exit 7' TERM; echo $$; echo ready; while :; do sleep 0.01; done", grace=0.0)
+        job.stop()
+        assert job.status() == -signal.SIGKILL
+
+
+def test_who_asks_twice_does_not_wait() -> None:
+    with local_supervisor() as host:
+        job, pids = started(host, DEAF, grace=60.0)
+        job.stop()
+        host.settle()
+        assert job.ended is None
+        began = time.monotonic()
+        job.stop()
+        assert job.status() == -signal.SIGKILL
+        assert time.monotonic() - began < 10
+        assert gone(*pids)
+
+
+def test_a_job_that_ends_in_its_own_way_when_it_is_asked_to() -> None:
+    with local_supervisor() as host:
+        job, _ = started(host, "trap 'echo bye; exit 7' TERM; echo $$; echo ready; while :; do sleep 0.01; done")
+        job.stop()
+        status, out, _ = job.result()
+        assert status == 7
+        assert out.endswith(b"ready\nbye\n")
+
+
+def test_what_it_starts_while_it_is_ended_is_ended_too() -> None:
+    """A shell that answers each signal with one more process."""
+    with local_supervisor() as host:
+        command = "trap 'setsid sleep 60 & echo $!' TERM; echo $$; echo ready; while :; do sleep 0.01; done"
+        job, pids = started(host, command, grace=0.4)
+        job.stop()
+        assert job.status() == -signal.SIGKILL
+        pids += [int(word) for word in job.output().split() if word != b"ready"]
+        assert len(set(pids)) > 1
+        assert gone(*pids)
+
+
+def test_a_stop_of_a_job_with_output_that_waits_for_leave() -> None:
+    with local_supervisor() as host:
+        job = host.run("cat /dev/zero", grants=False)
+        host.pump(lambda: job.size >= WINDOW, "all that it has leave for")
+        job.stop()
+        host.pump(lambda: not host.children(), "the end of its process")
+        host.settle()
+        assert job.ended is None
+        job.grant(1 << 30)
+        assert job.status() == -signal.SIGTERM
+
+
+def test_many_stops_at_once() -> None:
+    with local_supervisor() as host:
+        jobs = [started(host, SESSION) for _ in range(20)]
+        for job, _ in jobs:
+            job.stop()
+        assert {job.status() for job, _ in jobs} == {-signal.SIGTERM}
+        assert gone(*[pid for _, pids in jobs for pid in pids])
+
+
+def test_a_command_that_has_ended_has_no_stop() -> None:
+    with local_supervisor(grace=0.2) as host:
+        job = host.run("setsid sleep 60 >/dev/null 2>&1 & echo $!")
+        daemon = int(job.result()[1])
+        job.stop()
+        host.settle()
+        assert not gone(daemon)
+    assert gone(daemon)
+
+
+def test_what_cannot_be_ended_is_told_after_a_while() -> None:
+    """As a process that hangs in the kernel: here the signals go nowhere."""
+    tweaks = "tree._UNKILLABLE = 0.1; kill = tree.os.kill; tree.os.kill = lambda pid, number: None"
+    with local_supervisor(tweaks=tweaks, grace=0.1) as host:
+        job, pids = started(host, PLAIN, grace=0.1)
+        job.stop()
+        assert job.finish() == ("failed", "it could not be killed")
+        assert not gone(*pids)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_no_zombie_stays() -> None:
+    with local_supervisor() as host:
+        for _ in range(5):
+            host.run("(true &) ; (setsid sh -c 'exit 3' &) ; sh -c true & exit 0").status()
+        host.pump(lambda: not host.children(), "no child any more")
+
+
+# All of it ------------------------------------------------------------------------------------------------------------
+
+
+def end(host: LocalSupervisor, way: str) -> None:
+    """Have a supervisor end, in one of the ways."""
+    if way == "input":
+        host.close()
+    elif way == "garbage":
+        host.write(b"this is not a frame, is it?\n")
+    elif way == "output":
+        assert host.process.stdout is not None
+        host.process.stdout.close()
+        host.send(frames.ASK, 5, frames.pack(b"ping"))
+    else:
+        host.process.send_signal(signal.Signals[way])
+
+
+@pytest.mark.parametrize("way", ["input", "SIGTERM", "SIGINT", "SIGHUP", "garbage"])
+def test_nothing_outlives_it(tmp_path: Path, way: str) -> None:
+    says = b"lazycluster: this is no frame of the supervisor's protocol: b'this is not" if way == "garbage" else b""
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with local_supervisor(working_dir="", env=env, says=says, grace=60.0) as host:
+        directory = Path(host.greeting().working_dir)
+        assert host.ask("tempdir")[0] == b"ok"
+        pids = [pid for tree in (*TREES, DEAF, DEAF_SESSION) for pid in started(host, tree, grace=0.5)[1]]
+        host.run(
+            "mkdir -p a/b 'new\nline'; touch a/b/c; ln -s / a/root; mkfifo a/p; chmod 0 a/b a", cwd=directory
+        ).status()
+        daemon = int(host.run("setsid sleep 60 >/dev/null 2>&1 & echo $!").result()[1])
+        waiting = host.run("cat", stdin=None)
+        busy = host.run("cat /dev/zero", grants=False)
+        host.pump(lambda: busy.size >= WINDOW, "much output")
+
+        began = time.monotonic()
+        end(host, way)
+        assert host.leave() == []
+        assert 0.4 < time.monotonic() - began < 10, "the grace of the jobs"
+        assert gone(*pids, daemon)
+        assert [job.ended for job in (waiting, busy)] == [None, None]
+    assert list(tmp_path.iterdir()) == []
+    assert Path("/usr").exists(), "no link was followed"
+
+
+def test_it_ends_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with local_supervisor(working_dir="", env=env) as host:
+        _, pids = started(host, SESSION)
+        end(host, "output")
+        assert host.process.wait(20) == 0
+        host.at_end = True
+        assert gone(*pids)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_ends_though_nobody_reads_its_farewell() -> None:
+    with local_supervisor(tweaks="program._PARTING = 0.1") as host:
+        job = host.run("cat /dev/zero", grants=False)
+        job.grant(1 << 30)
+        assert wait_until(host.filled, 20)
+        host.close()
+        assert host.process.wait(20) == 0
+        host.at_end = True
+
+
+def test_the_end_comes_at_once_where_nothing_runs() -> None:
+    with local_supervisor(grace=60.0) as host:
+        assert host.run("true").status() == 0
+        began = time.monotonic()
+        host.close()
+        assert host.leave() == []
+        assert time.monotonic() - began < 5
+
+
+def test_the_end_during_the_end() -> None:
+    with local_supervisor(grace=60.0) as host:
+        started(host, DEAF, grace=0.5)
+        host.close()
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            host.process.send_signal(number)
+        assert host.leave() == []
+
+
+def test_the_end_before_the_greeting() -> None:
+    with local_supervisor(grace=0.3) as host:
+        host.close()
+        host.leave()
+    with local_supervisor(probe="echo $$; exec >&- 2>&-; trap '' TERM; sleep 60", grace=0.3) as host:
+        assert not gone(int(host.greeting().facts))
+
+
+def test_a_directory_that_somebody_else_has_changed(tmp_path: Path) -> None:
+    """One that is gone is no matter; what cannot be removed is told."""
+    with local_supervisor(env={**os.environ, "TMPDIR": str(tmp_path)}) as host:
+        paths = [Path(os.fsdecode(host.ask("tempdir")[1])) for _ in range(3)]
+        (paths[2] / "file").touch()
+        for path in paths[:2]:
+            path.rmdir()
+        paths[1].touch()
+        host.close()
+        assert host.leave() == [f"{paths[1]}: {os.strerror(20)}"]
+    assert list(tmp_path.iterdir()) == [paths[1]]
+
+
+def test_a_tree_of_directories_that_is_deeper_than_a_path_may_be_long(tmp_path: Path) -> None:
+    with local_supervisor(working_dir="", env={**os.environ, "TMPDIR": str(tmp_path)}) as host:
+        program = "import os\nfor n in range(60): os.mkdir('d' * 200); os.chdir('d' * 200)\n"
+        command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
+        assert host.run(command, cwd=host.greeting().working_dir).result() == (0, b"", b"")
+        host.close()
+        assert host.leave() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_supervisor_that_is_killed_keeps_no_worker() -> None:
+    with local_supervisor() as host:
+        host.prepare_calls()
+        assert host.call(abs, -1).value() == 1
+        host.pump(lambda: len(host.children()) == 1, "a worker for the next call")
+        [spare] = host.children()
+        host.process.kill()
+        host.process.wait()
+        host.at_end = True
+        assert wait_until(lambda: gone(spare), 10)
