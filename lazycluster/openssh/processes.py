@@ -349,23 +349,23 @@ class Inlet:
         with self._changed:
             if self._descriptor < 0:
                 return False
-            if not self._pending:
+            # So little is written at once or not at all (PIPE_BUF, pipe(7)); more is left to a thread that no Ctrl-C
+            # interrupts, or nobody would know how much of it was written.
+            if not self._pending and len(data) <= select.PIPE_BUF:
                 try:
-                    data = data[os.write(self._descriptor, data) :]
+                    os.write(self._descriptor, data)
                 except BlockingIOError:
                     pass
                 except OSError:
                     self._close()
                     return False
-                except BaseException:  # Ctrl-C; who knows how much was written
-                    self._close()
-                    raise
-            if data:
-                self._pending += data
-                self._changed.notify_all()
-                if not self._flushing:
-                    self._flushing = True
-                    threading.Thread(target=self._flush, name="lazycluster-inlet", daemon=True).start()
+                else:
+                    return True
+            self._pending += data
+            self._changed.notify_all()
+            if not self._flushing:
+                threading.Thread(target=self._flush, name="lazycluster-inlet", daemon=True).start()
+                self._flushing = True
             return True
 
     def _flush(self) -> None:

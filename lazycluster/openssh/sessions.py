@@ -99,6 +99,7 @@ class Sessions:
         self._closed = False
         self._reached = False
         self._jobs = itertools.count()
+        self._supervisors = itertools.count(1)
         self.start_afresh()
         _all.add(self)
 
@@ -136,6 +137,10 @@ class Sessions:
     def unsupported(self) -> frozenset[str]:
         """Return the ssh_config(5) keywords, in lower case, that this client was found not to know."""
         return self._unsupported
+
+    def next_supervisor(self) -> int:
+        """Return a number for a supervisor."""
+        return next(self._supervisors)
 
     def script(
         self,

@@ -40,9 +40,7 @@ MAGIC = b"\x93lzcall\n"
 VALUE, ERROR, ENDED = b"V", b"E", b"X"
 
 DONE = TRAILER.pack(MAGIC, ENDED, 0)
-"""The last record where the function's process itself says that nothing more will come, and ends: the supervisor need
-not wait until the kernel has taken it apart.
-"""
+"""The last record of a function that ended well."""
 
 _LITTLE = 1 << 16
 _PLAIN = frozenset((bool, bytes, complex, float, int, str, type(None)))
@@ -108,10 +106,18 @@ def _trial() -> bytes:
     return data
 
 
-def work(request: int, answer: int) -> None:
-    """Read a request, call its function and write what came of it, in a process of a supervisor's own.
+def done_record(nonce: bytes) -> bytes:
+    """Return the last record by which a function's process says that nothing more will come.
 
-    Then do what a Python does at its end, as far as that is the function's; the process is to end then.
+    The supervisor then need not wait until the kernel has taken it apart. No value ends like that by chance.
+    """
+    return nonce + TRAILER.pack(MAGIC, ENDED, len(nonce))
+
+
+def work(request: int, answer: int, done: bytes) -> None:
+    """Read a request, call its function and write what came of it, in a process of a supervisor's own; last, `done`.
+
+    Before that do what a Python does at its end, as far as that is the function's; the process is to end then.
     """
     parts = [_read(request, length) for length in REQUEST.unpack(_read(request, REQUEST.size))]
     os.close(request)
@@ -124,7 +130,7 @@ def work(request: int, answer: int) -> None:
         threading._shutdown()  # noqa: SLF001 - waits for threads, as multiprocessing does
     atexit._run_exitfuncs()  # noqa: SLF001 - as above
     _flush()
-    out.write(DONE)
+    out.write(done)
     out.flush()
 
 

@@ -82,7 +82,10 @@ class Hello:
 
 @attrs.frozen
 class Ended:
-    """How a job ended: `exit` or `signal` with what waitpid(2) said, `cd` or `failed` with a reason."""
+    """How a job ended: `exit` or `signal` with what waitpid(2) said, `cd` or `failed` with a reason.
+
+    A function whose process has said itself that it is done is `done`.
+    """
 
     how: str
     what: str
@@ -128,6 +131,8 @@ class Job:
                     return False
                 if self.cancellation is not None and self.cancellation.requested:
                     raise CancelledError
+                if self.deadline.passed:
+                    raise DeadlinePassedError
                 self._handle(self._next())
         return True
 
@@ -181,6 +186,8 @@ class Job:
         """
         view = memoryview(data)
         while view:
+            if self.deadline.passed:
+                raise DeadlinePassedError
             if not self.pump(lambda: self._window > 0) or self.ended is not None:
                 raise SessionEndedError
             piece = view[: min(frames.PIECE, self._window)]
@@ -243,7 +250,9 @@ class Job:
         self.cancellation = None
         with contextlib.suppress(DeadlinePassedError, ConnectionLostError):
             self.finish()
-        self._supervisor.forget(self.name)
+        if self.ended is None:
+            self._send(frames.FORSAKE)
+            self._supervisor.forget(self.name)
 
 
 class Supervisor:
@@ -254,6 +263,8 @@ class Supervisor:
         self._sessions = sessions
         self._settings = settings
         self._numbers = itertools.count(1)
+        # Its own, behind that of all that is ours: an earlier one that is about to end is not to take it along.
+        self._token = f"{sessions.token}.s{sessions.next_supervisor()}"
         self._lock = threading.Lock()
         self._jobs: dict[int, queue.SimpleQueue[Event]] = {}
         self._titles: dict[int, str] = {}
@@ -414,10 +425,10 @@ class Supervisor:
 
     def _perform(self) -> int:
         settings, sessions = self._settings, self._sessions
-        mark = f"{JOB_VARIABLE}={sessions.token}."
-        sent = launch.supervisor(sessions.token, mark, settings.grace, settings.working_dir, settings.probe)
+        mark = f"{JOB_VARIABLE}={self._token}."
+        sent = launch.supervisor(self._token, mark, settings.grace, settings.working_dir, settings.probe)
         text = start_and_mind_python(
-            settings.python, sent.bootstrap, mark=mark, directories=f"lazycluster-{sessions.token}."
+            settings.python, sent.bootstrap, mark=mark, directories=f"lazycluster-{self._token}."
         )
         script = sessions.script(text, title="lazycluster supervisor", raw_stdin=True, login_shell=False, marked=False)
         watch = Watch(cancellation=self._cancellation)
@@ -428,7 +439,7 @@ class Supervisor:
     def _follow(self, session: Session, sent: launch.Program) -> None:
         self._noise.clear()
         session.feed(sent.text)
-        mark = f"{program.MARK} {self._sessions.token}".encode()
+        mark = f"{program.MARK} {self._token}".encode()
         while (line := session.read_until(b"\n")) is not None and not line.endswith(mark):
             self._noise += line[:_QUOTED] + b"\n"
             del self._noise[:-_QUOTED]

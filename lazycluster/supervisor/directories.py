@@ -3,7 +3,12 @@
 Standard library only, and the syntax of Python 3.6.
 """
 
+import errno
 import os
+import stat
+
+_BROUGHT_UP = ".lazycluster-deep-"
+_TOLD = 20  # paths of which the reason is told
 
 
 class Directories:
@@ -43,34 +48,51 @@ class Directories:
     def remove(self) -> "list[str]":
         """Remove the temporary directories, and return what could not be removed, with the reason."""
         os.chdir("/")
-        left = []
+        left: list[str] = []
         for path in self._temporary:
-            try:
-                remove_tree(path)
-            except OSError as error:
-                left.append(f"{error.filename or path}: {error.strerror}")
+            left += remove_tree(path)
         self._temporary = []
         return left
 
 
-def remove_tree(path: str) -> None:
-    """Remove a directory with all that is in it, read-only directories too; links are not followed."""
+def _brought_up(path: str, to: str) -> str:
+    """Move a directory whose path is too long to be named to where it is shorter, and return that; its parent can be."""
+    parent, name = os.path.split(path)
+    os.chdir(parent)
+    os.rename(name, to)
+    os.chdir("/")
+    return to
+
+
+def remove_tree(path: str) -> "list[str]":
+    """Remove a directory with all that is in it, read-only directories too; return what could not be removed, and why.
+
+    Links are not followed, nor is what has taken the place of the directory itself.
+    """
+    left: list[str] = []
     todo = [path]
-    made_empty = []
+    directories: list[str] = []
     while todo:
-        directory = todo.pop()
-        made_empty.append(directory)
+        at = todo.pop()
         try:
-            os.chmod(directory, 0o700)
-            with os.scandir(directory) as entries:
-                found = list(entries)
+            if not stat.S_ISDIR(os.lstat(at).st_mode):
+                os.unlink(at)
+                continue
+            directories.append(at)
+            os.chmod(at, 0o700)
+            todo += [f"{at}/{name}" for name in os.listdir(at)]
         except FileNotFoundError:
-            made_empty.pop()
-            continue
-        for entry in found:
-            if entry.is_dir(follow_symlinks=False):
-                todo.append(entry.path)
+            pass
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG and at != path:
+                todo.append(_brought_up(at, f"{path}/{_BROUGHT_UP}{len(directories)}"))
             else:
-                os.unlink(entry.path)
-    for directory in reversed(made_empty):
-        os.rmdir(directory)
+                left.append(f"{at}: {error.strerror}")
+    for directory in reversed(directories):
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            left.append(f"{directory}: {error.strerror}")
+    return left[:_TOLD]

@@ -26,7 +26,7 @@ GRANTED = WINDOW // 4
 """Bytes that are taken in before leave is given for as many more."""
 
 # From the runtime to the host.
-RUN, CALL, INPUT, INPUT_END, GRANT, STOP, ASK, PREPARE = 1, 2, 3, 4, 5, 6, 7, 8
+RUN, CALL, INPUT, INPUT_END, GRANT, STOP, ASK, PREPARE, FORSAKE = range(1, 10)
 # From the host to the runtime.
 GREETING, STARTED, OUTPUT, ERRORS, OUTCOME, GRANT_INPUT, ENDED, ANSWER, FAREWELL, PULSE = range(16, 26)
 
@@ -42,6 +42,7 @@ NAMES = {
     STOP: "STOP",
     ASK: "ASK",
     PREPARE: "PREPARE",
+    FORSAKE: "FORSAKE",
     GREETING: "GREETING",
     STARTED: "STARTED",
     OUTPUT: "OUTPUT",
@@ -117,18 +118,21 @@ class Decoder:
         """Begin between two frames."""
         self._buffer = bytearray()
         self._kind = self._job = self._missing = 0
+        self._foreign = False
 
     @property
     def rest(self) -> bytes:
-        """Return what has come of a frame that is not complete."""
+        """Return what has come of a frame that is not complete, or of what is no frame."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> "list[tuple[int, int, bytes]]":
         """Return kind, job and body of each frame, or piece of one, that is there now.
 
         Raises:
-            FrameError: What came is no frame.
+            FrameError: What came is no frame; the frames before it were returned.
         """
+        if self._foreign:
+            raise FrameError("this is no frame of the supervisor's protocol", self.rest)
         found = []  # type: list[tuple[int, int, bytes]]
         at = 0
         if self._missing:
@@ -140,7 +144,8 @@ class Decoder:
         while len(data) - at >= HEADER.size:
             magic, kind, job, length = HEADER.unpack_from(data, at)
             if magic != MAGIC or kind not in NAMES or length > LARGEST:
-                raise FrameError("this is no frame of the supervisor's protocol", data[at:])
+                self._foreign = True
+                break
             end = at + HEADER.size + length
             if end <= len(data):
                 found.append((kind, job, data[at + HEADER.size : end]))
@@ -152,6 +157,8 @@ class Decoder:
             at = end
         if at < len(data):
             self._buffer += data[at:]
+        if self._foreign and not found:
+            return self.feed(b"")
         return found
 
     def _go_on(self, data: bytes, at: int, found: "list[tuple[int, int, bytes]]") -> int:

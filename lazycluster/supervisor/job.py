@@ -19,7 +19,7 @@ from lazycluster.supervisor.frames import (
     pack,
 )
 from lazycluster.supervisor.outbox import Outbox
-from lazycluster.supervisor.spawning import enlarge
+from lazycluster.supervisor.spawning import enlarge, waiting
 from lazycluster.supervisor.tree import Ending, Row, descendants, marked
 
 _PIPE = 1 << 16
@@ -63,6 +63,9 @@ class Job:
         self.over = False
         self.done = b""
         """How an outcome ends after which its process needs no further watching."""
+        self._said_done = False
+        self._tail = b""
+        self._forsaken = False
         self.collected: bytearray | None = None
         """Where output goes that is not sent."""
         self._selector = selector
@@ -159,7 +162,7 @@ class Job:
 
     def watch(self) -> None:
         """Look out for output where there is leave to send it, or nobody to send it to."""
-        wanted = self.over or (self._credit > 0 and not self._outbox.congested)
+        wanted = self.over or self._forsaken or (self._credit > 0 and not self._outbox.congested)
         for reader in self._readers:
             if wanted and not reader.watched:
                 self._selector.register(
@@ -171,10 +174,11 @@ class Job:
 
     def _read(self, reader: Reader) -> bool:
         """Send on what a stream holds; tell whether there may be more of it now."""
-        if reader.descriptor < 0:  # closed since the selector saw it
+        heard = not (self.over or self._forsaken)
+        if reader.descriptor < 0 or (heard and self._credit <= 0):  # so since the selector saw it
             return False
         try:
-            data = os.read(reader.descriptor, reader.piece if self.over else min(reader.piece, max(self._credit, 1)))
+            data = os.read(reader.descriptor, min(reader.piece, self._credit) if heard else reader.piece)
         except BlockingIOError:
             return False
         except OSError:
@@ -186,8 +190,8 @@ class Job:
             return False
         if len(data) == PIECE and reader.capacity == _PIPE:
             reader.capacity = enlarge(reader.descriptor)
-        if self.over:
-            return True  # of a process that was left in the background: nobody listens
+        if not heard:
+            return True  # of a process that was left in the background, or so
         if reader.left is not None:
             reader.left -= len(data)
         if self.collected is not None:
@@ -195,9 +199,12 @@ class Job:
             return True
         self._credit -= len(data)
         self._outbox.send_piece(reader.kind, self.name, data)
-        if reader.kind == OUTCOME and self.done and data.endswith(self.done):
-            self.exited(0)
-            return False
+        if reader.kind == OUTCOME and self.done:
+            self._tail = (self._tail + data[-len(self.done) :])[-len(self.done) :]
+            if self._tail == self.done:
+                self._said_done = True
+                self.exited(0)
+                return False
         if self._credit <= 0:
             self.watch()
         return True
@@ -216,30 +223,38 @@ class Job:
         if self.status is None:
             self.status = status
             for reader in self._readers:
-                reader.left = reader.capacity
+                reader.left = waiting(reader.descriptor, reader.capacity)
             self.settle()
 
     def settle(self) -> None:
         """End it once its process has ended, its output is on its way, and what it started is gone if it must."""
         if self.ending is not None or self.over or self.status is None:
             return
-        readers = list(self._readers)
+        readers = [] if self._forsaken else list(self._readers)
         while readers and self._credit > 0:
             if not (readers[0].left and readers[0].left > 0 and self._read(readers[0])):
                 readers.pop(0)
         if readers or self._is_over():
             return  # the rest is sent with the next grant; or the last of the streams has ended it
-        self.end(b"signal" if os.WIFSIGNALED(self.status) else b"exit", number(self.status))
+        how = b"done" if self._said_done else b"signal" if os.WIFSIGNALED(self.status) else b"exit"
+        self.end(how, number(self.status))
 
     def _is_over(self) -> bool:
         return self.over
 
     def end(self, how: bytes, what: "bytes | str") -> None:
         """Tell the end: `exit` or `signal` and what waitpid(2) said, `cd` or `failed` and why."""
-        if self.collected is None:
+        if self.collected is None and not self._forsaken:
             self._outbox.send(ENDED, self.name, pack(how, what if isinstance(what, bytes) else os.fsencode(what)))
         self.leave()
         self._on_end(self)
+
+    def forsake(self) -> None:
+        """Tell nothing more of it, as nobody waits for it; it is being ended."""
+        self._forsaken = True
+        self.close_input()
+        self.watch()
+        self.settle()
 
     def leave(self) -> None:
         """Tell nothing more of it; a process that it left in the background may print on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import inspect
+import os
 import platform
 import sys
 import zlib
@@ -77,7 +78,8 @@ def as_program(modules: tuple[str, ...], start: str) -> Program:
 
 def supervisor(token: str, mark: str, grace: float, working_dir: str | None, probe: str) -> Program:
     """Return the program of a supervisor; see `program.main()`."""
-    start = f"program.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})\n"
+    directory = None if working_dir is None else os.fsencode(working_dir)
+    start = f"sys.exit(program.main({token!r}, {mark!r}, {grace!r}, {directory!r}, {probe!r}))\n"
     return as_program(_SUPERVISOR, start)
 
 
@@ -88,7 +90,7 @@ def calls_preparation() -> bytes:
         "def install(functions, data):\n"
         "    call.install(data)\n"
         "    functions.work = call.work\n"
-        "    functions.done = call.DONE\n"
+        "    functions.done_record = call.done_record\n"
         "    functions.warm_up = call.warm_up\n"
     )
     return zlib.compress(f"{_LOADER}{modules_text(('call',))}{install}".encode())

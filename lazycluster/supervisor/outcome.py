@@ -46,6 +46,8 @@ def _answer(file: IO[bytes], host: str, function: str) -> _Record | Error:
     if ended is None or ended.kind != call.ENDED:
         return _failed(host, function, f"the host's answer is incomplete ({size} bytes came): the connection broke")
     answer = _record(file, ended.start)
+    if answer is not None and answer.kind == call.ENDED:  # its process said so itself, before it died
+        answer = _record(file, answer.start)
     if answer is None or (answer.kind == call.VALUE and answer.start != 0):
         file.seek(ended.start)
         return _failed(host, function, f"its process {file.read(ended.length).decode(errors='replace')}")

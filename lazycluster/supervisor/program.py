@@ -23,6 +23,7 @@ from lazycluster.supervisor.frames import (
     CALL,
     ERRORS,
     FAREWELL,
+    FORSAKE,
     GRANT,
     GREETING,
     INPUT,
@@ -44,7 +45,7 @@ from lazycluster.supervisor.frames import (
 )
 from lazycluster.supervisor.job import Job
 from lazycluster.supervisor.outbox import Outbox
-from lazycluster.supervisor.spawning import Limit, as_words, base_environment, close_all, login_shell, start, unblock
+from lazycluster.supervisor.spawning import Limit, Starter, as_words, base_environment, close_all, login_shell, unblock
 from lazycluster.supervisor.tree import Ending, Row, adopt_orphans, descendants, marked, process_table
 from lazycluster.supervisor.workers import Functions, Workers, setting
 
@@ -59,6 +60,7 @@ _TOLD_AFTER = 0.005  # seconds after which a job is told to have started, if it 
 _PULSE_EVERY = 60.0  # seconds; unanswered, they let the kernel notice a dead link (tcp(7), tcp_retries2)
 _PARTING = 2.0  # seconds to get the last frame out
 _READ = 1 << 18
+_EXHAUSTED = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 class Supervisor:
@@ -83,6 +85,7 @@ class Supervisor:
         self._outbox = Outbox(out, self._selector, self._watch_all, self._close)
         self._decoder = Decoder()
         self._limit = Limit()
+        self._starter = Starter(self._limit)
         self._functions = Functions()
         self._workers = Workers(self._functions, self._limit)
         self._directories = Directories(prefix)
@@ -156,7 +159,7 @@ class Supervisor:
     def _patience(self) -> "float | None":
         """Return how long there is nothing to do by itself."""
         now = time.monotonic()
-        due = self._outbox.last_sent + _PULSE_EVERY
+        due = now + _PULSE_EVERY if self._closing else self._outbox.last_sent + _PULSE_EVERY
         if self._untold:
             due = min(due, self._untold[0][0])
         if self._workers.due is not None:
@@ -202,7 +205,13 @@ class Supervisor:
             return
         try:
             for kind, name, body in self._decoder.feed(data):
-                self._obey(kind, name, body)
+                try:
+                    self._obey(kind, name, body)
+                except Exception as error:
+                    job = self._jobs.get(name)
+                    if isinstance(error, FrameError) or job is None:
+                        raise
+                    job.end(b"failed", f"{type(error).__name__}: {error}")
         except FrameError as error:
             os.write(2, f"lazycluster: {error}\n".encode())
             self._close()
@@ -227,6 +236,8 @@ class Supervisor:
             elif kind == STOP:
                 job.stop(self._mark)
                 self._next_look = 0.0
+            elif kind == FORSAKE:
+                job.forsake()
 
     def _ask(self, name: int, fields: "list[bytes]") -> None:
         """Answer a question that takes no time: `ok` and the answer, or `failed` and why."""
@@ -267,7 +278,7 @@ class Supervisor:
         command = os.fsdecode(text)
         shell = login_shell() if int(flags) & LOGIN_SHELL else "/bin/sh"
         words = as_words(command, environment)
-        if words is not None and self._spawn(job, words[0], words[1:], environment, unless=errno.ENOEXEC):
+        if words is not None and self._spawn(job, words[0], words[1:], environment, lenient=True):
             return
         self._spawn(job, shell, [shell, "-c", command], environment)
 
@@ -285,8 +296,8 @@ class Supervisor:
         except OSError as error:
             job.end(b"failed", f"no process for it: {error.strerror}")
             return
-        job.done = self._functions.done
-        job.give_setting(setting(os.fsencode(self._directory), self._own_variables(job, fields[5:])))
+        job.done = self._functions.done_record(os.urandom(16))
+        job.give_setting(setting(job.done, os.fsencode(self._directory), self._own_variables(job, fields[5:])))
         self._started(job, worker.pid, worker.feeding, ((worker.outcome, OUTCOME), (worker.printed, ERRORS)))
 
     def _new_job(self, name: int, grace: bytes, flags: bytes, data: bytes) -> Job:
@@ -318,9 +329,9 @@ class Supervisor:
         return [b"PWD", os.fsencode(self._directory), *variables, os.fsencode(name), job_mark]
 
     def _spawn(
-        self, job: Job, program: str, argv: "list[str]", environment: "dict[bytes, bytes]", *, unless: int = 0
+        self, job: Job, program: str, argv: "list[str]", environment: "dict[bytes, bytes]", *, lenient: bool = False
     ) -> bool:
-        """Start a program as a job; return False for the errno `unless`. Others end the job as they would a shell's."""
+        """Start a program as a job. A failure ends the job as it would a shell's; where `lenient`, it returns False."""
         given: list[int] = []
         kept: list[int] = []
         try:
@@ -334,17 +345,16 @@ class Supervisor:
                 reading, writing = os.pipe()
                 given.append(writing)
                 kept.append(reading)
-            self._limit.restore()
-            try:
-                pid = start(program, argv, environment, given)
-            finally:
-                self._limit.lift()
+            pid = self._starter.start(program, argv, environment, given)
         except OSError as error:
             close_all(kept)
-            if error.errno == unless:
+            if lenient:
                 return False
-            self._outbox.send(ERRORS, job.name, f"{program}: {error.strerror}\n".encode())
-            job.end(b"exit", number(126 << 8))
+            if error.errno in _EXHAUSTED:
+                job.end(b"failed", f"no process for it: {error.strerror}")
+            else:
+                self._outbox.send(ERRORS, job.name, os.fsencode(f"{program}: {error.strerror}\n"))
+                job.end(b"exit", number(126 << 8))
         else:
             unblock(kept)
             self._started(job, pid, kept[0], ((kept[1], OUTPUT), (kept[2], ERRORS)))
@@ -406,12 +416,16 @@ class Supervisor:
         self._next_look = 0.0
 
 
-def main(token: str, mark: str, grace: float, working_dir: "str | None", probe: str) -> None:
-    """Serve a runtime over standard input and output, until standard input ends."""
+def main(token: str, mark: str, grace: float, working_dir: "bytes | None", probe: str) -> int:
+    """Serve a runtime over standard input and output, until standard input ends; return the exit status.
+
+    That is not 0 where processes may be left that cannot be seen from here: the shell that started this looks again.
+    """
     out = os.dup(1)
     os.dup2(2, 1)
     adopts = adopt_orphans()
     prefix = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"lazycluster-{token}.")  # noqa: S108 - made 0700
     supervisor = Supervisor(out, mark, prefix, grace, adopts=adopts)
-    supervisor.begin(token, working_dir, probe)
+    supervisor.begin(token, None if working_dir is None else os.fsdecode(working_dir), probe)
     supervisor.serve()
+    return 0 if adopts else 3

@@ -26,7 +26,7 @@ from lazycluster.openssh.per_step import SET_UP_TIMEOUT, ConnectedHost
 from lazycluster.openssh.processes import DeadlinePassedError
 from lazycluster.results import Collector, CommandResult
 from lazycluster.supervisor import call, frames, launch
-from lazycluster.supervisor.client import Job, Settings, Supervisor
+from lazycluster.supervisor.client import Hello, Job, Settings, Supervisor
 from lazycluster.supervisor.jobs import Jobs
 from lazycluster.supervisor.tree import how_ended
 from lazycluster.transport import UNWATCHED, Watch
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _ANSWER_TIMEOUT = 30.0
+_LONGEST = 1 << 20
 _STREAMED = 1 << 24
 """Bytes up to which a file goes through the supervisor's channel: about where scp, which is faster, has caught up."""
 _ENDING = 15.0
@@ -72,8 +73,7 @@ class Resident(ConnectedHost):
             _check_path(working_dir)
         settings = Settings(self._python, self.grace, working_dir or "", probe())
         with self._lock:
-            self._current = Supervisor(self.connection.sessions, settings)
-            hello = self._current.wait(self.connection.sessions.destination.connect_timeout + SET_UP_TIMEOUT)
+            hello = self._start(settings)
         if hello.failure:
             raise CommandFailedError(self.host, f"mkdir -p {working_dir or ''}".strip(), 1, hello.failure)
         if working_dir is None:
@@ -94,7 +94,7 @@ class Resident(ConnectedHost):
             current = self._start_again()
         if cwd is not None:
             _check_path(cwd)
-            for path, reason in self._gone.items():
+            for path, reason in list(self._gone.items()):
                 if f"{cwd}/".startswith(f"{path}/"):
                     why = f"it was temporary, and went when the connection broke: {reason}; make a new Runtime"
                     raise WorkingDirectoryError(self.host, cwd, why)
@@ -108,9 +108,16 @@ class Resident(ConnectedHost):
                 for path in self._directories:
                     self._gone[path] = self._current.reason
                 self._directories.clear()
-            self._current = Supervisor(self.connection.sessions, Settings(self._python, self.grace))
-            self._current.wait(self.connection.sessions.destination.connect_timeout + SET_UP_TIMEOUT)
+            self._start(Settings(self._python, self.grace))
+            assert self._current is not None
             return self._current
+
+    def _start(self, settings: Settings) -> Hello:
+        """Start a supervisor, which others see once it has greeted."""
+        started = Supervisor(self.connection.sessions, settings)
+        hello = started.wait(self.connection.sessions.destination.connect_timeout + SET_UP_TIMEOUT)
+        self._current = started
+        return hello
 
     def _ask(self, what: str, *arguments: bytes) -> list[bytes]:
         try:
@@ -135,6 +142,10 @@ class Resident(ConnectedHost):
         """Run a command; see `Connection.run()`."""
         check_command(command)
         check_timeout(timeout)
+        if len(command) > _LONGEST:
+            raise ValueError(
+                f"a command of {len(command)} characters is longer than any system takes; send it as a file"
+            )
         return self.jobs.run(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, watch=watch)
 
     def call(
@@ -161,14 +172,7 @@ class Resident(ConnectedHost):
             data=payload.request(),
             before=self._prepare_calls,
         )
-        ending = b""
-
-        def on_outcome(data: bytes) -> None:
-            nonlocal ending
-            outcome.write(data)
-            ending = (ending + data[-len(call.DONE) :])[-len(call.DONE) :]
-
-        job.on_outcome = on_outcome
+        job.on_outcome = outcome.write
 
         def work(job: Job) -> None:
             if rest:
@@ -180,8 +184,8 @@ class Resident(ConnectedHost):
         if ended.how == "failed":
             raise RemoteFunctionError(self.host, payload.function, ended.what)
         self.jobs.exit_code(ended, title, cwd)
-        words = how_ended(int(ended.what)).encode()
-        if ending != call.DONE:  # its process died
+        if ended.how != "done":  # its process died, or so it seems
+            words = how_ended(int(ended.what)).encode()
             outcome.write(words + call.TRAILER.pack(call.MAGIC, call.ENDED, len(words)))
 
     def _prepare_calls(self, supervisor: Supervisor) -> None:

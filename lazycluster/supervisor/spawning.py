@@ -8,12 +8,15 @@ import os
 import re
 import signal
 import stat
+import struct
 import sys
 from collections.abc import Iterable
 
 _LARGE_PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
 _BOURNE = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
+_RESET = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Signals that Python ignores; handlers go with the exec."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-][A-Za-z0-9_./+@%:,-]*(?:[ \t]+[A-Za-z0-9_./+=@%:,-]+)*")
 """A command without anything that a shell would look at twice."""
 # Reserved words, and what a shell does by itself and otherwise than a program of the same name, if there is one; `true`
@@ -57,6 +60,8 @@ def as_words(command: str, environment: "dict[bytes, bytes]") -> "list[str] | No
     if b"BASH_FUNC_" in b"\n".join(environment):
         return None
     path = "" if "/" in words[0] else os.fsdecode(environment.get(b"PATH", b""))
+    if not path and "/" not in words[0]:
+        return None  # a shell has a default path then
     program = _find(words[0], path)
     return None if program is None else [program, *words]
 
@@ -69,40 +74,6 @@ def _find(word: str, path: str) -> "str | None":
             if stat.S_ISREG(os.stat(candidate).st_mode) and os.access(candidate, os.X_OK):
                 return candidate
     return None
-
-
-def start(program: str, argv: "list[str]", environment: "dict[bytes, bytes]", descriptors: "list[int]") -> int:
-    """Start a program in a session of its own with three standard streams, and return its process id."""
-    reset = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them; handlers go with the exec
-    try:
-        actions = [(os.POSIX_SPAWN_DUP2, descriptor, stream) for stream, descriptor in enumerate(descriptors)]
-        return os.posix_spawn(program, argv, environment, file_actions=actions, setsid=True, setsigdef=reset)
-    except (AttributeError, NotImplementedError, TypeError):  # before Python 3.8, or a system without
-        pass
-    telling, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 0
-        try:
-            os.setsid()
-            signal.set_wakeup_fd(-1)
-            for signal_number in reset:
-                signal.signal(signal_number, signal.SIG_DFL)
-            for stream, descriptor in enumerate(descriptors):
-                os.dup2(descriptor, stream)
-            os.execve(program, argv, environment)
-        except OSError as error:
-            code = error.errno or 0
-        finally:
-            os.write(told, b"%d" % code)
-            os._exit(126)
-    os.close(told)
-    with os.fdopen(telling, "rb") as file:
-        failed = file.read()
-    if failed:
-        os.waitpid(pid, 0)
-        raise OSError(int(failed), os.strerror(int(failed)))
-    return pid
 
 
 class Limit:
@@ -133,6 +104,69 @@ class Limit:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, self._was[1]))
 
 
+class Starter:
+    """Starts programs in sessions of their own."""
+
+    def __init__(self, limit: Limit) -> None:
+        """Keep three descriptors with low numbers: those above the limit cannot be handed on once it is restored."""
+        self._limit = limit
+        self._low = [os.dup(0) for _ in range(3)]
+
+    def start(
+        self, program: str, argv: "list[str]", environment: "dict[bytes, bytes]", descriptors: "list[int]"
+    ) -> int:
+        """Start a program with three standard streams, and return its process id.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        for descriptor, low in zip(descriptors, self._low):
+            os.dup2(descriptor, low, inheritable=False)
+        try:
+            try:
+                actions = [(os.POSIX_SPAWN_DUP2, low, stream) for stream, low in enumerate(self._low)]
+                self._limit.restore()
+                return os.posix_spawn(program, argv, environment, file_actions=actions, setsid=True, setsigdef=_RESET)
+            except (AttributeError, NotImplementedError, TypeError):  # before Python 3.8, or a system without
+                self._limit.lift()
+                return self._fork(program, argv, environment)
+        finally:
+            self._limit.lift()
+            for low in self._low:  # else they would keep the pipes open
+                os.dup2(2, low, inheritable=False)
+
+    def _fork(self, program: str, argv: "list[str]", environment: "dict[bytes, bytes]") -> int:
+        telling, told = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            close_all((telling, told))
+            raise
+        if pid == 0:
+            code = 0
+            try:
+                os.setsid()
+                signal.set_wakeup_fd(-1)
+                for signal_number in _RESET:
+                    signal.signal(signal_number, signal.SIG_DFL)
+                for stream, low in enumerate(self._low):
+                    os.dup2(low, stream)
+                self._limit.restore()
+                os.execve(program, argv, environment)
+            except OSError as error:
+                code = error.errno or 0
+            finally:
+                os.write(told, b"%d" % code)
+                os._exit(126)
+        os.close(told)
+        with os.fdopen(telling, "rb") as file:
+            failed = file.read()
+        if failed:
+            os.waitpid(pid, 0)
+            raise OSError(int(failed), os.strerror(int(failed)))
+        return pid
+
+
 def enlarge(descriptor: int) -> int:
     """Let a pipe with much to carry hold more (Linux), and return how many bytes it may hold."""
     with contextlib.suppress(ImportError, OSError):
@@ -140,6 +174,16 @@ def enlarge(descriptor: int) -> int:
 
         return fcntl.fcntl(descriptor, _SET_PIPE_SIZE, _LARGE_PIPE)
     return _LARGE_PIPE
+
+
+def waiting(descriptor: int, otherwise: int) -> int:
+    """Return how many bytes wait in a pipe."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl  # noqa: PLC0415 - not everywhere
+        import termios  # noqa: PLC0415 - as above
+
+        return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])
+    return otherwise
 
 
 def close_all(descriptors: "Iterable[int]") -> None:

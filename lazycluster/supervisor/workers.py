@@ -28,11 +28,11 @@ class Functions:
 
     def __init__(self) -> None:
         """Begin without."""
-        self.work: Callable[[int, int], None] | None = None
+        self.work: Callable[[int, int, bytes], None] | None = None
         """Reads a request from one descriptor, calls its function, and writes the outcome to the other."""
         self.warm_up: Callable[[], None] | None = None
         """Does what a call does, with nothing: a forked process pays for each page of memory that it touches first."""
-        self.done = b""
+        self.done_record: Callable[[bytes], bytes] = bytes
         """How the outcome of a call ends whose process needs no further watching."""
         self.is_free: Callable[[int], bool] | None = None
         self.failure = ""
@@ -153,11 +153,11 @@ class Workers:
                 self._functions.warm_up()
             length = _read_exactly(request, _LENGTH.size)
             if length and self._functions.work is not None:
-                directory, *variables = unpack(_read_exactly(request, _LENGTH.unpack(length)[0]))
+                done, directory, *variables = unpack(_read_exactly(request, _LENGTH.unpack(length)[0]))
                 os.chdir(directory)
                 for name, value in zip(variables[::2], variables[1::2]):
                     os.environb[name] = value
-                self._functions.work(request, answering)
+                self._functions.work(request, answering, done)
                 os.nice(19)  # it is only taken apart from here on
         except BaseException:  # noqa: BLE001 - nothing may get back into the loop of the supervisor
             import traceback  # noqa: PLC0415 - hardly ever needed
@@ -172,9 +172,12 @@ class Workers:
             adopt_orphans()
 
 
-def setting(directory: bytes, variables: "list[bytes]") -> bytes:
-    """Return what a worker reads before its request: where to call the function, and with which variables besides."""
-    body = pack(directory, *variables)
+def setting(done: bytes, directory: bytes, variables: "list[bytes]") -> bytes:
+    """Return what a worker reads before its request.
+
+    That is how it ends its outcome, where to call the function, and with which variables besides.
+    """
+    body = pack(done, directory, *variables)
     return _LENGTH.pack(len(body)) + body
 
 

@@ -15,7 +15,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import attrs
 
@@ -111,9 +111,9 @@ class RemoteJob:
         """Wait for its end, and return status, output and errors."""
         return self.status(), self.output(), self.errors
 
-    def value(self) -> object:
+    def value(self) -> Any:
         """Wait for its end, and return what a function returned, or raise what it raised."""
-        assert self.finish() == ("exit", "0"), self.errors
+        assert self.finish() == ("done", "0"), self.errors
         return self.outcome().unwrap()
 
     def outcome(self) -> Value[object] | Error:
@@ -276,7 +276,8 @@ class LocalSupervisor:
     def filled(self) -> bool:
         """Tell whether its standard output is a pipe that is full because nobody has read it."""
         assert self.process.stdout is not None
-        return _PIPE - struct.unpack("i", fcntl.ioctl(self.process.stdout, termios.FIONREAD, bytes(4)))[0] < 1 << 12
+        size: int = struct.unpack("i", fcntl.ioctl(self.process.stdout, termios.FIONREAD, bytes(4)))[0]
+        return size > _PIPE - 4096
 
     # What there is ---------------------------------------------------------------------------------------------------
 
@@ -324,6 +325,7 @@ def local_supervisor(
     env: Mapping[str, str] | None = None,
     tweaks: str = "",
     says: bytes = b"",
+    greets: bool = True,
 ) -> Iterator[LocalSupervisor]:
     """Start a supervisor, and end it; nothing of it may be left then, and it must have printed no more than `says`.
 
@@ -343,7 +345,8 @@ def local_supervisor(
         try:
             if python is not None:
                 supervisor.write(sent.text)
-            supervisor.greeting()
+            if greets:
+                supervisor.greeting()
             yield supervisor
             if not supervisor.at_end:
                 supervisor.close()

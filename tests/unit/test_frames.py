@@ -28,6 +28,7 @@ TABLE: list[Frame] = [
     (frames.STOP, 5, b""),
     (frames.ASK, 6, frames.pack(b"ports", b"1", b"65535")),
     (frames.PREPARE, 0, frames.pack(MANY, b"")),
+    (frames.FORSAKE, 6, b""),
     (
         frames.GREETING,
         0,
@@ -174,7 +175,7 @@ GOOD = frames.frame(frames.OUTPUT, 1, b"good")
     [
         HEADER.pack(MAGIC ^ 1, frames.RUN, 1, 0),
         HEADER.pack(MAGIC ^ 0x8000, frames.RUN, 1, 0),
-        *(HEADER.pack(MAGIC, kind, 1, 0) for kind in (0, 9, 15, 26, 255)),
+        *(HEADER.pack(MAGIC, kind, 1, 0) for kind in (0, 10, 15, 26, 255)),
         HEADER.pack(MAGIC, frames.OUTPUT, 1, LARGEST + 1),
         HEADER.pack(MAGIC, frames.RUN, 1, 0xFFFFFFFF),
         b"Traceback (most recent call last):\n",
@@ -182,16 +183,27 @@ GOOD = frames.frame(frames.OUTPUT, 1, b"good")
     ],
 )
 def test_what_is_no_frame_is_an_error_that_quotes_it(bad: bytes) -> None:
-    for before in (b"", GOOD, GOOD * 3):
+    decoder = Decoder()
+    for data in (bad, b"", GOOD):  # there is no way back
         with pytest.raises(FrameError, match="no frame of the supervisor's protocol: b'") as caught:
-            Decoder().feed(before + bad + b"more")
-        assert caught.value.rest == bad + b"more"
+            decoder.feed(data)
+        assert caught.value.rest == decoder.rest == bad
     decoder = Decoder()
     for byte in GOOD + bad[: HEADER.size - 1]:
         decoder.feed(bytes([byte]))
     assert decoder.rest == bad[: HEADER.size - 1]
     with pytest.raises(FrameError):
         decoder.feed(bad[HEADER.size - 1 :])
+
+
+def test_what_comes_before_it_is_not_lost() -> None:
+    """Such as the farewell, where the words of a shell follow closely."""
+    decoder = Decoder()
+    assert decoder.feed(GOOD + GOOD + b"exit status 0") == [(frames.OUTPUT, 1, b"good")] * 2
+    assert decoder.rest == b"exit status 0"
+    with pytest.raises(FrameError) as caught:
+        decoder.feed(b"")
+    assert caught.value.rest == b"exit status 0"
 
 
 def test_an_error_quotes_not_too_much() -> None:

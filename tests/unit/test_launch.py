@@ -31,9 +31,9 @@ def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
         (launch.program("abc", 2.5), "call.main('abc', watch.fork, lambda worker: watch.watch(worker, 2.5))"),
         (
             launch.supervisor("abc", "M=t.", 2.5, "~/a b'", "echo"),
-            "program.main('abc', 'M=t.', 2.5, \"~/a b'\", 'echo')",
+            "sys.exit(program.main('abc', 'M=t.', 2.5, b\"~/a b'\", 'echo'))",
         ),
-        (launch.supervisor("abc", "M=t.", 5.0, None, ""), "program.main('abc', 'M=t.', 5.0, None, '')"),
+        (launch.supervisor("abc", "M=t.", 5.0, None, ""), "sys.exit(program.main('abc', 'M=t.', 5.0, None, ''))"),
     ],
     ids=["program", "supervisor", "supervisor without a directory"],
 )
@@ -46,7 +46,7 @@ def test_a_program_is_python_3_6_in_all_its_modules(program: launch.Program, sta
         own = re.findall(r"^from lazycluster\.supervisor\.(\w+) import", source, re.MULTILINE)
         assert set(own) <= set(list(sources)[:number]), name
         ast.parse(source, feature_version=(3, 6))
-    assert list(sources)[-1] == start.partition(".")[0]
+    assert list(sources)[-1] == start.removeprefix("sys.exit(").partition(".")[0]
 
 
 @pytest.mark.parametrize("text", [launch.calls_preparation(), launch.ports_preparation()], ids=["calls", "ports"])

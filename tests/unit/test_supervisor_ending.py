@@ -27,8 +27,9 @@ DEAF_SESSION = (
     "setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.01; done' & echo $$; sleep 0.05; echo ready; wait"
 )
 STOPPED = "sleep 60 & echo $! $$; kill -STOP $!; echo ready; wait"
+TREES = [PLAIN, SESSION, ORPHAN, STOPPED]
 UNMARKED = "(env -i setsid sleep 60 & echo $!) ; echo $$; echo ready; sleep 60"
-TREES = [PLAIN, SESSION, ORPHAN, STOPPED, UNMARKED]
+"""An orphan of which nothing tells whose it is: it lives as long as the supervisor."""
 
 
 def started(host: LocalSupervisor, command: str, **keywords: float) -> tuple[RemoteJob, list[int]]:
@@ -184,13 +185,13 @@ def test_nothing_outlives_it(tmp_path: Path, way: str) -> None:
     with local_supervisor(working_dir="", env=env, says=says, grace=60.0) as host:
         directory = Path(host.greeting().working_dir)
         assert host.ask("tempdir")[0] == b"ok"
-        pids = [pid for tree in (*TREES, DEAF, DEAF_SESSION) for pid in started(host, tree, grace=0.5)[1]]
+        pids = [pid for tree in (*TREES, UNMARKED, DEAF, DEAF_SESSION) for pid in started(host, tree, grace=0.5)[1]]
         host.run(
             "mkdir -p a/b 'new\nline'; touch a/b/c; ln -s / a/root; mkfifo a/p; chmod 0 a/b a", cwd=directory
         ).status()
         daemon = int(host.run("setsid sleep 60 >/dev/null 2>&1 & echo $!").result()[1])
-        waiting = host.run("cat", stdin=None)
-        busy = host.run("cat /dev/zero", grants=False)
+        waiting = host.run("cat", stdin=None, grace=0.5)
+        busy = host.run("cat /dev/zero", grants=False, grace=0.5)
         host.pump(lambda: busy.size >= WINDOW, "much output")
 
         began = time.monotonic()
@@ -242,25 +243,54 @@ def test_the_end_during_the_end() -> None:
         assert host.leave() == []
 
 
-def test_the_end_before_the_greeting() -> None:
-    with local_supervisor(grace=0.3) as host:
+def test_the_end_before_the_greeting(tmp_path: Path) -> None:
+    """As when the probe hangs, and the manager gives up."""
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    probe = (
+        f"trap '' TERM; setsid sleep 60 & echo $! $$ >{tmp_path}/pids.; mv {tmp_path}/pids. {tmp_path}/pids; sleep 60"
+    )
+    with local_supervisor(working_dir="", probe=probe, grace=0.3, env=env, greets=False) as host:
+        assert wait_until((tmp_path / "pids").exists, 20)
         host.close()
-        host.leave()
-    with local_supervisor(probe="echo $$; exec >&- 2>&-; trap '' TERM; sleep 60", grace=0.3) as host:
-        assert not gone(int(host.greeting().facts))
+        assert host.leave() == []
+        assert host.hello is None
+        assert gone(*map(int, (tmp_path / "pids").read_text().split()))
+    assert [path.name for path in tmp_path.iterdir()] == ["pids"]
 
 
-def test_a_directory_that_somebody_else_has_changed(tmp_path: Path) -> None:
-    """One that is gone is no matter; what cannot be removed is told."""
+def test_what_has_taken_the_place_of_a_directory_goes_too(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
     with local_supervisor(env={**os.environ, "TMPDIR": str(tmp_path)}) as host:
-        paths = [Path(os.fsdecode(host.ask("tempdir")[1])) for _ in range(3)]
-        (paths[2] / "file").touch()
-        for path in paths[:2]:
+        paths = [Path(os.fsdecode(host.ask("tempdir")[1])) for _ in range(4)]
+        for path in paths[:3]:
             path.rmdir()
         paths[1].touch()
+        paths[2].symlink_to(tmp_path / "kept")
+        (paths[3] / "link").symlink_to(tmp_path / "kept")
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "kept", tmp_path / "kept" / "file"]
+
+
+def test_what_cannot_be_removed_is_told_and_the_rest_is_removed(tmp_path: Path) -> None:
+    tweaks = """
+import os
+def refusing(path, unlink=os.unlink):
+    if path.endswith("stays"):
+        raise PermissionError(1, "Operation not permitted", path)
+    unlink(path)
+os.unlink = refusing
+"""
+    with local_supervisor(working_dir="", env={**os.environ, "TMPDIR": str(tmp_path)}, tweaks=tweaks) as host:
+        directory = Path(host.greeting().working_dir)
+        (directory / "sub").mkdir()
+        for name in ("a", "stays", "z", "sub/a", "sub/stays", "sub/z"):
+            (directory / name).touch()
+        other = Path(os.fsdecode(host.ask("tempdir")[1]))
         host.close()
-        assert host.leave() == [f"{paths[1]}: {os.strerror(20)}"]
-    assert list(tmp_path.iterdir()) == [paths[1]]
+        left = host.leave()
+    assert {line.split(": ")[0] for line in left} >= {str(directory / name) for name in ("stays", "sub/stays", "sub")}
+    assert sorted(directory.rglob("*")) == [directory / name for name in ("stays", "sub", "sub/stays")]
+    assert not other.exists()
 
 
 def test_a_tree_of_directories_that_is_deeper_than_a_path_may_be_long(tmp_path: Path) -> None:
@@ -276,8 +306,8 @@ def test_a_tree_of_directories_that_is_deeper_than_a_path_may_be_long(tmp_path: 
 def test_a_supervisor_that_is_killed_keeps_no_worker() -> None:
     with local_supervisor() as host:
         host.prepare_calls()
-        assert host.call(abs, -1).value() == 1
-        host.pump(lambda: len(host.children()) == 1, "a worker for the next call")
+        used = host.call(os.getpid).value()
+        host.pump(lambda: used not in host.children() and host.children(), "a worker for the next call")
         [spare] = host.children()
         host.process.kill()
         host.process.wait()

@@ -1,0 +1,471 @@
+"""The functions that a supervisor calls, each in a forked process of its own."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lazycluster.exceptions import RemoteFunctionError
+from lazycluster.openssh.shell import JOB_VARIABLE
+from lazycluster.supervisor import call, frames, launch, payload
+from lazycluster.supervisor.frames import OUTCOME
+from lazycluster.testing.processes import wait_until
+from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor
+from tests.unit.test_call_program import PYTHONS
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
+HERE = [path for path in PYTHONS if path.parts[-3].split(".")[:2] == [str(part) for part in sys.version_info[:2]]]
+
+
+@pytest.fixture
+def host() -> Iterator[LocalSupervisor]:
+    with local_supervisor(grace=0.5) as host:
+        host.prepare_calls()
+        yield host
+
+
+def spare_of(host: LocalSupervisor, *others: object) -> int:
+    """Wait until the one child, except others, is the worker for the next call, and return its number."""
+
+    def look() -> bool:
+        found[:] = [pid for pid in host.children() if pid not in others]
+        return len(found) == 1
+
+    found: list[int] = []
+    host.pump(look, "a worker for the next call")
+    return found[0]
+
+
+# What comes back ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("python", HERE, ids=lambda path: path.parts[-3])
+def test_a_value_from_a_program_that_was_sent(python: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "pickle.py"
+    trap.write_text("raise SystemExit('the current directory was imported from')")
+    with local_supervisor(python, cwd=tmp_path) as host:
+        host.prepare_calls()
+        assert host.call(lambda a, b: a * b, 6, 7).value() == 42
+        assert host.call(lambda: (sys.modules["cloudpickle"].__file__, "lazycluster" in sys.modules)).value() == (
+            "<cloudpickle>/__init__.py",
+            False,
+        )
+
+
+def test_values_and_exceptions(host: LocalSupervisor) -> None:
+    job = host.call(lambda text: print(text) or [text], "é\n")
+    assert job.value() == ["é\n"]
+    assert job.errors == b"\xc3\xa9\n\n"
+    failing = host.call(lambda: dict[str, int]()["key"])
+    with pytest.raises(KeyError, match="'key'"):
+        failing.value()
+    for error, function in ((SystemExit, sys.exit), (KeyboardInterrupt, lambda: os.kill(os.getpid(), signal.SIGINT))):
+        with pytest.raises(RemoteFunctionError, match=error.__name__):
+            host.call(function).value()
+    assert host.call(lambda: "still well").value() == "still well"
+
+
+def test_prints_are_sent_while_it_runs_and_are_complete_at_the_end(host: LocalSupervisor, tmp_path: Path) -> None:
+    go = str(tmp_path / "go")
+    os.mkfifo(go)
+
+    def talk() -> str:
+        print("first")
+        with open(go) as file:  # noqa: PTH123 - waits
+            file.read()
+        print("out")
+        print("err", file=sys.stderr)
+        os.write(1, b"raw\n")
+        subprocess.run(["sh", "-c", "echo of a command; echo and its errors >&2"], check=True)
+        sys.stdout.write("no end" + "x" * 100_000)
+        return "value"
+
+    job = host.call(talk)
+    host.pump(lambda: job.errors == b"first\n", "what it printed first")
+    with open(go, "w"):  # noqa: PTH123 - goes on
+        pass
+    assert job.value() == "value"
+    printed = b"first\nout\nerr\nraw\nof a command\nand its errors\nno end" + b"x" * 100_000
+    assert job.errors == printed
+
+
+@pytest.mark.parametrize(
+    ("function", "ended"),
+    [
+        (lambda: os._exit(3), ("exit", str(3 << 8))),
+        (lambda: os._exit(0), ("exit", "0")),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), ("signal", "9")),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), ("signal", "15")),
+        (lambda: os.execvp("false", ["false"]), ("exit", "256")),
+    ],
+)
+def test_a_process_that_dies(host: LocalSupervisor, function: Callable[[], object], ended: tuple[str, str]) -> None:
+    job = host.call(lambda: (print("last words"), sys.stdout.flush(), function()))
+    assert job.finish() == ended
+    assert job.errors == b"last words\n"
+    assert not job.output(OUTCOME).endswith(call.DONE)
+    assert host.call(abs, -1).value() == 1
+
+
+def test_a_large_argument_and_a_large_result(host: LocalSupervisor) -> None:
+    data = os.urandom(1 << 20) * 13
+    assert host.call(lambda got: got[::-1], data).value() == data[::-1]
+
+
+def test_a_result_that_is_not_taken_holds_the_function_up(host: LocalSupervisor) -> None:
+    job = host.call(lambda: bytes(20_000_000))
+    job.grants = False
+    host.pump(lambda: job.size >= frames.WINDOW, "all that it has leave for")
+    host.settle()
+    assert job.size == frames.WINDOW
+    assert host.call(abs, -2).value() == 2
+    job.grants = True
+    job.grant(1 << 30)
+    assert job.value() == bytes(20_000_000)
+
+
+# Where it is called ---------------------------------------------------------------------------------------------------
+
+
+def test_the_surroundings(tmp_path: Path) -> None:
+    def look() -> dict[str, object]:
+        import types  # noqa: PLC0415 - there
+
+        names = {name for name, value in vars(sys.modules["__main__"]).items() if not name.startswith("__")}
+        handlers = {int(number): signal.getsignal(number) for number in (1, 2, 13, 15, 17)}
+        return {
+            "cwd": os.getcwd(),  # noqa: PTH109
+            "path": sys.path[0],
+            "stdin": sys.stdin.read(),
+            "main": names,
+            "variables": {name: os.environ.get(name) for name in ("A", "PWD", "KEPT")},
+            "mark": os.environ["LAZYCLUSTER_JOB"],
+            "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:4],  # noqa: PTH208
+            "handlers": {
+                number: isinstance(handler, types.BuiltinFunctionType) or handler
+                for number, handler in handlers.items()
+            },
+            "leader": os.getsid(0) == os.getpgid(0) == os.getpid(),
+            "nice": os.nice(0),
+            "threads": [thread.name for thread in threading.enumerate()],
+            "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+        }
+
+    with local_supervisor(env={**os.environ, "KEPT": "yes", "A": "supervisor"}, cwd="/usr") as host:
+        host.prepare_calls()
+        job = host.call(look, cwd=tmp_path, A="two\nlines")
+        seen = job.value()
+        assert isinstance(seen, dict)
+        descriptors = seen.pop("descriptors")
+        assert descriptors[:3] == [0, 1, 2]
+        assert seen == {
+            "cwd": str(tmp_path),
+            "path": "",
+            "stdin": "",
+            "main": set(),
+            "variables": {"A": "two\nlines", "PWD": str(tmp_path), "KEPT": "yes"},
+            "mark": f"{host.token}.{job.name}.",
+            "handlers": {1: signal.SIG_DFL, 2: True, 13: signal.SIG_IGN, 15: signal.SIG_DFL, 17: signal.SIG_DFL},
+            "leader": True,
+            "nice": 0,
+            "threads": ["MainThread"],
+            "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+        }
+        assert JOB_VARIABLE == "LAZYCLUSTER_JOB"
+        assert host.call(os.getcwd).value() == "/usr"
+        assert host.call(lambda: os.environ["A"]).value() == "supervisor"
+        assert host.call(abs, -1, cwd=tmp_path / "gone").finish() == ("cd", "No such file or directory")
+
+
+def test_calls_share_nothing_but_what_was_there_before(host: LocalSupervisor) -> None:
+    def leave_traces() -> int:
+        import json  # noqa: PLC0415 - to be left
+
+        sys.modules["of_a_call"] = json
+        os.environ["TRACE"] = "1"
+        sys.path.append("/trace")
+        os.chdir("/")
+        atexit.register(print, "at exit")
+        return os.getpid()
+
+    def traces() -> tuple[int, list[object]]:
+        return os.getpid(), [
+            "of_a_call" in sys.modules,
+            os.environ.get("TRACE"),
+            "/trace" in sys.path,
+            Path.cwd() == Path("/"),
+        ]
+
+    pids = []
+    for _ in range(3):
+        job = host.call(leave_traces)
+        pids.append(job.value())
+        assert job.errors == b"at exit\n"
+        pid, found = host.call(traces).value()
+        pids.append(pid)
+        assert found == [False, None, False, False]
+    assert len(set(pids)) == 6
+
+
+def test_threads_and_exit_functions_are_waited_for(host: LocalSupervisor) -> None:
+    def leave() -> str:
+        def late() -> None:
+            time.sleep(0.05)
+            print("of a thread")
+
+        threading.Thread(target=late).start()
+        atexit.register(print, "at exit")
+        return "value"
+
+    job = host.call(leave)
+    assert job.value() == "value"
+    assert job.errors == b"of a thread\nat exit\n"
+
+
+# Forks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_that_forks_a_process_that_goes_on(host: LocalSupervisor) -> None:
+    """Which delays no end, and is ended with the supervisor."""
+
+    def daemon() -> int:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(60)
+            os._exit(0)
+        return pid
+
+    pid = host.call(daemon).value()
+    assert isinstance(pid, int)
+    assert not gone(pid)
+
+
+@pytest.mark.parametrize("first", ["parent", "child"])
+def test_a_function_that_comes_back_twice_from_a_fork(host: LocalSupervisor, first: str) -> None:
+    """As `subprocess` would not, and a forgetful user does: the value is that of the process that was called."""
+
+    def twice(first: str) -> str:
+        reading, writing = os.pipe()
+        pid = os.fork()
+        me = "parent" if pid else "child"
+        if me == first:
+            os.close(reading)
+            return f"{me}, first"  # the end of its process closes the other end
+        os.close(writing)
+        os.read(reading, 1)
+        return f"{me}, last"
+
+    job = host.call(twice, first)
+    assert job.value() == ("parent, first" if first == "parent" else "parent, last")
+
+
+def test_a_function_that_uses_multiprocessing(host: LocalSupervisor) -> None:
+    def in_processes() -> list[int]:
+        import multiprocessing  # noqa: PLC0415 - there
+
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            return pool.map(abs, [-1, -2, -3])
+
+    assert host.call(in_processes).value() == [1, 2, 3]
+
+
+def stubborn_family() -> None:
+    """Print the numbers of processes in sessions of their own, orphans among them, and wait."""
+    print(os.getpid())
+    print(subprocess.Popen(["sleep", "60"], start_new_session=True).pid)
+    if os.fork() == 0:  # a daemon: two forks, and a session
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            print(os.getpid())
+            time.sleep(60)
+        os._exit(0)
+    os.wait()
+    print("ready")
+    time.sleep(60)
+
+
+def started(host: LocalSupervisor) -> tuple[RemoteJob, list[int]]:
+    job = host.call(stubborn_family, grace=0.4)
+    host.pump(lambda: b"ready" in job.errors and job.errors.count(b"\n") == 4, "all of the family")
+    pids = [int(word) for word in job.errors.split() if word != b"ready"]
+    assert not any(gone(pid) for pid in pids)
+    return job, pids
+
+
+def test_a_stop_ends_a_function_with_all_that_it_started(host: LocalSupervisor) -> None:
+    job, pids = started(host)
+    began = time.monotonic()
+    job.stop()
+    assert job.finish() == ("signal", "15")
+    assert 0.3 < time.monotonic() - began < 10
+    assert gone(*pids)
+
+
+def test_the_end_of_the_supervisor_ends_functions_too(host: LocalSupervisor) -> None:
+    _, pids = started(host)
+    host.close()
+    assert host.leave() == []
+    assert gone(*pids)
+
+
+# The worker that is forked ahead --------------------------------------------------------------------------------------
+
+
+def test_the_next_call_has_a_worker_that_is_there_already(host: LocalSupervisor) -> None:
+    used = host.call(os.getpid).value()
+    for _ in range(3):
+        spare = spare_of(host, used)
+        assert host.call(os.getpid).value() == spare
+        used = spare
+
+
+def test_a_long_call_has_its_successor_forked_meanwhile(host: LocalSupervisor, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    long = host.call(lambda path: (os.getpid(), open(path).read()), str(go))  # noqa: PTH123, SIM115 - waits
+    host.pump(lambda: long.pid is not None, "the news that it has started")
+    spare = spare_of(host, long.pid)
+    assert host.call(os.getpid).value() == spare
+    go.write_text("on")
+    assert long.value() == (long.pid, "on")
+
+
+def test_a_worker_that_dies_before_its_call_is_replaced(host: LocalSupervisor) -> None:
+    spare = spare_of(host, host.call(os.getpid).value())
+    os.kill(spare, signal.SIGKILL)
+    host.pump(lambda: gone(spare), "that it is collected")
+    assert host.call(lambda: "as ever").value() == "as ever"
+
+
+def test_many_calls_at_once(host: LocalSupervisor) -> None:
+    jobs = [host.call(lambda number: (number, os.getpid()), number) for number in range(40)]
+    values = [job.value() for job in jobs]
+    assert [number for number, _ in values] == list(range(40))
+    assert len({pid for _, pid in values}) == 40
+
+
+def test_the_worker_is_given_up_where_nobody_calls() -> None:
+    with local_supervisor(tweaks="program._PULSE_EVERY = 0.2") as host:
+        host.prepare_calls()
+        assert host.call(abs, -1).value() == 1
+        host.pump(lambda: host.pulses and not host.children(), "no child any more")
+        assert host.call(abs, -1).value() == 1
+
+
+def test_no_descriptor_of_the_supervisor_gets_into_a_call(host: LocalSupervisor) -> None:
+    """What stays open in a function would keep jobs from ending, and the channel from closing."""
+    other = host.run("cat", stdin=None)
+    daemon = host.call(lambda: subprocess.Popen(["sleep", "60"], close_fds=False, stdin=0, stdout=1, stderr=2).pid)
+    pid = daemon.value()
+    other.feed(b"")
+    assert other.status() == 0
+    links = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}  # noqa: PTH115, PTH208
+    ours = {os.readlink(f"/proc/{host.process.pid}/fd/{name}") for name in ("0", "1")}  # noqa: PTH115
+    assert not links & ours
+
+
+# Not prepared ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_without_what_it_needs() -> None:
+    with local_supervisor() as host:
+        assert host.call(abs, -1).finish() == ("failed", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "data", "reason"),
+    [
+        (b"not compressed", b"", "error: Error -3 while decompressing data"),
+        (zlib.compress(b"nothing = 1"), b"", "KeyError: 'install'"),
+        (zlib.compress(b"raise ValueError('why')"), b"", "ValueError: why"),
+        (launch.calls_preparation(), b"not what it should be", "error: Error -3 while decompressing data"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_to_who_calls(text: bytes, data: bytes, reason: str) -> None:
+    with local_supervisor() as host:
+        host.send(frames.PREPARE, 0, frames.pack(text, data))
+        how, what = host.call(abs, -1).finish()
+        assert how == "failed"
+        assert what.startswith(reason)
+        host.settle()
+        assert host.run("echo well").result()[1] == b"well\n"
+
+
+def test_a_request_that_breaks_off(host: LocalSupervisor) -> None:
+    request = payload.dump(abs, -1).request()
+    job = host.jobs[900] = RemoteJob(host, 900)
+    host.send(frames.CALL, 900, frames.pack(b"1", b"", b"5", b"abs", request[:-1]))
+    assert job.finish() == ("exit", "256")
+    assert b"EOFError" in job.errors
+
+
+def test_where_no_process_can_be_forked() -> None:
+    tweaks = """
+import os
+def refuse():
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+os.fork = refuse
+"""
+    with local_supervisor(tweaks=tweaks) as host:
+        host.prepare_calls()
+        descriptors = f"/proc/{host.process.pid}/fd"
+        host.settle()
+        before = len(os.listdir(descriptors))  # noqa: PTH208
+        for _ in range(3):
+            assert host.call(abs, -1).finish() == ("failed", "no process for it: Resource temporarily unavailable")
+        host.settle()
+        assert len(os.listdir(descriptors)) == before  # noqa: PTH208
+
+
+def test_no_descriptor_is_lost(host: LocalSupervisor, tmp_path: Path) -> None:
+    """Not by jobs of any kind or end."""
+
+    def round_trip() -> None:
+        assert host.call(abs, -1).value() == 1
+        assert host.call(os._exit, 1).finish() == ("exit", "256")
+        assert host.run("cat", stdin=b"in").status() == 0
+        assert host.run("exec <&- >&- 2>&-; exit 3", stdin=None).status() == 3
+        assert host.run("true", cwd="/no/such").finish()[0] == "cd"
+        assert host.run("x" * 200_000).status() == 126
+        stopped = host.run("sleep 60", stdin=None)
+        stopped.stop()
+        assert stopped.status() == -signal.SIGTERM
+
+    def open_now() -> int:
+        spare_of(host)
+        return len(os.listdir(f"/proc/{host.process.pid}/fd"))  # noqa: PTH208
+
+    round_trip()
+    before = open_now()
+    for _ in range(5):
+        round_trip()
+    assert wait_until(lambda: open_now() == before, 10)
+
+
+def test_ports_of_functions_are_their_own(host: LocalSupervisor) -> None:
+    """A server that a function leaves behind does not keep the supervisor, nor the next call, from anything."""
+
+    def serve() -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        if os.fork() == 0:
+            listener.accept()
+            os._exit(0)
+        return port
+
+    port = host.call(serve).value()
+    assert isinstance(port, int)
+    socket.create_connection(("127.0.0.1", port), 5).close()
