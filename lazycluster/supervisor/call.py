@@ -122,7 +122,10 @@ def work(request: int, answer: int, done: bytes) -> None:
     parts = [_read(request, length) for length in REQUEST.unpack(_read(request, REQUEST.size))]
     os.close(request)
     out = _Gatherer(answer)
+    me = os.getpid()
     _work(out, parts)
+    if os.getpid() != me:
+        return  # a fork of the function's own, which came back from it too
     threading = sys.modules.get("threading")
     if threading is not None:
         if threading.active_count() > 1:

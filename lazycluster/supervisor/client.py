@@ -294,6 +294,8 @@ class Supervisor:
     def reason(self) -> str:
         """Return why it has ended."""
         failure = self._failure
+        if failure is None:
+            return "the link is gone"
         if isinstance(failure, SupervisorError):
             return failure.reason + indented(failure.output)
         return failure.reason if isinstance(failure, ConnectionLostError) else str(failure)

@@ -56,7 +56,7 @@ class Directories:
 
 
 def _brought_up(path: str, to: str) -> str:
-    """Move a directory whose path is too long to be named to where it is shorter, and return that; its parent can be."""
+    """Move a directory whose path is too long to be named, while that of its parent is not, and return its new path."""
     parent, name = os.path.split(path)
     os.chdir(parent)
     os.rename(name, to)

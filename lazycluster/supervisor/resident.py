@@ -90,7 +90,7 @@ class Resident(ConnectedHost):
             WorkingDirectoryError: The directory was temporary, and went with a supervisor that was lost.
         """
         current = self._current
-        if current is None or not current.alive:
+        if current is None or not self._is_well(current):
             current = self._start_again()
         if cwd is not None:
             _check_path(cwd)
@@ -103,7 +103,7 @@ class Resident(ConnectedHost):
     def _start_again(self) -> Supervisor:
         with self._lock:
             if self._current is not None:
-                if self._current.alive:
+                if self._is_well(self._current):
                     return self._current
                 for path in self._directories:
                     self._gone[path] = self._current.reason
@@ -111,6 +111,10 @@ class Resident(ConnectedHost):
             self._start(Settings(self._python, self.grace))
             assert self._current is not None
             return self._current
+
+    def _is_well(self, supervisor: Supervisor) -> bool:
+        """Tell whether a supervisor can be used; that its link is gone may be seen before it is."""
+        return supervisor.alive and self.connection.sessions.connected
 
     def _start(self, settings: Settings) -> Hello:
         """Start a supervisor, which others see once it has greeted."""

@@ -7,7 +7,6 @@ process's own: what a test has patched in them is patched for the function, too.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import queue
@@ -91,19 +90,15 @@ class FunctionUnderWay:
         self._events = events
         self._lock = threading.Lock()
         self._stage = contextlib.ExitStack()
-        self._is_on = False
         self._given_up = False
         self._thread = threading.Thread(target=self._run, name=f"function {payload.function}", daemon=True)
         self._thread.start()
 
     def give_up(self) -> None:
-        """Let go of it: others get their turn, and its thread is to end at its next Python instruction."""
+        """Let go of it: others get their turn, and what it does from now on is nobody's. Nothing can end a thread."""
         with self._lock:
             self._given_up = True
-            if self._is_on:
-                self._stage.close()
-                thread = ctypes.c_ulong(self._thread.ident or 0)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(SystemExit))
+            self._stage.close()
 
     def _run(self) -> None:
         if not self._enter():
@@ -113,7 +108,6 @@ class FunctionUnderWay:
             _answer(self._payload, _InMemory(outcome))
         finally:
             with self._lock:
-                self._is_on = False
                 self._stage.close()
         self._events.put(Answered(outcome.getvalue()))
 
@@ -130,7 +124,6 @@ class FunctionUnderWay:
                 self._stage.close()
                 self._events.put(NotBegun(error))
                 return False
-            self._is_on = True
             return True
 
 

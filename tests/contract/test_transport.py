@@ -158,14 +158,15 @@ def test_a_function_is_followed_like_a_command(transport: HostTransport) -> None
     assert b"".join(data for _, data in seen) == collector.joined(Stream.STDERR) == b"shown\n"
 
 
-def test_a_function_that_takes_too_long(transport: HostTransport) -> None:
+def test_a_function_that_takes_too_long(transport: HostTransport, cwd: str) -> None:
     def endless() -> None:
         print("begun")
-        while True:
+        directory = Path.cwd()
+        while directory.exists():
             time.sleep(0.01)
 
     with pytest.raises(CommandTimeoutError) as caught:
-        transport.call(dump(endless), io.BytesIO(), timeout=1.0)
+        transport.call(dump(endless), io.BytesIO(), cwd=cwd, timeout=1.0)
 
     assert (caught.value.host, caught.value.timeout) == (HOST, 1.0)
     assert caught.value.command.startswith("python: ")

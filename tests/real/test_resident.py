@@ -224,6 +224,7 @@ def test_a_supervisor_that_is_killed_is_told_and_replaced(sshd: LocalSshd, tmp_p
         command = f"echo once >>ran; (setsid sleep {number} &) ; sleep {number}"
         task = runtime.execute_task(RuntimeTask().run_command(command))
         started(number, 2)
+        runtime.run("sleep 0.1")  # what the host says is said in order: by now also that the other has started
         begun = time.monotonic()
         os.kill(first, signal.SIGKILL)
         with pytest.raises(TaskExecutionError, match="killed by signal 9") as caught:

@@ -41,6 +41,7 @@ class RemoteJob:
     pid: int | None = None
     ended: tuple[str, str] | None = None
     size: int = 0
+    forsaken: bool = False
 
     def output(self, kind: int = frames.OUTPUT) -> bytes:
         """Return what has come of a stream."""
@@ -53,6 +54,7 @@ class RemoteJob:
 
     def take(self, kind: int, body: bytes) -> None:
         """Take note of a frame."""
+        assert not self.forsaken, frames.NAMES[kind]
         if kind in {frames.OUTPUT, frames.ERRORS, frames.OUTCOME}:
             assert self.ended is None, "output after the end"
             self.streams.append((kind, body))
@@ -87,6 +89,12 @@ class RemoteJob:
     def stop(self) -> None:
         """Have it ended."""
         self.host.send(frames.STOP, self.name)
+
+    def forsake(self) -> None:
+        """Wait for it no longer; nothing may come of it from here on, as far as it was not on its way."""
+        self.host.send(frames.FORSAKE, self.name)
+        self.host.settle()
+        self.forsaken = True
 
     def printed(self, text: bytes) -> RemoteJob:
         """Wait until it has printed something."""

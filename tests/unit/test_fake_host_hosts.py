@@ -137,7 +137,7 @@ def test_one_that_goes_down_and_comes_up_again(fake_host: FakeHost, tmp_path: Pa
 def test_what_is_under_way_when_it_goes_down_is_lost(fake_host: FakeHost) -> None:
     fake_host.on("sleep", stdout="begun\n", delay=math.inf)
     with Runtime("any-host") as runtime:
-        tasks = [RuntimeTask().run_command("sleep"), RuntimeTask().run_function(waits)]
+        tasks = [RuntimeTask().run_command("sleep"), RuntimeTask().run_function(waits, runtime.working_dir)]
         for task in tasks:
             runtime.execute_task(task)
         assert wait_until(lambda: len(fake_host.ways[0]._waiting) == 2, timeout=10)
@@ -152,8 +152,8 @@ def test_what_is_under_way_when_it_goes_down_is_lost(fake_host: FakeHost) -> Non
         fake_host.come_up()
 
 
-def waits() -> None:
-    while True:
+def waits(directory: str) -> None:
+    while Path(directory).exists():
         threading.Event().wait(0.01)
 
 

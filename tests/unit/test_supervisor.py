@@ -368,9 +368,10 @@ def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
         assert job.window == 0
         assert host.run("echo not delayed").result()[1] == b"not delayed\n"
         go.write_text("it goes on\n")
-        job.feed(bytes(WINDOW))
+        job.feed(bytes(WINDOW), end=False)
+        host.pump(lambda: job.window > WINDOW - GRANTED, "leave for as much as at first")
+        job.feed(b"")
         assert job.result() == (0, b"it goes on\n%d\n" % (2 * WINDOW), b"")
-        assert job.window > WINDOW - 2 * GRANTED
 
 
 # Output ---------------------------------------------------------------------------------------------------------------
@@ -509,6 +510,20 @@ def test_frames_for_nobody_are_of_no_effect() -> None:
     with local_supervisor() as host:
         for kind in (frames.INPUT, frames.INPUT_END, frames.GRANT, frames.STOP, frames.PULSE, frames.ENDED):
             host.send(kind, 77, b"1")
+        host.settle()
+
+
+def test_what_makes_no_sense_ends_its_job_alone() -> None:
+    with local_supervisor() as host:
+        job, other = host.run("cat", stdin=None), host.run("cat", stdin=None)
+        host.send(frames.GRANT, job.name, b"many")
+        how, what = job.finish()
+        assert (how, what) == ("failed", "ValueError: invalid literal for int() with base 10: b'many'")
+        other.feed(b"fed")
+        assert other.result()[1] == b"fed"
+        for impossible in (host.run("true; \0"), host.run("true", env={"A": "\0"})):
+            how, what = impossible.finish()
+            assert (how, what[:11]) == ("failed", "ValueError:")
         host.settle()
 
 

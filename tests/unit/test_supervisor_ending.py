@@ -123,6 +123,32 @@ def test_a_stop_of_a_job_with_output_that_waits_for_leave() -> None:
         assert job.status() == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("command", ["cat /dev/zero", "trap '' TERM; cat /dev/zero; while :; do sleep 0.01; done"])
+def test_a_job_that_is_forsaken_is_ended_without_a_word(command: str) -> None:
+    """Whoever gave it up takes no more of its output."""
+    with local_supervisor() as host:
+        job = host.run(command, grants=False, grace=0.3)
+        host.pump(lambda: job.size >= WINDOW, "all that it has leave for")
+        job.stop()
+        job.forsake()
+        host.pump(lambda: not host.children(), "the end of its process")
+        host.settle()
+        assert job.ended is None
+
+
+def test_a_job_may_be_forsaken_when_only_its_output_is_left() -> None:
+    with local_supervisor() as host:
+        job = host.run(f"head -c {WINDOW + 70_000} /dev/zero", grants=False)
+        host.pump(lambda: job.size >= WINDOW and not host.children(), "the end of its process")
+        descriptors = len(list(Path(f"/proc/{host.process.pid}/fd").iterdir()))
+        job.forsake()
+        job.stop()
+        host.settle()
+        now = wait_until(lambda: len(list(Path(f"/proc/{host.process.pid}/fd").iterdir())) < descriptors, 10)
+        assert now, "its pipes are closed"
+        assert job.ended is None
+
+
 def test_many_stops_at_once() -> None:
     with local_supervisor() as host:
         jobs = [started(host, SESSION) for _ in range(20)]

@@ -1,0 +1,340 @@
+"""How a supervisor starts processes: what goes without a shell, and what a process is given."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lazycluster.supervisor import spawning
+from lazycluster.supervisor.spawning import Limit, Starter, as_words, base_environment, login_shell
+
+# Without a shell ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory with programs, which is the current one, too."""
+    for name in ("tool", "echo", "-x", "3to4", "a.b"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "data").write_text("")
+    (tmp_path / "data").chmod(0o644)
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "broken").symlink_to("nothing")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("tool", ["tool"]),
+        ("tool a  b\tc", ["tool", "a", "b", "c"]),
+        ("tool -x --long=value a=b x@y 50% a:b,c", ["tool", "-x", "--long=value", "a=b", "x@y", "50%", "a:b,c"]),
+        ("./tool x", ["./tool", "x"]),
+        ("{dir}/tool", ["{dir}/tool"]),
+        ("3to4", ["3to4"]),
+        ("a.b", ["a.b"]),
+        ("-x", ["-x"]),
+    ],
+)
+def test_a_plain_command_goes_without_a_shell(programs: Path, command: str, words: list[str]) -> None:
+    found = as_words(command.format(dir=programs), {b"PATH": b"/no/such:%b" % os.fsencode(programs)})
+    words = [word.format(dir=programs) for word in words]
+    assert found == [words[0] if "/" in words[0] else f"{programs}/{words[0]}", *words]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        " tool",
+        "tool ",
+        "tool\n",
+        "tool\nrm",
+        "tool\rx",
+        "A=b",
+        "A=b tool",
+        "tool=x",
+        "tool 'a'",
+        'tool "a"',
+        "tool a\\ b",
+        "tool $A",
+        "tool `a`",
+        "tool ~",
+        "~/tool",
+        "tool *",
+        "tool a?",
+        "tool [a]",
+        "tool {a,b}",
+        "tool !",
+        "!tool",
+        "tool # comment",
+        "tool; tool",
+        "tool &",
+        "tool | tool",
+        "tool <data",
+        "tool >data",
+        "tool 2>&1",
+        "(tool)",
+        "{ tool; }",
+        "tool é",
+        "tool \udcff",
+        "tool ^a",
+        # what shells do by themselves
+        "echo x",
+        "exec tool",
+        "cd /",
+        "exit",
+        "kill 1",
+        "wait",
+        "time tool",
+        "ulimit -n",
+        "test -e data",
+        ". tool",
+        ":",
+        "if",
+        "command tool",
+        "builtin echo",
+        # not a program that can be run
+        "data",
+        "./data",
+        "directory",
+        "./directory",
+        "broken",
+        "./broken",
+        "missing",
+        "./missing",
+        "tool/",
+        "data/tool",
+    ],
+)
+def test_any_other_goes_through_a_shell(programs: Path, command: str) -> None:
+    assert as_words(command, {b"PATH": os.fsencode(programs)}) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        (b"/no/such:{dir}", "{dir}/tool"),
+        (b"{dir}/:/bin", "{dir}//tool"),
+        (b"", None),  # a shell has a path of its own then
+        (None, None),
+        (b"/no/such:", "./tool"),  # an empty part is the current directory
+        (b".", "./tool"),
+    ],
+)
+def test_where_a_program_is_looked_for(programs: Path, path: bytes | None, found: str | None) -> None:
+    environment = {} if path is None else {b"PATH": path.replace(b"{dir}", os.fsencode(programs))}
+    words = as_words("tool x", environment)
+    assert words == (None if found is None else [found.format(dir=programs), "tool", "x"])
+
+
+@pytest.mark.parametrize("name", [b"BASH_ENV", b"ENV", b"BASH_FUNC_tool%%", b"BASH_FUNC_other%%"])
+def test_what_a_shell_would_read_first_needs_one(programs: Path, name: bytes) -> None:
+    """A function of bash, say, may stand in the place of the program."""
+    assert as_words("tool", {b"PATH": os.fsencode(programs), name: b"x"}) is None
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash"])
+@pytest.mark.parametrize(
+    "command", ["id -u", "uname -s", "true", "false", "nproc --all", "env -u A", "sleep 0", "ls /"]
+)
+def test_without_a_shell_it_is_as_with_one(shell: str, command: str) -> None:
+    environment = {b"PATH": os.fsencode(os.environ["PATH"]), b"A": b"b"}
+    words = as_words(command, environment)
+    assert words is not None
+    runs = [
+        subprocess.run(argv, executable=program, capture_output=True, env=environment)
+        for program, argv in ((words[0], words[1:]), (f"/bin/{shell}", [shell, "-c", command]))
+    ]
+
+    def plain(text: bytes) -> list[bytes]:
+        return [
+            line for line in sorted(text.splitlines()) if not line.startswith((b"_=", b"PWD=", b"SHLVL=", b"OLDPWD="))
+        ]
+
+    assert plain(runs[0].stdout) == plain(runs[1].stdout)
+    assert (runs[0].returncode, runs[0].stderr) == (runs[1].returncode, runs[1].stderr)
+
+
+# The environment and the shell ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("level", "expected"), [(None, b"1"), ("0", b"1"), ("7", b"7"), ("-2", b"1"), ("x", b"1")])
+def test_the_level_of_the_shell(level: str | None, expected: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"A": "\udcff", **({} if level is None else {"SHLVL": level})})
+    assert base_environment() == {b"A": b"\xff", b"SHLVL": expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "taken"),
+    [("bash", 0o755, True), ("mksh", 0o755, True), ("fish", 0o755, False), ("bash5", 0o755, False), ("bash", 0, False)],
+)
+def test_the_login_shell(name: str, mode: int, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = tmp_path / name
+    shell.touch(mode)
+    monkeypatch.setenv("SHELL", str(shell))
+    assert login_shell() == (str(shell) if taken else "/bin/sh")
+    monkeypatch.delenv("SHELL")
+    assert login_shell() == "/bin/sh"
+
+
+# Starting -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["posix_spawn", "fork"])
+def starter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
+    """Start processes in each of the two ways; the limit and the descriptors are as before after the test."""
+    if request.param == "fork":
+        monkeypatch.setattr(os, "posix_spawn", None)  # as before Python 3.8
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    made = Starter(Limit())
+    yield made
+    spawning.close_all(made._low)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def run(starter: Starter, program: str, *argv: str, environment: dict[bytes, bytes] | None = None) -> tuple[int, bytes]:
+    """Return the status of a program, and what it printed to its three descriptors."""
+    nothing, (reading, writing) = os.open(os.devnull, os.O_RDONLY), os.pipe()
+    try:
+        pid = starter.start(program, ["name", *argv], environment or {}, [nothing, writing, writing])
+    except OSError:
+        os.close(reading)
+        raise
+    finally:
+        spawning.close_all((nothing, writing))
+    with os.fdopen(reading, "rb") as file:
+        printed = file.read()  # its end comes: nothing here keeps the pipe open
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), printed
+
+
+def test_a_program_is_started(starter: Starter) -> None:
+    shown = 'echo "$0 $1 $A"; echo err >&2; cat; readlink /proc/$$/fd/0; exit 3'
+    status, printed = run(
+        starter, "/bin/sh", "-c", shown, "one", environment={b"A": b"\xff", b"PATH": b"/usr/bin:/bin"}
+    )
+    assert (status, printed) == (3, b"one  \xff\nerr\n/dev/null\n")
+    assert run(starter, "/bin/sh", "-c", "kill -PIPE $$") == (-signal.SIGPIPE, b"")
+
+
+def inheritable(descriptor: int) -> bool:
+    """Tell whether a descriptor is one that whoever started the tests hands on to everybody."""
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows it")
+def test_what_it_is_given(starter: Starter) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    environment = {b"PATH": b"/usr/bin:/bin"}
+    _, listed = run(starter, "/bin/sh", "-c", "ls /proc/$$/fd", environment=environment)
+    whose = {name for name in listed.split() if int(name) > 2 and not inheritable(int(name))}
+    assert {b"0", b"1", b"2"} <= set(listed.split())
+    assert whose == set()
+    _, said = run(starter, "/bin/sh", "-c", "ulimit -Sn; cut -d' ' -f1,5,6 /proc/self/stat", environment=environment)
+    limit, pid, group, session = said.split()
+    assert int(limit) == starter._limit._was[0]
+    assert group == session != pid  # those of the shell
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits, "as before"
+
+
+@pytest.mark.parametrize(
+    ("program", "number"),
+    [("/no/such", errno.ENOENT), ("/", errno.EACCES), ("/etc/passwd", errno.EACCES), ("{tmp}/text", errno.ENOEXEC)],
+)
+def test_what_cannot_be_started(starter: Starter, program: str, number: int, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("echo of a shell\n")
+    (tmp_path / "text").chmod(0o755)
+    before = len(list(Path("/dev/fd").iterdir()))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(OSError) as caught:
+        run(starter, program.format(tmp=tmp_path))
+    assert caught.value.errno == number
+    assert len(list(Path("/dev/fd").iterdir())) == before
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_too_long_a_word(starter: Starter) -> None:
+    with pytest.raises(OSError, match="Argument list too long"):
+        run(starter, "/bin/true", "x" * 3_000_000)
+
+
+def test_descriptors_above_the_limit_are_handed_on(starter: Starter) -> None:
+    """With many jobs those of a pipe are, and posix_spawn(3) refuses them (see the kernel's dup2(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    starter._limit._was = (64, hard)
+    reading, writing = os.pipe()
+    high = os.dup2(writing, 100, inheritable=False)
+    try:
+        pid = starter.start("/bin/sh", ["sh", "-c", "echo high; ulimit -Sn"], {}, [0, high, 2])
+    finally:
+        spawning.close_all((writing, high))
+        starter._limit._was = (soft, hard)
+        starter._limit.restore()
+    with os.fdopen(reading, "rb") as file:
+        assert file.read() == b"high\n64\n"
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_where_the_limit_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    limit = Limit()
+    limit.lift()
+    limit.restore()
+
+
+# Pipes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_pipes() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0) as file:
+        assert spawning.waiting(reading, 7) == 0
+        file.write(b"abc")
+        assert spawning.waiting(reading, 7) == 3
+        assert spawning.enlarge(reading) >= 1 << 16
+        spawning.unblock((reading, -1))
+        assert os.read(reading, 9) == b"abc"
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 9)
+
+
+def test_where_there_is_no_fcntl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert spawning.waiting(0, 7) == 7
+    assert spawning.enlarge(0) == spawning._LARGE_PIPE
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_all_but_some_descriptors_are_closed(listed: bool) -> None:
+    program = f"""
+import os
+from lazycluster.supervisor import spawning
+if not {listed}:
+    def refuse(path): raise FileNotFoundError
+    spawning.os.listdir = refuse
+kept, closed = os.pipe(), os.pipe()
+spawning.close_all_but(*kept)
+print([os.fstat(each) is not None for each in (0, 1, 2, *kept)])
+for each in closed:
+    try:
+        os.fstat(each)
+    except OSError as error:
+        print(error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{[True] * 5}\n{errno.EBADF}\n{errno.EBADF}\n", "")
