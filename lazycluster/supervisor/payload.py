@@ -11,7 +11,7 @@ import pickle
 import sys
 import threading
 import zlib
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import attrs
@@ -170,6 +170,8 @@ class _Pickler(cloudpickle.Pickler):
         self._namespaces: dict[str, _Namespace] = {}
 
     def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 - overrides one that is so typed
+        if type(obj) is CodeType:
+            return self._with_file_name(obj)
         if isinstance(obj, _Shell):
             reduced: Any = importlib.import_module, (obj.name,)
         elif isinstance(obj, _Namespace):
@@ -186,6 +188,12 @@ class _Pickler(cloudpickle.Pickler):
             if isinstance(reduced, tuple) and len(reduced) > 2:  # by value
                 reduced = self._seen(obj, reduced)
         return reduced
+
+    def _with_file_name(self, code: CodeType) -> Any:  # noqa: ANN401 - as above
+        """Reduce code with the name of its file, which cloudpickle leaves out since 3.1.3: tracebacks need it."""
+        reduced: Any = self.dispatch_table[CodeType](code)
+        make, made = reduced
+        return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in made)
 
     def _register_module(self, name: object) -> None:
         """Have cloudpickle send what a module defines by value, where that one is not installed."""

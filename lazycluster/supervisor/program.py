@@ -421,6 +421,7 @@ def main(token: str, mark: str, grace: float, working_dir: "bytes | None", probe
 
     That is not 0 where processes may be left that cannot be seen from here: the shell that started this looks again.
     """
+    os.environ.pop("PYTHONCOERCECLOCALE", None)  # set for this program, which else would set LC_CTYPE for commands
     out = os.dup(1)
     os.dup2(2, 1)
     adopts = adopt_orphans()
