@@ -40,9 +40,19 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def measured() -> Iterator[None]:
+    """Have coverage measure this process, and of others only those that ask for it (`local_supervisor`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAZYCLUSTER_TEST_COVERAGE", os.environ.get("COVERAGE_PROCESS_CONFIG", ""))
+        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def nothing_is_left(run_directory: Path) -> Iterator[None]:
     """Fail the run where a process or a directory of the library outlives it."""
-    watched = [run_directory, *([Path("/tmp")] if os.environ.get("CI") else [])]
+    alone = os.environ.get("CI") and "PYTEST_XDIST_WORKER" not in os.environ  # else others may be at work in /tmp
+    watched = [run_directory, *([Path("/tmp")] if alone else [])]
     before = _directories(watched)
     mark = f"LAZYCLUSTER_TEST_RUN={secrets.token_hex(8)}"
     with pytest.MonkeyPatch.context() as patch:

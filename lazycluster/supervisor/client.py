@@ -66,7 +66,7 @@ class Hello:
         Raises:
             FrameError: It is none.
         """
-        version, *fields = frames.unpack(body)
+        version, *fields = frames.unpack(body) or [b""]
         if version != frames.number(frames.PROTOCOL) or len(fields) != 7:
             raise frames.FrameError(f"a greeting of protocol {version!r}", body)
         implementation, release, executable, failure, pid, working_dir, facts = fields

@@ -322,6 +322,11 @@ def gone(*pids: int) -> bool:
     return not set(pids) & set(_parents())
 
 
+def measured() -> dict[str, str]:
+    """Return what a Python needs in its environment to have its lines counted, where those of the tests are."""
+    return {"COVERAGE_PROCESS_CONFIG": os.environ.get("LAZYCLUSTER_TEST_COVERAGE", "")}
+
+
 @contextlib.contextmanager
 def local_supervisor(
     python: str | Path | None = None,
@@ -343,12 +348,14 @@ def local_supervisor(
     token = secrets.token_hex(8)
     mark = f"{JOB_VARIABLE}={token}."
     sent = launch.supervisor(token, mark, grace, working_dir, probe)
-    imported = f"from lazycluster.supervisor import frames, job, outbox, program, spawning, tree, workers\n{tweaks}\n"
+    environment = {**(os.environ if env is None else env), **(measured() if python is None else {})}
+    imported = "import os\ndel os.environ['COVERAGE_PROCESS_CONFIG']\n"
+    imported += f"from lazycluster.supervisor import frames, job, outbox, program, spawning, tree, workers\n{tweaks}\n"
     imported += f"program.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"
     argv = [sys.executable, "-c", imported] if python is None else [str(python), "-c", sent.bootstrap]
     pipe = subprocess.PIPE
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=said, cwd=cwd, env=env, bufsize=0)
+        process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=said, cwd=cwd, env=environment, bufsize=0)
         supervisor = LocalSupervisor(process, token, said)
         try:
             if python is not None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -19,10 +20,9 @@ import pytest
 
 from lazycluster.exceptions import RemoteFunctionError
 from lazycluster.openssh.shell import JOB_VARIABLE
-from lazycluster.supervisor import call, frames, launch, payload
-from lazycluster.supervisor.frames import OUTCOME
+from lazycluster.supervisor import call, frames, launch, outcome, payload
 from lazycluster.testing.processes import wait_until
-from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor
+from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor, measured
 from tests.unit.test_call_program import PYTHONS
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
@@ -115,7 +115,6 @@ def test_a_process_that_dies(host: LocalSupervisor, function: Callable[[], objec
     job = host.call(lambda: (print("last words"), sys.stdout.flush(), function()))
     assert job.finish() == ended
     assert job.errors == b"last words\n"
-    assert not job.output(OUTCOME).endswith(call.DONE)
     assert host.call(abs, -1).value() == 1
 
 
@@ -134,6 +133,52 @@ def test_a_result_that_is_not_taken_holds_the_function_up(host: LocalSupervisor)
     job.grants = True
     job.grant(1 << 30)
     assert job.value() == bytes(20_000_000)
+
+
+# The half of it that is sent with the first call, alone --------------------------------------------------------------
+
+ALONE = """
+import os, sys
+from lazycluster.supervisor import call
+def main():
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    theirs = call
+    theirs.install(sys.stdin.buffer.raw.read({sources}))
+    for _ in range({warm}):
+        theirs.warm_up()
+    theirs.work(0, answer, b"done")
+main()
+"""
+
+
+@pytest.mark.parametrize("warm", [0, 2])
+@pytest.mark.parametrize(
+    ("function", "expected", "printed"),
+    [
+        (lambda: "value", "value", b""),
+        (lambda: bytes(1_000_000), bytes(1_000_000), b""),
+        (lambda: [print("said"), atexit.register(print, "at exit")][0], None, b"said\nat exit\n"),
+        (lambda: threading.Timer(0.05, print, ["of a thread"]).start(), None, b"of a thread\n"),
+        (lambda: os.fork() == 0 or os.wait() is None, False, b""),
+    ],
+    ids=["value", "large", "prints", "thread", "fork"],
+)
+def test_work(function: Callable[[], object], expected: object, printed: bytes, warm: int) -> None:
+    sources, request = payload.cloudpickle_source(), payload.dump(function).request()
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE.format(sources=len(sources), warm=warm)],
+        input=sources + request,
+        capture_output=True,
+        env={**os.environ, **measured()},
+        timeout=60,
+    )
+    assert done.stderr == printed
+    assert done.stdout.endswith(b"done"), "last"
+    assert done.stdout.count(b"done") == 1
+    with tempfile.TemporaryFile() as file:
+        file.write(done.stdout[:-4] + call.TRAILER.pack(call.MAGIC, call.ENDED, 0))
+        assert outcome.read_outcome(file, "h", "f").unwrap() == expected
 
 
 # Where it is called ---------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_a_job_that_is_forsaken_is_ended_without_a_word(command: str) -> None:
 
 def test_a_job_may_be_forsaken_when_only_its_output_is_left() -> None:
     with local_supervisor() as host:
-        job = host.run(f"head -c {WINDOW + 70_000} /dev/zero", grants=False)
+        job = host.run(f"head -c {WINDOW + 50_000} /dev/zero", grants=False)
         host.pump(lambda: job.size >= WINDOW and not host.children(), "the end of its process")
         descriptors = len(list(Path(f"/proc/{host.process.pid}/fd").iterdir()))
         job.forsake()

@@ -100,7 +100,7 @@ def test_marked() -> None:
     ):
         table = [row(pid) for pid in (with_it.pid, without.pid, 999999999)]
         assert wait_until(lambda: tree.marked(table, b"MARK=a=b.") == {with_it.pid}, 10)
-        assert tree.marked(table, b"MARK=a=c") == {without.pid}
+        assert wait_until(lambda: tree.marked(table, b"MARK=a=c") == {without.pid}, 10)
         assert tree.marked(table[:1], b"MARK=a=c") == set()
         for child in (with_it, without):
             child.kill()
