@@ -5,8 +5,7 @@ demo:
 	@scripts/setup demo
 	@.venv/bin/lazycluster demo
 
-# More workers than processors: most tests wait for something.
-WORKERS ?= 3
+WORKERS ?= 2
 
 test: check
 	.venv/bin/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real

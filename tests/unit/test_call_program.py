@@ -386,8 +386,9 @@ def test_nothing_outlives_the_manager(function: Callable[[], None], way: str) ->
     else:
         running.process.send_signal(signal.Signals[way])
     answer = running.answer()
-    assert (time.monotonic() - began > 0.5) == deaf
-    assert time.monotonic() - began < 10
+    took = time.monotonic() - began
+    assert took > 0.5 or not deaf
+    assert took < 10  # half of the grace of those that are not
     assert all(gone(pid) for pid in pids)
     with pytest.raises(RemoteFunctionError, match="ended because the manager closed the connection"):
         answer.outcome.unwrap()

@@ -498,9 +498,11 @@ def test_a_host_that_cannot_be_reached(host: FakeHost) -> None:
 
 
 def test_what_is_no_protocol(host: FakeHost) -> None:
-    host.says(GREETED, b"Traceback (most recent call last):\n")
+    host.says(GREETED)
     with supervised(host) as supervisor:
+        supervisor.wait(10)
         job = supervisor.start(frames.RUN, "make")
+        host.says(b"Traceback (most recent call last):\n")
         with pytest.raises(ConnectionLostError, match="this is no frame of the supervisor's protocol: b'Traceback"):
             job.finish()
 

@@ -19,6 +19,7 @@ import pytest
 from lazycluster.openssh import mux
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.mux import ControlSocket, ControlSocketError, Reply, RequestRefusedError, encode, readable
+from lazycluster.testing.processes import wait_until
 
 from .fake_master import (
     ALIVE,
@@ -253,11 +254,8 @@ def test_probe(master: Master, control: ControlSocket) -> None:
     assert [(request.type, request.body) for request in master.requests] == [
         (0x10000008, text("") + text("localhost") + words(80))
     ]
-    assert len(master.greetings) == 2  # over a connection of its own, which is closed
-    deadline = time.monotonic() + 5
-    while master.closed < 1 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert master.closed == 1
+    # over a connection of its own, which is closed
+    assert wait_until(lambda: (len(master.greetings), master.closed) == (2, 1), 10)
 
 
 def test_a_probe_refused(master: Master, control: ControlSocket) -> None:
