@@ -140,8 +140,10 @@ class Job:
         self.events.put((frames.PULSE, b""))
 
     def _next(self) -> Event:
+        remaining = self.deadline.remaining
         try:
-            return self.events.get(timeout=self.deadline.remaining)
+            # With next to no time SimpleQueue.get() may wait for ever (seen with Python 3.10 on a busy machine).
+            return self.events.get(timeout=None if remaining is None else max(remaining, 0.05))
         except queue.Empty:
             raise DeadlinePassedError from None
 
