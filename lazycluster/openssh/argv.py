@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from lazycluster.openssh.destination import Destination
@@ -72,7 +73,8 @@ def master_argv(to: Destination, socket: Path, log: Path, *, batch: bool = True)
         ("LogLevel", "INFO"),
         ("NumberOfPasswordPrompts", "1"),
     )
-    timeout = ("ConnectTimeout", str(max(1, round(to.connect_timeout))))
+    # Later than our own deadline: ssh would end only itself, and leave what its ProxyCommand has started.
+    timeout = ("ConnectTimeout", str(math.ceil(to.connect_timeout) + 1))
     return ("ssh", "-f", "-N", "-T", "-E", str(log), *_options(to, own, (*_DEFAULTS, timeout)), "--", to.host)
 
 

@@ -61,7 +61,7 @@ def test_master() -> None:
         *("-o", "ForwardX11=no"),
         *("-o", "ServerAliveInterval=5"),
         *("-o", "ServerAliveCountMax=3"),
-        *("-o", "ConnectTimeout=10"),
+        *("-o", "ConnectTimeout=11"),
         *("--", "web1"),
     )
 
@@ -190,8 +190,8 @@ def test_a_call_through_the_master_can_never_dial(argv: tuple[str, ...]) -> None
 
 
 @pytest.mark.parametrize(
-    ("seconds", "whole"), [(0.2, "1"), (1.4, "1"), (1.6, "2"), (10.0, "10"), (3600, "3600")]
-)  # ssh takes whole seconds and 0 is never
+    ("seconds", "whole"), [(0.2, "2"), (1.4, "3"), (1.6, "3"), (10.0, "11"), (3600, "3601")]
+)  # ssh takes whole seconds; our own deadline is the earlier one
 def test_connect_timeout(seconds: float, whole: str) -> None:
     argv = master_argv(Destination("web1", connect_timeout=seconds), SOCKET, LOG)
     assert effective(argv)["connecttimeout"] == whole
