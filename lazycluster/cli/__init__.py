@@ -1,0 +1,62 @@
+"""The command line: one module a command or a few of a kind, imported when the command is used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lazycluster.exceptions import LazyclusterError
+
+_COMMANDS = {
+    "demo": "demonstrating",
+}
+"""In which module of this package a command lives; the function is named like the command, with underscores."""
+
+FAILED, INTERRUPTED = 1, 130
+"""Exit statuses: something failed, on a host or here; Ctrl-C. Click's own for a wrong call is 2."""
+
+
+class _Commands(click.Group):
+    """Imports a command when somebody asks for it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - overrides one that is so typed
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"lazycluster.cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="lazycluster", message="%(prog)s %(version)s")
+def lazycluster() -> None:
+    """Run work on other machines over nothing but the system's own OpenSSH client."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    That is 0; 1 where something failed, on a host or here; 2 for a wrong call; 130 after Ctrl-C; or what the command
+    itself says.
+    """
+    try:
+        result = lazycluster.main(arguments, prog_name="lazycluster", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except LazyclusterError as error:
+        click.echo(f"lazycluster: {error}", err=True)
+        return FAILED
+    return result if isinstance(result, int) else 0
