@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
+from lazycluster import calling
 from lazycluster._typing import Self, Unpack
 from lazycluster.exceptions import (
     ConnectError,
@@ -32,8 +33,8 @@ from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
 from lazycluster.results import CommandResult
-from lazycluster.steps import RunFunction
 from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
+from lazycluster.transport import UNWATCHED, Watch
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -61,14 +62,15 @@ class Runtime(Facts):
     """
 
     def __init__(self, host: str, working_dir: str | None = None, **connection_kwargs: Unpack[RuntimeOptions]) -> None:
-        self._transport = reach(host, connection_kwargs)
-        self._holdings = Holdings(self._transport)
+        self.transport = reach(host, connection_kwargs)
+        """The way onto the host, which groups use, too."""
+        self._holdings = Holdings(self.transport)
         self._env: dict[str, str] = {}
         self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._executions: list[tuple[RuntimeTask, Execution]] = []
         try:
-            self._working_dir, self._host_info = self._transport.set_up(working_dir)
+            self._working_dir, self._host_info = self.transport.set_up(working_dir)
         except (LazyclusterError, ValueError) as error:
             self._give_up()
             reason = str(error).removeprefix(f"{host}: ")
@@ -82,7 +84,7 @@ class Runtime(Facts):
 
     def _give_up(self) -> None:
         """End what could not be set up; a host on which nothing was made is not asked again."""
-        if self._transport.directories:
+        if self.transport.directories:
             self._holdings.release()
         else:
             self._holdings.abandon()
@@ -106,7 +108,7 @@ class Runtime(Facts):
     @property
     def host(self) -> str:
         """Return the host as it was given."""
-        return self._transport.host
+        return self.transport.host
 
     @property
     def class_name(self) -> str:
@@ -146,7 +148,7 @@ class Runtime(Facts):
 
     def is_valid_runtime(self) -> bool:
         """Tell whether the host answers now and has a Python to run functions in."""
-        return self._transport.is_alive() and self._host_info.python_version is not None
+        return self.transport.is_alive() and self._host_info.python_version is not None
 
     def check_filter(
         self,
@@ -182,19 +184,20 @@ class Runtime(Facts):
 
     # What it does ------------------------------------------------------------------------------------------------
 
-    def run(self, command: str, *, timeout: float | None = None) -> CommandResult:
+    def run(self, command: str, *, timeout: float | None = None, watch: Watch = UNWATCHED) -> CommandResult:
         """Run a command in the working directory and return how it ended; a failure is no exception.
 
         Args:
             command: Any text that a POSIX shell takes.
             timeout: Seconds after which the command and its children are ended.
+            watch: Follows the output while it is produced, and may stop the command.
 
         Raises:
             CommandTimeoutError: It took longer.
             ConnectionLostError: The link broke.
         """
         self._check_open()
-        return self._transport.run(command, cwd=self._working_dir, env=self.env_variables, timeout=timeout)
+        return self.transport.run(command, cwd=self._working_dir, env=self.env_variables, timeout=timeout, watch=watch)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return what it returns.
@@ -206,16 +209,10 @@ class Runtime(Facts):
             PythonVersionMismatchError: The host's Python is of another minor version.
             FunctionNotSerializableError: It cannot be sent.
         """
-        self._check_open()
+        executor = self.executor()
         if not callable(function):
             raise ValueError(f"a function is needed, not {function!r}")  # noqa: TRY004 - as for run_function()
-        execution = Execution("call", (RunFunction(function, args, kwargs),), self._executor())
-        execution.run()
-        if execution.error is not None:
-            raise execution.error.__cause__ or execution.error
-        result: T = next(execution.returns())  # type: ignore[assignment]  # the function's own type, through a pickle
-        execution.forget()
-        return result
+        return calling.call(executor, function, args, kwargs)
 
     def execute_task(
         self,
@@ -235,7 +232,7 @@ class Runtime(Facts):
         """
         self._check_open()
         if not execute_async:
-            execution = task.begin(self._executor(debug=debug))
+            execution = task.begin(self.executor(debug=debug))
             with self._lock:
                 self._executions.append((task, execution))
             execution.run()
@@ -244,15 +241,21 @@ class Runtime(Facts):
         cancellation = Cancellation()
         with self._lock:
             process = task.begin_in_background(
-                self._executor(debug=debug, cancellation=cancellation), cancellation, self
+                self.executor(debug=debug, cancellation=cancellation), cancellation, self
             )
             self._executions.append((task, process.execution))
             self._holdings.keep(f"{task.name}-{next(self._numbers)}", process)
         return task
 
-    def _executor(self, *, debug: bool = False, cancellation: Cancellation | None = None) -> Executor:
+    def executor(self, *, debug: bool = False, cancellation: Cancellation | None = None) -> Executor:
+        """Return what carries out steps here; groups use it, too.
+
+        Raises:
+            RuntimeClosedError: The runtime was cleaned up.
+        """
+        self._check_open()
         return Executor(
-            self._transport,
+            self.transport,
             self._working_dir,
             self.env_variables,
             debug=debug,
@@ -294,12 +297,12 @@ class Runtime(Facts):
             CommandFailedError: It cannot be made.
         """
         self._check_open()
-        self._transport.create_dir(path, cwd=self._working_dir)
+        self.transport.create_dir(path, cwd=self._working_dir)
 
     def create_tempdir(self) -> str:
         """Make a temporary directory on the host and return its path; it is removed with the runtime."""
         self._check_open()
-        return self._transport.create_tempdir()
+        return self.transport.create_tempdir()
 
     def delete_dir(self, path: str) -> bool:
         """Delete a directory on the host with all that is in it; tell whether nothing of it is left.
@@ -310,7 +313,7 @@ class Runtime(Facts):
         if not path.rstrip("/"):
             raise ValueError(f"refusing to delete {path!r}")
         self._check_open()
-        return self._transport.delete_dir(path, cwd=self._working_dir)
+        return self.transport.delete_dir(path, cwd=self._working_dir)
 
     def has_free_port(self, port: int) -> bool:
         """Tell whether a server could listen on a port of the host, IPv4 and IPv6.
@@ -334,7 +337,7 @@ class Runtime(Facts):
 
     def _free_ports(self, ports: list[int]) -> list[int]:
         self._check_open()
-        return self._transport.free_ports([check_port(port) for port in ports])
+        return self.transport.free_ports([check_port(port) for port in ports])
 
     # Tunnels and processes ---------------------------------------------------------------------------------------
 
@@ -370,7 +373,7 @@ class Runtime(Facts):
 
     def _expose(self, key: str, forwarding: Forwarding) -> str:
         self._check_open()
-        tunnel = self._transport.expose(forwarding, self)
+        tunnel = self.transport.expose(forwarding, self)
         return self._holdings.keep(f"{key}-{next(self._numbers)}", tunnel)
 
     def get_process(self, key: str) -> ManagedProcess:

@@ -15,6 +15,7 @@ import os
 import pickle
 import struct
 import sys
+import time
 import traceback
 import types
 import zlib
@@ -54,11 +55,11 @@ def main(token: str, fork: "Callable[[], int]", watch: "Callable[[int], str]") -
 
     `fork` and `watch` are those of `watch.py`, which is sent along.
     """
-    answer = os.dup(1)  # not inheritable (PEP 446): commands that the function starts do not get it
+    out = os.dup(1)  # not inheritable (PEP 446): commands that the function starts do not get it
     os.dup2(2, 1)
     version = ".".join(str(number) for number in sys.version_info[:3])
     words = (GREETING, token, sys.implementation.name, version, sys.executable or "python")
-    _Writer(answer).write(" ".join(words).encode("unicode_escape") + b"\n")
+    Writer(out).write(" ".join(words).encode("unicode_escape") + b"\n")
     try:
         request = [_read(0, length) for length in REQUEST.unpack(_read(0, REQUEST.size))]
     except EOFError:
@@ -69,12 +70,12 @@ def main(token: str, fork: "Callable[[], int]", watch: "Callable[[int], str]") -
         os.dup2(nothing, 0)
         os.close(nothing)
         _set_the_stage()
-        _work(_Writer(answer), request)
+        answer(Writer(out), lambda: _load(request))
         return
     request.clear()
     how = watch(worker)
     with contextlib.suppress(BrokenPipeError):
-        _seal(_Writer(answer), ENDED, how.encode())
+        _seal(Writer(out), ENDED, how.encode())
 
 
 def install(sources: bytes) -> None:
@@ -94,7 +95,7 @@ def warm_up() -> None:
         function, args, kwargs = _load(request)
         del sys.path[0]
         _flush()
-        _returned(_Writer(writing), function(*args, **kwargs))
+        _returned(Writer(writing), function(*args, **kwargs or {}))
     finally:
         os.close(reading)
         os.close(writing)
@@ -114,16 +115,16 @@ def done_record(nonce: bytes) -> bytes:
     return nonce + TRAILER.pack(MAGIC, ENDED, len(nonce))
 
 
-def work(request: int, answer: int, done: bytes) -> None:
+def work(request: int, answering: int, done: bytes) -> None:
     """Read a request, call its function and write what came of it, in a process of a supervisor's own; last, `done`.
 
     Before that do what a Python does at its end, as far as that is the function's; the process is to end then.
     """
     parts = [_read(request, length) for length in REQUEST.unpack(_read(request, REQUEST.size))]
     os.close(request)
-    out = _Gatherer(answer)
+    out = _Gatherer(answering)
     me = os.getpid()
-    _work(out, parts)
+    answer(out, lambda: _load(parts))
     if os.getpid() != me:
         return  # a fork of the function's own, which came back from it too
     threading = sys.modules.get("threading")
@@ -146,7 +147,7 @@ def rebuild(kind: "type[BaseException]", args: "tuple[object, ...]", state: "dic
     return error
 
 
-class _Writer:
+class Writer:
     """A file for the pickler: writes all at once, and counts."""
 
     def __init__(self, descriptor: int) -> None:
@@ -154,6 +155,7 @@ class _Writer:
         self.count = 0
 
     def write(self, data: "bytes | memoryview") -> int:
+        """Write a piece."""
         view = memoryview(data).cast("B")
         position = 0
         while position < len(view):
@@ -162,7 +164,23 @@ class _Writer:
         return position
 
 
-class _Gatherer(_Writer):
+class InMemory(Writer):
+    """The same, into memory."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        super().__init__(-1)
+        self.data = bytearray()
+
+    def write(self, data: "bytes | memoryview") -> int:
+        """Keep a piece."""
+        self.data += data
+        written = len(self.data) - self.count
+        self.count += written
+        return written
+
+
+class _Gatherer(Writer):
     """The same, but little at a time is written together: whoever reads then wakes up once."""
 
     def __init__(self, descriptor: int) -> None:
@@ -185,7 +203,7 @@ class _Gatherer(_Writer):
         super().write(gathered)
 
 
-def _seal(out: _Writer, kind: bytes, record: bytes) -> None:
+def _seal(out: Writer, kind: bytes, record: bytes) -> None:
     out.write(record + TRAILER.pack(MAGIC, kind, len(record)))
 
 
@@ -245,14 +263,30 @@ class MemoryModules:
         return self._sent[name][2]
 
 
-def _work(out: _Writer, request: "list[bytes]") -> None:
-    """Call the function and write what came of it."""
-    me = os.getpid()
+def answer(
+    out: Writer, load: "Callable[[], tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]]"
+) -> None:
+    """Load a function with its arguments, call it, and write what came of it.
+
+    Without a mapping of arguments by name it is called with one item after another, of the list that is the second
+    argument, until the seconds that are the first have passed; what comes of it is a list of answers.
+    """
     try:
-        function, args, kwargs = _load(request)
+        function, args, kwargs = load()
     except BaseException as error:  # noqa: BLE001 - unpickling runs anything; the manager is told all of it
         _fail(out, f"it cannot be loaded there: {_in_a_line(error)}", error)
         return
+    if kwargs is None:
+        _tell(out, _each, (function, *args), {})
+    else:
+        _tell(out, function, args, kwargs)
+
+
+def _tell(
+    out: Writer, function: "Callable[..., object]", args: "tuple[object, ...]", kwargs: "dict[str, object]"
+) -> None:
+    """Call a function and write what came of it; nothing in a fork of the function's own that came back from it too."""
+    me = os.getpid()
     failure: BaseException | None = None
     value: object = None
     try:
@@ -261,12 +295,28 @@ def _work(out: _Writer, request: "list[bytes]") -> None:
     except BaseException as error:  # noqa: BLE001 - the user's function; the manager is told all of it
         failure = error
     if os.getpid() != me:
-        return  # a fork of the function's own, which came back from it too
+        return
     _flush()
     if failure is None:
         _returned(out, value)
     else:
         _raised(out, failure)
+
+
+def _each(function: "Callable[[object], object]", seconds: float, items: "list[object]") -> "list[bytes]":
+    """Call a function with one item after another until so many seconds have passed; return what came of each."""
+    me = os.getpid()
+    until = time.monotonic() + seconds
+    answers: list[bytes] = []
+    for item in items:
+        out = InMemory()
+        _tell(out, function, (item,), {})
+        if os.getpid() != me:
+            break
+        answers.append(bytes(out.data) + DONE)
+        if time.monotonic() >= until:
+            break
+    return answers
 
 
 def _set_the_stage() -> None:
@@ -281,7 +331,7 @@ def _set_the_stage() -> None:
         del namespace[name]
 
 
-def _load(request: "list[bytes]") -> "tuple[Callable[..., object], tuple[object, ...], dict[str, object]]":
+def _load(request: "list[bytes]") -> "tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]":
     """Make what was sent importable, and unpickle the function, its arguments, and the contents of the modules.
 
     The pickles are the function, contents of modules, None, the arguments, contents of modules, None. They are the
@@ -331,13 +381,15 @@ def _fill_modules(unpickler: pickle.Unpickler, left_out: "dict[tuple[str, str], 
 def _refuse_lazy(value: object) -> None:
     kinds = (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)
     if isinstance(value, kinds):
+        if isinstance(value, types.CoroutineType):
+            value.close()  # or Python would warn that nobody waited for it
         advice = (
             "use asyncio.run(...) there" if isinstance(value, types.CoroutineType) else "return a list of its items"
         )
         raise TypeError(f"the function returned a {type(value).__name__}, which cannot leave the host; {advice}")
 
 
-def _returned(out: _Writer, value: object) -> None:
+def _returned(out: Writer, value: object) -> None:
     try:
         if type(value) in _PLAIN:  # most results; cloudpickle would do the same, and takes its time to begin
             pickle.Pickler(out, pickle.HIGHEST_PROTOCOL).dump(value)
@@ -349,14 +401,14 @@ def _returned(out: _Writer, value: object) -> None:
         out.write(TRAILER.pack(MAGIC, VALUE, out.count))
 
 
-def _raised(out: _Writer, error: BaseException) -> None:
+def _raised(out: Writer, error: BaseException) -> None:
     """Write an exception: pickled, where that is possible, behind its text."""
-    own = error.__traceback__ and error.__traceback__.tb_next  # without the frame of _work
+    own = error.__traceback__ and error.__traceback__.tb_next  # without the frame of _tell
     text = "".join(traceback.format_exception(type(error), error, own or error.__traceback__))
     _seal(out, ERROR, _texts(_in_a_line(error), text) + pickled_exception(error))
 
 
-def _fail(out: _Writer, reason: str, error: BaseException) -> None:
+def _fail(out: Writer, reason: str, error: BaseException) -> None:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     _seal(out, ERROR, _texts(reason, text))
 

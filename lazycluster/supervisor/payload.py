@@ -24,9 +24,10 @@ from lazycluster.supervisor.modules import Survey, is_module, travels
 from lazycluster.supervisor.outcome import SENT_CLASSES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -66,10 +67,22 @@ def dump(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) ->
 
     Raises FunctionNotSerializableError.
     """
+    return _dump(function, (args, kwargs))
+
+
+def dump_each(function: Callable[[T], object], items: Sequence[T], seconds: float) -> Payload:
+    """Pickle a function with items to call it with, one after another, until so many seconds have passed.
+
+    Raises FunctionNotSerializableError.
+    """
+    return _dump(function, ((seconds, list(items)), None))
+
+
+def _dump(function: Callable[..., object], arguments: tuple[object, object]) -> Payload:
     name = function_name(function)
     try:
         with _LOCK, _modules_by_value() as survey:
-            pickles = _pickles(survey, function, (args, kwargs))
+            pickles = _pickles(survey, function, arguments)
             modules = _modules(survey)
             texts = pickle.dumps({file: _compressed(text) for file, text in survey.texts.items()})
     except Exception as error:  # pickling runs any code of the user's

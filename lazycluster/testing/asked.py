@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import attrs
 
@@ -38,13 +38,14 @@ class Called:
 
     @property
     def args(self) -> tuple[object, ...]:
-        """Return copies of the positional arguments, as they were sent."""
-        return unpickled(self.payload)[1]
+        """Return copies of the positional arguments, as they were sent; of a `map()` the items that went together."""
+        _, args, kwargs = unpickled(self.payload)
+        return args if kwargs is not None else tuple(cast("tuple[float, list[object]]", args)[1])
 
     @property
     def kwargs(self) -> dict[str, object]:
         """Return copies of the keyword arguments, as they were sent."""
-        return unpickled(self.payload)[2]
+        return unpickled(self.payload)[2] or {}
 
 
 @attrs.frozen

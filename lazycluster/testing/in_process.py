@@ -12,18 +12,18 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TextIO, TypeAlias, cast
 
 import attrs
 
-from lazycluster.supervisor.call import DONE, _fail, _flush, _in_a_line, _raised, _refuse_lazy, _returned, _Writer
+from lazycluster.supervisor.call import DONE, InMemory, answer
 from lazycluster.supervisor.outcome import _Unpickler
 from lazycluster.supervisor.payload import Payload
 
-Loaded: TypeAlias = tuple[Callable[..., object], tuple[object, ...], dict[str, object]]
+Loaded: TypeAlias = tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]
 
 
 @attrs.frozen
@@ -103,13 +103,13 @@ class FunctionUnderWay:
     def _run(self) -> None:
         if not self._enter():
             return
-        outcome = io.BytesIO()
+        outcome = InMemory()
         try:
-            _answer(self._payload, _InMemory(outcome))
+            answer(outcome, lambda: unpickled(self._payload))
         finally:
             with self._lock:
                 self._stage.close()
-        self._events.put(Answered(outcome.getvalue()))
+        self._events.put(Answered(bytes(outcome.data) + DONE))
 
     def _enter(self) -> bool:
         _turn.acquire()
@@ -125,43 +125,6 @@ class FunctionUnderWay:
                 self._events.put(NotBegun(error))
                 return False
             return True
-
-
-class _InMemory(_Writer):
-    """Writes an answer into memory."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        self._file = file
-        self.count = 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        written = self._file.write(data)
-        self.count += written
-        return written
-
-
-def _answer(payload: Payload, out: _Writer) -> None:
-    """Call a function and write what came of it, as the process of a host does."""
-    try:
-        function, args, kwargs = unpickled(payload)
-    except BaseException as error:  # noqa: BLE001 - unpickling runs anything; told to whoever called
-        _fail(out, f"it cannot be loaded there: {_in_a_line(error)}", error)
-    else:
-        failure: BaseException | None = None
-        value: object = None
-        try:
-            value = function(*args, **kwargs)
-            _refuse_lazy(value)
-        except BaseException as error:  # noqa: BLE001 - the user's function; told to whoever called
-            failure = error
-        if isinstance(value, Coroutine):
-            value.close()  # it is refused; here nobody is to be warned that it was not awaited
-        _flush()
-        if failure is None:
-            _returned(out, value)
-        else:
-            _raised(out, failure)
-    out.write(DONE)
 
 
 # The process's surroundings -------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def master_of(connection: Connection) -> Master:
 
 
 def connection_of(runtime: Runtime) -> Connection:
-    transport = runtime._transport
+    transport = runtime.transport
     assert isinstance(transport, ConnectedHost)
     return transport.connection
 

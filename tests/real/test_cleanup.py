@@ -385,7 +385,7 @@ def test_nothing_is_left_in_the_directories_for_temporary_files(
         task.send_file({__file__!r}, "it's a file").get_file("it's a file", {str(tmp_path / "file")!r})
         runtime.execute_task(task, execute_async=False)
         runtime.create_tempdir()
-        runtime._transport.run("cat", stdin=bytes(100000))
+        runtime.transport.run("cat", stdin=bytes(100000))
     """
     with Program(text, environment={"TMPDIR": str(ours)}) as program:
         assert program.finish(60) == (0, "", "")

@@ -496,7 +496,7 @@ def reached(server: LocalSshd, resident: bool, **keywords: Any) -> Iterator[Tran
     """Give the way onto a host that a resident runtime takes, or a connection."""
     if resident:
         with Runtime(server.host, str(server.home), **keywords) as runtime:
-            yield runtime._transport
+            yield runtime.transport
     else:
         with Connection(server.host, **keywords) as connection:
             yield connection

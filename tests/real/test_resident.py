@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 
 def transport(runtime: Runtime) -> Resident:
-    assert isinstance(runtime._transport, Resident)
-    return runtime._transport
+    assert isinstance(runtime.transport, Resident)
+    return runtime.transport
 
 
 def supervisor(runtime: Runtime) -> Supervisor:
@@ -273,7 +273,7 @@ def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
                 if how == "drop":
                     relay.drop()
                 else:
-                    master = runtime._transport.connection.sessions.master()  # type: ignore[attr-defined]
+                    master = runtime.transport.connection.sessions.master()  # type: ignore[attr-defined]
                     os.kill(master.pid, signal.SIGKILL)
                 if task is not None:
                     with pytest.raises(TaskExecutionError) as caught:

@@ -440,8 +440,8 @@ def answer_of(function: Callable[..., object], path: Path, *args: object) -> obj
     lengths = call.REQUEST.unpack_from(data)
     stream = io.BytesIO(data[call.REQUEST.size :])
     with path.open("wb", buffering=0) as file:
-        out = call._Writer(file.fileno())
-        call._work(out, [stream.read(length) for length in lengths])
+        out = call.Writer(file.fileno())
+        call.answer(out, lambda: call._load([stream.read(length) for length in lengths]))
         call._seal(out, call.ENDED, b"ended")
     with path.open("rb") as file:
         return outcome.read_outcome(file, "h", "f").unwrap()
@@ -518,7 +518,8 @@ def test_main(child: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "read", lambda _, length: stream.read(min(length, 2)))
     monkeypatch.setattr(os, "write", write)
     monkeypatch.setattr(call, "_set_the_stage", lambda: staged.append(True))
-    monkeypatch.setattr(call, "_work", lambda _, request: worked.append(request))
+    monkeypatch.setattr(call, "_load", worked.append)
+    monkeypatch.setattr(call, "answer", lambda _, load: load())
     call.main(TOKEN, lambda: 0 if child else 9, lambda worker: f"{worker} ended")
     assert launch.parse_greeting(said.pop(0), TOKEN) is not None
     assert worked == ([sent] if child else [])

@@ -84,6 +84,7 @@ FLOORS = {
     "lazycluster.facts": 7,
     "lazycluster.executor": 7,
     "lazycluster.tasks": 8,
+    "lazycluster.calling": 8,
     "lazycluster.holdings": 9,
     "lazycluster.reaching": 9,
     "lazycluster.runtimes": 10,
