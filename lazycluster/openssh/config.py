@@ -15,7 +15,9 @@ import attrs
 
 _DEEPEST_INCLUDE = 16  # the limit of ssh itself (readconf.c, READCONF_MAX_DEPTH)
 _SYSTEM_DIRECTORY = Path("/etc/ssh")
-_KEYWORD = re.compile(r'\s*"?(\w+)"?(?:\s*=\s*|\s+)(.*)', re.DOTALL)
+_SPACE = " \t"  # what separates words for ssh (misc.c, argv_split); a non-breaking space is a letter like any other
+_LINE_END = " \t\r\n\f"  # what ssh takes off the end of a line (readconf.c, process_config_line_depth)
+_KEYWORD = re.compile(r'[ \t\r]*"?(\w+)"?(?:[ \t\r]*=[ \t\r]*|[ \t\r]+)(.*)', re.ASCII | re.DOTALL)
 _FORWARDS = ("localforward", "remoteforward", "dynamicforward")
 
 
@@ -33,8 +35,15 @@ def host_names(
         glob: Returns the files that fit an absolute pattern.
         home: The home directory of the user, as the password database has it.
     """
+    return tuple(dict.fromkeys(name for name, _ in hosts_with_files(path, text_of=text_of, glob=glob, home=home)))
+
+
+def hosts_with_files(
+    path: Path, *, text_of: Callable[[Path], str | None], glob: Callable[[str], Iterable[Path]], home: Path
+) -> tuple[tuple[str, Path], ...]:
+    """Return the same hosts, each as often as it is named, with the file that names it."""
     walk = _Walk(text_of, glob, home, _SYSTEM_DIRECTORY if path.parent == _SYSTEM_DIRECTORY else home / ".ssh")
-    return tuple(dict.fromkeys(walk.names(path, 0)))
+    return tuple(walk.names(path, 0))
 
 
 @attrs.frozen
@@ -44,18 +53,20 @@ class _Walk:
     home: Path
     relative_to: Path
 
-    def names(self, path: Path, depth: int) -> Iterator[str]:
+    def names(self, path: Path, depth: int) -> Iterator[tuple[str, Path]]:
         scope: Sequence[str] | None = ("*",)  # the patterns of the block that a line stands in; None in a Match block
-        for line in (self.text_of(path) or "").splitlines():
-            keyword, words = _parse(line)
+        for line in (self.text_of(path) or "").split("\n"):
+            keyword, spans = parse_line(line)
+            words = tuple(span.text for span in spans)
             if keyword == "host":
                 scope = words
-                yield from (word for word in words if not word.startswith(("!", "-")) and not set(word) & set("*?"))
+                hosts = (word for word in words if not word.startswith(("!", "-")) and not set(word) & set("*?"))
+                yield from ((host, path) for host in hosts)
             elif keyword == "match":
                 scope = ("*",) if [word.lower() for word in words] == ["all"] else None
             elif keyword == "include" and scope is not None and depth < _DEEPEST_INCLUDE:
                 for included in self._files(words):
-                    yield from (name for name in self.names(included, depth + 1) if _fits(name, scope))
+                    yield from (named for named in self.names(included, depth + 1) if fits(named[0], scope))
 
     def _files(self, patterns: Iterable[str]) -> Iterator[Path]:
         for pattern in patterns:
@@ -66,38 +77,47 @@ class _Walk:
             yield from self.glob(full)
 
 
-def _fits(name: str, patterns: Iterable[str]) -> bool:
+def fits(name: str, patterns: Iterable[str]) -> bool:
     """Tell whether a host fits a pattern list; a negated pattern that fits rules it out (ssh_config(5), PATTERNS)."""
     fitting = [p for p in patterns if fnmatch.fnmatchcase(name.lower(), p.lstrip("!").replace("[", "[[]").lower())]
     return bool(fitting) and not any(pattern.startswith("!") for pattern in fitting)
 
 
-def _parse(line: str) -> tuple[str, tuple[str, ...]]:
+@attrs.frozen
+class Word:
+    """An argument in a line: what ssh makes of it, and from where to where it stands there."""
+
+    text: str
+    start: int
+    end: int
+
+
+def parse_line(line: str) -> tuple[str, tuple[Word, ...]]:
     """Return the keyword of a line in lower case and its arguments; an empty keyword where it says nothing."""
-    match = _KEYWORD.match(line)
+    match = _KEYWORD.match(line.rstrip(_LINE_END))
     if match is None:
         return "", ()
     try:
-        return match[1].lower(), tuple(_arguments(match[2]))
+        return match[1].lower(), tuple(_arguments(match.string, match.start(2)))
     except ValueError:
         return "", ()
 
 
-def _arguments(text: str) -> Iterator[str]:
+def _arguments(text: str, position: int) -> Iterator[Word]:
     """Split arguments as ssh does: quotes of both kinds, backslashes before quotes, backslashes and spaces, comments.
 
     Raises:
         ValueError: A quote is not closed.
     """
-    position = 0
     while position < len(text):
-        if text[position].isspace():
+        if text[position] in _SPACE:
             position += 1
         elif text[position] == "#":
             return
         else:
-            word, position = _argument(text, position)
-            yield word
+            word, end = _argument(text, position)
+            yield Word(word, position, end)
+            position = end
 
 
 def _argument(text: str, position: int) -> tuple[str, int]:
@@ -107,7 +127,7 @@ def _argument(text: str, position: int) -> tuple[str, int]:
         if char == "\\" and following and (following in "\\'\"" or (not quote and following == " ")):
             word.append(following)
             position += 1
-        elif not quote and char.isspace():
+        elif not quote and char in _SPACE:
             break
         elif char == quote:
             quote = ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.openssh.config import EffectiveConfig, host_names, parse_effective
+from lazycluster.openssh.config import EffectiveConfig, Word, host_names, hosts_with_files, parse_effective, parse_line
 
 HOME = Path("/home/u")
 MAIN = HOME / ".ssh/config"
@@ -20,7 +20,11 @@ def names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
     def glob(pattern: str) -> Iterable[Path]:
         return [Path(name) for name in sorted(files) if fnmatch.fnmatchcase(name, pattern)]
 
-    return host_names(path, text_of=lambda file: files.get(str(file)), glob=glob, home=HOME)
+    named = hosts_with_files(path, text_of=lambda file: files.get(str(file)), glob=glob, home=HOME)
+    assert all(str(file) in files for _, file in named)
+    found = host_names(path, text_of=lambda file: files.get(str(file)), glob=glob, home=HOME)
+    assert found == tuple(dict.fromkeys(host for host, _ in named))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -48,10 +52,35 @@ def names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
         ("Host\nHost b\n???\n", ("b",)),
         ("Hostname a\nHostKeyAlias b\n", ()),
         ("Match host a\n  User x\nHost b\n", ("b",)),
+        # Only a newline ends a line, and only spaces and tabs separate words.
+        ("# x\u2028Host q\x0b\x85\nHost a\n", ("a",)),
+        ("Host a\u00a0b c\n", ("a\u00a0b", "c")),
+        ("Host a \f\r\n", ("a",)),
     ],
 )
 def test_hosts_of_one_file(text: str, expected: tuple[str, ...]) -> None:
     assert names({str(MAIN): text}) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "keyword", "words"),
+    [
+        ("", "", ()),
+        ("# Host a", "", ()),
+        ("Host a", "host", (Word("a", 5, 6),)),
+        (' "HOST"=\t"a b" c#d # e\r', "host", (Word("a b", 9, 14), Word("c#d", 15, 18))),
+        ('Host "a', "", ()),
+    ],
+)
+def test_a_line_is_a_keyword_and_words_with_their_places(line: str, keyword: str, words: tuple[Word, ...]) -> None:
+    assert parse_line(line) == (keyword, words)
+
+
+def test_each_host_is_told_with_the_file_that_names_it() -> None:
+    files = {MAIN: "Host a\nHost *\nInclude more\n", HOME / ".ssh/more": "Host b a\n"}
+    named = hosts_with_files(MAIN, text_of=files.get, glob=lambda pattern: [Path(pattern)], home=HOME)
+
+    assert named == (("a", MAIN), ("b", HOME / ".ssh/more"), ("a", HOME / ".ssh/more"))
 
 
 def test_a_file_that_cannot_be_read_names_nothing() -> None:
