@@ -17,6 +17,8 @@ _NO_TERMINAL = (
 # The same, known since OpenSSH 8.7 only: left out where the client does not know them.
 _NO_TERMINAL_SINCE_8_7 = (("ForkAfterAuthentication", "no"), ("StdinNull", "no"))
 _COMMAND_SINCE_8_7 = (("SessionType", "default"),)
+SINCE_8_7 = frozenset(keyword.lower() for keyword, _ in (*_NO_TERMINAL_SINCE_8_7, *_COMMAND_SINCE_8_7))
+"""What is `unsupported` for lines that are to work with any client."""
 # What a caller may set otherwise through options=, and the configuration file may not.
 _DEFAULTS = (
     ("ForwardX11", "no"),
@@ -63,31 +65,43 @@ def _through(socket: Path) -> tuple[tuple[str, str], ...]:
     )
 
 
-def master_argv(to: Destination, socket: Path, log: Path, *, batch: bool = True) -> tuple[str, ...]:
-    """Return the call that logs in, leaves a master in the background and exits with 0 once it is there."""
+def master_argv(
+    to: Destination, socket: Path, log: Path | None, *, batch: bool = True, lingers: int = MASTER_LINGERS
+) -> tuple[str, ...]:
+    """Return the call that logs in, leaves a master in the background and exits with 0 once it is there.
+
+    It ends by itself once nobody has held its control socket for `lingers` seconds.
+    """
     own = (
         ("BatchMode", "yes" if batch else "no"),
         ("ControlMaster", "yes"),
         ("ControlPath", str(socket)),
-        ("ControlPersist", str(MASTER_LINGERS)),
+        ("ControlPersist", str(lingers)),
         ("LogLevel", "INFO"),
         ("NumberOfPasswordPrompts", "1"),
     )
     # Later than our own deadline: ssh would end only itself, and leave what its ProxyCommand has started.
     timeout = ("ConnectTimeout", str(math.ceil(to.connect_timeout) + 1))
-    return ("ssh", "-f", "-N", "-T", "-E", str(log), *_options(to, own, (*_DEFAULTS, timeout)), "--", to.host)
+    logging = ("-E", str(log)) if log is not None else ()
+    return ("ssh", "-f", "-N", "-T", *logging, *_options(to, own, (*_DEFAULTS, timeout)), "--", to.host)
 
 
-def attempt_argv(to: Destination, *, batch: bool = True) -> tuple[str, ...]:
+def exit_argv(to: Destination, socket: Path) -> tuple[str, ...]:
+    """Return the call that ends a master; where there is none it dials nobody."""
+    return ("ssh", "-O", "exit", *_options(to, _through(socket)), "--", to.host)
+
+
+def attempt_argv(to: Destination, *, batch: bool = True, log_level: str = "INFO") -> tuple[str, ...]:
     """Return the call that logs in without a master and out again, to hear what a jump host or ProxyCommand says.
 
-    With ControlPersist ssh gives these /dev/null for their standard error.
+    With ControlPersist ssh gives these /dev/null for their standard error. A `log_level` other than INFO (DEBUG1) is
+    this ssh's alone; -v would be handed on to those of the jump hosts, whose lines could not be told from its own.
     """
     own = (
         ("BatchMode", "yes" if batch else "no"),
         ("ControlMaster", "no"),
         ("ControlPath", "none"),
-        ("LogLevel", "INFO"),
+        ("LogLevel", log_level),
         ("NumberOfPasswordPrompts", "1"),
     )
     return ("ssh", "-T", *_options(to, own), "--", to.host, "true")

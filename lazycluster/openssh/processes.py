@@ -470,13 +470,15 @@ def run_detaching(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
     until = Deadline(seconds)
-    while waiter.is_alive() and not until.passed and not (stopping is not None and stopping.is_set()):
-        waiter.join(until.within(seconds if stopping is None else _GLANCE))
-    late = process.poll() is None
-    if late:
-        with contextlib.suppress(ProcessLookupError):
-            _kill_group(process)  # with its ProxyCommand, which need not notice its end
-        process.wait()
+    try:
+        while waiter.is_alive() and not until.passed and not (stopping is not None and stopping.is_set()):
+            waiter.join(until.within(seconds if stopping is None else _GLANCE))
+    finally:  # also after Ctrl-C, or it would go on logging in for nobody
+        late = process.poll() is None
+        if late:
+            with contextlib.suppress(ProcessLookupError):
+                _kill_group(process)  # with its ProxyCommand, which need not notice its end
+            process.wait()
     return Finished(None if late else process.returncode, said.read_text(errors="replace"))
 
 

@@ -94,6 +94,10 @@ class Session:
         """Return what ssh, or a start-up file, said before the command began."""
         return (self._marks.noise(Stream.STDERR) + self._marks.noise(Stream.STDOUT)).decode(errors="replace")
 
+    def noise(self, stream: Stream) -> bytes:
+        """Return what one stream carried before the command began: the words of start-up files, or of ssh."""
+        return self._marks.noise(stream)
+
     def feed(self, data: bytes) -> None:
         """Send to the script's standard input.
 
