@@ -20,11 +20,14 @@ if TYPE_CHECKING:
         ConnectTimeoutError,
         ForwardingRefusedError,
         FunctionNotSerializableError,
+        HostsFailedError,
         HostUnreachableError,
         InvalidRuntimeError,
         LazyclusterError,
         LoginShellError,
         NoPortsLeftError,
+        NoRuntimesDetectedError,
+        NoRuntimesError,
         PortInUseError,
         PortRefusedError,
         PythonNotFoundError,
@@ -44,10 +47,12 @@ if TYPE_CHECKING:
         UnsafeArchiveError,
         WorkingDirectoryError,
     )
+    from lazycluster.groups import RuntimeGroup
     from lazycluster.hardware import Gpu, HostInfo
     from lazycluster.managed import ManagedProcess
+    from lazycluster.manager import RuntimeManager
     from lazycluster.openssh.connection import Connection
-    from lazycluster.results import CommandResult, StepResult
+    from lazycluster.results import CommandResult, Error, StepResult, Value
     from lazycluster.runtimes import Runtime
     from lazycluster.tasks import RuntimeTask
 
@@ -64,16 +69,20 @@ __all__ = [
     "Connection",
     "ConnectionLostError",
     "ConnectionThrottledError",
+    "Error",
     "ForwardingRefusedError",
     "FunctionNotSerializableError",
     "Gpu",
     "HostInfo",
     "HostUnreachableError",
+    "HostsFailedError",
     "InvalidRuntimeError",
     "LazyclusterError",
     "LoginShellError",
     "ManagedProcess",
     "NoPortsLeftError",
+    "NoRuntimesDetectedError",
+    "NoRuntimesError",
     "PortInUseError",
     "PortRefusedError",
     "PythonNotFoundError",
@@ -82,6 +91,8 @@ __all__ = [
     "RemoteTraceback",
     "Runtime",
     "RuntimeClosedError",
+    "RuntimeGroup",
+    "RuntimeManager",
     "RuntimeTask",
     "SessionRefusedError",
     "SshConfigurationError",
@@ -94,14 +105,19 @@ __all__ = [
     "UnknownHostError",
     "UnknownHostKeyError",
     "UnsafeArchiveError",
+    "Value",
     "WorkingDirectoryError",
 ]
 
 _HOMES = {
     "Connection": "openssh.connection",
     "Runtime": "runtimes",
+    "RuntimeGroup": "groups",
+    "RuntimeManager": "manager",
     "RuntimeTask": "tasks",
     "CommandResult": "results",
+    "Error": "results",
+    "Value": "results",
     "StepResult": "results",
     "Gpu": "hardware",
     "HostInfo": "hardware",

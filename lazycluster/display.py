@@ -60,6 +60,33 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextlib.contextmanager
+def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Iterator[Callable[[bool], None]]:
+    """Show on a terminal, on standard error, how many of something are done, and how many of them failed.
+
+    Gives a function to call for each, with whether it went well. `total` is None where nobody knows.
+    """
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _good: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    counts = TextColumn("{task.completed:.0f}{task.fields[of]} {task.fields[unit]}{task.fields[failed]}")
+    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), counts, TimeElapsedColumn()
+    of = "" if total is None else f"/{total}"
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total, of=of, unit=unit, failed="")
+        failed = 0
+
+        def advance(good: bool) -> None:
+            nonlocal failed
+            failed += not good
+            progress.update(task, advance=1, failed=f", [red]{failed} failed[/]" if failed else "")
+
+        yield advance
+
+
 class Printer:
     """Prints titles and lines, in colour on a terminal."""
 

@@ -6,6 +6,7 @@ Every message answers four questions: which host, which hop, what was run or sai
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
@@ -436,6 +437,67 @@ class InvalidRuntimeError(LazyclusterError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.host} cannot be used as a runtime: {self.reason}"
+
+
+# Many hosts ----------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(slots=False)
+class HostsFailedError(LazyclusterError):
+    """Something failed on some of several hosts, as an `ExceptionGroup` would say it.
+
+    `errors` pairs each host with what failed there, in the order of the hosts; `total` is how many hosts were asked;
+    `values` is what came of the others, by host.
+    """
+
+    action: str
+    errors: tuple[tuple[str, Exception], ...]
+    total: int = 0
+    values: Mapping[str, object] = attrs.field(factory=dict, repr=False, eq=False)
+
+    @property
+    def exceptions(self) -> tuple[Exception, ...]:
+        """Return what failed, without the hosts."""
+        return tuple(error for _, error in self.errors)
+
+    def __str__(self) -> str:
+        hosts = len({host for host, _ in self.errors})
+        of = f" of {self.total}" if self.total else ""
+        head = f"{self.action} failed on {hosts}{of} host{'s' if max(hosts, self.total) > 1 else ''}:"
+        return "\n".join([head, *(f"  {line}" for host, error in self.errors for line in _lines_of(host, error))])
+
+
+def _lines_of(host: str, error: Exception) -> list[str]:
+    """Return what is wrong with a host, the host's name first."""
+    text = str(error) if isinstance(error, LazyclusterError) else f"{type(error).__name__}: {error}"
+    return (text if text.startswith((f"{host}:", f"{host} ")) else f"{host}: {text}").splitlines()
+
+
+@attrs.frozen(slots=False)
+class NoRuntimesError(LazyclusterError, ValueError):
+    """A group has no host that could do what is asked for."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@attrs.frozen(slots=False)
+class NoRuntimesDetectedError(LazyclusterError):
+    """No host can be used: none is configured, none answers, or none has what was asked for.
+
+    `tried` pairs each host with why it cannot be used; `source` is where their names came from.
+    """
+
+    source: str
+    tried: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.tried:
+            return f"no hosts: {self.source} names none. Add a `Host` entry, or give hosts=[...]."
+        lines = [f"  {reason if reason.startswith(host) else f'{host}: {reason}'}" for host, reason in self.tried]
+        return "\n".join([f"no host can be used, of {len(self.tried)} that {self.source} names:", *lines])
 
 
 @attrs.frozen(slots=False)

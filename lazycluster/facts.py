@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from abc import ABC, abstractmethod
 
 from lazycluster.display import print_table
@@ -94,6 +95,23 @@ def info_rows(facts: Facts) -> list[tuple[str, str]]:
         *((f"GPU {gpu.index}", _described(gpu)) for gpu in info.gpus),
         ("Working directory", facts.working_dir),
     ]
+
+
+TABLE_COLUMNS = ("host", "OS", "Python", "CPU cores", "memory", "GPUs")
+
+
+def table_row(facts: Facts) -> tuple[str, ...]:
+    """Return the facts about a runtime as one row of a table of many."""
+    info = facts.host_info
+    gpus = collections.Counter(gpu.name for gpu in info.gpus)
+    return (
+        facts.host,
+        info.os,
+        facts.python_version or "none",
+        facts.cpu_cores,
+        f"{info.memory / 2**30:.1f} GiB",
+        ", ".join(f"{count} x {name}" for name, count in gpus.items()) or "0",
+    )
 
 
 def _described(gpu: Gpu) -> str:

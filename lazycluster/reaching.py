@@ -12,25 +12,34 @@ from lazycluster.supervisor.resident import Resident
 from lazycluster.transport import HostTransport
 
 
-class ConnectionOptions(TypedDict, total=False):
-    """The keywords of `Connection`."""
-
+class _LoginOptions(TypedDict, total=False):
     user: str | None
     port: int | None
     identity_file: str | os.PathLike[str] | None
     password: str | None
-    config_file: str | os.PathLike[str] | None
     connect_timeout: float
     options: Mapping[str, str] | None
     env: Mapping[str, str] | None
 
 
-class RuntimeOptions(ConnectionOptions, total=False):
-    """The keywords of `Runtime`: those of `Connection`, and its own."""
+class ConnectionOptions(_LoginOptions, total=False):
+    """The keywords of `Connection`."""
 
+    config_file: str | os.PathLike[str] | None
+
+
+class _HostOptions(TypedDict, total=False):
     python: str | None
     resident: bool
     grace: float
+
+
+class RuntimeOptions(ConnectionOptions, _HostOptions, total=False):
+    """The keywords of `Runtime`: those of `Connection`, and its own."""
+
+
+class ManagerOptions(_LoginOptions, _HostOptions, total=False):
+    """The keywords of `Runtime` that a `RuntimeManager` hands on: all but the configuration, which is its own."""
 
 
 def reach(host: str, options: RuntimeOptions) -> HostTransport:

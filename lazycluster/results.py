@@ -6,7 +6,7 @@ import codecs
 import enum
 import io
 import signal
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import attrs
 
@@ -153,6 +153,6 @@ class Error:
 
     error: BaseException
 
-    def unwrap(self) -> object:
+    def unwrap(self) -> NoReturn:
         """Raise the error."""
         raise self.error

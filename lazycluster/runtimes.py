@@ -280,6 +280,16 @@ class Runtime(Facts):
         for _, execution in executions:
             yield from execution.returns()
 
+    def join_tasks(self) -> list[LazyclusterError]:
+        """Wait for the tasks in the background, and return why those failed that did; that counts as told then."""
+        processes = [process for process in self.get_processes().values() if isinstance(process, TaskProcess)]
+        for process in processes:
+            process.join()
+        failed = [process.execution for process in processes if process.execution.error is not None]
+        for execution in failed:
+            execution.told = True
+        return [execution.error for execution in failed if execution.error is not None]
+
     def clear_tasks(self) -> None:
         """Forget the tasks that have ended: their logs, returns and processes. Those that still run are kept."""
         with self._lock:
@@ -321,7 +331,7 @@ class Runtime(Facts):
         Raises:
             PythonNotFoundError: There is no Python on the host to try it with.
         """
-        return bool(self._free_ports([port]))
+        return bool(self.free_ports([port]))
 
     def get_free_port(self, ports: Iterable[int]) -> int:
         """Return the first port of a list that is free on the host; all are asked for in one round trip.
@@ -329,15 +339,21 @@ class Runtime(Facts):
         Raises:
             NoPortsLeftError: None is free, or the list is empty.
         """
-        wanted = [check_port(port) for port in ports]
-        free = self._free_ports(wanted) if wanted else []
+        wanted = list(ports)
+        free = self.free_ports(wanted)
         if not free:
             raise NoPortsLeftError(self.host, tuple(wanted))
         return free[0]
 
-    def _free_ports(self, ports: list[int]) -> list[int]:
+    def free_ports(self, ports: Iterable[int]) -> list[int]:
+        """Return those of some ports that are free on the host, in the order given; one round trip for all of them.
+
+        Raises:
+            PythonNotFoundError: There is no Python on the host to try it with.
+        """
+        wanted = [check_port(port) for port in ports]
         self._check_open()
-        return self.transport.free_ports([check_port(port) for port in ports])
+        return self.transport.free_ports(wanted) if wanted else []
 
     # Tunnels and processes ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,244 @@
+"""The hosts that the ssh configuration names: which answer, why the others do not, and groups of them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+
+from lazycluster._typing import Self, Unpack
+from lazycluster.display import print_table
+from lazycluster.exceptions import LazyclusterError, NoRuntimesDetectedError
+from lazycluster.facts import TABLE_COLUMNS, table_row
+from lazycluster.groups import RuntimeGroup
+from lazycluster.membership import DIALS, connect, listed
+from lazycluster.openssh.configured import configured_hosts, default_config
+from lazycluster.openssh.destination import absolute
+from lazycluster.parallel import errors_of, on_all
+from lazycluster.reaching import ManagerOptions, RuntimeOptions
+from lazycluster.results import Value
+from lazycluster.runtimes import Runtime
+
+
+class RuntimeManager:
+    """Finds the hosts that can be used, and makes groups of those that have what is needed.
+
+    The first question tries all hosts in parallel; `detect()` tries again. Hosts that answer stay connected until a
+    group takes them, or until `cleanup()`. It is a context manager.
+
+    Args:
+        config_file: The ssh configuration; its `Host` entries without wildcards are the hosts, those of included files
+            too. Default: the user's own. How a host is reached is ssh's affair.
+        hosts: The hosts to try, in place of those.
+        max_connections: Log-ins at once.
+        progress: Show a bar on a terminal meanwhile.
+        connection_kwargs: The keywords of `Runtime`.
+    """
+
+    def __init__(
+        self,
+        config_file: str | os.PathLike[str] | None = None,
+        hosts: Iterable[str] | None = None,
+        *,
+        max_connections: int = DIALS,
+        progress: bool = False,
+        **connection_kwargs: Unpack[ManagerOptions],
+    ) -> None:
+        self._config_file = None if config_file is None else absolute(config_file)
+        self._named = None if hosts is None else listed(hosts)
+        self._max_connections = max_connections
+        self._progress = progress
+        self._options: RuntimeOptions = {**connection_kwargs, "config_file": self._config_file}
+        self._lock = threading.RLock()
+        self._detected = False
+        self._names: list[str] = []
+        self._runtimes: dict[str, Runtime] = {}
+        self._given: set[str] = set()
+        self._inactive: dict[str, Exception] = {}
+
+    def __repr__(self) -> str:
+        """Return where the hosts come from."""
+        return f"<{type(self).__name__} of {self._source}>"
+
+    def __enter__(self) -> Self:
+        """Return the manager itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Clean up."""
+        self.cleanup()
+
+    @property
+    def _source(self) -> str:
+        return "hosts=[...]" if self._named is not None else str(self._config_file or default_config())
+
+    # Which hosts there are -------------------------------------------------------------------------------------------
+
+    def detect(self) -> None:
+        """Try all hosts, in parallel, each within `connect_timeout`; what was known before is forgotten.
+
+        Raises:
+            ValueError: The configuration file does not exist.
+        """
+        with self._lock:
+            if self._config_file is not None and not self._config_file.is_file():
+                raise ValueError(f"no such file: {self._config_file}")
+            self.cleanup()
+            names = configured_hosts(self._config_file) if self._named is None else self._named
+            self._names = list(dict.fromkeys(names))
+            outcomes = connect(
+                self._names, self._options, max_connections=self._max_connections, progress=self._progress
+            )
+            self._runtimes = {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
+            self._inactive = {host: _cause(error) for host, error in errors_of(outcomes)}
+            self._detected = True
+
+    def _once(self) -> None:
+        with self._lock:
+            if not self._detected:
+                self.detect()
+
+    @property
+    def hosts(self) -> list[str]:
+        """Return the hosts that answered, in the order of the configuration."""
+        self._once()
+        return [host for host in self._names if host not in self._inactive]
+
+    @property
+    def inactive_hosts(self) -> dict[str, Exception]:
+        """Return the hosts that cannot be used, and why."""
+        self._once()
+        return dict(self._inactive)
+
+    @property
+    def runtimes(self) -> list[Runtime]:
+        """Return the runtimes on the hosts that answered and that no group has taken."""
+        self._once()
+        return list(self._runtimes.values())
+
+    # Groups ----------------------------------------------------------------------------------------------------------
+
+    def create_group(
+        self,
+        include_hosts: str | Iterable[str] | None = None,
+        exclude_hosts: str | Iterable[str] | None = None,
+        gpu_required: bool = False,
+        min_memory: int | None = None,
+        min_cpu_cores: float | None = None,
+        installed_executables: str | list[str] | None = None,
+        filter_commands: str | list[str] | None = None,
+        root_dir: str | None = None,
+        working_dir: str | None = None,
+    ) -> RuntimeGroup:
+        """Make a group of the hosts that have everything that is asked for.
+
+        Args:
+            include_hosts: Only these.
+            exclude_hosts: None of these.
+            gpu_required: At least one GPU.
+            min_memory: The memory, in units of 1024 * 1024 bytes.
+            min_cpu_cores: The processors.
+            installed_executables: Programs that must be on the PATH there.
+            filter_commands: Shell commands that must print `true`.
+            root_dir: Another name of `working_dir`.
+            working_dir: The working directory on each host; default: a temporary one each.
+
+        Raises:
+            NoRuntimesDetectedError: No host is left; it lists each with the reason.
+            ValueError: A host that is not known.
+        """
+        self._once()
+        if working_dir is not None and root_dir not in {None, working_dir}:
+            raise ValueError(f"root_dir is another name of working_dir; {root_dir!r} is not {working_dir!r}")
+        with self._lock:
+            reasons = {host: str(error) for host, error in self._inactive.items()}
+            asked = self._asked(include_hosts, exclude_hosts)
+            candidates = self._connected([host for host in asked if host not in reasons], reasons)
+            check = functools.partial(
+                Runtime.check_filter,
+                gpu_required=gpu_required,
+                min_memory=min_memory,
+                min_cpu_cores=min_cpu_cores,
+                installed_executables=installed_executables,
+                filter_commands=filter_commands,
+            )
+            outcomes = on_all({host: functools.partial(check, runtime) for host, runtime in candidates.items()})
+            for host, outcome in outcomes.items():
+                if outcome != Value(True):
+                    reasons[host] = "it does not pass the filter" if isinstance(outcome, Value) else str(outcome.error)
+            fitting = {host: runtime for host, runtime in candidates.items() if host not in reasons}
+            if not fitting:
+                raise NoRuntimesDetectedError(self._source, tuple((host, reasons.get(host, "")) for host in asked))
+            return self._group(fitting, working_dir if root_dir is None else root_dir)
+
+    def _asked(self, include_hosts: str | Iterable[str] | None, exclude_hosts: str | Iterable[str] | None) -> list[str]:
+        included = self._names if include_hosts is None else listed(include_hosts)
+        excluded = listed(exclude_hosts)
+        unknown = [host for host in [*included, *excluded] if host not in self._names]
+        if unknown:
+            raise ValueError(f"{self._source} does not name {', '.join(unknown)}")
+        return [host for host in self._names if host in included and host not in excluded]
+
+    def _connected(self, hosts: list[str], reasons: dict[str, str]) -> dict[str, Runtime]:
+        """Return runtimes on hosts that answered; those that a group has taken are connected once more."""
+        again = [host for host in hosts if host not in self._runtimes]
+        outcomes = connect(again, self._options, max_connections=self._max_connections, progress=self._progress)
+        for host, outcome in outcomes.items():
+            if isinstance(outcome, Value):
+                self._runtimes[host] = outcome.value
+        reasons.update((host, str(error)) for host, error in errors_of(outcomes))
+        return {host: self._runtimes[host] for host in hosts if host in self._runtimes}
+
+    def _group(self, runtimes: dict[str, Runtime], working_dir: str | None) -> RuntimeGroup:
+        if working_dir is None:
+            for host in runtimes:
+                del self._runtimes[host]
+            group = RuntimeGroup(runtimes.values(), progress=self._progress, **self._options)
+        else:
+            group = RuntimeGroup(
+                hosts=list(runtimes),
+                working_dir=working_dir,
+                max_connections=self._max_connections,
+                progress=self._progress,
+                **self._options,
+            )
+        return group
+
+    # For people ------------------------------------------------------------------------------------------------------
+
+    def print_hosts(self) -> None:
+        """Print the hosts that answered."""
+        print_table(f"{len(self.hosts)} active hosts", ("host",), [(host,) for host in self.hosts])
+
+    def print_inactive_hosts(self) -> None:
+        """Print the hosts that cannot be used, and why."""
+        rows = [(host, reason(host, error)) for host, error in self.inactive_hosts.items()]
+        print_table(f"{len(rows)} inactive hosts", ("host", "why"), rows)
+
+    def print_runtime_info(self) -> None:
+        """Print what is known about the hosts that answered and that no group has taken."""
+        rows = [table_row(runtime) for runtime in self.runtimes]
+        print_table(f"{len(rows)} active hosts", TABLE_COLUMNS, rows)
+
+    def cleanup(self) -> None:
+        """Give back what no group has taken. Doing it twice is fine; the next question tries all hosts again."""
+        with self._lock:
+            runtimes, self._runtimes = self._runtimes, {}
+            self._inactive = {}
+            self._detected = False
+            on_all({host: runtime.cleanup for host, runtime in runtimes.items()})
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what made a runtime impossible."""
+    return error.__cause__ if isinstance(error.__cause__, Exception) else error
+
+
+def reason(host: str, error: Exception) -> str:
+    """Return why a host cannot be used, without its name in front."""
+    text = str(error) if isinstance(error, LazyclusterError) else f"{type(error).__name__}: {error}"
+    return text.removeprefix(f"{host}: ")

@@ -1,0 +1,205 @@
+"""Which runtimes a group consists of, and how they are connected."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from lazycluster._typing import Unpack
+from lazycluster.display import count_bar
+from lazycluster.exceptions import HostsFailedError, NoRuntimesError
+from lazycluster.parallel import errors_of, on_all
+from lazycluster.reaching import RuntimeOptions
+from lazycluster.results import Error, Value
+from lazycluster.runtimes import Runtime
+
+DIALS = 16
+"""Log-ins at once, unless told otherwise: what a jump host and this machine's processors take well."""
+
+
+def connect(
+    hosts: Iterable[str],
+    options: RuntimeOptions,
+    *,
+    working_dir: str | None = None,
+    max_connections: int = DIALS,
+    progress: bool = False,
+) -> dict[str, Value[Runtime] | Error]:
+    """Make a runtime on each host, never more than so many at once, and return what came of it.
+
+    Raises:
+        ValueError: A host is named twice.
+    """
+    if max_connections < 1:
+        raise ValueError(f"max_connections is at least 1, not {max_connections}")
+    names = listed(hosts)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"named twice: {', '.join(twice)}")
+    work = {host: functools.partial(Runtime, host, working_dir, **options) for host in names}
+    with count_bar("connecting", len(work), "hosts", shown=progress) as advance:
+        return on_all(work, limit=max_connections, done=lambda _, outcome: advance(isinstance(outcome, Value)))
+
+
+class Members:
+    """The runtimes of a group by host, in the order given. Any thread may use it."""
+
+    def __init__(
+        self,
+        runtimes: Iterable[Runtime] | None = None,
+        hosts: Iterable[str] | None = None,
+        working_dir: str | None = None,
+        *,
+        max_connections: int = DIALS,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool = False,
+        **connection_kwargs: Unpack[RuntimeOptions],
+    ) -> None:
+        self._lock = threading.Lock()
+        self._runtimes: dict[str, Runtime] = {}
+        self._working_dir = working_dir
+        self._options = connection_kwargs
+        self.progress = progress
+        self._failed: dict[str, Exception] = {}
+        for runtime in runtimes or ():
+            self.add_runtime(runtime)
+        names = listed(hosts)
+        self._check_new(names)
+        outcomes = connect(
+            names, connection_kwargs, working_dir=working_dir, max_connections=max_connections, progress=progress
+        )
+        made = {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
+        self._failed = dict(errors_of(outcomes))
+        if self._failed and on_error == "raise":
+            on_all({host: runtime.cleanup for host, runtime in made.items()})
+            errors = tuple(self._failed.items())
+            raise HostsFailedError("connecting", errors, len(names)) from errors[0][1]
+        self._runtimes.update(made)
+
+    def __repr__(self) -> str:
+        """Return the hosts."""
+        return f"<{type(self).__name__} {', '.join(self.hosts) or 'without hosts'}>"
+
+    @property
+    def hosts(self) -> list[str]:
+        """Return the hosts, in the order given."""
+        return list(self._runtimes)
+
+    @property
+    def runtimes(self) -> list[Runtime]:
+        """Return the runtimes, in the order of their hosts."""
+        return list(self._runtimes.values())
+
+    @property
+    def runtime_count(self) -> int:
+        """Return the number of hosts."""
+        return len(self._runtimes)
+
+    @property
+    def failed_hosts(self) -> dict[str, Exception]:
+        """Return the hosts that were skipped when the group was made, and why."""
+        return dict(self._failed)
+
+    def contains_runtime(self, host: str) -> bool:
+        """Tell whether a host belongs to the group."""
+        return host in self._runtimes
+
+    def get_runtime(self, host: str | None = None) -> Runtime:
+        """Return the runtime on a host; without one the least busy, by tasks that run, then by the order given.
+
+        Raises:
+            ValueError: The host is not of the group.
+            NoRuntimesError: The group is empty.
+        """
+        runtimes = self._runtimes
+        if host is not None:
+            self._check_known([host])
+            return runtimes[host]
+        if not runtimes:
+            raise NoRuntimesError("the group has no hosts")
+        return min(runtimes.values(), key=lambda runtime: runtime.alive_task_process_count)
+
+    def get_runtimes(
+        self,
+        include_hosts: str | Iterable[str] | None = None,
+        exclude_hosts: str | Iterable[str] | None = None,
+    ) -> dict[str, Runtime]:
+        """Return runtimes by host, in the order of the group: those named, or all, but for those excluded.
+
+        Raises:
+            ValueError: A host is not of the group.
+        """
+        included = self.hosts if include_hosts is None else listed(include_hosts)
+        excluded = listed(exclude_hosts)
+        self._check_known([*included, *excluded])
+        chosen = set(included) - set(excluded)
+        return {host: runtime for host, runtime in self._runtimes.items() if host in chosen}
+
+    def add_runtime(self, host_or_runtime: str | Runtime) -> None:
+        """Add a runtime, or connect to a host as the group does with its own.
+
+        Raises:
+            ValueError: The host is there already.
+            InvalidRuntimeError: The host cannot be used.
+        """
+        host = host_or_runtime if isinstance(host_or_runtime, str) else host_or_runtime.host
+        self._check_new([host])
+        runtime = host_or_runtime
+        if isinstance(runtime, str):
+            runtime = Runtime(runtime, self._working_dir, **self._options)
+        with self._lock:
+            if self._runtimes.setdefault(host, runtime) is runtime:
+                return
+        if isinstance(host_or_runtime, str):
+            runtime.cleanup()
+        self._check_new([host])
+
+    def remove_runtime(self, host: str) -> Runtime:
+        """Take a host out of the group, and return its runtime, which goes on until it is cleaned up.
+
+        Raises:
+            ValueError: The host is not of the group.
+        """
+        self._check_known([host])
+        with self._lock:
+            return self._runtimes.pop(host)
+
+    def set_env_variables(self, env_variables: Mapping[str, str]) -> None:
+        """Replace the environment variables of commands and functions on every host."""
+        for runtime in self.runtimes:
+            runtime.set_env_variables(env_variables)
+
+    def add_env_variables(self, env_variables: Mapping[str, str]) -> None:
+        """Add environment variables for commands and functions on every host."""
+        for runtime in self.runtimes:
+            runtime.add_env_variables(env_variables)
+
+    # Checks ----------------------------------------------------------------------------------------------------------
+
+    def needed(self) -> dict[str, Runtime]:
+        """Return the runtimes by host.
+
+        Raises:
+            NoRuntimesError: There are none.
+        """
+        runtimes = dict(self._runtimes)
+        if not runtimes:
+            raise NoRuntimesError("the group has no hosts")
+        return runtimes
+
+    def _check_known(self, hosts: Iterable[str]) -> None:
+        unknown = [host for host in hosts if host not in self._runtimes]
+        if unknown:
+            raise ValueError(f"not of the group: {', '.join(unknown)} (there are: {', '.join(self.hosts) or 'none'})")
+
+    def _check_new(self, hosts: Iterable[str]) -> None:
+        known = [host for host in hosts if host in self._runtimes]
+        if known:
+            raise ValueError(f"of the group already: {', '.join(known)}")
+
+
+def listed(hosts: str | Iterable[str] | None) -> list[str]:
+    """Return hosts as a list; one may be given by itself."""
+    return [hosts] if isinstance(hosts, str) else list(hosts or ())

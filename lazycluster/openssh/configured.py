@@ -1,0 +1,49 @@
+"""Which hosts the ssh configuration on this machine names: `config.host_names` with the files behind it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+from pathlib import Path
+
+from lazycluster.openssh.config import host_names
+
+_INCLUDED = 1 << 20
+"""Characters of a file that are read; a configuration is no longer, but a pattern may fit anything."""
+
+
+def default_config() -> Path:
+    """Return the user's own configuration, where ssh looks for it: below the home of the password database."""
+    return home() / ".ssh" / "config"
+
+
+def home() -> Path:
+    """Return the home directory as ssh finds it; it does not look at $HOME."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return Path.home()
+
+
+def configured_hosts(config_file: Path | None = None) -> tuple[str, ...]:
+    """Return the hosts that a configuration file and those it includes name, each once, in the order of the files.
+
+    Args:
+        config_file: The file; default: the user's own. One that cannot be read names none.
+    """
+    return host_names(config_file or default_config(), text_of=_text_of, glob=_files, home=home())
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        if not path.is_file():
+            return None
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_INCLUDED)
+    except OSError:
+        return None
+
+
+def _files(pattern: str) -> list[Path]:
+    return [Path(found) for found in sorted(glob.glob(pattern))]  # noqa: PTH207 - an absolute pattern

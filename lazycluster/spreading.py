@@ -1,0 +1,282 @@
+"""Items spread over hosts: each host takes the next as it becomes free, and what comes of them is handed back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import attrs
+
+from lazycluster import calling
+from lazycluster._typing import Self
+from lazycluster.exceptions import (
+    CommandStoppedError,
+    ConnectError,
+    ConnectionLostError,
+    HostsFailedError,
+    LoginShellError,
+    PythonNotFoundError,
+    PythonVersionMismatchError,
+    RuntimeClosedError,
+    SessionRefusedError,
+    SupervisorError,
+    WorkingDirectoryError,
+)
+from lazycluster.openssh.processes import Cancellation
+from lazycluster.results import Error, Value
+from lazycluster.runtimes import Runtime
+from lazycluster.steps import function_name
+
+_log = logging.getLogger(__name__)
+X = TypeVar("X")
+T = TypeVar("T")
+_SHARE = 0.05
+"""Seconds of work that a host gets at once, so that the way there and back is little of it."""
+_MOST = 64
+"""Items that go to a host at once."""
+_OUTSTANDING = 4096
+"""Items that are taken from the iterable and not yet handed back, at most: those behind a slow one must wait."""
+_PARTING = 8.0
+"""Seconds to wait for the hosts to end what is under way, when nobody wants it any more."""
+_OF_THE_HOST = (
+    ConnectionLostError,
+    ConnectError,
+    LoginShellError,
+    PythonNotFoundError,
+    PythonVersionMismatchError,
+    RuntimeClosedError,
+    SessionRefusedError,
+    SupervisorError,
+    WorkingDirectoryError,
+)
+"""What says that a host cannot be used, and nothing about the item."""
+
+
+@attrs.define(eq=False)
+class _Item(Generic[X]):
+    number: int
+    value: X
+    moves: int = 0
+    alone: bool = False
+    """Whether a process died with it among others: it is tried again by itself."""
+
+
+class Spread(Generic[X, T]):
+    """One function and many items on several hosts. A context manager that iterates over the outcomes.
+
+    Every host has a thread that waits for it. The iterable is read in the thread that iterates, a little ahead.
+    """
+
+    def __init__(
+        self,
+        runtimes: Sequence[Runtime],
+        function: Callable[[X], T],
+        items: Iterator[X],
+        *,
+        ordered: bool,
+        retries: int,
+    ) -> None:
+        """Prepare; entering it begins the work."""
+        self._runtimes = runtimes
+        self._function = function
+        self._source = enumerate(items)
+        self._ordered = ordered
+        self._retries = retries
+        self._changed = threading.Condition()
+        self._waiting: deque[_Item[X]] = deque()
+        self._outcomes: dict[int, Value[T] | Error] = {}
+        self._next = 0
+        self._outstanding = 0
+        self._exhausted = False
+        self._stopped = False
+        self._sizes = {runtime.host: 1 for runtime in runtimes}
+        self._failures: dict[str, Exception] = {}
+        self._cancellations = [Cancellation() for _ in runtimes]
+        self._threads = [
+            threading.Thread(target=self._serve, args=pair, name=f"lazycluster-map-{pair[0].host}", daemon=True)
+            for pair in zip(runtimes, self._cancellations, strict=True)
+        ]
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End what is under way on the hosts."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        until = time.monotonic() + _PARTING
+        for cancellation in self._cancellations:
+            cancellation.request()
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                _log.warning("%s: still ending what was under way there", thread.name)
+        for cancellation in self._cancellations:
+            cancellation.close()
+
+    # The thread that iterates ----------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Value[T] | Error]:
+        """Yield the outcomes, in the order of the items or as they come.
+
+        Raises:
+            HostsFailedError: No host is left for the items that are still to be taken from the iterable.
+        """
+        while True:
+            self._read_ahead()
+            with self._changed:
+                while not (self._has_next() or self._has_room() or self._done):
+                    self._changed.wait()
+                if not self._has_next():
+                    if self._done:
+                        return
+                    continue
+                if self._ordered:
+                    number, self._next = self._next, self._next + 1
+                else:
+                    number = next(iter(self._outcomes))
+                outcome = self._outcomes.pop(number)
+                self._outstanding -= 1
+            yield outcome
+
+    def _has_next(self) -> bool:
+        return self._next in self._outcomes if self._ordered else bool(self._outcomes)
+
+    def _has_room(self) -> bool:
+        """Tell whether another item is to be taken from the iterable."""
+        ahead = 2 * sum(self._sizes.values())
+        return not self._exhausted and len(self._waiting) < ahead and self._outstanding < _OUTSTANDING
+
+    @property
+    def _done(self) -> bool:
+        return self._exhausted and not self._outstanding
+
+    @property
+    def _all_failed(self) -> bool:
+        return len(self._failures) == len(self._runtimes)
+
+    def _read_ahead(self) -> None:
+        while self._has_room():
+            try:
+                number, value = next(self._source)
+            except StopIteration:
+                with self._changed:
+                    self._exhausted = True
+                return
+            if self._all_failed and not self._outstanding:
+                raise self._no_host_left()
+            with self._changed:
+                self._outstanding += 1
+                self._waiting.append(_Item(number, value))
+                if self._all_failed:
+                    self._give_up_waiting()
+                self._changed.notify()
+
+    def _no_host_left(self) -> HostsFailedError:
+        errors = tuple(self._failures.items())
+        error = HostsFailedError(f"map({function_name(self._function)})", errors, len(self._runtimes))
+        error.__cause__ = errors[-1][1]
+        return error
+
+    # The threads of the hosts ----------------------------------------------------------------------------------------
+
+    def _serve(self, runtime: Runtime, cancellation: Cancellation) -> None:
+        """Work on items with one host, until there are none, it fails, or nobody wants them any more."""
+        while items := self._take(runtime.host):
+            begun = time.monotonic()
+            try:
+                executor = runtime.executor(cancellation=cancellation)
+                outcomes = calling.call_each(executor, self._function, [item.value for item in items], _SHARE)
+            except CommandStoppedError:
+                return
+            except _OF_THE_HOST as error:
+                self._move(items, error)
+                if not (isinstance(error, ConnectionLostError) and runtime.is_valid_runtime()):
+                    self._fail(runtime.host, error)
+                    return
+            except BaseException as error:  # noqa: BLE001 - told to whoever iterates
+                self._blame(items, error)
+            else:
+                self._hand_back(items, outcomes)
+                self._adapt(runtime.host, len(items), len(outcomes), time.monotonic() - begun)
+
+    def _take(self, host: str) -> list[_Item[X]]:
+        """Wait for items, and take as many as may go to a host at once; none where nothing more will come."""
+        with self._changed:
+            while not self._waiting:
+                if self._stopped or self._done:
+                    return []
+                self._changed.wait()
+            if self._stopped:
+                return []
+            living = len(self._runtimes) - len(self._failures)
+            share = max(1, min(self._sizes[host], len(self._waiting) // living))
+            items = [self._waiting.popleft()]
+            while len(items) < share and not items[0].alone and not self._waiting[0].alone:
+                items.append(self._waiting.popleft())
+            if self._has_room():
+                self._changed.notify_all()
+            return items
+
+    def _adapt(self, host: str, given: int, done: int, seconds: float) -> None:
+        """Give a host more at once if that took little time, and less if it came back with something left."""
+        if done < given:
+            self._sizes[host] = max(1, done)
+        elif given == self._sizes[host] and seconds < _SHARE:
+            self._sizes[host] = min(_MOST, 2 * given)
+
+    def _hand_back(self, items: Sequence[_Item[X]], outcomes: Sequence[Value[T] | Error]) -> None:
+        with self._changed:
+            for item, outcome in zip(items, outcomes, strict=False):
+                self._outcomes[item.number] = outcome
+            self._waiting.extendleft(reversed(items[len(outcomes) :]))
+            self._changed.notify_all()
+
+    def _move(self, items: Sequence[_Item[X]], error: Exception) -> None:
+        """Give the items of a host that failed to others."""
+        with self._changed:
+            for item in reversed(items):
+                item.moves += 1
+                if item.moves > self._retries:
+                    self._outcomes[item.number] = Error(error)
+                else:
+                    self._waiting.appendleft(item)
+            self._changed.notify_all()
+
+    def _blame(self, items: Sequence[_Item[X]], error: BaseException) -> None:
+        """Take an error for that of the item, where there was only one; else find out whose it is."""
+        with self._changed:
+            if len(items) == 1:
+                self._outcomes[items[0].number] = Error(error)
+            else:
+                for item in items:
+                    item.alone = True
+                self._waiting.extendleft(reversed(items))
+            self._changed.notify_all()
+
+    def _fail(self, host: str, error: Exception) -> None:
+        """Go on without a host."""
+        with self._changed:
+            self._failures[host] = error
+            del self._sizes[host]
+            if self._all_failed:
+                self._give_up_waiting()
+            else:
+                _log.warning("%s: the others go on without it: %s", host, error)
+            self._changed.notify_all()
+
+    def _give_up_waiting(self) -> None:
+        for item in self._waiting:
+            self._outcomes[item.number] = Error(self._no_host_left())
+        self._waiting.clear()
