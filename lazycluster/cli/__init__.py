@@ -12,7 +12,11 @@ import click
 from lazycluster.exceptions import LazyclusterError
 
 _COMMANDS = {
+    "info": "examining",
+    "doctor": "examining",
     "demo": "demonstrating",
+    "explain": "explaining",
+    "completion": "completing",
 }
 """In which module of this package a command lives; the function is named like the command, with underscores."""
 

@@ -1,0 +1,104 @@
+"""What an examination finds, and which checks there is no point in once another has failed."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from lazycluster.exceptions import ConnectError, LazyclusterError
+from lazycluster.openssh.wording import clean
+
+_LONGEST_QUOTE = 120
+
+
+class Verdict(enum.Enum):
+    """How a check went."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+def _printable(text: str) -> str:
+    """Return words of a host without what they could do to a terminal."""
+    return "\n".join(filter(None, map(clean, text.splitlines())))
+
+
+@attrs.frozen
+class Finding:
+    """What one check found, and what to do about it: `advice` is empty where nothing is to be done."""
+
+    check: str
+    verdict: Verdict
+    found: str = attrs.field(converter=_printable)
+    advice: str = attrs.field(default="", converter=_printable)
+
+    def record(self) -> dict[str, str]:
+        """Return it as plain words, for JSON."""
+        return {"check": self.check, "verdict": self.verdict.value, "found": self.found, "advice": self.advice}
+
+
+def ok(check: str, found: str) -> Finding:
+    """Return that a check went well."""
+    return Finding(check, Verdict.OK, found)
+
+
+def warning(check: str, found: str, advice: str) -> Finding:
+    """Return that something works badly, or not always."""
+    return Finding(check, Verdict.WARNING, found, advice)
+
+
+def failed(check: str, found: str, advice: str) -> Finding:
+    """Return that something does not work."""
+    return Finding(check, Verdict.FAILED, found, advice)
+
+
+def skipped(check: str, reason: str) -> Finding:
+    """Return that nothing was looked at, and why."""
+    return Finding(check, Verdict.SKIPPED, reason)
+
+
+def from_error(check: str, error: LazyclusterError) -> Finding:
+    """Return an error of the library as a finding, its advice apart where it has one."""
+    if isinstance(error, ConnectError):
+        at = f" at {error.hop}" if error.hop and error.hop != error.host else ""
+        said = f" ({error.reason})" if error.reason else ""
+        advice = error.advice.format(host=error.host, hop=error.hop or error.host)
+        return failed(check, f"{error.summary}{at}{said}", advice)
+    host = getattr(error, "host", "")
+    return failed(check, str(error).removeprefix(f"{host}: "), f"Try it by hand: `ssh -v {host} true`.")
+
+
+def quoted(text: str) -> str:
+    """Return what somebody printed, on one line, in quotes, and not too long."""
+    line = text.strip()
+    return repr(line if len(line) <= _LONGEST_QUOTE else f"{line[: _LONGEST_QUOTE - 3]}...")
+
+
+class Course:
+    """The course of an examination: which checks have failed, so that those that need them are skipped."""
+
+    def __init__(self) -> None:
+        """Begin with nothing known."""
+        self._causes: dict[str, str] = {}
+
+    def take(self, check: str, look: Callable[[], Finding], *, needs: Sequence[str] = ()) -> Finding:
+        """Return what a check finds, or that it is skipped because one that it needs has failed."""
+        cause = next((self._causes[need] for need in needs if need in self._causes), None)
+        if cause is not None:
+            self._causes[check] = cause
+            return skipped(check, f"cannot be looked at before this is mended: {cause}")
+        try:
+            finding = look()
+        except LazyclusterError as error:
+            finding = from_error(check, error)
+        if finding.verdict is Verdict.FAILED:
+            self._causes[check] = check
+        return finding
+
+    def is_lost(self, check: str) -> bool:
+        """Tell whether a check has failed, or was skipped because of one that has."""
+        return check in self._causes
