@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import attrs
+
 from lazycluster.openssh.destination import Destination
 
 # Written in a user's configuration for a person at a terminal, and poison for a program (ssh_config(5)).
@@ -143,6 +145,25 @@ def remote_operand(to: Destination, path: str) -> str:
     """Return the host's side of a copy as scp writes it; an IPv6 address goes into brackets."""
     user, at, name = to.host.rpartition("@")
     return f"{user}{at}[{name}]:{path}" if ":" in name else f"{to.host}:{path}"
+
+
+def settings_argv(config_file: Path, host: str) -> tuple[str, ...]:
+    """Return the call that prints what one configuration file says for a host: no option of ours is in it."""
+    return ("ssh", "-G", "-F", str(config_file), "--", host)
+
+
+def copy_key_argv(to: Destination) -> tuple[str, ...]:
+    """Return the call that installs a public key on a host: that of the identity file, or what ssh-copy-id finds.
+
+    It is for a terminal, where it may ask for a password, for a passphrase, and whether to trust a host key.
+    """
+    own = (
+        ("ControlMaster", "no"),
+        ("ControlPath", "none"),
+        ("ConnectTimeout", str(math.ceil(to.connect_timeout))),
+    )
+    key = () if to.identity_file is None else ("-i", str(to.identity_file))
+    return ("ssh-copy-id", *key, *_options(attrs.evolve(to, identity_file=None), own), to.host)
 
 
 def effective_argv(to: Destination) -> tuple[str, ...]:

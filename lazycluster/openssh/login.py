@@ -1,7 +1,8 @@
 """Logging in where ssh asks for a password or passphrase, which it does only of a terminal.
 
-ssh gets a pseudo-terminal of its own. A prompt is answered only if it asks for what we have: the password of the
-destination, or the passphrase of a key. `recognise()`, which is pure, decides that; the rest moves characters.
+ssh gets a pseudo-terminal of its own. `log_in()` answers a prompt only if it asks for what we have: the password of the
+destination, or the passphrase of a key. `converse()` answers none by itself: it puts them to a person. `recognise()`,
+which is pure, tells what is a prompt and for what; the rest moves characters.
 
 pexpect starts and ends the process and types. It does not read: at the end of the output it waits for the process with
 no limit of time (4.9, ptyprocess 0.7), and its exceptions show what was typed.
@@ -22,7 +23,7 @@ import termios
 import threading
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 import pexpect
@@ -32,10 +33,13 @@ _POLL = 0.02  # seconds between two looks whether ssh has ended while something 
 # poll() has no limit of 1024 descriptors; on macOS it does not work on terminals.
 _Selector = selectors.SelectSelector if sys.platform == "darwin" else selectors.PollSelector
 _ECHO_OFF_WITHIN = 1.0  # ssh itself switches the echo off before it prints a prompt
+_QUIET = 0.3  # seconds of silence after which a line that is not ended, while the echo is off, is taken for a prompt
+_CLEANING = 1.0  # seconds that a script has to remove its temporary files once it is asked to end
 _SPAWNING = threading.Lock()
 # What a host sends before the log-in may be long; a prompt and the lines before it that belong to it are not.
 _LONGEST_PROMPT = 500
 _LOOK_BACK = 16_384
+_LINES_SHOWN = 20
 _KEPT = 1 << 18
 
 _PASSWORD = re.compile(r"(?P<user>.+)@(?P<host>[^@\s]+)'s password: ?$")
@@ -80,6 +84,26 @@ class LoginOutcome:
         return "" if self.end is LoginEnd.EXITED else _last_line(self.text)
 
 
+@attrs.frozen
+class Conversation:
+    """What came of a program that put its questions to a person.
+
+    `status` is its exit status, negative for a signal; None where it was ended from here: at `unanswered`, the question
+    that the person left open, or because the time was up. `text` is what its terminal showed, without secrets.
+    """
+
+    status: int | None
+    text: str = attrs.field(repr=lambda text: f"<{len(text)} characters>")
+    unanswered: str = ""
+
+
+Ask = Callable[[str, bool], "str | None"]
+"""Shows a person some lines, the last of which is a question, and returns the answer; None to give up.
+
+The flag is whether the answer is a secret.
+"""
+
+
 class Question(enum.Enum):
     """What a prompt of ssh asks for."""
 
@@ -116,9 +140,31 @@ def log_in(
     _check(password)
     child = _spawn(argv, env)
     try:
-        return _Dialogue(child, password, names, deadline).hold()
+        return _LogIn(child, password, names, deadline).hold()
     finally:
         _end(child)
+
+
+def converse(argv: Sequence[str], ask: Ask, *, seconds: float, env: Mapping[str, str] | None = None) -> Conversation:
+    """Run ssh, or a program that runs it, and put its questions to a person; none is answered otherwise.
+
+    Args:
+        argv: The whole call, without BatchMode.
+        ask: Puts a question. The time that it takes does not count.
+        seconds: The time after which to give up.
+        env: The environment of the program; this process's unless given.
+
+    Raises:
+        OSError: The program cannot be started.
+        ValueError: An answer is no single line of text; the error does not show it.
+    """
+    child = _spawn(argv, env)
+    try:
+        interview = _Interview(child, ask, time.monotonic() + seconds)
+        outcome = interview.hold()
+        return Conversation(outcome.status, outcome.text, interview.unanswered)
+    finally:
+        _end(child, patience=_CLEANING)
 
 
 def _check(password: str) -> None:
@@ -157,9 +203,18 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str] | None) -> pexpect.spawn:
     return child
 
 
-def _end(child: pexpect.spawn) -> None:
-    """End ssh with its helpers if it still runs, and close the terminal; a master in the background is out of reach."""
+def _end(child: pexpect.spawn, *, patience: float = 0.0) -> None:
+    """End ssh with its helpers if it still runs, and close the terminal; a master in the background is out of reach.
+
+    With `patience` it is asked first, and has so many seconds.
+    """
     try:
+        until = time.monotonic() + patience
+        if patience and child.isalive():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGTERM)
+            while child.isalive() and time.monotonic() < until:
+                time.sleep(_POLL)
         if child.isalive():
             # ssh leads the process group; unreaped as it is, nobody else can have its number.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -182,14 +237,12 @@ def _read(terminal: int) -> bytes:
 class _Dialogue:
     """The conversation with one ssh."""
 
-    def __init__(self, child: pexpect.spawn, password: str, names: Collection[str], deadline: float) -> None:
+    def __init__(self, child: pexpect.spawn, deadline: float) -> None:
         self._child = child
-        self._password = password
-        self._names = frozenset(name.casefold() for name in names)
         self._deadline = deadline
+        self._secrets: list[str] = []
         self._shown = ""
         self._answered_to = 0  # how much of it was shown when the last prompt was answered
-        self._answered: set[str] = set()
 
     def hold(self) -> LoginOutcome:
         """Read and answer until ssh ends, or there is a reason to end it."""
@@ -210,7 +263,7 @@ class _Dialogue:
                 elif not open_still:
                     time.sleep(min(_POLL, self._left()))
                 self._show(decoder.decode(data))
-                reason = self._react() if data else None
+                reason = self._react() if data else self._react_to_silence()
                 if reason is not None:
                     return self._outcome(reason)
 
@@ -231,9 +284,54 @@ class _Dialogue:
             _log.debug("process %d was waited for by somebody else", self._child.pid)
             return False
 
+    @property
+    def _fresh(self) -> str:
+        """Return what was shown since the last answer, or the end of it."""
+        return self._shown[max(self._answered_to, len(self._shown) - _LOOK_BACK) :]
+
     def _react(self) -> LoginEnd | None:
         """Answer the prompt that is shown, if there is one; return why to end instead."""
-        fresh = self._shown[max(self._answered_to, len(self._shown) - _LOOK_BACK) :]
+        raise NotImplementedError
+
+    def _react_to_silence(self) -> LoginEnd | None:
+        """Do the same where nothing new is shown."""
+        return None
+
+    def _takes_secret(self) -> bool:
+        """Tell whether the terminal would not show what is typed; else there is no prompt for a secret."""
+        try:
+            return self._child.waitnoecho(min(_ECHO_OFF_WITHIN, self._left()))
+        except (OSError, termios.error):  # the program has ended meanwhile; the next read tells
+            return False
+
+    def _type(self, answer: str) -> None:
+        self._answered_to = len(self._shown)
+        with contextlib.suppress(OSError):  # as above
+            self._child.sendline(answer)
+
+    def _outcome(self, end: LoginEnd) -> LoginOutcome:
+        status = None
+        if end is LoginEnd.EXITED:
+            died = self._child.signalstatus
+            status = self._child.exitstatus if died is None else -died
+        text = self._shown
+        for secret in self._secrets:  # a host may send back what was typed
+            text = text.replace(secret, "[password]") if len(secret) >= 4 else text
+        return LoginOutcome(end, status, text)
+
+
+class _LogIn(_Dialogue):
+    """A conversation in which we answer, with what we were given."""
+
+    def __init__(self, child: pexpect.spawn, password: str, names: Collection[str], deadline: float) -> None:
+        super().__init__(child, deadline)
+        self._password = password
+        self._names = frozenset(name.casefold() for name in names)
+        self._secrets = [password]
+        self._answered: set[str] = set()
+
+    def _react(self) -> LoginEnd | None:
+        fresh = self._fresh
         asked = recognise(fresh, self._names)
         prompt = _last_line(fresh)
         if asked is Question.HOST_KEY:
@@ -243,28 +341,67 @@ class _Dialogue:
         if asked is Question.PASSWORD:
             if prompt in self._answered:
                 return LoginEnd.REFUSED
-            self._type(prompt, self._password)
+            self._answer(prompt, self._password)
         elif asked is Question.PASSPHRASE:
             # An empty passphrase makes ssh leave this key and try what comes next.
-            self._type(prompt, "" if prompt in self._answered else self._password)
+            self._answer(prompt, "" if prompt in self._answered else self._password)
         return None
 
-    def _type(self, prompt: str, answer: str) -> None:
-        """Type an answer, unless the terminal would show it: then it is no prompt for a secret."""
-        with contextlib.suppress(OSError, termios.error):  # ssh has ended meanwhile; the next read tells
-            if self._child.waitnoecho(min(_ECHO_OFF_WITHIN, self._left())):
-                self._answered.add(prompt)
-                self._answered_to = len(self._shown)
-                self._child.sendline(answer)
+    def _answer(self, prompt: str, answer: str) -> None:
+        if self._takes_secret():
+            self._answered.add(prompt)
+            self._type(answer)
 
-    def _outcome(self, end: LoginEnd) -> LoginOutcome:
-        status = None
-        if end is LoginEnd.EXITED:
-            died = self._child.signalstatus
-            status = self._child.exitstatus if died is None else -died
-        # A host may send back what was typed.
-        text = self._shown.replace(self._password, "[password]") if len(self._password) >= 4 else self._shown
-        return LoginOutcome(end, status, text)
+
+class _Interview(_Dialogue):
+    """A conversation in which a person answers."""
+
+    def __init__(self, child: pexpect.spawn, ask: Ask, deadline: float) -> None:
+        super().__init__(child, deadline)
+        self.unanswered = ""
+        self._ask = ask
+        self._heard_at = time.monotonic()
+        self._echo = ""  # of the last answer, which the terminal shows, too
+
+    def _react(self) -> LoginEnd | None:
+        self._heard_at = time.monotonic()
+        asked = recognise(self._fresh, ())
+        return None if asked is None else self._put(secret=asked is not Question.HOST_KEY)
+
+    def _react_to_silence(self) -> LoginEnd | None:
+        """Put what a host asks in words of its own, such as for a code."""
+        if not _last_line(self._fresh) or time.monotonic() - self._heard_at < _QUIET:
+            return None
+        self._heard_at = time.monotonic()
+        return None if self._echoes() else self._put(secret=True)
+
+    def _echoes(self) -> bool:
+        try:
+            return self._child.getecho()
+        except (OSError, termios.error):  # the program has ended; the next read tells
+            return True
+
+    def _put(self, *, secret: bool) -> LoginEnd | None:
+        if secret and not self._takes_secret():
+            return None
+        begun = time.monotonic()
+        answer = self._ask(_presentable(self._fresh.lstrip().removeprefix(self._echo)), secret)
+        self._deadline += time.monotonic() - begun
+        if answer is None:
+            self.unanswered = _last_line(self._fresh)
+            return LoginEnd.REFUSED
+        _check(answer)
+        if secret:
+            self._secrets.append(answer)
+        self._echo = "" if secret else answer
+        self._type(answer)
+        return None
+
+
+def _presentable(text: str) -> str:
+    """Return the last lines of a text without what would steer a person's terminal."""
+    lines = text.replace("\r", "").strip().split("\n")[-_LINES_SHOWN:]
+    return "\n".join("".join(char for char in line if char.isprintable()) for line in lines)
 
 
 def _last_line(text: str) -> str:

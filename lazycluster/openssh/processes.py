@@ -482,8 +482,8 @@ def run_detaching(
     return Finished(None if late else process.returncode, said.read_text(errors="replace"))
 
 
-def run_to_end(argv: Sequence[str], *, seconds: float) -> Finished:
-    """Run a program that prints little, and return its standard output.
+def run_to_end(argv: Sequence[str], *, seconds: float, errors: bool = False) -> Finished:
+    """Run a program that prints little, and return its standard output; with `errors`, its standard error too.
 
     Raises:
         OSError: The program cannot be started.
@@ -493,7 +493,7 @@ def run_to_end(argv: Sequence[str], *, seconds: float) -> Finished:
         argv,
         stdin=False,
         deadline=Deadline(seconds),
-        on_output=lambda stream, data: pieces.append(data) if stream is Stream.STDOUT else None,
+        on_output=lambda stream, data: pieces.append(data) if errors or stream is Stream.STDOUT else None,
     )
     status: int | None = None
     try:
