@@ -73,7 +73,7 @@ def judge_authentication(
     trace, error = login.trace, login.error
     if error is None:
         method = "".join(trace.authenticated[-1:])
-        key = f", {trace.accepted[-1]}" if trace.accepted and "publickey" in method else ""
+        key = f", {trace.accepted[-1].removesuffix(' explicit')}" if trace.accepted and "publickey" in method else ""
         return ok(AUTHENTICATION, f"{method or 'logged in'}{key}")
     if not isinstance(error, AuthenticationError):
         return from_error(AUTHENTICATION, error)

@@ -8,7 +8,7 @@ from pathlib import Path
 from lazycluster.doctor.authentication import AUTHENTICATION, judge_authentication, key_files
 from lazycluster.doctor.capacity import SESSIONS, count_sessions, judge_sessions
 from lazycluster.doctor.files import FILES, judge_files, look_at_files
-from lazycluster.doctor.findings import Course, Finding
+from lazycluster.doctor.findings import Course, Finding, skipped
 from lazycluster.doctor.forwards import FROM_HOST, TO_HOST, judge_traffic, look_from_host, look_to_host
 from lazycluster.doctor.link import (
     ROUND_TRIP,
@@ -22,6 +22,7 @@ from lazycluster.doctor.link import (
 from lazycluster.doctor.login_shell import (
     LOGIN_SHELL,
     Shell,
+    judge_hanging,
     judge_login_shell,
     judge_no_login_shell,
     look_at_shell,
@@ -96,17 +97,18 @@ class _Examination:
             yield take(CONFIGURATION, self._look_at_configuration)
             yield from self._log_in()
             reached = (AUTHENTICATION,)
-            yield take(SESSIONS, lambda: judge_sessions(count_sessions(self._sessions)), needs=reached)
-            running = (SESSIONS,)
-            yield take(LOGIN_SHELL, self._look_at_login_shell, needs=running)
+            yield take(SESSIONS, self._count_sessions, needs=reached)
+            yield take(LOGIN_SHELL, self._look_at_login_shell, needs=(SESSIONS,))
             working = (LOGIN_SHELL,)
             yield take(TEMPORARY, lambda: judge_room(look_at_room(self._sessions)), needs=working)
             yield take(PYTHON, self._look_for_python, needs=working)
             yield take(SUPERVISOR, self._look_at_supervisor, needs=(PYTHON,))
             yield take(ROUND_TRIP, self._look_at_round_trips, needs=reached)
             yield take(FILES, self._look_at_files, needs=(LOGIN_SHELL, TEMPORARY))
-            yield take(FROM_HOST, self._look_from_host, needs=reached)
-            yield take(TO_HOST, self._look_to_host, needs=reached)
+            # Without a shell there may be tunnels; but each would leave one more shell behind that hangs.
+            tunnelling = (LOGIN_SHELL,) if self._login.hangs else reached
+            yield take(FROM_HOST, self._look_from_host, needs=tunnelling)
+            yield take(TO_HOST, self._look_to_host, needs=tunnelling)
             yield take(CLOCK, lambda: judge_clock(look_at_clock(self._sessions)), needs=working)
         finally:
             self._host.close()
@@ -148,7 +150,14 @@ class _Examination:
 
     # On the host -------------------------------------------------------------------------------------------------
 
+    def _count_sessions(self) -> Finding:
+        if self._login.hangs:
+            return skipped(SESSIONS, "not counted, because the login shell hangs")
+        return judge_sessions(count_sessions(self._sessions))
+
     def _look_at_login_shell(self) -> Finding:
+        if self._login.hangs:
+            return judge_hanging(self._to.host, f"`true` did not end within {self._to.connect_timeout:g} s")
         try:
             self._shell = look_at_shell(self._sessions)
         except (LoginShellError, CommandTimeoutError) as error:
@@ -169,7 +178,7 @@ class _Examination:
         return judge_files(look_at_files(self._connection), self._shell.stdout.strip())
 
     def _look_from_host(self) -> Finding:
-        return judge_traffic(FROM_HOST, look_from_host(self._host, self._shell.server))
+        return judge_traffic(FROM_HOST, look_from_host(self._host, self._shell.server, self._config.port))
 
     def _look_to_host(self) -> Finding:
         lost = self._course.is_lost

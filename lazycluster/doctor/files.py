@@ -25,6 +25,8 @@ FILES = "files"
 SFTP, LEGACY, TREE = "scp", "scp -O", "tar"
 _SIZE = 1 << 16
 _PATIENCE = 20.0
+_NO_LEGACY = "option -- O"
+"""What a scp from before OpenSSH 8.7 says of -O; its only protocol is that one."""
 _MEANING = {
     SFTP: "the sftp subsystem",
     LEGACY: "scp on the host",
@@ -116,7 +118,7 @@ def _scp(sessions: Sessions, source: str, target: str, *, legacy: bool) -> str:
         return str(getattr(error, "reason", error))
     except OSError as error:
         return f"scp cannot be started here: {error}"
-    if ended.status == 0:
+    if ended.status == 0 or (legacy and _NO_LEGACY in ended.text):
         return ""
     if ended.status is None:
         return f"not done within {_PATIENCE:g} s"
@@ -128,9 +130,12 @@ def judge_files(ways: Ways, noise: str = "") -> Finding:
     wrong = {way: reason for way, reason in ways.failures.items() if reason}
     right = [way for way in ways.failures if way not in wrong]
     if not wrong:
-        return ok(FILES, f"{_SIZE >> 10} KiB there and back by {_listed(right)}, in {ways.seconds:.2f} s")
+        return ok(FILES, f"{_SIZE >> 10} KiB there and back by {', '.join(right)}, in {ways.seconds:.2f} s")
     found = "; ".join(
-        [*(f"{way} fails: {reason}" for way, reason in wrong.items()), *([f"{_listed(right)} works"] if right else [])]
+        [
+            *(f"{way} ({_MEANING[way]}) fails: {reason}" for way, reason in wrong.items()),
+            *(f"{way} ({_MEANING[way]}) works" for way in right),
+        ]
     )
     advice = [_advice(way, reason, noise) for way, reason in wrong.items()]
     text = " ".join(dict.fromkeys(advice))
@@ -150,8 +155,3 @@ def _advice(way: str, reason: str, noise: str) -> str:
     if way == LEGACY:
         return "Install scp there (Debian and Ubuntu: openssh-client); only hosts without the sftp subsystem need it."
     return "Install tar there; directories go by it."
-
-
-def _listed(ways: list[str]) -> str:
-    named = [f"{way} ({_MEANING[way]})" for way in ways]
-    return " and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else "".join(named)

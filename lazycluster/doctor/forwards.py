@@ -58,9 +58,12 @@ class Traffic:
     tried: bool = True
 
 
-def look_from_host(host: PerStep, server: tuple[str, int] | None) -> Traffic:
-    """Open a port here (-L) that leads to the host's own sshd, and read its greeting through it."""
-    address, port = server or ("localhost", 22)
+def look_from_host(host: PerStep, server: tuple[str, int] | None, dialled: int | None = None) -> Traffic:
+    """Open a port here (-L) that leads to the host's own sshd, and read its greeting through it.
+
+    Where the host did not say its address (`server`), it is tried at the port that is dialled.
+    """
+    address, port = server or ("localhost", dialled or 22)
     what = f"sshd's greeting from {address}:{port} there"
 
     def make() -> tuple[Forwarding, int]:

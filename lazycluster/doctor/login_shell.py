@@ -158,8 +158,10 @@ def judge_no_login_shell(error: LazyclusterError) -> Finding:
             "start-up file that calls exit.",
         )
     host = getattr(error, "host", "")
-    return failed(
-        LOGIN_SHELL,
-        str(error).removeprefix(f"{host}: "),
-        f"Something that its start-up files wait for does not come. Try `ssh {host} true`.",
-    )
+    return judge_hanging(host, str(error).removeprefix(f"{host}: "))
+
+
+def judge_hanging(host: str, found: str) -> Finding:
+    """Judge a shell that does not come to our command."""
+    advice = f"Something that its start-up files wait for does not come. Try `ssh {host} true`."
+    return failed(LOGIN_SHELL, found, advice)

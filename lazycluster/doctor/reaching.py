@@ -61,7 +61,7 @@ def log_in(to: Destination) -> LogIn:
             raise cannot_start(to.host, error) from error
     trace = parse_trace(ended.text)
     if ended.status == 0 or trace.authenticated:
-        return LogIn(trace)
+        return LogIn(trace, hangs=ended.status is None)
     return LogIn(trace, diagnose(to.host, ended.text, status=ended.status, timed_out=ended.status is None))
 
 

@@ -69,7 +69,11 @@ def parse_trace(text: str) -> Trace:
 
 @attrs.frozen
 class LogIn:
-    """One attempt to log in: how far it came, and why no further; no error where it came in."""
+    """One attempt to log in: how far it came, and why no further; no error where it came in.
+
+    It hangs where it came in, and a `true` did not end in time.
+    """
 
     trace: Trace
     error: ConnectError | None = None
+    hangs: bool = False
