@@ -175,8 +175,22 @@ class Master:
     @property
     def log(self) -> str:
         """Return what the master has said."""
+        return self.log_since(0)
+
+    @property
+    def log_size(self) -> int:
+        """Return how many bytes the master has said so far."""
         try:
-            return (self._directory.path / "log").read_text(errors="replace")
+            return (self._directory.path / "log").stat().st_size
+        except OSError:
+            return 0
+
+    def log_since(self, size: int) -> str:
+        """Return what the master has said after so many bytes."""
+        try:
+            with (self._directory.path / "log").open("rb") as file:
+                file.seek(size)
+                return file.read().decode(errors="replace")
         except OSError:
             return ""
 

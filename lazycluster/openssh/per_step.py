@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 from lazycluster.exceptions import CommandFailedError, LazyclusterError, PythonNotFoundError
 from lazycluster.hardware import HostInfo, parse, probe
 from lazycluster.openssh.calls import start_python
+from lazycluster.openssh.carrier import Carrier
 from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.forwarding import Forwarding
 from lazycluster.openssh.host_scripts import END_MARKED, MAKE_WORKING_DIRECTORY
@@ -49,6 +50,8 @@ class ConnectedHost(ABC):
         self.connection = connection
         self._python = python
         self._directories: list[str] = []
+        sessions = connection.sessions
+        self._carrier = Carrier(sessions.destination, password=sessions.password)
         _all.add(self)
 
     def start_afresh(self) -> None:
@@ -90,9 +93,8 @@ class ConnectedHost(ABC):
         self._directories.remove(path)
 
     def expose(self, forwarding: Forwarding, owner: object) -> Tunnel:
-        """Open a tunnel; the owner lives as long as it does."""
-        sessions = self.connection.sessions
-        return Tunnel(sessions.destination, [forwarding], password=sessions.password, owner=owner)
+        """Open a tunnel; the owner lives as long as it does. All tunnels of a host share one connection."""
+        return Tunnel(self._carrier, [forwarding], owner=owner)
 
     def reaches_host(self, seconds: float) -> bool:
         """Tell within about so many seconds whether a host that was reached before can be reached now."""
