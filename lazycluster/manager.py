@@ -158,18 +158,19 @@ class RuntimeManager:
             reasons = {host: str(error) for host, error in self._inactive.items()}
             asked = self._asked(include_hosts, exclude_hosts)
             candidates = self._connected([host for host in asked if host not in reasons], reasons)
-            check = functools.partial(
-                Runtime.check_filter,
+            unmet_on = functools.partial(
+                Runtime.unmet,
                 gpu_required=gpu_required,
                 min_memory=min_memory,
                 min_cpu_cores=min_cpu_cores,
                 installed_executables=installed_executables,
                 filter_commands=filter_commands,
             )
-            outcomes = on_all({host: functools.partial(check, runtime) for host, runtime in candidates.items()})
+            outcomes = on_all({host: functools.partial(unmet_on, runtime) for host, runtime in candidates.items()})
             for host, outcome in outcomes.items():
-                if outcome != Value(True):
-                    reasons[host] = "it does not pass the filter" if isinstance(outcome, Value) else str(outcome.error)
+                unmet = outcome.value if isinstance(outcome, Value) else str(outcome.error)
+                if unmet:
+                    reasons[host] = unmet
             fitting = {host: runtime for host, runtime in candidates.items() if host not in reasons}
             if not fitting:
                 raise NoRuntimesDetectedError(self._source, tuple((host, reasons.get(host, "")) for host in asked))

@@ -94,7 +94,7 @@ class Spread(Generic[X, T]):
         self._outstanding = 0
         self._exhausted = False
         self._stopped = False
-        self._sizes = {runtime.host: 1 for runtime in runtimes}
+        self._size = 1  # of what a host gets at once
         self._failures: dict[str, Exception] = {}
         self._cancellations = [Cancellation() for _ in runtimes]
         self._threads = [
@@ -155,8 +155,12 @@ class Spread(Generic[X, T]):
 
     def _has_room(self) -> bool:
         """Tell whether another item is to be taken from the iterable."""
-        ahead = 2 * sum(self._sizes.values())
-        return not self._exhausted and len(self._waiting) < ahead and self._outstanding < _OUTSTANDING
+        if self._exhausted:
+            return False
+        if self._all_failed:  # then one tells whether there are more
+            return not self._outstanding
+        ahead = 2 * self._size * (len(self._runtimes) - len(self._failures))
+        return len(self._waiting) < ahead and self._outstanding < _OUTSTANDING
 
     @property
     def _done(self) -> bool:
@@ -174,9 +178,9 @@ class Spread(Generic[X, T]):
                 with self._changed:
                     self._exhausted = True
                 return
-            if self._all_failed and not self._outstanding:
-                raise self._no_host_left()
             with self._changed:
+                if self._all_failed and not self._outstanding:
+                    raise self._no_host_left()
                 self._outstanding += 1
                 self._waiting.append(_Item(number, value))
                 if self._all_failed:
@@ -193,7 +197,7 @@ class Spread(Generic[X, T]):
 
     def _serve(self, runtime: Runtime, cancellation: Cancellation) -> None:
         """Work on items with one host, until there are none, it fails, or nobody wants them any more."""
-        while items := self._take(runtime.host):
+        while items := self._take():
             begun = time.monotonic()
             try:
                 executor = runtime.executor(cancellation=cancellation)
@@ -209,9 +213,9 @@ class Spread(Generic[X, T]):
                 self._blame(items, error)
             else:
                 self._hand_back(items, outcomes)
-                self._adapt(runtime.host, len(items), len(outcomes), time.monotonic() - begun)
+                self._adapt(len(items), len(outcomes), time.monotonic() - begun)
 
-    def _take(self, host: str) -> list[_Item[X]]:
+    def _take(self) -> list[_Item[X]]:
         """Wait for items, and take as many as may go to a host at once; none where nothing more will come."""
         with self._changed:
             while not self._waiting:
@@ -221,7 +225,7 @@ class Spread(Generic[X, T]):
             if self._stopped:
                 return []
             living = len(self._runtimes) - len(self._failures)
-            share = max(1, min(self._sizes[host], len(self._waiting) // living))
+            share = max(1, min(self._size, len(self._waiting) // living))
             items = [self._waiting.popleft()]
             while len(items) < share and not items[0].alone and not self._waiting[0].alone:
                 items.append(self._waiting.popleft())
@@ -229,12 +233,13 @@ class Spread(Generic[X, T]):
                 self._changed.notify_all()
             return items
 
-    def _adapt(self, host: str, given: int, done: int, seconds: float) -> None:
-        """Give a host more at once if that took little time, and less if it came back with something left."""
-        if done < given:
-            self._sizes[host] = max(1, done)
-        elif given == self._sizes[host] and seconds < _SHARE:
-            self._sizes[host] = min(_MOST, 2 * given)
+    def _adapt(self, given: int, done: int, seconds: float) -> None:
+        """Give out more at once if that took little time, and less if a host came back with something left."""
+        with self._changed:
+            if done < given:
+                self._size = max(1, done)
+            elif given == self._size and seconds < _SHARE:
+                self._size = min(_MOST, 2 * given)
 
     def _hand_back(self, items: Sequence[_Item[X]], outcomes: Sequence[Value[T] | Error]) -> None:
         with self._changed:
@@ -269,7 +274,6 @@ class Spread(Generic[X, T]):
         """Go on without a host."""
         with self._changed:
             self._failures[host] = error
-            del self._sizes[host]
             if self._all_failed:
                 self._give_up_waiting()
             else:

@@ -18,7 +18,7 @@ from lazycluster.exceptions import (
     SupervisorError,
     WorkingDirectoryError,
 )
-from lazycluster.hardware import HostInfo, parse, probe
+from lazycluster.hardware import PROBE, HostInfo, parse
 from lazycluster.openssh import transfer
 from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.destination import check_command, check_environment, check_timeout
@@ -71,7 +71,7 @@ class Resident(ConnectedHost):
         """Start the supervisor, which makes the working directory and probes the machine."""
         if working_dir is not None:
             _check_path(working_dir)
-        settings = Settings(self._python, self.grace, working_dir or "", probe())
+        settings = Settings(self._python, self.grace, working_dir or "", PROBE)
         with self._lock:
             hello = self._start(settings)
         if hello.failure:
