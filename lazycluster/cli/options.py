@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
+
+from lazycluster.openssh.configured import configured_hosts
+
+
+def complete_hosts(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the hosts of the ssh configuration, that of an earlier `--config` too, for a shell to complete.
+
+    For `shell_complete=` of an argument or option that names a host. A user in front is kept. Dials nobody, and never
+    raises.
+    """
+    config = context.params.get("config")
+    user, at, name = incomplete.rpartition("@")
+    with contextlib.suppress(Exception):
+        hosts = configured_hosts(config if isinstance(config, Path) else None)
+        return [f"{user}{at}{host}" for host in hosts if host.startswith(name)]
+    return []
+
 
 config_option = click.option(
     "--config",

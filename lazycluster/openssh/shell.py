@@ -179,6 +179,11 @@ class Script:
 _CHOOSE_SHELL = (
     'case "${SHELL##*/}" in sh|bash|dash|ash|ksh|ksh93|mksh|yash) [ ! -x "$SHELL" ] || lc_shell=$SHELL;; esac'
 )
+BOOTSTRAP_BY_HAND = (
+    'exec /bin/sh -c \'IFS= read -r lc_p && lc_p=$(printf %b "$lc_p") || exit; export SHLVL=1; lc_shell=/bin/sh; '
+    f'{_CHOOSE_SHELL}; exec "$lc_shell" -c "$lc_p"\''
+)
+"""As `BOOTSTRAP`, but the line that it reads is the command itself, which gets the rest of standard input."""
 
 
 @attrs.define

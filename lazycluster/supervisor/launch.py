@@ -27,7 +27,7 @@ before the function runs. It is to be quoted by a login shell of any kind: no qu
 
 _SUPERVISOR = ("frames", "tree", "spawning", "directories", "outbox", "job", "workers", "program")
 _PACKAGE = "lazycluster.supervisor"
-_LOADER = f"""\
+LOADER = f"""\
 import sys
 def _load(name, source):
     full = "{_PACKAGE}." + name
@@ -72,7 +72,7 @@ def program(token: str, grace: float = 5.0) -> Program:
 
 def as_program(modules: tuple[str, ...], start: str) -> Program:
     """Return the program that makes modules of this package, each importing earlier ones only, and runs `start`."""
-    text = zlib.compress(f"{_LOADER}{modules_text(modules)}{start}".encode())
+    text = zlib.compress(f"{LOADER}{modules_text(modules)}{start}".encode())
     return Program(_BOOTSTRAP.format(len(text)), text)
 
 
@@ -93,7 +93,7 @@ def calls_preparation() -> bytes:
         "    functions.done_record = call.done_record\n"
         "    functions.warm_up = call.warm_up\n"
     )
-    return zlib.compress(f"{_LOADER}{modules_text(('call',))}{install}".encode())
+    return zlib.compress(f"{LOADER}{modules_text(('call',))}{install}".encode())
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def ports_preparation() -> bytes:
 
 @functools.cache
 def modules_text(modules: tuple[str, ...]) -> str:
-    """Return the text that makes modules of this package; `_LOADER` has to be there."""
+    """Return the text that makes modules of this package; `LOADER` has to be there."""
     files = importlib.resources.files(_PACKAGE)
     return "".join(f"_load({name!r}, {(files / f'{name}.py').read_text('utf-8')!r})\n" for name in modules)
 

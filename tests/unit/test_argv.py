@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from lazycluster.openssh.argv import (
+    SINCE_8_7,
     attempt_argv,
     effective_argv,
+    exit_argv,
     master_argv,
     remote_operand,
     scp_argv,
@@ -71,6 +73,18 @@ def test_master_with_a_password_may_ask_once() -> None:
     assert (argv["batchmode"], argv["numberofpasswordprompts"]) == ("no", "1")
 
 
+def test_master_that_a_person_opens_speaks_to_the_terminal_and_lingers() -> None:
+    argv = master_argv(PLAIN, SOCKET, None, batch=False, lingers=600)
+    assert argv[:6] == ("ssh", "-f", "-N", "-T", "-o", "BatchMode=no")
+    assert effective(argv)["controlpersist"] == "600"
+
+
+def test_exit() -> None:
+    argv = exit_argv(FULL, SOCKET)
+    assert (argv[:3], argv[-2:]) == (("ssh", "-O", "exit"), ("--", "web1"))
+    assert (effective(argv)["controlpath"], effective(argv)["controlmaster"]) == (str(SOCKET), "no")
+
+
 @pytest.mark.parametrize("batch", [True, False])
 def test_an_attempt_without_a_master(batch: bool) -> None:
     argv = attempt_argv(FULL, batch=batch)
@@ -111,6 +125,7 @@ def test_session() -> None:
 )
 def test_session_without_what_the_client_does_not_know(unsupported: frozenset[str]) -> None:
     named = {"sessiontype", "stdinnull", "forkafterauthentication"}
+    assert named == SINCE_8_7
     argv = session_argv(PLAIN, SOCKET, ("true",), unsupported=unsupported)
     assert named & effective(argv).keys() == named - unsupported
 
@@ -161,6 +176,7 @@ ALL = {
     "session": session_argv(FULL, SOCKET, (BOOTSTRAP, "true")),
     "scp": scp_argv(FULL, SOCKET, "/a", "web1:/b"),
     "effective": effective_argv(FULL),
+    "exit": exit_argv(FULL, SOCKET),
 }
 
 
@@ -179,7 +195,7 @@ def test_options_of_the_caller_win_over_defaults(argv: tuple[str, ...]) -> None:
     assert effective(argv)["serveralivecountmax"] == "3"
 
 
-@pytest.mark.parametrize("argv", [ALL["session"], ALL["scp"]], ids=["session", "scp"])
+@pytest.mark.parametrize("argv", [ALL["session"], ALL["scp"], ALL["exit"]], ids=["session", "scp", "exit"])
 def test_a_call_through_the_master_can_never_dial(argv: tuple[str, ...]) -> None:
     to = Destination("web1", options=(("ProxyCommand", "nc x y"), ("ProxyJump", "bastion")))
     for call in (argv, session_argv(to, SOCKET, ("true",)), scp_argv(to, SOCKET, "/a", "web1:/b")):

@@ -1,0 +1,35 @@
+"""`lazycluster completion`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+from click.shell_completion import get_completion_class
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(_SHELLS), required=False)
+@click.pass_context
+def completion(context: click.Context, shell: str | None) -> None:
+    """Print the script that has a shell complete commands, options, files and the hosts of your ssh configuration.
+
+    Without a name it is for the shell in $SHELL.
+
+    \b
+    Examples:
+      eval "$(lazycluster completion bash)"        # bash 4.4 or newer; put it into ~/.bashrc
+      eval "$(lazycluster completion zsh)"         # in ~/.zshrc, below compinit
+      lazycluster completion fish > ~/.config/fish/completions/lazycluster.fish
+    """  # noqa: D301 - \b keeps click from wrapping what follows
+    shell = shell or os.path.basename(os.environ.get("SHELL", ""))  # noqa: PTH119 - a name, whatever is before it
+    if shell not in _SHELLS:
+        raise click.UsageError(f"for which shell? Name one of: {', '.join(_SHELLS)}")
+    root = context.find_root()
+    made = get_completion_class(shell)
+    assert made is not None
+    completing = made(root.command, {}, "lazycluster", "_LAZYCLUSTER_COMPLETE")
+    # Not source(): for bash that starts one, only to look at its version.
+    click.echo(completing.source_template % completing.source_vars())

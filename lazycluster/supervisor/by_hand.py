@@ -1,0 +1,47 @@
+"""A function as a Python file that runs it on a host by hand: `ssh host python3 - <file >answer`."""
+
+from __future__ import annotations
+
+import base64
+import sys
+
+from lazycluster.supervisor.launch import LOADER, modules_text
+from lazycluster.supervisor.payload import Payload, cloudpickle_source
+
+_HEAD = """\
+# {function}, pickled by lazycluster for Python {major}.{minor}. Whoever runs this file runs what is in the pickle.
+import sys
+if sys.version_info[:2] != ({major}, {minor}):
+    sys.exit("this function is bytecode of Python {major}.{minor}, and this is Python %s.%s" % sys.version_info[:2])
+sys.path[:] = [p for p in sys.path if p]
+"""
+# In a function, because `call` empties the namespace of __main__ for the function that it calls.
+_START = """\
+def _start(call):
+    import base64, os, tempfile
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    call.install(base64.b64decode(b'''
+{cloudpickle}'''))
+    request = tempfile.TemporaryFile()
+    request.write(base64.b64decode(b'''
+{request}'''))
+    request.seek(0)
+    call.work(os.dup(request.fileno()), answer, call.DONE)
+_start(call)
+"""
+
+
+def file_by_hand(payload: Payload) -> str:
+    """Return the text of the file, which is ASCII.
+
+    What the function prints goes to standard error, its answer, for `read_outcome`, to standard output. Nothing watches
+    over it: it goes on when the connection breaks.
+    """
+    major, minor = sys.version_info[:2]
+    name = payload.function.encode("ascii", "backslashreplace").decode("ascii")
+    start = _START.format(
+        cloudpickle=base64.encodebytes(cloudpickle_source()).decode("ascii"),
+        request=base64.encodebytes(payload.request()).decode("ascii"),
+    )
+    return f"{_HEAD.format(function=name, major=major, minor=minor)}{LOADER}{modules_text(('call',))}{start}"
