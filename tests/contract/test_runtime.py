@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable
@@ -319,7 +320,7 @@ def test_a_tunnel_is_a_process_until_it_is_stopped(runtime: Runtime, direction: 
 
     key = expose()
     process = runtime.get_process(key)
-    assert key.startswith(f"{direction}-runtime-{listen}-")
+    assert re.fullmatch(rf"{direction}-runtime-{listen}-\d+@{HOST}", key), "unique among the hosts of a group"
     assert (process.is_alive(), process.exitcode) == (True, None)
     assert str(listen) in process.name
     assert runtime.get_processes(only_alive=True) == {key: process}
