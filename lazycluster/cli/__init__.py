@@ -14,6 +14,8 @@ from lazycluster.exceptions import LazyclusterError
 _COMMANDS = {
     "info": "examining",
     "doctor": "examining",
+    "add-runtime": "editing",
+    "delete-runtime": "editing",
     "demo": "demonstrating",
     "explain": "explaining",
     "completion": "completing",

@@ -160,7 +160,7 @@ def copy_key_argv(to: Destination) -> tuple[str, ...]:
     own = (
         ("ControlMaster", "no"),
         ("ControlPath", "none"),
-        ("ConnectTimeout", str(math.ceil(to.connect_timeout))),
+        ("ConnectTimeout", str(math.ceil(to.connect_timeout) + 1)),
     )
     key = () if to.identity_file is None else ("-i", str(to.identity_file))
     return ("ssh-copy-id", *key, *_options(attrs.evolve(to, identity_file=None), own), to.host)

@@ -7,7 +7,7 @@ import os
 import pwd
 from pathlib import Path
 
-from lazycluster.openssh.config import host_names
+from lazycluster.openssh.config import host_names, hosts_with_files
 
 _INCLUDED = 1 << 20
 """Characters of a file that are read; a configuration is no longer, but a pattern may fit anything."""
@@ -33,6 +33,12 @@ def configured_hosts(config_file: Path | None = None) -> tuple[str, ...]:
         config_file: The file; default: the user's own. One that cannot be read names none.
     """
     return host_names(config_file or default_config(), text_of=_text_of, glob=_files, home=home())
+
+
+def files_naming(host: str, config_file: Path) -> tuple[Path, ...]:
+    """Return those that name a host, of a configuration file and the files that it includes, each once."""
+    named = hosts_with_files(config_file, text_of=_text_of, glob=_files, home=home())
+    return tuple(dict.fromkeys(file for name, file in named if name == host))
 
 
 def _text_of(path: Path) -> str | None:

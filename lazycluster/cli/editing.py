@@ -1,0 +1,372 @@
+"""`lazycluster add-runtime` and `lazycluster delete-runtime`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import click
+
+from lazycluster.cli.options import complete_hosts, connect_timeout_option
+from lazycluster.exceptions import AuthenticationError, LazyclusterError, UnknownHostKeyError, indented
+from lazycluster.openssh import config_editing
+from lazycluster.openssh.argv import attempt_argv, copy_key_argv
+from lazycluster.openssh.config_editing import Settings, lines_naming
+from lazycluster.openssh.config_file import Change, ConfigFileError, change, check_accepted, check_outcome
+from lazycluster.openssh.configured import default_config, files_naming
+from lazycluster.openssh.connection import Connection
+from lazycluster.openssh.destination import Destination, absolute, check_port
+
+_KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+_PLAIN = re.compile(r"[\w./@%+~:,-]+")
+_LOG_INS = 4
+"""How often ssh-copy-id logs in, at most: to see the version, with the key, to install it; one is to spare."""
+
+
+@attrs.frozen(slots=False)
+class KeyNotInstalledError(LazyclusterError):
+    """ssh-copy-id did not install a public key."""
+
+    host: str
+    reason: str
+    advice: str
+    output: str = attrs.field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.host}: the public key was not installed ({self.reason}). {self.advice}{indented(self.output)}"
+
+
+# What the user gave ---------------------------------------------------------------------------------------------------
+
+
+def _read_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        return parse_name(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _read_address(_context: click.Context, _parameter: click.Parameter, value: str) -> Destination:
+    try:
+        return parse_address(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _read_options(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> Settings:
+    try:
+        return tuple(parse_option(value) for value in values)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def parse_name(text: str) -> str:
+    """Read a name that a Host line can have for one host, and that a person can type.
+
+    Raises:
+        ValueError: It is none, such as a pattern.
+    """
+    wrong = sorted({char for char in text if not char.isalnum() and char not in "._-:+"})
+    if wrong:
+        raise ValueError(f"a name for a host must not hold {' '.join(map(repr, wrong))}: {text!r}")
+    return Destination(text).host
+
+
+def parse_address(text: str) -> Destination:
+    """Read `[USER@]HOST[:PORT]`; an IPv6 address with a port stands in brackets.
+
+    Raises:
+        ValueError: It is nothing of that kind.
+    """
+    user, at, rest = text.rpartition("@")
+    host, colon, port = rest.partition(":")
+    if rest.startswith("["):
+        host, bracket, after = rest[1:].partition("]")
+        colon, port = after[:1], after[1:]
+        if not bracket or colon not in {"", ":"}:
+            raise ValueError(f"write an IPv6 address with a port as [ADDRESS]:PORT, not {rest!r}")
+    elif ":" in port:
+        host, colon, port = rest, "", ""
+    if at and not user:
+        raise ValueError(f"there is no user before the @ in {text!r}")
+    if colon and not (port.isascii() and port.isdecimal()):
+        raise ValueError(f"the port must be a whole number from 1 to 65535, not {port!r}")
+    wrong = sorted({char for char in host if not char.isalnum() and char not in "._-:%"})
+    if wrong:
+        raise ValueError(f"a host is a name or an address, without {' '.join(wrong)}: {host!r}")
+    return Destination(host, user=user or None, port=check_port(int(port)) if colon else None)
+
+
+def parse_option(text: str) -> tuple[str, str]:
+    """Read `KEYWORD=VALUE`, the value as it would stand in a configuration; what it means is for ssh to judge.
+
+    Raises:
+        ValueError: It is nothing of that kind, or would begin a block of its own.
+    """
+    keyword, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not value or not _KEYWORD.fullmatch(keyword):
+        raise ValueError(f"write an option as KEYWORD=VALUE, not {text!r}")
+    if keyword.lower() in {"host", "match"}:
+        raise ValueError(f"{keyword} is no option: it begins a block of its own")
+    if any(not char.isprintable() and char != "\t" for char in value):
+        raise ValueError(f"the value of {keyword} must be one line without control characters")
+    return keyword, value
+
+
+def settings_for(address: Destination, id_file: Path | None, options: Settings) -> Settings:
+    """Return what a block is to say.
+
+    Raises:
+        ValueError: Something is said twice, of which ssh would take the first.
+    """
+    settings = [("HostName", address.host.replace("%", "%%"))]
+    if address.port is not None:
+        settings.append(("Port", str(address.port)))
+    if address.user is not None:
+        settings.append(("User", _quoted(address.user)))
+    for keyword, _ in options:
+        if keyword.lower() in {said.lower() for said, _ in settings}:
+            raise ValueError(f"{keyword} is given twice: as an option, and in the address")
+    if id_file is not None:
+        settings.append(("IdentityFile", _quoted(str(id_file).replace("%", "%%"))))
+    return (*settings, *options)
+
+
+def _quoted(text: str) -> str:
+    if _PLAIN.fullmatch(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+# The commands ---------------------------------------------------------------------------------------------------------
+
+_config_option = click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Change this ssh configuration in place of ~/.ssh/config.",
+)
+
+
+@click.command()
+@click.argument("name", callback=_read_name)
+@click.argument("address", callback=_read_address, metavar="[USER@]HOST[:PORT]")
+@click.option("--id-file", type=click.Path(path_type=Path), metavar="FILE", help="The private key to log in with.")
+@click.option(
+    "--option",
+    "options",
+    callback=_read_options,
+    multiple=True,
+    metavar="K=V",
+    help="One more keyword of ssh_config(5) with its value; may be repeated.",
+)
+@_config_option
+@click.option("--force", is_flag=True, help="Replace what a host of this name says now.")
+@click.option("--try/--no-try", "attempt", default=None, help="Try the connection. On a terminal you are asked.")
+@click.option(
+    "--copy-key/--no-copy-key",
+    default=None,
+    help="Install your public key there (ssh-copy-id). On a terminal you are asked where it is missing.",
+)
+@connect_timeout_option
+def add_runtime(
+    name: str,
+    address: Destination,
+    id_file: Path | None,
+    options: Settings,
+    config: Path | None,
+    force: bool,
+    attempt: bool | None,
+    copy_key: bool | None,
+    connect_timeout: float,
+) -> None:
+    """Add a host to the ssh configuration, under a name of your choice.
+
+    The rest of the file stays as it is, byte for byte, and a copy of it is kept. The new lines come before whatever
+    else would win over them, such as `Host *`. Nothing is written that ssh does not accept.
+
+    \b
+    Examples:
+      lazycluster add-runtime gpu1 me@gpu1.example.org
+      lazycluster add-runtime gpu1 me@gpu1.example.org:2222 --id-file ~/.ssh/id_work --force
+      lazycluster add-runtime lab [2001:db8::7]:22 --option ProxyJump=bastion --option ForwardAgent=yes
+      lazycluster add-runtime gpu2 me@10.0.0.2 --copy-key --try
+    """  # noqa: D301 - \b keeps click from wrapping what follows
+    path = default_config() if config is None else absolute(config)
+    key = None if id_file is None else _existing(id_file)
+    try:
+        settings = settings_for(address, key, options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    replaced = False
+
+    def edit(text: str) -> str:
+        nonlocal replaced
+        lines = lines_naming(text, name)
+        if lines and not force:
+            raise ConfigFileError(path, f"line {lines[0]} names {name} already", "Use --force to replace it.")
+        replaced = bool(lines)
+        return (config_editing.replace if lines else config_editing.add)(text, name, settings)
+
+    elsewhere = _included(path, name)
+    if elsewhere and not force:
+        advice = f"Choose another name, or change it there: add --config {elsewhere[0]} --force."
+        raise ConfigFileError(path, f"it includes {elsewhere[0]}, which names {name} already", advice)
+    done = change(path, edit, lambda candidate, text: check_outcome(path, candidate, text, name, settings))
+    _tell(done, f"{'Replaced' if replaced else 'Added'} {name} in {path}.")
+    to = Destination(name, config_file=None if path == default_config() else path, connect_timeout=connect_timeout)
+    _make_contact(to, key, attempt=attempt, copy_key=copy_key)
+
+
+@click.command()
+@click.argument("name", callback=_read_name, shell_complete=complete_hosts)
+@_config_option
+def delete_runtime(name: str, config: Path | None) -> None:
+    """Remove a host from the ssh configuration.
+
+    The rest of the file stays as it is, byte for byte, and a copy of it is kept. Where a Host line is for several
+    hosts, it loses this one. Nothing is written that ssh does not accept.
+
+    \b
+    Examples:
+      lazycluster delete-runtime gpu1
+      lazycluster delete-runtime gpu1 --config ~/.ssh/config.d/work
+    """  # noqa: D301 - as above
+    path = default_config() if config is None else absolute(config)
+    elsewhere = _included(path, name)
+
+    def edit(text: str) -> str:
+        if lines_naming(text, name):
+            return config_editing.remove(text, name)
+        if elsewhere:
+            advice = f"Use `lazycluster delete-runtime {name} --config {elsewhere[0]}`."
+            raise ConfigFileError(path, f"it names no host {name} itself, but includes {elsewhere[0]}", advice)
+        raise ConfigFileError(path, f"it names no host {name}", "Patterns such as `*` are no names.")
+
+    if not path.exists():
+        raise ConfigFileError(path, "there is no such file")
+    done = change(path, edit, lambda candidate, _: check_accepted(path, candidate, name))
+    _tell(done, f"Removed {name} from {path}.")
+    for other in elsewhere:
+        click.echo(f"{other}, which it includes, still names {name}.")
+
+
+def _existing(id_file: Path) -> Path:
+    """Return an absolute path of a private key; one that only an agent has is named by the file of its public half."""
+    path = absolute(id_file)
+    if not path.is_file() and not path.with_name(f"{path.name}.pub").is_file():
+        raise click.BadParameter(f"there is no file {path}", param_hint="--id-file")
+    return path
+
+
+def _included(path: Path, name: str) -> tuple[Path, ...]:
+    real = os.path.realpath(path)
+    return tuple(file for file in files_naming(name, path) if os.path.realpath(file) != real)
+
+
+def _tell(done: Change, what: str) -> None:
+    click.echo(what)
+    if done.backup is not None:
+        click.echo(f"The file as it was: {done.backup}")
+
+
+# First contact --------------------------------------------------------------------------------------------------------
+
+
+def _make_contact(to: Destination, key: Path | None, *, attempt: bool | None, copy_key: bool | None) -> None:
+    """Try the connection and install the public key, as far as the user wants that."""
+    if copy_key:
+        _install_key(to, key)
+    elif attempt is None:
+        attempt = _at_terminal() and click.confirm("Try the connection now?", default=True, err=True)
+    if not attempt and not (copy_key and attempt is None):
+        return
+    try:
+        _reach(to)
+    except AuthenticationError as error:
+        if copy_key is not None or not _at_terminal():
+            raise
+        click.echo(str(error), err=True)
+        if not click.confirm("Install your public key there (ssh-copy-id)?", default=True, err=True):
+            raise
+        _install_key(to, key)
+        _reach(to)
+    click.echo(f"{to.host} can be reached.")
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _reach(to: Destination) -> None:
+    """Log in as a runtime does; the question whether to trust a host key is left to the user."""
+    try:
+        _dial(to)
+    except UnknownHostKeyError:
+        if not _at_terminal():
+            raise
+        from lazycluster.openssh.login import converse  # noqa: PLC0415 - pexpect is needed by few
+
+        converse(attempt_argv(to, batch=False), _ask_openly, seconds=to.connect_timeout)
+        _dial(to)
+
+
+def _dial(to: Destination) -> None:
+    with Connection(to.host, config_file=to.config_file, connect_timeout=to.connect_timeout) as connection:
+        connection.run("true")
+
+
+def _install_key(to: Destination, key: Path | None) -> None:
+    """Have ssh-copy-id install the public key; whatever it asks, the user is asked.
+
+    Raises:
+        KeyNotInstalledError: It did not.
+    """
+    from lazycluster.openssh.login import converse  # noqa: PLC0415 - as above
+
+    private = None if key is None else key.with_name(key.name.removesuffix(".pub"))
+    argv = copy_key_argv(attrs.evolve(to, identity_file=private))
+    ask = _ask if _at_terminal() else _ask_nobody
+    try:
+        ended = converse(argv, ask, seconds=_LOG_INS * to.connect_timeout)
+    except FileNotFoundError as error:
+        advice = "Install it (Debian and Ubuntu: openssh-client)."
+        raise KeyNotInstalledError(to.host, "there is no ssh-copy-id", advice) from error
+    except ValueError as error:
+        raise KeyNotInstalledError(to.host, str(error), "Try again.") from error
+    if ended.status == 0:
+        there = "already exist on the remote system" in ended.text
+        click.echo(f"Your public key {'was there already' if there else 'is installed'} on {to.host}.")
+        return
+    advice = f"Try `ssh-copy-id {to.host}` in a terminal."
+    if ended.unanswered:
+        reason = f"nobody answered {ended.unanswered!r}"
+    elif ended.status is None:
+        reason = "no answer in time"
+    else:
+        reason = f"ssh-copy-id ended with {ended.status}"
+        if "No identities found" in ended.text:
+            advice = "You have no key: make one with `ssh-keygen -t ed25519`."
+    raise KeyNotInstalledError(to.host, reason, advice, ended.text.replace("\r", ""))
+
+
+def _ask(text: str, secret: bool) -> str | None:
+    """Put a question of ssh to the user, with the lines above it."""
+    *above, question = text.split("\n")
+    for line in above:
+        click.echo(line, err=True)
+    answer: str = click.prompt(question, default="", show_default=False, hide_input=secret, prompt_suffix=" ", err=True)
+    return answer
+
+
+def _ask_openly(text: str, secret: bool) -> str | None:
+    """Do the same, but not for secrets: without them the log-in that follows tells what is missing."""
+    return None if secret else _ask(text, secret)
+
+
+def _ask_nobody(text: str, secret: bool) -> str | None:  # noqa: ARG001 - the signature is that of a question
+    return None
