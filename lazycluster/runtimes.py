@@ -168,19 +168,36 @@ class Runtime(Facts):
             filter_commands: Shell commands that must print `true`, such as
                 `[ -n "$WORKSPACE" ] && echo true || echo false`.
         """
+        return not self.unmet(gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands)
+
+    def unmet(
+        self,
+        gpu_required: bool = False,
+        min_memory: int | None = None,
+        min_cpu_cores: float | None = None,
+        installed_executables: str | list[str] | None = None,
+        filter_commands: str | list[str] | None = None,
+    ) -> str:
+        """Return the first thing that is asked for and that the host has not, in words; `''` where it has everything.
+
+        The arguments are those of `check_filter()`.
+        """
         info = self._host_info
         if gpu_required and not info.gpus:
-            return False
+            return "it has no GPU"
         if min_memory is not None and info.memory_in_mb < min_memory:
-            return False
+            return f"it has {info.memory_in_mb} MB of memory, and not {min_memory}"
         if min_cpu_cores is not None and info.cpu_cores < min_cpu_cores:
-            return False
+            return f"it has {info.cpu_cores:g} CPU cores, and not {min_cpu_cores:g}"
         executables = _listed(installed_executables)
         if executables:
             words = " ".join(shlex.quote(name) for name in executables)
             if not self.run(f'for e in {words}; do command -v "$e" >/dev/null || exit 1; done').ok:
-                return False
-        return all(self.run(command).stdout.strip().lower() == "true" for command in _listed(filter_commands))
+                return f"not all of these are installed: {', '.join(executables)}"
+        for command in _listed(filter_commands):
+            if self.run(command).stdout.strip().lower() != "true":
+                return f"`{command}` did not print true"
+        return ""
 
     # What it does ------------------------------------------------------------------------------------------------
 
