@@ -43,6 +43,11 @@ class _Line:
         return len(self.text) - len(self.text.lstrip(" \t"))
 
     @property
+    def margin(self) -> int:
+        """The same with anything that somebody may take for space."""
+        return len(self.text) - len(self.text.lstrip())
+
+    @property
     def is_empty(self) -> bool:
         return not self.text.strip(_SPACE)
 
@@ -94,7 +99,7 @@ def line_for_all(text: str, keyword: str) -> int | None:
 
 
 def block_text(name: str, settings: Settings, *, like: str = "") -> str:
-    """Return a block for a host, indented as most settings in another text are.
+    """Return a block for a host, indented as most settings in the blocks of another text are.
 
     Raises:
         EditingError: It would say something else than the settings.
@@ -104,7 +109,7 @@ def block_text(name: str, settings: Settings, *, like: str = "") -> str:
     values: dict[str, list[str]] = {}
     for keyword, value in settings:
         values.setdefault(keyword, []).append(value)
-    model = [line.text.rstrip("\n") for line in _lines(like) if line.keyword not in _HEADERS]
+    model = [line.text.rstrip("\n") for line in _lines_in_blocks(like) if line.keyword and line.depth == line.margin]
     try:
         config = sshconf.SshConfigFile(model)
         config.add(name, **values)
@@ -113,7 +118,8 @@ def block_text(name: str, settings: Settings, *, like: str = "") -> str:
     written = config.config()[len("\n".join(model)) :].strip("\n") + "\n"
     lines = tuple(_lines(written))
     expected = [keyword.lower() for keyword, several in values.items() for _ in several]
-    if [line.keyword for line in lines] != ["host", *expected] or [word.text for word in lines[0].words] != [name]:
+    says = [line.keyword for line in lines]
+    if says != ["host", *expected] or _HEADERS & {*expected} or [word.text for word in lines[0].words] != [name]:
         raise EditingError(f"the block would not say what it is to say:\n{written}")
     return written.replace("\n", _newline(like))
 
@@ -190,6 +196,16 @@ def _blocks(text: str) -> Iterator[_Block]:
             block = attrs.evolve(block, end=line.end)
     if block is not None:
         yield block
+
+
+def _lines_in_blocks(text: str) -> Iterator[_Line]:
+    """Return the lines below those that begin blocks."""
+    inside = False
+    for line in _lines(text):
+        if line.keyword in _HEADERS:
+            inside = True
+        elif inside:
+            yield line
 
 
 def _top(text: str, block: _Block) -> int:
