@@ -6,14 +6,19 @@ rich is imported only when something is printed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: with lines and colours on a terminal, as aligned plain text elsewhere."""
-    if not sys.stdout.isatty():
-        print(plain_table(title, columns, rows))  # noqa: T201
+_LONGEST_RULE = 60
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
+    """Print a table, on standard error with `err`: with lines and colours on a terminal, else as aligned plain text."""
+    out = sys.stderr if err else sys.stdout
+    if not out.isatty():
+        print(plain_table(title, columns, rows), file=out)
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -24,14 +29,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    Console(stderr=err).print(table)
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as plain text, its columns aligned."""
     lines = [list(columns), *(list(row) for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    rule = ["-" * width for width in widths]
+    rule = ["-" * min(width, _LONGEST_RULE) for width in widths]
     body = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in [lines[0], rule, *lines[1:]]
@@ -45,8 +50,18 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
 
     Gives a function of the bytes done and the bytes in all (None: nobody knows).
     """
+    with transfer_bars([title]) as advance:
+        yield functools.partial(advance, title)
+
+
+@contextlib.contextmanager
+def transfer_bars(titles: Sequence[str]) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show a progress bar of bytes for each of several things on a terminal; elsewhere show nothing.
+
+    Gives a function of the title, the bytes done and the bytes in all (None: nobody knows).
+    """
     if not sys.stdout.isatty():
-        yield lambda _done, _total: None
+        yield lambda _title, _done, _total: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
     from rich.table import Column  # noqa: PLC0415
@@ -56,8 +71,8 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     title_column = TextColumn("{task.description}", markup=False, table_column=shortened)
     columns = title_column, BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        tasks = {title: progress.add_task(title, total=None) for title in titles}
+        yield lambda title, done, total: progress.update(tasks[title], completed=done, total=total)
 
 
 @contextlib.contextmanager

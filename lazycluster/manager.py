@@ -94,7 +94,7 @@ class RuntimeManager:
                 self._names, self._options, max_connections=self._max_connections, progress=self._progress
             )
             self._runtimes = {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
-            self._inactive = {host: _cause(error) for host, error in errors_of(outcomes)}
+            self._inactive = {host: cause_of(error) for host, error in errors_of(outcomes)}
             self._detected = True
 
     def _once(self) -> None:
@@ -234,12 +234,12 @@ class RuntimeManager:
             on_all({host: runtime.cleanup for host, runtime in runtimes.items()})
 
 
-def _cause(error: Exception) -> Exception:
+def cause_of(error: Exception) -> Exception:
     """Return what made a runtime impossible."""
     return error.__cause__ if isinstance(error.__cause__, Exception) else error
 
 
-def reason(host: str, error: Exception) -> str:
+def reason(host: str, error: BaseException) -> str:
     """Return why a host cannot be used, without its name in front."""
     text = str(error) if isinstance(error, LazyclusterError) else f"{type(error).__name__}: {error}"
     return text.removeprefix(f"{host}: ")

@@ -12,6 +12,11 @@ import click
 from lazycluster.exceptions import LazyclusterError
 
 _COMMANDS = {
+    "list-runtimes": "listing",
+    "run": "running",
+    "put": "transferring",
+    "get": "transferring",
+    "expose": "exposing",
     "info": "examining",
     "doctor": "examining",
     "add-runtime": "editing",
