@@ -7,6 +7,7 @@ ours, so that a refusal comes with its reason, and so that one more takes no fur
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ _ANSWER_TIMEOUT = 5.0
 _PARTING = 2.0
 """Seconds for the host to confirm that it has closed its ports, when a tunnel is stopped."""
 LOCALHOST = "localhost"
+# What ssh writes of a forwarding that it could not open, or of a connection through one that nobody takes.
+_TRAFFIC = re.compile(r"(?:channel \d+: |connect_to |channel_setup_fwd_|mux_\w+: |bind \S+: )")
 
 
 class LinkLostError(Exception):
@@ -76,8 +79,9 @@ class Link:
 
     @property
     def reason(self) -> str:
-        """Return the last thing that its ssh has said."""
-        return self._master.reason
+        """Return the last thing that its ssh has said, as the cause of its end; not what it said of the traffic."""
+        lines = [line.strip() for line in self._master.log.splitlines() if line.strip() and not _TRAFFIC.match(line)]
+        return lines[-1] if lines else "the ssh process of the tunnels is gone"
 
     def lost(self) -> bool:
         """Tell whether it is gone or stuck; it is asked every few seconds."""
