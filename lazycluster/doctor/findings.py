@@ -95,6 +95,10 @@ class Course:
             finding = look()
         except LazyclusterError as error:
             finding = from_error(check, error)
+        except OSError as error:
+            finding = failed(
+                check, f"on this machine: {error}", "Is its disk full, or has it run out of files to open?"
+            )
         if finding.verdict is Verdict.FAILED:
             self._causes[check] = check
         return finding

@@ -1,0 +1,561 @@
+"""The judges of an examination, over tables; the logs are captured from OpenSSH 9.2, or are of the version named."""
+
+from __future__ import annotations
+
+import textwrap
+
+import attrs
+import pytest
+
+from lazycluster.cli.examining import as_text
+from lazycluster.doctor.authentication import KeyFile, agent_state, is_encrypted, judge_authentication
+from lazycluster.doctor.capacity import judge_sessions
+from lazycluster.doctor.files import LEGACY, SFTP, TREE, Ways, judge_files
+from lazycluster.doctor.findings import Course, Finding, Verdict, failed, ok, skipped
+from lazycluster.doctor.forwards import FROM_HOST, TO_HOST, Traffic, judge_traffic
+from lazycluster.doctor.link import judge_round_trips
+from lazycluster.doctor.login_shell import Shell, judge_login_shell, judge_no_login_shell, parse_server
+from lazycluster.doctor.machine import Clocks, Room, judge_clock, judge_room, parse_room
+from lazycluster.doctor.pythons import Here, Python, judge_pythons, parse_pythons
+from lazycluster.doctor.reaching import judge_host_key, judge_jump_host, judge_name, judge_port, way
+from lazycluster.doctor.trace import LogIn, Trace, parse_trace
+from lazycluster.exceptions import (
+    AuthenticationError,
+    ChangedHostKeyError,
+    ConnectError,
+    ConnectTimeoutError,
+    LoginShellError,
+    PortRefusedError,
+    SessionRefusedError,
+    UnknownHostError,
+)
+from lazycluster.openssh.config import EffectiveConfig
+
+OK, WARNING, FAILED, SKIPPED = Verdict.OK, Verdict.WARNING, Verdict.FAILED, Verdict.SKIPPED
+LOGGED_IN = textwrap.dedent(
+    """\
+    debug1: Reading configuration data /home/me/.ssh/config
+    debug1: Connecting to node1.example [192.0.2.7] port 2222.
+    debug1: connect to address 192.0.2.7 port 2222: Connection timed out
+    debug1: Connecting to node1.example [192.0.2.8] port 2222.
+    debug1: Connection established.
+    debug1: identity file /home/me/.ssh/id ed25519 type 3
+    debug1: identity file /home/me/.ssh/id_rsa type -1
+    debug1: Remote protocol version 2.0, remote software version OpenSSH_9.2p1 Debian-2+deb12u10
+    debug1: Server host key: ssh-ed25519 SHA256:PKOz
+    debug1: SSH2_MSG_NEWKEYS received
+    debug1: get_agent_identities: bound agent to hostkey
+    debug1: get_agent_identities: agent returned 2 keys
+    debug1: Authentications that can continue: publickey,password
+    debug1: Offering public key: me@laptop ED25519 SHA256:aaaa agent
+    debug1: Authentications that can continue: publickey
+    debug1: Offering public key: /home/me/.ssh/id ed25519 ED25519 SHA256:Mc3u explicit
+    debug1: Server accepts key: /home/me/.ssh/id ed25519 ED25519 SHA256:Mc3u explicit
+    Authenticated to node1.example ([192.0.2.8]:2222) using "publickey".
+    debug1: Sending command: true
+    """
+)
+DIRECT = EffectiveConfig({"hostname": ("node1.example",), "port": ("2222",), "user": ("me",)})
+JUMPING = attrs.evolve(DIRECT, settings={**DIRECT.settings, "proxyjump": ("bastion,inner",)})
+COMMANDED = attrs.evolve(DIRECT, settings={**DIRECT.settings, "proxycommand": ("nc %h %p",)})
+GREETED = Trace(dialled=("a [192.0.2.8] port 22",), connected=("it is",), server=("OpenSSH_9.2",))
+
+
+# Findings ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_check_is_skipped_where_one_that_it_needs_failed_and_names_the_first_cause() -> None:
+    course = Course()
+
+    assert course.take("a", lambda: failed("a", "it broke", "mend it")).verdict is FAILED
+    second = course.take("b", lambda: ok("b", "well"), needs=("a",))
+    third = course.take("c", lambda: ok("c", "well"), needs=("b",))
+
+    assert (second.verdict, third.verdict) == (SKIPPED, SKIPPED)
+    assert third.found == "cannot be looked at before this is mended: a"
+    assert course.is_lost("b")
+    assert course.take("d", lambda: ok("d", "well")) == ok("d", "well")
+
+
+def test_a_check_that_skips_itself_lets_others_go_on() -> None:
+    course = Course()
+    course.take("a", lambda: skipped("a", "left to another host"))
+
+    assert course.take("b", lambda: ok("b", "well"), needs=("a",)).verdict is OK
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "advice"),
+    [
+        (PortRefusedError("h", "why"), "connection refused (why)", "Check that sshd runs there"),
+        (PortRefusedError("h", "why", "bastion"), "connection refused at bastion (why)", "Check that sshd runs there"),
+        (
+            SessionRefusedError("h", "true", "no"),
+            "refused a session for `true` (no)",
+            "Try it by hand: `ssh -v h true`.",
+        ),
+        (OSError("no space"), "on this machine: no space", "Is its disk full"),
+    ],
+)
+def test_an_error_is_a_finding(error: Exception, found: str, advice: str) -> None:
+    def look() -> Finding:
+        raise error
+
+    finding = Course().take("a", look)
+
+    assert finding.verdict is FAILED
+    assert finding.found.startswith(found)
+    assert finding.advice.startswith(advice)
+
+
+def test_words_of_a_host_do_nothing_to_a_terminal() -> None:
+    finding = failed("a", "red \x1b[31mwords\x07\nand more", "do \x1b]0;title\x07it")
+
+    assert (finding.found, finding.advice) == ("red words\nand more", "do it")
+    assert as_text(finding) == f"failed   {'a':<19} red words and more\n         do it"
+    assert as_text(ok("a", "well")) == f"ok       {'a':<19} well"
+
+
+# On the way ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_is_read() -> None:
+    trace = parse_trace(LOGGED_IN)
+
+    assert trace.dialled == ("node1.example [192.0.2.7] port 2222", "node1.example [192.0.2.8] port 2222")
+    assert trace.server == ("OpenSSH_9.2p1 Debian-2+deb12u10",)
+    assert trace.identity_files == ("/home/me/.ssh/id ed25519", "/home/me/.ssh/id_rsa")
+    assert trace.methods == ("publickey,password", "publickey")
+    assert trace.accepted == ("/home/me/.ssh/id ed25519 ED25519 SHA256:Mc3u explicit",)
+    assert trace.authenticated == ("publickey",)
+    assert trace.trusts_host
+
+
+def test_the_words_of_older_clients() -> None:
+    """7.4 says it so."""
+    said = "debug1: Authentication succeeded (publickey).\r\nAuthenticated to node1 ([192.0.2.8]:22).\r\n"
+
+    assert parse_trace(said).authenticated == ("publickey",)
+
+
+def test_nothing_is_known_of_an_empty_log() -> None:
+    assert parse_trace("") == Trace()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [(DIRECT, ""), (JUMPING, "the jump host bastion,inner"), (COMMANDED, "the ProxyCommand `nc %h %p`")],
+)
+def test_the_way(config: EffectiveConfig, expected: str) -> None:
+    assert way(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "login", "verdict", "found"),
+    [
+        (DIRECT, LogIn(parse_trace(LOGGED_IN)), OK, "node1.example [192.0.2.7] port 2222, node1.example [192.0.2.8]"),
+        (DIRECT, LogIn(Trace(), UnknownHostError("h", "no such name")), FAILED, "unknown host name (no such name)"),
+        (DIRECT, LogIn(Trace(), ConnectTimeoutError("h", "")), FAILED, "no answer in time"),
+        (JUMPING, LogIn(GREETED), SKIPPED, "node1.example is looked up by the jump host bastion,inner, not here"),
+        (COMMANDED, LogIn(GREETED), SKIPPED, "node1.example is looked up by the ProxyCommand"),
+        (JUMPING, LogIn(Trace(), UnknownHostError("h", "seen from the jump host: x")), FAILED, "unknown host name"),
+    ],
+)
+def test_the_name(config: EffectiveConfig, login: LogIn, verdict: Verdict, found: str) -> None:
+    finding = judge_name(config, login)
+
+    assert finding.verdict is verdict
+    assert finding.found.startswith(found)
+
+
+@pytest.mark.parametrize(
+    ("login", "verdict", "advice"),
+    [
+        (LogIn(GREETED), OK, ""),
+        (LogIn(Trace(), ConnectTimeoutError("h", "", "bastion")), FAILED, "`lazycluster doctor bastion`"),
+        (LogIn(Trace(), ConnectTimeoutError("h", "seen from the jump host: x")), OK, ""),
+        (LogIn(GREETED, AuthenticationError("h", "x")), OK, ""),
+    ],
+)
+def test_the_jump_host(login: LogIn, verdict: Verdict, advice: str) -> None:
+    finding = judge_jump_host(JUMPING, login)
+
+    assert finding.verdict is verdict
+    assert advice in finding.advice
+
+
+def test_a_proxy_command_that_fails_is_to_be_tried_by_itself() -> None:
+    finding = judge_jump_host(COMMANDED, LogIn(Trace(), ConnectError("h", "nc: not found")))
+
+    assert finding.advice == "Try the ProxyCommand by itself: `nc %h %p`."
+
+
+@pytest.mark.parametrize(
+    ("login", "verdict", "found"),
+    [
+        (LogIn(GREETED), OK, "OpenSSH_9.2 answers on port 2222"),
+        (LogIn(GREETED, AuthenticationError("h", "x")), OK, "OpenSSH_9.2 answers on port 2222"),
+        (LogIn(Trace(), PortRefusedError("h", "x")), FAILED, "connection refused (x)"),
+        (LogIn(Trace(connected=("it is",)), ConnectError("h", "x")), FAILED, "port 2222 is open, and no sshd answers"),
+    ],
+)
+def test_the_port(login: LogIn, verdict: Verdict, found: str) -> None:
+    finding = judge_port(DIRECT, login)
+
+    assert finding.verdict is verdict
+    assert finding.found.startswith(found)
+
+
+KEY_SHOWN = attrs.evolve(GREETED, host_key=("ssh-ed25519 SHA256:x",))
+
+
+@pytest.mark.parametrize(
+    ("login", "verdict", "advice"),
+    [
+        (LogIn(parse_trace(LOGGED_IN)), OK, ""),
+        (LogIn(attrs.evolve(KEY_SHOWN, methods=("password",)), AuthenticationError("h", "x")), OK, ""),
+        (LogIn(KEY_SHOWN, ChangedHostKeyError("h", "has changed")), FAILED, "ssh-keygen -R '[node1.example]:2222'"),
+        (LogIn(KEY_SHOWN, ChangedHostKeyError("h", "was revoked")), FAILED, "marked as revoked"),
+        (LogIn(KEY_SHOWN, ConnectError("h", "no matching host key type found")), FAILED, "HostKeyAlgorithms +..."),
+        (LogIn(KEY_SHOWN, ConnectTimeoutError("h", "")), FAILED, "no firewall"),
+    ],
+)
+def test_the_host_key(login: LogIn, verdict: Verdict, advice: str) -> None:
+    finding = judge_host_key(DIRECT, login)
+
+    assert finding.verdict is verdict
+    assert advice in finding.advice
+
+
+# Authentication ------------------------------------------------------------------------------------------------------
+
+# ssh-keygen -t ed25519, the first lines of what it writes: without a passphrase, and with one.
+OPEN_KEY = """\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAAAAtzc2gtZW
+QyNTUxOQ==
+-----END OPENSSH PRIVATE KEY-----
+"""
+LOCKED_KEY = """\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAAABAAAAAA
+-----END OPENSSH PRIVATE KEY-----
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (OPEN_KEY, False),
+        (LOCKED_KEY, True),
+        ("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n", True),
+        ("-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIF\n", True),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIB\n-----END RSA PRIVATE KEY-----\n", False),
+        ("no key", False),
+        ("", False),
+    ],
+)
+def test_whether_a_key_has_a_passphrase(text: str, expected: bool) -> None:
+    assert is_encrypted(text) is expected
+
+
+REFUSED = AuthenticationError("h", "Permission denied (publickey).")
+PLAIN = KeyFile("/k", 0o600, encrypted=False)
+
+
+@pytest.mark.parametrize(
+    ("trace", "keys", "advice", "not_said"),
+    [
+        (Trace(methods=("publickey",)), [], "`ssh-keygen -t ed25519`, and install it: `ssh-copy-id h`", "password"),
+        (
+            Trace(methods=("publickey",), offered=("/k ED25519",)),
+            [PLAIN],
+            "Install a key there, `ssh-copy-id h`",
+            "chmod",
+        ),
+        (Trace(methods=("publickey",)), [KeyFile("/k", 0o640, encrypted=False)], "`chmod 600 /k`", "ssh-copy-id"),
+        (
+            Trace(methods=("publickey",)),
+            [KeyFile("/k", 0o600, encrypted=True)],
+            'eval "$(ssh-agent)"; ssh-add /k',
+            "chmod",
+        ),
+        (
+            Trace(methods=("publickey",), agent=("agent returned 1 keys",)),
+            [KeyFile("/k", 0o600, encrypted=True)],
+            "not in an agent: `ssh-add /k`",
+            "eval",
+        ),
+        (
+            Trace(methods=("publickey",), offered=("/k ED25519 SHA256:x explicit agent",)),
+            [KeyFile("/k", 0o600, encrypted=True)],
+            "ssh-copy-id h",
+            "ssh-add",
+        ),
+        (Trace(methods=("password",)), [PLAIN], "Runtime('h', password=...)", "ssh-copy-id"),
+        (Trace(methods=("gssapi-with-mic",)), [], "`kinit`", "password"),
+    ],
+)
+def test_what_to_do_about_a_refusal(trace: Trace, keys: list[KeyFile], advice: str, not_said: str) -> None:
+    finding = judge_authentication(DIRECT, LogIn(trace, REFUSED), keys, {})
+
+    assert finding.verdict is FAILED
+    assert advice in finding.advice
+    assert not_said not in finding.advice
+
+
+def test_too_many_keys() -> None:
+    error = AuthenticationError("h", "Too many authentication failures")
+
+    assert "IdentitiesOnly yes" in judge_authentication(DIRECT, LogIn(Trace(), error), [PLAIN], {}).advice
+
+
+def test_a_log_in_that_went_well() -> None:
+    finding = judge_authentication(DIRECT, LogIn(parse_trace(LOGGED_IN)), [])
+
+    assert finding == ok("authentication", "publickey, /home/me/.ssh/id ed25519 ED25519 SHA256:Mc3u")
+
+
+@pytest.mark.parametrize(
+    ("agent", "environment", "expected"),
+    [
+        ((), {}, "no agent"),
+        ((), {"SSH_AUTH_SOCK": "/s"}, "an agent"),
+        (("bound agent to hostkey", "agent returned 2 keys"), {"SSH_AUTH_SOCK": "/s"}, "agent returned 2 keys"),
+        (("ssh_fetch_identitylist: agent contains no identities",), {}, "an agent without keys"),
+        (
+            ("ssh_get_authentication_socket: No such file or directory",),
+            {},
+            "an agent that does not answer (ssh_get_authentication_socket: No such file or directory)",
+        ),
+    ],
+)
+def test_the_agent(agent: tuple[str, ...], environment: dict[str, str], expected: str) -> None:
+    assert agent_state(Trace(agent=agent), environment) == expected
+
+
+# On the host ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("allowed", "verdict", "found"),
+    [(0, FAILED, "no session"), (1, WARNING, "one at a time"), (2, OK, "2 at once"), (12, OK, "12 or more at once")],
+)
+def test_sessions(allowed: int, verdict: Verdict, found: str) -> None:
+    finding = judge_sessions(allowed)
+
+    assert finding.verdict is verdict
+    assert found in finding.found
+
+
+@pytest.mark.parametrize(
+    ("shell", "verdict", "words"),
+    [
+        (Shell("/bin/bash"), OK, "/bin/bash"),
+        (Shell("/bin/bash", with_files=(0.13, 0.11), without_files=(0.01, 0.02)), OK, "take 100 ms"),
+        (
+            Shell("/bin/bash", with_files=(0.5,), without_files=(0.01,)),
+            WARNING,
+            "~/.bashrc begin with `case $- in *i*)",
+        ),
+        (Shell("/bin/bash", stdout="hello\n"), WARNING, "start-up files print 'hello'"),
+        (Shell("/bin/bash", stderr="hm\n"), OK, "'hm', which is harmless"),
+        (Shell("/usr/bin/fish"), OK, "no Bourne shell, so commands run in /bin/sh"),
+        (Shell("/usr/bin/zsh", stdout="x"), WARNING, "[[ -o interactive ]] || return"),
+        (Shell("/bin/rc", stdout="x"), WARNING, "see that its start-up files do so in a terminal only"),
+        (Shell("", stdout="y" * 500), WARNING, "yyy...'"),
+    ],
+)
+def test_the_login_shell(shell: Shell, verdict: Verdict, words: str) -> None:
+    finding = judge_login_shell(shell)
+
+    assert finding.verdict is verdict
+    assert words in f"{finding.found}\n{finding.advice}"
+
+
+def test_start_up_files_that_print_and_are_slow_have_one_remedy() -> None:
+    finding = judge_login_shell(Shell("/bin/bash", stdout="x", with_files=(1.0,), without_files=(0.0,)))
+
+    assert finding.advice.count("case $-") == 1
+
+
+def test_a_login_shell_that_ran_nothing() -> None:
+    finding = judge_no_login_shell(LoginShellError("h", "true", 1, "closed\n"))
+
+    assert finding.found == "it ended with exit status 1 before our command began: 'closed'"
+    assert "nologin" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("connection", "expected"),
+    [
+        ("192.0.2.1 50000 192.0.2.2 22", ("192.0.2.2", 22)),
+        ("fe80::1%eth0 50000 fe80::2%eth0 22", ("fe80::2", 22)),
+        ("UNKNOWN 65535 UNKNOWN 65535", None),
+        ("", None),
+        ("a b c d", None),
+    ],
+)
+def test_the_address_of_the_server(connection: str, expected: tuple[str, int] | None) -> None:
+    assert parse_server(connection) == expected
+
+
+DF = "/dev/vda1 81106868 4 {} 1% /\0"
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (f"/tmp\0\0{DF.format(2048)}{DF.format(16000)}", Room("/tmp", "", 2048 * 1024, 16000)),
+        # macOS 14: df -Pi has the inodes behind the blocks, and the first column may hold spaces.
+        (
+            "/tmp\0\0map auto_home 10 4 6 40% /System/Volumes/Data\0/dev/disk3s5 9713 1 2 28% 3 77 0% /Volumes/x\0",
+            Room("/tmp", "", 6 * 1024, 77),
+        ),
+        # btrfs has no inodes to run out of.
+        ("/tmp\0\0/dev/sda 10 4 6 40% /\0/dev/sda 0 0 0 - /\0", Room("/tmp", "", 6 * 1024, None)),
+        ("/x\0mktemp: Read-only file system\n\0\0\0", Room("/x", "mktemp: Read-only file system")),
+        ("", Room("")),
+    ],
+)
+def test_the_room_is_read(output: str, expected: Room) -> None:
+    assert parse_room(output) == expected
+
+
+@pytest.mark.parametrize(
+    ("room", "verdict", "found"),
+    [
+        (Room("/tmp", "", 80 << 30, 1234567), OK, "/tmp: 80.0 GiB free, 1,234,567 inodes free"),
+        (Room("/tmp"), OK, "/tmp: unknown room"),
+        (Room("/tmp", "", 1 << 20), WARNING, "/tmp: 0.0 GiB free"),
+        (Room("/tmp", "", 80 << 30, 3), WARNING, "/tmp: 80.0 GiB free, 3 inodes free"),
+        (Room("/tmp", "mktemp: no\nsuch thing"), FAILED, "/tmp: such thing"),
+    ],
+)
+def test_the_room(room: Room, verdict: Verdict, found: str) -> None:
+    finding = judge_room(room)
+
+    assert (finding.verdict, finding.found) == (verdict, found)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "verdict", "found"),
+    [
+        (None, OK, "not known"),
+        (Clocks(100.0, 100.2, 100.3), OK, "goes as ours"),
+        (Clocks(103.0, 100.2, 100.3), OK, "goes as ours"),
+        (Clocks(160.0, 99.0, 100.0), WARNING, "60 s ahead of ours"),
+        (Clocks(40.0, 101.0, 102.0), WARNING, "60 s behind ours"),
+        # So slow an answer that nothing is known.
+        (Clocks(100.0, 90.0, 110.0), OK, "goes as ours"),
+    ],
+)
+def test_the_clock(clocks: Clocks | None, verdict: Verdict, found: str) -> None:
+    finding = judge_clock(clocks)
+
+    assert finding.verdict is verdict
+    assert finding.found.startswith(found)
+
+
+# Python --------------------------------------------------------------------------------------------------------------
+
+HERE = Here("3.11.2", "cpython")
+
+
+def python(version: str, path: str = "/usr/bin/python3", *, on_path: bool = True) -> Python:
+    return Python(path, version, on_path=on_path)
+
+
+CONDA = python("3.11.9", "/home/me/miniconda3/bin/python3", on_path=False)
+
+
+@pytest.mark.parametrize(
+    ("pythons", "verdict", "words"),
+    [
+        ([python("3.11.9")], OK, "3.11.9 (/usr/bin/python3)"),
+        ([python("3.9.2")], WARNING, "Install Python 3.11 there"),
+        ([python("3.9.2"), CONDA], WARNING, "python='/home/me/miniconda3/bin/python3'"),
+        ([python("3.5.3")], FAILED, "the supervisor needs 3.6"),
+        ([python("3.5.3"), CONDA], FAILED, "Name a newer one: Runtime(..., python='/home/me/miniconda3/bin/python3')"),
+        ([], FAILED, "no python3 on the PATH of a session"),
+        ([], FAILED, "Install python3 there. Commands and files go without"),
+        ([CONDA], FAILED, "found 3.11.9 (/home/me/miniconda3/bin/python3)"),
+        ([CONDA], FAILED, "Name it: Runtime(..., python='/home/me/miniconda3/bin/python3')"),
+        (
+            [attrs.evolve(CONDA, version="3.8.1")],
+            FAILED,
+            "Name it: Runtime(..., python='/home/me/miniconda3/bin/python3')",
+        ),
+        ([python("", "/home/me/.pyenv/shims/python3")], FAILED, "/home/me/.pyenv/shims/python3 does not start"),
+        ([Python("/usr/bin/pypy3", "3.11.9", "pypy")], WARNING, "pypy 3.11.9 (/usr/bin/pypy3) there, 3.11.2 here"),
+    ],
+)
+def test_pythons(pythons: list[Python], verdict: Verdict, words: str) -> None:
+    finding = judge_pythons(pythons, None, HERE)
+
+    assert finding.verdict is verdict
+    assert words in f"{finding.found}\n{finding.advice}"
+
+
+def test_the_pythons_are_read_each_once() -> None:
+    output = "path\0/usr/bin/python3\0cpython 3.11.2\n\0elsewhere\0/usr/bin/python3\0cpython 3.11.2\0path\0/shim\0\0"
+
+    assert parse_pythons(output) == (
+        Python("/usr/bin/python3", "3.11.2"),
+        Python("/shim", ""),
+    )
+    assert parse_pythons("") == ()
+
+
+# Files, ports, link --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("failures", "noise", "verdict", "advice"),
+    [
+        ({}, "", OK, ""),
+        ({SFTP: "Connection closed"}, "", WARNING, "Subsystem sftp internal-sftp"),
+        ({LEGACY: "scp: command not found"}, "", WARNING, "Install scp there"),
+        ({TREE: "tar: command not found"}, "", FAILED, "Install tar there"),
+        ({SFTP: "Connection closed", LEGACY: "scp: command not found"}, "", FAILED, "Install scp there"),
+        ({SFTP: "Received message too long 17", LEGACY: "hello"}, "hello", FAILED, "Keep start-up files from printing"),
+    ],
+)
+def test_files(failures: dict[str, str], noise: str, verdict: Verdict, advice: str) -> None:
+    finding = judge_files(Ways({SFTP: "", LEGACY: "", TREE: "", **failures}, 0.1), noise)
+
+    assert finding.verdict is verdict
+    assert advice in finding.advice
+    assert all(reason in finding.found for reason in failures.values())
+
+
+@pytest.mark.parametrize("check", [FROM_HOST, TO_HOST])
+@pytest.mark.parametrize(
+    ("traffic", "verdict"),
+    [
+        (Traffic("32 KiB"), OK),
+        (Traffic("32 KiB", tried=False), OK),
+        (Traffic("32 KiB", refused="prohibited"), FAILED),
+        (Traffic("32 KiB", flaw="nothing came"), FAILED),
+    ],
+)
+def test_ports(check: str, traffic: Traffic, verdict: Verdict) -> None:
+    finding = judge_traffic(check, traffic)
+
+    assert finding.verdict is verdict
+    assert finding.check == check
+    assert bool(finding.advice) is (verdict is FAILED)
+
+
+@pytest.mark.parametrize(
+    ("trips", "verdict", "found"),
+    [
+        ((0.0004, 0.0003, 0.9), OK, "0.4 ms (0.3 ms to 900 ms)"),
+        ((0.25, 0.2, 0.3), WARNING, "250 ms (200 ms to 300 ms)"),
+        ((), WARNING, "no answer"),
+    ],
+)
+def test_round_trips(trips: tuple[float, ...], verdict: Verdict, found: str) -> None:
+    finding = judge_round_trips(trips)
+
+    assert (finding.verdict, finding.found) == (verdict, found)
