@@ -64,8 +64,8 @@ class _Line:
 class _Block:
     """A Host or Match line with what follows it up to the next one.
 
-    `end` is where its last setting ends. Comments after that belong to what follows, unless they are indented deeper
-    than the first line.
+    `end` is where its last setting ends. Comments after that belong to what follows, unless they come at once and are
+    indented deeper than the first line.
     """
 
     header: _Line
@@ -192,7 +192,7 @@ def _blocks(text: str) -> Iterator[_Block]:
             if block is not None:
                 yield block
             block = _Block(line, line.end)
-        elif block is not None and line.is_part_of(block.header):
+        elif block is not None and line.is_part_of(block.header) and (not line.is_comment or line.start == block.end):
             block = attrs.evolve(block, end=line.end)
     if block is not None:
         yield block

@@ -116,6 +116,7 @@ def test_a_block_that_would_say_something_else_is_refused(name: str, settings: t
         ("Host web\n  Port 1\n\n\n\nHost b\n", "\n\nHost b\n"),
         ("Host a\n\n\nHost web\n  Port 1\n", "Host a\n\n"),
         ("Host web\n# of nobody\n", "# of nobody\n"),
+        ("Host web\n  # in it\n\n  # of b\n  Host b\n", "  # of b\n  Host b\n"),
         # A line for several
         ("Host web b\n  Port 1\n", "Host b\n  Port 1\n"),
         ("Host a  web\tb # c\n  Port 1\n", "Host a\tb # c\n  Port 1\n"),
