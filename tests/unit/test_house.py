@@ -98,6 +98,7 @@ FLOORS = {
     "lazycluster.parallel": 1,
     "lazycluster.membership": 11,
     "lazycluster.spreading": 11,
+    "lazycluster.doctor": 11,
     "lazycluster.groups": 12,
     "lazycluster.manager": 12,
     "lazycluster.cluster": 13,
