@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from lazycluster import Runtime
 from lazycluster.cli import FAILED
-from lazycluster.cli.options import config_option, connect_timeout_option, json_option
+from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, json_option
 from lazycluster.doctor import Finding, Verdict, examine
 from lazycluster.exceptions import InvalidRuntimeError
+from lazycluster.runtimes import Runtime
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ _INDENT = 9
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=complete_hosts)
 @config_option
 @connect_timeout_option
 @json_option
@@ -68,7 +68,7 @@ def info(host: str, config: Path | None, connect_timeout: float, as_json: bool) 
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=complete_hosts)
 @config_option
 @connect_timeout_option
 @json_option
