@@ -228,7 +228,7 @@ def delete_runtime(name: str, config: Path | None) -> None:
             raise ConfigFileError(path, f"it names no host {name} itself, but includes {elsewhere[0]}", advice)
         raise ConfigFileError(path, f"it names no host {name}", "Patterns such as `*` are no names.")
 
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ConfigFileError(path, "there is no such file")
     done = change(path, edit, lambda candidate, _: check_accepted(path, candidate, name))
     _tell(done, f"Removed {name} from {path}.")
@@ -237,11 +237,15 @@ def delete_runtime(name: str, config: Path | None) -> None:
 
 
 def _existing(id_file: Path) -> Path:
-    """Return an absolute path of a private key; one that only an agent has is named by the file of its public half."""
-    path = absolute(id_file)
-    if not path.is_file() and not path.with_name(f"{path.name}.pub").is_file():
-        raise click.BadParameter(f"there is no file {path}", param_hint="--id-file")
-    return path
+    """Return the absolute path of a private key, also where its public half is given.
+
+    A private key that only an agent or a card has is no file; then its public half is one.
+    """
+    given = absolute(id_file)
+    private = given.with_name(given.name.removesuffix(".pub"))
+    if not any(os.path.isfile(path) for path in (given, private, f"{private}.pub")):  # noqa: PTH113 - never raises
+        raise click.BadParameter(f"there is no file {given}", param_hint="--id-file")
+    return private if os.path.isfile(private) else given  # noqa: PTH113
 
 
 def _included(path: Path, name: str) -> tuple[Path, ...]:

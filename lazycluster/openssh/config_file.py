@@ -94,8 +94,8 @@ def check_outcome(path: Path, candidate: Path, text: str, name: str, settings: S
         ConfigFileError: ssh does not accept it, or something else in it wins.
     """
     whole = _settings_of(path, candidate, name)
-    with tempfile.NamedTemporaryFile("w", prefix="lazycluster-", errors="surrogateescape") as file:
-        file.write(block_text(name, settings))
+    with tempfile.NamedTemporaryFile(prefix="lazycluster-") as file:
+        file.write(block_text(name, settings).encode("utf-8", "surrogateescape"))
         file.flush()
         alone = _settings_of(path, Path(file.name), name)
     for keyword, _ in settings:
@@ -116,7 +116,11 @@ def check_outcome(path: Path, candidate: Path, text: str, name: str, settings: S
 
 
 def _settings_of(path: Path, candidate: Path, name: str) -> EffectiveConfig:
-    ended = run_to_end(settings_argv(candidate, name), seconds=_ANSWER_TIMEOUT, errors=True)
+    try:
+        ended = run_to_end(settings_argv(candidate, name), seconds=_ANSWER_TIMEOUT, errors=True)
+    except OSError as error:
+        reason = f"ssh, which is to look at it first, cannot be started ({error.strerror})"
+        raise ConfigFileError(path, reason, "Install it (Debian and Ubuntu: openssh-client).") from error
     if ended.status == 0:
         return parse_effective(ended.text)
     said = ended.text.replace(str(candidate), str(path))
