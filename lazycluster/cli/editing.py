@@ -198,7 +198,8 @@ def add_runtime(
         advice = f"Choose another name, or change it there: add --config {elsewhere[0]} --force."
         raise ConfigFileError(path, f"it includes {elsewhere[0]}, which names {name} already", advice)
     done = change(path, edit, lambda candidate, text: check_outcome(path, candidate, text, name, settings))
-    _tell(done, f"{'Replaced' if replaced else 'Added'} {name} in {path}.")
+    said = f"{'Replaced' if replaced else 'Added'} {name} in {path}."
+    _tell(done, said if done.written else f"{path} says that of {name} already.")
     to = Destination(name, config_file=None if path == default_config() else path, connect_timeout=connect_timeout)
     make_contact(to, key, attempt=attempt, copy_key=copy_key)
 

@@ -46,10 +46,10 @@ class ConfigFileError(LazyclusterError):
 
 @attrs.frozen
 class Change:
-    """What was written: the file, which is behind any links, and the file as it was before, if there was one."""
+    """What was done to a file: whether it had to be written, and the file as it was, if there was one."""
 
-    path: Path
-    backup: Path | None
+    written: bool
+    backup: Path | None = None
 
 
 def change(path: Path, edit: Callable[[str], str], check: Callable[[Path, str], None]) -> Change:
@@ -137,7 +137,7 @@ def _change(real: Path, edit: Callable[[str], str], check: Callable[[Path, str],
     text = edit((before or b"").decode("utf-8", "surrogateescape"))
     after = text.encode("utf-8", "surrogateescape")
     if after == before:
-        return Change(real, None)
+        return Change(written=False)
     descriptor, name = tempfile.mkstemp(prefix=_CANDIDATE.format(name=real.name), dir=real.parent)
     candidate = Path(name)
     try:
@@ -155,7 +155,7 @@ def _change(real: Path, edit: Callable[[str], str], check: Callable[[Path, str],
     finally:
         candidate.unlink(missing_ok=True)
     _sync(real.parent)
-    return Change(real, backup)
+    return Change(written=True, backup=backup)
 
 
 def _read(path: Path) -> bytes | None:

@@ -268,6 +268,12 @@ class Child:
             self._selector.unregister(self._cancellation)
             self._cancellation = None
 
+    def kill_group(self) -> None:
+        """Kill the process, if it is still there, with what it started."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                _kill_group(self._process)
+
     def abandon(self) -> None:
         """Kill the process if it is still there, and let go of its streams.
 
@@ -501,5 +507,6 @@ def run_to_end(argv: Sequence[str], *, seconds: float, errors: bool = False) -> 
             child.pump(lambda: False)
             status = child.wait(child.deadline.within(seconds))
     finally:
+        child.kill_group()  # such as the program of a `Match exec`, for which `ssh -G` waits
         child.abandon()
     return Finished(status, b"".join(pieces).decode(errors="replace"))

@@ -10,12 +10,14 @@ import pytest
 from lazycluster.openssh.argv import (
     SINCE_8_7,
     attempt_argv,
+    copy_key_argv,
     effective_argv,
     exit_argv,
     master_argv,
     remote_operand,
     scp_argv,
     session_argv,
+    settings_argv,
 )
 from lazycluster.openssh.destination import Destination
 from lazycluster.openssh.shell import BOOTSTRAP
@@ -178,6 +180,26 @@ ALL = {
     "effective": effective_argv(FULL),
     "exit": exit_argv(FULL, SOCKET),
 }
+
+
+def test_installing_a_key_is_for_a_terminal_and_trusts_nobody() -> None:
+    argv = copy_key_argv(FULL)
+    assert argv[:5] == (
+        "ssh-copy-id",
+        "-i",
+        "/home/me/100%/id",
+        "-F",
+        "/home/me/my config",
+    )  # which is no keyword of ssh
+    assert argv[-1] == "web1"
+    known = effective(argv)
+    assert (known["controlpath"], known["remotecommand"], known["user"]) == ("none", "none", "me")
+    assert not {"batchmode", "stricthostkeychecking", "numberofpasswordprompts"} & known.keys()
+    assert copy_key_argv(PLAIN)[1] == "-o"
+
+
+def test_what_a_file_says_is_asked_without_options_of_ours() -> None:
+    assert settings_argv(Path("/c"), "web") == ("ssh", "-G", "-F", "/c", "--", "web")
 
 
 @pytest.mark.parametrize("argv", ALL.values(), ids=ALL.keys())

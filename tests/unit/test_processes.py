@@ -510,6 +510,16 @@ def test_run_to_end(command: str, status: int, text: str) -> None:
     assert (ended.status, ended.text) == (status, text)
 
 
+def test_run_to_end_with_what_went_wrong() -> None:
+    assert run_to_end(shell("echo err >&2"), seconds=10, errors=True).text == "err\n"
+
+
+def test_run_to_end_leaves_nothing_that_the_program_has_started() -> None:
+    ended = run_to_end(shell("sleep 60 & echo $!; wait"), seconds=0.5)
+
+    assert wait_until(lambda: int(ended.text) not in table(), timeout=5)
+
+
 @pytest.mark.parametrize("command", ["echo $$; exec sleep 60", "echo $$; exec >&- 2>&-; exec sleep 60"])
 def test_run_to_end_is_bounded(command: str) -> None:
     begun = time.monotonic()
