@@ -9,6 +9,7 @@ wrote is read again here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -111,7 +112,10 @@ def block_text(name: str, settings: Settings, *, like: str = "") -> str:
         values.setdefault(keyword, []).append(value)
     model = [line.text.rstrip("\n") for line in _lines_in_blocks(like) if line.keyword and line.depth == line.margin]
     try:
-        config = sshconf.SshConfigFile(model)
+        with warnings.catch_warnings():
+            # 0.2.7 calls re.split() in a way of which Python 3.13 warns.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            config = sshconf.SshConfigFile(model)
         config.add(name, **values)
     except (TypeError, ValueError) as error:
         raise EditingError(f"sshconf cannot write the block: {error}") from error
