@@ -5,6 +5,7 @@ Every message answers four questions: which host, which hop, what was run or sai
 
 from __future__ import annotations
 
+import pickle
 import textwrap
 from collections.abc import Mapping
 from typing import ClassVar
@@ -447,7 +448,7 @@ class HostsFailedError(LazyclusterError):
     """Something failed on some of several hosts, as an `ExceptionGroup` would say it.
 
     `errors` pairs each host with what failed there, in the order of the hosts; `total` is how many hosts were asked;
-    `values` is what came of the others, by host.
+    `values` is what came of the others, by host; a pickle is without those that are none, such as tasks.
     """
 
     action: str
@@ -460,11 +461,24 @@ class HostsFailedError(LazyclusterError):
         """Return what failed, without the hosts."""
         return tuple(error for _, error in self.errors)
 
+    def __reduce__(self) -> tuple[type[LazyclusterError], tuple[object, ...]]:
+        """Return how to make it again from its facts."""
+        values = {host: value for host, value in self.values.items() if _is_a_pickle(value)}
+        return type(self), (self.action, self.errors, self.total, values)
+
     def __str__(self) -> str:
         hosts = len({host for host, _ in self.errors})
         of = f" of {self.total}" if self.total else ""
-        head = f"{self.action} failed on {hosts}{of} host{'s' if max(hosts, self.total) > 1 else ''}:"
+        head = f"{_short(self.action)} failed on {hosts}{of} host{'s' if max(hosts, self.total) > 1 else ''}:"
         return "\n".join([head, *(f"  {line}" for host, error in self.errors for line in _lines_of(host, error))])
+
+
+def _is_a_pickle(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - it calls methods that users write
+        return False
+    return True
 
 
 def _lines_of(host: str, error: Exception) -> list[str]:
@@ -496,7 +510,7 @@ class NoRuntimesDetectedError(LazyclusterError):
     def __str__(self) -> str:
         if not self.tried:
             return f"no hosts: {self.source} names none. Add a `Host` entry, or give hosts=[...]."
-        lines = [f"  {reason if reason.startswith(host) else f'{host}: {reason}'}" for host, reason in self.tried]
+        lines = [f"  {line}" for host, reason in self.tried for line in f"{host}: {reason}".splitlines()]
         return "\n".join([f"no host can be used, of {len(self.tried)} that {self.source} names:", *lines])
 
 
