@@ -12,14 +12,14 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from lazycluster import calling
 from lazycluster._typing import Self
 from lazycluster.display import count_bar, print_table
-from lazycluster.exceptions import HostsFailedError, NoPortsLeftError, TaskExecutionError
+from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError, TaskExecutionError
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.managed import ManagedProcess
-from lazycluster.membership import DIALS, Members
+from lazycluster.membership import Members
 from lazycluster.openssh.destination import check_port
 from lazycluster.openssh.ports import is_free
 from lazycluster.openssh.processes import Cancellation
-from lazycluster.parallel import OnError, collected, on_all, outcome_of, values
+from lazycluster.parallel import OnError, Stopping, collected, on_all, values
 from lazycluster.results import CommandResult, Error, Stream, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.spreading import Spread
@@ -151,20 +151,17 @@ class RuntimeGroup(Members):
         """Do something on every host; where this is interrupted (Ctrl-C), it is ended on the hosts."""
         _check_on_error(on_error)
         runtimes = self.needed()
+        stopping = Stopping()
 
-        def stop() -> None:
-            for cancellation in cancellations.values():
-                cancellation.request()
+        def stoppable(runtime: Runtime) -> T:
+            with stopping.cancellation() as cancellation:
+                return work(runtime, cancellation)
 
-        with contextlib.ExitStack() as stack:
-            cancellations = {host: Cancellation() for host in runtimes}
-            for cancellation in cancellations.values():
-                stack.callback(cancellation.close)
-            advance = stack.enter_context(count_bar(action, len(runtimes), "hosts", shown=self.progress))
+        with count_bar(action, len(runtimes), "hosts", shown=self.progress) as advance:
             outcomes = on_all(
-                {host: functools.partial(work, runtime, cancellations[host]) for host, runtime in runtimes.items()},
+                {host: functools.partial(stoppable, runtime) for host, runtime in runtimes.items()},
                 done=lambda _, outcome: advance(isinstance(outcome, Value)),
-                stop=stop,
+                stop=stopping.request,
             )
         return values(outcomes, action) if on_error == "raise" else collected(outcomes)
 
@@ -201,9 +198,9 @@ class RuntimeGroup(Members):
 
         A host gets the next items when it has done its last ones. Items that take little time go several at once, to
         be worked on one after another in one process there; what has not been begun within 50 ms comes back for others.
-        Some items are taken from the iterable ahead of what is yielded.
+        Some items are taken from the iterable ahead of what is yielded, more of them while a slow item is waited for.
 
-        Items of a host that dies, or of a process that dies there, are worked on again, those alone: what a function
+        Items of a host that dies, or of a process that dies there, are worked on again, each by itself: what a function
         did before may happen twice. The group's other hosts go on.
 
         Args:
@@ -218,8 +215,8 @@ class RuntimeGroup(Members):
         """
         _check_callable(function)
         _check_on_error(on_error)
-        if retries < 0:
-            raise ValueError(f"retries is at least 0, not {retries}")
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"retries is a whole number from 0 on, not {retries!r}")
         spread = Spread(list(self.needed().values()), function, iter(iterable), ordered=ordered, retries=retries)
         return self._yielded(spread, on_error, function_name(function), _length_of(iterable))
 
@@ -316,11 +313,10 @@ class RuntimeGroup(Members):
         outcomes: dict[str, Value[RuntimeTask] | Error] = {}
         try:
             for host, runtime in self.needed().items():
-                outcomes[host] = outcome_of(functools.partial(runtime.execute_task, task.copy(), debug=debug))
+                outcomes[host] = _begun(runtime, task.copy(), debug=debug)
             if not execute_async:
                 for host, outcome in outcomes.items():
-                    if isinstance(outcome, Value):
-                        outcomes[host] = outcome_of(functools.partial(_joined, outcome.value))
+                    outcomes[host] = _joined(outcome)
         except BaseException:
             self._stop([outcome.value for outcome in outcomes.values() if isinstance(outcome, Value)])
             raise
@@ -448,7 +444,7 @@ class RuntimeGroup(Members):
             host: functools.partial(runtime.expose_port_to_runtime, local_port, runtime_port)
             for host, runtime in runtimes.items()
         }
-        outcomes = on_all(work, limit=DIALS)
+        outcomes = on_all(work, limit=self._max_connections, undo=lambda host, key: runtimes[host].stop_process(key))
         if any(isinstance(outcome, Error) for outcome in outcomes.values()):
             made = {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
             on_all({host: functools.partial(runtimes[host].stop_process, key) for host, key in made.items()})
@@ -474,9 +470,10 @@ class RuntimeGroup(Members):
         """
         source = self.get_runtime(host)
         here = runtime_port if local_port is None else local_port
+        there = check_port(runtime_port if group_port is None else group_port)
         key = source.expose_port_from_runtime(runtime_port, here)
         try:
-            return [key, *self.expose_port_to_runtimes(here, group_port or runtime_port, exclude_hosts=host)]
+            return [key, *self.expose_port_to_runtimes(here, there, exclude_hosts=host)]
         except BaseException:
             source.stop_process(key)
             raise
@@ -508,7 +505,7 @@ class RuntimeGroup(Members):
 
     def cleanup(self) -> None:
         """End every process and remove everything temporary on every host, all at once. Doing it twice is fine."""
-        outcomes = on_all({host: runtime.cleanup for host, runtime in self._runtimes.items()})
+        outcomes = on_all({host: runtime.cleanup for host, runtime in self.get_runtimes().items()})
         values(outcomes, "the clean-up")
 
     def close(self) -> None:
@@ -526,9 +523,20 @@ def _check_on_error(on_error: str) -> None:
         raise ValueError(f"on_error is 'raise' or 'collect', not {on_error!r}")
 
 
-def _joined(task: RuntimeTask) -> RuntimeTask:
-    task.join()
-    return task
+def _begun(runtime: Runtime, task: RuntimeTask, *, debug: bool) -> Value[RuntimeTask] | Error:
+    try:
+        return Value(runtime.execute_task(task, debug=debug))
+    except Exception as error:  # noqa: BLE001 - the other hosts go on; Ctrl-C is none of theirs
+        return Error(error)
+
+
+def _joined(begun: Value[RuntimeTask] | Error) -> Value[RuntimeTask] | Error:
+    if isinstance(begun, Value):
+        try:
+            begun.value.join()
+        except LazyclusterError as error:
+            return Error(error)
+    return begun
 
 
 def _length_of(iterable: Iterable[object]) -> int | None:

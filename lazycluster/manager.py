@@ -155,7 +155,7 @@ class RuntimeManager:
         if working_dir is not None and root_dir not in {None, working_dir}:
             raise ValueError(f"root_dir is another name of working_dir; {root_dir!r} is not {working_dir!r}")
         with self._lock:
-            reasons = {host: str(error) for host, error in self._inactive.items()}
+            reasons = {host: reason(host, error) for host, error in self._inactive.items()}
             asked = self._asked(include_hosts, exclude_hosts)
             candidates = self._connected([host for host in asked if host not in reasons], reasons)
             unmet_on = functools.partial(
@@ -168,12 +168,13 @@ class RuntimeManager:
             )
             outcomes = on_all({host: functools.partial(unmet_on, runtime) for host, runtime in candidates.items()})
             for host, outcome in outcomes.items():
-                unmet = outcome.value if isinstance(outcome, Value) else str(outcome.error)
+                unmet = outcome.value if isinstance(outcome, Value) else reason(host, outcome.error)
                 if unmet:
                     reasons[host] = unmet
             fitting = {host: runtime for host, runtime in candidates.items() if host not in reasons}
             if not fitting:
-                raise NoRuntimesDetectedError(self._source, tuple((host, reasons.get(host, "")) for host in asked))
+                tried = tuple((host, reasons.get(host, "excluded")) for host in asked or self._names)
+                raise NoRuntimesDetectedError(self._source, tried)
             return self._group(fitting, working_dir if root_dir is None else root_dir)
 
     def _asked(self, include_hosts: str | Iterable[str] | None, exclude_hosts: str | Iterable[str] | None) -> list[str]:
@@ -191,14 +192,16 @@ class RuntimeManager:
         for host, outcome in outcomes.items():
             if isinstance(outcome, Value):
                 self._runtimes[host] = outcome.value
-        reasons.update((host, str(error)) for host, error in errors_of(outcomes))
+        reasons.update((host, reason(host, cause_of(error))) for host, error in errors_of(outcomes))
         return {host: self._runtimes[host] for host in hosts if host in self._runtimes}
 
     def _group(self, runtimes: dict[str, Runtime], working_dir: str | None) -> RuntimeGroup:
         if working_dir is None:
             for host in runtimes:
                 del self._runtimes[host]
-            group = RuntimeGroup(runtimes.values(), progress=self._progress, **self._options)
+            group = RuntimeGroup(
+                runtimes.values(), max_connections=self._max_connections, progress=self._progress, **self._options
+            )
         else:
             group = RuntimeGroup(
                 hosts=list(runtimes),

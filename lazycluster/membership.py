@@ -7,11 +7,12 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from lazycluster import runtimes as ways
 from lazycluster._typing import Unpack
 from lazycluster.display import count_bar
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
-from lazycluster.parallel import errors_of, on_all
-from lazycluster.reaching import RuntimeOptions
+from lazycluster.parallel import Stopping, errors_of, on_all
+from lazycluster.reaching import RuntimeOptions, reach
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
 
@@ -30,17 +31,33 @@ def connect(
     """Make a runtime on each host, never more than so many at once, and return what came of it.
 
     Raises:
-        ValueError: A host is named twice.
+        TypeError: There is no such keyword.
+        ValueError: A host is named twice, or an option cannot be right.
     """
-    if max_connections < 1:
-        raise ValueError(f"max_connections is at least 1, not {max_connections}")
+    if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
+        raise ValueError(f"max_connections is a whole number from 1 on, not {max_connections!r}")
     names = listed(hosts)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"named twice: {', '.join(twice)}")
-    work = {host: functools.partial(Runtime, host, working_dir, **options) for host in names}
+    reach("any-host", options)  # what is wrong with these is not the fault of a host
+    stopping = Stopping()
+    work = {host: functools.partial(_made, host, working_dir, options, stopping) for host in names}
     with count_bar("connecting", len(work), "hosts", shown=progress) as advance:
-        return on_all(work, limit=max_connections, done=lambda _, outcome: advance(isinstance(outcome, Value)))
+        return on_all(
+            work,
+            limit=max_connections,
+            done=lambda _, outcome: advance(isinstance(outcome, Value)),
+            stop=stopping.request,
+            undo=lambda _, runtime: runtime.cleanup(),
+        )
+
+
+def _made(host: str, working_dir: str | None, options: RuntimeOptions, stopping: Stopping) -> Runtime:
+    """Make a runtime; a stop ends the log-in that is under way."""
+    transport = ways.reach(host, options)
+    with stopping.calling(transport.close):
+        return Runtime(host, working_dir, transport=transport)
 
 
 class Members:
@@ -57,7 +74,10 @@ class Members:
         progress: bool = False,
         **connection_kwargs: Unpack[RuntimeOptions],
     ) -> None:
+        if on_error not in {"raise", "skip"}:
+            raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
         self._lock = threading.Lock()
+        self._max_connections = max_connections
         self._runtimes: dict[str, Runtime] = {}
         self._working_dir = working_dir
         self._options = connection_kwargs
@@ -85,12 +105,12 @@ class Members:
     @property
     def hosts(self) -> list[str]:
         """Return the hosts, in the order given."""
-        return list(self._runtimes)
+        return list(self._now())
 
     @property
     def runtimes(self) -> list[Runtime]:
         """Return the runtimes, in the order of their hosts."""
-        return list(self._runtimes.values())
+        return list(self._now().values())
 
     @property
     def runtime_count(self) -> int:
@@ -113,13 +133,9 @@ class Members:
             ValueError: The host is not of the group.
             NoRuntimesError: The group is empty.
         """
-        runtimes = self._runtimes
         if host is not None:
-            self._check_known([host])
-            return runtimes[host]
-        if not runtimes:
-            raise NoRuntimesError("the group has no hosts")
-        return min(runtimes.values(), key=lambda runtime: runtime.alive_task_process_count)
+            return self.get_runtimes(host)[host]
+        return min(self.needed().values(), key=lambda runtime: runtime.alive_task_process_count)
 
     def get_runtimes(
         self,
@@ -131,11 +147,12 @@ class Members:
         Raises:
             ValueError: A host is not of the group.
         """
-        included = self.hosts if include_hosts is None else listed(include_hosts)
+        runtimes = self._now()
+        included = list(runtimes) if include_hosts is None else listed(include_hosts)
         excluded = listed(exclude_hosts)
-        self._check_known([*included, *excluded])
+        _check_known([*included, *excluded], runtimes)
         chosen = set(included) - set(excluded)
-        return {host: runtime for host, runtime in self._runtimes.items() if host in chosen}
+        return {host: runtime for host, runtime in runtimes.items() if host in chosen}
 
     def add_runtime(self, host_or_runtime: str | Runtime) -> None:
         """Add a runtime, or connect to a host as the group does with its own.
@@ -162,8 +179,8 @@ class Members:
         Raises:
             ValueError: The host is not of the group.
         """
-        self._check_known([host])
         with self._lock:
+            _check_known([host], self._runtimes)
             return self._runtimes.pop(host)
 
     def set_env_variables(self, env_variables: Mapping[str, str]) -> None:
@@ -184,20 +201,26 @@ class Members:
         Raises:
             NoRuntimesError: There are none.
         """
-        runtimes = dict(self._runtimes)
+        runtimes = self._now()
         if not runtimes:
             raise NoRuntimesError("the group has no hosts")
         return runtimes
 
-    def _check_known(self, hosts: Iterable[str]) -> None:
-        unknown = [host for host in hosts if host not in self._runtimes]
-        if unknown:
-            raise ValueError(f"not of the group: {', '.join(unknown)} (there are: {', '.join(self.hosts) or 'none'})")
+    def _now(self) -> dict[str, Runtime]:
+        """Return the runtimes as they are now, whatever other threads add and remove."""
+        with self._lock:
+            return dict(self._runtimes)
 
     def _check_new(self, hosts: Iterable[str]) -> None:
         known = [host for host in hosts if host in self._runtimes]
         if known:
             raise ValueError(f"of the group already: {', '.join(known)}")
+
+
+def _check_known(hosts: Iterable[str], runtimes: Mapping[str, Runtime]) -> None:
+    unknown = [host for host in hosts if host not in runtimes]
+    if unknown:
+        raise ValueError(f"not of the group: {', '.join(unknown)} (there are: {', '.join(runtimes) or 'none'})")
 
 
 def listed(hosts: str | Iterable[str] | None) -> list[str]:

@@ -34,7 +34,7 @@ from lazycluster.openssh.processes import Cancellation
 from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
 from lazycluster.results import CommandResult
 from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
-from lazycluster.transport import UNWATCHED, Watch
+from lazycluster.transport import UNWATCHED, HostTransport, Watch
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -52,6 +52,8 @@ class Runtime(Facts):
         host: A name that `ssh` understands.
         working_dir: The directory on the host where commands run and relative paths start; it is made where it does
             not exist, and never removed. Default: a temporary one, which is removed.
+        transport: The way onto the host, where whoever makes the runtime must be able to close it meanwhile; then there
+            are no other keywords.
         connection_kwargs: The keywords of `Connection`; and `python`, the Python for functions on the host (default:
             the one with this Python's minor version, else python3).
 
@@ -61,8 +63,15 @@ class Runtime(Facts):
         InvalidRuntimeError: The host cannot be used; its `__cause__` says why.
     """
 
-    def __init__(self, host: str, working_dir: str | None = None, **connection_kwargs: Unpack[RuntimeOptions]) -> None:
-        self.transport = reach(host, connection_kwargs)
+    def __init__(
+        self,
+        host: str,
+        working_dir: str | None = None,
+        *,
+        transport: HostTransport | None = None,
+        **connection_kwargs: Unpack[RuntimeOptions],
+    ) -> None:
+        self.transport = reach(host, connection_kwargs) if transport is None else transport
         """The way onto the host, which groups use, too."""
         self._holdings = Holdings(self.transport)
         self._env: dict[str, str] = {}
@@ -474,4 +483,4 @@ def _listed(items: str | list[str] | None) -> list[str]:
     return [items] if isinstance(items, str) else list(items or [])
 
 
-__all__ = ["ConnectError", "ConnectionOptions", "Runtime", "RuntimeOptions", "RuntimeTask"]
+__all__ = ["ConnectError", "ConnectionOptions", "Runtime", "RuntimeOptions", "RuntimeTask", "reach"]

@@ -15,7 +15,6 @@ import attrs
 from lazycluster import calling
 from lazycluster._typing import Self
 from lazycluster.exceptions import (
-    CommandStoppedError,
     ConnectError,
     ConnectionLostError,
     HostsFailedError,
@@ -28,6 +27,7 @@ from lazycluster.exceptions import (
     WorkingDirectoryError,
 )
 from lazycluster.openssh.processes import Cancellation
+from lazycluster.parallel import Stopping, wait_for
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import function_name
@@ -41,8 +41,8 @@ _MOST = 64
 """Items that go to a host at once."""
 _OUTSTANDING = 4096
 """Items that are taken from the iterable and not yet handed back, at most: those behind a slow one must wait."""
-_PARTING = 8.0
-"""Seconds to wait for the hosts to end what is under way, when nobody wants it any more."""
+_PROMPT = 0.01
+"""Seconds that the next item may take to come while there is an outcome to yield."""
 _OF_THE_HOST = (
     ConnectionLostError,
     ConnectError,
@@ -63,7 +63,7 @@ class _Item(Generic[X]):
     value: X
     moves: int = 0
     alone: bool = False
-    """Whether a process died with it among others: it is tried again by itself."""
+    """Whether a process or a host died with it among others: it is tried again by itself."""
 
 
 class Spread(Generic[X, T]):
@@ -92,38 +92,38 @@ class Spread(Generic[X, T]):
         self._outcomes: dict[int, Value[T] | Error] = {}
         self._next = 0
         self._outstanding = 0
+        self._reading_took = 0.0
         self._exhausted = False
-        self._stopped = False
         self._size = 1  # of what a host gets at once
         self._failures: dict[str, Exception] = {}
-        self._cancellations = [Cancellation() for _ in runtimes]
+        self._stopping = Stopping()
         self._threads = [
-            threading.Thread(target=self._serve, args=pair, name=f"lazycluster-map-{pair[0].host}", daemon=True)
-            for pair in zip(runtimes, self._cancellations, strict=True)
+            threading.Thread(target=self._serve, args=[runtime], name=f"lazycluster-map-{runtime.host}", daemon=True)
+            for runtime in runtimes
         ]
 
     def __enter__(self) -> Self:
         """Begin."""
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End what is under way on the hosts."""
+        self._stop()
+        for thread in wait_for(self._threads):
+            _log.warning("%s: still ending what was under way there", thread.name)
+
+    def _stop(self) -> None:
+        self._stopping.request()
         with self._changed:
-            self._stopped = True
             self._changed.notify_all()
-        until = time.monotonic() + _PARTING
-        for cancellation in self._cancellations:
-            cancellation.request()
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-            if thread.is_alive():
-                _log.warning("%s: still ending what was under way there", thread.name)
-        for cancellation in self._cancellations:
-            cancellation.close()
 
     # The thread that iterates ----------------------------------------------------------------------------------------
 
@@ -160,6 +160,8 @@ class Spread(Generic[X, T]):
         if self._all_failed:  # then one tells whether there are more
             return not self._outstanding
         ahead = 2 * self._size * (len(self._runtimes) - len(self._failures))
+        if self._has_next() and (len(self._outcomes) >= ahead or self._reading_took > _PROMPT):
+            return False  # these are to be taken first: whoever iterates is slow, or the iterable is
         return len(self._waiting) < ahead and self._outstanding < _OUTSTANDING
 
     @property
@@ -172,12 +174,14 @@ class Spread(Generic[X, T]):
 
     def _read_ahead(self) -> None:
         while self._has_room():
+            begun = time.monotonic()
             try:
                 number, value = next(self._source)
             except StopIteration:
                 with self._changed:
                     self._exhausted = True
                 return
+            self._reading_took = time.monotonic() - begun
             with self._changed:
                 if self._all_failed and not self._outstanding:
                     raise self._no_host_left()
@@ -188,41 +192,51 @@ class Spread(Generic[X, T]):
                 self._changed.notify()
 
     def _no_host_left(self) -> HostsFailedError:
-        errors = tuple(self._failures.items())
+        errors = tuple((runtime.host, self._failures[runtime.host]) for runtime in self._runtimes)
         error = HostsFailedError(f"map({function_name(self._function)})", errors, len(self._runtimes))
         error.__cause__ = errors[-1][1]
         return error
 
     # The threads of the hosts ----------------------------------------------------------------------------------------
 
-    def _serve(self, runtime: Runtime, cancellation: Cancellation) -> None:
+    def _serve(self, runtime: Runtime) -> None:
         """Work on items with one host, until there are none, it fails, or nobody wants them any more."""
-        while items := self._take():
-            begun = time.monotonic()
-            try:
-                executor = runtime.executor(cancellation=cancellation)
-                outcomes = calling.call_each(executor, self._function, [item.value for item in items], _SHARE)
-            except CommandStoppedError:
-                return
-            except _OF_THE_HOST as error:
+        with self._stopping.cancellation() as cancellation:
+            while (items := self._take()) and self._work(items, runtime, cancellation):
+                pass
+
+    def _work(self, items: Sequence[_Item[X]], runtime: Runtime, cancellation: Cancellation) -> bool:
+        """Work on items with one host, and return whether more is to be done there."""
+        begun = time.monotonic()
+        try:
+            executor = runtime.executor(cancellation=cancellation)
+            outcomes = calling.call_each(executor, self._function, [item.value for item in items], _SHARE)
+        except BaseException as error:  # noqa: BLE001 - told to whoever iterates
+            if self._stopping.requested:
+                return False
+            if isinstance(error, _OF_THE_HOST):
                 self._move(items, error)
-                if not (isinstance(error, ConnectionLostError) and runtime.is_valid_runtime()):
-                    self._fail(runtime.host, error)
-                    return
-            except BaseException as error:  # noqa: BLE001 - told to whoever iterates
-                self._blame(items, error)
-            else:
-                self._hand_back(items, outcomes)
-                self._adapt(len(items), len(outcomes), time.monotonic() - begun)
+                return self._is_back(runtime, error)
+            self._blame(items, error)
+        else:
+            self._hand_back(items, outcomes)
+            self._adapt(len(items), len(outcomes), time.monotonic() - begun)
+        return True
+
+    def _is_back(self, runtime: Runtime, error: Exception) -> bool:
+        """Tell whether a host that failed can be used again; else go on without it."""
+        if isinstance(error, ConnectionLostError) and runtime.is_valid_runtime():
+            return True
+        if not self._stopping.requested:
+            self._fail(runtime.host, error)
+        return False
 
     def _take(self) -> list[_Item[X]]:
         """Wait for items, and take as many as may go to a host at once; none where nothing more will come."""
         with self._changed:
-            while not self._waiting:
-                if self._stopped or self._done:
-                    return []
+            while not (self._waiting or self._stopping.requested or self._done):
                 self._changed.wait()
-            if self._stopped:
+            if self._stopping.requested or not self._waiting:
                 return []
             living = len(self._runtimes) - len(self._failures)
             share = max(1, min(self._size, len(self._waiting) // living))
@@ -253,6 +267,7 @@ class Spread(Generic[X, T]):
         with self._changed:
             for item in reversed(items):
                 item.moves += 1
+                item.alone = True  # it may be this one that the hosts die of
                 if item.moves > self._retries:
                     self._outcomes[item.number] = Error(error)
                 else:

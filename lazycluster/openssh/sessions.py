@@ -18,6 +18,7 @@ import attrs
 from lazycluster.exceptions import (
     CommandStoppedError,
     CommandTimeoutError,
+    ConnectError,
     ConnectionLostError,
     LazyclusterError,
     LoginShellError,
@@ -108,6 +109,7 @@ class Sessions:
         self.token = secrets.token_hex(8)
         """Marks every process that is started on the host, in its environment; a forked child's are another's."""
         self._lock = threading.RLock()
+        self._stopping = threading.Event()
         self._slots = SessionSlots()
         self._owned = _Owned()
         weakref.finalize(self, self._owned.release).atexit = False  # see _end_all()
@@ -317,8 +319,12 @@ class Sessions:
             to = self.destination
             if within is not None:
                 to = attrs.evolve(to, connect_timeout=min(within, to.connect_timeout))
-            master = Master.dial(to, password=self.password)
-            if self.closed:  # meanwhile, by a thread that did not wait for the log-in
+            try:
+                master = Master.dial(to, password=self.password, stopping=self._stopping)
+            except ConnectError:
+                self._check_open()
+                raise
+            if self.closed:  # meanwhile
                 master.close()
                 raise RuntimeClosedError(self.host)
             self._owned.master = master
@@ -341,8 +347,9 @@ class Sessions:
     def close(self) -> None:
         """End the master, and with it every session. Closing twice is fine."""
         self._closed = True
+        self._stopping.set()
         if not self._lock.acquire(timeout=_CLOSE_PATIENCE):
-            return  # a log-in is under way; it ends what it makes
+            return  # a log-in with a password is under way; it ends what it makes
         try:
             master, self._owned.master = self._owned.master, None
         finally:

@@ -95,7 +95,7 @@ FLOORS = {
     "lazycluster.holdings": 9,
     "lazycluster.reaching": 9,
     "lazycluster.runtimes": 10,
-    "lazycluster.parallel": 1,
+    "lazycluster.parallel": 3,
     "lazycluster.membership": 11,
     "lazycluster.spreading": 11,
     "lazycluster.doctor": 11,

@@ -1,0 +1,200 @@
+"""The same work on many hosts: order, bounds, outcomes, and an end in the middle."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from lazycluster import HostsFailedError
+from lazycluster.openssh.processes import Cancellation
+from lazycluster.parallel import Stopping, collected, errors_of, on_all, outcome_of, values
+from lazycluster.results import Error, Value
+from lazycluster.testing.processes import wait_until
+from tests.unit.interrupting import interrupted, threads
+
+HOSTS = [f"host-{number}" for number in range(20)]
+
+
+def test_outcomes_are_in_the_order_given() -> None:
+    def work(number: int) -> int:
+        time.sleep((20 - number) / 1000)
+        return number
+
+    outcomes = on_all({host: partial(work, number) for number, host in enumerate(HOSTS)})
+    assert list(outcomes) == HOSTS
+    assert values(outcomes, "it") == collected(outcomes) == {host: number for number, host in enumerate(HOSTS)}
+
+
+def test_no_hosts() -> None:
+    outcomes = on_all(dict[str, Callable[[], int]]())
+    assert outcomes == {}
+    assert values(outcomes, "it") == collected(outcomes) == {}
+
+
+@pytest.mark.parametrize("limit", [1, 3, 50])
+def test_never_more_than_so_many_at_once(limit: int) -> None:
+    lock, running, most = threading.Lock(), 0, 0
+    together = threading.Barrier(min(limit, 5))
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        together.wait(10)
+        with lock:
+            running -= 1
+
+    on_all(dict.fromkeys(HOSTS[:15], work), limit=limit)
+    assert min(limit, 5) <= most <= limit
+
+
+def test_an_error_is_that_of_its_host_alone() -> None:
+    def fail() -> int:
+        raise KeyError("why")
+
+    told: list[tuple[str, bool]] = []
+    outcomes = on_all(
+        {"a": lambda: 1, "b": fail, "c": lambda: 3},
+        done=lambda host, outcome: told.append((host, isinstance(outcome, Value))),
+    )
+    assert sorted(told) == [("a", True), ("b", False), ("c", True)]
+    assert collected(outcomes)["a"] == 1
+    assert isinstance(collected(outcomes)["b"], Error)
+    with pytest.raises(HostsFailedError) as caught:
+        values(outcomes, "it")
+    assert str(caught.value) == "it failed on 1 of 3 hosts:\n  b: KeyError: 'why'"
+    assert caught.value.values == {"a": 1, "c": 3}
+    assert caught.value.__cause__ is caught.value.exceptions[0]
+    assert [host for host, _ in errors_of(outcomes)] == ["b"]
+
+
+def test_what_is_no_error_of_a_host_is_raised_as_it_is() -> None:
+    def leave() -> int:
+        raise SystemExit(3)
+
+    outcomes = on_all({"a": leave})
+    with pytest.raises(SystemExit):
+        values(outcomes, "it")
+    assert isinstance(outcome_of(leave), Error)
+
+
+def test_who_is_told_is_the_caller_and_may_raise() -> None:
+    seen: list[int] = []
+
+    def told(_host: str, _outcome: object) -> None:
+        seen.append(threading.get_ident())
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        on_all(dict.fromkeys(HOSTS, int), limit=2, done=told)
+    assert seen == [threading.get_ident()]
+    assert wait_until(lambda: not threads(), timeout=10)
+
+
+# Ctrl-C --------------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_stops_what_is_under_way_and_begins_nothing_more() -> None:
+    begun: list[str] = []
+    stopped = threading.Event()
+
+    def work(host: str) -> None:
+        begun.append(host)
+        stopped.wait(20)
+
+    with interrupted(lambda: len(begun) == 3):
+        on_all({host: partial(work, host) for host in HOSTS}, limit=3, stop=stopped.set)
+
+    assert sorted(begun) == HOSTS[:3]
+    assert threads() == []
+
+
+def test_ctrl_c_takes_back_what_was_done_and_what_still_comes() -> None:
+    begun: list[str] = []
+    undone: list[tuple[str, str]] = []
+    stopped = threading.Event()
+
+    def work(host: str) -> str:
+        begun.append(host)
+        if host in HOSTS[:2]:
+            return host.upper()
+        assert stopped.wait(20)
+        if host == HOSTS[2]:
+            raise KeyError(host)
+        return host.upper()
+
+    with interrupted(lambda: len(begun) == 5):
+        on_all(
+            {host: partial(work, host) for host in HOSTS},
+            limit=3,
+            stop=stopped.set,
+            undo=lambda host, made: undone.append((host, made)),
+        )
+
+    assert sorted(undone) == [(host, host.upper()) for host in [*HOSTS[:2], *HOSTS[3:5]]]
+    assert threads() == []
+
+
+def test_after_ctrl_c_nobody_waits_for_what_cannot_be_stopped() -> None:
+    going_on = threading.Event()
+    try:
+        begun = time.monotonic()
+        with interrupted(lambda: len(threads()) == 2):
+            on_all({"a": partial(going_on.wait, 60), "b": partial(going_on.wait, 60)})
+        assert time.monotonic() - begun < 30
+    finally:
+        going_on.set()
+    assert wait_until(lambda: not threads(), timeout=10)
+
+
+def test_what_does_not_stop_is_waited_for_once_and_not_for_each(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("lazycluster.parallel._PARTING", 0.5)
+    going_on = threading.Event()
+    stopped: list[float] = []
+    try:
+        with interrupted(lambda: len(threads()) == len(HOSTS)):
+            on_all(
+                {host: partial(going_on.wait, 60) for host in HOSTS},
+                stop=lambda: stopped.append(time.monotonic()),
+            )
+        assert 0.4 < time.monotonic() - stopped[0] < 5, "ten seconds, if each were waited for"
+    finally:
+        going_on.set()
+    assert wait_until(lambda: not threads(), timeout=10)
+
+
+# What stops things ---------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_reaches_all_that_is_under_way() -> None:
+    stopping = Stopping()
+    called: list[str] = []
+    with stopping.calling(lambda: called.append("a")), stopping.calling(lambda: called.append("b")):
+        with stopping.calling(lambda: called.append("over")):
+            pass
+        stopping.request()
+        assert sorted(called) == ["a", "b"]
+        with stopping.calling(lambda: called.append("late")):
+            assert called[2:] == ["late"], "what begins afterwards is stopped at once"
+
+
+def test_cancellations_are_closed_with_what_they_are_for() -> None:
+    stopping = Stopping()
+    kept: list[Cancellation] = []
+    with stopping.cancellation() as one, stopping.cancellation() as two:
+        kept += [one, two]
+        assert all(cancellation.fileno() >= 0 for cancellation in kept)
+        assert not any(cancellation.requested for cancellation in kept)
+        stopping.request()
+        assert all(cancellation.requested for cancellation in kept)
+    with stopping.cancellation() as late:
+        assert late.requested
+    assert [cancellation.fileno() for cancellation in kept] == [-1, -1]
+    stopping.request()
