@@ -36,7 +36,7 @@ _WIDTH = 110
 # What every version of scp takes as it is; older ones hand the path to a shell on the host.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+,=@-]+")
 _HOME = re.compile(r"~/*")
-_NAMELESS = {"", ".", "..", "~"}
+_NAMELESS = {"", ".", ".."}
 _OWN_NAME = 'basename -- "$(pwd -P)"'
 _SPECIAL_IN_DOUBLE_QUOTES = frozenset('"$`\\!')
 _SHOWN = 70
@@ -87,6 +87,7 @@ def opening(to: Destination, working_dir: str | None) -> tuple[Lines, ...]:
     """Return what comes first: the connection, the functions, and the working directory, made where it is missing."""
     master = master_argv(to, _SOCKET, None, batch=False, lingers=MASTER_LINGERS)
     session = session_argv(to, _SOCKET, (BOOTSTRAP_BY_HAND,), unsupported=SINCE_8_7)
+    end = exit_argv(to, _SOCKET)
     *scp, _, _ = scp_argv(to, _SOCKET, "", "", unsupported=SINCE_8_7)
     blocks = [
         Lines("", ('[ -z "${ZSH_VERSION-}" ] || setopt interactive_comments',)),
@@ -96,13 +97,7 @@ def opening(to: Destination, working_dir: str | None) -> tuple[Lines, ...]:
             "then renamed, nothing is ended on the host when you stop ssh, and what start-up files print is output.",
         ),
         Lines(
-            "One connection for all steps. Its socket is in a directory of your own, and it closes by itself when\n"
-            f"nobody has used it for {MASTER_LINGERS // 60} minutes. The options overrule what your configuration may"
-            " say for\nterminals, such as forwardings and commands, and have a broken link noticed after 15 seconds.",
-            ("lc_dir=$(mktemp -d /tmp/lazycluster-XXXXXX)", *_command(master)),
-        ),
-        Lines(
-            "A session on it. Without the connection it fails, ProxyCommand=false, and does not dial anew. The text\n"
+            "A session: without the connection it fails, ProxyCommand=false, and does not dial anew. The text\n"
             "for the host, the argument or else standard input, goes there in octal digits, for any login shell to\n"
             "pass on to a POSIX one. What is left of standard input follows.",
             (
@@ -118,13 +113,22 @@ def opening(to: Destination, working_dir: str | None) -> tuple[Lines, ...]:
         ),
         Lines("A copy of one file, with its mode and time.", _function("lc_scp", _command(scp, tail='"$@"'))),
         Lines(
-            "The end of it, for a script whatever happens.",
+            "The end of the connection, for a script whatever happens.",
             (
-                *_function(
-                    "lc_close", (*_command(exit_argv(to, _SOCKET), tail="2>/dev/null || :"), 'rm -rf "$lc_dir"')
-                ),
-                "case $- in *i*) ;; *) set -e; trap lc_close EXIT ;; esac",
+                *_function("lc_close", (*_command(end, tail="2>/dev/null || :"), 'rm -rf "$lc_dir"')),
+                "case $- in *i*) ;; *)",
+                "    set -e",
+                '    [ -z "${ZSH_VERSION-}" ] || setopt posix_traps',
+                "    trap lc_close EXIT",
+                "    trap 'exit 130' HUP INT TERM",
+                "esac",
             ),
+        ),
+        Lines(
+            "One connection for all steps. Its socket is in a directory of your own, and it closes by itself when\n"
+            f"nobody has used it for {MASTER_LINGERS // 60} minutes. The options overrule what your configuration may"
+            " say for\nterminals, such as forwardings and commands, and have a broken link noticed after 15 seconds.",
+            ("lc_dir=$(mktemp -d /tmp/lazycluster-XXXXXX)", *_command(master)),
         ),
     ]
     if working_dir is not None:
@@ -235,13 +239,14 @@ class _ByHand:
 
     def _send_tree(self, local: Path, remote: str | None, _index: int) -> tuple[str, ...]:
         make = '{ [ -d "$t" ] || mkdir -- "$t"; }'
-        receive = self._in_place(*_named(remote, local.name), make, 'tar -xpof - -C "$t"')
-        return (f"tar -C {quote(str(local))} -cf - . | lc_ssh {quote(receive)}",)
+        receive = self._in_place(*_named(remote, local.name), make, 'cd -- "$t"', "tar -xpof -")
+        # Not -C: GNU tar takes backslashes in its argument for escapes.
+        return (f"(cd {quote(str(local))} && tar -cf - .) | lc_ssh {quote(receive)}",)
 
     def _get(self, remote: str, local: Path, index: int) -> tuple[str, ...]:
         path = quote_path(remote)
         name = PurePosixPath(remote).name
-        if name in _NAMELESS:
+        if name in _NAMELESS or remote.rstrip("/") == "~":  # a directory, and only the host knows its name
             own_name = self._ask(f"cd {path}", _OWN_NAME)
             return self._get_tree(path, local, f'"$({own_name})"')
         tree = (f"    {line}" for line in self._get_tree(path, local, quote(name)))
@@ -256,7 +261,7 @@ class _ByHand:
         return (
             *_named_here(local, name),
             '[ -d "$lc_t" ] || mkdir "$lc_t"',
-            f'{self._ask(f"cd {path}", "tar -cf - .")} | tar -xpof - -C "$lc_t"',
+            f'{self._ask(f"cd {path}", "tar -cf - .")} | (cd "$lc_t" && tar -xpof -)',
         )
 
     def _get_file(self, remote: str, local: Path, index: int) -> tuple[str, ...]:

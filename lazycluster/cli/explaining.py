@@ -45,10 +45,15 @@ class DialledError(LazyclusterError):
 
 @attrs.frozen
 class Found:
-    """A task of a file, and the variable that holds it."""
+    """A task of a file, and the variables that hold it."""
 
-    variable: str
+    variables: tuple[str, ...]
     task: RuntimeTask
+
+    @property
+    def variable(self) -> str:
+        """Return the variable that was the first."""
+        return self.variables[0]
 
     @property
     def title(self) -> str:
@@ -135,7 +140,8 @@ def _tasks_of(file: Path) -> list[Found]:
     found: dict[int, Found] = {}
     for variable, value in _execute(file).items():
         if isinstance(value, RuntimeTask):
-            found.setdefault(id(value), Found(variable, value))
+            before = found[id(value)].variables if id(value) in found else ()
+            found[id(value)] = Found((*before, variable), value)
     if not found:
         raise click.ClickException(
             f"{file}: there is no RuntimeTask at its top level; write one there, such as: task = RuntimeTask('name')"
@@ -204,7 +210,7 @@ def _watch_programs() -> set[str]:
 def _chosen(tasks: Sequence[Found], name: str | None, file: Path) -> list[Found]:
     if name is None:
         return list(tasks)
-    chosen = [found for found in tasks if name in {found.variable, found.task.name}]
+    chosen = [found for found in tasks if name in {*found.variables, found.task.name}]
     if not chosen:
         there = ", ".join(found.title for found in tasks)
         raise click.BadParameter(f"{file} has no task {name!r}; it has: {there}", param_hint="--task")

@@ -13,8 +13,8 @@ from lazycluster.openssh.configured import configured_hosts
 def complete_hosts(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the hosts of the ssh configuration, that of an earlier `--config` too, for a shell to complete.
 
-    For `shell_complete=` of an argument or option that names a host. A user in front is kept. Dials nobody, and never
-    raises.
+    For `shell_complete=` of an argument or option that names a host. A user in front is kept, where the shell does not
+    take the @ for the end of a word, as bash does. Dials nobody, and never raises.
     """
     config = context.params.get("config")
     user, at, name = incomplete.rpartition("@")

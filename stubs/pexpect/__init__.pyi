@@ -14,6 +14,7 @@ class spawn:  # noqa: N801 - as above
     signalstatus: int | None
     delaybeforesend: float | None
     delayafterclose: float
+    before: str
     ptyproc: _PtyProcess
 
     # Where an encoding is given it reads and writes text; without one, bytes, which is not used here.
@@ -22,11 +23,15 @@ class spawn:  # noqa: N801 - as above
         command: str,
         args: Sequence[str] = ...,
         *,
+        timeout: float | None = ...,
+        cwd: str | None = ...,
         env: Mapping[str, str] | None = ...,
         ignore_sighup: bool = ...,
         encoding: str,
         dimensions: tuple[int, int] | None = ...,
     ) -> None: ...
+    def send(self, s: str) -> int: ...
+    def expect(self, pattern: str | type[ExceptionPexpect], timeout: float = ...) -> int: ...
     def sendline(self, s: str = ...) -> int: ...
     def waitnoecho(self, timeout: float = ...) -> bool: ...
     def getecho(self) -> bool: ...

@@ -1,0 +1,208 @@
+"""`lazycluster explain`: the file that it executes, what it prints, and what a user gets to hear."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lazycluster.cli import main
+from lazycluster.supervisor.outcome import read_outcome
+
+TASKS = """\
+import os, sys
+from lazycluster import RuntimeTask
+from beside import NUMBER
+
+def double(number):
+    print("doubling", number)
+    return 2 * number
+
+second = RuntimeTask("the second one").run_command("echo second")
+first = RuntimeTask().run_command("echo first").run_function(double, NUMBER)
+again = second
+assert sys.argv == [__file__], sys.argv
+
+if __name__ == "__main__":
+    raise AssertionError("this is not to run")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what a command of its own process may do: as `python TASK.py` would, it sets sys.argv and sys.path."""
+    monkeypatch.setattr(sys, "argv", [*sys.argv])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    (tmp_path / "beside.py").write_text("NUMBER = 21\n")
+    return written(tmp_path, TASKS)
+
+
+def written(directory: Path, text: str) -> Path:
+    path = directory / "tasks.py"
+    path.write_text(text)
+    return path
+
+
+def test_all_tasks_of_a_file_in_order_of_definition(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(tasks), "--host", "gpu-1"]) == 0
+
+    out, err = capsys.readouterr()
+    titles = [line for line in out.splitlines() if line.startswith("# Task ")]
+    assert titles == ["# Task 'the second one' for gpu-1, 1 step.", "# Task 'first' for gpu-1, 2 steps."]
+    assert "\n# 1. run_command: 'echo first'\nlc_ssh 'echo first' </dev/null\n" in out
+    assert out.count("ssh -f -N") == 1
+    assert out.endswith("\nlc_close\n\n")
+    assert "\x1b" not in out
+    assert err == ""
+
+
+@pytest.mark.parametrize("name", ["second", "again", "the second one"])
+def test_one_task(tasks: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert main(["explain", str(tasks), "--task", name]) == 0
+    out = capsys.readouterr().out
+    assert (out.count("# Task "), out.count("echo second")) == (1, 2)
+
+
+def test_a_task_that_is_not_there(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(tasks), "--task", "third"]) == 2
+    assert "has no task 'third'; it has: the second one, first" in capsys.readouterr().err
+
+
+def test_json(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(tasks), "--host", "gpu-1", "--working-dir", "/w", "--json"]) == 0
+
+    explained = json.loads(capsys.readouterr().out)
+    assert explained["host"] == "gpu-1"
+    assert [(task["task"], task["variable"]) for task in explained["tasks"]] == [
+        ("the second one", "second"),
+        ("first", "first"),
+    ]
+    assert explained["tasks"][0]["steps"] == [
+        {
+            "comment": "1. run_command: 'echo second'",
+            "lines": ["lc_ssh <<'EOF'", 'cd /w && export WORKING_DIR="$PWD" || exit', "echo second", "EOF"],
+        }
+    ]
+    assert explained["close"]["lines"] == ["lc_close"]
+    assert explained["open"][-1]["lines"] == ["lc_ssh 'mkdir -p -- /w' </dev/null"]
+
+
+def test_payloads(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They run where nothing but Python is, and the line behind it reads the answer."""
+    directory = tmp_path / "it's" / "payloads"
+    for _ in range(2):  # written again
+        assert main(["explain", str(tasks), "--task", "first", "--write-payloads", str(directory)]) == 0
+
+    (file,) = directory.iterdir()
+    assert file.name == "first-2-double.py"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert f'<"{file}" >"{file.with_suffix(".answer")}"' in capsys.readouterr().out
+    bare = (sys.executable, "-I", "-S", "-")
+    with file.open("rb") as text:
+        done = subprocess.run(bare, stdin=text, capture_output=True, cwd=tmp_path, check=True)
+    assert done.stderr == b"doubling 21\n"
+    assert read_outcome(io.BytesIO(done.stdout), "gpu-1", "double").unwrap() == 42
+
+
+def test_payloads_that_cannot_be_written(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(tasks), "--write-payloads", str(tasks / "x")]) == 1
+    assert "Error: cannot write" in capsys.readouterr().err
+
+
+def test_a_function_that_cannot_be_pickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "import threading\nfrom lazycluster import RuntimeTask as T\nt = T().run_function(print, threading.Lock())\n"
+    arguments = ["explain", str(written(tmp_path, text)), "--write-payloads", str(tmp_path)]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("lazycluster: ")
+
+
+def test_the_working_directory_is_not_looked_at(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(tasks), "--working-dir", ""]) == 2
+    assert "--working-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["-x", "a b", "ssh://x"])
+def test_a_host_that_cannot_be_right(tasks: Path, capsys: pytest.CaptureFixture[str], host: str) -> None:
+    assert main(["explain", str(tasks), "--host", host]) == 2
+    assert "--host" in capsys.readouterr().err
+
+
+def test_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(tmp_path / "none.py")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_no_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, "x = 1\n")
+    assert main(["explain", str(file)]) == 1
+    out, err = capsys.readouterr()
+    advice = "write one there, such as: task = RuntimeTask('name')"
+    assert (out, err) == ("", f"Error: {file}: there is no RuntimeTask at its top level; {advice}\n")
+
+
+def test_a_file_that_raises_shows_the_users_own_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, "def f():\n    return 1 / 0\n\nf()\n")
+    assert main(["explain", str(file)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["Traceback (most recent call last):", f'  File "{file}", line 4, in <module>']
+    assert lines[-2] == "ZeroDivisionError: division by zero"
+    assert lines[-1] == f"Error: {file} raised ZeroDivisionError, so there is nothing to explain."
+    assert not any("runpy" in line for line in lines)
+
+
+def test_a_file_that_is_no_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, "x = (\n")
+    assert main(["explain", str(file)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f'  File "{file}", line 1\n')
+    assert "SyntaxError" in err
+
+
+def test_a_file_that_ends_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(written(tmp_path, "raise SystemExit(3)\n"))]) == 1
+    assert "it ended by itself, with exit status 3" in capsys.readouterr().err
+
+
+DIALLERS = {
+    "a runtime": "Runtime('gpu-1')",
+    "a runtime without a supervisor": "Runtime('gpu-1', resident=False)",
+    "a connection": "Connection('gpu-1').run('true')",
+    "a password": "Connection('gpu-1', password='x').run('true')",
+    "by hand": "__import__('subprocess').run(['ssh', 'gpu-1'])",
+    "by hand with a path": "__import__('subprocess').run(['/usr/bin/scp', 'a', 'gpu-1:'])",
+}
+
+
+@pytest.mark.parametrize("call", DIALLERS.values(), ids=DIALLERS.keys())
+def test_a_file_that_dials_is_told_so_and_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: str
+) -> None:
+    for name in ("ssh", "scp"):
+        fake = tmp_path / name
+        fake.write_text(f"#!/bin/sh\necho ran >>'{tmp_path}/ran'\nexit 255\n")
+        fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    file = written(tmp_path, f"from lazycluster import Connection, Runtime\nr = {call}\n")
+
+    assert main(["explain", str(file)]) == 1
+
+    err = capsys.readouterr().err
+    assert f'File "{file}", line 2, in <module>' in err
+    assert not (tmp_path / "ran").exists()
+    assert err.count("Traceback") == 1
+    assert "put what makes a Runtime or a Connection under `if __name__ == '__main__':`" in err
+
+
+def test_other_programs_may_be_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "import subprocess\nfrom lazycluster import RuntimeTask\nsubprocess.run(['true'])\nt = RuntimeTask()\n"
+    assert main(["explain", str(written(tmp_path, text))]) == 0
+    subprocess.run(("ssh", "-V"), stderr=subprocess.DEVNULL, check=True)  # and afterwards ssh, too

@@ -1,0 +1,264 @@
+"""Steps become lines of shell: a table of steps, and what holds for all of them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lazycluster.explaining import READ_ANSWER, Lines, closing, explain, opening, quote
+from lazycluster.openssh.destination import Destination
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
+
+TO = Destination("gpu-1")
+TREES = {Path("/here/tree"), Path("/here/it's a tree")}
+STAGE = 'cd /work && export WORKING_DIR="$PWD" || exit'
+
+
+def lines(step: Step, working_dir: str | None = None, to: Destination = TO, **keywords: object) -> str:
+    (block,) = explain([step], to, working_dir, is_directory=TREES.__contains__, **keywords)  # type: ignore[arg-type]
+    return "\n".join(block.lines)
+
+
+def comment(step: Step) -> str:
+    return explain([step], TO, is_directory=TREES.__contains__)[0].comment
+
+
+@pytest.mark.parametrize(
+    ("command", "working_dir", "expected"),
+    [
+        ("nproc", None, "lc_ssh nproc </dev/null"),
+        ('echo "$HOME"', None, "lc_ssh 'echo \"$HOME\"' </dev/null"),
+        ("nproc", "/work", f"lc_ssh <<'EOF'\n{STAGE}\nnproc\nEOF"),
+        ("awk '{print $1}' x", None, "lc_ssh <<'EOF'\nawk '{print $1}' x\nEOF"),
+        ("a\nEOF\nEOF1", None, "lc_ssh <<'EOF2'\na\nEOF\nEOF1\nEOF2"),
+        (
+            "nproc",
+            "~/it's",
+            "lc_ssh <<'EOF'\ncd \"$HOME\"/'it'\"'\"'s' && export WORKING_DIR=\"$PWD\" || exit\nnproc\nEOF",
+        ),
+        ("nproc", "-x", f"lc_ssh <<'EOF'\n{STAGE.replace('/work', './-x')}\nnproc\nEOF"),
+        (
+            "echo 'a\tb'\n",
+            None,
+            'lc_ssh "echo \'a""$(printf \'\\011\')""\'b\'\n" </dev/null'.replace("\"'b'\n\"", '"b\'\n"'),
+        ),
+    ],
+)
+def test_a_command(command: str, working_dir: str | None, expected: str) -> None:
+    assert lines(RunCommand(command), working_dir) == expected
+
+
+def test_the_environment_of_commands() -> None:
+    text = lines(RunCommand("env"), "/work", env={"A": "it's", "B": ""})
+    assert text == f"lc_ssh <<'EOF'\n{STAGE}\nexport A='it'\"'\"'s'\nexport B=''\nenv\nEOF"
+    assert "export" not in lines(SendFile(Path("/here/tree")), "/work", env={"A": "b"})
+
+
+@pytest.mark.parametrize(
+    ("local", "remote", "working_dir", "expected"),
+    [
+        ("/here/file", None, None, "lc_scp /here/file gpu-1:."),
+        ("/here/it's", None, None, 'lc_scp "/here/it\'s" gpu-1:.'),
+        ("/here/file", None, "/work", "lc_scp /here/file gpu-1:/work/"),
+        ("/here/file", "a/b", "/work/", "lc_scp /here/file gpu-1:/work/a/b"),
+        ("/here/file", "/a", "/work", "lc_scp /here/file gpu-1:/a"),
+        ("/here/file", "~/a", "/work", "lc_scp /here/file gpu-1:a"),
+        ("/here/file", "~", "/work", "lc_scp /here/file gpu-1:."),
+        ("/here/file", "b", "~//a", "lc_scp /here/file gpu-1:a/b"),
+        ("/here/file", "b", "~", "lc_scp /here/file gpu-1:b"),
+        (
+            "/here/file",
+            "a b",
+            None,
+            (
+                "lc_scp /here/file gpu-1:.lazycluster-step-1\n"
+                "lc_ssh <<'EOF'\n"
+                't=\'a b\' && { [ ! -d "$t" ] || t=$t/file; } && mv -f -- ~/.lazycluster-step-1 "$t"'
+                " || { rm -f ~/.lazycluster-step-1; exit 1; }\n"
+                "EOF"
+            ),
+        ),
+        (
+            "/here/file",
+            "~me/a",
+            None,
+            (
+                "lc_scp /here/file gpu-1:.lazycluster-step-1\n"
+                'lc_ssh \'t=~me/a && { [ ! -d "$t" ] || t=$t/file; } && mv -f -- ~/.lazycluster-step-1 "$t"'
+                " || { rm -f ~/.lazycluster-step-1; exit 1; }' </dev/null"
+            ),
+        ),
+        (
+            "/here/tree",
+            None,
+            None,
+            (
+                "(cd /here/tree && tar -cf - .) | lc_ssh "
+                '\'t=./tree && { [ -d "$t" ] || mkdir -- "$t"; } && cd -- "$t" && tar -xpof -\''
+            ),
+        ),
+        (
+            "/here/tree",
+            "data",
+            "/work",
+            (
+                '(cd /here/tree && tar -cf - .) | lc_ssh \'cd /work && t=data && { [ ! -d "$t" ] || t=$t/tree; }'
+                ' && { [ -d "$t" ] || mkdir -- "$t"; } && cd -- "$t" && tar -xpof -\''
+            ),
+        ),
+    ],
+)
+def test_what_is_sent(local: str, remote: str | None, working_dir: str | None, expected: str) -> None:
+    assert lines(SendFile(Path(local), remote), working_dir) == expected
+
+
+def test_a_name_with_a_newline_is_not_left_to_scp() -> None:
+    assert "mv -f -- ~/.lazycluster-step-1" in lines(SendFile(Path("/here/a\nb")))
+
+
+def test_what_is_fetched_may_be_a_file_or_a_directory() -> None:
+    assert lines(GetFile("out/x", Path("/here")), "/work").splitlines() == [
+        "if lc_ssh 'cd /work && [ -d out/x ]' </dev/null; then",
+        '    lc_t=/here; [ ! -d "$lc_t" ] || lc_t=$lc_t/x',
+        '    [ -d "$lc_t" ] || mkdir "$lc_t"',
+        "    lc_ssh 'cd /work && cd out/x && tar -cf - .' </dev/null | (cd \"$lc_t\" && tar -xpof -)",
+        "else",
+        "    lc_scp gpu-1:/work/out/x /here",
+        "fi",
+    ]
+
+
+def test_a_file_whose_name_not_every_scp_takes_is_fetched_through_a_link() -> None:
+    assert lines(GetFile("it s", Path("/here"))).splitlines()[5:-1] == [
+        "    lc_ssh '[ -f '\\''it s'\\'' ] && ln -sf -- \"$PWD\"/'\\''it s'\\'' ~/.lazycluster-step-1' </dev/null",
+        "    lc_t=/here; [ ! -d \"$lc_t\" ] || lc_t=$lc_t/'it s'",
+        '    lc_scp gpu-1:.lazycluster-step-1 "$lc_t"',
+        "    lc_ssh 'rm -f -- ~/.lazycluster-step-1' </dev/null",
+    ]
+    assert "ln -sf -- /a/it" in lines(GetFile("/a/it's", Path("/here"))).replace("'\\''", "").replace("'", "")
+
+
+@pytest.mark.parametrize("remote", [".", "..", "~", "a/..", "~/"])
+def test_a_directory_without_a_name_of_its_own_is_asked_for_it(remote: str) -> None:
+    text = lines(GetFile(remote, Path("/here")))
+    assert 'lc_t=$lc_t/"$(lc_ssh ' in text
+    assert "basename" in text
+    assert not text.startswith("if ")
+
+
+def test_a_function_needs_its_payload() -> None:
+    step = RunFunction(len, ([1],))
+    assert (lines(step), comment(step)[-1]) == ("", ".")
+    assert "--write-payloads" in comment(step)
+
+    run, read = lines(step, payloads={0: Path("/here/it's.py")}).splitlines()
+
+    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    assert run == (
+        f'lc_ssh \'exec "$(command -v {python} || command -v python3)" -\' <"/here/it\'s.py" >"/here/it\'s.answer"'
+    )
+    assert shlex.split(read) == [sys.executable, "-c", READ_ANSWER, "/here/it's.answer", "gpu-1", "len"]
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (RunCommand("nproc"), "1. run_command: nproc"),
+        (RunCommand("a\n  b; c"), "1. run_command: 'a b; c'"),
+        (RunCommand("x" * 80), f"1. run_command: '{'x' * 69}…'"),
+        (RunCommand("a", 2.5), "1. run_command: a\nThe library ends it after 2.5 seconds."),
+        (SendFile(Path("/a\x1bb")), "1. send_file: '/a?b' to the working directory"),
+        (SendFile(Path("/a"), "> b"), "1. send_file: /a to '> b'"),
+        (GetFile("a", Path("/b")), "1. get_file: a to /b"),
+        (RunFunction(lambda: None), "1. run_function: '<lambda>'\nIt travels"),
+    ],
+)
+def test_comments(step: Step, expected: str) -> None:
+    assert comment(step).startswith(expected)
+
+
+NASTY = [
+    "x; rm -rf y",
+    "a\nb",
+    "!!",
+    "`id`",
+    "$(id)",
+    "it's",
+    '"',
+    "\\",
+    "> x",
+    "é\x85\u202e\x00\x1b\t"[:2],
+    "#",
+    "(",
+    "&",
+]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_a_shell_that_knows_no_comments_does_no_harm(text: str) -> None:
+    """Such as an interactive zsh: every line is the command `#` with words for its arguments."""
+    blocks = [
+        *opening(TO, text),
+        *explain([RunCommand(text), SendFile(Path("/") / text, text)], TO, is_directory=TREES.__contains__),
+        closing(),
+    ]
+    for block in blocks:
+        for line in block.comment.splitlines():
+            words = list(shlex.shlex(line, posix=False, punctuation_chars=True))
+            assert not set("".join(word for word in words if not set(word) - set("();<>|&"))), line
+            assert not set("`$!") & set(re.sub(r"'[^']*'", "", line)), line
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "zsh"])
+def test_quoted_text_is_what_it_was(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
+    texts = [*NASTY, "", "plain", "\tx\x7f", "a\x1b[0m'b'", "\udcff\udcfe", "\u00a0", "''", "'!'", "end\n"]
+    words = " ".join(map(quote, texts))
+
+    printed = subprocess.run((shell, "-c", f"printf '%s\\0' {words}"), capture_output=True, check=True).stdout
+
+    assert printed.decode("utf-8", "surrogateescape").split("\0")[:-1] == texts
+    assert all(character.isprintable() or character == "\n" for character in words)
+
+
+def test_the_opening_is_made_of_the_argument_vectors_of_the_library() -> None:
+    to = Destination("me@fe80::1", port=2222, config_file=Path("/my config"), options={"ProxyJump": "x"}.items())
+    text = "\n".join(map(str, opening(to, None)))
+    commands = re.sub(r"\\\n\s*", "", text)
+    assert commands.count("-F '/my config'") == 4
+    assert commands.count("-o Port=2222") == 4
+    assert commands.count('-o "ControlPath=$lc_dir/m"') == 4
+    assert commands.count("-o ProxyCommand=false") == 3
+    assert commands.count("-- me@fe80::1") == 3
+    assert "SessionType" not in text
+    assert "BatchMode=no" in text
+    assert "StrictHostKeyChecking" not in text
+    assert "lc_scp /x 'me@[fe80::1]:y'" in lines(SendFile(Path("/x"), "y"), to=to)
+
+
+def test_a_working_directory_is_made() -> None:
+    assert len(opening(TO, "/work")) == len(opening(TO, None)) + 1
+    assert opening(TO, "/it's")[-1].lines == ("lc_ssh <<'EOF'", "mkdir -p -- '/it'\"'\"'s'", "EOF")
+
+
+def test_lines_as_text() -> None:
+    assert str(Lines("a\nb", ("c", "d"))) == "# a\n# b\nc\nd"
+    assert str(Lines("", ("c",))) == "c"
+    assert str(closing()).endswith("\nlc_close")
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "zsh"])
+def test_every_shell_can_read_it(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
+    steps: list[Step] = [step for text in NASTY for step in (RunCommand(text), GetFile(text, Path("/") / text))]
+    blocks = (*opening(TO, "it's"), *explain(steps, TO, "it's", is_directory=TREES.__contains__), closing())
+    read = subprocess.run((shell, "-n"), input="\n".join(map(str, blocks)).encode(), capture_output=True)
+    assert (read.returncode, read.stderr) == (0, b"")
