@@ -159,7 +159,7 @@ def explain(
         working_dir: Where they run, as `Runtime(host, working_dir)` has it; None: in the home directory.
         is_directory: Tells whether something that is sent is a directory.
         env: Environment variables of the commands and functions; with a working directory WORKING_DIR is added.
-        payloads: For the index of a `RunFunction` where its `file_by_hand` is; without it that step is a comment.
+        payloads: For the index of a `RunFunction` where its `file_by_hand` is; without it that step fails.
     """
     by_hand = _ByHand(to, working_dir, env or {}, is_directory, payloads or {})
     return tuple(by_hand.step(index, step) for index, step in enumerate(steps))
@@ -194,7 +194,8 @@ class _ByHand:
                 payload = self.payloads.get(index)
                 if payload is None:
                     comment += "\nIt travels as a pickle, which --write-payloads DIR writes to a file for these lines."
-                lines = () if payload is None else self._function(step, payload)
+                left_out = f"echo 'step {index + 1} is left out, see --write-payloads' >&2; false"
+                lines = (left_out,) if payload is None else self._function(step, payload)
             case _:
                 assert_never(step)
         return Lines(f"{index + 1}. {comment}", lines)

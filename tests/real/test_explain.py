@@ -272,6 +272,15 @@ def test_functions(host: LocalSshd, here: Path, shell: str) -> None:
     assert not (host.home / "a work dir" / "never").exists()
 
 
+def test_a_script_does_not_leave_out_a_function_in_silence(host: LocalSshd, here: Path, shell: str) -> None:
+    task = RuntimeTask().run_command("echo begun").run_function(double, 21).run_command("echo never")
+
+    done = run(shell, lines_for(host, task), here)
+
+    assert (done.returncode, done.stdout) == (1, b"begun\n")
+    assert done.stderr == b"step 2 is left out, see --write-payloads\n"
+
+
 # In a terminal -------------------------------------------------------------------------------------------------------
 
 
