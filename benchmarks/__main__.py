@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import machine, peers
+from benchmarks.hosts import Farm
 from benchmarks.measuring import deadline, failure
 from benchmarks.report import Report
 from benchmarks.rows import ROWS, Bench, Row
@@ -20,6 +21,8 @@ from lazycluster.testing import LocalSshd
 from lazycluster.testing.processes import descendants, end
 
 _CALLS = 200
+_HOSTS = 100
+_QUICK_HOSTS = 10
 _ROW_TIMEOUT = 1800.0
 
 
@@ -31,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: everything is taken down
     status = 0
     try:
-        with _kept(parent) as (sshd, directory):
-            bench = Bench(direct_site(sshd, directory), report, given.calls, given.quick)
+        with _kept(parent) as (sshd, farm, directory):
+            hosts = given.hosts or (_QUICK_HOSTS if given.quick else _HOSTS)
+            bench = Bench(direct_site(sshd, directory), farm, report, given.calls, hosts, given.quick)
             for row in given.only or ROWS:
                 status |= _measure(row, bench)
     except KeyboardInterrupt:
@@ -57,27 +61,31 @@ def _measure(row: Row, bench: Bench) -> int:
 
 
 @contextlib.contextmanager
-def _kept(parent: Path) -> Iterator[tuple[LocalSshd, Path]]:
-    """Keep a private sshd, with an empty home, and a directory for a block, and nothing longer."""
+def _kept(parent: Path) -> Iterator[tuple[LocalSshd, Farm, Path]]:
+    """Keep a private sshd, with an empty home, a farm of more, and a directory for a block, and nothing longer."""
     with contextlib.ExitStack() as stack:
         stack.callback(end, lambda: descendants(os.getpid()))  # what a peer left running
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazycluster-bench-", dir=parent)))
         home = directory / "home"
         home.mkdir(mode=0o700)
-        yield stack.enter_context(LocalSshd(home=home)), directory
+        sshd = stack.enter_context(LocalSshd(home=home))
+        yield sshd, stack.enter_context(Farm(directory)), directory
 
 
 def _parser() -> argparse.ArgumentParser:
     rows = "; ".join(f"{row.number}: {row.title}" for row in ROWS)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure lazycluster on a private sshd on loopback, side by side with the floors and its peers.",
+        description="Measure lazycluster on private sshds on loopback, side by side with the floors and its peers.",
         epilog=f"Rows: {rows}.",
     )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions of what takes long, smaller files")
     parser.add_argument("--only", type=_rows, metavar="ROW[,ROW...]", help="the rows with these numbers")
     parser.add_argument(
         "--calls", type=int, default=_CALLS, metavar="N", help="how often small things are measured (%(default)s)"
+    )
+    parser.add_argument(
+        "--hosts", type=int, metavar="N", help=f"the most hosts of rows 11 to 13 ({_HOSTS}; quick: {_QUICK_HOSTS})"
     )
     parser.add_argument(
         "--directory", type=Path, metavar="DIR", help="where files lie meanwhile (default: in memory, if there is room)"

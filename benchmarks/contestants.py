@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
 from benchmarks.measuring import Failure, Outcome, deadline, failure
-from benchmarks.sites import Site
 
 NOT_INSTALLED = Failure("not installed")
 _PATIENCE = 60.0  # seconds to log in, and to close
@@ -20,31 +20,37 @@ _PATIENCE = 60.0  # seconds to log in, and to close
 class Abilities:
     """What an open contestant does; None where it cannot, or is not meant to.
 
-    `command` runs `true` on the host, reads all that it prints, and takes its exit status. `call` calls a function of
-    `benchmarks.remote` there and returns what it returns.
+    `command` runs `true` on the host, or on every host, reads all that it prints, and takes its exit status. `call`
+    calls a function of `benchmarks.remote` there and returns what it returns.
     """
 
     command: Callable[[], object] | None = None
     call: Callable[..., object] | None = None
 
 
-Opener: TypeAlias = Callable[[Site], contextlib.AbstractContextManager[Abilities]]
+W = TypeVar("W")
+Opener: TypeAlias = Callable[[W], contextlib.AbstractContextManager[Abilities]]
+"""Opens a contestant where it is to work: on a `Site`, or on `Hosts`."""
 
 
 @attrs.frozen
-class Contestant:
-    """Somebody who runs work on another machine, and the package that it takes where it is a library."""
+class Contestant(Generic[W]):
+    """Somebody who runs work on other machines, and the package or program that it takes."""
 
     name: str
-    open: Opener
+    open: Opener[W]
     package: str | None = None
+    program: str | None = None
 
     def is_installed(self) -> bool:
-        return self.package is None or importlib.util.find_spec(self.package) is not None
+        has_package = self.package is None or importlib.util.find_spec(self.package) is not None
+        return has_package and (self.program is None or shutil.which(self.program) is not None)
 
 
 @contextlib.contextmanager
-def opened(contestants: Sequence[Contestant], site: Site) -> Iterator[tuple[dict[str, Abilities], dict[str, Outcome]]]:
+def opened(
+    contestants: Sequence[Contestant[W]], where: W, patience: float = _PATIENCE
+) -> Iterator[tuple[dict[str, Abilities], dict[str, Outcome]]]:
     """Open all that can be for a block; give their abilities, and why the others are missing, by name."""
     stack = contextlib.ExitStack()
     abilities: dict[str, Abilities] = {}
@@ -55,13 +61,13 @@ def opened(contestants: Sequence[Contestant], site: Site) -> Iterator[tuple[dict
                 missing[contestant.name] = NOT_INSTALLED
                 continue
             try:
-                with deadline(_PATIENCE, f"open {contestant.name}"):
-                    abilities[contestant.name] = stack.enter_context(contestant.open(site))
+                with deadline(patience, f"open {contestant.name}"):
+                    abilities[contestant.name] = stack.enter_context(contestant.open(where))
             except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
                 missing[contestant.name] = failure(error)
         yield abilities, missing
     finally:
-        with deadline(_PATIENCE, "close the contestants"):
+        with deadline(patience, "close the contestants"):
             stack.close()
 
 
@@ -69,3 +75,21 @@ def expect(wanted: object, got: object) -> None:
     """Refuse a wrong answer: a contestant that does not do the work is not to win."""
     if got != wanted:
         raise ValueError(f"got {got!r:.100} for {wanted!r:.100}")
+
+
+@attrs.frozen
+class SomeHostsFailedError(Exception):
+    """A contestant did not run the command on every host; each that failed, with why."""
+
+    failed: Mapping[str, str]
+    of: int
+
+    def __str__(self) -> str:
+        host, reason = next(iter(self.failed.items()))
+        return f"{len(self.failed)} of {self.of} hosts failed, such as {host}: {reason}"
+
+
+def expect_none(failed: Mapping[str, str], of: int) -> None:
+    """Refuse work that was not done on every host."""
+    if failed:
+        raise SomeHostsFailedError(failed, of)

@@ -16,15 +16,25 @@ _ROOMY = 8 << 30
 
 def describe(distributions: Sequence[str]) -> str:
     """Return processor, kernel, and the versions of OpenSSH, Python, lazycluster and other distributions."""
-    said = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False, timeout=10).stderr
+    pdsh = _first_line("pdsh", "-V")
     parts = (
         f"{os.cpu_count()} cores, {_processor()}",
         f"{platform.system()} {platform.release()}",
-        said.partition(",")[0].strip(),
+        _first_line("ssh", "-V").partition(",")[0],
         f"Python {platform.python_version()}",
         *(f"{name} {_version(name)}" for name in ("lazycluster", *distributions)),
+        f"pdsh {pdsh.removeprefix('pdsh-').split()[0] if pdsh else 'not installed'}",
     )
     return ", ".join(parts)
+
+
+def _first_line(*argv: str) -> str:
+    """Return the first line that a program prints, nothing where there is no such program."""
+    try:
+        ended = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=10)
+    except FileNotFoundError:
+        return ""
+    return (ended.stdout or ended.stderr).partition("\n")[0].strip()
 
 
 def fastest_directory() -> Path:

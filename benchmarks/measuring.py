@@ -31,7 +31,7 @@ class Entry:
 
 @attrs.frozen
 class Sample:
-    """How long something took, each time, in seconds."""
+    """How long something took each time, in seconds; or how much memory, in bytes."""
 
     times: tuple[float, ...]
 

@@ -35,7 +35,7 @@ def abilities_of(runtime: Runtime) -> Abilities:
     return Abilities(command, call)
 
 
-def _opener(**options: object) -> Opener:
+def _opener(**options: object) -> Opener[Site]:
     @contextlib.contextmanager
     def open_runtime(site: Site) -> Iterator[Abilities]:
         with runtime_on(site, **options) as runtime:

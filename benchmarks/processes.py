@@ -6,7 +6,9 @@ Deadlines are those of `measuring.deadline`, under which all of this runs.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import selectors
 import subprocess
 import time
 from typing import IO, TYPE_CHECKING
@@ -77,6 +79,34 @@ def pipe(source: Sequence[str], sink: Sequence[str]) -> None:
         _check(source, writer.wait())
 
 
+def finish_all(argvs: Sequence[Sequence[str]], at_once: int) -> dict[int, str]:
+    """Run programs to their ends, so many at a time; return what those said that failed, by their places."""
+    failed: dict[int, str] = {}
+    waiting = enumerate(argvs)
+    said: dict[int, bytes] = {}
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+
+        def start(count: int) -> None:
+            for place, argv in itertools.islice(waiting, count):
+                process = stack.enter_context(_started(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+                assert process.stdout is not None
+                selector.register(process.stdout, selectors.EVENT_READ, (place, process))
+
+        start(at_once)
+        while selector.get_map():
+            for key, _ in selector.select():
+                place, process = key.data
+                if data := os.read(key.fd, 1 << 16):
+                    said[place] = said.get(place, b"") + data
+                    continue
+                selector.unregister(key.fd)
+                if status := process.wait():
+                    text = said.get(place, b"").decode(errors="replace").strip()
+                    failed[place] = text or f"exit status {status}"
+                start(1)
+    return failed
+
+
 @contextlib.contextmanager
 def talking_to(argv: Sequence[str]) -> Iterator[Conversation]:
     """Keep a program for a block; its standard input ends with the block, and soon after so does the program."""
@@ -92,11 +122,28 @@ def talking_to(argv: Sequence[str]) -> Iterator[Conversation]:
 @contextlib.contextmanager
 def running(argv: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[None]:
     """Keep a program for a block, which begins when it is ready."""
-    with _started(argv) as process:
-        while not is_ready():
-            if process.poll() is not None:
-                raise ProgramFailedError(tuple(argv), process.returncode, "before it was ready")
-            time.sleep(0.005)
+    with running_all([(argv, is_ready)], 1):
+        yield
+
+
+@contextlib.contextmanager
+def running_all(programs: Sequence[tuple[Sequence[str], Callable[[], bool]]], at_once: int) -> Iterator[None]:
+    """Keep programs for a block, which begins when each is ready; so many get ready at a time."""
+    with contextlib.ExitStack() as stack:
+        waiting = iter(programs)
+        starting: list[tuple[Sequence[str], Callable[[], bool], subprocess.Popen[bytes]]] = []
+        while True:
+            for argv, is_ready in itertools.islice(waiting, at_once - len(starting)):
+                starting.append((argv, is_ready, stack.enter_context(_started(argv))))
+            if not starting:
+                break
+            for argv, is_ready, process in starting:
+                if process.poll() is not None and not is_ready():
+                    raise ProgramFailedError(tuple(argv), process.returncode, "before it was ready")
+            still = [each for each in starting if not each[1]()]
+            if len(still) == len(starting):
+                time.sleep(0.005)
+            starting = still
         yield
 
 
@@ -117,10 +164,14 @@ def count_below(table: str, root: int, name: str) -> int:
 
 @contextlib.contextmanager
 def _started(
-    argv: Sequence[str], *, stdin: int | IO[bytes] | None = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
+    argv: Sequence[str],
+    *,
+    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program out of reach of the terminal's Ctrl-C, which is this process's to answer; kill it at the end."""
-    process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
     try:
         yield process
     finally:

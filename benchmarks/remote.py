@@ -20,6 +20,11 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
+def successor(number: int) -> int:
+    """Return the next number."""
+    return number + 1
+
+
 def run_true() -> int:
     """Run the command `true` as the others do: through a shell, with what it prints caught; return its exit status."""
     import subprocess  # noqa: PLC0415 - as above

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -42,23 +42,37 @@ class Line:
         return (self.row, self.ours, self.reference, self.ratio, self.target, self.verdict)
 
 
+def seconds(value: float) -> str:
+    """Return a time in words."""
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.{2 if value < 0.01 else 1 if value < 0.1 else 0}f} ms"
+
+
+def megabytes(value: float) -> str:
+    """Return a size in words."""
+    return f"{value / 1e6:.2f} MB"
+
+
 @attrs.frozen
 class Measurement:
-    """The outcomes under one label; `volume` is the number of bytes moved where a rate says more than a time."""
+    """The outcomes under one label; `volume` is the number of bytes moved where a rate says more than a time.
+
+    `words` renders an outcome: a time in seconds, or a size in bytes.
+    """
 
     row: str
     outcomes: Outcomes
     reference: str
     volume: int | None = None
+    words: Callable[[float], str] = seconds
 
     def shown(self, name: str) -> str:
         outcome = self.outcomes.get(name)
         if not isinstance(outcome, Sample):
             return "-" if outcome in {None, NOT_INSTALLED} else "failed"
-        return seconds(outcome.median) if self.volume is None else rate(self.volume, outcome.median)
+        return self.words(outcome.median) if self.volume is None else rate(self.volume, outcome.median)
 
     def ratio(self, name: str, reference: str) -> float | None:
-        """Return how many times as long it took as the reference."""
+        """Return how many times as long it took as the reference, or as much."""
         own, other = self.outcomes.get(name), self.outcomes.get(reference)
         return own.median / other.median if isinstance(own, Sample) and isinstance(other, Sample) else None
 
@@ -118,7 +132,7 @@ class Report:
         _say(f"\n{sum(line.met is True for line in self._lines)} of {len(self._lines)} targets met")
 
     def write(self, path: Path) -> None:
-        """Write everything as JSON, times in seconds."""
+        """Write everything as JSON, times in seconds and sizes in bytes."""
         rows = [
             {
                 "row": each.row,
@@ -130,11 +144,6 @@ class Report:
         ]
         found = {"machine": self._machine, "measured": rows, "targets": [attrs.asdict(line) for line in self._lines]}
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-def seconds(value: float) -> str:
-    """Return a time in words."""
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.{2 if value < 0.01 else 1 if value < 0.1 else 0}f} ms"
 
 
 def rate(volume: int, value: float) -> str:
@@ -167,7 +176,8 @@ def _details(measurement: Measurement, name: str, outcome: Outcome) -> str:
     ratio = measurement.ratio(name, measurement.reference)
     times = "" if ratio is None else f"{ratio:8.2f} x{' (reference)' if name == measurement.reference else ''}"
     moved = "" if measurement.volume is None else f"  {rate(measurement.volume, outcome.median):>9}"
-    return f"{seconds(outcome.median):>9}  {f'({seconds(low)} - {seconds(high)})':24}{moved}{times}"
+    words = measurement.words
+    return f"{words(outcome.median):>9}  {f'({words(low)} - {words(high)})':24}{moved}{times}"
 
 
 def _order(outcome: Outcome) -> float:

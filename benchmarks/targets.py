@@ -37,11 +37,26 @@ class Plus:
     seconds: float
 
 
-Target: TypeAlias = Times | Faster | Share | Plus
+@attrs.frozen
+class PlusMemory:
+    """At most so many bytes more than the reference."""
+
+    bytes: float
+
+
+@attrs.frozen
+class Pace:
+    """At least so many of the items a second; there is nothing to compare with."""
+
+    per_second: float
+    items: int
+
+
+Target: TypeAlias = Times | Faster | Share | Plus | PlusMemory | Pace
 
 
 def is_met(target: Target, ours: float, reference: float) -> bool:
-    """Judge two times, in seconds, for the same work."""
+    """Judge two times, in seconds, for the same work; or two sizes, in bytes."""
     match target:
         case Times():
             return ours <= target.limit * reference
@@ -51,12 +66,16 @@ def is_met(target: Target, ours: float, reference: float) -> bool:
             return reference >= target.limit * ours
         case Plus():
             return ours <= reference + target.seconds
+        case PlusMemory():
+            return ours <= reference + target.bytes
+        case Pace():
+            return target.items >= target.per_second * ours
         case _:
             assert_never(target)
 
 
 def compare(target: Target, ours: float, reference: float) -> str:
-    """Return how two times compare, in the terms of the target."""
+    """Return how two times or sizes compare, in the terms of the target."""
     match target:
         case Times() | Faster():
             return f"{ours / reference:.2f} x"
@@ -64,6 +83,10 @@ def compare(target: Target, ours: float, reference: float) -> str:
             return f"{reference / ours:.2f} x"
         case Plus():
             return f"{(ours - reference) * 1000:+.1f} ms"
+        case PlusMemory():
+            return f"{(ours - reference) / 1e6:+.2f} MB"
+        case Pace():
+            return ""
         case _:
             assert_never(target)
 
@@ -79,5 +102,9 @@ def describe(target: Target) -> str:
             return f"at least {target.limit:g} x the rate"
         case Plus():
             return f"at most {target.seconds * 1000:g} ms more"
+        case PlusMemory():
+            return f"at most {target.bytes / 1e6:g} MB more"
+        case Pace():
+            return f"at least {target.per_second:,g} a second"
         case _:
             assert_never(target)

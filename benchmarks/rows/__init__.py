@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import calls, commands, files, imports, latency, log_in, many, streams
+from benchmarks.rows import calls, commands, files, imports, latency, log_in, many, scale, streams
 from benchmarks.rows.bench import Bench, Row
 
 ROWS = (
@@ -16,6 +16,10 @@ ROWS = (
     Row(8, "A tree of small files", files.measure_tree),
     Row(9, "import lazycluster", imports.measure),
     Row(10, "Rows 1, 2 and 8 at 20 ms round-trip time", latency.measure),
+    Row(11, "A command on many hosts", scale.measure_warm),
+    Row(12, "A command on many hosts, from nothing", scale.measure_cold),
+    Row(13, "Memory for many hosts", scale.measure_memory),
+    Row(14, "Items spread over hosts", scale.measure_map),
 )
 
 __all__ = ["ROWS", "Bench", "Row"]

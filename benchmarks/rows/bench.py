@@ -6,17 +6,20 @@ from collections.abc import Callable
 
 import attrs
 
+from benchmarks.hosts import Farm
 from benchmarks.report import Report
 from benchmarks.sites import Site
 
 
 @attrs.frozen
 class Bench:
-    """One run of the benchmarks; `calls` is how often small things are measured."""
+    """One run of the benchmarks; `calls` is how often small things are measured, `most_hosts` on how many at most."""
 
     site: Site
+    farm: Farm
     report: Report
     calls: int
+    most_hosts: int
     is_quick: bool
 
 

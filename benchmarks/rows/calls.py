@@ -40,7 +40,7 @@ def measure_large(bench: Bench) -> None:
     )
 
 
-def outcomes(site: Site, calls: int, *besides: Contestant) -> Outcomes:
+def outcomes(site: Site, calls: int, *besides: Contestant[Site]) -> Outcomes:
     """Measure a function that returns an int on all that call functions, and commands of some others."""
     with opened((*_CONTESTANTS, *besides), site) as (able, missing):
         entries = _entries(able, lambda call: expect(remote.answer(), call(remote.answer)))

@@ -26,7 +26,7 @@ def measure(bench: Bench) -> None:
     )
 
 
-def outcomes(site: Site, calls: int, *besides: Contestant) -> Outcomes:
+def outcomes(site: Site, calls: int, *besides: Contestant[Site]) -> Outcomes:
     """Measure the command `true` on all contestants."""
     with opened((*_CONTESTANTS, *besides), site) as (able, missing):
         entries = [Entry(name, each.command) for name, each in able.items() if each.command is not None]

@@ -29,7 +29,7 @@ def measure(bench: Bench) -> None:
     )
 
 
-def _entry(contestant: Contestant, site: Site, *, first_command: bool) -> Entry:
+def _entry(contestant: Contestant[Site], site: Site, *, first_command: bool) -> Entry:
     """Open a contestant; closing it is not timed."""
     stack = contextlib.ExitStack()
 

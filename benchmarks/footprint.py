@@ -1,0 +1,110 @@
+"""The memory that a contestant takes on this side, as a program of its own: `python -m benchmarks.footprint`.
+
+It reads the name of a contestant and the hosts, a pickle, and prints one line of JSON. It measures what its Python has
+more than before it connected, and all programs below it; the sshds and what they start are not among these. Memory is
+the proportional set size (proc(5), smaps_rollup): a page that several processes share counts once, a part for each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from benchmarks.contestants import Abilities, Contestant
+from benchmarks.crowd import WARM
+from benchmarks.hosts import Hosts, masters
+from benchmarks.measuring import failure
+from benchmarks.processes import finish_all, talking_to
+from lazycluster.testing.processes import descendants
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_COMMANDS = 3
+
+
+@attrs.frozen
+class Footprint:
+    """The memory of the Python process, beyond what it had, and of the programs below it, in bytes; and their number.
+
+    Where it was not measured, `failed` says why.
+    """
+
+    python: int = 0
+    programs: int = 0
+    count: int = 0
+    failed: str = ""
+
+
+@contextlib.contextmanager
+def _masters_and_clients(hosts: Hosts) -> Iterator[Abilities]:
+    """Keep one ssh master and one ssh client through it for each host: the reference."""
+    with masters(hosts) as through, contextlib.ExitStack() as stack:
+        for name in hosts.names:
+            client = stack.enter_context(talking_to((*through.ssh, "--", name, "echo ready && exec cat")))
+            client.hear.readline()
+        yield Abilities(lambda: None)
+
+
+REFERENCE = Contestant("ssh master and client", _masters_and_clients)
+
+
+def footprint_of(contestant: str, hosts: Hosts) -> Footprint:
+    """Measure a contestant in a process of its own."""
+    with talking_to((sys.executable, "-m", "benchmarks.footprint")) as program:
+        program.send(pickle.dumps((contestant, hosts)))
+        return Footprint(**json.loads(program.hear.readline() or '{"failed": "it ended without a word"}'))
+
+
+def _measure(contestant: Contestant[Hosts], hosts: Hosts) -> Footprint:
+    if contestant.package is not None:
+        importlib.import_module(contestant.package)
+    # A page that ssh shares with the sshds counts less than one that it does not; warm up what Python does once, too.
+    finish_all([("true",)], 1)
+    before = _memory(os.getpid())
+    with contestant.open(hosts) as abilities:
+        assert abilities.command is not None
+        for _ in range(_COMMANDS):
+            abilities.command()
+        gc.collect()
+        programs = [size for size in map(_memory, descendants(os.getpid())) if size]
+        return Footprint(_memory(os.getpid()) - before, sum(programs), len(programs))
+
+
+def _memory(pid: int) -> int:
+    """Return the proportional set size of a process in bytes; 0 where it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        if not Path("/proc/self/smaps_rollup").exists():
+            raise
+        return 0
+    return 1024 * int(text.partition("\nPss:")[2].split()[0])
+
+
+def _main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(
+            _PR_SET_CHILD_SUBREAPER, 1
+        )  # an ssh that goes to the background stays below this process
+    name, hosts = pickle.load(sys.stdin.buffer)
+    contestants = {each.name: each for each in (*WARM, REFERENCE)}
+    try:
+        found = _measure(contestants[name], hosts)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+        found = Footprint(failed=failure(error).reason)
+    print(json.dumps(attrs.asdict(found)), flush=True)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,169 @@
+"""Many hosts: private sshds on loopback, as many as a row asks for, each started once."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from benchmarks.processes import running_all
+from lazycluster.testing import LocalSshd, write_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from lazycluster._typing import Self
+
+AT_ONCE = 16
+"""Log-ins at once, by whoever can be told so: the default of `RuntimeGroup`."""
+_DEFAULT_STARTUPS = {"MaxStartups": "10:30:100"}  # sshd's own, where LocalSshd has a roomier one
+_STARTING = 8  # sshds at once
+
+_numbers = itertools.count()
+
+
+@attrs.frozen
+class Host:
+    """Where one host is, for what reads no ssh configuration."""
+
+    name: str
+    port: int
+    user: str
+    identity_file: Path
+    log: Path
+
+    def log_ins(self) -> int:
+        """Return how often somebody has logged in to its sshd."""
+        return self.log.read_text(errors="replace").count("Accepted publickey")
+
+
+@attrs.frozen
+class Hosts:
+    """Some hosts, and one ssh configuration for all; it can be sent to another process."""
+
+    each: tuple[Host, ...]
+    config_file: Path
+    known_hosts: Path
+    sockets: Path
+    """A directory with a short path, for what is to be found under the name of a host."""
+
+    @property
+    def names(self) -> list[str]:
+        return [host.name for host in self.each]
+
+    @property
+    def ssh(self) -> tuple[str, ...]:
+        """Plain ssh: a connection of its own."""
+        return ("ssh", "-F", str(self.config_file), "-o", "BatchMode=yes")
+
+    def ssh_options(self) -> str:
+        """Return the same for what starts ssh itself, which splits it at spaces."""
+        return " ".join(self.ssh[1:])
+
+
+class LogIns:
+    """How often somebody has logged in to each sshd, as those tell, since it was last asked."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
+        self._seen = self._count()
+
+    def expect_one_each(self) -> None:
+        """Refuse a contestant that has not logged in to each host: it did not do the work."""
+        before, self._seen = self._seen, self._count()
+        wanted = Counter(host.log for host in self._hosts.each)
+        if missing := sum((wanted - (self._seen - before)).values()):
+            raise ValueError(f"{missing} of {len(self._hosts.each)} hosts have seen no log-in")
+
+    def _count(self) -> Counter[Path]:
+        return Counter({host.log: host.log_ins() for host in self._hosts.each})
+
+
+@contextlib.contextmanager
+def masters(hosts: Hosts) -> Iterator[Hosts]:
+    """Keep a ControlMaster to each host for a block; give the same hosts by way of these.
+
+    They stay in the foreground, as children of this process: that ends them in any case.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="m", dir=hosts.sockets))
+    config_file = directory / "config"
+    config_file.write_text(f"{hosts.config_file.read_text()}\nHost *\n    ControlPath {directory}/%n\n")
+    through = attrs.evolve(hosts, config_file=config_file)
+    programs = [
+        # It binds its socket under another name, and renames it when it is logged in and listens.
+        ((*through.ssh, "-N", "-M", "--", name), (directory / name).exists)
+        for name in hosts.names
+    ]
+    with running_all(programs, AT_ONCE):
+        yield through
+
+
+class Farm:
+    """As many private sshds as were asked for so far; a context manager that ends them all."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._home = directory / "nobodys-home"
+        self._stack = contextlib.ExitStack()
+        self._servers: list[LocalSshd] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        servers, self._servers = self._servers, []
+        with ThreadPoolExecutor(_STARTING) as pool:
+            list(pool.map(LocalSshd.stop, servers))
+
+    def first(self, count: int) -> Hosts:
+        """Return so many hosts, each an sshd of its own."""
+        self._start(count - len(self._servers))
+        return self._hosts([(server.host, server) for server in self._servers[:count]])
+
+    def names_of_one(self, count: int) -> Hosts:
+        """Return so many hosts that are one and the same sshd, which limits how many log in at once."""
+        self._start(1 - len(self._servers))
+        return self._hosts([(f"name-{number}", self._servers[0]) for number in range(count)])
+
+    def _start(self, count: int) -> None:
+        """Start more of them.
+
+        Without a home of their own: then each command would be wrapped in a script that sets that, which costs those
+        most who begin a session for each command. This home is empty, so that no start-up file is read.
+        """
+        self._home.mkdir(mode=0o700, exist_ok=True)
+        taken = len(self._servers)
+        new = [
+            LocalSshd(
+                name=f"host-{taken + number}",
+                home=False,
+                environment={"HOME": str(self._home)},
+                options=_DEFAULT_STARTUPS,
+            )
+            for number in range(count)
+        ]
+        self._servers += new  # before they run: stopping one that does not is nothing
+        with ThreadPoolExecutor(_STARTING) as pool:
+            list(pool.map(LocalSshd.start, new))
+
+    def _hosts(self, named: Sequence[tuple[str, LocalSshd]]) -> Hosts:
+        number = next(_numbers)
+        known_hosts = self._directory / f"known_hosts-{number}"
+        known_hosts.write_text("".join(dict.fromkeys(server.known_hosts.read_text() for _, server in named)))
+        sections = [server.config(name=name) for name, server in named]
+        return Hosts(
+            tuple(
+                Host(name, server.port, server.user, server.identity_file, server.directory / "log")
+                for name, server in named
+            ),
+            write_config(self._directory / f"ssh_config-{number}", *sections),
+            known_hosts,
+            self._directory,
+        )
