@@ -311,14 +311,16 @@ class RuntimeGroup(Members):
         self, task: RuntimeTask, *, execute_async: bool, debug: bool, on_error: OnError
     ) -> Mapping[str, RuntimeTask | Error]:
         outcomes: dict[str, Value[RuntimeTask] | Error] = {}
+        runtimes = self.needed()
+        copies = {host: task.copy() for host in runtimes}
         try:
-            for host, runtime in self.needed().items():
-                outcomes[host] = _begun(runtime, task.copy(), debug=debug)
+            for host, runtime in runtimes.items():
+                outcomes[host] = _begun(runtime, copies[host], debug=debug)
             if not execute_async:
                 for host, outcome in outcomes.items():
                     outcomes[host] = _joined(outcome)
         except BaseException:
-            self._stop([outcome.value for outcome in outcomes.values() if isinstance(outcome, Value)])
+            self._stop(list(copies.values()))
             raise
         return values(outcomes, f"task {task.name!r}") if on_error == "raise" else collected(outcomes)
 

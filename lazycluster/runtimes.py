@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
+import attrs
+
 from lazycluster import calling
 from lazycluster._typing import Self, Unpack
 from lazycluster.exceptions import (
@@ -264,13 +266,17 @@ class Runtime(Facts):
             execution.run()
             task.join()
             return task
-        cancellation = Cancellation()
-        with self._lock:
-            process = task.begin_in_background(
-                self.executor(debug=debug, cancellation=cancellation), cancellation, self
-            )
-            self._executions.append((task, process.execution))
-            self._holdings.keep(self._key(task.name), process)
+        executor, cancellation = self.executor(debug=debug), Cancellation()
+        try:
+            with self._lock:
+                process = task.begin_in_background(
+                    attrs.evolve(executor, cancellation=cancellation), cancellation, self
+                )
+                self._executions.append((task, process.execution))
+                self._holdings.keep(self._key(task.name), process)
+        except BaseException:  # also Ctrl-C: it may have begun, and nobody has it
+            cancellation.request()
+            raise
         return task
 
     def executor(self, *, debug: bool = False, cancellation: Cancellation | None = None) -> Executor:

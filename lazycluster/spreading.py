@@ -263,11 +263,12 @@ class Spread(Generic[X, T]):
             self._changed.notify_all()
 
     def _move(self, items: Sequence[_Item[X]], error: Exception) -> None:
-        """Give the items of a host that failed to others."""
+        """Give the items of a host that failed to others, but for those that many died with."""
         with self._changed:
             for item in reversed(items):
-                item.moves += 1
-                item.alone = True  # it may be this one that the hosts die of
+                if isinstance(error, ConnectionLostError):  # else the host was not there when the item came
+                    item.moves += 1
+                    item.alone = True  # it may be this one that the hosts die of
                 if item.moves > self._retries:
                     self._outcomes[item.number] = Error(error)
                 else:

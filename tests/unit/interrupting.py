@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
 from lazycluster.testing.processes import wait_until
 
 
-@contextmanager
-def interrupted(when: Callable[[], bool]) -> Iterator[None]:
-    """Expect the block to be ended by Ctrl-C, which comes when a condition holds."""
+def interrupt(work: Callable[[], object], when: Callable[[], bool]) -> None:
+    """Do some work that is to be ended by Ctrl-C, which comes when a condition holds."""
     waiting, over = threading.get_ident(), threading.Event()
 
-    def interrupt() -> None:
+    def wait() -> None:
         wait_until(lambda: when() or over.is_set(), timeout=20)
         if not over.is_set():
             signal.pthread_kill(waiting, signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            yield
-    finally:
+    def begin() -> None:
+        thread.start()
+        work()
         over.set()
-        thread.join()
+
+    thread = threading.Thread(target=wait)
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    over.set()
+    thread.join()
 
 
 def threads(prefix: str = "lazycluster-") -> list[str]:

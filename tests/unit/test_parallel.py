@@ -14,7 +14,7 @@ from lazycluster.openssh.processes import Cancellation
 from lazycluster.parallel import Stopping, collected, errors_of, on_all, outcome_of, values
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupted, threads
+from tests.unit.interrupting import interrupt, threads
 
 HOSTS = [f"host-{number}" for number in range(20)]
 
@@ -107,8 +107,10 @@ def test_ctrl_c_stops_what_is_under_way_and_begins_nothing_more() -> None:
         begun.append(host)
         stopped.wait(20)
 
-    with interrupted(lambda: len(begun) == 3):
-        on_all({host: partial(work, host) for host in HOSTS}, limit=3, stop=stopped.set)
+    interrupt(
+        lambda: on_all({host: partial(work, host) for host in HOSTS}, limit=3, stop=stopped.set),
+        lambda: len(begun) == 3,
+    )
 
     assert sorted(begun) == HOSTS[:3]
     assert threads() == []
@@ -128,13 +130,15 @@ def test_ctrl_c_takes_back_what_was_done_and_what_still_comes() -> None:
             raise KeyError(host)
         return host.upper()
 
-    with interrupted(lambda: len(begun) == 5):
-        on_all(
+    interrupt(
+        lambda: on_all(
             {host: partial(work, host) for host in HOSTS},
             limit=3,
             stop=stopped.set,
             undo=lambda host, made: undone.append((host, made)),
-        )
+        ),
+        lambda: len(begun) == 5,
+    )
 
     assert sorted(undone) == [(host, host.upper()) for host in [*HOSTS[:2], *HOSTS[3:5]]]
     assert threads() == []
@@ -144,8 +148,10 @@ def test_after_ctrl_c_nobody_waits_for_what_cannot_be_stopped() -> None:
     going_on = threading.Event()
     try:
         begun = time.monotonic()
-        with interrupted(lambda: len(threads()) == 2):
-            on_all({"a": partial(going_on.wait, 60), "b": partial(going_on.wait, 60)})
+        interrupt(
+            lambda: on_all({"a": partial(going_on.wait, 60), "b": partial(going_on.wait, 60)}),
+            lambda: len(threads()) == 2,
+        )
         assert time.monotonic() - begun < 30
     finally:
         going_on.set()
@@ -159,11 +165,13 @@ def test_what_does_not_stop_is_waited_for_once_and_not_for_each(
     going_on = threading.Event()
     stopped: list[float] = []
     try:
-        with interrupted(lambda: len(threads()) == len(HOSTS)):
-            on_all(
+        interrupt(
+            lambda: on_all(
                 {host: partial(going_on.wait, 60) for host in HOSTS},
                 stop=lambda: stopped.append(time.monotonic()),
-            )
+            ),
+            lambda: len(threads()) == len(HOSTS),
+        )
         assert 0.4 < time.monotonic() - stopped[0] < 5, "ten seconds, if each were waited for"
     finally:
         going_on.set()

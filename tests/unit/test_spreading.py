@@ -27,7 +27,7 @@ from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Error, Value
 from lazycluster.spreading import Spread
 from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupted, threads
+from tests.unit.interrupting import interrupt, threads
 
 Outcomes = list[Value[Any] | Error]
 Play = Callable[["Played", Sequence[int]], Outcomes | None]
@@ -289,8 +289,7 @@ def test_whoever_stops_to_iterate_stops_the_hosts() -> None:
 
 def test_ctrl_c_while_it_waits() -> None:
     hosts = [Played("a", stoppable), Played("b", stoppable)]
-    with interrupted(lambda: all(host.calls for host in hosts)):
-        outcomes(spread(hosts, itertools.count(1)))
+    interrupt(lambda: outcomes(spread(hosts, itertools.count(1))), lambda: all(host.calls for host in hosts))
     assert is_over()
 
 
