@@ -284,10 +284,10 @@ class Carrier:
         with self._lock:
             stopped = [load for load in self._loads if load.stopping]
             living = [load for load in self._loads if not load.stopping]
-            if not self._loads and self._link is None:
+            if not self._loads:  # the link went with the last
                 self._close(bell)
                 return False
-        if not living or stopped:
+        if stopped:
             self._end(stopped, last=not living)
         elif self._link is None:
             self._dial(living, bell)

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
@@ -92,6 +93,8 @@ class Network:
         assert (to.host, password) == ("web1", "secret")
         self.dials += 1
         self.on_dial(stopping)
+        if stopping.is_set():
+            raise ConnectError("web1", "given up")
         self.links.append(Link(self, 1000 + self.dials))
         return self.links[-1]
 
@@ -483,8 +486,10 @@ def test_one_may_come_and_one_may_go_while_the_link_is_down(carrier: Carrier, ne
     assert (first.is_up, first.pid, first.is_alive()) == (False, None, True)
     caller = Caller(carrier, 3)
     waits(carrier, 3)
+    begun = time.monotonic()
     first.terminate()  # though nobody lets the log-in go on
     assert not first.is_alive()
+    assert time.monotonic() - begun < 5
     gate.open()
     assert caller.done().opened is not None
     assert wait_until(lambda: second.is_up, 10)
