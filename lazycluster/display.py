@@ -9,7 +9,10 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from rich.progress import TextColumn
 
 _LONGEST_RULE = 60
 
@@ -63,13 +66,9 @@ def transfer_bars(titles: Sequence[str]) -> Iterator[Callable[[str, int, int | N
     if not sys.stdout.isatty():
         yield lambda _title, _done, _total: None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
-    from rich.table import Column  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn  # noqa: PLC0415
 
-    # Long paths leave the figures their room on a terminal of 80 columns.
-    shortened = Column(max_width=30, no_wrap=True, overflow="ellipsis")
-    title_column = TextColumn("{task.description}", markup=False, table_column=shortened)
-    columns = title_column, BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn()
+    columns = _title_column(), BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns) as progress:
         tasks = {title: progress.add_task(title, total=None) for title in titles}
         yield lambda title, done, total: progress.update(tasks[title], completed=done, total=total)
@@ -88,10 +87,10 @@ def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Itera
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
     counts = TextColumn("{task.completed:.0f}{task.fields[of]} {task.fields[unit]}{task.fields[failed]}")
-    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), counts, TimeElapsedColumn()
+    columns = _title_column(), BarColumn(bar_width=None), counts, TimeElapsedColumn()
     of = "" if total is None else f"/{total}"
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total, of=of, unit=unit, failed="")
+        task = progress.add_task(" ".join(title.split()), total=total, of=of, unit=unit, failed="")
         failed = 0
 
         def advance(good: bool) -> None:
@@ -100,6 +99,15 @@ def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Itera
             progress.update(task, advance=1, failed=f", [red]{failed} failed[/]" if failed else "")
 
         yield advance
+
+
+def _title_column() -> TextColumn:
+    """Return a column for a title that leaves the figures their room on a terminal of 80 columns."""
+    from rich.progress import TextColumn  # noqa: PLC0415
+    from rich.table import Column  # noqa: PLC0415
+
+    shortened = Column(max_width=30, no_wrap=True, overflow="ellipsis")
+    return TextColumn("{task.description}", markup=False, table_column=shortened)
 
 
 class Printer:

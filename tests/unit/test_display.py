@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from lazycluster.display import Printer, plain_table, print_table, progress_bar
+from lazycluster.display import Printer, count_bar, plain_table, print_table, progress_bar
 
 ROWS = [("host", "web1"), ("memory", "[bold]3 GiB[/bold]")]
 PLAIN = "Facts\nkey     value\n------  ------------------\nhost    web1\nmemory  [bold]3 GiB[/bold]"
@@ -26,8 +27,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    """Make standard output a terminal for a while."""
+def terminal(monkeypatch: pytest.MonkeyPatch, *, name: str = "stdout", columns: int = 200) -> Iterator[Terminal]:
+    """Make standard output, or standard error, a terminal for a while."""
     reading, writing = pty.openpty()
 
     seen, pieces = Terminal(), []
@@ -42,10 +43,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        with os.fdopen(writing, "w") as stdout, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", stdout)
+        with os.fdopen(writing, "w") as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, name, stream)
             patch.setenv("TERM", "xterm-256color")
-            patch.setenv("COLUMNS", "200")
+            patch.setenv("COLUMNS", str(columns))
             patch.delenv("NO_COLOR", raising=False)
             yield seen
     finally:
@@ -101,6 +102,48 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(1000, 1000)
     assert "send [red]x[/red]" in seen.text
     assert "1.0/1.0 kB" in seen.text
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+@pytest.mark.parametrize(("total", "counts"), [(3, "3/3 hosts, 1 failed"), (None, "3 hosts, 1 failed")])
+def test_a_bar_that_counts(monkeypatch: pytest.MonkeyPatch, total: int | None, counts: str) -> None:
+    with (
+        terminal(monkeypatch, name="stderr") as seen,
+        count_bar("id [red]x[/red]", total, "hosts", shown=True) as advance,
+    ):
+        advance(True)
+        advance(False)
+        advance(True)
+    assert "id [red]x[/red]" in seen.text
+    assert counts in plain(seen.text)
+    assert seen.text.endswith("\x1b[2K"), "nothing of it is left"
+
+
+def test_a_long_command_leaves_the_counts_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "for i in 1 2 3; do\n  echo very long >> file\ndone\n" * 20
+    with (
+        terminal(monkeypatch, name="stderr", columns=80) as seen,
+        count_bar(command, 2, "hosts", shown=True) as advance,
+    ):
+        advance(False)
+        advance(False)
+    assert "2/2 hosts, 2 failed" in plain(seen.text)
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", plain(seen.text)))
+    assert seen.text.count("\x1b[1A") == 1, "it is one line, which is removed at the end"
+
+
+def test_a_bar_that_nobody_asked_for_or_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch, name="stderr") as seen, count_bar("id", 1, "hosts", shown=False) as advance:
+        advance(True)
+    assert seen.text == ""
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with count_bar("id", 1, "hosts", shown=True) as advance:
+        advance(True)
+    assert stderr.getvalue() == ""
 
 
 def test_rich_is_not_imported_before_something_is_printed() -> None:
