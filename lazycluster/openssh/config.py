@@ -43,7 +43,7 @@ def hosts_with_files(
 ) -> tuple[tuple[str, Path], ...]:
     """Return the same hosts, each as often as it is named, with the file that names it."""
     walk = _Walk(text_of, glob, home, _SYSTEM_DIRECTORY if path.parent == _SYSTEM_DIRECTORY else home / ".ssh")
-    return tuple(walk.names(path, 0))
+    return tuple(walk.names(path, ()))
 
 
 @attrs.frozen
@@ -53,7 +53,10 @@ class _Walk:
     home: Path
     relative_to: Path
 
-    def names(self, path: Path, depth: int) -> Iterator[tuple[str, Path]]:
+    def names(self, path: Path, above: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+        """Yield the hosts of a file that was included by those above it."""
+        if path in above:  # ssh gives up on such files; here nothing new can come of it
+            return
         scope: Sequence[str] | None = ("*",)  # the patterns of the block that a line stands in; None in a Match block
         for line in (self.text_of(path) or "").split("\n"):
             keyword, spans = parse_line(line)
@@ -64,9 +67,9 @@ class _Walk:
                 yield from ((host, path) for host in hosts)
             elif keyword == "match":
                 scope = ("*",) if [word.lower() for word in words] == ["all"] else None
-            elif keyword == "include" and scope is not None and depth < _DEEPEST_INCLUDE:
+            elif keyword == "include" and scope is not None and len(above) < _DEEPEST_INCLUDE:
                 for included in self._files(words):
-                    yield from (named for named in self.names(included, depth + 1) if fits(named[0], scope))
+                    yield from (named for named in self.names(included, (*above, path)) if fits(named[0], scope))
 
     def _files(self, patterns: Iterable[str]) -> Iterator[Path]:
         for pattern in patterns:

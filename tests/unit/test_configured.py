@@ -1,0 +1,89 @@
+"""Which hosts the files of an ssh configuration name, on a real disk."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lazycluster.openssh.configured import configured_hosts, default_config, files_naming, home
+
+
+@pytest.fixture
+def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the home directory that the password database has for this user; $HOME is another one."""
+    directory = tmp_path / "home"
+    (directory / ".ssh").mkdir(parents=True)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: SimpleNamespace(pw_dir=str(directory)))
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    return directory
+
+
+def test_the_users_own_configuration_is_where_ssh_looks_for_it(account: Path) -> None:
+    assert home() == account
+    assert default_config() == account / ".ssh/config"
+    assert configured_hosts() == (), "there is none"
+    default_config().write_text("Host one two\n  Port 22\nHost *.example !three ?x four\n")
+    assert configured_hosts() == ("one", "two", "four")
+
+
+def test_a_user_that_the_password_database_does_not_know(
+    account: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert home() == tmp_path / "elsewhere"
+
+
+def test_included_files_in_their_order_each_host_once(account: Path, tmp_path: Path) -> None:
+    more = account / ".ssh/config.d"
+    more.mkdir()
+    for name in ("b", "a", "c.off"):
+        (more / name).write_text(f"Host {name} both\n")
+    (tmp_path / "absolute").write_text("Host absolute\n")
+    (account / "of home").write_text('Host "of home"\n')
+    default_config().write_text(
+        "Host first\n"
+        "Match all\n"
+        f"Include config.d/? none {tmp_path}/absolute\n"
+        'Include "~/of home"\n'
+        "Host last first both\n"
+    )
+    assert configured_hosts() == ("first", "a", "both", "b", "absolute", "of home", "last")
+    assert files_naming("both", default_config()) == (more / "a", more / "b", default_config())
+    assert files_naming("c.off", default_config()) == ()
+
+
+def test_another_file(account: Path, tmp_path: Path) -> None:
+    default_config().write_text("Host mine\n")
+    (account / ".ssh/more").write_text("Host more\n")
+    other = tmp_path / "config"
+    other.write_text("Include more\nHost other\n")
+    assert configured_hosts(other) == ("more", "other"), "relative to ~/.ssh, wherever the file is, as for ssh -F"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_files_that_may_not_be_read(account: Path) -> None:
+    (account / ".ssh/secret").write_text("Host secret\n")
+    (account / ".ssh/secret").chmod(0)
+    default_config().write_text("Include secret\nHost mine\n")
+    assert configured_hosts() == ("mine",)
+
+
+def test_what_is_no_file_holds_nobody_up(account: Path) -> None:
+    (account / ".ssh/directory").mkdir()
+    os.mkfifo(account / ".ssh/pipe")
+    (account / ".ssh/dangling").symlink_to("nowhere")
+    (account / ".ssh/binary").write_bytes(bytes(range(256)) + b"\nHost binary\n")
+    default_config().write_text("Include directory pipe dangling /dev/zero binary\nHost mine\n")
+    assert configured_hosts() == ("binary", "mine")
+
+
+def test_a_file_that_includes_itself(account: Path) -> None:
+    default_config().write_text("Host mine\nInclude config\nMatch all\nInclude config\nHost last\n")
+    assert configured_hosts() == ("mine", "last")
