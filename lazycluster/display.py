@@ -36,8 +36,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as plain text, its columns aligned."""
-    lines = [list(columns), *(list(row) for row in rows)]
+    """Return a table as plain text, its columns aligned, a row on one line."""
+    lines = [list(columns), *([" ".join(map(str.strip, cell.splitlines())) for cell in row] for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     rule = ["-" * min(width, _LONGEST_RULE) for width in widths]
     body = [

@@ -67,6 +67,12 @@ def test_plain_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], text
     assert plain_table("Facts", columns, rows) == text
 
 
+def test_a_row_is_one_line() -> None:
+    assert plain_table("T", ("a", "b"), [("one\n    two\n", "x  y"), ("", "z")]) == (
+        "T\na        b\n-------  ----\none two  x  y\n         z"
+    )
+
+
 def test_rows_of_different_lengths_are_refused() -> None:
     with pytest.raises((ValueError, IndexError)):
         plain_table("Facts", ("a", "b"), [("only one",)])
