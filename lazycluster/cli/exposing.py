@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option
 from lazycluster.display import Printer
 from lazycluster.managed import ManagedProcess
+from lazycluster.openssh.tunnels import Tunnel
 from lazycluster.runtimes import Runtime
 
 _GLANCE = 0.5
@@ -47,6 +49,7 @@ def expose(host: str, ports: tuple[int, int], is_from: bool, config: Path | None
     """  # noqa: D301 - \b keeps click from wrapping what follows
     service, listen = ports
     out = Printer()
+    logging.getLogger("lazycluster").addHandler(logging.NullHandler())  # what it warns of is shown here
     with Runtime(host, "~", config_file=config, connect_timeout=connect_timeout) as runtime:
         if is_from:
             key = runtime.expose_port_from_runtime(service, listen)
@@ -67,7 +70,7 @@ def _show(out: Printer, tunnel: ManagedProcess) -> None:
     since = time.monotonic()
     while tunnel.is_alive():
         tunnel.join(_GLANCE)
-        is_up = tunnel.pid is not None
+        is_up = tunnel.is_up if isinstance(tunnel, Tunnel) else tunnel.pid is not None
         if is_up != was_up:
             now = time.monotonic()
             state = "the link is back" if is_up else "the link is gone; bringing it back"

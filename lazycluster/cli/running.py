@@ -13,10 +13,11 @@ import click
 from lazycluster.cli.choosing import choice_of, choosing_hosts
 from lazycluster.cli.options import json_option
 from lazycluster.display import print_table
+from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.manager import reason
 from lazycluster.results import CommandResult, Error, Stream
 
-COMMAND_FAILED, HOST_FAILED = 1, 3
+HOST_FAILED = 3
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green")
 
 
@@ -44,12 +45,15 @@ def run(command: tuple[str, ...], timeout: float | None, as_json: bool, **which:
       lazycluster run --group-filter gpu --group-filter min-memory=16000 -- nvidia-smi -L
       lazycluster run --json -- uname -r | jq -r 'select(.exit_status == 0).stdout'
     """  # noqa: D301 - \b keeps click from wrapping what follows
-    choice = choice_of(**which)
-    with choice.group() as (group, left_out):
-        group.progress = False
-        text = " ".join(command)  # as ssh does
-        lines = Lines(group.hosts)
-        outcomes = group.run(text, timeout=timeout, on_error="collect", on_output=None if as_json else lines.add)
+    text = " ".join(command)  # as ssh does
+    try:
+        with choice_of(**which).group() as (group, left_out):
+            group.progress = False
+            lines = Lines(group.hosts)
+            outcomes = group.run(text, timeout=timeout, on_error="collect", on_output=None if as_json else lines.add)
+    except NoRuntimesDetectedError as error:
+        click.echo(f"lazycluster: {error}", err=True)
+        return HOST_FAILED
     lines.end()
     if as_json:
         for host, outcome in outcomes.items():

@@ -43,7 +43,7 @@ def put(local: Path, remote: str | None, **which: Any) -> int:  # noqa: ANN401 -
         runtime.transport.put(local.absolute(), remote, cwd=runtime.working_dir, watch=watch)
 
     with choice_of(**which).group() as (group, left_out):
-        return _moved(group, left_out, f"{local} sent", send)
+        return _moved(group, left_out, f"{local} sent to", send)
 
 
 @click.command()
@@ -68,7 +68,7 @@ def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - se
         runtime.transport.get(remote, target, cwd=runtime.working_dir, watch=watch)
 
     with choice_of(**which).group() as (group, left_out):
-        return _moved(group, left_out, f"{remote} fetched", fetch)
+        return _moved(group, left_out, f"{remote} fetched from", fetch)
 
 
 def _moved(group: RuntimeGroup, left_out: dict[str, str], title: str, move: Callable[[Runtime, Watch], None]) -> int:
@@ -93,6 +93,7 @@ def _moved(group: RuntimeGroup, left_out: dict[str, str], title: str, move: Call
         if not isinstance(outcome, Value):
             failed[host] = reason(host, outcome.error)
     if failed:
-        print_table(f"{title}; failed on {len(failed)} hosts", ("host", "why"), list(failed.items()), err=True)
-    click.echo(f"{title}: {len(outcomes) + len(left_out) - len(failed)} of {len(outcomes) + len(left_out)} hosts")
+        print_table(f"{len(failed)} failed", ("host", "why"), list(failed.items()), err=True)
+    total = len(outcomes) + len(left_out)
+    click.echo(f"{title} {total - len(failed)} of {total} hosts")
     return FAILED if failed else 0
