@@ -26,15 +26,20 @@ def test_examples(make_sshd: MakeSshd, tmp_path: Path) -> None:
     """Only the way to the hosts is put in: a configuration file, which a user's own would be."""
     servers: list[LocalSshd] = [make_sshd(name=f"host-{number}") for number in (1, 2)]
     config = write_config(tmp_path / "ssh_config", *servers)
-    program = "\n\n".join(block for block in blocks() if "# doctest: pytest" not in block)
+    program = "\n\n".join(block for block in blocks() if "# doctest: " not in block)
     program, replaced = _HOST.subn(rf'\1("\2", config_file={str(config)!r}, python={sys.executable!r}', program)
+    program = program.replace(
+        'RuntimeGroup(hosts=["host-1", "host-2"]',
+        f'RuntimeGroup(hosts=["host-1", "host-2"], config_file={str(config)!r}, python={sys.executable!r}',
+    )
     program = re.sub(r"(Connection\([^)]*?), python='[^']*'", r"\1", program)
-    assert replaced >= 5
+    assert replaced >= 3
     script = tmp_path / "readme.py"
     script.write_text(f"{program}\n\nruntime.close()\n", encoding="utf-8")
     ran = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    for expected in ("Linux\n\n42\n", "[6]\n", "hello\nworld from /", "raised on the host: division by zero", "real\n"):
+    for expected in ("Linux\n\n42\n", "[6]\n", "hello\nworld from /", "raised on the host: division by zero", "real\n",
+                     "'host-2': 1024}", "[0, 1, 4, 9, 16]", "'host-1': ['hello\\n']"):  # fmt: skip
         assert expected in ran.stdout
     assert "2.0\n" in ran.stdout
     assert ran.stdout.count("True\n") >= 2
