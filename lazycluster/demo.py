@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lazycluster.display import Printer
+from lazycluster.groups import RuntimeGroup
 from lazycluster.runtimes import Runtime
 from lazycluster.tasks import RuntimeTask
 from lazycluster.testing import LocalSshd, write_config
@@ -34,11 +35,10 @@ def run() -> int:
         servers = [stack.enter_context(LocalSshd(name=name)) for name in _HOSTS]
         config = write_config(directory / "ssh_config", *servers)
         out.title(f"Three private sshds listen on loopback: {', '.join(f'{s.host} (port {s.port})' for s in servers)}")
-        with contextlib.ExitStack() as hosts:
-            runtimes = [
-                hosts.enter_context(Runtime(name, config_file=config, python=sys.executable)) for name in _HOSTS
-            ]
+        with RuntimeGroup(hosts=_HOSTS, config_file=config, python=sys.executable) as group:
+            runtimes = group.runtimes
             _tasks(out, runtimes, directory)
+            _together(out, group)
             out.title("What the hosts have: runtime.print_info()")
             runtimes[0].print_info()
             _tunnel(out, runtimes[0])
@@ -80,6 +80,18 @@ def _tasks(out: Printer, runtimes: list[Runtime], directory: Path) -> None:
         done.print_log()
         out.line(f"returned: {list(done.function_returns)}")
         out.line(f"fetched:  {(directory / f'upper-{runtime.host}.txt').read_text(encoding='utf-8').strip()}")
+
+
+def _together(out: Printer, group: RuntimeGroup) -> None:
+    """Do the same on all hosts, and spread items over them."""
+    command = 'echo "process $$"'
+    out.title(f"All hosts at once: group.run({command!r})")
+    for host, result in group.run(command).items():
+        out.line(f"{host}: {result.stdout.strip()}")
+    out.title("Items spread over the hosts: group.map(square, range(1000))")
+    begun = time.monotonic()
+    squares = list(group.map(lambda number: number * number, range(1000)))
+    out.line(f"{squares[:4]} ... {squares[-1]}, in {time.monotonic() - begun:.2f} s")
 
 
 def _tunnel(out: Printer, runtime: Runtime) -> None:

@@ -59,6 +59,7 @@ def test_demo_shows_the_main_job_and_leaves_nothing() -> None:
     ran = subprocess.run([sys.executable, "-m", "lazycluster", "demo"], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     for expected in ("node-1", "node-2", "node-3", "counting 4 words", "'anywhere': 8", "RUN ANYWHERE", "Memory",
+                     "[0, 1, 4, 9] ... 998001",
                      "-> 200 <h1>served", "is free again", "processes on the hosts: 0"):  # fmt: skip
         assert expected in ran.stdout
     assert "\x1b" not in ran.stdout
