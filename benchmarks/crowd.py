@@ -7,7 +7,6 @@ import contextlib
 import functools
 import logging
 import re
-import sys
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +29,7 @@ _PDSH_FAILED = re.compile(r": ([\w-]+): ssh exited with exit code \d+$", re.MULT
 
 def group_on(hosts: Hosts) -> RuntimeGroup:
     """Return a group on hosts."""
-    return RuntimeGroup(hosts=hosts.names, config_file=str(hosts.config_file), python=sys.executable)
+    return RuntimeGroup(hosts=hosts.names, config_file=str(hosts.config_file))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -136,7 +138,8 @@ class Farm:
         """Start more of them.
 
         Without a home of their own: then each command would be wrapped in a script that sets that, which costs those
-        most who begin a session for each command. This home is empty, so that no start-up file is read.
+        most who begin a session for each command. This home is empty, so that no start-up file is read. After the
+        host's own programs its sessions find the Python that runs this, for functions.
         """
         self._home.mkdir(mode=0o700, exist_ok=True)
         taken = len(self._servers)
@@ -144,7 +147,7 @@ class Farm:
             LocalSshd(
                 name=f"host-{taken + number}",
                 home=False,
-                environment={"HOME": str(self._home)},
+                environment={"HOME": str(self._home), "PATH": f"{os.defpath}:{Path(sys.base_prefix, 'bin')}"},
                 options=_DEFAULT_STARTUPS,
             )
             for number in range(count)
