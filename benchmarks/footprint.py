@@ -68,7 +68,7 @@ def footprint_of(contestant: str, hosts: Hosts) -> Footprint:
 def _measure(contestant: Contestant[Hosts], hosts: Hosts) -> Footprint:
     if contestant.package is not None:
         importlib.import_module(contestant.package)
-    # A page that ssh shares with the sshds counts less than one that it does not; warm up what Python does once, too.
+    # What starting a program leaves behind once, however many follow.
     finish_all([("true",)], 1)
     before = _memory(os.getpid())
     with contestant.open(hosts) as abilities:
