@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import resource
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -16,6 +18,8 @@ from lazycluster.reaching import RuntimeOptions, reach
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
 
+_FILES, _FILES_BESIDES = 16, 256
+"""Open files of a host, measured as 8 at rest and 10 at work; and of everything else."""
 DIALS = 16
 """Log-ins at once, unless told otherwise: what a jump host and this machine's processors take well."""
 
@@ -42,6 +46,7 @@ def connect(
         raise ValueError(f"named twice: {', '.join(twice)}")
     reach("any-host", options)  # what is wrong with these is not the fault of a host
     stopping = Stopping()
+    _make_room(len(names))
     work = {host: functools.partial(_made, host, working_dir, options, stopping) for host in names}
     with count_bar("connecting", len(work), "hosts", shown=progress) as advance:
         return on_all(
@@ -221,6 +226,16 @@ def _check_known(hosts: Iterable[str], runtimes: Mapping[str, Runtime]) -> None:
     unknown = [host for host in hosts if host not in runtimes]
     if unknown:
         raise ValueError(f"not of the group: {', '.join(unknown)} (there are: {', '.join(runtimes) or 'none'})")
+
+
+def _make_room(hosts: int) -> None:
+    """Let this process have as many open files as so many hosts take, as far as the system allows (setrlimit(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_BESIDES + _FILES * hosts
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def listed(hosts: str | Iterable[str] | None) -> list[str]:

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import pickle
+import resource
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ from lazycluster import (
     TaskExecutionError,
 )
 from lazycluster.managed import ManagedProcess
+from lazycluster.membership import _make_room
 from lazycluster.results import CommandResult, Error, Stream
 from lazycluster.testing import AskedForPorts, Called, FakeHost, OpenedTunnel, Ran, Sent
 from lazycluster.testing.processes import wait_until
@@ -1032,3 +1034,15 @@ def test_calls_are_recorded_as_one_would_make_them(group: RuntimeGroup, fake_hos
     for call in fake_host.calls:
         assert isinstance(call, Called)
         assert call.cwd == group.get_runtime(call.host).working_dir
+
+
+def test_there_are_files_for_many_hosts() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        _make_room(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(256 + 1600, hard)
+        _make_room(1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(256 + 1600, hard), "it is never lowered"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
