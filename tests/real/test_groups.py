@@ -1,0 +1,460 @@
+"""Groups of real hosts, each an sshd of its own: one of them fails in every way, and the others do well."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazycluster import (
+    AuthenticationError,
+    ChangedHostKeyError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    HostsFailedError,
+    InvalidRuntimeError,
+    PortInUseError,
+    PortRefusedError,
+    RuntimeGroup,
+    RuntimeTask,
+    TaskExecutionError,
+    UnknownHostError,
+)
+from lazycluster.results import CommandResult, Error
+from lazycluster.testing import LocalSshd, Relay, write_config
+from lazycluster.testing.processes import wait_until
+from tests.real import observed
+from tests.real.clients import dials, eventually, log_ins, running
+from tests.real.observed import Echo, echoes, free_port, leaves_nothing, listeners, unique
+from tests.unit.interrupting import interrupt
+
+if TYPE_CHECKING:
+    from tests.real.conftest import MakeSshd
+
+HOSTS = ["web1", "web2", "web3"]
+DEFAULT = {"MaxStartups": "10:30:100"}
+
+
+class Hosts:
+    """Three hosts, and the configuration that leads to them."""
+
+    def __init__(self, servers: list[LocalSshd], config: Path) -> None:
+        self.servers = servers
+        self.config = config
+        self.lost: list[str] = []
+        write_config(config, *servers)
+
+    def group(self, hosts: list[str] | None = None, **keywords: object) -> RuntimeGroup:
+        given: dict[str, object] = {"config_file": self.config, **keywords}
+        return RuntimeGroup(hosts=hosts or HOSTS, **given)  # type: ignore[arg-type]
+
+    def lose(self, group: RuntimeGroup, host: str, *, for_good: bool) -> None:
+        """End a host's connections with all that runs there, as the end of the machine would; or switch it off, too."""
+        server = self.servers[HOSTS.index(host)]
+        self.lost.append(group.get_runtime(host).working_dir)
+        if for_good:
+            server.stop()
+        else:
+            server.kill_connections()
+
+    def running(self, number: int, text: str) -> list[int]:
+        return running(self.servers[number], text)
+
+
+@pytest.fixture
+def hosts(make_sshd: MakeSshd, tmp_path: Path) -> Hosts:
+    return Hosts([make_sshd(name=name, options=DEFAULT) for name in HOSTS], tmp_path / "config")
+
+
+@pytest.fixture
+def group(hosts: Hosts) -> Iterator[RuntimeGroup]:
+    with leaves_nothing(hosts.servers[0]), switched_on(hosts), hosts.group() as group:
+        yield group
+
+
+@contextmanager
+def switched_on(hosts: Hosts) -> Iterator[None]:
+    """Remove the files of hosts that were lost, which a machine would have when it is switched on again."""
+    yield
+    for path in hosts.lost:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def at(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
+    """Do something in another thread as soon as a condition holds."""
+
+    def wait() -> None:
+        if wait_until(condition, 20):
+            act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+# One host dies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_host_dies_during_a_command(hosts: Hosts, group: RuntimeGroup, for_good: bool) -> None:
+    mark = unique()
+    sleep = f'if [ -e stay ]; then sleep {mark}; fi; echo "well, $PWD"'
+    group.get_runtime("web2").run("touch stay")
+    thread = at(lambda: bool(hosts.running(1, f"sleep {mark}")), lambda: hosts.lose(group, "web2", for_good=for_good))
+    with pytest.raises(HostsFailedError) as caught:
+        group.run(sleep)
+    thread.join()
+    assert [host for host, _ in caught.value.errors] == ["web2"]
+    assert isinstance(caught.value.exceptions[0], ConnectionLostError)
+    assert "failed on 1 of 3 hosts:\n  web2: connection lost during" in str(caught.value)
+    results = list(caught.value.values.values())
+    assert [isinstance(result, CommandResult) and result.stdout[:5] for result in results] == ["well,", "well,"]
+    found = group.run("true", on_error="collect")
+    assert [isinstance(found[host], CommandResult) for host in ("web1", "web3")] == [True, True]
+
+
+def test_a_host_dies_during_a_map(hosts: Hosts, group: RuntimeGroup) -> None:
+    def work(item: int) -> tuple[int, str]:
+        time.sleep(0.001)
+        return item, os.environ["SSH_CONNECTION"].split()[3]
+
+    mapped = group.map(work, range(3000))
+    found = [next(mapped) for _ in range(300)]
+    hosts.lose(group, "web2", for_good=True)
+    found += list(mapped)
+    assert [item for item, _ in found] == list(range(3000))
+    assert len({port for _, port in found[:300]}) == 3
+    assert len({port for _, port in found[1500:]}) == 2
+
+
+def test_a_host_whose_connections_are_cut_during_a_map_goes_on(hosts: Hosts, tmp_path: Path) -> None:
+    def work(item: int) -> tuple[int, str]:
+        time.sleep(0.001)
+        return item, os.environ["SSH_CONNECTION"].split()[3]
+
+    with leaves_nothing(hosts.servers[0]), hosts.group(working_dir=str(tmp_path)) as group:
+        mapped = group.map(work, itertools.count())
+        found = [next(mapped) for _ in range(300)]
+        hosts.servers[1].kill_connections()
+        again = f"{hosts.servers[1].port}"
+        found += [next(mapped) for _ in range(1000)]
+        late = time.monotonic() + 20
+        while not any(port == again for _, port in found[-50:]) and time.monotonic() < late:
+            found.append(next(mapped))
+        assert any(port == again for _, port in found[-50:])
+        assert [item for item, _ in found] == list(range(len(found)))
+        mapped.close()
+
+
+def test_all_hosts_die_during_a_map(hosts: Hosts, group: RuntimeGroup) -> None:
+    mapped = group.map(abs, itertools.count(), retries=5)
+    assert [next(mapped) for _ in range(100)] == list(range(100))
+    for host in HOSTS:
+        hosts.lose(group, host, for_good=True)
+    with pytest.raises(HostsFailedError, match="failed on 3 of 3 hosts:\n  web1: ") as caught:
+        list(mapped)
+    assert [host for host, _ in caught.value.errors] == HOSTS
+
+
+def test_items_that_end_their_process(group: RuntimeGroup) -> None:
+    def work(item: int) -> int:
+        if item == 70:
+            os._exit(3)
+        return item
+
+    found = list(group.map(work, range(200), on_error="collect"))
+    assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [70]
+    assert [outcome for outcome in found if not isinstance(outcome, Error)] == [*range(70), *range(71, 200)]
+
+
+def test_a_host_dies_while_a_file_is_sent(hosts: Hosts, group: RuntimeGroup, tmp_path: Path) -> None:
+    size = 1 << 28
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(size)
+    place = Path(group.get_runtime("web2").working_dir)
+    thread = at(lambda: any(place.iterdir()), lambda: hosts.lose(group, "web2", for_good=True))
+    tasks = group.send_file(tmp_path / "big")
+    with pytest.raises(HostsFailedError, match="a task failed on 1 of 3 hosts:\n  web2: task 'send ") as caught:
+        group.join()
+    thread.join()
+    assert isinstance(caught.value.exceptions[0], TaskExecutionError)
+    assert list(tasks) == HOSTS
+    for host in ("web1", "web3"):
+        assert (Path(group.get_runtime(host).working_dir) / "big").stat().st_size == size
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_host_dies_while_it_is_connected_to(hosts: Hosts, tmp_path: Path, on_error: str) -> None:
+    with leaves_nothing(hosts.servers[0]), Relay(hosts.servers[1].port, delay=0.1) as relay:
+        config = write_config(
+            tmp_path / "relayed",
+            hosts.servers[0],
+            hosts.servers[1].config(port=relay.port),
+            hosts.servers[2],
+        )
+
+        def vanish() -> None:
+            hosts.servers[1].stop()
+            relay.drop()
+
+        thread = at(lambda: dials(hosts.servers[1]) > 0, vanish)
+        with ExitStack() as stack:
+            if on_error == "skip":
+                group = stack.enter_context(hosts.group(config_file=config, on_error=on_error, connect_timeout=3.0))
+                assert group.hosts == ["web1", "web3"]
+                [(host, error)] = group.failed_hosts.items()
+                assert all(result.ok for result in group.run("true").values())
+            else:
+                with pytest.raises(HostsFailedError, match="connecting failed on 1 of 3 hosts:\n  web2 ") as caught:
+                    hosts.group(config_file=config, connect_timeout=3.0)
+                [(host, error)] = caught.value.errors
+            assert host == "web2"
+            assert isinstance(error, InvalidRuntimeError)
+        thread.join()
+
+
+def test_a_host_that_was_lost_can_be_replaced(hosts: Hosts, group: RuntimeGroup) -> None:
+    hosts.lose(group, "web2", for_good=False)
+    group.remove_runtime("web2").cleanup()
+    group.add_runtime("web2")
+    assert all(result.ok for result in group.run("pwd").values())
+    assert group.hosts == ["web1", "web3", "web2"]
+
+
+# Hosts that cannot be reached ----------------------------------------------------------------------------------------
+
+
+def test_why_each_of_them_cannot_be_used(hosts: Hosts, tmp_path: Path) -> None:
+    good, other, _ = hosts.servers
+    options = f"    UserKnownHostsFile {tmp_path}/known\n    StrictHostKeyChecking yes\n    IdentitiesOnly yes\n"
+    (tmp_path / "known").write_text(
+        f"[127.0.0.1]:{good.port} {(other.directory / 'host_key.pub').read_text()}\n"  # another's key
+    )
+    with leaves_nothing(good), socket.create_server(("127.0.0.1", 0)) as silent:
+        key = f"    IdentityFile {good.identity_file}\n"
+        dead = {
+            "refused": f"    HostName 127.0.0.1\n    Port {free_port()}\n",
+            "silent": f"    HostName 127.0.0.1\n    Port {silent.getsockname()[1]}\n",
+            "nowhere": "    HostName nowhere.invalid\n",
+            "changed": f"    HostName 127.0.0.1\n    Port {good.port}\n{options}{key}",
+        }
+        sections = [f"Host {name}\n{lines}" for name, lines in dead.items()]
+        strange = good.config(name="strange").replace(str(good.identity_file), str(other.identity_file))
+        config = write_config(tmp_path / "dead", *hosts.servers, *sections, strange)
+        names = ["web1", *dead, "web2", "strange", "web3"]
+        with hosts.group(names, config_file=config, on_error="skip", connect_timeout=3.0) as group:
+            assert group.hosts == HOSTS
+            assert {host: type(error.__cause__) for host, error in group.failed_hosts.items()} == {
+                "refused": PortRefusedError,
+                "silent": ConnectTimeoutError,
+                "nowhere": UnknownHostError,
+                "changed": ChangedHostKeyError,
+                "strange": AuthenticationError,
+            }
+            assert all(result.ok for result in group.run("true").values())
+        with pytest.raises(HostsFailedError) as caught:
+            hosts.group(names, config_file=config, connect_timeout=3.0)
+        assert [line.split()[0] for line in str(caught.value).splitlines() if line[2:3] != " "] == [
+            "connecting",
+            *dead,
+            "strange",
+        ]
+
+
+# Many log-ins at once ------------------------------------------------------------------------------------------------
+
+
+def aliases(server: LocalSshd, prefix: str, count: int, extra: str = "") -> tuple[list[str], str]:
+    """Return so many names for a host, and their sections of a configuration."""
+    names = [f"{prefix}{number}" for number in range(count)]
+    return names, "\n".join(server.config(name=name) + extra for name in names)
+
+
+@pytest.mark.parametrize("limit", ["10:30:100", "3:100:3"])
+def test_a_jump_host_takes_all_of_them(make_sshd: MakeSshd, tmp_path: Path, limit: str) -> None:
+    """sshd refuses some of more than ten log-ins at once, or all but three; those are tried again."""
+    jump, behind = (make_sshd(name=name, options={"MaxStartups": limit}) for name in ("jump", "behind"))
+    names, text = aliases(behind, "behind", 20, "    ProxyJump jump\n")
+    config = write_config(tmp_path / "jump", jump, text)
+    with leaves_nothing(jump):
+        with RuntimeGroup(hosts=names, config_file=config, connect_timeout=60.0) as group:
+            assert group.hosts == names
+            assert {result.stdout for result in group.run("echo well").values()} == {"well\n"}
+        assert log_ins(jump) >= 20
+    if limit == "3:100:3":
+        assert "drop connection" in jump.log
+
+
+def test_the_usual_limit_of_log_ins_fails_nobody(hosts: Hosts, tmp_path: Path) -> None:
+    every = [aliases(server, f"{server.host}-", 12) for server in hosts.servers]
+    names = [name for of_server, _ in every for name in of_server]
+    config = write_config(tmp_path / "many", *(text for _, text in every))
+    with leaves_nothing(hosts.servers[0]):
+        with hosts.group(names, config_file=config, max_connections=36, connect_timeout=60.0) as group:
+            assert group.hosts == names
+            with Echo() as service:
+                ports = {host: free_port() for host in names}
+                assert len(ports) == 36
+                keys = [
+                    runtime.expose_port_to_runtime(service.port, ports[runtime.host]) for runtime in group.runtimes[:3]
+                ]
+                assert all(echoes(port) for port in list(ports.values())[:3])
+                for key in keys:
+                    group.stop_process(key)
+        eventually(lambda: all(server.connections() == 0 for server in hosts.servers), "all have logged out")
+
+
+# The user's own ------------------------------------------------------------------------------------------------------
+
+
+def test_a_master_of_the_users_own_is_left_alone(hosts: Hosts, tmp_path: Path) -> None:
+    socket_path = f"{os.environ['TMPDIR']}/u"
+    config = write_config(
+        tmp_path / "own",
+        *hosts.servers,
+        extra=f"Host *\n    ControlMaster auto\n    ControlPath {socket_path}\n    ControlPersist 60\n",
+    )
+    ssh = ("ssh", "-F", str(config), "web1")
+    subprocess.run((*ssh[:3], "-M", "-N", "-f", "web1"), check=True, stdin=subprocess.DEVNULL, capture_output=True)
+    try:
+        own = hosts.servers[0].connections()
+        with hosts.group(config_file=config) as group:
+            assert all(result.ok for result in group.run("true").values())
+            assert [server.connections() for server in hosts.servers] == [own + 1, 1, 1], "each has one of ours"
+        assert subprocess.run((*ssh[:3], "-O", "check", "web1"), capture_output=True, check=False).returncode == 0
+        assert hosts.servers[0].connections() == own
+    finally:
+        subprocess.run((*ssh[:3], "-O", "exit", "web1"), capture_output=True, check=False)
+    eventually(lambda: not Path(socket_path).exists(), "the user's own master has ended")
+
+
+# Ctrl-C --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["run", "call", "map", "task", "broadcast"])
+def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, group: RuntimeGroup, what: str) -> None:
+    mark = unique()
+    command = f"sleep {mark}"
+    task = RuntimeTask().run_command(command)
+
+    def wait(_item: int = 0) -> None:
+        subprocess.run(("sleep", mark), check=False)
+
+    work: dict[str, Callable[[], object]] = {
+        "run": lambda: group.run(command),
+        "call": lambda: group.call(wait),
+        "map": lambda: list(group.map(wait, itertools.count())),
+        "task": lambda: group.execute_task(task, host="web1", execute_async=False),
+        "broadcast": lambda: group.execute_task(task, broadcast=True, execute_async=False),
+    }
+    busy = [0] if what == "task" else [0, 1, 2]
+    interrupt(work[what], lambda: all(hosts.running(number, command) for number in busy))
+    ended = time.monotonic()
+    eventually(lambda: not any(hosts.running(number, command) for number in busy), "it is ended")
+    assert time.monotonic() - ended < 1, "when the caller goes on, it is over"
+    assert all(result.ok for result in group.run("true").values())
+    group.clear_tasks()
+
+
+def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path) -> None:
+    with leaves_nothing(hosts.servers[0]), socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        sections = [f"Host silent{number}\n    HostName 127.0.0.1\n    Port {port}\n" for number in range(5)]
+        config = write_config(tmp_path / "silent", *hosts.servers, *sections)
+        names = [*HOSTS, *(f"silent{number}" for number in range(5)), "never"]
+        begun = time.monotonic()
+        interrupt(
+            lambda: hosts.group(names, config_file=config, connect_timeout=60.0, max_connections=8),
+            lambda: all(log_ins(server) for server in hosts.servers) and len(ssh_of(config)) >= 5,
+        )
+        assert time.monotonic() - begun < 30, "half of a time-out"
+        assert not ssh_of(config)
+
+
+def ssh_of(config: Path) -> list[int]:
+    return observed.running(str(config))
+
+
+# Ports ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_service_here_for_every_host(hosts: Hosts, group: RuntimeGroup) -> None:
+    """All hosts are on this machine, so that each needs a port of its own: one of them gets it."""
+    with Echo() as service:
+        port = free_port()
+        [key] = group.expose_port_to_runtimes(service.port, port, exclude_hosts=["web2", "web3"])
+        assert key == f"to-runtime-{port}-0@web1"
+        assert echoes(port)
+        assert not group.has_free_port(port)
+        group.stop_process(key)
+        eventually(lambda: listeners(port) == [], "the port is free again")
+        assert group.has_free_port(port)
+
+
+def test_nothing_is_left_where_one_host_cannot(hosts: Hosts, group: RuntimeGroup) -> None:
+    with Echo() as service:
+        port = free_port()
+        with pytest.raises(HostsFailedError) as caught:
+            group.expose_port_to_runtimes(service.port, port)
+        assert len(caught.value.errors) == 2, "the three are one machine, and one of them was the first"
+        assert all(isinstance(error, PortInUseError) for error in caught.value.exceptions)
+        assert listeners(port) == []
+        assert all(runtime.alive_process_count == 0 for runtime in group.runtimes)
+        eventually(lambda: all(server.connections() == 1 for server in hosts.servers), "no connection for tunnels")
+
+
+def test_a_service_of_one_host_for_another(hosts: Hosts, group: RuntimeGroup) -> None:
+    group.remove_runtime("web3").cleanup()
+    with Echo() as service:
+        here, there = free_port(), free_port()
+        keys = group.expose_port_from_runtime_to_group("web1", service.port, here, there)
+        assert keys == [f"from-runtime-{here}-0@web1", f"to-runtime-{there}-0@web2"]
+        assert echoes(there, b"x" * 100_000), "from one host, by way of this machine, to the other"
+        assert echoes(here)
+        for key in keys:
+            group.stop_process(key)
+        eventually(lambda: not listeners(here) + listeners(there), "the ports are free again")
+
+        taken = free_port()
+        with socket.create_server(("127.0.0.1", taken)):
+            with pytest.raises(HostsFailedError, match=f"web2: port {taken} is in use"):
+                group.expose_port_from_runtime_to_group("web1", service.port, here, taken)
+            assert listeners(here) == []
+            with pytest.raises(PortInUseError, match=f"localhost: port {taken} is in use"):
+                group.expose_port_from_runtime_to_group("web1", service.port, taken)
+        assert [runtime.alive_process_count for runtime in group.runtimes] == [0, 0]
+
+
+def test_many_tunnels_to_one_host_are_one_process(hosts: Hosts, group: RuntimeGroup) -> None:
+    before = dials(hosts.servers[0])
+    with Echo() as service:
+        for _ in range(5):
+            group.expose_port_to_runtimes(service.port, free_port(), exclude_hosts=["web2", "web3"])
+        processes = group.get_runtime("web1").get_processes()
+        assert len({process.pid for process in processes.values()}) == 1
+        assert dials(hosts.servers[0]) == before + 1
+
+
+# The end -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_that_ends_with_a_dead_host(hosts: Hosts) -> None:
+    with leaves_nothing(hosts.servers[0]), switched_on(hosts):
+        group = hosts.group()
+        group.run(f"nohup sleep {unique()} >/dev/null 2>&1 &")
+        hosts.lose(group, "web2", for_good=True)
+        begun = time.monotonic()
+        group.cleanup()
+        assert time.monotonic() - begun < 30
+        living = hosts.servers[::2]
+        eventually(lambda: not any(server.connections() for server in living), "the others are left")
