@@ -1,0 +1,123 @@
+"""The manager, with real hosts behind a configuration as people write it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazycluster import (
+    AuthenticationError,
+    ConnectTimeoutError,
+    NoRuntimesDetectedError,
+    PortRefusedError,
+    RuntimeManager,
+)
+from lazycluster.testing import LocalSshd
+from tests.real.clients import eventually, log_ins
+from tests.real.observed import free_port, leaves_nothing
+from tests.unit.interrupting import interrupt
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Silent:
+    """A listener on loopback that takes every connection and never says a word. A context manager."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.taken: list[tuple[float, socket.socket]] = []
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        for _at, connection in self.taken:
+            connection.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.taken.append((time.monotonic(), connection))
+
+    def config(self, name: str) -> str:
+        return f"Host {name}\n    HostName 127.0.0.1\n    Port {self.port}\n"
+
+
+def test_hosts_of_a_configuration_as_people_write_it(sshd: LocalSshd, tmp_path: Path) -> None:
+    included = tmp_path / "included"
+    included.mkdir()
+    (included / "b").write_text(f"Host second first\n    Port {free_port()}\n")  # the first that names one wins
+    (included / "a").write_text(sshd.config(name="first"))
+    strange = "\n".join(line for line in sshd.config(name="strange").splitlines() if "IdentityFile" not in line)
+    (tmp_path / "config").write_text(
+        f"# Mine\nInclude {included}/*\n"
+        f"{sshd.config(name='third fourth third')}"
+        f"{strange}\n    IdentityFile {tmp_path}/none\n"
+        "Host *.example ?x !fifth\n    Port 1\n"
+        "Host *\n    HostName 127.0.0.1\n    ServerAliveInterval 30\n"
+    )
+    with leaves_nothing(sshd), RuntimeManager(tmp_path / "config", connect_timeout=20.0) as manager:
+        assert manager.hosts == ["first", "third", "fourth"]
+        assert {host: type(error) for host, error in manager.inactive_hosts.items()} == {
+            "second": PortRefusedError,
+            "strange": AuthenticationError,
+        }
+        with manager.create_group(
+            exclude_hosts="first", working_dir=str(tmp_path), filter_commands="echo true"
+        ) as group:
+            assert {host: result.stdout.strip() for host, result in group.run("pwd").items()} == {
+                "third": str(tmp_path),
+                "fourth": str(tmp_path),
+            }
+        with manager.create_group() as group:
+            assert group.hosts == ["first", "third", "fourth"]
+            assert group.call(len, "four") == dict.fromkeys(group.hosts, 4)
+        with pytest.raises(NoRuntimesDetectedError) as caught:
+            manager.create_group(installed_executables="no-such-program", include_hosts=["third", "second"])
+        assert [line.split()[0] for line in str(caught.value).splitlines()[1:]] == ["second:", "third:"]
+
+
+def test_dead_hosts_wait_all_at_the_same_time(sshd: LocalSshd, tmp_path: Path) -> None:
+    """Ten of thirty hosts are dead; that takes one time-out."""
+    seconds = 10.0
+    with leaves_nothing(sshd), Silent() as silent:
+        living = [f"host{number}" for number in range(20)]
+        dead = [f"dead{number}" for number in range(10)]
+        (tmp_path / "config").write_text(
+            "".join(sshd.config(name=host) for host in living[:10])
+            + "".join(silent.config(name=host) for host in dead)
+            + "".join(sshd.config(name=host) for host in living[10:])
+        )
+        with RuntimeManager(tmp_path / "config", connect_timeout=seconds) as manager:
+            assert manager.hosts == living
+            assert list(manager.inactive_hosts) == dead
+            assert {type(error) for error in manager.inactive_hosts.values()} == {ConnectTimeoutError}
+        begun = [at for at, _ in silent.taken]
+        assert len(begun) == 10
+        assert max(begun) - min(begun) < seconds, "the last had begun before the first gave up"
+
+
+def test_ctrl_c_while_it_looks(sshd: LocalSshd, tmp_path: Path) -> None:
+    with leaves_nothing(sshd), Silent() as silent:
+        (tmp_path / "config").write_text(
+            sshd.config(name="living") + "".join(silent.config(name=f"dead{number}") for number in range(3))
+        )
+        before, begun = log_ins(sshd), time.monotonic()
+        with RuntimeManager(tmp_path / "config", connect_timeout=60.0) as manager:
+            interrupt(manager.detect, lambda: log_ins(sshd) > before and len(silent.taken) == 3)
+            assert time.monotonic() - begun < 30
+            eventually(lambda: sshd.connections() == 0, "what was connected is given back")
