@@ -157,6 +157,11 @@ class Runtime(Facts):
         """
         self._env = {**self._env, **check_environment(env_variables)}
 
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was cleaned up."""
+        return self._holdings.closed
+
     def is_valid_runtime(self) -> bool:
         """Tell whether the host answers now and has a Python to run functions in."""
         return self.transport.is_alive() and self._host_info.python_version is not None

@@ -225,10 +225,10 @@ class Spread(Generic[X, T]):
 
     def _is_back(self, runtime: Runtime, error: Exception) -> bool:
         """Tell whether a host that failed can be used again; else go on without it."""
-        if isinstance(error, ConnectionLostError) and runtime.is_valid_runtime():
+        if isinstance(error, ConnectionLostError) and not runtime.closed and runtime.is_valid_runtime():
             return True
         if not self._stopping.requested:
-            self._fail(runtime.host, error)
+            self._fail(runtime, error)
         return False
 
     def _take(self) -> list[_Item[X]]:
@@ -286,14 +286,14 @@ class Spread(Generic[X, T]):
                 self._waiting.extendleft(reversed(items))
             self._changed.notify_all()
 
-    def _fail(self, host: str, error: Exception) -> None:
+    def _fail(self, runtime: Runtime, error: Exception) -> None:
         """Go on without a host."""
         with self._changed:
-            self._failures[host] = error
+            self._failures[runtime.host] = error
             if self._all_failed:
                 self._give_up_waiting()
-            else:
-                _log.warning("%s: the others go on without it: %s", host, error)
+            elif not runtime.closed:
+                _log.warning("%s: the others go on without it: %s", runtime.host, error)
             self._changed.notify_all()
 
     def _give_up_waiting(self) -> None:

@@ -110,6 +110,9 @@ class TaskProcess:
         self.execution = execution
         self._cancellation = cancellation
         self._owner = owner
+        # Not the end of the thread: Ctrl-C in Thread.join() has it taken for ended (CPython up to 3.12).
+        self._ended = threading.Event()
+        self._manager = os.getpid()
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
@@ -121,6 +124,7 @@ class TaskProcess:
         finally:
             self._cancellation.close()
             self._owner = None
+            self._ended.set()
 
     def __repr__(self) -> str:
         """Return what it is and how it stands."""
@@ -139,12 +143,12 @@ class TaskProcess:
 
     def is_alive(self) -> bool:
         """Tell whether it still runs."""
-        return self._thread.is_alive()
+        return not self._ended.is_set() and self._manager == os.getpid()  # a fork has none of the threads
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, at most so many seconds; raises nothing, see `RuntimeTask.join()`."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+        if threading.current_thread() is not self._thread and self.is_alive():
+            self._ended.wait(timeout)
 
     def tell_failure(self) -> None:
         """Log a failure that nobody has asked for, once."""

@@ -771,7 +771,8 @@ def test_ctrl_c_during_a_task_on_every_host(group: RuntimeGroup, fake_host: Fake
 def test_ctrl_c_while_tasks_in_the_background_are_waited_for(group: RuntimeGroup, fake_host: FakeHost) -> None:
     fake_host.on("sleep", delay=math.inf)
     copies = group.execute_task(RuntimeTask().run_command("sleep"), broadcast=True)
-    interrupt(group.join, under_way(fake_host, 3))
+    begun = time.monotonic()
+    interrupt(group.join, lambda: under_way(fake_host, 3)() and time.monotonic() - begun > 0.2)
     assert all(process.is_alive() for process in group.task_processes), "they go on: only the wait is over"
     for copy in copies.values():
         assert copy.process is not None

@@ -40,6 +40,7 @@ class Played:
     host: str
     play: Play = lambda _host, _items: None
     is_back: bool = False
+    closed: bool = False
     calls: list[list[int]] = attrs.field(factory=list)
     cancellation: Cancellation | None = None
 
@@ -400,6 +401,14 @@ def test_the_items_of_a_host_that_dies_are_moved(caplog: pytest.LogCaptureFixtur
         "It had started on the host, which ends it when it sees the link gone."
         for host in "ac"
     ]
+
+
+def test_a_host_that_was_closed_on_purpose_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    hosts = [Played("a", dies(1), is_back=True, closed=True), Played("b")]
+    found = outcomes(spread(hosts, iter(range(20))))
+    assert [outcome.unwrap() for outcome in found] == list(range(20))
+    assert len(hosts[0].calls) <= 1
+    assert caplog.messages == []
 
 
 def test_a_host_that_cannot_be_used_is_none() -> None:
