@@ -51,7 +51,7 @@ def group(fake_host: FakeHost) -> Iterator[RuntimeGroup]:
         yield group
     assert fake_host.closed
     assert fake_host.cleaned_up
-    assert threads() == []
+    assert wait_until(lambda: not threads(), timeout=10)
 
 
 def hosts_of(calls: list[Any]) -> list[str]:
@@ -376,7 +376,7 @@ def test_ctrl_c_while_it_connects(fake_host: FakeHost, monkeypatch: pytest.Monke
     assert sorted(begun) == sorted(hosts[:4])
     assert fake_host.closed
     assert fake_host.cleaned_up
-    assert threads() == []
+    assert wait_until(lambda: not threads(), timeout=10)
 
 
 # Commands ------------------------------------------------------------------------------------------------------------
@@ -472,7 +472,7 @@ def test_ctrl_c_during_a_command(group: RuntimeGroup, fake_host: FakeHost) -> No
     interrupt(lambda: group.run("sleep"), under_way(fake_host, 3))
     assert under_way(fake_host, 0)()
     assert not under_way(fake_host, 1)()
-    assert threads() == []
+    assert wait_until(lambda: not threads(), timeout=10)
 
 
 # Functions -----------------------------------------------------------------------------------------------------------
@@ -527,7 +527,7 @@ def test_ctrl_c_during_a_function(group: RuntimeGroup, fake_host: FakeHost, tmp_
     try:
         interrupt(lambda: group.call(wait), under_way(fake_host, 3))
         assert not under_way(fake_host, 1)()
-        assert threads() == []
+        assert wait_until(lambda: not threads(), timeout=10)
     finally:
         (tmp_path / "over").touch()
 
@@ -554,7 +554,7 @@ def test_an_item_that_fails(group: RuntimeGroup) -> None:
     with pytest.raises(ValueError, match="negative: -2"):
         next(mapped)
     assert next(mapped, None) is None
-    assert threads() == []
+    assert wait_until(lambda: not threads(), timeout=10)
     found = list(group.map(double, [1, -2, 3], on_error="collect"))
     assert [found[0], found[2]] == [2, 6]
     assert isinstance(found[1], Error)
@@ -578,7 +578,7 @@ def test_a_host_that_dies_in_the_middle(group: RuntimeGroup, fake_host: FakeHost
     with pytest.raises(HostsFailedError, match=r"map\(double\) failed on 3 of 3 hosts:\n  web1: "):
         for _ in mapped:
             pass
-    assert threads() == []
+    assert wait_until(lambda: not threads(), timeout=10)
     for host in HOSTS:
         fake_host.host(host).come_up()
 
@@ -610,7 +610,7 @@ def test_who_stops_to_iterate(group: RuntimeGroup, fake_host: FakeHost) -> None:
     mapped = group.map(double, itertools.count())
     assert [next(mapped) for _ in range(3)] == [0, 2, 4]
     mapped.close()
-    assert threads() == []
+    assert wait_until(lambda: not threads(), timeout=10)
     begun = len(fake_host.calls)
     assert not under_way(fake_host, 1)()
     assert len(fake_host.calls) == begun
@@ -628,7 +628,7 @@ def test_ctrl_c_while_items_are_worked_on(group: RuntimeGroup, fake_host: FakeHo
     try:
         interrupt(lambda: list(group.map(wait, itertools.count())), under_way(fake_host, 3))
         assert not under_way(fake_host, 1)()
-        assert threads() == []
+        assert wait_until(lambda: not threads(), timeout=10)
     finally:
         (tmp_path / "over").touch()
 
@@ -1010,7 +1010,7 @@ def test_the_end_is_that_of_everything(fake_host: FakeHost) -> None:
         group.run("true")
     with pytest.raises(HostsFailedError, match=r"map\(double\) failed on 3 of 3 hosts:\n  web1: closed already"):
         list(group.map(double, [1]))
-    assert threads() == []
+    assert wait_until(lambda: not threads(), timeout=10)
 
 
 def test_a_clean_up_that_fails_somewhere_is_told_after_all_others(

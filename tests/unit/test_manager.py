@@ -37,7 +37,7 @@ def config(fake_host: FakeHost, tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "config"
     path.write_text(CONFIG)
     yield path
-    assert threads() == []
+    assert wait_until(lambda: not threads(), timeout=10)
 
 
 def names(fake_host: FakeHost) -> list[str]:
