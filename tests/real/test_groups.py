@@ -341,8 +341,7 @@ def test_a_master_of_the_users_own_is_left_alone(hosts: Hosts, tmp_path: Path) -
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["run", "call", "map", "task", "broadcast"])
-def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, group: RuntimeGroup, what: str) -> None:
+def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, resident: bool) -> None:
     mark = unique()
     command = f"sleep {mark}"
     task = RuntimeTask().run_command(command)
@@ -350,20 +349,19 @@ def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, group: Runtime
     def wait(_item: int = 0) -> None:
         subprocess.run(("sleep", mark), check=False)
 
-    work: dict[str, Callable[[], object]] = {
-        "run": lambda: group.run(command),
-        "call": lambda: group.call(wait),
-        "map": lambda: list(group.map(wait, itertools.count())),
-        "task": lambda: group.execute_task(task, host="web1", execute_async=False),
-        "broadcast": lambda: group.execute_task(task, broadcast=True, execute_async=False),
-    }
-    busy = [0] if what == "task" else [0, 1, 2]
-    interrupt(work[what], lambda: all(hosts.running(number, command) for number in busy))
-    ended = time.monotonic()
-    eventually(lambda: not any(hosts.running(number, command) for number in busy), "it is ended")
-    assert time.monotonic() - ended < 1, "when the caller goes on, it is over"
-    assert all(result.ok for result in group.run("true").values())
-    group.clear_tasks()
+    def ends(work: Callable[[], object], *busy: int) -> None:
+        interrupt(work, lambda: all(hosts.running(number, command) for number in busy))
+        ended = time.monotonic()
+        eventually(lambda: not any(hosts.running(number, command) for number in busy), "it is ended")
+        assert time.monotonic() - ended < 1, "when the caller goes on, it is over"
+
+    with leaves_nothing(hosts.servers[0]), hosts.group(resident=resident) as group:
+        ends(lambda: group.run(command), 0, 1, 2)
+        ends(lambda: group.call(wait), 0, 1, 2)
+        ends(lambda: list(group.map(wait, itertools.count())), 0, 1, 2)
+        ends(lambda: group.execute_task(task, host="web1", execute_async=False), 0)
+        ends(lambda: group.execute_task(task, broadcast=True, execute_async=False), 0, 1, 2)
+        assert all(result.ok for result in group.run("true").values())
 
 
 def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path) -> None:
