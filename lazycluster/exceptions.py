@@ -46,12 +46,20 @@ class ConnectError(LazyclusterError, ValueError):
     reason: str
     hop: str = ""
 
-    def __str__(self) -> str:
+    @property
+    def fault(self) -> str:
+        """Return what is wrong, and at which hop."""
         where = f" at {self.hop}" if self.hop and self.hop != self.host else ""
         said = f" ({self.reason})" if self.reason else ""
-        return (
-            f"{self.host}: {self.summary}{where}{said}. {self.advice.format(host=self.host, hop=self.hop or self.host)}"
-        )
+        return f"{self.summary}{where}{said}"
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do about it."""
+        return self.advice.format(host=self.host, hop=self.hop or self.host)
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.fault}. {self.remedy}"
 
 
 class UnknownHostError(ConnectError):
@@ -481,9 +489,14 @@ def _is_a_pickle(value: object) -> bool:
     return True
 
 
+def in_words(error: BaseException) -> str:
+    """Return an error's message, behind its kind where it is none of this library's."""
+    return str(error) if isinstance(error, LazyclusterError) else f"{type(error).__name__}: {error}"
+
+
 def _lines_of(host: str, error: Exception) -> list[str]:
     """Return what is wrong with a host, the host's name first."""
-    text = str(error) if isinstance(error, LazyclusterError) else f"{type(error).__name__}: {error}"
+    text = in_words(error)
     return (text if text.startswith((f"{host}:", f"{host} ")) else f"{host}: {text}").splitlines()
 
 

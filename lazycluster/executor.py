@@ -17,7 +17,7 @@ from lazycluster._typing import assert_never
 from lazycluster.display import progress_bar
 from lazycluster.exceptions import CommandFailedError, CommandStoppedError, RemoteFunctionError
 from lazycluster.openssh.processes import Cancellation
-from lazycluster.results import Collector, CommandResult, StepResult, Stream
+from lazycluster.results import Collector, CommandResult, LineDecoder, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
 from lazycluster.supervisor.outcome import read_error
 from lazycluster.transport import Transport, Watch
@@ -125,23 +125,21 @@ class Executor:
     @contextlib.contextmanager
     def _echo(self) -> Iterator[Callable[[Stream, bytes], None]]:
         """Give what passes output on: to standard output, or line by line to the logger."""
-        if not self.debug and not _log.isEnabledFor(logging.DEBUG):
+        if self.debug:
+            decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in Stream}
+            yield lambda stream, data: _write(decoders[stream].decode(data))
+            return
+        if not _log.isEnabledFor(logging.DEBUG):
             yield lambda _stream, _data: None
             return
-        decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in Stream}
-        rests = dict.fromkeys(Stream, "")
+        lines = {stream: LineDecoder() for stream in Stream}
 
         def on_output(stream: Stream, data: bytes) -> None:
-            text = decoders[stream].decode(data)
-            if self.debug:
-                _write(text)
-                return
-            *lines, rests[stream] = (rests[stream] + text).split("\n")
-            for line in lines:
+            for line in lines[stream].feed(data):
                 _log.debug("%s: %s", self.transport.host, line)
 
         yield on_output
-        for rest in filter(None, rests.values()):
+        for rest in filter(None, (decoder.rest for decoder in lines.values())):
             _log.debug("%s: %s", self.transport.host, rest)
 
     @contextlib.contextmanager

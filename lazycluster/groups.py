@@ -6,24 +6,22 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
-from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import calling
-from lazycluster._typing import Self
 from lazycluster.display import count_bar, print_table
 from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError, TaskExecutionError
 from lazycluster.facts import TABLE_COLUMNS, table_row
-from lazycluster.managed import ManagedProcess
+from lazycluster.managed import CleanedUp, ManagedProcess
 from lazycluster.membership import Members
 from lazycluster.openssh.destination import check_port
 from lazycluster.openssh.ports import is_free
 from lazycluster.openssh.processes import Cancellation
-from lazycluster.parallel import OnError, Stopping, collected, on_all, values
+from lazycluster.parallel import OnError, Stopping, collected, on_all, successes_of, values
 from lazycluster.results import CommandResult, Error, Stream, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.spreading import Spread
-from lazycluster.steps import function_name
+from lazycluster.steps import check_callable, function_name
 from lazycluster.tasks import RuntimeTask
 from lazycluster.transport import Watch
 
@@ -32,7 +30,7 @@ T = TypeVar("T")
 X = TypeVar("X")
 
 
-class RuntimeGroup(Members):
+class RuntimeGroup(Members, CleanedUp):
     """Some hosts that work together: the same command, function or file on all of them, or items spread over them.
 
     Hosts are connected in parallel. It is a context manager; at its end, or at `cleanup()`, everything that its
@@ -52,16 +50,6 @@ class RuntimeGroup(Members):
         HostsFailedError: Some hosts cannot be used; it lists each with its cause, and none stays connected.
         ValueError: A host is there twice.
     """
-
-    def __enter__(self) -> Self:
-        """Return the group itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Clean up."""
-        self.cleanup()
 
     # What it does ----------------------------------------------------------------------------------------------------
 
@@ -142,7 +130,7 @@ class RuntimeGroup(Members):
         def work(runtime: Runtime, cancellation: Cancellation) -> T:
             return calling.call(runtime.executor(cancellation=cancellation), function, args, kwargs)
 
-        _check_callable(function)
+        check_callable(function)
         return self._on_all(work, function_name(function), on_error)
 
     def _on_all(
@@ -213,7 +201,7 @@ class RuntimeGroup(Members):
         Raises:
             HostsFailedError: No host is left.
         """
-        _check_callable(function)
+        check_callable(function)
         _check_on_error(on_error)
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise ValueError(f"retries is a whole number from 0 on, not {retries!r}")
@@ -448,7 +436,7 @@ class RuntimeGroup(Members):
         }
         outcomes = on_all(work, limit=self._max_connections, undo=lambda host, key: runtimes[host].stop_process(key))
         if any(isinstance(outcome, Error) for outcome in outcomes.values()):
-            made = {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
+            made = successes_of(outcomes)
             on_all({host: functools.partial(runtimes[host].stop_process, key) for host, key in made.items()})
         return list(values(outcomes, f"exposing port {local_port}").values())
 
@@ -513,11 +501,6 @@ class RuntimeGroup(Members):
     def close(self) -> None:
         """Do what `cleanup()` does."""
         self.cleanup()
-
-
-def _check_callable(function: object) -> None:
-    if not callable(function):
-        raise ValueError(f"a function is needed, not {function!r}")  # noqa: TRY004 - as for Runtime.call()
 
 
 def _check_on_error(on_error: str) -> None:

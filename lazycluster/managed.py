@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from types import TracebackType
 from typing import Protocol
+
+from lazycluster._typing import Self
+
+
+class CleanedUp(ABC):
+    """A context manager that is cleaned up at the end of its block."""
+
+    def __enter__(self) -> Self:
+        """Return the object itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Clean up."""
+        self.cleanup()
+
+    @abstractmethod
+    def cleanup(self) -> None:
+        """Give back everything; doing it twice is fine."""
 
 
 class ManagedProcess(Protocol):

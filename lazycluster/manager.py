@@ -5,24 +5,24 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterable
-from types import TracebackType
+from collections.abc import Callable, Iterable, Mapping
 
-from lazycluster._typing import Self, Unpack
+from lazycluster._typing import Unpack
 from lazycluster.display import print_table
-from lazycluster.exceptions import LazyclusterError, NoRuntimesDetectedError
+from lazycluster.exceptions import NoRuntimesDetectedError, in_words
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.groups import RuntimeGroup
+from lazycluster.managed import CleanedUp
 from lazycluster.membership import DIALS, connect, listed
 from lazycluster.openssh.configured import configured_hosts, default_config
 from lazycluster.openssh.destination import absolute
-from lazycluster.parallel import errors_of, on_all
+from lazycluster.parallel import errors_of, on_all, successes_of
 from lazycluster.reaching import ManagerOptions, RuntimeOptions
 from lazycluster.results import Value
 from lazycluster.runtimes import Runtime
 
 
-class RuntimeManager:
+class RuntimeManager(CleanedUp):
     """Finds the hosts that can be used, and makes groups of those that have what is needed.
 
     The first question tries all hosts in parallel; `detect()` tries again. Hosts that answer stay connected until a
@@ -55,22 +55,11 @@ class RuntimeManager:
         self._detected = False
         self._names: list[str] = []
         self._runtimes: dict[str, Runtime] = {}
-        self._given: set[str] = set()
         self._inactive: dict[str, Exception] = {}
 
     def __repr__(self) -> str:
         """Return where the hosts come from."""
         return f"<{type(self).__name__} of {self._source}>"
-
-    def __enter__(self) -> Self:
-        """Return the manager itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Clean up."""
-        self.cleanup()
 
     @property
     def _source(self) -> str:
@@ -93,7 +82,7 @@ class RuntimeManager:
             outcomes = connect(
                 self._names, self._options, max_connections=self._max_connections, progress=self._progress
             )
-            self._runtimes = {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
+            self._runtimes = successes_of(outcomes)
             self._inactive = {host: cause_of(error) for host, error in errors_of(outcomes)}
             self._detected = True
 
@@ -166,11 +155,7 @@ class RuntimeManager:
                 installed_executables=installed_executables,
                 filter_commands=filter_commands,
             )
-            outcomes = on_all({host: functools.partial(unmet_on, runtime) for host, runtime in candidates.items()})
-            for host, outcome in outcomes.items():
-                unmet = outcome.value if isinstance(outcome, Value) else reason(host, outcome.error)
-                if unmet:
-                    reasons[host] = unmet
+            reasons |= unfit(candidates, unmet_on)
             fitting = {host: runtime for host, runtime in candidates.items() if host not in reasons}
             if not fitting:
                 tried = tuple((host, reasons.get(host, "excluded")) for host in asked or self._names)
@@ -189,9 +174,7 @@ class RuntimeManager:
         """Return runtimes on hosts that answered; those that a group has taken are connected once more."""
         again = [host for host in hosts if host not in self._runtimes]
         outcomes = connect(again, self._options, max_connections=self._max_connections, progress=self._progress)
-        for host, outcome in outcomes.items():
-            if isinstance(outcome, Value):
-                self._runtimes[host] = outcome.value
+        self._runtimes |= successes_of(outcomes)
         reasons.update((host, reason(host, cause_of(error))) for host, error in errors_of(outcomes))
         return {host: self._runtimes[host] for host in hosts if host in self._runtimes}
 
@@ -237,6 +220,16 @@ class RuntimeManager:
             on_all({host: runtime.cleanup for host, runtime in runtimes.items()})
 
 
+def unfit(runtimes: Mapping[str, Runtime], unmet: Callable[[Runtime], str]) -> dict[str, str]:
+    """Return which hosts have not what is asked for, and why; `unmet` tells that of one, see `Runtime.unmet()`."""
+    outcomes = on_all({host: functools.partial(unmet, runtime) for host, runtime in runtimes.items()})
+    why = {
+        host: outcome.value if isinstance(outcome, Value) else reason(host, outcome.error)
+        for host, outcome in outcomes.items()
+    }
+    return {host: text for host, text in why.items() if text}
+
+
 def cause_of(error: Exception) -> Exception:
     """Return what made a runtime impossible."""
     return error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -244,5 +237,4 @@ def cause_of(error: Exception) -> Exception:
 
 def reason(host: str, error: BaseException) -> str:
     """Return why a host cannot be used, without its name in front."""
-    text = str(error) if isinstance(error, LazyclusterError) else f"{type(error).__name__}: {error}"
-    return text.removeprefix(f"{host}: ")
+    return in_words(error).removeprefix(f"{host}: ")

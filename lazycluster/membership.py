@@ -13,7 +13,7 @@ from lazycluster import runtimes as ways
 from lazycluster._typing import Unpack
 from lazycluster.display import count_bar
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
-from lazycluster.parallel import Stopping, errors_of, on_all
+from lazycluster.parallel import Stopping, errors_of, on_all, successes_of
 from lazycluster.reaching import RuntimeOptions, reach
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
@@ -60,7 +60,7 @@ def connect(
 
 def _made(host: str, working_dir: str | None, options: RuntimeOptions, stopping: Stopping) -> Runtime:
     """Make a runtime; a stop ends the log-in that is under way."""
-    transport = ways.reach(host, options)
+    transport = ways.reach(host, options)  # there, because that is where a test puts a fake in its place
     with stopping.calling(transport.close):
         return Runtime(host, working_dir, transport=transport)
 
@@ -95,7 +95,7 @@ class Members:
         outcomes = connect(
             names, connection_kwargs, working_dir=working_dir, max_connections=max_connections, progress=progress
         )
-        made = {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
+        made = successes_of(outcomes)
         self._failed = dict(errors_of(outcomes))
         if self._failed and on_error == "raise":
             on_all({host: runtime.cleanup for host, runtime in made.items()})

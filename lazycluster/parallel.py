@@ -81,7 +81,7 @@ def on_all(
             interrupted.set()
         stop()
         outcomes.update(_drained(ended))
-        made = {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
+        made = successes_of(outcomes)
         if undo is not _nothing:
             on_all({host: functools.partial(undo, host, value) for host, value in made.items()})
         if undo is not _nothing or stop is not _nothing:
@@ -179,8 +179,12 @@ def raise_failed(outcomes: Mapping[str, Value[T] | Error], action: str) -> None:
     """
     errors = errors_of(outcomes)
     if errors:
-        found = {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
-        raise HostsFailedError(action, errors, len(outcomes), found) from errors[0][1]
+        raise HostsFailedError(action, errors, len(outcomes), successes_of(outcomes)) from errors[0][1]
+
+
+def successes_of(outcomes: Mapping[str, Value[T] | Error]) -> dict[str, T]:
+    """Return the values among outcomes by host."""
+    return {host: outcome.value for host, outcome in outcomes.items() if isinstance(outcome, Value)}
 
 
 def errors_of(outcomes: Mapping[str, Value[T] | Error]) -> tuple[tuple[str, Exception], ...]:

@@ -74,6 +74,21 @@ class CommandResult:
         return "".join(pieces)
 
 
+class LineDecoder:
+    """Turns the pieces of a stream into lines of text (UTF-8; undecodable bytes replaced)."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.rest = ""
+        """What came after the last newline."""
+
+    def feed(self, data: bytes) -> list[str]:
+        """Take a piece, and return the lines that are complete with it."""
+        *lines, self.rest = (self.rest + self._decoder.decode(data)).split("\n")
+        return lines
+
+
 class Collector:
     """Keeps the output of a command, and the order in which its two streams came."""
 

@@ -9,13 +9,12 @@ import shlex
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
-from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 import attrs
 
 from lazycluster import calling
-from lazycluster._typing import Self, Unpack
+from lazycluster._typing import Unpack
 from lazycluster.exceptions import (
     ConnectError,
     InvalidRuntimeError,
@@ -29,12 +28,13 @@ from lazycluster.executor import Executor
 from lazycluster.facts import Facts
 from lazycluster.hardware import HostInfo
 from lazycluster.holdings import Holdings
-from lazycluster.managed import ManagedProcess
+from lazycluster.managed import CleanedUp, ManagedProcess
 from lazycluster.openssh.destination import check_environment, check_port
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
 from lazycluster.results import CommandResult
+from lazycluster.steps import check_callable
 from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
 from lazycluster.transport import UNWATCHED, HostTransport, Watch
 
@@ -43,7 +43,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Runtime(Facts):
+class Runtime(Facts, CleanedUp):
     """One host to run tasks and functions on, and to tunnel to and from.
 
     Making one logs in, makes the working directory, and learns what the machine has. It is a context manager: at the
@@ -103,16 +103,6 @@ class Runtime(Facts):
     def __repr__(self) -> str:
         """Return the host and the working directory."""
         return f"<{self.class_name} {self.host}:{getattr(self, '_working_dir', '')}>"
-
-    def __enter__(self) -> Self:
-        """Return the runtime itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Clean up."""
-        self.cleanup()
 
     # What it is --------------------------------------------------------------------------------------------------
 
@@ -243,8 +233,7 @@ class Runtime(Facts):
             FunctionNotSerializableError: It cannot be sent.
         """
         executor = self.executor()
-        if not callable(function):
-            raise ValueError(f"a function is needed, not {function!r}")  # noqa: TRY004 - as for run_function()
+        check_callable(function)
         return calling.call(executor, function, args, kwargs)
 
     def execute_task(

@@ -53,6 +53,16 @@ class RunFunction:
 Step: TypeAlias = RunCommand | SendFile | GetFile | RunFunction
 
 
+def check_callable(function: object) -> None:
+    """Check that something can be called.
+
+    Raises:
+        ValueError: It cannot, as the API reference has it.
+    """
+    if not callable(function):
+        raise ValueError(f"a function is needed, not {function!r}")  # noqa: TRY004 - see above
+
+
 def function_name(function: Callable[..., object]) -> str:
     """Return what a callable is called; partials and instances have no name of their own."""
     while isinstance(function, functools.partial):

@@ -23,7 +23,7 @@ from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.destination import absolute, check_timeout
 from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import StepResult
-from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, check_callable, describe
 from lazycluster.supervisor.outcome import read_outcome, remote_traceback
 
 if TYPE_CHECKING:
@@ -290,8 +290,7 @@ class RuntimeTask:
         Raises:
             ValueError: The function is None or cannot be called.
         """
-        if not callable(function):
-            raise ValueError(f"a function is needed, not {function!r}")  # noqa: TRY004 - as the reference says
+        check_callable(function)
         self._steps.append(RunFunction(function, args, kwargs))
         return self
 

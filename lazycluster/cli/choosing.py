@@ -10,14 +10,13 @@ from typing import ParamSpec, TypeVar
 import attrs
 import click
 
-from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option
+from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, parsed
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
-from lazycluster.manager import cause_of, reason
+from lazycluster.manager import cause_of, reason, unfit
 from lazycluster.openssh.configured import configured_hosts, default_config
-from lazycluster.parallel import on_all
 from lazycluster.reaching import RuntimeOptions
-from lazycluster.results import Value
+from lazycluster.runtimes import Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,10 +61,10 @@ class Filter:
 
 @attrs.frozen
 class Choice:
-    """Which hosts were asked for, and how they are reached."""
+    """What the options of `choosing_hosts()` say: which hosts were asked for, and how they are reached."""
 
-    named: tuple[str, ...]
-    filter: Filter
+    hosts: tuple[str, ...]
+    asked_for: Filter
     config: Path | None
     connect_timeout: float
     resident: bool
@@ -74,7 +73,7 @@ class Choice:
     @property
     def source(self) -> str:
         """Return where the names of the hosts come from."""
-        return "--hosts" if self.named else str(self.config or default_config())
+        return "--hosts" if self.hosts else str(self.config or default_config())
 
     @contextlib.contextmanager
     def group(self) -> Iterator[tuple[RuntimeGroup, dict[str, str]]]:
@@ -83,7 +82,7 @@ class Choice:
         Raises:
             NoRuntimesDetectedError: None can.
         """
-        names = self.named or configured_hosts(self.config)
+        names = self.hosts or configured_hosts(self.config)
         options: RuntimeOptions = {
             "config_file": self.config,
             "connect_timeout": self.connect_timeout,
@@ -98,37 +97,23 @@ class Choice:
             **options,
         ) as group:
             left_out = {host: reason(host, cause_of(error)) for host, error in group.failed_hosts.items()}
-            left_out |= self._unfit(group)
+            without = unfit(group.get_runtimes(), self._unmet)
+            for host in without:
+                group.remove_runtime(host).cleanup()
+            left_out |= without
             if not group.runtime_count:
                 raise NoRuntimesDetectedError(self.source, tuple((host, left_out[host]) for host in names))
             yield group, left_out
 
-    def _unfit(self, group: RuntimeGroup) -> dict[str, str]:
-        """Take the hosts out of a group that have not what is asked for, and return why."""
-
-        def check(host: str) -> Callable[[], str]:
-            return lambda: group.get_runtime(host).unmet(
-                self.filter.gpu_required,
-                self.filter.min_memory,
-                self.filter.min_cpu_cores,
-                list(self.filter.installed_executables),
-                list(self.filter.filter_commands),
-            )
-
-        unfit = {}
-        for host, outcome in on_all({host: check(host) for host in group.hosts}).items():
-            unmet = outcome.value if isinstance(outcome, Value) else str(outcome.error)
-            if unmet:
-                unfit[host] = unmet
-                group.remove_runtime(host).cleanup()
-        return unfit
-
-
-def _filter(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> Filter:
-    try:
-        return Filter.parse(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+    def _unmet(self, runtime: Runtime) -> str:
+        asked_for = self.asked_for
+        return runtime.unmet(
+            asked_for.gpu_required,
+            asked_for.min_memory,
+            asked_for.min_cpu_cores,
+            list(asked_for.installed_executables),
+            list(asked_for.filter_commands),
+        )
 
 
 def _split(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -141,7 +126,7 @@ def _complete_list(context: click.Context, parameter: click.Parameter, incomplet
 
 
 def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
-    """Add the options that say which hosts a command is for; `choice_of()` makes a `Choice` of them."""
+    """Add the options that say which hosts a command is for; they are the keywords of `Choice`."""
     for option in (
         click.option(
             "--max-connections",
@@ -156,8 +141,8 @@ def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
         config_option,
         click.option(
             "--group-filter",
-            "filters",
-            callback=_filter,
+            "asked_for",
+            callback=parsed(Filter.parse),
             multiple=True,
             metavar="FILTER",
             help=f"Only hosts that have this; may be given several times: {_FILTERS}.",
@@ -172,15 +157,3 @@ def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
     ):
         command = option(command)
     return command
-
-
-def choice_of(
-    hosts: tuple[str, ...],
-    filters: Filter,
-    config: Path | None,
-    connect_timeout: float,
-    resident: bool,
-    max_connections: int,
-) -> Choice:
-    """Return what the options of `choosing_hosts()` say."""
-    return Choice(hosts, filters, config, connect_timeout, resident, max_connections)

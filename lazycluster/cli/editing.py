@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from lazycluster.cli.first_contact import make_contact
-from lazycluster.cli.options import complete_hosts, connect_timeout_option
+from lazycluster.cli.options import complete_hosts, connect_timeout_option, parsed
 from lazycluster.openssh import config_editing
 from lazycluster.openssh.config_editing import Settings, lines_naming
 from lazycluster.openssh.config_file import Change, ConfigFileError, change, check_accepted, check_outcome
@@ -24,25 +24,9 @@ _PLAIN = re.compile(r"[\w./@%+~:,-]+")
 # What the user gave ---------------------------------------------------------------------------------------------------
 
 
-def _read_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    try:
-        return parse_name(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _read_address(_context: click.Context, _parameter: click.Parameter, value: str) -> Destination:
-    try:
-        return parse_address(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _read_options(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> Settings:
-    try:
-        return tuple(parse_option(value) for value in values)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+def parse_options(texts: Sequence[str]) -> Settings:
+    """Read several options; see `parse_option()`."""
+    return tuple(map(parse_option, texts))
 
 
 def parse_name(text: str) -> str:
@@ -134,13 +118,13 @@ _config_option = click.option(
 
 
 @click.command()
-@click.argument("name", callback=_read_name)
-@click.argument("address", callback=_read_address, metavar="[USER@]HOST[:PORT]")
+@click.argument("name", callback=parsed(parse_name))
+@click.argument("address", callback=parsed(parse_address), metavar="[USER@]HOST[:PORT]")
 @click.option("--id-file", type=click.Path(path_type=Path), metavar="FILE", help="The private key to log in with.")
 @click.option(
     "--option",
     "options",
-    callback=_read_options,
+    callback=parsed(parse_options),
     multiple=True,
     metavar="K=V",
     help="One more keyword of ssh_config(5) with its value; may be repeated.",
@@ -205,7 +189,7 @@ def add_runtime(
 
 
 @click.command()
-@click.argument("name", callback=_read_name, shell_complete=complete_hosts)
+@click.argument("name", callback=parsed(parse_name), shell_complete=complete_hosts)
 @_config_option
 def delete_runtime(name: str, config: Path | None) -> None:
     """Remove a host from the ssh configuration.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option
+from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, parsed
 from lazycluster.display import Printer
 from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.tunnels import Tunnel
@@ -18,12 +18,16 @@ _GLANCE = 0.5
 """Seconds between two looks at how the tunnel stands."""
 
 
-def _two_ports(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, int]:
-    """Read `PORT[:PORT]`: where the service listens, and where it is made reachable, by default the same."""
-    first, colon, second = value.partition(":")
+def parse_ports(text: str) -> tuple[int, int]:
+    """Read `PORT[:PORT]`: where the service listens, and where it is made reachable, by default the same.
+
+    Raises:
+        ValueError: It is nothing of that kind.
+    """
+    first, colon, second = text.partition(":")
     words = (first, second) if colon else (first, first)
     if not all(word.isdecimal() and 1 <= int(word) <= 65535 for word in words):
-        raise click.BadParameter(f"{value!r} is not PORT or PORT:PORT, with ports from 1 to 65535")
+        raise ValueError(f"{text!r} is not PORT or PORT:PORT, with ports from 1 to 65535")
     return int(words[0]), int(words[1])
 
 
@@ -34,7 +38,7 @@ def _two_ports(_context: click.Context, _parameter: click.Parameter, value: str)
 @config_option
 @connect_timeout_option
 @click.argument("host", shell_complete=complete_hosts)
-@click.argument("ports", callback=_two_ports, metavar="PORT[:PORT]")
+@click.argument("ports", callback=parsed(parse_ports), metavar="PORT[:PORT]")
 def expose(host: str, ports: tuple[int, int], is_from: bool, config: Path | None, connect_timeout: float) -> int:
     """Make a service reachable through a tunnel, until Ctrl-C.
 

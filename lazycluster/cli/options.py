@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from lazycluster.openssh.configured import configured_hosts
+
+V = TypeVar("V")
+T = TypeVar("T")
+
+
+def parsed(parse: Callable[[V], T]) -> Callable[[click.Context, click.Parameter, V], T]:
+    """Return a callback that reads what was given with a parser; its ValueError is told as a wrong call."""
+
+    def read(_context: click.Context, _parameter: click.Parameter, value: V) -> T:
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return read
 
 
 def complete_hosts(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import threading
 from collections.abc import Sequence
@@ -10,12 +9,12 @@ from typing import Any
 
 import click
 
-from lazycluster.cli.choosing import choice_of, choosing_hosts
+from lazycluster.cli.choosing import Choice, choosing_hosts
 from lazycluster.cli.options import json_option
 from lazycluster.display import print_table
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.manager import reason
-from lazycluster.results import CommandResult, Error, Stream
+from lazycluster.results import CommandResult, Error, LineDecoder, Stream
 
 HOST_FAILED = 3
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green")
@@ -47,7 +46,7 @@ def run(command: tuple[str, ...], timeout: float | None, as_json: bool, **which:
     """  # noqa: D301 - \b keeps click from wrapping what follows
     text = " ".join(command)  # as ssh does
     try:
-        with choice_of(**which).group() as (group, left_out):
+        with Choice(**which).group() as (group, left_out):
             group.progress = False
             lines = Lines(group.hosts)
             outcomes = group.run(text, timeout=timeout, on_error="collect", on_output=None if as_json else lines.add)
@@ -78,21 +77,17 @@ class Lines:
             host: click.style(f"{host.ljust(width)} | ", fg=_COLOURS[number % len(_COLOURS)])
             for number, host in enumerate(hosts)
         }
-        decoder = codecs.getincrementaldecoder("utf-8")
-        self._decoders = {(host, stream): decoder("replace") for host in hosts for stream in Stream}
-        self._rests = dict.fromkeys(self._decoders, "")
+        self._decoders = {(host, stream): LineDecoder() for host in hosts for stream in Stream}
 
     def add(self, host: str, stream: Stream, data: bytes) -> None:
         """Take a piece of output, and print the lines that are complete with it."""
-        key = host, stream
-        *lines, self._rests[key] = (self._rests[key] + self._decoders[key].decode(data)).split("\n")
-        self._print(key, lines)
+        self._print((host, stream), self._decoders[host, stream].feed(data))
 
     def end(self) -> None:
         """Print what did not end with a newline."""
-        for key, rest in self._rests.items():
-            if rest:
-                self._print(key, [rest])
+        for key, decoder in self._decoders.items():
+            if decoder.rest:
+                self._print(key, [decoder.rest])
 
     def _print(self, key: tuple[str, Stream], lines: Sequence[str]) -> None:
         if lines:

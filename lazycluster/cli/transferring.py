@@ -9,18 +9,16 @@ from typing import Any
 
 import click
 
-from lazycluster.cli.choosing import choice_of, choosing_hosts
+from lazycluster.cli import FAILED
+from lazycluster.cli.choosing import Choice, choosing_hosts
 from lazycluster.display import print_table, transfer_bars
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import reason
-from lazycluster.openssh.processes import Cancellation
-from lazycluster.parallel import on_all
-from lazycluster.results import Value
+from lazycluster.parallel import Stopping, errors_of, on_all
 from lazycluster.runtimes import Runtime
 from lazycluster.transport import Watch
 
 _AT_ONCE = 16
-FAILED = 1
 
 
 @click.command()
@@ -42,7 +40,7 @@ def put(local: Path, remote: str | None, **which: Any) -> int:  # noqa: ANN401 -
     def send(runtime: Runtime, watch: Watch) -> None:
         runtime.transport.put(local.absolute(), remote, cwd=runtime.working_dir, watch=watch)
 
-    with choice_of(**which).group() as (group, left_out):
+    with Choice(**which).group() as (group, left_out):
         return _moved(group, left_out, f"{local} sent to", send)
 
 
@@ -67,31 +65,22 @@ def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - se
         target.mkdir(parents=True, exist_ok=True)
         runtime.transport.get(remote, target, cwd=runtime.working_dir, watch=watch)
 
-    with choice_of(**which).group() as (group, left_out):
+    with Choice(**which).group() as (group, left_out):
         return _moved(group, left_out, f"{remote} fetched from", fetch)
 
 
 def _moved(group: RuntimeGroup, left_out: dict[str, str], title: str, move: Callable[[Runtime, Watch], None]) -> int:
     """Move something to or from each host, with a bar for each, and say how it went."""
-    cancellations = {host: Cancellation() for host in group.hosts}
-
-    def stop() -> None:
-        for cancellation in cancellations.values():
-            cancellation.request()
+    stopping = Stopping()
 
     def work(runtime: Runtime, advance: Callable[[str, int, int | None], None]) -> None:
-        watch = Watch(on_progress=functools.partial(advance, runtime.host), cancellation=cancellations[runtime.host])
-        move(runtime, watch)
+        with stopping.cancellation() as cancellation:
+            move(runtime, Watch(on_progress=functools.partial(advance, runtime.host), cancellation=cancellation))
 
     with transfer_bars(group.hosts) as advance:
         jobs = {runtime.host: functools.partial(work, runtime, advance) for runtime in group.runtimes}
-        outcomes = on_all(jobs, limit=_AT_ONCE, stop=stop)
-    for cancellation in cancellations.values():
-        cancellation.close()
-    failed = dict(left_out)
-    for host, outcome in outcomes.items():
-        if not isinstance(outcome, Value):
-            failed[host] = reason(host, outcome.error)
+        outcomes = on_all(jobs, limit=_AT_ONCE, stop=stopping.request)
+    failed = left_out | {host: reason(host, error) for host, error in errors_of(outcomes)}
     if failed:
         print_table(f"{len(failed)} failed", ("host", "why"), list(failed.items()), err=True)
     total = len(outcomes) + len(left_out)

@@ -131,7 +131,7 @@ def _advice(
         advice.append(f"With a password: Runtime({error.host!r}, password=...).")
     if any(method.startswith("gssapi") for method in methods):
         advice.append("With Kerberos: `kinit`.")
-    return advice or [error.advice.format(host=error.host, hop=error.hop or error.host)]
+    return advice or [error.remedy]
 
 
 def _is_in_agent(key: KeyFile, trace: Trace) -> bool:

@@ -18,7 +18,7 @@ from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.diagnosis import scp_reason
 from lazycluster.openssh.master import Master
 from lazycluster.openssh.per_step import PerStep
-from lazycluster.openssh.processes import Child, Deadline, DeadlinePassedError, Finished
+from lazycluster.openssh.processes import Finished, run_to_end
 from lazycluster.openssh.sessions import Sessions
 
 FILES = "files"
@@ -99,18 +99,7 @@ def _scp(sessions: Sessions, source: str, target: str, *, legacy: bool) -> str:
         argv = scp_argv(
             sessions.destination, master.socket, source, target, legacy=legacy, unsupported=sessions.unsupported
         )
-        said: list[bytes] = []
-        child = Child(
-            argv, stdin=False, on_output=lambda _stream, data: said.append(data), deadline=Deadline(_PATIENCE)
-        )
-        status = None
-        try:
-            with contextlib.suppress(DeadlinePassedError):
-                child.pump(lambda: child.at_end)
-                status = child.wait(child.deadline.within(_PATIENCE))
-        finally:
-            child.abandon()
-        return Finished(status, b"".join(said).decode(errors="replace"))
+        return run_to_end(argv, seconds=_PATIENCE, errors=True)
 
     try:
         ended = sessions.run_beside(copy, "scp")

@@ -64,10 +64,7 @@ def skipped(check: str, reason: str) -> Finding:
 def from_error(check: str, error: LazyclusterError) -> Finding:
     """Return an error of the library as a finding, its advice apart where it has one."""
     if isinstance(error, ConnectError):
-        at = f" at {error.hop}" if error.hop and error.hop != error.host else ""
-        said = f" ({error.reason})" if error.reason else ""
-        advice = error.advice.format(host=error.host, hop=error.hop or error.host)
-        return failed(check, f"{error.summary}{at}{said}", advice)
+        return failed(check, error.fault, error.remedy)
     host = getattr(error, "host", "")
     return failed(check, str(error).removeprefix(f"{host}: "), f"Try it by hand: `ssh -v {host} true`.")
 

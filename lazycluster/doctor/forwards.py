@@ -16,6 +16,7 @@ from lazycluster.exceptions import ForwardingRefusedError, PortInUseError
 from lazycluster.openssh.calls import start_python
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.per_step import PerStep
+from lazycluster.openssh.ports import free_port
 from lazycluster.transport import Stoppable
 
 FROM_HOST, TO_HOST = "ports from the host", "ports to the host"
@@ -67,7 +68,7 @@ def look_from_host(host: PerStep, server: tuple[str, int] | None, dialled: int |
     what = f"sshd's greeting from {address}:{port} there"
 
     def make() -> tuple[Forwarding, int]:
-        listen = _free_port()
+        listen = free_port()
         return Forwarding(ForwardType.LOCAL, listen, port, connect_host=address), listen
 
     try:
@@ -92,7 +93,7 @@ def look_to_host(host: PerStep, *, through_host: bool, python: str | None, has_p
         return Forwarding(ForwardType.REMOTE, listen, port), listen
 
     def make_back(port: int) -> tuple[Forwarding, int]:
-        listen = _free_port()
+        listen = free_port()
         return Forwarding(ForwardType.LOCAL, listen, port, connect_host=_LOOPBACK), listen
 
     with _echo() as echo:
@@ -126,13 +127,6 @@ def _tunnel(host: PerStep, make: Callable[[], tuple[Forwarding, int]]) -> Iterat
         finally:
             tunnel.terminate()
         return
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((_LOOPBACK, 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _greeting(port: int) -> bytes:

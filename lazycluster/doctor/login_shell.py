@@ -14,13 +14,13 @@ from lazycluster.exceptions import CommandTimeoutError, LazyclusterError, LoginS
 from lazycluster.openssh.session import Session
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.results import Collector, Stream
+from lazycluster.supervisor.spawning import BOURNE
 
 LOGIN_SHELL = "login shell"
 SLOW = 0.2
 """Seconds that start-up files may take before they are worth a warning."""
 _PATIENCE = 15.0
 _ROUNDS = 3
-_BOURNE = {"sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"}
 _START_UP_FILES = {
     "bash": "~/.bashrc",
     "zsh": "~/.zshenv",
@@ -126,7 +126,7 @@ def judge_login_shell(shell: Shell) -> Finding:
     guard = _GUARDS.get(shell.name)
     return_early = f"let {file} begin with `{guard}`" if guard else f"see that {file} do so in a terminal only"
     facts = [shell.path or "not known"]
-    if shell.name not in _BOURNE:
+    if shell.name not in BOURNE:
         facts.append("no Bourne shell, so commands run in /bin/sh")
     if shell.start_up is not None:
         facts.append(f"start-up files take {shell.start_up * 1000:.0f} ms")

@@ -29,6 +29,14 @@ def is_free(port: int) -> bool:
     return True
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on just now, chosen by the system."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def check_program() -> str:
     """Return a Python program (3.6 and newer) that reads ports, one a line, and prints those that are free."""
     loop = "for line in sys.stdin:\n    if is_free(int(line)):\n        print(int(line))\n"

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 
 _LARGE_PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
-_BOURNE = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
+BOURNE = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
+"""The shells that read what a POSIX shell reads."""
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that Python ignores; handlers go with the exec."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-][A-Za-z0-9_./+@%:,-]*(?:[ \t]+[A-Za-z0-9_./+=@%:,-]+)*")
@@ -44,7 +45,7 @@ def base_environment() -> "dict[bytes, bytes]":
 def login_shell() -> str:
     """Return the account's own shell where it reads what a POSIX shell reads, else /bin/sh."""
     shell = os.environ.get("SHELL", "")
-    return shell if shell.rpartition("/")[2] in _BOURNE and os.access(shell, os.X_OK) else "/bin/sh"
+    return shell if shell.rpartition("/")[2] in BOURNE and os.access(shell, os.X_OK) else "/bin/sh"
 
 
 def as_words(command: str, environment: "dict[bytes, bytes]") -> "list[str] | None":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypedDict
 import attrs
 
 from lazycluster.exceptions import LazyclusterError
+from lazycluster.openssh.ports import free_port
 from lazycluster.testing.processes import Guarded, children, end, run, wait_until
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class LocalSshd:
         if self._home is True:
             self.home.mkdir(mode=0o700)
         self._make_keys()
-        self.port = _free_port()
+        self.port = free_port()
         (self.directory / "sshd_config").write_text(_lines(self._server_config()))
         self.known_hosts.write_text(f"{self._known_name} {(self.directory / 'host_key.pub').read_text()}")
         write_config(self.config_file, self)
@@ -368,13 +369,6 @@ def _is_locked() -> bool:
     except OSError:  # nobody but root can read it, and the sshd of nobody else does
         return False
     return any(row.startswith(f"{user}:!") for row in rows)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((_ADDRESS, 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _answers(port: int) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lazycluster.openssh.ports import free_port
 from lazycluster.testing import LocalSshd, LocalSshdError, Relay, SshdNotFoundError, local_sshd, processes, write_config
 
 if TYPE_CHECKING:
@@ -247,10 +248,10 @@ def test_a_server_that_does_not_answer_is_told(needs_sshd: None, monkeypatch: py
 
 
 def test_a_port_that_was_taken_meanwhile_is_replaced(needs_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = local_sshd._free_port
+    choose = free_port
     with Relay(target=1) as taken, Relay(target=1) as taken_too:
         ports = iter([taken.port, taken_too.port])
-        monkeypatch.setattr(local_sshd, "_free_port", lambda: next(ports, 0) or choose())
+        monkeypatch.setattr(local_sshd, "free_port", lambda: next(ports, 0) or choose())
         with LocalSshd() as server:
             assert server.port not in {taken.port, taken_too.port}
             assert ssh(server, "true").returncode == 0
@@ -258,7 +259,7 @@ def test_a_port_that_was_taken_meanwhile_is_replaced(needs_sshd: None, monkeypat
 
 def test_a_port_that_is_always_taken_is_an_error(needs_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with Relay(target=1) as taken:
-        monkeypatch.setattr(local_sshd, "_free_port", lambda: taken.port)
+        monkeypatch.setattr(local_sshd, "free_port", lambda: taken.port)
         with pytest.raises(LocalSshdError, match="already in use"):
             LocalSshd().start()
 
