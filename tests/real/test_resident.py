@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -293,6 +295,38 @@ def test_a_slow_link_is_no_lost_one(sshd: LocalSshd, tmp_path: Path) -> None:
         task.join()
         assert task.execution_log == ["done\n"]
         relay.delay = 0.0
+
+
+_JUMPING = """
+import itertools, time
+real, jumps = time.time, itertools.cycle([86400.0, -86400.0, 0.0])
+time.time = lambda: real() + next(jumps)
+"""
+
+
+def test_clocks_that_jump_end_nothing_and_hold_nothing_up(
+    make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a day, forth and back, each time that somebody looks, on both ends."""
+    number = unique()
+    (tmp_path / "sitecustomize.py").write_text(_JUMPING)
+    server = make_sshd(environment={"PYTHONPATH": str(tmp_path)})
+    jumps, real = itertools.cycle([86400.0, -86400.0, 0.0]), time.time
+    with Runtime(server.host, grace=0.5, python=sys.executable, **server.connection_kwargs) as runtime:
+        monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+        there = runtime.call(lambda: [time.time() for _ in range(3)])
+        assert max(there) - min(there) > 86000, "the clock there jumps"
+        assert runtime.run("sleep 0.5; echo done", timeout=60).stdout == "done\n"
+        begun = time.monotonic()
+        with pytest.raises(CommandTimeoutError):
+            runtime.run(f"trap '' TERM; sleep {number}; sleep {number}", timeout=0.3)
+        task = runtime.execute_task(RuntimeTask().run_command(f"sleep {number}"))
+        started(number, 1)
+        assert task.process is not None
+        task.process.terminate()
+        assert time.monotonic() - begun < 20
+        eventually(lambda: not running(number), "both are ended", timeout=10)
+        assert runtime.is_valid_runtime()
 
 
 # Its end -------------------------------------------------------------------------------------------------------------

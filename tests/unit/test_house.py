@@ -226,6 +226,15 @@ def test_testing_is_for_the_demo_and_for_tests_alone(module: str) -> None:
 
 
 @every_module
+def test_nothing_waits_by_a_clock_that_can_be_set(module: str) -> None:
+    settable = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "time.clock_gettime"}
+    used = {ast.unparse(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)} & settable
+
+    # What the doctor compares is these clocks themselves.
+    assert used == ({"time.clock_gettime"} if module == "lazycluster.doctor.machine" else set())
+
+
+@every_module
 def test_no_local_shell_and_no_fork_is_used(module: str) -> None:
     forbidden = {"os.system", "os.popen", "pty.spawn", "subprocess.getoutput", "subprocess.getstatusoutput"}
     if module not in SENT_AS_TEXT:
