@@ -531,7 +531,7 @@ def test_nothing_outlives_a_manager_that_is_killed(host: LocalSshd, temporary: P
         ]
         pids = [int(program.line()) for program in programs]
         assert all(map(is_alive, pids))
-        assert len(running(host, "sleep 1007")) == 2
+        eventually(lambda: len(running(host, "sleep 1007")) == 2, "the commands of both run")
         for program, number in zip(programs, signals, strict=True):
             program.process.send_signal(number)
             assert program.finish()[0] == -number
