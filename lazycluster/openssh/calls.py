@@ -39,7 +39,7 @@ done
 exit 127
 """
 _START_AND_MIND = """\
-    {variable} PYTHONCOERCECLOCALE=0 "$f" -c {bootstrap}
+    {variable} PYTHONCOERCECLOCALE=0 "$f" -S -c {bootstrap}
     code=$?
     [ $code -ne 0 ] || exit 0
     set -- {mark}

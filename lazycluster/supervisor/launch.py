@@ -17,9 +17,11 @@ from lazycluster.openssh.ports import is_free
 from lazycluster.supervisor import call
 
 _BOOTSTRAP = (
-    "import sys;sys.path[:]=[p for p in sys.path if p];import os,zlib;b=bytearray();"
+    "import sys;sys.path[:]=[p for p in sys.path if p];import os,zlib;"
+    "sys.path[:]=map(os.path.abspath,sys.path);b=bytearray();"
     "any(b.extend(d)or not d or len(b)>={0} for d in iter(lambda:os.read(0,{0}-len(b)),None));"
-    'exec(zlib.decompress(bytes(b)),{{"__name__":"lazycluster_call"}})'
+    "d=zlib.decompressobj();t=d.decompress(bytes(b))+zlib.decompress(d.unused_data);"
+    'exec(t,{{"__name__":"lazycluster_call"}})'
 )
 """Reads the program from standard input, and not one byte more; nothing that the current directory holds is imported
 before the function runs. It is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
@@ -72,7 +74,7 @@ def program(token: str, grace: float = 5.0) -> Program:
 
 def as_program(modules: tuple[str, ...], start: str) -> Program:
     """Return the program that makes modules of this package, each importing earlier ones only, and runs `start`."""
-    text = zlib.compress(f"{LOADER}{modules_text(modules)}{start}".encode())
+    text = _loading(modules) + zlib.compress(start.encode())
     return Program(_BOOTSTRAP.format(len(text)), text)
 
 
@@ -84,16 +86,23 @@ def supervisor(token: str, mark: str, grace: float, working_dir: str | None, pro
 
 
 @functools.cache
+def _loading(modules: tuple[str, ...]) -> bytes:
+    """Return what is the same for every host: compressed once, for that takes as long as much else of a log-in."""
+    return zlib.compress(f"{LOADER}{modules_text(modules)}".encode())
+
+
+@functools.cache
 def calls_preparation() -> bytes:
     """Return what a supervisor loads before its first call, besides the sources of cloudpickle."""
     install = (
         "def install(functions, data):\n"
+        "    late_site.catch_up()\n"
         "    call.install(data)\n"
         "    functions.work = call.work\n"
         "    functions.done_record = call.done_record\n"
         "    functions.warm_up = call.warm_up\n"
     )
-    return zlib.compress(f"{LOADER}{modules_text(('call',))}{install}".encode())
+    return zlib.compress(f"{LOADER}{modules_text(('late_site', 'call'))}{install}".encode())
 
 
 @functools.cache

@@ -352,7 +352,7 @@ def local_supervisor(
     imported = "import os\ndel os.environ['COVERAGE_PROCESS_CONFIG']\n"
     imported += f"from lazycluster.supervisor import frames, job, outbox, program, spawning, tree, workers\n{tweaks}\n"
     imported += f"program.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"
-    argv = [sys.executable, "-c", imported] if python is None else [str(python), "-c", sent.bootstrap]
+    argv = [sys.executable, "-c", imported] if python is None else [str(python), "-S", "-c", sent.bootstrap]
     pipe = subprocess.PIPE
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=said, cwd=cwd, env=environment, bufsize=0)

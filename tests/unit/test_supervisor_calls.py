@@ -64,6 +64,37 @@ def test_a_value_from_a_program_that_was_sent(python: Path, tmp_path: Path) -> N
         )
 
 
+@pytest.mark.parametrize("python", HERE, ids=lambda path: path.parts[-3])
+def test_site_packages_are_looked_for_before_the_first_function(python: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('customized')")
+    (tmp_path / "elsewhere").mkdir()
+    environment = {**os.environ, "PYTHONPATH": "."}
+    asked = "import sys; print(sys.flags, [path for path in sys.path if path])"
+    plain = subprocess.run([python, "-c", asked], cwd=tmp_path, env=environment, capture_output=True, check=True)
+
+    def look() -> tuple[str, int]:
+        import multiprocessing  # noqa: PLC0415 - on the host
+
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            inherited = pool.apply(eval, ("__import__('sys').flags.no_site",))
+        return f"{sys.flags} {[path for path in sys.path if path]}\n", inherited
+
+    with local_supervisor(python, cwd=tmp_path, env=environment, says=b"customized") as host:
+        assert host.run("pwd", cwd=str(tmp_path / "elsewhere")).status() == 0
+        assert host.words() == b""
+        host.prepare_calls()
+        assert host.call(look).value() == (plain.stdout.decode().removeprefix("customized\n"), 0)
+
+
+def test_a_sitecustomize_that_ends_python_is_why_functions_fail(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("raise SystemExit(3)")
+    with local_supervisor(sys.executable, env={**os.environ, "PYTHONPATH": str(tmp_path)}) as host:
+        host.prepare_calls()
+        how, reason = host.call(int).finish()
+        assert (how, reason.endswith("ends Python: SystemExit(3)")) == ("failed", True), reason
+        assert host.run("echo well").result() == (0, b"well\n", b"")
+
+
 def test_values_and_exceptions(host: LocalSupervisor) -> None:
     job = host.call(lambda text: print(text) or [text], "é\n")
     assert job.value() == ["é\n"]
