@@ -38,8 +38,17 @@ section() {{
 processors() {{
     nproc || getconf _NPROCESSORS_ONLN
 }}
+lines() {{
+    while read -r line || [ -n "$line" ]; do
+        printf %s "$line"
+        echo
+    done <"$1"
+}}
 os_release() {{
-    cat /etc/os-release || cat /usr/lib/os-release
+    lines /etc/os-release || lines /usr/lib/os-release
+}}
+meminfo() {{
+    read -r line </proc/meminfo && echo "$line"
 }}
 show() {{
     {{ read -r value <"$1"; }} 2>/dev/null && echo "$1=$value"
@@ -92,13 +101,13 @@ section uname uname -srm
 section processors processors
 if [ -r /proc/meminfo ]; then
     section os-release os_release
-    section meminfo cat /proc/meminfo
+    section meminfo meminfo
     section cgroups cgroups
 else
     section sw_vers sw_vers
     section sysctl sysctl hw.ncpu hw.memsize
 fi
-section python python_of "$@"
+[ $# -eq 0 ] || section python python_of "$@"
 if command -v nvidia-smi >/dev/null 2>&1; then
     section gpus bounded {nvidia.QUERY} && section mig bounded {nvidia.LIST}
 fi
@@ -221,18 +230,18 @@ def _split(output: str) -> tuple[dict[str, _Section], bool]:
     lines: list[str] = []
     name: str | None = None
     for line in (line.rstrip("\r") for line in output.split("\n")):
-        begin = re.fullmatch(rf"{_MARK} begin (\S+)", line)
-        end = re.fullmatch(rf"{_MARK} end (\S+) ([0-9]+)", line)
-        if begin:
-            name, lines = begin[1], []
-            sections[name] = _Section()
-        elif end and end[1] == name:
-            sections[end[1]] = _Section("\n".join(lines).strip("\n"), int(end[2]))
-            name = None
-        elif line == f"{_MARK} done":
-            return sections, True
-        else:
-            lines.append(line)
+        words = line[len(_MARK) :].split(" ")[1:] if line.startswith(f"{_MARK} ") else []
+        match words:
+            case ["begin", begun]:
+                name, lines = begun, []
+                sections[name] = _Section()
+            case ["end", ended, code] if ended == name and re.fullmatch("[0-9]+", code):
+                sections[ended] = _Section("\n".join(lines).strip("\n"), int(code))
+                name = None
+            case ["done"]:
+                return sections, True
+            case _:
+                lines.append(line)
     if name is not None:
         sections[name] = _Section("\n".join(lines).strip("\n"))
     return sections, False

@@ -119,7 +119,7 @@ def _popen(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int | IO[byt
     """Start a program in a session of its own, where no terminal's Ctrl-C reaches it."""
     _log.debug("start %s", argv)
     # The ssh to a jump host knows nothing of our BatchMode, and must not open a window either (ssh(1), ENVIRONMENT).
-    env = {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}
+    env = {**os.environb, b"SSH_ASKPASS_REQUIRE": b"never"}  # as bytes, which Popen takes without much ado
     return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True, bufsize=0)
 
 

@@ -26,6 +26,8 @@ JOB_VARIABLE = "LAZYCLUSTER_JOB"
 
 _LABEL_FORBIDDEN = re.compile(r"[^ -~]|[\\!'\"]")
 _LABEL_LENGTH = 200
+_ESCAPED = re.compile(rb"[^ -~]|\\")
+_STATUS = re.compile(rb"(\d{1,3}|cd);")
 _TILDE = re.compile(r"(~[A-Za-z0-9_][A-Za-z0-9_.-]*|~)(?:/(.*))?", re.DOTALL)
 
 FIND_MARKED = """\
@@ -89,8 +91,7 @@ exec 4>&-
 
 def escape(text: str) -> bytes:
     """Return text as one line of ASCII that `printf %b` turns back into its bytes (UTF-8)."""
-    encoded = text.encode("utf-8", "surrogateescape")
-    return b"".join(bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x5C else b"\\0%03o" % byte for byte in encoded)
+    return _ESCAPED.sub(lambda match: b"\\0%03o" % match[0][0], text.encode("utf-8", "surrogateescape"))
 
 
 def quote_path(path: str) -> str:
@@ -191,8 +192,8 @@ class _Marked:
     """One stream between its marks, fed piece by piece."""
 
     start: bytes
-    end: re.Pattern[bytes]
-    end_prefix: bytes
+    end: bytes
+    """What stands before a status."""
     before: bytearray = attrs.field(factory=bytearray)
     held: bytes = b""
     started: bool = False
@@ -212,19 +213,21 @@ class _Marked:
             del self.before[position:]
         data = self.held + data
         self.held = b""
-        match = self.end.search(data)
-        if match is not None:
-            self.status = match[1].decode("ascii")
-            return data[: match.start()] + data[match.end() :]
+        position = data.find(self.end)
+        while position >= 0:
+            self.status = self.reported(data, position)
+            if self.status is not None:
+                return data[:position] + data[position + len(self.end) + len(self.status) + 1 :]
+            position = data.find(self.end, position + 1)
         keep = self._undecided(data)
         if keep:
             self.held = data[-keep:]
             data = data[:-keep]
         return data
 
-    def reported(self, data: bytes) -> str | None:
-        """Return the status in a mark of the end with which data begins."""
-        match = self.end.match(data)
+    def reported(self, data: bytes, position: int = 0) -> str | None:
+        """Return the status in a mark of the end that stands at a position of data."""
+        match = _STATUS.match(data, position + len(self.end)) if data.startswith(self.end, position) else None
         return None if match is None else match[1].decode("ascii")
 
     def finish(self) -> bytes:
@@ -235,12 +238,12 @@ class _Marked:
 
     def _undecided(self, data: bytes) -> int:
         """Return how many bytes at the end of the data may be the beginning of a mark."""
-        tail = data[-(len(self.end_prefix) + 8) :]
-        position = tail.rfind(self.end_prefix)
-        if position >= 0 and re.fullmatch(rb"[0-9a-z]*", tail[position + len(self.end_prefix) :]):
+        tail = data[-(len(self.end) + 8) :]
+        position = tail.rfind(self.end)
+        if position >= 0 and re.fullmatch(rb"[0-9a-z]*", tail[position + len(self.end) :]):
             return len(tail) - position
-        for length in range(min(len(self.end_prefix) - 1, len(data)), 0, -1):
-            if data.endswith(self.end_prefix[:length]):
+        for length in range(min(len(self.end) - 1, len(data)), 0, -1):
+            if data.endswith(self.end[:length]):
                 return length
         return 0
 
@@ -250,9 +253,7 @@ class Marks:
 
     def __init__(self, mark: str) -> None:
         """Prepare for the marks of one script."""
-        start, prefix = f"{mark}<".encode(), f"{mark}=".encode()
-        end = re.compile(re.escape(prefix) + rb"(\d{1,3}|cd);")
-        self._streams = {stream: _Marked(start, end, prefix) for stream in Stream}
+        self._streams = {stream: _Marked(f"{mark}<".encode(), f"{mark}=".encode()) for stream in Stream}
 
     @property
     def started(self) -> bool:

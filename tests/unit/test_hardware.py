@@ -712,7 +712,8 @@ def test_without_proc_it_asks_as_on_macos(shell: list[str], tmp_path: Path) -> N
 @linux
 def test_a_machine_with_no_tools_at_all_still_answers(tmp_path: Path) -> None:
     info = hardware.parse(run(hardware.probe(), ["sh"], path=str(tmp_path)))
-    assert info.warnings == ("the number of CPU cores is unknown", "the amount of memory is unknown") or info.cpu_cores
+    assert info.memory > 0  # the shell itself reads what files tell
+    assert info.warnings == ("the number of CPU cores is unknown",) or info.cpu_cores
     assert info.python_version is None
 
 
