@@ -89,7 +89,15 @@ x=$(mktemp -d) && ln -s -- "$1" "$x/x" && printf '%s\\0' "$x/x"
 """$1 path. Prints a path that leads there and holds nothing that needs quoting."""
 
 # A tree is moved into an existing one directory by directory, the files of each with one mv.
+#
+# Another host that shares the file system may make the same directory at the same moment, and mv would put ours inside
+# of that. It comes under a name that nobody else has, so that this shows, and is merged then.
 _MERGE = """\
+settle() {
+    mv -- "$1" "$s/$u" && mv -- "$s/$u" "$2" || return
+    [ -d "$2/$u" ] || return 0
+    x=$(mktemp -d "$s/m.XXXXXX") && mv -- "$2/$u" "$x" && merge "$x/$u" "$2"
+}
 merge() (
     find "$1/." ! -name . -prune ! -type d -exec sh -c 'd=$1; shift; mv -f -- "$@" "$d"' sh "$2" {} + || exit 1
     for e in "$1"/* "$1"/.*; do
@@ -97,8 +105,8 @@ merge() (
         case $n in .|..) continue;; esac
         [ -d "$e" ] || continue
         if [ -d "$2/$n" ]; then merge "$e" "$2/$n"
-        elif [ -w "$e" ]; then mv -- "$e" "$2/$n"
-        else chmod u+w "$e" && mv -- "$e" "$2/$n" && chmod u-w "$2/$n"  # a new parent is written into it
+        elif [ -w "$e" ]; then settle "$e" "$2/$n"
+        else chmod u+w "$e" && settle "$e" "$2/$n" && chmod u-w "$2/$n"  # a new parent is written into it
         fi || exit 1
     done
 )
@@ -121,7 +129,8 @@ RECEIVE_TREE = (
     + _MERGE
     + """\
 [ -d "./$b" ] || [ ! -e "./$b" ] || fail "is not a directory: $d/$b"
-s=./.lazycluster-$3
+u=.lazycluster-$3
+s=./$u
 trap 'chmod -R u+rwx "$s"; rm -rf -- "$s"' EXIT
 trap 'exit 1' HUP INT TERM
 mkdir -m 700 "$s" && mkdir "$s/t" || exit 1
@@ -132,7 +141,7 @@ if [ -d "./$b" ]; then
     conflict "$s/t" "./$b" || exit 1
     merge "$s/t" "./$b"
 else
-    mv -- "$s/t" "./$b" && touch -r "$s/end" "./$b" && chmod "$5" "./$b"
+    settle "$s/t" "./$b" && touch -r "$s/end" "./$b" && chmod "$5" "./$b"
 fi
 """
 )
