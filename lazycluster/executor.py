@@ -97,7 +97,10 @@ class Executor:
             case SendFile():
                 self.transport.put(step.local, step.remote, cwd=self.cwd, watch=watch)
             case GetFile():
-                self.transport.get(step.remote, step.local, cwd=self.cwd, watch=watch)
+                local = step.local_of(self.transport.host)
+                if step.is_for_each_host:
+                    local.parent.mkdir(parents=True, exist_ok=True)
+                self.transport.get(step.remote, local, cwd=self.cwd, watch=watch)
             case RunFunction():
                 self._call(step, watch, keep)
             case _:

@@ -187,8 +187,10 @@ class _ByHand:
                 send = self._send_tree if self.is_directory(step.local) else self._send_file
                 lines = send(step.local, step.remote, index)
             case GetFile():
-                comment = f"get_file: {_one_line(step.remote)} to {_one_line(str(step.local))}"
-                lines = self._get(step.remote, step.local, index)
+                local = step.local_of(self.to.host)
+                comment = f"get_file: {_one_line(step.remote)} to {_one_line(str(local))}"
+                make = (f"mkdir -p {quote(str(local.parent))}",) if step.is_for_each_host else ()
+                lines = (*make, *self._get(step.remote, local, index))
             case RunFunction():
                 comment = f"run_function: {_one_line(step.name)}"
                 payload = self.payloads.get(index)

@@ -21,7 +21,7 @@ from lazycluster.parallel import OnError, Stopping, collected, on_all, successes
 from lazycluster.results import CommandResult, Error, Stream, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.spreading import Spread
-from lazycluster.steps import check_callable, function_name
+from lazycluster.steps import GetFile, Step, check_callable, function_name
 from lazycluster.tasks import RuntimeTask
 from lazycluster.transport import Watch
 
@@ -58,6 +58,7 @@ class RuntimeGroup(Members, CleanedUp):
         self,
         command: str,
         *,
+        stdin: bytes = ...,
         timeout: float | None = ...,
         on_error: Literal["raise"] = ...,
         on_output: Callable[[str, Stream, bytes], object] | None = ...,
@@ -67,6 +68,7 @@ class RuntimeGroup(Members, CleanedUp):
         self,
         command: str,
         *,
+        stdin: bytes = ...,
         timeout: float | None = ...,
         on_error: Literal["collect"],
         on_output: Callable[[str, Stream, bytes], object] | None = ...,
@@ -75,6 +77,7 @@ class RuntimeGroup(Members, CleanedUp):
         self,
         command: str,
         *,
+        stdin: bytes = b"",
         timeout: float | None = None,
         on_error: OnError = "raise",
         on_output: Callable[[str, Stream, bytes], object] | None = None,
@@ -83,6 +86,7 @@ class RuntimeGroup(Members, CleanedUp):
 
         Args:
             command: Any text that a POSIX shell takes.
+            stdin: What it reads from its standard input, on each host.
             timeout: Seconds after which the command and its children are ended.
             on_error: `raise` what failed when all have ended, or `collect` it: an `Error` in place of the result.
             on_output: Gets each piece of output with its host while it is produced, in threads of the hosts.
@@ -96,7 +100,7 @@ class RuntimeGroup(Members, CleanedUp):
                 if on_output is not None:
                     on_output(runtime.host, stream, data)
 
-            return runtime.run(command, timeout=timeout, watch=Watch(tell, cancellation=cancellation))
+            return runtime.run(command, stdin=stdin, timeout=timeout, watch=Watch(tell, cancellation=cancellation))
 
         return self._on_all(work, f"`{command}`", on_error)
 
@@ -281,7 +285,8 @@ class RuntimeGroup(Members, CleanedUp):
         Raises:
             TaskExecutionError: A step failed.
             HostsFailedError: The same with `broadcast`; its `values` has the copies that did well.
-            ValueError: A host that is not of the group, or a host together with `broadcast`.
+            ValueError: A host that is not of the group, or a host together with `broadcast`; or a file that each host
+                would write to the same place here, see `RuntimeTask.get_file()`.
         """
         _check_on_error(on_error)
         if not broadcast:
@@ -300,6 +305,8 @@ class RuntimeGroup(Members, CleanedUp):
     ) -> Mapping[str, RuntimeTask | Error]:
         outcomes: dict[str, Value[RuntimeTask] | Error] = {}
         runtimes = self.needed()
+        if len(runtimes) > 1:
+            _check_places(task.steps)
         copies = {host: task.copy() for host in runtimes}
         try:
             for host, runtime in runtimes.items():
@@ -506,6 +513,14 @@ class RuntimeGroup(Members, CleanedUp):
 def _check_on_error(on_error: str) -> None:
     if on_error not in {"raise", "collect"}:
         raise ValueError(f"on_error is 'raise' or 'collect', not {on_error!r}")
+
+
+def _check_places(steps: Iterable[Step]) -> None:
+    for step in steps:
+        if isinstance(step, GetFile) and not step.is_for_each_host:
+            raise ValueError(
+                f"each host would write to the same place, {step.local}: put {{host}} into the local path of get_file()"
+            )
 
 
 def _begun(runtime: Runtime, task: RuntimeTask, *, debug: bool) -> Value[RuntimeTask] | Error:

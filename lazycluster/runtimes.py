@@ -207,11 +207,14 @@ class Runtime(Facts, CleanedUp):
 
     # What it does ------------------------------------------------------------------------------------------------
 
-    def run(self, command: str, *, timeout: float | None = None, watch: Watch = UNWATCHED) -> CommandResult:
+    def run(
+        self, command: str, *, stdin: bytes = b"", timeout: float | None = None, watch: Watch = UNWATCHED
+    ) -> CommandResult:
         """Run a command in the working directory and return how it ended; a failure is no exception.
 
         Args:
             command: Any text that a POSIX shell takes.
+            stdin: What it reads from its standard input.
             timeout: Seconds after which the command and its children are ended.
             watch: Follows the output while it is produced, and may stop the command.
 
@@ -220,7 +223,9 @@ class Runtime(Facts, CleanedUp):
             ConnectionLostError: The link broke.
         """
         self._check_open()
-        return self.transport.run(command, cwd=self._working_dir, env=self.env_variables, timeout=timeout, watch=watch)
+        return self.transport.run(
+            command, cwd=self._working_dir, env=self.env_variables, stdin=stdin, timeout=timeout, watch=watch
+        )
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return what it returns.

@@ -12,6 +12,9 @@ import attrs
 from lazycluster._typing import assert_never
 
 
+_HOST = "{host}"
+
+
 @attrs.frozen
 class RunCommand:
     """Run a shell command, for `timeout` seconds at most."""
@@ -30,10 +33,19 @@ class SendFile:
 
 @attrs.frozen
 class GetFile:
-    """Fetch a file or directory to an absolute local path."""
+    """Fetch a file or directory to an absolute local path, in which `{host}` stands for the host."""
 
     remote: str
     local: Path
+
+    @property
+    def is_for_each_host(self) -> bool:
+        """Tell whether each host has a place of its own here."""
+        return _HOST in str(self.local)
+
+    def local_of(self, host: str) -> Path:
+        """Return where it goes here from one host."""
+        return Path(str(self.local).replace(_HOST, file_name(host)))
 
 
 @attrs.frozen
@@ -51,6 +63,11 @@ class RunFunction:
 
 
 Step: TypeAlias = RunCommand | SendFile | GetFile | RunFunction
+
+
+def file_name(host: str) -> str:
+    """Return a host as the name of a file."""
+    return host.replace("/", "_")
 
 
 def check_callable(function: object) -> None:

@@ -271,7 +271,9 @@ class RuntimeTask:
 
         Args:
             remote_path: The file or directory there; a relative path starts in the working directory.
-            local_path: Where it goes here; default: its own name in the current directory, which is fixed now.
+            local_path: Where it goes here; default: its own name in the current directory, which is fixed now. `{host}`
+                in it stands for the host, as in `results/{host}/out.csv`, and missing directories are then made: so a
+                group can fetch it from each host.
 
         Raises:
             ValueError: The remote path is empty.

@@ -176,6 +176,7 @@ def test_a_function_needs_its_payload() -> None:
         (SendFile(Path("/a\x1bb")), "1. send_file: '/a?b' to the working directory"),
         (SendFile(Path("/a"), "> b"), "1. send_file: /a to '> b'"),
         (GetFile("a", Path("/b")), "1. get_file: a to /b"),
+        (GetFile("a", Path("/b/{host}/c")), f"1. get_file: a to /b/{TO.host}/c"),
         (RunFunction(lambda: None), "1. run_function: '<lambda>'\nIt travels"),
     ],
 )

@@ -395,6 +395,14 @@ def test_a_command_on_every_host(group: RuntimeGroup, fake_host: FakeHost) -> No
     }
 
 
+def test_what_a_command_reads(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    fake_host.on("cat")
+    group.run("cat", stdin=b"input")
+    ran = [call for call in fake_host.calls if isinstance(call, Ran)]
+    assert hosts_of(ran) == HOSTS
+    assert {call.stdin for call in ran} == {b"input"}
+
+
 def test_all_at_the_same_time(group: RuntimeGroup, fake_host: FakeHost) -> None:
     together = threading.Barrier(3)
 
@@ -714,6 +722,29 @@ def test_a_task_that_fails_somewhere(group: RuntimeGroup, fake_host: FakeHost) -
     with pytest.raises(HostsFailedError, match="a task failed on 1 of 3 hosts:\n  web2: "):
         group.join()
     assert [bool(copy.results) for copy in copies.values()] == [True] * 3
+
+
+def test_a_file_from_every_host(group: RuntimeGroup, fake_host: FakeHost, tmp_path: Path) -> None:
+    for host in HOSTS:
+        fake_host.host(host).path("out").write_text(host)
+    task = RuntimeTask().get_file("out", tmp_path / "of {host}" / "{host}.txt")
+    group.execute_task(task, broadcast=True, execute_async=False)
+    group.execute_task(task, host="web2", execute_async=False)
+    for host in HOSTS:
+        assert (tmp_path / f"of {host}" / f"{host}.txt").read_text() == host
+
+
+def test_files_of_all_hosts_are_not_written_over_each_other(
+    group: RuntimeGroup, fake_host: FakeHost, tmp_path: Path
+) -> None:
+    task = RuntimeTask().get_file("out", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"would write to the same place, .*/out: put \{host\} into the local path"):
+        group.execute_task(task, broadcast=True)
+    assert fake_host.calls == [], "nothing was begun"
+    fake_host.host("web1").path("out").write_text("web1")
+    with RuntimeGroup([group.get_runtime("web1")]) as single:
+        single.execute_task(task, broadcast=True, execute_async=False)
+    assert (tmp_path / "out").read_text() == "web1"
 
 
 def test_a_broadcast_where_a_host_is_closed(group: RuntimeGroup, fake_host: FakeHost) -> None:

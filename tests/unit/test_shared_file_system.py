@@ -75,4 +75,4 @@ def test_a_directory_that_another_host_makes_meanwhile_is_merged_into(
     found = {str(path.relative_to(place / "site")): path.read_text() for path in place.rglob("*") if path.is_file()}
     assert found == {**theirs, **old, **ours}
     assert [path.name for path in place.iterdir()] == ["site"], "something was left"
-    assert not [path for path in place.rglob(".*")]
+    assert not list(place.rglob(".*"))
