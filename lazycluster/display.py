@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,11 +16,53 @@ if TYPE_CHECKING:
     from rich.progress import TextColumn
 
 _LONGEST_RULE = 60
+_CONTROLS = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: the cursor, the screen, colours
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\n]*?(?:\x1b\\|[\x07\x9c]|(?=\n)|\Z)"  # OSC and the like: titles, links
+    r"|\x1b[ -/]*[0-~]?"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+"""What a terminal takes for an order (ECMA-48, chapters 5 and 8), but for newlines and tabs."""
+_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+_RESET = "\x1b[0m"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return how many there are of something, such as `1 host` and `2 hosts`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def coloured(*, err: bool = False) -> bool:
+    """Tell whether standard output, or standard error, gets colours: a terminal that has them, unless NO_COLOR is set.
+
+    rich decides, so that everything on a screen agrees.
+    """
+    if not (sys.stderr if err else sys.stdout).isatty():
+        return False
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console(stderr=err)
+    return console.color_system is not None and not console.no_color
+
+
+def cleaned(text: str, *, colours: bool = False) -> str:
+    """Return text without what a terminal would take for an order, such as to move the cursor.
+
+    With `colours` those stay (SGR), and end with the text.
+    """
+    if not colours:
+        return _CONTROLS.sub("", text)
+    kept = _CONTROLS.sub(lambda found: found[0] if _COLOUR.fullmatch(found[0]) else "", text)
+    return kept + _RESET if _COLOUR.search(kept) else kept
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
-    """Print a table, on standard error with `err`: with lines and colours on a terminal, else as aligned plain text."""
+    """Print a table, on standard error with `err`: with lines and colours on a terminal, else as aligned plain text.
+
+    Cells may hold what hosts said: what a terminal would take for an order is left out of them.
+    """
     out = sys.stderr if err else sys.stdout
+    rows = [[cleaned(cell) for cell in row] for row in rows]
     if not out.isatty():
         print(plain_table(title, columns, rows), file=out)
         return
@@ -27,12 +70,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(title=title, title_justify="left", header_style="bold cyan")
+    table = Table(header_style="bold cyan")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(stderr=err).print(table)
+        table.add_row(*map(Text, row))
+    # The title by itself: one of the table would be wrapped to its width.
+    Console(stderr=err).print(Text(title, "italic"), table, sep="\n")
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,6 +89,19 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         for line in [lines[0], rule, *lines[1:]]
     ]
     return "\n".join([title, *body])
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show on a terminal, on standard error, what is waited for; nothing of it is left."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    with Console(stderr=True).status(Text(text)):
+        yield
 
 
 @contextlib.contextmanager

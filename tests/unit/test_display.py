@@ -14,7 +14,17 @@ from contextlib import contextmanager
 
 import pytest
 
-from lazycluster.display import Printer, count_bar, plain_table, print_table, progress_bar
+from lazycluster.display import (
+    Printer,
+    cleaned,
+    coloured,
+    count_bar,
+    counted,
+    plain_table,
+    print_table,
+    progress_bar,
+    waiting,
+)
 
 ROWS = [("host", "web1"), ("memory", "[bold]3 GiB[/bold]")]
 PLAIN = "Facts\nkey     value\n------  ------------------\nhost    web1\nmemory  [bold]3 GiB[/bold]"
@@ -178,3 +188,95 @@ def test_a_printer_on_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) ->
     assert "a [bold]line[/bold]" in lines
     assert any("\x1b[1;32mgood" in line for line in lines)
     assert any("\x1b[1;31mbad" in line for line in lines)
+
+
+# What hosts say ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("plain\ttext, ünï 中 \U0001f600", "plain\ttext, ünï 中 \U0001f600"),
+        ("two\nlines", "two\nlines"),
+        ("\x1b[2J\x1b[1;1Hup\x1b[K", "up"),
+        ("\x1b]0;a title\x07text", "text"),
+        ("\x1b]8;;https://x.example\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("a\x1b]0;never ends\nb", "a\nb"),
+        ("\x1bPq#0\x1b\\sixel", "sixel"),
+        ("\x1b(Btext\x1b=\x1b7", "text"),
+        ("\x1b[?25lhidden\x1b[?25h", "hidden"),
+        ("\x9b2Jeight\x9d0;t\x9c bits\x85", "eight bits"),
+        ("nul\x00 bell\x07 back\x08 del\x7f cr\r", "nul bell back del cr"),
+        ("cut\x1b", "cut"),
+        ("\x1b[>4;2mno colour", "no colour"),
+    ],
+)
+def test_orders_to_a_terminal_are_left_out(text: str, clean: str) -> None:
+    assert cleaned(text) == clean
+    assert cleaned(text, colours=True) == clean
+
+
+def test_colours_stay_where_they_are_wanted_and_end_with_the_text() -> None:
+    assert cleaned("\x1b[1;31mred\x1b[38:5:9m\x1b[2J!", colours=True) == "\x1b[1;31mred\x1b[38:5:9m!\x1b[0m"
+    assert cleaned("\x1b[1;31mred\x1b[m!") == "red!"
+
+
+def test_a_cell_gives_a_terminal_no_orders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [("web1", "said \x1b]0;owned\x07\x1b[2Jthis")]
+    with terminal(monkeypatch) as seen:
+        print_table("T", ("host", "why"), rows)
+    assert "said this" in seen.text
+    assert "owned" not in seen.text
+    assert "\x1b[2J" not in seen.text
+    print_table("T", ("host", "why"), rows)
+    assert capsys.readouterr().out.splitlines()[-1] == "web1  said this"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_colours_only_where_rich_has_them(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: bool
+) -> None:
+    assert not coloured()
+    with terminal(monkeypatch, name="stderr"), monkeypatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        assert coloured(err=True) is expected
+        assert not coloured()
+
+
+# What fits -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_title_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as seen:
+        print_table("12 active hosts", ("host",), [("a",)])
+    assert "12 active hosts" in plain(seen.text).splitlines()
+
+
+def test_a_long_word_is_folded_and_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/srv/" + "long-name/" * 20
+    with terminal(monkeypatch, columns=60) as seen:
+        print_table("T", ("host", "why"), [("web1", path)])
+    lines = plain(seen.text).splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    assert "…" not in seen.text
+    assert "".join(line.split("│")[2].strip() for line in lines if line.startswith("│")) == path
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 hosts"), (1, "1 host"), (2, "2 hosts")])
+def test_numbers_of_things(number: int, text: str) -> None:
+    assert counted(number, "host") == text
+
+
+def test_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch, name="stderr") as seen, waiting("connecting to [web] ..."):
+        pass
+    assert "connecting to [web] ..." in plain(seen.text)
+    assert seen.text.endswith("\x1b[2K"), "nothing of it is left"
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with waiting("connecting"):
+        pass
+    assert stderr.getvalue() == ""
