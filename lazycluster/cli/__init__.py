@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +40,15 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - overrides one that is so typed
         return list(_COMMANDS)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            close = " or ".join(difflib.get_close_matches(name, _COMMANDS))
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {close}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
         if cmd_name not in _COMMANDS:
             return None
@@ -60,15 +72,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = lazycluster.main(arguments, prog_name="lazycluster", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort as error:
+        if error.__cause__ is None:  # at a prompt, where the cursor still is; elsewhere click has begun a new line
+            click.echo(err=True)
         click.echo("lazycluster: interrupted; what was under way was ended", err=True)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # else Python complains of what it could not write, at the end
+            os.dup2(nowhere, stream.fileno())
         return FAILED
     except LazyclusterError as error:
         click.echo(f"lazycluster: {error}", err=True)
         return FAILED
     return result if isinstance(result, int) else 0
+
+
+def _show(error: click.ClickException) -> None:
+    """Tell of an error as click does, but behind the name that all errors are told behind here."""
+    said = io.StringIO()
+    error.show(said)
+    click.echo(re.sub(r"^Error: ", "lazycluster: ", said.getvalue(), count=1, flags=re.MULTILINE), err=True, nl=False)

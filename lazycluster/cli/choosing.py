@@ -20,7 +20,15 @@ from lazycluster.runtimes import Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_FILTERS = "gpu, min-memory=MB, min-cores=N, installed=PROGRAM, true=COMMAND"
+_FILTERS = {
+    "gpu": ("", "takes no value"),
+    "min-memory": ("=MB", "takes a whole number of MB"),
+    "min-cores": ("=N", "takes a number"),
+    "installed": ("=PROGRAM", "takes the name of a program"),
+    "true": ("=COMMAND", "takes a command"),
+}
+"""What there is to ask for: how it is written, and what its value must be."""
+_THERE_ARE = ", ".join(f"{name}{value}" for name, (value, _) in _FILTERS.items())
 
 
 @attrs.frozen
@@ -38,7 +46,7 @@ class Filter:
         """Read what was given with `--group-filter`.
 
         Raises:
-            ValueError: A text is none of the filters.
+            ValueError: A text is none of the filters, or its value cannot be right.
         """
         filter_ = cls()
         for text in texts:
@@ -54,8 +62,10 @@ class Filter:
                     filter_ = attrs.evolve(filter_, installed_executables=(*filter_.installed_executables, value))
                 case "true" if value:
                     filter_ = attrs.evolve(filter_, filter_commands=(*filter_.filter_commands, value))
+                case _ if name in _FILTERS:
+                    raise ValueError(f"{name} {_FILTERS[name][1]}, not {value!r}")
                 case _:
-                    raise ValueError(f"{text!r} is no filter; there are: {_FILTERS}")
+                    raise ValueError(f"{text!r} is no filter; there are: {_THERE_ARE}")
         return filter_
 
 
@@ -116,13 +126,30 @@ class Choice:
         )
 
 
-def _split(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(filter(None, (word.strip() for word in (value or "").split(",")))))
+def parse_hosts(text: str | None) -> tuple[str, ...]:
+    """Read `A,B,...`; None, where nothing was given, is no hosts.
+
+    Raises:
+        ValueError: A name is empty. Nobody who names nothing, as with a variable that is not set, means all hosts.
+    """
+    if text is None:
+        return ()
+    names = [name.strip() for name in text.split(",")]
+    if not any(names):
+        raise ValueError(f"no host is named by {text!r}")
+    if not all(names):
+        raise ValueError(f"a name is missing in {text!r}; write A,B without a space after the comma")
+    return tuple(dict.fromkeys(names))
 
 
 def _complete_list(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{host}" for host in complete_hosts(context, parameter, last)]
+
+
+def _complete_filter(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    names = [f"{name}=" if value else name for name, (value, _) in _FILTERS.items()]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
@@ -145,11 +172,12 @@ def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
             callback=parsed(Filter.parse),
             multiple=True,
             metavar="FILTER",
-            help=f"Only hosts that have this; may be given several times: {_FILTERS}.",
+            shell_complete=_complete_filter,
+            help=f"Only hosts that have this; may be given several times: {_THERE_ARE}.",
         ),
         click.option(
             "--hosts",
-            callback=_split,
+            callback=parsed(parse_hosts),
             metavar="A,B,...",
             shell_complete=_complete_list,
             help="Only these hosts; else all that the ssh configuration names.",

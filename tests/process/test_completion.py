@@ -48,6 +48,9 @@ def test_commands_and_options() -> None:
     assert completed("expla") == ["explain"]
     assert set(completed("explain", "--")) >= {"--host", "--task", "--working-dir", "--config", "--json"}
     assert completed("completion", "") == ["bash", "zsh", "fish"]
+    filters = ["gpu", "min-memory=", "min-cores=", "installed=", "true="]
+    assert completed("run", "--group-filter", "") == filters
+    assert completed("run", "--group-filter", "gpu", "--group-filter", "min-") == filters[1:3]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_payloads(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_payloads_that_cannot_be_written(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tasks), "--write-payloads", str(tasks / "x")]) == 1
-    assert "Error: cannot write" in capsys.readouterr().err
+    assert "lazycluster: cannot write" in capsys.readouterr().err
 
 
 def test_a_function_that_cannot_be_pickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +146,7 @@ def test_no_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(file)]) == 1
     out, err = capsys.readouterr()
     advice = "write one there, such as: task = RuntimeTask('name')"
-    assert (out, err) == ("", f"Error: {file}: there is no RuntimeTask at its top level; {advice}\n")
+    assert (out, err) == ("", f"lazycluster: {file}: there is no RuntimeTask at its top level; {advice}\n")
 
 
 def test_a_file_that_raises_shows_the_users_own_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +155,7 @@ def test_a_file_that_raises_shows_the_users_own_traceback(tmp_path: Path, capsys
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["Traceback (most recent call last):", f'  File "{file}", line 4, in <module>']
     assert lines[-2] == "ZeroDivisionError: division by zero"
-    assert lines[-1] == f"Error: {file} raised ZeroDivisionError, so there is nothing to explain."
+    assert lines[-1] == f"lazycluster: {file} raised ZeroDivisionError, so there is nothing to explain."
     assert not any("runpy" in line for line in lines)
 
 
