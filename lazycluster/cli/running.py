@@ -3,119 +3,179 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Sequence
+import sys
+import time
 from typing import Any
 
+import attrs
 import click
 
+from lazycluster.cli import FAILED
 from lazycluster.cli.choosing import Choice, choosing_hosts
+from lazycluster.cli.lines import Lines
 from lazycluster.cli.options import json_option
-from lazycluster.display import print_table
-from lazycluster.exceptions import NoRuntimesDetectedError
+from lazycluster.cli.together import on_each
+from lazycluster.display import counted, print_table
+from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
 from lazycluster.manager import reason
-from lazycluster.results import CommandResult, Error, LineDecoder, Stream
+from lazycluster.openssh.processes import Cancellation, Output
+from lazycluster.parallel import Stopping
+from lazycluster.results import Collector, CommandResult, Stream
+from lazycluster.runtimes import Runtime
+from lazycluster.transport import Watch
 
 HOST_FAILED = 3
-_COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green")
+_INTERRUPTED = "lazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s"
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @choosing_hosts
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End it after so long.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End it after so long; that counts as failed.",
+)
+@click.option(
+    "--stdin",
+    "with_stdin",
+    is_flag=True,
+    help="Read standard input to its end, then give all of it to the command on each host; else theirs is empty.",
+)
 @json_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(command: tuple[str, ...], timeout: float | None, as_json: bool, **which: Any) -> int:  # noqa: ANN401
+def run(
+    command: tuple[str, ...],
+    timeout: float | None,
+    with_stdin: bool,
+    as_json: bool,
+    **which: Any,  # noqa: ANN401 - see choosing_hosts
+) -> int:
     """Run a shell COMMAND on many hosts at once, in their home directories.
 
-    Each line of output is printed when it comes, behind the name of its host; a summary follows on standard error.
-    Ctrl-C ends the command on all hosts, with its children.
+    Each line of output is printed when it comes, behind the name of its host and without control characters; a summary
+    follows on standard error. Ctrl-C ends the command on all hosts, with its children.
 
     \b
     Exit status: 0   it ended with 0 on every host
-                 1   it ended otherwise on some host
+                 1   it ended otherwise on some host, or took longer than --timeout;
+                     or whoever read the output wanted no more of it
                  3   some host could not be reached, or was lost
                  130 Ctrl-C
 
     \b
     Examples:
-      lazycluster run -- uptime
+      lazycluster run uptime
       lazycluster run --hosts web-1,web-2 -- 'df -h / | tail -1'
       lazycluster run --group-filter gpu --group-filter min-memory=16000 -- nvidia-smi -L
+      lazycluster run --stdin -- 'cat >> .ssh/authorized_keys' < new_key.pub
       lazycluster run --json -- uname -r | jq -r 'select(.exit_status == 0).stdout'
     """  # noqa: D301 - \b keeps click from wrapping what follows
     text = " ".join(command)  # as ssh does
+    if not text.strip():
+        raise click.UsageError("the command is empty")
+    stdin = _read_stdin() if with_stdin else b""
+    stopping = Stopping()
     try:
         with Choice(**which).group() as (group, left_out):
-            group.progress = False
-            lines = Lines(group.hosts)
-            outcomes = group.run(text, timeout=timeout, on_error="collect", on_output=None if as_json else lines.add)
+            lines = Lines(group.hosts, stopping.request)
+
+            def work(runtime: Runtime, cancellation: Cancellation) -> Ended:
+                def on_output(stream: Stream, data: bytes) -> None:
+                    if not as_json:
+                        lines.add(runtime.host, stream, data)
+
+                return _carry_out(runtime, text, stdin, timeout, on_output, cancellation)
+
+            outcomes = on_each(group, work, stopping, interrupted=_INTERRUPTED)
     except NoRuntimesDetectedError as error:
         click.echo(f"lazycluster: {error}", err=True)
         return HOST_FAILED
     lines.end()
+    match lines.failure:
+        case BrokenPipeError() as failure:
+            raise failure
+        case OSError() as failure:
+            raise click.ClickException(f"cannot write the output: {failure.strerror or failure}")
+    ends = {host: outcome.unwrap() for host, outcome in outcomes.items()}
     if as_json:
-        for host, outcome in outcomes.items():
-            click.echo(json.dumps(_record(host, outcome)))
+        for host, ended in ends.items():
+            click.echo(json.dumps(_record(host, ended)))
         for host, why in left_out.items():
             click.echo(json.dumps({"host": host, "error": why}))
     else:
-        _summarize(outcomes, left_out)
-    if left_out or any(isinstance(outcome, Error) for outcome in outcomes.values()):
+        _summarize(ends, left_out)
+    if left_out or any(ended.lost for ended in ends.values()):
         return HOST_FAILED
-    return 0 if all(isinstance(outcome, CommandResult) and outcome.ok for outcome in outcomes.values()) else 1
+    return 0 if all(ended.exit_status == 0 for ended in ends.values()) else FAILED
 
 
-class Lines:
-    """Prints the output of many hosts line by line, each behind its host's name. Any thread may use it."""
-
-    def __init__(self, hosts: Sequence[str]) -> None:
-        """Give each host its colour."""
-        self._lock = threading.Lock()
-        width = max(map(len, hosts))
-        self._prefixes = {
-            host: click.style(f"{host.ljust(width)} | ", fg=_COLOURS[number % len(_COLOURS)])
-            for number, host in enumerate(hosts)
-        }
-        self._decoders = {(host, stream): LineDecoder() for host in hosts for stream in Stream}
-
-    def add(self, host: str, stream: Stream, data: bytes) -> None:
-        """Take a piece of output, and print the lines that are complete with it."""
-        self._print((host, stream), self._decoders[host, stream].feed(data))
-
-    def end(self) -> None:
-        """Print what did not end with a newline."""
-        for key, decoder in self._decoders.items():
-            if decoder.rest:
-                self._print(key, [decoder.rest])
-
-    def _print(self, key: tuple[str, Stream], lines: Sequence[str]) -> None:
-        if lines:
-            prefix = self._prefixes[key[0]]
-            with self._lock:
-                click.echo("\n".join(prefix + line.removesuffix("\r") for line in lines), err=key[1] is Stream.STDERR)
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise click.UsageError("--stdin: standard input is closed")
+    return sys.stdin.buffer.read()
 
 
-def _record(host: str, outcome: CommandResult | Error) -> dict[str, object]:
-    if isinstance(outcome, Error):
-        return {"host": host, "error": str(outcome.error)}
+@attrs.frozen
+class Ended:
+    """How the command ended on a host: with an exit status, or before that with an error; and what it had printed."""
+
+    output: CommandResult
+    exit_status: int | None
+    error: Exception | None
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether it is the host that failed, and not the command."""
+        return self.error is not None and not isinstance(self.error, CommandTimeoutError)
+
+    def why(self, host: str) -> str:
+        """Return what went wrong, without the output; `''` where nothing did."""
+        error = self.error
+        if error is None:
+            return "" if self.exit_status == 0 else "failed"
+        if isinstance(error, CommandTimeoutError):
+            error = attrs.evolve(error, stdout=b"", stderr=b"")
+        return reason(host, error)
+
+
+def _carry_out(
+    runtime: Runtime, command: str, stdin: bytes, timeout: float | None, on_output: Output, cancellation: Cancellation
+) -> Ended:
+    collector, begun = Collector(), time.monotonic()
+    exit_status, error = None, None
+    try:
+        watch = Watch(on_output, cancellation=cancellation, collector=collector)
+        exit_status = runtime.run(command, stdin=stdin, timeout=timeout, watch=watch).exit_code
+    except Exception as raised:  # noqa: BLE001 - whatever it was is told with its host
+        error = raised
+    return Ended(collector.result(command, exit_status or 0, time.monotonic() - begun), exit_status, error)
+
+
+def _record(host: str, ended: Ended) -> dict[str, object]:
+    output = ended.output
     return {
         "host": host,
-        "exit_status": outcome.exit_code,
-        "stdout": outcome.stdout,
-        "stderr": outcome.stderr,
-        "seconds": round(outcome.duration, 6),
+        "exit_status": ended.exit_status,
+        "stdout": output.stdout,
+        "stderr": output.stderr,
+        "seconds": round(output.duration, 6),
+        **({} if ended.error is None else {"error": ended.why(host)}),
     }
 
 
-def _summarize(outcomes: dict[str, CommandResult | Error], left_out: dict[str, str]) -> None:
-    rows = []
-    for host, outcome in outcomes.items():
-        if isinstance(outcome, Error):
-            rows.append((host, "-", "-", reason(host, outcome.error)))
-        else:
-            rows.append((host, str(outcome.exit_code), f"{outcome.duration:.2f}", "" if outcome.ok else "failed"))
+def _summarize(ends: dict[str, Ended], left_out: dict[str, str]) -> None:
+    rows = [
+        (
+            host,
+            "-" if ended.exit_status is None else str(ended.exit_status),
+            f"{ended.output.duration:.2f}",
+            ended.why(host),
+        )
+        for host, ended in ends.items()
+    ]
     rows += [(host, "-", "-", why) for host, why in left_out.items()]
     failed = sum(1 for row in rows if row[3])
-    title = f"{len(rows)} hosts, {failed} failed" if failed else f"{len(rows)} hosts, all well"
-    print_table(title, ("host", "exit status", "seconds", ""), rows, err=True)
+    title = f"{counted(len(rows), 'host')}, {f'{failed} failed' if failed else 'all well'}"
+    columns = ("host", "exit status", "seconds", "")[: 4 if failed else 3]
+    print_table(title, columns, [row[: len(columns)] for row in rows], err=True)

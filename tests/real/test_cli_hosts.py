@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_list_where_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["list-runtimes", "--config", str(empty)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"lazycluster: no hosts: {empty} names none. Add a `Host` entry, or give hosts=[...].\n"
+    assert captured.err.startswith(f"lazycluster: no hosts: {empty} names none. Add a `Host` entry")
     empty.write_text("Host nowhere\n    HostName nowhere.invalid\n")
     assert main(["list-runtimes", "--config", str(empty)]) == 1
 
@@ -119,7 +120,7 @@ def test_run_as_json(with_dead: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_timeout(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "--config", config, "--timeout", "0.2", "--", "sleep 1000"]) == 3
+    assert main(["run", "--config", config, "--timeout", "0.2", "--", "sleep 1000"]) == 1
     assert "took longer than its timeout of 0.2 s" in capsys.readouterr().err
 
 
@@ -134,6 +135,28 @@ def test_only_hosts_that_fit(config: str, capsys: pytest.CaptureFixture[str]) ->
     assert "is no filter; there are: gpu, min-memory=MB" in capsys.readouterr().err
 
 
+def test_standard_input_goes_to_every_host(config: str) -> None:
+    words = (sys.executable, "-m", "lazycluster", "run", "--config", config)
+    data = b"\n".join(b"%d" % number for number in range(100_000)) + b"\n"
+    ended = subprocess.run((*words, "--stdin", "--", "wc -c"), input=data, capture_output=True, timeout=60)
+    assert (ended.returncode, sorted(ended.stdout.split())) == (0, sorted(b"web-1 | 588890 web-2 | 588890".split()))
+    ended = subprocess.run((*words, "--", "cat"), input=data, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, b"")
+
+
+@pytest.mark.parametrize("command", ["yes", "seq 100000; exec sleep 1000"])
+def test_a_reader_who_has_enough(command: str, config: str, servers: list[LocalSshd]) -> None:
+    words = (sys.executable, "-m", "lazycluster", "run", "--config", config, "--", command)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b"web-")
+        process.stdout.close()
+        assert process.wait(30) == 1
+        assert process.stderr.read() == b""
+    assert wait_until(lambda: all(server.processes() == (server.pid,) for server in servers), timeout=10)
+
+
 def test_run_in_a_terminal(config: str) -> None:
     child = terminal("run", "--config", config, "--", "echo hello")
     child.expect(pexpect.EOF)
@@ -144,13 +167,15 @@ def test_run_in_a_terminal(config: str) -> None:
     assert "2 hosts, all well" in child.before
 
 
-def test_ctrl_c_ends_the_remote_commands(config: str, servers: list[LocalSshd]) -> None:
-    child = terminal("run", "--config", config, "--", "echo begun; exec sleep 1000")
+@pytest.mark.parametrize("command", ["exec sleep 1000", "trap '' TERM; while :; do sleep 1; done"])
+def test_ctrl_c_ends_the_remote_commands(command: str, config: str, servers: list[LocalSshd]) -> None:
+    child = terminal("run", "--config", config, "--", f"echo begun; {command}")
     for _ in servers:
         child.expect("begun")
     child.send("\x03")
-    child.expect("interrupted")
+    child.expect(r"\nlazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s\r\n", timeout=2)
     child.expect(pexpect.EOF)
+    assert child.before == "lazycluster: interrupted; what was under way was ended\r\n"
     child.close()
     assert child.exitstatus == 130
     assert wait_until(lambda: all(server.connections() == 0 for server in servers), timeout=10)

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -25,44 +20,10 @@ from lazycluster.display import (
     progress_bar,
     waiting,
 )
+from tests.unit.pseudo_terminal import plain, terminal
 
 ROWS = [("host", "web1"), ("memory", "[bold]3 GiB[/bold]")]
 PLAIN = "Facts\nkey     value\n------  ------------------\nhost    web1\nmemory  [bold]3 GiB[/bold]"
-
-
-class Terminal:
-    """What was written to a pseudo-terminal."""
-
-    text = ""
-
-
-@contextmanager
-def terminal(monkeypatch: pytest.MonkeyPatch, *, name: str = "stdout", columns: int = 200) -> Iterator[Terminal]:
-    """Make standard output, or standard error, a terminal for a while."""
-    reading, writing = pty.openpty()
-
-    seen, pieces = Terminal(), []
-
-    def read() -> None:
-        try:
-            while data := os.read(reading, 4096):
-                pieces.append(data)
-        except OSError:  # Linux: the other end is closed
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        with os.fdopen(writing, "w") as stream, monkeypatch.context() as patch:
-            patch.setattr(sys, name, stream)
-            patch.setenv("TERM", "xterm-256color")
-            patch.setenv("COLUMNS", str(columns))
-            patch.delenv("NO_COLOR", raising=False)
-            yield seen
-    finally:
-        reader.join(10)
-        os.close(reading)
-        seen.text = b"".join(pieces).decode()
 
 
 @pytest.mark.parametrize(
@@ -118,10 +79,6 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(1000, 1000)
     assert "send [red]x[/red]" in seen.text
     assert "1.0/1.0 kB" in seen.text
-
-
-def plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 @pytest.mark.parametrize(("total", "counts"), [(3, "3/3 hosts, 1 failed"), (None, "3 hosts, 1 failed")])

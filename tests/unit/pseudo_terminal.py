@@ -1,0 +1,53 @@
+"""A pseudo-terminal in place of standard output, or standard error, and what was written to it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+
+class Terminal:
+    """What was written to a pseudo-terminal."""
+
+    text = ""
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch, *, name: str = "stdout", columns: int = 200) -> Iterator[Terminal]:
+    """Make standard output, or standard error, a terminal for a while."""
+    reading, writing = pty.openpty()
+
+    seen, pieces = Terminal(), []
+
+    def read() -> None:
+        try:
+            while data := os.read(reading, 4096):
+                pieces.append(data)
+        except OSError:  # Linux: the other end is closed
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        with os.fdopen(writing, "w") as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, name, stream)
+            patch.setenv("TERM", "xterm-256color")
+            patch.setenv("COLUMNS", str(columns))
+            patch.delenv("NO_COLOR", raising=False)
+            yield seen
+    finally:
+        reader.join(10)
+        os.close(reading)
+        seen.text = b"".join(pieces).decode()
+
+
+def plain(text: str) -> str:
+    """Return text without escape sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
