@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import click
 
 from lazycluster.cli import FAILED
 from lazycluster.cli.choosing import Choice, choosing_hosts
-from lazycluster.display import print_table, transfer_bars
+from lazycluster.cli.options import parsed
+from lazycluster.cli.together import on_each
+from lazycluster.display import counted, print_table, transfer_bars
+from lazycluster.exceptions import TransferError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import reason
-from lazycluster.parallel import Stopping, errors_of, on_all
+from lazycluster.openssh.processes import Cancellation
+from lazycluster.parallel import Stopping, errors_of
 from lazycluster.runtimes import Runtime
 from lazycluster.transport import Watch
 
 _AT_ONCE = 16
+_INTERRUPTED = "lazycluster: ending the transfers"
 
 
 @click.command()
@@ -44,10 +50,29 @@ def put(local: Path, remote: str | None, **which: Any) -> int:  # noqa: ANN401 -
         return _moved(group, left_out, f"{local} sent to", send)
 
 
+def parse_directory(path: Path) -> Path:
+    """Return the absolute path of a directory that is there, or can be made.
+
+    Raises:
+        ValueError: Something else is there, or on the way.
+    """
+    path = path.absolute()
+    there = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+    if not there.is_dir():
+        raise ValueError(f"{there} is not a directory")
+    return path
+
+
 @click.command()
 @choosing_hosts
 @click.argument("remote")
-@click.argument("directory", required=False, default=".", type=click.Path(file_okay=False, path_type=Path))
+@click.argument(
+    "directory",
+    required=False,
+    default=".",
+    type=click.Path(file_okay=False, path_type=Path),
+    callback=parsed(parse_directory),
+)
 def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - see choosing_hosts
     """Fetch the file or directory REMOTE from many hosts at once, into DIRECTORY/HOST for each.
 
@@ -60,29 +85,55 @@ def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - se
       lazycluster get --hosts web-1 results
     """  # noqa: D301 - \b keeps click from wrapping what follows
 
-    def fetch(runtime: Runtime, watch: Watch) -> None:
-        target = directory.absolute() / runtime.host.replace("/", "_")
-        target.mkdir(parents=True, exist_ok=True)
-        runtime.transport.get(remote, target, cwd=runtime.working_dir, watch=watch)
+    def target(host: str) -> Path:
+        return directory / host.replace("/", "_")
 
-    with Choice(**which).group() as (group, left_out):
+    def fetch(runtime: Runtime, watch: Watch) -> None:
+        local = target(runtime.host)
+        try:
+            local.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TransferError(runtime.host, "fetch", remote, error.strerror or str(error), str(local)) from error
+        runtime.transport.get(remote, local, cwd=runtime.working_dir, watch=watch)
+
+    with (
+        Choice(**which).group() as (group, left_out),
+        _no_new_empty([*map(target, group.hosts), directory, *directory.parents]),
+    ):
         return _moved(group, left_out, f"{remote} fetched from", fetch)
+
+
+@contextlib.contextmanager
+def _no_new_empty(directories: Sequence[Path]) -> Iterator[None]:
+    """Remove at the end those directories that have been made meanwhile and are empty; inner ones come first."""
+    new = [path for path in directories if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):  # it was not made, or there is something in it
+                path.rmdir()
 
 
 def _moved(group: RuntimeGroup, left_out: dict[str, str], title: str, move: Callable[[Runtime, Watch], None]) -> int:
     """Move something to or from each host, with a bar for each, and say how it went."""
-    stopping = Stopping()
-
-    def work(runtime: Runtime, advance: Callable[[str, int, int | None], None]) -> None:
-        with stopping.cancellation() as cancellation:
-            move(runtime, Watch(on_progress=functools.partial(advance, runtime.host), cancellation=cancellation))
-
     with transfer_bars(group.hosts) as advance:
-        jobs = {runtime.host: functools.partial(work, runtime, advance) for runtime in group.runtimes}
-        outcomes = on_all(jobs, limit=_AT_ONCE, stop=stopping.request)
+
+        def work(runtime: Runtime, cancellation: Cancellation) -> None:
+            moved = 0
+
+            def on_progress(done: int, total: int | None) -> None:
+                nonlocal moved
+                moved = done
+                advance(runtime.host, done, total)
+
+            move(runtime, Watch(on_progress=on_progress, cancellation=cancellation))
+            advance(runtime.host, moved, moved)  # of a directory nobody knew the total before
+
+        outcomes = on_each(group, work, Stopping(), interrupted=_INTERRUPTED, limit=_AT_ONCE)
     failed = left_out | {host: reason(host, error) for host, error in errors_of(outcomes)}
     if failed:
         print_table(f"{len(failed)} failed", ("host", "why"), list(failed.items()), err=True)
     total = len(outcomes) + len(left_out)
-    click.echo(f"{title} {total - len(failed)} of {total} hosts")
+    click.echo(f"{title} {total - len(failed)} of {counted(total, 'host')}")
     return FAILED if failed else 0
