@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from lazycluster._typing import Unpack
-from lazycluster.display import print_table
+from lazycluster.display import counted, print_table
 from lazycluster.exceptions import NoRuntimesDetectedError, in_words
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.groups import RuntimeGroup
@@ -199,17 +199,17 @@ class RuntimeManager(CleanedUp):
 
     def print_hosts(self) -> None:
         """Print the hosts that answered."""
-        print_table(f"{len(self.hosts)} active hosts", ("host",), [(host,) for host in self.hosts])
+        print_table(counted(len(self.hosts), "active host"), ("host",), [(host,) for host in self.hosts])
 
     def print_inactive_hosts(self) -> None:
         """Print the hosts that cannot be used, and why."""
         rows = [(host, reason(host, error)) for host, error in self.inactive_hosts.items()]
-        print_table(f"{len(rows)} inactive hosts", ("host", "why"), rows)
+        print_table(counted(len(rows), "inactive host"), ("host", "why"), rows)
 
     def print_runtime_info(self) -> None:
         """Print what is known about the hosts that answered and that no group has taken."""
         rows = [table_row(runtime) for runtime in self.runtimes]
-        print_table(f"{len(rows)} active hosts", TABLE_COLUMNS, rows)
+        print_table(counted(len(rows), "active host"), TABLE_COLUMNS, rows)
 
     def cleanup(self) -> None:
         """Give back what no group has taken. Doing it twice is fine; the next question tries all hosts again."""

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 import attrs
 import click
 
-from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, parsed
+from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, parse_host, parsed
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import cause_of, reason, unfit
@@ -130,7 +130,8 @@ def parse_hosts(text: str | None) -> tuple[str, ...]:
     """Read `A,B,...`; None, where nothing was given, is no hosts.
 
     Raises:
-        ValueError: A name is empty. Nobody who names nothing, as with a variable that is not set, means all hosts.
+        ValueError: A name is empty, or none of a host. Nobody who names nothing, as with a variable that is not set,
+            means all hosts.
     """
     if text is None:
         return ()
@@ -139,7 +140,7 @@ def parse_hosts(text: str | None) -> tuple[str, ...]:
         raise ValueError(f"no host is named by {text!r}")
     if not all(names):
         raise ValueError(f"a name is missing in {text!r}; write A,B without a space after the comma")
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(map(parse_host, names)))
 
 
 def _complete_list(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -15,6 +15,7 @@ import click
 
 from lazycluster.cli import FAILED
 from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, json_option
+from lazycluster.display import waiting
 from lazycluster.doctor import Finding, Verdict, examine
 from lazycluster.exceptions import InvalidRuntimeError
 from lazycluster.runtimes import Runtime
@@ -53,7 +54,8 @@ def info(host: str, config: Path | None, connect_timeout: float, as_json: bool) 
       lazycluster info node1 --json | jq .memory
     """  # noqa: D301 - \b keeps click from wrapping what follows
     try:
-        runtime = Runtime(host, ".", config_file=config, connect_timeout=connect_timeout, resident=False)
+        with waiting(f"connecting to {host} ..."):
+            runtime = Runtime(host, ".", config_file=config, connect_timeout=connect_timeout, resident=False)
     except InvalidRuntimeError as error:
         raise click.ClickException(f"{error}\nStep by step: lazycluster doctor {host}") from error
     except ValueError as error:

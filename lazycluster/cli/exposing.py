@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, parsed
-from lazycluster.display import Printer
+from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, parse_host, parsed
+from lazycluster.display import Printer, waiting
 from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.tunnels import Tunnel
 from lazycluster.runtimes import Runtime
@@ -37,7 +37,7 @@ def parse_ports(text: str) -> tuple[int, int]:
 )
 @config_option
 @connect_timeout_option
-@click.argument("host", shell_complete=complete_hosts)
+@click.argument("host", callback=parsed(parse_host), shell_complete=complete_hosts)
 @click.argument("ports", callback=parsed(parse_ports), metavar="PORT[:PORT]")
 def expose(host: str, ports: tuple[int, int], is_from: bool, config: Path | None, connect_timeout: float) -> int:
     """Make a service reachable through a tunnel, until Ctrl-C.
@@ -54,7 +54,9 @@ def expose(host: str, ports: tuple[int, int], is_from: bool, config: Path | None
     service, listen = ports
     out = Printer()
     logging.getLogger("lazycluster").addHandler(logging.NullHandler())  # what it warns of is shown here
-    with Runtime(host, "~", config_file=config, connect_timeout=connect_timeout) as runtime:
+    with waiting(f"connecting to {host} ..."):
+        runtime = Runtime(host, "~", config_file=config, connect_timeout=connect_timeout)
+    with runtime:
         if is_from:
             key = runtime.expose_port_from_runtime(service, listen)
             out.line(f"localhost:{listen} here is localhost:{service} on {host}; Ctrl-C ends it")

@@ -10,6 +10,7 @@ from typing import TypeVar
 import click
 
 from lazycluster.openssh.configured import configured_hosts
+from lazycluster.openssh.destination import Destination
 
 V = TypeVar("V")
 T = TypeVar("T")
@@ -25,6 +26,16 @@ def parsed(parse: Callable[[V], T]) -> Callable[[click.Context, click.Parameter,
             raise click.BadParameter(str(error)) from error
 
     return read
+
+
+def parse_host(text: str) -> str:
+    """Return what a user takes for a host.
+
+    Raises:
+        ValueError: ssh could not take it for one.
+    """
+    Destination(text)
+    return text
 
 
 def complete_hosts(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

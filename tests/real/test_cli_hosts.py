@@ -59,7 +59,7 @@ def test_list(with_dead: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list-runtimes", "--config", with_dead]) == 0
     out = capsys.readouterr().out
     assert "2 active hosts" in out
-    assert "1 inactive hosts" in out
+    assert "1 inactive host\n" in out
     assert re.search(r"^dead +connection refused", out, re.MULTILINE)
     assert "\x1b" not in out
 
@@ -235,6 +235,7 @@ def test_expose(direction: str, config: str, servers: list[LocalSshd]) -> None:
 
         threading.Thread(target=answer, daemon=True).start()
         child = terminal("expose", direction, "--config", config, "web-1", f"{port}:{listen}")
+        child.expect(r"connecting to web-1 \.\.\.")
         child.expect("Ctrl-C ends it")
         with socket.create_connection(("127.0.0.1", listen), timeout=10) as connection:
             assert connection.recv(5) == b"hello"

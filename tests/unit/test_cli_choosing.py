@@ -48,6 +48,19 @@ def test_an_empty_name_among_hosts_is_a_slip(
     assert fake_host.calls == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "--hosts", "a,{}", "true"), ("expose", "--", "{}", "80"), ("info", "--", "{}"), ("doctor", "--", "{}")],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize(("host", "said"), [("-x", "must not begin with a dash"), ("a b", "must not hold spaces")])
+def test_what_cannot_be_a_host(
+    arguments: tuple[str, ...], host: str, said: str, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in wrong_call(capsys, *(word.format(host) for word in arguments))
+    assert fake_host.calls == []
+
+
 def test_filters() -> None:
     texts = ("gpu", "min-memory=16000", "min-cores=1.5", "installed=git", "true=[ -d /x ] && echo true", "installed=sh")
     assert Filter.parse(texts) == Filter(
@@ -82,8 +95,8 @@ def test_what_is_wrong_with_a_filter(text: str, message: str, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("list-runtime",), "lazycluster: No such command 'list-runtime'. Did you mean list-runtimes"),
-        (("add_runtime",), "lazycluster: No such command 'add_runtime'. Did you mean add-runtime"),
+        (("list-runtime",), "lazycluster: No such command 'list-runtime'. Did you mean list-runtimes?\n"),
+        (("add_runtime",), "lazycluster: No such command 'add_runtime'. Did you mean add-runtime?\n"),
         (("xyzzy",), "lazycluster: No such command 'xyzzy'.\n"),
         (("--xyzzy",), "lazycluster: No such option"),
         (("expose", "web-1", "0"), "lazycluster: Invalid value"),
