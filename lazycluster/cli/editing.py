@@ -35,9 +35,9 @@ def parse_name(text: str) -> str:
     Raises:
         ValueError: It is none, such as a pattern.
     """
-    wrong = sorted({char for char in text if not char.isalnum() and char not in "._-:+"})
+    wrong = _beside(text, "._-:+")
     if wrong:
-        raise ValueError(f"a name for a host must not hold {' '.join(map(repr, wrong))}: {text!r}")
+        raise ValueError(f"a name for a host must not hold {wrong}: {text!r}")
     return Destination(text).host
 
 
@@ -60,10 +60,16 @@ def parse_address(text: str) -> Destination:
         raise ValueError(f"there is no user before the @ in {text!r}")
     if colon and not (port.isascii() and port.isdecimal()):
         raise ValueError(f"the port must be a whole number from 1 to 65535, not {port!r}")
-    wrong = sorted({char for char in host if not char.isalnum() and char not in "._-:%"})
+    wrong = _beside(host, "._-:%")
     if wrong:
-        raise ValueError(f"a host is a name or an address, without {' '.join(wrong)}: {host!r}")
+        raise ValueError(f"a host is a name or an address, without {wrong}: {host!r}")
     return Destination(host, user=user or None, port=check_port(int(port)) if colon else None)
+
+
+def _beside(text: str, allowed: str) -> str:
+    """Return in words what a text holds beside letters, digits and what is allowed."""
+    wrong = sorted({char for char in text if not char.isalnum() and char not in allowed})
+    return ", ".join("spaces" if char == " " else repr(char) for char in wrong)
 
 
 def parse_option(text: str) -> tuple[str, str]:

@@ -245,7 +245,7 @@ def test_a_match_that_hangs_does_not_hang_us(cli: Cli, config: Path, monkeypatch
     ("arguments", "said"),
     [
         (("add-runtime", "w*", "h"), "must not hold '*'"),
-        (("add-runtime", "a b", "h"), "must not hold ' '"),
+        (("add-runtime", "a b", "h"), "must not hold spaces: 'a b'"),
         (("add-runtime", "web", "h:x"), "the port must be"),
         (("add-runtime", "web", "h", "--option", "Host=*"), "begins a block of its own"),
         (("add-runtime", "web", "h", "--option", "HostName=i"), "HostName is given twice"),
@@ -443,6 +443,14 @@ def ended(child: pexpect.spawn) -> tuple[int | None, str]:
     child.expect(pexpect.EOF)
     child.close()
     return child.exitstatus, child.before
+
+
+def test_ctrl_c_at_a_prompt_begins_a_new_line(config: Path, terminal: Terminal) -> None:
+    child = terminal("add-runtime", "web", "h", "--config", str(config))
+    child.expect(r"Try the connection now\? \[Y/n\]: ")
+    child.send("\x03")
+
+    assert ended(child) == (130, "^C\r\nlazycluster: interrupted; what was under way was ended\r\n")
 
 
 def test_first_contact_at_a_terminal(config: Path, account: Account, terminal: Terminal, tmp_path: Path) -> None:
