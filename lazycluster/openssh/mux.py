@@ -190,7 +190,7 @@ class ControlSocket:
         while not self.closed:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             found = readable([self._socket.fileno(), *([] if wake is None else [wake])], left)
-            if not found or wake in found:
+            if not found or wake in found or left == 0:
                 return self.closed
         return True
 
@@ -226,18 +226,18 @@ class ControlSocket:
             if self._broken:
                 raise ControlSocketError("the master did not answer before")
             self._request += 1
+            # Until the answer is here, and for ever where it comes late, or Ctrl-C before it: it would be taken for
+            # that of the next request. The socket stays open: its end is how we see the master's.
+            self._broken = True
             try:
                 self._socket.sendall(encode(kind, self._request, *fields))
                 for descriptor in descriptors:
                     socket.send_fds(self._socket, [b"\0"], [descriptor])
-                return self._receive()
-            except (OSError, ControlSocketError) as error:
-                # An answer that comes late would be taken for that of the next request. The socket stays open: its
-                # end is how we see the master's.
-                self._broken = True
-                if isinstance(error, ControlSocketError):
-                    raise
+                reply = self._receive()
+            except OSError as error:
                 raise ControlSocketError(f"no answer from the master: {error}") from error
+            self._broken = False
+            return reply
 
     def _receive(self) -> Reply:
         length = struct.unpack(">I", self._exactly(4))[0]

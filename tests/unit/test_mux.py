@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import signal
 import socket
 import struct
 import tempfile
@@ -419,6 +420,26 @@ def test_an_answer_that_comes_late_is_not_the_end(master: Master) -> None:
     master.hang_up()
     assert control.wait_closed(5.0)
     control.close()
+
+
+def test_an_answer_for_which_ctrl_c_kept_us_from_waiting_is_not_the_end(master: Master, control: ControlSocket) -> None:
+    answered = threading.Event()
+
+    def interrupted(request: Request) -> bytes:
+        os.kill(os.getpid(), signal.SIGINT)
+        answered.wait(10)
+        return encode(ALIVE, request.id, 4711)
+
+    master.answer = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        control.check()
+    answered.set()
+    assert readable([control._socket.fileno()], 10.0)
+    assert not control.wait_closed(0.05)
+    with pytest.raises(ControlSocketError, match="the master did not answer before"):
+        control.check()
+    master.hang_up()
+    assert control.wait_closed(5.0)
 
 
 def test_after_an_answer_that_makes_no_sense_nothing_is_asked_and_the_end_is_seen(master: Master) -> None:
