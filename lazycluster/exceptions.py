@@ -6,6 +6,7 @@ Every message answers four questions: which host, which hop, what was run or sai
 from __future__ import annotations
 
 import pickle
+import shlex
 import textwrap
 from collections.abc import Mapping
 from typing import ClassVar
@@ -41,22 +42,30 @@ class ConnectError(LazyclusterError, ValueError):
 
     summary: ClassVar[str] = "no connection"
     advice: ClassVar[str] = "Try `ssh -v {host} true` in a terminal."
+    """What to do. `{host}` is `by_hand`."""
 
     host: str
     reason: str
     hop: str = ""
+    options: tuple[str, ...] = attrs.field(default=(), repr=False)
+    """What reaches the host besides its name, such as `-F` and a configuration: words of an ssh command."""
 
     @property
     def fault(self) -> str:
         """Return what is wrong, and at which hop."""
         where = f" at {self.hop}" if self.hop and self.hop != self.host else ""
-        said = f" ({self.reason})" if self.reason else ""
-        return f"{self.summary}{where}{said}"
+        said = self.reason.removesuffix(".")
+        return f"{self.summary}{where}{f' ({said})' if said else ''}"
 
     @property
     def remedy(self) -> str:
         """Return what to do about it."""
-        return self.advice.format(host=self.host, hop=self.hop or self.host)
+        return self.advice.format(host=self.by_hand, hop=self.hop or self.host)
+
+    @property
+    def by_hand(self) -> str:
+        """Return what stands behind `ssh`, or `ssh-copy-id`, in a terminal to reach the host."""
+        return shlex.join((*self.options, self.host))
 
     def __str__(self) -> str:
         return f"{self.host}: {self.fault}. {self.remedy}"
@@ -117,7 +126,7 @@ class AuthenticationError(ConnectError):
     summary = "authentication refused"
     advice = (
         "Check the password if you gave one; or install your key with `ssh-copy-id {host}`, load it into the agent, "
-        "or name it with identity_file=."
+        "or name its file (identity_file)."
     )
 
 
@@ -125,7 +134,7 @@ class SshConfigurationError(ConnectError):
     """ssh rejected the configuration or an option before it dialled."""
 
     summary = "ssh does not accept the configuration"
-    advice = "Check config_file= and options=, and `ssh -G {host}`."
+    advice = "Check the configuration and the options, with `ssh -G {host}`."
 
 
 class SshNotFoundError(ConnectError):
@@ -420,7 +429,7 @@ class PortInUseError(LazyclusterError, ValueError):
 
     def __str__(self) -> str:
         reserved = " (or reserved for root, as all below 1024 are)" if self.port < 1024 else ""
-        where = "on this machine" if self.host == "localhost" else "there, for example with get_free_port()"
+        where = "on this machine" if self.host == "localhost" else "there"
         return f"{self.host}: port {self.port} is in use{reserved}. Choose another one {where}."
 
 
@@ -522,7 +531,8 @@ class NoRuntimesDetectedError(LazyclusterError):
 
     def __str__(self) -> str:
         if not self.tried:
-            return f"no hosts: {self.source} names none. Add a `Host` entry, or give hosts=[...]."
+            advice = "Add a `Host` entry (`lazycluster add-runtime`), or name them yourself."
+            return f"no hosts: {self.source} names none. {advice}"
         lines = [f"  {line}" for host, reason in self.tried for line in f"{host}: {reason}".splitlines()]
         return "\n".join([f"no host can be used, of {len(self.tried)} that {self.source} names:", *lines])
 

@@ -11,7 +11,6 @@ import attrs
 
 from lazycluster._typing import assert_never
 
-
 _HOST = "{host}"
 
 

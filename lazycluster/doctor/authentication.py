@@ -121,11 +121,11 @@ def _advice(
         )
     if "publickey" in methods and not advice:
         if not keys and not trace.offered:
-            advice.append(f"Make a key, `ssh-keygen -t ed25519`, and install it: `ssh-copy-id {error.host}`.")
+            advice.append(f"Make a key, `ssh-keygen -t ed25519`, and install it: `ssh-copy-id {error.by_hand}`.")
         else:
             advice.append(
-                f"Install a key there, `ssh-copy-id {error.host}`, or name the right one with IdentityFile; and check "
-                "the User."
+                f"Install a key there, `ssh-copy-id {error.by_hand}`, or name the right one with IdentityFile; "
+                "and check the User."
             )
     if {"password", "keyboard-interactive"} & set(methods):
         advice.append(f"With a password: Runtime({error.host!r}, password=...).")

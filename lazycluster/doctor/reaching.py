@@ -9,6 +9,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import attrs
+
 from lazycluster.doctor.findings import Finding, failed, from_error, ok, skipped
 from lazycluster.doctor.trace import LogIn, parse_trace
 from lazycluster.exceptions import (
@@ -18,7 +20,7 @@ from lazycluster.exceptions import (
     UnknownHostError,
     UnknownHostKeyError,
 )
-from lazycluster.openssh.argv import attempt_argv, effective_argv
+from lazycluster.openssh.argv import attempt_argv, by_hand, effective_argv
 from lazycluster.openssh.config import EffectiveConfig, parse_effective
 from lazycluster.openssh.destination import Destination
 from lazycluster.openssh.diagnosis import cannot_start, diagnose
@@ -62,7 +64,8 @@ def log_in(to: Destination) -> LogIn:
     trace = parse_trace(ended.text)
     if ended.status == 0 or trace.authenticated:
         return LogIn(trace, hangs=ended.status is None)
-    return LogIn(trace, diagnose(to.host, ended.text, status=ended.status, timed_out=ended.status is None))
+    diagnosis = diagnose(to.host, ended.text, status=ended.status, timed_out=ended.status is None)
+    return LogIn(trace, attrs.evolve(diagnosis, options=by_hand(to)))
 
 
 def way(config: EffectiveConfig) -> str:

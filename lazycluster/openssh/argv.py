@@ -39,7 +39,16 @@ def _options(
     to: Destination, own: tuple[tuple[str, str], ...], defaults: tuple[tuple[str, str], ...] = _DEFAULTS
 ) -> tuple[str, ...]:
     """Return the options in the order in which ssh, which takes the first value, must see them."""
-    pairs = [*own, *_NO_TERMINAL, *to.options, *defaults]
+    return _flags(to, (*own, *_NO_TERMINAL, *to.options, *defaults))
+
+
+def by_hand(to: Destination) -> tuple[str, ...]:
+    """Return the options that a person in a terminal needs, besides the host, for `ssh` or `ssh-copy-id`."""
+    return _flags(to, to.options)
+
+
+def _flags(to: Destination, options: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    pairs = list(options)
     if to.user is not None:
         pairs.append(("User", to.user))
     if to.port is not None:

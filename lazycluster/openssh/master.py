@@ -19,6 +19,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import attrs
+
 from lazycluster._typing import assert_never
 from lazycluster.exceptions import (
     AuthenticationError,
@@ -27,7 +29,7 @@ from lazycluster.exceptions import (
     ConnectTimeoutError,
     UnknownHostKeyError,
 )
-from lazycluster.openssh.argv import attempt_argv, effective_argv, master_argv
+from lazycluster.openssh.argv import attempt_argv, by_hand, effective_argv, master_argv
 from lazycluster.openssh.config import parse_effective
 from lazycluster.openssh.destination import Destination
 from lazycluster.openssh.diagnosis import cannot_start, diagnose, relay_broke
@@ -115,6 +117,13 @@ class Master:
         Raises:
             ConnectError: One of its kinds, saying why.
         """
+        try:
+            return cls._dial(to, password, stopping)
+        except ConnectError as error:
+            raise attrs.evolve(error, options=by_hand(to)) from error.__cause__
+
+    @classmethod
+    def _dial(cls, to: Destination, password: str | None, stopping: threading.Event | None) -> Master:
         deadline = Deadline(to.connect_timeout)
         throttled: ConnectionThrottledError | None = None
         for attempt in range(1000):

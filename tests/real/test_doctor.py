@@ -214,7 +214,7 @@ def test_an_unknown_host_key(sshd: LocalSshd, tmp_path: Path) -> None:
 
     assert "not known" in finding.found
     assert "it shows ssh-ed25519 SHA256:" in finding.found
-    assert f"`ssh {sshd.host} true`" in finding.advice
+    assert f"`ssh -F {config} {sshd.host} true`" in finding.advice
 
 
 @pytest.mark.parametrize("mark", ["", "@revoked "], ids=["changed", "revoked"])
@@ -249,13 +249,13 @@ def without_agent() -> Iterator[None]:
 
 def test_a_key_that_the_host_does_not_know(sshd: LocalSshd, tmp_path: Path) -> None:
     key = key_at(tmp_path / "key")
+    config = rewritten(sshd, tmp_path, IdentityFile=str(key))
     with without_agent():
-        found = examined(sshd.host, rewritten(sshd, tmp_path, IdentityFile=str(key)))
-    finding = assert_ends_at(found, "authentication")
+        finding = assert_ends_at(examined(sshd.host, config), "authentication")
 
     assert f"keys offered: {key} ED25519" in finding.found
     assert "no agent" in finding.found
-    assert f"ssh-copy-id {sshd.host}" in finding.advice
+    assert f"`ssh-copy-id -F {config} {sshd.host}`" in finding.advice
 
 
 def test_a_key_with_a_passphrase_and_no_agent(make_sshd: MakeSshd, tmp_path: Path) -> None:

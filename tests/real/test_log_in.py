@@ -156,7 +156,9 @@ def refused(config: Path, kind: type[ConnectError], *words: str, host: str = "lo
     assert text.startswith(f"{host}: {error.summary}")
     for word in words:
         assert word in text
-    assert text.endswith(error.advice.format(host=host, hop=error.hop or host))
+    assert text.endswith(error.advice.format(host=error.by_hand, hop=error.hop or host))
+    assert error.by_hand.startswith(f"-F {config} ")
+    assert error.by_hand.endswith(f" {host}")
     return error
 
 
@@ -168,7 +170,8 @@ def config_of(server: LocalSshd, directory: Path, *lines: str, port: int | None 
 def test_an_unknown_host_key(host: LocalSshd, tmp_path: Path) -> None:
     for answer in ("ask", "yes"):
         known = f"Host *\n UserKnownHostsFile {tmp_path}/none\n StrictHostKeyChecking {answer}"
-        refused(config_of(host, tmp_path, known), UnknownHostKeyError, "ssh local true", "answer yes")
+        config = config_of(host, tmp_path, known)
+        refused(config, UnknownHostKeyError, f"ssh -F {config} local true", "answer yes")
     assert not (tmp_path / "none").exists()
 
 
@@ -221,7 +224,7 @@ def test_refused_authentication(host: LocalSshd, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace(f'IdentityFile "{host.identity_file}"', ""))
     before = log_ins(host)
 
-    error = refused(config, AuthenticationError, "Permission denied", "ssh-copy-id local", "127.0.0.1")
+    error = refused(config, AuthenticationError, "Permission denied", f"ssh-copy-id -F {config} local", "127.0.0.1")
 
     assert error.hop == ""
     assert log_ins(host) == before
@@ -247,7 +250,7 @@ def test_too_many_keys(make_sshd: MakeSshd, tmp_path: Path) -> None:
 def test_an_unknown_name(host: LocalSshd, tmp_path: Path) -> None:
     config = config_of(host, tmp_path)
     name = "no-such-host.invalid"  # RFC 6761, section 6.4
-    refused(config, UnknownHostError, name, "spelling", f"ssh -G {name}", host=name)
+    refused(config, UnknownHostError, name, "spelling", f"ssh -G -F {config} {name} | grep", host=name)
 
 
 def test_a_port_where_nobody_listens(host: LocalSshd, tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ LAST = "\n".join(f"    line {number}" for number in range(10, 30))
 
 CASES: list[tuple[e.LazyclusterError, str]] = [
     (e.ConnectError("web1", "why"), "web1: no connection (why). Try `ssh -v web1 true` in a terminal."),
+    (
+        e.ConnectError("web1", "why.", options=("-F", "/a b", "-o", "Port=2222")),
+        "web1: no connection (why). Try `ssh -v -F '/a b' -o Port=2222 web1 true` in a terminal.",
+    ),
     (e.ConnectError("web1", ""), "web1: no connection. Try `ssh -v web1 true` in a terminal."),
     (e.ConnectError("web1", "why", "web1"), "web1: no connection (why). Try `ssh -v web1 true` in a terminal."),
     (
@@ -80,12 +84,15 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         e.AuthenticationError("web1", "why"),
         (
             "web1: authentication refused (why). Check the password if you gave one; or install your key with "
-            "`ssh-copy-id web1`, load it into the agent, or name it with identity_file=."
+            "`ssh-copy-id web1`, load it into the agent, or name its file (identity_file)."
         ),
     ),
     (
         e.SshConfigurationError("web1", "why"),
-        "web1: ssh does not accept the configuration (why). Check config_file= and options=, and `ssh -G web1`.",
+        (
+            "web1: ssh does not accept the configuration (why). Check the configuration and the options, "
+            "with `ssh -G web1`."
+        ),
     ),
     (
         e.SshNotFoundError("web1", "why"),
@@ -199,10 +206,7 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     ),
     (
         e.PortInUseError("web1", 1023),
-        (
-            "web1: port 1023 is in use (or reserved for root, as all below 1024 are). Choose another one "
-            "there, for example with get_free_port()."
-        ),
+        ("web1: port 1023 is in use (or reserved for root, as all below 1024 are). Choose another one there."),
     ),
     (
         e.PortInUseError("localhost", 8080),
@@ -210,7 +214,7 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     ),
     (
         e.PortInUseError("web1", 1024),
-        "web1: port 1024 is in use. Choose another one there, for example with get_free_port().",
+        "web1: port 1024 is in use. Choose another one there.",
     ),
     (e.NoPortsLeftError("web1", ()), "web1: no port to choose from, the list is empty."),
     (e.NoPortsLeftError("web1", (9, 7, 8)), "web1: none of the 3 ports from 7 to 9 is free."),
@@ -247,7 +251,7 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (e.NoRuntimesError("the group has no hosts"), "the group has no hosts"),
     (
         e.NoRuntimesDetectedError("~/.ssh/config"),
-        "no hosts: ~/.ssh/config names none. Add a `Host` entry, or give hosts=[...].",
+        "no hosts: ~/.ssh/config names none. Add a `Host` entry (`lazycluster add-runtime`), or name them yourself.",
     ),
     (
         e.NoRuntimesDetectedError("~/.ssh/config", (("it", "it has no GPU"), ("web2", "why\n    said"))),

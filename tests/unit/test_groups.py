@@ -338,17 +338,19 @@ def test_hosts_that_fail_can_be_skipped(fake_host: FakeHost) -> None:
 
 
 def test_never_more_log_ins_at_once_than_said(fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, now, most = threading.Lock(), 0, 0
+    changed, now, most, limit = threading.Condition(), 0, 0, 0
 
     class Slow(Runtime):
         def __init__(self, *args: Any, **keywords: Any) -> None:
             nonlocal now, most
-            with lock:
+            with changed:
                 now += 1
                 most = max(most, now)
-            time.sleep(0.02)
+                changed.notify_all()
+                assert changed.wait_for(lambda: most >= limit, 10), "so many at once are allowed"
+            time.sleep(0.02)  # for one too many to come
             super().__init__(*args, **keywords)
-            with lock:
+            with changed:
                 now -= 1
 
     monkeypatch.setattr("lazycluster.membership.Runtime", Slow)
@@ -919,8 +921,7 @@ def test_a_port_that_is_taken_somewhere_is_rolled_back(group: RuntimeGroup, fake
     with pytest.raises(HostsFailedError) as caught:
         group.expose_port_to_runtimes(80, 8080)
     assert str(caught.value) == (
-        "exposing port 80 failed on 1 of 3 hosts:\n"
-        "  web2: port 8080 is in use. Choose another one there, for example with get_free_port()."
+        "exposing port 80 failed on 1 of 3 hosts:\n  web2: port 8080 is in use. Choose another one there."
     )
     assert isinstance(caught.value.exceptions[0], PortInUseError)
     assert tunnels(group) == {}
