@@ -130,13 +130,14 @@ class Ended:
         return self.error is not None and not isinstance(self.error, CommandTimeoutError)
 
     def why(self, host: str) -> str:
-        """Return what went wrong, without the output; `''` where nothing did."""
-        error = self.error
-        if error is None:
-            return "" if self.exit_status == 0 else "failed"
-        if isinstance(error, CommandTimeoutError):
-            error = attrs.evolve(error, stdout=b"", stderr=b"")
-        return reason(host, error)
+        """Return what went wrong, without the command and its output; `''` where nothing did."""
+        match self.error:
+            case None:
+                return "" if self.exit_status == 0 else "failed"
+            case CommandTimeoutError(timeout=seconds):
+                return f"took longer than its timeout of {seconds:g} s and was ended"
+            case error:
+                return reason(host, error)
 
 
 def _carry_out(
