@@ -150,6 +150,7 @@ def explain(
     is_directory: Callable[[Path], bool],
     env: Mapping[str, str] | None = None,
     payloads: Mapping[int, Path] | None = None,
+    python: str | None = None,
 ) -> tuple[Lines, ...]:
     """Return for each step what it is, and the lines that do it, which need those of `opening()`.
 
@@ -160,8 +161,9 @@ def explain(
         is_directory: Tells whether something that is sent is a directory.
         env: Environment variables of the commands and functions; with a working directory WORKING_DIR is added.
         payloads: For the index of a `RunFunction` where its `file_by_hand` is; without it that step fails.
+        python: The Python for functions on the host, as for `Runtime(host, python=)`.
     """
-    by_hand = _ByHand(to, working_dir, env or {}, is_directory, payloads or {})
+    by_hand = _ByHand(to, working_dir, env or {}, is_directory, payloads or {}, python)
     return tuple(by_hand.step(index, step) for index, step in enumerate(steps))
 
 
@@ -174,6 +176,7 @@ class _ByHand:
     env: Mapping[str, str]
     is_directory: Callable[[Path], bool]
     payloads: Mapping[int, Path]
+    python: str | None
 
     def step(self, index: int, step: Step) -> Lines:
         match step:
@@ -285,8 +288,10 @@ class _ByHand:
     # Functions ---------------------------------------------------------------------------------------------------
 
     def _function(self, step: RunFunction, payload: Path) -> tuple[str, ...]:
-        found = " || ".join(f"command -v {name}" for name in candidates(None))
-        start = "\n".join([*self._stage(), f'exec "$({found})" -'])
+        names = " ".join(map(quote_path, candidates(self.python)))
+        # Tried first: a shim of pyenv is there for every version, and fails where that version is not switched on.
+        found = f'for p in {names}; do "$p" -c "" </dev/null 2>/dev/null && exec "$p" -; done'
+        start = "\n".join([*self._stage(), f"{found}; echo no Python: {names} >&2; exit 127"])
         answer = quote(str(payload.with_suffix(".answer")))
         reader = f"{quote(sys.executable)} -c {quote(READ_ANSWER)}"
         return (

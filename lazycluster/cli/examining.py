@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import attrs
 import click
 
 from lazycluster.cli import FAILED
-from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, json_option
+from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, json_option, python_option
 from lazycluster.display import waiting
 from lazycluster.doctor import Finding, Verdict, examine
 from lazycluster.exceptions import InvalidRuntimeError
@@ -57,7 +58,8 @@ def info(host: str, config: Path | None, connect_timeout: float, as_json: bool) 
         with waiting(f"connecting to {host} ..."):
             runtime = Runtime(host, ".", config_file=config, connect_timeout=connect_timeout, resident=False)
     except InvalidRuntimeError as error:
-        raise click.ClickException(f"{error}\nStep by step: lazycluster doctor {host}") from error
+        examine_it = ("lazycluster", "doctor", host, *(() if config is None else ("--config", str(config))))
+        raise click.ClickException(f"{error}\nStep by step: {shlex.join(examine_it)}") from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with runtime:
@@ -74,7 +76,7 @@ def info(host: str, config: Path | None, connect_timeout: float, as_json: bool) 
 @config_option
 @connect_timeout_option
 @json_option
-@click.option("--python", metavar="NAME", help="The Python for functions on the host, as for Runtime(python=).")
+@python_option
 def doctor(host: str, config: Path | None, connect_timeout: float, as_json: bool, python: str | None) -> int:
     """Look step by step at why HOST does not work, or works badly, and say what to do.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 import click
 
-from lazycluster.cli.options import complete_hosts, config_option, json_option
+from lazycluster.cli.options import complete_hosts, config_option, json_option, python_option
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.explaining import Lines, closing, opening
 from lazycluster.explaining import explain as explain_steps
@@ -83,6 +83,7 @@ class Found:
     metavar="DIR",
     help="Write the functions of the task to files here, and print the lines that run them.",
 )
+@python_option
 @config_option
 @json_option
 def explain(
@@ -91,6 +92,7 @@ def explain(
     name: str | None,
     working_dir: str | None,
     payloads: Path | None,
+    python: str | None,
     config: Path | None,
     as_json: bool,
 ) -> None:
@@ -112,11 +114,12 @@ def explain(
         to = Destination(host, config_file=None if config is None else absolute(config))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--host") from error
-    if working_dir is not None and (not working_dir or "\0" in working_dir):
-        raise click.BadParameter("it must not be empty", param_hint="--working-dir")
+    for option, value in (("--working-dir", working_dir), ("--python", python)):
+        if value is not None and (not value or "\0" in value):
+            raise click.BadParameter("it must not be empty", param_hint=option)
     tasks = _chosen(_tasks_of(file), name, file)
     first, last = opening(to, working_dir), closing()
-    explained = [(found, _explain(found, to, working_dir, payloads)) for found in tasks]
+    explained = [(found, _explain(found, to, working_dir, payloads, python)) for found in tasks]
     if as_json:
         _print_json(to, first, explained, last)
         return
@@ -127,9 +130,12 @@ def explain(
         _print(block)
 
 
-def _explain(found: Found, to: Destination, working_dir: str | None, payloads: Path | None) -> tuple[Lines, ...]:
+def _explain(
+    found: Found, to: Destination, working_dir: str | None, payloads: Path | None, python: str | None
+) -> tuple[Lines, ...]:
     written = {} if payloads is None else _write_payloads(found, absolute(payloads))
-    return explain_steps(found.task.steps, to, working_dir, is_directory=Path.is_dir, payloads=written)
+    steps = found.task.steps
+    return explain_steps(steps, to, working_dir, is_directory=Path.is_dir, payloads=written, python=python)
 
 
 # The file ------------------------------------------------------------------------------------------------------------

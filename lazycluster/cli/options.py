@@ -70,5 +70,10 @@ connect_timeout_option = click.option(
 )
 """Gives `connect_timeout: float`."""
 
+python_option = click.option(
+    "--python", metavar="NAME", help="The Python for functions on the host, as for Runtime(python=)."
+)
+"""Gives `python: str | None`."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 """Gives `as_json: bool`."""

@@ -542,8 +542,9 @@ def test_info(sshd: LocalSshd) -> None:
 
 
 def test_info_of_a_host_that_is_not_there(tmp_path: Path) -> None:
-    ended = lazycluster("info", "nowhere.invalid", "--config", str(write_config(tmp_path / "config")))
+    config = write_config(tmp_path / "config")
+    ended = lazycluster("info", "nowhere.invalid", "--config", str(config))
 
     assert ended.returncode == 1
-    assert "lazycluster doctor nowhere.invalid" in ended.stderr
+    assert f"lazycluster doctor nowhere.invalid --config {config}\n" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from lazycluster.openssh.destination import Destination
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
 
 TO = Destination("gpu-1")
+HERE = ".".join(map(str, sys.version_info[:2]))
 TREES = {Path("/here/tree"), Path("/here/it's a tree")}
 STAGE = 'cd /work && export WORKING_DIR="$PWD" || exit'
 
@@ -152,6 +154,25 @@ def test_a_directory_without_a_name_of_its_own_is_asked_for_it(remote: str) -> N
     assert not text.startswith("if ")
 
 
+def test_a_python_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
+    """As a shim of pyenv does not, for a version that is not switched on."""
+    shim, python = tmp_path / "python9.9", tmp_path / "python3"
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    shim.chmod(0o755)
+    python.symlink_to(sys.executable)
+    (tmp_path / "f.py").write_text("print('run')")
+
+    def run(python: str | None) -> subprocess.CompletedProcess[bytes]:
+        line = lines(RunFunction(len), payloads={0: tmp_path / "f.py"}, python=python).splitlines()[0]
+        script = f'lc_ssh() {{ sh -c "$1"; }}; {line}'.replace(f"python{HERE} ", "python9.9 ")
+        return subprocess.run(["sh", "-c", script], env={"PATH": f"{tmp_path}:{os.defpath}"}, capture_output=True)
+
+    assert run(None).stderr == b""
+    assert (tmp_path / "f.answer").read_text() == "run\n"
+    assert run("~/no such").returncode == 127
+    assert run("~/no such").stderr.startswith(b"no Python: ")
+
+
 def test_a_function_needs_its_payload() -> None:
     step = RunFunction(len, ([1],))
     assert lines(step) == "echo 'step 1 is left out, see --write-payloads' >&2; false"  # and a script stops
@@ -159,10 +180,10 @@ def test_a_function_needs_its_payload() -> None:
 
     run, read = lines(step, payloads={0: Path("/here/it's.py")}).splitlines()
 
-    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    assert run == (
-        f'lc_ssh \'exec "$(command -v {python} || command -v python3)" -\' <"/here/it\'s.py" >"/here/it\'s.answer"'
-    )
+    python = f"python{HERE}"
+    found = f'for p in {python} python3; do "$p" -c "" </dev/null 2>/dev/null && exec "$p" -; done'
+    run_it = f"{found}; echo no Python: {python} python3 >&2; exit 127"
+    assert run == f"lc_ssh '{run_it}' <\"/here/it's.py\" >\"/here/it's.answer\""
     assert shlex.split(read) == [sys.executable, "-c", READ_ANSWER, "/here/it's.answer", "gpu-1", "len"]
 
 
