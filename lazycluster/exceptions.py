@@ -352,7 +352,8 @@ class PythonVersionMismatchError(LazyclusterError):
         return (
             f"{self.host}: Python {self.remote_version}{found} there, {self.local_version} here; functions travel as "
             "bytecode, so both need the same minor version. "
-            f"Name one there with Runtime(..., python='python{self.local_version}')."
+            f"Name one there with Runtime(..., python='python{self.local_version}'), or by its path; "
+            f"`lazycluster doctor {self.host}` looks for them."
         )
 
 

@@ -44,7 +44,7 @@ class GetFile:
 
     def local_of(self, host: str) -> Path:
         """Return where it goes here from one host."""
-        return Path(str(self.local).replace(_HOST, file_name(host)))
+        return Path(str(self.local).replace(_HOST, host))
 
 
 @attrs.frozen
@@ -62,11 +62,6 @@ class RunFunction:
 
 
 Step: TypeAlias = RunCommand | SendFile | GetFile | RunFunction
-
-
-def file_name(host: str) -> str:
-    """Return a host as the name of a file."""
-    return host.replace("/", "_")
 
 
 def check_callable(function: object) -> None:

@@ -18,6 +18,7 @@ import attrs
 import click
 
 from lazycluster.cli.options import complete_hosts, config_option, json_option, python_option
+from lazycluster.display import counted
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.explaining import Lines, closing, opening
 from lazycluster.explaining import explain as explain_steps
@@ -125,7 +126,7 @@ def explain(
         return
     blocks: list[Lines] = [*first]
     for found, steps in explained:
-        blocks += [Lines(f"Task {found.title!a} for {host}, {_count(len(steps), 'step')}."), *steps]
+        blocks += [Lines(f"Task {found.title!a} for {host}, {counted(len(steps), 'step')}."), *steps]
     for block in [*blocks, last]:
         _print(block)
 
@@ -270,7 +271,3 @@ def _print_json(
 
 def _as_json(block: Lines) -> dict[str, object]:
     return {"comment": block.comment, "lines": list(block.lines)}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

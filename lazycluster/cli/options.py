@@ -10,7 +10,7 @@ from typing import TypeVar
 import click
 
 from lazycluster.openssh.configured import configured_hosts
-from lazycluster.openssh.destination import Destination
+from lazycluster.openssh.destination import Destination, check_connect_timeout
 
 V = TypeVar("V")
 T = TypeVar("T")
@@ -62,7 +62,8 @@ config_option = click.option(
 
 connect_timeout_option = click.option(
     "--connect-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
+    callback=parsed(check_connect_timeout),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

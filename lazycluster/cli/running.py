@@ -13,11 +13,12 @@ import click
 from lazycluster.cli import FAILED
 from lazycluster.cli.choosing import Choice, choosing_hosts
 from lazycluster.cli.lines import Lines
-from lazycluster.cli.options import json_option
+from lazycluster.cli.options import json_option, parsed
 from lazycluster.cli.together import on_each
 from lazycluster.display import counted, print_table
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
 from lazycluster.manager import reason
+from lazycluster.openssh.destination import check_timeout
 from lazycluster.openssh.processes import Cancellation, Output
 from lazycluster.parallel import Stopping
 from lazycluster.results import Collector, CommandResult, Stream
@@ -32,7 +33,8 @@ _INTERRUPTED = "lazycluster: ending the commands; one that ignores SIGTERM is ki
 @choosing_hosts
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
+    callback=parsed(check_timeout),
     metavar="SECONDS",
     help="End it after so long; that counts as failed.",
 )

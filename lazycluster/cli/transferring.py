@@ -86,7 +86,7 @@ def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - se
     """  # noqa: D301 - \b keeps click from wrapping what follows
 
     def target(host: str) -> Path:
-        return directory / host.replace("/", "_")
+        return directory / host
 
     def fetch(runtime: Runtime, watch: Watch) -> None:
         local = target(runtime.host)

@@ -12,6 +12,7 @@ import attrs
 # OpenSSH 9.6 refuses these in a host or user name given on its command line, because ProxyCommand and Match exec put
 # them into a shell's line (CVE-2023-51385).
 _SHELL_CHARACTERS = frozenset("'`\"$\\;&<>|(){}")
+_LONGEST_CONNECT_TIMEOUT = 1e6
 _OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -66,9 +67,25 @@ def check_timeout(seconds: float | None) -> float | None:
     Raises:
         ValueError: It is neither None nor a positive number of seconds.
     """
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
+    if seconds is not None and not _is_duration(seconds):
         raise ValueError(f"a timeout is a positive number of seconds, or None, not {seconds!r}")
     return seconds
+
+
+def check_connect_timeout(seconds: float) -> float:
+    """Return a time-out of log-ins.
+
+    Raises:
+        ValueError: It is not a positive number of seconds, or more than ssh takes.
+    """
+    if not _is_duration(seconds) or seconds >= _LONGEST_CONNECT_TIMEOUT:
+        longest = f" (less than {_LONGEST_CONNECT_TIMEOUT:,.0f})"
+        raise ValueError(f"connect_timeout is a positive number of seconds, not {seconds!r}{longest}")
+    return seconds
+
+
+def _is_duration(seconds: object) -> bool:
+    return not isinstance(seconds, bool) and isinstance(seconds, (int, float)) and seconds > 0
 
 
 def check_environment(variables: Mapping[str, str] | None) -> dict[str, str]:
@@ -128,9 +145,7 @@ class Destination:
             _check_name("the user", self.user)
         if self.port is not None:
             check_port(self.port)
-        timeout = self.connect_timeout
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 1e6:
-            raise ValueError(f"connect_timeout is a positive number of seconds, not {timeout!r}")
+        check_connect_timeout(self.connect_timeout)
         for keyword, value in self.options:
             if not _OPTION_NAME.fullmatch(keyword):
                 raise ValueError(f"not a keyword of ssh_config: {keyword!r}")

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
 _PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
+_FOR_EVER = 1e9
 _GLANCE = 0.1
 """Seconds between two looks whether a program that somebody may stop is to be stopped."""
 
@@ -44,8 +45,8 @@ class Deadline:
     __slots__ = ("_at",)
 
     def __init__(self, seconds: float | None) -> None:
-        """Set the deadline a number of seconds from now; None means never."""
-        self._at = None if seconds is None else time.monotonic() + seconds
+        """Set the deadline a number of seconds from now; None means never, as do more than a system call can count."""
+        self._at = None if seconds is None or seconds > _FOR_EVER else time.monotonic() + seconds
 
     @property
     def at(self) -> float | None:

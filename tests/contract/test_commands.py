@@ -148,6 +148,8 @@ def test_one_that_takes_longer_than_its_timeout_is_ended(case: Case, runtime: Ru
 
 def test_one_that_ends_in_time_does_not_notice_its_timeout(case: Case, runtime: Runtime) -> None:
     assert runtime.run(case.script("sleep 0.01", delay=0.01), timeout=60).ok
+    for for_ever in (1e12, float("inf")):  # more than system calls can count
+        assert runtime.run(case.script("sleep 0.01", delay=0.01), timeout=for_ever).ok
 
 
 def test_a_timeout_of_a_step(case: Case, runtime: Runtime) -> None:

@@ -21,6 +21,14 @@ def wrong_call(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e6", "x"])
+def test_a_connect_timeout_that_cannot_be(capsys: pytest.CaptureFixture[str], seconds: str) -> None:
+    for command in (["list-runtimes"], ["run", "--hosts", "a", "true"], ["doctor", "a"]):
+        assert "'--connect-timeout'" in wrong_call(capsys, command[0], "--connect-timeout", seconds, *command[1:])
+    if seconds not in {"inf", "1e6"}:
+        assert "'--timeout'" in wrong_call(capsys, "run", "--timeout", seconds, "--hosts", "a", "true")
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [(None, ()), ("a", ("a",)), ("a,b", ("a", "b")), (" a , b ", ("a", "b")), ("b,a,b", ("b", "a"))],

@@ -179,14 +179,16 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         e.PythonVersionMismatchError("web1", "3.11", "3.9"),
         (
             "web1: Python 3.9 there, 3.11 here; functions travel as bytecode, so both need the same minor version. "
-            "Name one there with Runtime(..., python='python3.11')."
+            "Name one there with Runtime(..., python='python3.11'), or by its path; "
+            "`lazycluster doctor web1` looks for them."
         ),
     ),
     (
         e.PythonVersionMismatchError("web1", "3.11", "3.9", "/usr/bin/python3"),
         (
             "web1: Python 3.9 (/usr/bin/python3) there, 3.11 here; functions travel as bytecode, so both need the same "
-            "minor version. Name one there with Runtime(..., python='python3.11')."
+            "minor version. Name one there with Runtime(..., python='python3.11'), or by its path; "
+            "`lazycluster doctor web1` looks for them."
         ),
     ),
     (e.TransferError("web1", "send", "/a b", "why"), "web1: cannot send '/a b': why"),
