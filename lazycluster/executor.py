@@ -8,7 +8,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, TextIO
 
 import attrs
@@ -57,7 +57,8 @@ def _write(text: str) -> None:
 class Executor:
     """Carries out steps on a host, in a working directory and with an environment.
 
-    With `debug` output is printed while it is produced; otherwise it goes to the logger, line by line, at DEBUG.
+    With `debug` output is printed while it is produced, with `labelled` line by line behind the name of the host;
+    otherwise it goes to the logger, line by line, at DEBUG.
     """
 
     transport: Transport
@@ -65,6 +66,7 @@ class Executor:
     env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     python: str | None = None
     debug: bool = False
+    labelled: bool = False
     cancellation: Cancellation | None = None
 
     def execute(self, step: Step, keep: Callable[[Outcome], None]) -> StepResult:
@@ -128,26 +130,31 @@ class Executor:
     @contextlib.contextmanager
     def _echo(self) -> Iterator[Callable[[Stream, bytes], None]]:
         """Give what passes output on: to standard output, or line by line to the logger."""
-        if self.debug:
+        if self.debug and not self.labelled:
             decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in Stream}
             yield lambda stream, data: _write(decoders[stream].decode(data))
             return
-        if not _log.isEnabledFor(logging.DEBUG):
+        if not self.debug and not _log.isEnabledFor(logging.DEBUG):
             yield lambda _stream, _data: None
             return
-        lines = {stream: LineDecoder() for stream in Stream}
+        decoding = {stream: LineDecoder() for stream in Stream}
 
         def on_output(stream: Stream, data: bytes) -> None:
-            for line in lines[stream].feed(data):
-                _log.debug("%s: %s", self.transport.host, line)
+            self._tell(decoding[stream].feed(data))
 
         yield on_output
-        for rest in filter(None, (decoder.rest for decoder in lines.values())):
-            _log.debug("%s: %s", self.transport.host, rest)
+        self._tell(filter(None, (decoder.rest for decoder in decoding.values())))
+
+    def _tell(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if self.debug:
+                _write(f"{self.transport.host} | {line}\n")
+            else:
+                _log.debug("%s: %s", self.transport.host, line)
 
     @contextlib.contextmanager
     def _progress(self, step: Step) -> Iterator[Callable[[int, int | None], None]]:
-        if self.debug and isinstance(step, (SendFile, GetFile)):
+        if self.debug and not self.labelled and isinstance(step, (SendFile, GetFile)):
             with progress_bar(f"{self.transport.host}: {describe(step)}") as advance:
                 yield advance
         else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Si
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import calling
-from lazycluster.display import count_bar, print_table
+from lazycluster.display import count_bar, counted, print_table
 from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError, TaskExecutionError
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.managed import CleanedUp, ManagedProcess
@@ -275,7 +275,7 @@ class RuntimeGroup(Members, CleanedUp):
             host: Where; default: on the least busy host, see `get_runtime()`.
             broadcast: On every host, each with a copy that has its own log, results and returns.
             execute_async: Do it in the background; `join()` of a task, or of the group, raises what failed.
-            debug: Print the output while it is produced.
+            debug: Print the output while it is produced; with `broadcast` line by line, behind the name of the host.
             on_error: `raise` what failed, once all have ended, or leave it to the task; with `broadcast` a host on
                 which the task failed then has an `Error` in its place.
 
@@ -492,11 +492,13 @@ class RuntimeGroup(Members, CleanedUp):
     def print_hosts(self) -> None:
         """Print the hosts with their working directories as a table."""
         rows = [(runtime.host, runtime.working_dir) for runtime in self.runtimes]
-        print_table(f"{len(rows)} hosts", ("host", "working directory"), rows)
+        print_table(counted(len(rows), "host"), ("host", "working directory"), rows)
 
     def print_runtime_info(self) -> None:
         """Print what is known about the hosts as a table."""
-        print_table(f"{self.runtime_count} hosts", TABLE_COLUMNS, [table_row(runtime) for runtime in self.runtimes])
+        print_table(
+            counted(self.runtime_count, "host"), TABLE_COLUMNS, [table_row(runtime) for runtime in self.runtimes]
+        )
 
     # The end ---------------------------------------------------------------------------------------------------------
 
@@ -525,7 +527,7 @@ def _check_places(steps: Iterable[Step]) -> None:
 
 def _begun(runtime: Runtime, task: RuntimeTask, *, debug: bool) -> Value[RuntimeTask] | Error:
     try:
-        return Value(runtime.execute_task(task, debug=debug))
+        return Value(runtime.execute_task(task, debug=debug, labelled=True))
     except Exception as error:  # noqa: BLE001 - the other hosts go on; Ctrl-C is none of theirs
         return Error(error)
 

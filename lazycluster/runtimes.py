@@ -246,6 +246,8 @@ class Runtime(Facts, CleanedUp):
         task: RuntimeTask,
         execute_async: bool | None = True,
         debug: bool = False,
+        *,
+        labelled: bool = False,
     ) -> RuntimeTask:
         """Carry out a task in the working directory and return it.
 
@@ -253,19 +255,20 @@ class Runtime(Facts, CleanedUp):
             task: The task; `task.join()` waits for it and raises what failed.
             execute_async: Do it in the background.
             debug: Print the output while it is produced; otherwise it goes to the logger, at DEBUG.
+            labelled: With `debug`, print it line by line, each behind the name of the host.
 
         Raises:
             TaskExecutionError: A step failed; in the background only `join()` raises it.
         """
-        self._check_open()
+        executor = attrs.evolve(self.executor(debug=debug), labelled=labelled)
         if not execute_async:
-            execution = task.begin(self.executor(debug=debug))
+            execution = task.begin(executor)
             with self._lock:
                 self._executions.append((task, execution))
             execution.run()
             task.join()
             return task
-        executor, cancellation = self.executor(debug=debug), Cancellation()
+        cancellation = Cancellation()
         try:
             with self._lock:
                 process = task.begin_in_background(

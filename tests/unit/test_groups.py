@@ -773,12 +773,16 @@ def test_debug_prints_what_the_hosts_print(
     group: RuntimeGroup, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for host in HOSTS:
-        fake_host.host(host).on("id", stdout=f"{host}\n")
+        fake_host.host(host).on("id", stdout=f"said by {host}\nand no more")
     task = RuntimeTask().run_command("id")
     group.execute_task(task, broadcast=True, execute_async=False)
     assert capsys.readouterr().out == ""
     group.execute_task(task, broadcast=True, execute_async=False, debug=True)
-    assert sorted(capsys.readouterr().out.split()) == HOSTS
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(
+        f"{host} | {line}" for host in HOSTS for line in (f"said by {host}", "and no more")
+    )
+    group.execute_task(task, "web1", execute_async=False, debug=True)
+    assert capsys.readouterr().out == "said by web1\nand no more"
 
 
 def test_ctrl_c_during_a_task(group: RuntimeGroup, fake_host: FakeHost) -> None:
