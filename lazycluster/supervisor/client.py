@@ -270,6 +270,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._jobs: dict[int, queue.SimpleQueue[Event]] = {}
         self._titles: dict[int, str] = {}
+        self._session: Session | None = None
         self._inlet: Inlet | None = None
         self._prepared: set[str] = set()
         self._cancellation = Cancellation()
@@ -319,8 +320,22 @@ class Supervisor:
             raise self._failure
         if not came or self._hello is None:
             self._cancellation.request()
-            raise SupervisorError(self._sessions.host, f"no greeting within {seconds:g} s", self._said())
+            reason = f"no greeting within {seconds:g} s: {self._how_far()}"
+            raise SupervisorError(self._sessions.host, reason, self._said())
         return self._hello
+
+    def _how_far(self) -> str:
+        """Return how far the start has come."""
+        if self._session is None:
+            return "no session is open"
+        if self._inlet is not None:
+            return "it has begun, and looks at the machine"
+        return "Python has not begun" if self.has_shell else "the login shell has not begun"
+
+    @property
+    def has_shell(self) -> bool:
+        """Tell whether a shell that was to start it has begun on the host."""
+        return self._session is not None and self._session.started
 
     # Jobs ------------------------------------------------------------------------------------------------------------
 
@@ -442,6 +457,7 @@ class Supervisor:
 
     def _follow(self, session: Session, sent: launch.Program) -> None:
         self._noise.clear()
+        self._session = session
         session.feed(sent.text)
         mark = f"{program.MARK} {self._token}".encode()
         while (line := session.read_until(b"\n")) is not None and not line.endswith(mark):

@@ -119,7 +119,12 @@ class Resident(ConnectedHost):
     def _start(self, settings: Settings) -> Hello:
         """Start a supervisor, which others see once it has greeted."""
         started = Supervisor(self.connection.sessions, settings)
-        hello = started.wait(self.connection.sessions.destination.connect_timeout + SET_UP_TIMEOUT)
+        try:
+            hello = started.wait(self.connection.sessions.destination.connect_timeout + SET_UP_TIMEOUT)
+        except SupervisorError:
+            if started.has_shell:
+                self.end_marked()  # a Python that hangs before it has begun does not see that nobody waits any more
+            raise
         self._current = started
         return hello
 
