@@ -353,7 +353,7 @@ def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, resident: bool
         interrupt(work, lambda: all(hosts.running(number, command) for number in busy))
         ended = time.monotonic()
         eventually(lambda: not any(hosts.running(number, command) for number in busy), "it is ended")
-        assert time.monotonic() - ended < 1, "when the caller goes on, it is over"
+        assert time.monotonic() - ended < 4, "when the caller goes on it is over, and nobody waits for a grace of 5 s"
 
     with leaves_nothing(hosts.servers[0]), hosts.group(resident=resident) as group:
         ends(lambda: group.run(command), 0, 1, 2)
