@@ -12,6 +12,7 @@ import pytest
 
 from lazycluster.testing import LocalSshd, write_config
 from tests.real.conftest import MakeSshd
+from tests.real.observed import free_port
 
 README = Path(__file__).parents[2] / "README.md"
 _BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -33,7 +34,9 @@ def test_examples(make_sshd: MakeSshd, tmp_path: Path) -> None:
         f'RuntimeGroup(hosts=["host-1", "host-2"], config_file={str(config)!r}, python={sys.executable!r}',
     )
     program = re.sub(r"(Connection\([^)]*?), python='[^']*'", r"\1", program)
+    program, ports = re.subn("local_port=40100", f"local_port={free_port()}", program)
     assert replaced >= 3
+    assert ports == 1
     script = tmp_path / "readme.py"
     script.write_text(f"{program}\n\nruntime.close()\n", encoding="utf-8")
     ran = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, cwd=tmp_path)
