@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import select
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +23,6 @@ from lazycluster.supervisor.client import Hello
 from lazycluster.testing.processes import wait_until
 
 PATIENCE = 20.0
-_PIPE = 1 << 16
 
 
 @attrs.define
@@ -282,10 +278,17 @@ class LocalSupervisor:
         return self.farewell
 
     def filled(self) -> bool:
-        """Tell whether its standard output is a pipe that is full because nobody has read it."""
+        """Tell whether its standard output is a pipe that is full because nobody has read it.
+
+        The kernel is asked through another descriptor for the writing end: a pipe is full when it has no page left,
+        and its pages are not full themselves when what was written did not end at their edges.
+        """
         assert self.process.stdout is not None
-        size: int = struct.unpack("i", fcntl.ioctl(self.process.stdout, termios.FIONREAD, bytes(4)))[0]
-        return size > _PIPE - 4096
+        end = os.open(f"/proc/self/fd/{self.process.stdout.fileno()}", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            return not select.select([], [end], [], 0)[1]
+        finally:
+            os.close(end)
 
     # What there is ---------------------------------------------------------------------------------------------------
 
