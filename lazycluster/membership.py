@@ -13,6 +13,7 @@ from lazycluster import runtimes as ways
 from lazycluster._typing import Unpack
 from lazycluster.display import count_bar
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
+from lazycluster.openssh.destination import check_environment
 from lazycluster.parallel import Stopping, errors_of, on_all, successes_of
 from lazycluster.reaching import RuntimeOptions, reach
 from lazycluster.results import Error, Value
@@ -86,6 +87,7 @@ class Members:
         self._runtimes: dict[str, Runtime] = {}
         self._working_dir = working_dir
         self._options = connection_kwargs
+        self._env: dict[str, str] = {}
         self.progress = progress
         self._failed: dict[str, Exception] = {}
         for runtime in runtimes or ():
@@ -162,6 +164,9 @@ class Members:
     def add_runtime(self, host_or_runtime: str | Runtime) -> None:
         """Add a runtime, or connect to a host as the group does with its own.
 
+        A host that is connected here gets the environment variables that were given to the group; a runtime keeps its
+        own.
+
         Raises:
             ValueError: The host is there already.
             InvalidRuntimeError: The host cannot be used.
@@ -173,6 +178,8 @@ class Members:
             runtime = Runtime(runtime, self._working_dir, **self._options)
         with self._lock:
             if self._runtimes.setdefault(host, runtime) is runtime:
+                if isinstance(host_or_runtime, str):
+                    runtime.add_env_variables(self._env)
                 return
         if isinstance(host_or_runtime, str):
             runtime.cleanup()
@@ -189,14 +196,26 @@ class Members:
             return self._runtimes.pop(host)
 
     def set_env_variables(self, env_variables: Mapping[str, str]) -> None:
-        """Replace the environment variables of commands and functions on every host."""
-        for runtime in self.runtimes:
-            runtime.set_env_variables(env_variables)
+        """Replace the environment variables of commands and functions on every host.
+
+        Raises:
+            ValueError: A name is no identifier.
+        """
+        with self._lock:
+            self._env = check_environment(env_variables)
+            for runtime in self._runtimes.values():
+                runtime.set_env_variables(env_variables)
 
     def add_env_variables(self, env_variables: Mapping[str, str]) -> None:
-        """Add environment variables for commands and functions on every host."""
-        for runtime in self.runtimes:
-            runtime.add_env_variables(env_variables)
+        """Add environment variables for commands and functions on every host.
+
+        Raises:
+            ValueError: A name is no identifier.
+        """
+        with self._lock:
+            self._env = {**self._env, **check_environment(env_variables)}
+            for runtime in self._runtimes.values():
+                runtime.add_env_variables(env_variables)
 
     # Checks ----------------------------------------------------------------------------------------------------------
 

@@ -222,13 +222,13 @@ class Job:
 
     def read_until(self, end: bytes) -> bytes | None:
         """Return standard output up to a byte string, which is taken off; None where it ends before."""
-        data = bytearray()
-        while not data.endswith(end):
-            byte = self.read(1)
-            if not byte:
-                return None
-            data += byte
-        return bytes(data[: -len(end)])
+        if self._reading is None:
+            self._reading = bytearray()
+        reading = self._reading
+        self.pump(lambda: end in reading)
+        data, found, rest = bytes(reading).partition(end)
+        reading[:] = rest
+        return data if found else None
 
     def close_stdin(self) -> None:
         """End the standard input of the job."""

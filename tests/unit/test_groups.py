@@ -304,6 +304,23 @@ def test_environment_variables(group: RuntimeGroup, fake_host: FakeHost) -> None
     assert seen == [{"A": "1", "B": "3"}] * 3 + [{"C": "4"}] * 3
 
 
+def test_a_host_that_is_added_gets_the_environment_variables_of_the_group(group: RuntimeGroup) -> None:
+    group.add_env_variables({"A": "1", "B": "2"})
+    group.set_env_variables({"C": "4"})
+    with pytest.raises(ValueError, match="not a name"):
+        group.add_env_variables({"not a name": "x"})
+    group.add_env_variables({"D": "5"})
+    own = Runtime("own")
+    own.set_env_variables({"OWN": "1"})
+    group.add_runtime(own)
+    group.add_runtime("new")
+    added = group.get_runtimes(["own", "new"])
+    assert {host: runtime.env_variables for host, runtime in added.items()} == {
+        "own": {"OWN": "1", "WORKING_DIR": added["own"].working_dir},
+        "new": {"C": "4", "D": "5", "WORKING_DIR": added["new"].working_dir},
+    }
+
+
 # Connecting ----------------------------------------------------------------------------------------------------------
 
 
