@@ -267,9 +267,10 @@ class WorkingDirectoryError(LazyclusterError):
     host: str
     path: str
     reason: str
+    advice: str = "Create it first."
 
     def __str__(self) -> str:
-        return f"{self.host}: cannot enter the working directory {self.path!r} ({self.reason}). Create it first."
+        return f"{self.host}: cannot enter the working directory {self.path!r} ({self.reason}). {self.advice}"
 
 
 @attrs.frozen(slots=False)

@@ -96,8 +96,8 @@ class Resident(ConnectedHost):
             _check_path(cwd)
             for path, reason in list(self._gone.items()):
                 if f"{cwd}/".startswith(f"{path}/"):
-                    why = f"it was temporary, and went when the connection broke: {reason}; make a new Runtime"
-                    raise WorkingDirectoryError(self.host, cwd, why)
+                    why = f"it was temporary, and went when the connection broke: {reason}"
+                    raise WorkingDirectoryError(self.host, cwd, why, advice="Make a new Runtime.")
         return current
 
     def _start_again(self) -> Supervisor:

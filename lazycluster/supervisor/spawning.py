@@ -16,8 +16,8 @@ _LARGE_PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
 BOURNE = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
 """The shells that read what a POSIX shell reads."""
-_RESET = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that Python ignores; handlers go with the exec."""
+_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGQUIT)
+"""Signals that Python ignores, or what a shell starts in the background; handlers go with the exec."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-][A-Za-z0-9_./+@%:,-]*(?:[ \t]+[A-Za-z0-9_./+=@%:,-]+)*")
 """A command without anything that a shell would look at twice."""
 # Reserved words, and what a shell does by itself and otherwise than a program of the same name, if there is one; `true`

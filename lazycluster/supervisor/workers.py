@@ -140,7 +140,7 @@ class Workers:
         try:
             self._is_worker = True
             signal.set_wakeup_fd(-1)
-            for signal_number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            for signal_number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
                 _handle_signal(signal_number, signal.SIG_DFL)
             _handle_signal(signal.SIGINT, signal.default_int_handler)
             os.setsid()

@@ -539,6 +539,6 @@ def test_byte_by_byte() -> None:
 
 def test_what_starts_it_may_ignore_signals() -> None:
     """As nohup does: its commands do not."""
-    tweaks = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 13, 15)]"
+    tweaks = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 3, 13, 15)]"
     with local_supervisor(tweaks=tweaks) as host:
         assert signals_of(host.run(SIGNALS)) == {"SigBlk": set(), "SigIgn": set()}
