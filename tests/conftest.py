@@ -22,7 +22,8 @@ _PATTERNS = ("lc-*", "lazycluster-*")
 
 def pytest_configure() -> None:
     """Take signals again that whoever started the run ignores, as nohup does: commands would inherit that."""
-    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
 
@@ -45,6 +46,16 @@ def measured() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAZYCLUSTER_TEST_COVERAGE", os.environ.get("COVERAGE_PROCESS_CONFIG", ""))
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def usual_terminal() -> Iterator[None]:
+    """Let the wishes of whoever runs the tests, of colours and widths, change nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+            patch.delenv(name, raising=False)
+        patch.setenv("TERM", "xterm-256color")
         yield
 
 

@@ -23,6 +23,8 @@ FROM_HOST, TO_HOST = "ports from the host", "ports to the host"
 _PATIENCE = 10.0
 _SIZE = 1 << 15
 _ATTEMPTS = 3
+_PORTS = range(20000, 32768)
+"""Ports on the host to try, below those that Linux gives to clients (ip_local_port_range in ip(7))."""
 _LOOPBACK = "127.0.0.1"
 # Sends as many bytes as it was given and counts those that come back; argv: port, size.
 _CLIENT = """\
@@ -89,7 +91,7 @@ def look_to_host(host: PerStep, *, through_host: bool, python: str | None, has_p
     what = f"{_SIZE >> 10} KiB there and back"
 
     def make(port: int) -> tuple[Forwarding, int]:
-        listen = 20000 + secrets.randbelow(40000)
+        listen = secrets.choice(_PORTS)
         return Forwarding(ForwardType.REMOTE, listen, port), listen
 
     def make_back(port: int) -> tuple[Forwarding, int]:
@@ -113,13 +115,17 @@ def look_to_host(host: PerStep, *, through_host: bool, python: str | None, has_p
 
 @contextlib.contextmanager
 def _tunnel(host: PerStep, make: Callable[[], tuple[Forwarding, int]]) -> Iterator[int]:
-    """Give the port on which a tunnel listens, another one where the first is taken."""
+    """Give the port on which a tunnel listens, another one where the first is taken.
+
+    Of a port of its own (-R) a host does not say why it refuses it.
+    """
     for attempt in range(_ATTEMPTS):
         forwarding, listen = make()
         try:
             tunnel: Stoppable = host.expose(forwarding, None)
-        except PortInUseError:
-            if attempt == _ATTEMPTS - 1:
+        except (PortInUseError, ForwardingRefusedError) as error:
+            certain = isinstance(error, ForwardingRefusedError) and forwarding.type is ForwardType.LOCAL
+            if certain or attempt == _ATTEMPTS - 1:
                 raise
             continue
         try:

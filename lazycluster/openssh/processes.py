@@ -116,12 +116,79 @@ class Cancellation:
 Output = Callable[[Stream, bytes], None]
 
 
+class _Start(threading.Thread):
+    """Starts a program in a thread of its own, where no signal handler runs, such as that of Ctrl-C.
+
+    One that interrupted `subprocess.Popen()` would leave a process that nobody knows.
+    """
+
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        super().__init__(name="lazycluster-start")
+        self._start_process = start
+        self._lock = threading.Lock()
+        self._unwanted = False
+        self.process: subprocess.Popen[bytes] | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Start it, and end it where nobody waits for it any more."""
+        try:
+            self.process = self._start_process()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self.error = error
+        with self._lock:
+            self._end_unwanted()
+
+    def take_back(self) -> None:
+        """End the process, now or as soon as it has started."""
+        with self._lock:
+            self._unwanted = True
+            self._end_unwanted()
+
+    def _end_unwanted(self) -> None:
+        if self._unwanted and self.process is not None:
+            _end(self.process)
+            self.process = None
+
+
 def _popen(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own, where no terminal's Ctrl-C reaches it."""
     _log.debug("start %s", argv)
     # The ssh to a jump host knows nothing of our BatchMode, and must not open a window either (ssh(1), ENVIRONMENT).
     env = {**os.environb, b"SSH_ASKPASS_REQUIRE": b"never"}  # as bytes, which Popen takes without much ado
-    return subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True, bufsize=0)
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True, bufsize=0
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        return start()
+    thread = _Start(start)
+    try:
+        try:
+            thread.start()
+        except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
+            return start()
+        thread.join()
+    except BaseException:
+        thread.take_back()
+        raise
+    if thread.error is not None:
+        raise thread.error
+    assert thread.process is not None
+    return thread.process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process, if it is still there, and let go of its streams."""
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 class Child:
@@ -155,6 +222,13 @@ class Child:
         self._stand_ins: list[tuple[Stream, IO[bytes]]] = []
         pipe = subprocess.PIPE
         self._process = _popen(argv, stdin=pipe if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+        try:
+            self._begin(cancellation)
+        except BaseException:
+            _end(self._process)
+            raise
+
+    def _begin(self, cancellation: Cancellation | None) -> None:
         self._stdin = self._process.stdin
         for stream, reader in ((Stream.STDOUT, self._process.stdout), (Stream.STDERR, self._process.stderr)):
             if reader is not None:
@@ -283,14 +357,9 @@ class Child:
         """
         self.close_stdin()
         self._cancellation = None
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        _end(self._process)
         self._selector.close()
         self._open.clear()
-        for reader in (self._process.stdout, self._process.stderr):
-            if reader is not None:
-                reader.close()
         _log.debug("ended with %s: pid %s", self._process.returncode, self._process.pid)
 
     def _write(self) -> None:
@@ -467,26 +536,33 @@ def run_detaching(
     Raises:
         OSError: The program cannot be started.
     """
+    until = Deadline(seconds)
     with said.open("ab") as errors:
         process = _popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
-    # Popen.wait(timeout) polls, with naps of up to 50 ms; a thread that waits without one wakes at once.
+        try:
+            _wait_for(process, until, stopping)
+        finally:  # also after Ctrl-C, or it would go on logging in for nobody
+            late = process.poll() is None
+            if late:
+                with contextlib.suppress(ProcessLookupError):
+                    _kill_group(process)  # with its ProxyCommand, which need not notice its end
+                process.wait()
+    return Finished(None if late else process.returncode, said.read_text(errors="replace"))
+
+
+def _wait_for(process: subprocess.Popen[bytes], until: Deadline, stopping: threading.Event | None) -> None:
+    """Wait for the end of a process, until a time or until `stopping` is set.
+
+    Popen.wait(timeout) polls, with naps of up to 50 ms; a thread that waits without one wakes at once.
+    """
     waiter = threading.Thread(target=process.wait, name="lazycluster-wait", daemon=True)
     try:
         waiter.start()
     except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-    until = Deadline(seconds)
-    try:
-        while waiter.is_alive() and not until.passed and not (stopping is not None and stopping.is_set()):
-            waiter.join(until.within(seconds if stopping is None else _GLANCE))
-    finally:  # also after Ctrl-C, or it would go on logging in for nobody
-        late = process.poll() is None
-        if late:
-            with contextlib.suppress(ProcessLookupError):
-                _kill_group(process)  # with its ProxyCommand, which need not notice its end
-            process.wait()
-    return Finished(None if late else process.returncode, said.read_text(errors="replace"))
+            process.wait(until.remaining)
+    while waiter.is_alive() and not until.passed and not (stopping is not None and stopping.is_set()):
+        waiter.join(until.remaining if stopping is None else until.within(_GLANCE))
 
 
 def run_to_end(argv: Sequence[str], *, seconds: float, errors: bool = False) -> Finished:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
@@ -50,9 +49,7 @@ def with_dead(servers: list[LocalSshd], tmp_path: Path) -> Iterator[str]:
 
 def terminal(*arguments: str) -> pexpect.spawn:
     words = [sys.executable, "-m", "lazycluster", *arguments]
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    environment.pop("NO_COLOR", None)
-    return pexpect.spawn(words[0], words[1:], env=environment, encoding="utf-8", timeout=30, dimensions=(40, 110))
+    return pexpect.spawn(words[0], words[1:], encoding="utf-8", timeout=30, dimensions=(40, 110))
 
 
 # list-runtimes -------------------------------------------------------------------------------------------------------

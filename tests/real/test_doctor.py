@@ -7,8 +7,10 @@ import json
 import os
 import pty
 import re
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -418,6 +420,19 @@ def test_a_temporary_directory_that_cannot_be_written_to(make_sshd: MakeSshd) ->
     assert found["files"].verdict is Verdict.SKIPPED
 
 
+def test_a_port_that_is_taken_on_the_host_is_no_finding(sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a client's own end of a connection, on which nobody listens."""
+    with socket.socket() as bound, socket.socket(socket.AF_INET6) as too:
+        bound.bind(("127.0.0.1", 0))
+        too.bind(("::1", bound.getsockname()[1]))
+        ports = iter([bound.getsockname()[1], bound.getsockname()[1], free_port()])
+        monkeypatch.setattr(secrets, "choice", lambda _ports: next(ports))
+        found = at(sshd)
+
+    assert found["ports to the host"].verdict is Verdict.OK
+    assert list(ports) == []
+
+
 def test_a_slow_link(sshd: LocalSshd, tmp_path: Path) -> None:
     with Relay(sshd.port, delay=0.055) as relay:
         found = examined(sshd.host, write_config(tmp_path / "config", sshd.config(port=relay.port)))
@@ -479,7 +494,7 @@ def test_wrong_calls(command: str) -> None:
 def test_doctor_on_a_terminal(sshd: LocalSshd) -> None:
     argv = (sys.executable, "-m", "lazycluster", "doctor", sshd.host, "--config", str(sshd.config_file))
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
     with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
         shown = b""
@@ -526,7 +541,8 @@ def test_ctrl_c_ends_a_log_in_that_gets_no_answer(sshd: LocalSshd, tmp_path: Pat
         assert process.returncode == 130
         assert b"Traceback" not in stderr
         assert time.monotonic() - begun < 5
-        assert processes_with(str(config)) == []
+        left = processes_with(str(config))
+        assert left == []
 
 
 def test_info(sshd: LocalSshd) -> None:

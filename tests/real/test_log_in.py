@@ -41,7 +41,7 @@ from lazycluster import (
     UnknownHostKeyError,
 )
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.real.clients import Program, becomes_idle, dials, eventually, in_parallel, is_idle, log_ins, pid_of
+from tests.real.clients import Program, becomes_idle, dials, eventually, in_parallel, log_ins, pid_of
 from tests.real.observed import command_line, free_port, is_alive, programs_started, running
 
 if TYPE_CHECKING:
@@ -786,7 +786,7 @@ def test_a_passphrase(make_sshd: MakeSshd, tmp_path: Path, caplog: pytest.LogCap
 
     refused(config, AuthenticationError, "Permission denied", identity_file=key)
     refused(config, AuthenticationError, "Permission denied", identity_file=key, password="wrong")
-    assert is_idle(server)
+    becomes_idle(server)
 
 
 def test_a_password_that_is_not_needed_does_no_harm(host: LocalSshd) -> None:

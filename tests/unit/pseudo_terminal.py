@@ -38,9 +38,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, *, name: str = "stdout", columns: 
     try:
         with os.fdopen(writing, "w") as stream, monkeypatch.context() as patch:
             patch.setattr(sys, name, stream)
-            patch.setenv("TERM", "xterm-256color")
             patch.setenv("COLUMNS", str(columns))
-            patch.delenv("NO_COLOR", raising=False)
             yield seen
     finally:
         reader.join(10)

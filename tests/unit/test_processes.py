@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import select
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import attrs
 import pytest
@@ -31,6 +33,7 @@ from lazycluster.openssh.processes import (
 )
 from lazycluster.results import Stream
 from lazycluster.testing.processes import table, wait_until
+from tests.unit.interrupting import threads
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
@@ -527,6 +530,47 @@ def test_run_to_end_is_bounded(command: str) -> None:
     assert time.monotonic() - begun < 10
     assert ended.status is None
     assert int(ended.text) not in table()
+
+
+# Ctrl-C in the moment of a start -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["begun", "over", "failed"])
+@pytest.mark.parametrize("way", ["to the end", "detaching"])
+def test_ctrl_c_while_a_program_starts_leaves_no_process(
+    way: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is known who waits for it: as soon as it has begun, or when Popen() is about to return."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen, main = subprocess.Popen, threading.main_thread().ident
+    assert main is not None
+
+    def start(*arguments: Any, **keywords: Any) -> subprocess.Popen[bytes]:
+        if moment != "failed":
+            started.append(popen(*arguments, **keywords))
+        signal.pthread_kill(main, signal.SIGINT)
+        if moment == "failed":
+            raise OSError("it cannot be started")
+        if moment == "begun":
+            taken_back.wait(10)
+        return started[0]
+
+    taken_back = threading.Event()
+    take_back = processes._Start.take_back
+
+    def note(start: Any) -> None:
+        take_back(start)
+        taken_back.set()
+
+    monkeypatch.setattr(processes._Start, "take_back", note)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    run = run_to_end if way == "to the end" else functools.partial(run_detaching, said=tmp_path / "said")
+    with pytest.raises(KeyboardInterrupt):
+        run(("sleep", "1000"), seconds=20)
+    assert len(started) == (moment != "failed")
+    for process in started:
+        assert wait_until(lambda: process.returncode == -signal.SIGKILL, timeout=10)  # noqa: B023 - used at once
+    assert wait_until(lambda: not threads("lazycluster-start"), timeout=10)
 
 
 # An inlet -----------------------------------------------------------------------------------------------------------
