@@ -175,6 +175,7 @@ class Carrier:
         self._bell: _Bell | None = None
         self._link: Link | None = None
         self._back_off = BackOff()
+        self._told = False
 
     def start_afresh(self) -> None:
         """Begin without a connection, in a forked child: there its parent's tunnels have ended."""
@@ -299,7 +300,7 @@ class Carrier:
 
     def _close(self, bell: _Bell) -> None:
         self._thread = self._bell = None
-        self._back_off = BackOff()
+        self._back_off, self._told = BackOff(), False
         bell.close()
 
     def _end(self, stopped: Sequence[Load], *, last: bool) -> None:
@@ -331,14 +332,17 @@ class Carrier:
         try:
             link = Link.dial(self._to, self._password, self._unwanted)
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
-            _log.debug("tunnels to %s: not dialled: %s", self.host, error)
+            first = len(new) < len(living) and not self._told and not self._unwanted.is_set()
+            self._told = self._told or first
+            level = logging.WARNING if first else logging.DEBUG
+            _log.log(level, "tunnels to %s: the link is not back yet: %s", self.host, error)
             self._back_off.later()
             with self._lock:
                 for load in new:
                     if not load.stopping:
                         load.fail(error)
         else:
-            self._link, self._back_off = link, BackOff()
+            self._link, self._back_off, self._told = link, BackOff(), False
             if len(new) < len(living):
                 _log.warning("tunnels to %s: the link is back", self.host)
 

@@ -450,6 +450,7 @@ def test_all_that_stood_is_brought_back(carrier: Carrier, network: Network, capl
     assert network.link.open_now == [remote(port) for port in range(1, 11)]
     assert caplog.messages == [
         "tunnels to web1: the link is gone (broken pipe); bringing back 10",
+        f"tunnels to web1: the link is not back yet: {UNREACHABLE}",
         "tunnels to web1: the link is back",
     ]
 
