@@ -197,14 +197,18 @@ class Job:
             self._send(frames.INPUT, bytes(piece))
             view = view[len(piece) :]
 
+    def _kept(self) -> bytearray:
+        """Return the standard output that nobody has read yet; from the first call on it is kept."""
+        if self._reading is None:
+            self._reading = bytearray()
+        return self._reading
+
     def read(self, size: int) -> bytes:
         """Return so many bytes of standard output, fewer only at its end.
 
         The first call keeps standard output from going to `on_output` from then on.
         """
-        if self._reading is None:
-            self._reading = bytearray()
-        reading = self._reading
+        reading = self._kept()
         self.pump(lambda: len(reading) >= size)
         data = bytes(reading[:size])
         del reading[:size]
@@ -212,9 +216,7 @@ class Job:
 
     def read_some(self) -> bytes:
         """Return what there is of standard output, waiting for some; nothing only at its end."""
-        if self._reading is None:
-            self._reading = bytearray()
-        reading = self._reading
+        reading = self._kept()
         self.pump(lambda: bool(reading))
         data = bytes(reading)
         reading.clear()
@@ -222,9 +224,7 @@ class Job:
 
     def read_until(self, end: bytes) -> bytes | None:
         """Return standard output up to a byte string, which is taken off; None where it ends before."""
-        if self._reading is None:
-            self._reading = bytearray()
-        reading = self._reading
+        reading = self._kept()
         self.pump(lambda: end in reading)
         data, found, rest = bytes(reading).partition(end)
         reading[:] = rest

@@ -541,8 +541,7 @@ def test_ctrl_c_ends_a_log_in_that_gets_no_answer(sshd: LocalSshd, tmp_path: Pat
         assert process.returncode == 130
         assert b"Traceback" not in stderr
         assert time.monotonic() - begun < 5
-        left = processes_with(str(config))
-        assert left == []
+        assert processes_with(str(config)) == []
 
 
 def test_info(sshd: LocalSshd) -> None:

@@ -263,8 +263,9 @@ def test_a_temporary_working_directory_goes_with_it(sshd: LocalSshd) -> None:
         current = supervisor(runtime)
         os.kill(supervisor_pid(runtime), signal.SIGKILL)
         eventually(lambda: not current.alive, "it is gone")
+        said = r"(?s)it was temporary, and went when the connection broke: .*Make a new Runtime\.$"
         for use in (lambda: runtime.run("cat file"), lambda: runtime.call(os.getpid)):
-            with pytest.raises(WorkingDirectoryError, match=r"(?s)it was temporary, .*Make a new Runtime\.$"):
+            with pytest.raises(WorkingDirectoryError, match=said):
                 use()
         assert runtime.is_valid_runtime()  # the host itself is well
 

@@ -558,7 +558,7 @@ def test_ctrl_c_while_a_program_starts_leaves_no_process(
     taken_back = threading.Event()
     take_back = processes._Start.take_back
 
-    def note(start: Any) -> None:
+    def note(start: processes._Start) -> None:
         take_back(start)
         taken_back.set()
 
@@ -568,8 +568,8 @@ def test_ctrl_c_while_a_program_starts_leaves_no_process(
     with pytest.raises(KeyboardInterrupt):
         run(("sleep", "1000"), seconds=20)
     assert len(started) == (moment != "failed")
-    for process in started:
-        assert wait_until(lambda: process.returncode == -signal.SIGKILL, timeout=10)  # noqa: B023 - used at once
+    killed = [-signal.SIGKILL] * len(started)
+    assert wait_until(lambda: [process.returncode for process in started] == killed, timeout=10)
     assert wait_until(lambda: not threads("lazycluster-start"), timeout=10)
 
 
