@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from lazycluster.testing import Relay, processes, write_config
+from tests.pythons import other_python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -240,17 +240,9 @@ def write_program(path: Path, text: str) -> Path:
     return path
 
 
-def other_python() -> Path:
+def second_python() -> Path:
     """Return a Python of another minor version than this one."""
-    here = "{}.{}".format(*sys.version_info)
-    found = sorted(Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"))
-    found += [Path(path) for path in map(shutil.which, [f"python3.{minor}" for minor in range(6, 20)]) if path]
-    for python in found:
-        if (python.parent / f"python{here}").exists() and python.name == "python3":
-            continue
-        if not python.name.endswith(here):
-            return python
-    lacking("there is no second Python on this machine")
+    return other_python() or lacking("there is no second Python on this machine")
 
 
 # File systems --------------------------------------------------------------------------------------------------------

@@ -46,9 +46,9 @@ from tests.real.observed import (
     command_line,
     lacking,
     leaves_nothing,
-    other_python,
     programs_started,
     relayed,
+    second_python,
     sessions_opened,
     unique,
     write_program,
@@ -554,7 +554,7 @@ def test_what_a_function_takes_here(sshd: LocalSshd, runtime: Runtime, resident:
 def test_another_minor_version_is_refused_before_the_function_is_sent(
     make_sshd: MakeSshd, tmp_path: Path, resident: bool
 ) -> None:
-    other = other_python()
+    other = second_python()
     server = make_sshd(options=bare_host(tmp_path, {"python3": other}))
     with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         version = runtime.python_version
@@ -572,7 +572,7 @@ def test_another_minor_version_is_refused_before_the_function_is_sent(
 
 
 def test_the_python_of_the_same_minor_version_is_preferred(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
-    options = bare_host(tmp_path, {"python3": other_python(), f"python{HERE}": Path(sys.executable).resolve()})
+    options = bare_host(tmp_path, {"python3": second_python(), f"python{HERE}": Path(sys.executable).resolve()})
     server = make_sshd(options=options)
     with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.call(lambda: sys.version) == sys.version
@@ -611,7 +611,7 @@ def test_a_host_without_python_has_no_supervisor_and_says_what_there_is_instead(
 
 @pytest.mark.parametrize("where", ["{home}/my own python", "~/my own python", "known"])
 def test_a_python_that_is_named_is_taken(make_sshd: MakeSshd, tmp_path: Path, where: str, resident: bool) -> None:
-    programs: dict[str, Path | str] = {"python3": other_python()}
+    programs: dict[str, Path | str] = {"python3": second_python()}
     program = f'OWN=yes exec {Path(sys.executable).resolve()} "$@"\n'
     if where == "known":
         programs[where] = program

@@ -26,19 +26,20 @@ import pytest
 from lazycluster.exceptions import PythonVersionMismatchError, RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Value
 from lazycluster.supervisor import call, launch, outcome, payload
+from tests.pythons import every_python
 from tests.unit.local_host import TOKEN, LocalHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PYTHONS = sorted(Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python")) or [Path(sys.executable)]
+PYTHONS = every_python()
 
 
 # Streams -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("python", PYTHONS, ids=lambda path: path.parts[-3])
-def test_every_python_greets(python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "python"), PYTHONS.items(), ids=PYTHONS)
+def test_every_python_greets(version: str, python: Path, tmp_path: Path) -> None:
     program = launch.program(TOKEN)
     trap = tmp_path / "zlib.py"
     trap.write_text("raise SystemExit('the current directory was imported from')")
@@ -48,7 +49,7 @@ def test_every_python_greets(python: Path, tmp_path: Path) -> None:
     assert done.stderr == b""
     greeting = launch.parse_greeting(done.stdout, TOKEN)
     assert greeting is not None
-    assert python.parts[-3].startswith(greeting.version)
+    assert version.startswith(greeting.version)
     assert greeting.executable == str(python)
     if greeting.version.split(".")[:2] != [str(number) for number in sys.version_info[:2]]:
         with pytest.raises(PythonVersionMismatchError, match=greeting.version):

@@ -104,15 +104,15 @@ def test_what_the_machine_has_is_told_in_the_greeting(probe: str, facts: bytes |
 # Under every Python that a host may have ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("python", PYTHONS, ids=lambda path: path.parts[-3])
-def test_every_python(python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "python"), PYTHONS.items(), ids=PYTHONS)
+def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
     """What all of it does, and does nothing with the files of the directory that it is started in."""
     trap = tmp_path / "selectors.py"
     trap.write_text("raise SystemExit('the current directory was imported from')")
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     with local_supervisor(python, working_dir="", probe="echo facts", cwd=tmp_path, env=env, grace=0.3) as host:
         hello = host.greeting()
-        assert python.parts[-3].startswith(hello.python.version)
+        assert version.startswith(hello.python.version)
         assert (hello.python.executable, hello.facts) == (str(python), "facts\n")
 
         command = 'pwd; echo "$A" >&2; cat; kill -TERM $$'

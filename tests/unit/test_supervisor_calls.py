@@ -26,7 +26,11 @@ from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_
 from tests.unit.test_call_program import PYTHONS
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
-HERE = [path for path in PYTHONS if path.parts[-3].split(".")[:2] == [str(part) for part in sys.version_info[:2]]]
+HERE = {
+    version: path
+    for version, path in PYTHONS.items()
+    if version.split(".")[:2] == [str(part) for part in sys.version_info[:2]]
+}
 
 
 @pytest.fixture
@@ -51,7 +55,7 @@ def spare_of(host: LocalSupervisor, *others: object) -> int:
 # What comes back ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("python", HERE, ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize("python", HERE.values(), ids=HERE)
 def test_a_value_from_a_program_that_was_sent(python: Path, tmp_path: Path) -> None:
     trap = tmp_path / "pickle.py"
     trap.write_text("raise SystemExit('the current directory was imported from')")
@@ -64,7 +68,7 @@ def test_a_value_from_a_program_that_was_sent(python: Path, tmp_path: Path) -> N
         )
 
 
-@pytest.mark.parametrize("python", HERE, ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize("python", HERE.values(), ids=HERE)
 def test_site_packages_are_looked_for_before_the_first_function(python: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("print('customized')")
     (tmp_path / "elsewhere").mkdir()
