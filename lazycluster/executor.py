@@ -16,11 +16,11 @@ import attrs
 from lazycluster._typing import assert_never
 from lazycluster.display import progress_bar
 from lazycluster.exceptions import CommandFailedError, CommandStoppedError, RemoteFunctionError
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Collector, CommandResult, LineDecoder, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
 from lazycluster.supervisor.outcome import read_error
 from lazycluster.transport import Transport, Watch
+from lazycluster.waiting import Cancellation
 
 _log = logging.getLogger(__name__)
 _IN_MEMORY = 1 << 20

@@ -16,7 +16,6 @@ from lazycluster.managed import CleanedUp, ManagedProcess
 from lazycluster.membership import Members
 from lazycluster.openssh.destination import check_port
 from lazycluster.openssh.ports import is_free
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.parallel import OnError, Stopping, collected, on_all, successes_of, values
 from lazycluster.results import CommandResult, Error, Stream, Value
 from lazycluster.runtimes import Runtime
@@ -24,6 +23,7 @@ from lazycluster.spreading import Spread
 from lazycluster.steps import GetFile, Step, check_callable, function_name
 from lazycluster.tasks import RuntimeTask
 from lazycluster.transport import Watch
+from lazycluster.waiting import Cancellation
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, TypeVar
 
 from lazycluster.exceptions import HostsFailedError
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Error, Value
+from lazycluster.waiting import Cancellation, take
 
 T = TypeVar("T")
 X = TypeVar("X")
@@ -71,7 +71,7 @@ def on_all(
         for thread in threads:
             thread.start()
         while len(outcomes) < len(work):
-            host, outcome = ended.get()
+            host, outcome = take(ended)
             outcomes[host] = outcome
             done(host, outcome)
     except BaseException:

@@ -31,12 +31,12 @@ from lazycluster.holdings import Holdings
 from lazycluster.managed import CleanedUp, ManagedProcess
 from lazycluster.openssh.destination import check_environment, check_port
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
 from lazycluster.results import CommandResult
 from lazycluster.steps import check_callable
 from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
 from lazycluster.transport import UNWATCHED, HostTransport, Watch
+from lazycluster.waiting import Cancellation
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -26,11 +26,11 @@ from lazycluster.exceptions import (
     SupervisorError,
     WorkingDirectoryError,
 )
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.parallel import Stopping, wait_for
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import function_name
+from lazycluster.waiting import Cancellation, holds
 
 _log = logging.getLogger(__name__)
 X = TypeVar("X")
@@ -136,8 +136,7 @@ class Spread(Generic[X, T]):
         while True:
             self._read_ahead()
             with self._changed:
-                while not (self._has_next() or self._has_room() or self._done):
-                    self._changed.wait()
+                holds(lambda: self._has_next() or self._has_room() or self._done, self._changed)
                 if not self._has_next():
                     if self._done:
                         return
@@ -234,8 +233,7 @@ class Spread(Generic[X, T]):
     def _take(self) -> list[_Item[X]]:
         """Wait for items, and take as many as may go to a host at once; none where nothing more will come."""
         with self._changed:
-            while not (self._waiting or self._stopping.requested or self._done):
-                self._changed.wait()
+            holds(lambda: self._waiting or self._stopping.requested or self._done, self._changed)
             if self._stopping.requested or not self._waiting:
                 return []
             living = len(self._runtimes) - len(self._failures)

@@ -21,10 +21,10 @@ from lazycluster.exceptions import (
 from lazycluster.executor import Executor, Outcome
 from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.destination import absolute, check_timeout
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import StepResult
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, check_callable, describe
 from lazycluster.supervisor.outcome import read_outcome, remote_traceback
+from lazycluster.waiting import Cancellation, Deadline, happens
 
 if TYPE_CHECKING:
     from lazycluster.openssh.connection import Connection
@@ -148,7 +148,7 @@ class TaskProcess:
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, at most so many seconds; raises nothing, see `RuntimeTask.join()`."""
         if threading.current_thread() is not self._thread and self.is_alive():
-            self._ended.wait(timeout)
+            happens(self._ended, Deadline(timeout))
 
     def tell_failure(self) -> None:
         """Log a failure that nobody has asked for, once."""

@@ -11,8 +11,8 @@ import attrs
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.forwarding import Forwarding
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Collector, CommandResult, Stream
+from lazycluster.waiting import Cancellation
 
 if TYPE_CHECKING:
     from lazycluster.supervisor.payload import Payload

@@ -19,11 +19,12 @@ from lazycluster.display import counted, print_table
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
 from lazycluster.manager import reason
 from lazycluster.openssh.destination import check_timeout
-from lazycluster.openssh.processes import Cancellation, Output
+from lazycluster.openssh.processes import Output
 from lazycluster.parallel import Stopping
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.runtimes import Runtime
 from lazycluster.transport import Watch
+from lazycluster.waiting import Cancellation
 
 HOST_FAILED = 3
 _INTERRUPTED = "lazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s"

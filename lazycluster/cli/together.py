@@ -10,10 +10,10 @@ from typing import TypeVar
 import click
 
 from lazycluster.groups import RuntimeGroup
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.parallel import MOST, Stopping, on_all
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
+from lazycluster.waiting import Cancellation
 
 T = TypeVar("T")
 

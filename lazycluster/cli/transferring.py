@@ -18,10 +18,10 @@ from lazycluster.display import counted, print_table, transfer_bars
 from lazycluster.exceptions import TransferError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import reason
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.parallel import Stopping, errors_of
 from lazycluster.runtimes import Runtime
 from lazycluster.transport import Watch
+from lazycluster.waiting import Cancellation
 
 _AT_ONCE = 16
 _INTERRUPTED = "lazycluster: ending the transfers"

@@ -7,8 +7,8 @@ import os
 from lazycluster.doctor.findings import Finding, failed, ok, warning
 from lazycluster.exceptions import ConnectionLostError
 from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
-from lazycluster.openssh.processes import Deadline
 from lazycluster.openssh.sessions import Sessions
+from lazycluster.waiting import Deadline
 
 SESSIONS = "sessions"
 MOST = 12

@@ -11,9 +11,9 @@ import attrs
 from lazycluster.doctor.findings import Finding, ok, warning
 from lazycluster.exceptions import SupervisorError
 from lazycluster.openssh.connection import Connection
-from lazycluster.openssh.processes import DeadlinePassedError
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.supervisor.resident import Resident
+from lazycluster.waiting import DeadlinePassedError
 
 SUPERVISOR, ROUND_TRIP = "supervisor", "round trip"
 SLOW = 0.1

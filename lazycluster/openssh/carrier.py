@@ -24,6 +24,7 @@ from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.link import LOCALHOST, Link, LinkLostError
 from lazycluster.openssh.mux import readable
 from lazycluster.openssh.ports import is_free
+from lazycluster.waiting import happens
 
 _log = logging.getLogger(__name__)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
@@ -212,7 +213,7 @@ class Carrier:
                 raise PortInUseError(LOCALHOST, forwarding.listen_port)
         try:
             self._add(load)
-            load.settled.wait()
+            happens(load.settled)
         except BaseException:
             self.stop(load, gently=False)
             raise
@@ -237,7 +238,7 @@ class Carrier:
         if ended:
             load.end()
         elif wait and threading.current_thread() is not self._thread:
-            load.ended.wait()
+            happens(load.ended)
 
     def _add(self, load: Load) -> None:
         with self._lock:

@@ -34,7 +34,8 @@ from lazycluster.openssh.config import parse_effective
 from lazycluster.openssh.destination import Destination
 from lazycluster.openssh.diagnosis import cannot_start, diagnose, relay_broke
 from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
-from lazycluster.openssh.processes import Deadline, Finished, run_detaching, run_to_end
+from lazycluster.openssh.processes import Finished, run_detaching, run_to_end
+from lazycluster.waiting import Deadline
 
 _log = logging.getLogger(__name__)
 # ssh appends a dot and 16 characters while it binds the socket, and sun_path ends at 108 bytes (Linux) or 104 (macOS).

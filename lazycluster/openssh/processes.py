@@ -12,105 +12,22 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 import attrs
 
 from lazycluster.results import Stream
+from lazycluster.waiting import GLANCE, Cancellation, CancelledError, Deadline, DeadlinePassedError
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
 _PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
-_FOR_EVER = 1e9
 _GLANCE = 0.1
 """Seconds between two looks whether a program that somebody may stop is to be stopped."""
-
-
-class DeadlinePassedError(Exception):
-    """The time for a process was up before the condition that was waited for came true."""
-
-
-class CancelledError(Exception):
-    """Somebody asked for the process to be stopped."""
-
-
-class Deadline:
-    """An instant on the monotonic clock, or never."""
-
-    __slots__ = ("_at",)
-
-    def __init__(self, seconds: float | None) -> None:
-        """Set the deadline a number of seconds from now; None means never, as do more than a system call can count."""
-        self._at = None if seconds is None or seconds > _FOR_EVER else time.monotonic() + seconds
-
-    @property
-    def at(self) -> float | None:
-        """Return the instant in the terms of `time.monotonic()`."""
-        return self._at
-
-    @property
-    def remaining(self) -> float | None:
-        """Return the seconds left, not below 0; None means for ever."""
-        return None if self._at is None else max(0.0, self._at - time.monotonic())
-
-    @property
-    def passed(self) -> bool:
-        """Tell whether the time is up."""
-        return self._at is not None and time.monotonic() >= self._at
-
-    def within(self, seconds: float) -> float:
-        """Return the seconds left, at most those given."""
-        remaining = self.remaining
-        return seconds if remaining is None else min(seconds, remaining)
-
-
-class Cancellation:
-    """A request to stop that any thread may make once and that a waiting `Child` sees at once."""
-
-    def __init__(self) -> None:
-        """Open the pipe that wakes a waiting thread."""
-        self._read, self._write = os.pipe()
-        self._lock = threading.Lock()
-        self._listener: Callable[[], None] | None = None
-        self.requested = False
-
-    def request(self) -> None:
-        """Ask for the stop. Asking twice is asking once."""
-        with self._lock:
-            if not self.requested and self._write >= 0:
-                os.write(self._write, b"x")
-            self.requested = True
-            listener = self._listener
-        if listener is not None:
-            listener()
-
-    @contextlib.contextmanager
-    def calling(self, listener: Callable[[], None]) -> Iterator[None]:
-        """Have the request call something, too, for a thread that waits for that instead of the descriptor."""
-        with self._lock:
-            self._listener = listener
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._listener = None
-
-    def fileno(self) -> int:
-        """Return the descriptor that becomes readable with the request."""
-        return self._read
-
-    def close(self) -> None:
-        """Give the pipe back."""
-        with self._lock:
-            if self._write >= 0:
-                os.close(self._read)
-                os.close(self._write)
-                self._read = self._write = -1
 
 
 Output = Callable[[Stream, bytes], None]
@@ -319,9 +236,7 @@ class Child:
                 return False
             if self.deadline.passed:
                 raise DeadlinePassedError
-            remaining = pause.remaining
-            timeout = self.deadline.remaining if remaining is None else self.deadline.within(remaining)
-            for key, _ in self._selector.select(timeout):
+            for key, _ in self._selector.select(min(self.deadline.within(GLANCE), pause.within(GLANCE))):
                 if key.fileobj is self._cancellation:
                     raise CancelledError
                 if key.fileobj is self._stdin:
@@ -562,7 +477,7 @@ def _wait_for(process: subprocess.Popen[bytes], until: Deadline, stopping: threa
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(until.remaining)
     while waiter.is_alive() and not until.passed and not (stopping is not None and stopping.is_set()):
-        waiter.join(until.remaining if stopping is None else until.within(_GLANCE))
+        waiter.join(until.within(_GLANCE))
 
 
 def run_to_end(argv: Sequence[str], *, seconds: float, errors: bool = False) -> Finished:

@@ -37,12 +37,13 @@ from lazycluster.openssh.diagnosis import (
     unsupported_options,
 )
 from lazycluster.openssh.master import Master
-from lazycluster.openssh.processes import Cancellation, CancelledError, Deadline, DeadlinePassedError, Finished
+from lazycluster.openssh.processes import Finished
 from lazycluster.openssh.session import Session, SessionEndedError
 from lazycluster.openssh.shell import Script
 from lazycluster.openssh.slots import NoSlotError, SessionSlots
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.transport import UNWATCHED, Watch
+from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 
 T = TypeVar("T")
 Work = Callable[[Session], object]

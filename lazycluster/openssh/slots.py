@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from lazycluster.openssh.processes import Cancellation, CancelledError, Deadline, DeadlinePassedError
+from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, holds
 
 DEFAULT_LIMIT = 10
 """sshd's MaxSessions where nobody set it (sshd_config(5))."""
@@ -47,13 +47,14 @@ class SessionSlots:
             NoSlotError: Lasting sessions hold all of them.
         """
         with contextlib.nullcontext() if cancellation is None else cancellation.calling(self._wake), self._changed:
-            self._changed.wait_for(
+            holds(
                 lambda: (
                     self._used < self._limit
                     or self._lasting >= self._limit
                     or (cancellation is not None and cancellation.requested)
                 ),
-                deadline.remaining,
+                self._changed,
+                deadline,
             )
             if cancellation is not None and cancellation.requested:
                 raise CancelledError

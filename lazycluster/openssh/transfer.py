@@ -47,13 +47,14 @@ from lazycluster.openssh.keeper import Keeper
 from lazycluster.openssh.master import Master
 from lazycluster.openssh.mux import ControlSocketError
 from lazycluster.openssh.placement import discard, place, temporary_beside
-from lazycluster.openssh.processes import CancelledError, Child, Deadline, Finished
+from lazycluster.openssh.processes import Child, Finished
 from lazycluster.openssh.scripts import Dialogue, Scripts
 from lazycluster.openssh.session import SessionEndedError
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.openssh.shell import quote_path
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.transport import Watch
+from lazycluster.waiting import CancelledError, Deadline
 
 _log = logging.getLogger(__name__)
 # What scp, its server and any login shell all take as it is. Other paths are reached through a symbolic link.

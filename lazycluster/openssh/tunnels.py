@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lazycluster.openssh.carrier import Carrier, Load
 from lazycluster.openssh.forwarding import Forwarding
+from lazycluster.waiting import Deadline, happens
 
 
 class Tunnel:
@@ -61,7 +62,7 @@ class Tunnel:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it was stopped, at most so many seconds."""
-        self._load.ended.wait(timeout)
+        happens(self._load.ended, Deadline(timeout))
 
     def terminate(self) -> None:
         """Close its ports on both ends; the last tunnel of a host ends the connection. Stopping twice is fine."""

@@ -15,7 +15,7 @@ import attrs
 
 from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented
 from lazycluster.openssh.calls import candidates, start_and_mind_python
-from lazycluster.openssh.processes import Cancellation, CancelledError, Deadline, DeadlinePassedError, Inlet
+from lazycluster.openssh.processes import Inlet
 from lazycluster.openssh.session import Session, SessionEndedError
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.openssh.shell import JOB_VARIABLE
@@ -23,6 +23,7 @@ from lazycluster.results import Collector, Stream
 from lazycluster.supervisor import frames, launch, program
 from lazycluster.supervisor.launch import Greeting
 from lazycluster.transport import Watch
+from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, take
 
 _log = logging.getLogger(__name__)
 _NOT_FOUND = 127
@@ -140,12 +141,7 @@ class Job:
         self.events.put((frames.PULSE, b""))
 
     def _next(self) -> Event:
-        remaining = self.deadline.remaining
-        try:
-            # With next to no time SimpleQueue.get() may wait for ever (seen with Python 3.10 on a busy machine).
-            return self.events.get(timeout=None if remaining is None else max(remaining, 0.05))
-        except queue.Empty:
-            raise DeadlinePassedError from None
+        return take(self.events, self.deadline)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Exception):
@@ -312,7 +308,7 @@ class Supervisor:
             SupervisorError: It did not start, or not in time.
         """
         try:
-            came = self._ready.wait(seconds)
+            came = happens(self._ready, Deadline(seconds))
         except BaseException:
             self._cancellation.request()
             raise
@@ -359,10 +355,7 @@ class Supervisor:
         """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._begin(frames.ASK, next(self._numbers), what, events, (what.encode("ascii"), *arguments))
-        try:
-            event = events.get(timeout=timeout)
-        except queue.Empty:
-            raise DeadlinePassedError from None
+        event = take(events, Deadline(timeout))
         if isinstance(event, Exception):
             raise event
         state, *answer = frames.unpack(event[1])

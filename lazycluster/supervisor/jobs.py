@@ -16,7 +16,6 @@ from lazycluster.exceptions import (
     SupervisorError,
     WorkingDirectoryError,
 )
-from lazycluster.openssh.processes import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.openssh.session import SessionEndedError
 from lazycluster.openssh.shell import Script
 from lazycluster.results import Collector, CommandResult, Stream
@@ -24,6 +23,7 @@ from lazycluster.supervisor import frames
 from lazycluster.supervisor.client import Ended, Job, Supervisor
 from lazycluster.supervisor.program import INPUT_ENDED, LOGIN_SHELL
 from lazycluster.transport import UNWATCHED, Watch
+from lazycluster.waiting import CancelledError, Deadline, DeadlinePassedError
 
 PARTING = 0.9
 """Seconds for the host to end a job that is given up, within the second that a caller may be kept waiting."""

@@ -23,13 +23,13 @@ from lazycluster.openssh import transfer
 from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.destination import check_command, check_environment, check_timeout
 from lazycluster.openssh.per_step import SET_UP_TIMEOUT, ConnectedHost
-from lazycluster.openssh.processes import DeadlinePassedError
 from lazycluster.results import Collector, CommandResult
 from lazycluster.supervisor import call, frames, launch
 from lazycluster.supervisor.client import Hello, Job, Settings, Supervisor
 from lazycluster.supervisor.jobs import Jobs
 from lazycluster.supervisor.tree import how_ended
 from lazycluster.transport import UNWATCHED, Watch
+from lazycluster.waiting import DeadlinePassedError
 
 if TYPE_CHECKING:
     from lazycluster.supervisor.payload import Payload

@@ -25,7 +25,6 @@ from lazycluster.hardware import HostInfo
 from lazycluster.openssh.calls import candidates
 from lazycluster.openssh.destination import check_command, check_environment, check_timeout
 from lazycluster.openssh.forwarding import Forwarding
-from lazycluster.openssh.processes import Deadline, DeadlinePassedError
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.supervisor.payload import Payload
 from lazycluster.testing.asked import AskedForPorts, Called, DeletedDir, Fetched, MadeDir, OpenedTunnel, Ran, Sent
@@ -33,6 +32,7 @@ from lazycluster.testing.fake_tunnel import FakeTunnel
 from lazycluster.testing.in_process import Answered, Event, FunctionUnderWay, NotBegun
 from lazycluster.testing.machine import Machine
 from lazycluster.transport import UNWATCHED, Watch
+from lazycluster.waiting import Deadline, DeadlinePassedError, take
 
 
 class FakeTransport:
@@ -200,12 +200,7 @@ class FakeTransport:
                 raise ConnectionLostError(self._host, title, str(failure), started=True)
             if self.closed:
                 raise ConnectionLostError(self._host, title, "the connection was closed", started=True)
-            remaining = until.remaining
-            try:
-                # With next to no time it may wait for ever (seen with Python 3.10 on a busy machine).
-                event = events.get(remaining != 0, None if remaining is None else max(remaining, 0.05))
-            except queue.Empty:
-                raise DeadlinePassedError from None
+            event = take(events, until)
             if event is not None:
                 return event
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from lazycluster.openssh.forwarding import Forwarding
+from lazycluster.waiting import Deadline, happens
 
 
 class FakeTunnel:
@@ -37,7 +38,7 @@ class FakeTunnel:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it was stopped, at most so many seconds."""
-        self._stopped.wait(timeout)
+        happens(self._stopped, Deadline(timeout))
 
     def request_stop(self) -> None:
         """Stop it."""

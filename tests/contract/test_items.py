@@ -11,9 +11,9 @@ import pytest
 
 from lazycluster import CommandStoppedError, FunctionNotSerializableError, RemoteFunctionError, RemoteTraceback
 from lazycluster.calling import call_each
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
+from lazycluster.waiting import Cancellation
 from tests.contract.conftest import Case
 
 LONG = 60.0

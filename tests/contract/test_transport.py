@@ -23,12 +23,12 @@ from lazycluster import (
 )
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.placement import discard
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import Collector, Error, Stream, Value
 from lazycluster.supervisor.outcome import read_outcome
 from lazycluster.supervisor.payload import dump
 from lazycluster.testing.processes import wait_until
 from lazycluster.transport import HostTransport, Watch
+from lazycluster.waiting import Cancellation
 from tests.contract.conftest import HOST, Case
 from tests.contract.test_runtime import free_port
 

@@ -11,14 +11,18 @@ import pytest
 from lazycluster.testing.processes import wait_until
 
 
-def interrupt(work: Callable[[], object], when: Callable[[], bool]) -> None:
-    """Do some work that is to be ended by Ctrl-C, which comes when a condition holds."""
+def interrupt(work: Callable[[], object], when: Callable[[], bool], *, unseen: bool = False) -> None:
+    """Do some work that is to be ended by Ctrl-C, which comes when a condition holds.
+
+    One that comes unseen interrupts no system call of the thread that works, as in the moment before such a call: it is
+    another thread that gets it.
+    """
     waiting, over = threading.get_ident(), threading.Event()
 
     def wait() -> None:
         wait_until(lambda: when() or over.is_set(), timeout=20)
         if not over.is_set():
-            signal.pthread_kill(waiting, signal.SIGINT)
+            signal.pthread_kill(threading.get_ident() if unseen else waiting, signal.SIGINT)
 
     def begin() -> None:
         thread.start()

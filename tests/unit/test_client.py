@@ -13,13 +13,13 @@ import attrs
 import pytest
 
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
-from lazycluster.openssh.processes import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.openssh.session import SessionEndedError
 from lazycluster.results import Stream
 from lazycluster.supervisor import frames, program
 from lazycluster.supervisor.client import Ended, Hello, Job, Settings, Supervisor
 from lazycluster.supervisor.launch import Greeting
 from lazycluster.testing.processes import wait_until
+from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 
 # What is said first ---------------------------------------------------------------------------------------------------
 

@@ -21,10 +21,10 @@ from lazycluster.exceptions import (
     TransferError,
 )
 from lazycluster.executor import Executor, Outcome, new_outcome
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.results import StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
 from lazycluster.supervisor.outcome import read_outcome
+from lazycluster.waiting import Cancellation
 
 from .fake_transport import Call, FakeTransport, Reaction, prints
 

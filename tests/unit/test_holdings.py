@@ -16,10 +16,10 @@ from lazycluster import RuntimeClosedError
 from lazycluster import holdings as holdings_module
 from lazycluster.executor import Executor
 from lazycluster.holdings import Holdings
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.steps import SendFile
 from lazycluster.tasks import RuntimeTask, TaskProcess
 from lazycluster.testing.processes import wait_until
+from lazycluster.waiting import Cancellation
 
 from .fake_transport import FakeHostTransport, FakeTransport
 

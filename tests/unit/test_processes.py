@@ -21,18 +21,10 @@ import attrs
 import pytest
 
 from lazycluster.openssh import processes
-from lazycluster.openssh.processes import (
-    Cancellation,
-    CancelledError,
-    Child,
-    Deadline,
-    DeadlinePassedError,
-    Inlet,
-    run_detaching,
-    run_to_end,
-)
+from lazycluster.openssh.processes import Child, Inlet, run_detaching, run_to_end
 from lazycluster.results import Stream
 from lazycluster.testing.processes import table, wait_until
+from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from tests.unit.interrupting import threads
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
@@ -75,96 +67,6 @@ def shell(text: str) -> list[str]:
 def open_descriptors() -> int:
     gc.collect()
     return sum(1 for _ in Path("/dev/fd").iterdir())
-
-
-# Deadline -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_deadline() -> None:
-    deadline = Deadline(60)
-    assert deadline.at is not None
-    assert deadline.at > time.monotonic()
-    assert deadline.remaining is not None
-    assert 59 < deadline.remaining <= 60
-    assert not deadline.passed
-    assert deadline.within(1) == 1
-    assert 59 < deadline.within(100) <= 60
-
-
-@pytest.mark.parametrize("seconds", [0, -1, -1e9])
-def test_a_deadline_in_the_past(seconds: float) -> None:
-    deadline = Deadline(seconds)
-    assert (deadline.remaining, deadline.passed, deadline.within(5)) == (0.0, True, 0.0)
-
-
-def test_no_deadline() -> None:
-    deadline = Deadline(None)
-    assert (deadline.at, deadline.remaining, deadline.passed, deadline.within(5)) == (None, None, False, 5)
-
-
-# Cancellation -------------------------------------------------------------------------------------------------------
-
-
-def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancellation: Cancellation) -> None:
-    requested = [cancellation.requested]
-    os.set_blocking(cancellation.fileno(), False)
-    with pytest.raises(BlockingIOError):
-        os.read(cancellation.fileno(), 9)
-    cancellation.request()
-    cancellation.request()
-    assert [*requested, cancellation.requested] == [False, True]
-    assert os.read(cancellation.fileno(), 9) == b"x"
-
-
-def test_a_closed_cancellation_can_still_be_requested() -> None:
-    cancellation = Cancellation()
-    descriptors = open_descriptors()
-    cancellation.close()
-    cancellation.close()
-    assert open_descriptors() == descriptors - 2
-    cancellation.request()
-    assert cancellation.requested
-    assert cancellation.fileno() == -1
-
-
-def test_a_request_calls_who_listens(cancellation: Cancellation) -> None:
-    calls: list[bool] = []
-    with cancellation.calling(lambda: calls.append(cancellation.requested)):
-        assert calls == []
-        cancellation.request()
-        assert calls == [True]
-    cancellation.request()
-    assert calls == [True]
-    assert os.read(cancellation.fileno(), 9) == b"x"  # who waits for the descriptor sees it, too
-
-
-def test_who_listens_no_more_after_an_error_is_not_called(cancellation: Cancellation) -> None:
-    calls: list[int] = []
-    with pytest.raises(KeyError), cancellation.calling(lambda: calls.append(1)):
-        raise KeyError
-    cancellation.request()
-    assert calls == []
-
-
-def test_who_is_called_may_ask_the_cancellation(cancellation: Cancellation) -> None:
-    """It is called without the lock that the end of the listening takes."""
-    entered, called = threading.Event(), threading.Event()
-
-    def listener() -> None:
-        called.set()
-        assert entered.wait(10)
-
-    def listen() -> None:
-        with cancellation.calling(listener):
-            called.wait(10)
-        entered.set()
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    assert wait_until(lambda: cancellation._listener is not None, 10)
-    cancellation.request()
-    thread.join(10)
-    assert entered.is_set()
 
 
 # Child --------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lazycluster.openssh.processes import Child, Deadline
+from lazycluster.openssh.processes import Child
 from lazycluster.openssh.shell import (
     BOOTSTRAP,
     BOOTSTRAP_BY_HAND,
@@ -32,7 +32,8 @@ from lazycluster.openssh.shell import (
     quote_path,
 )
 from lazycluster.results import Stream
-from lazycluster.testing.processes import wait_until
+from lazycluster.testing.processes import descendants, end, wait_until
+from lazycluster.waiting import Deadline
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
@@ -168,10 +169,12 @@ def job_processes(job: str) -> set[int]:
 
 
 def kill_job(job: str) -> None:
-    for pid in job_processes(job):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: not job_processes(job), 10)
+    def found() -> set[int]:
+        marked = job_processes(job)
+        return marked.union(*map(descendants, marked))  # in the moment of its exec a process shows no environment
+
+    end(found)
+    assert not job_processes(job)
 
 
 # The words of the session ------------------------------------------------------------------------------------------

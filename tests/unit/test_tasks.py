@@ -19,10 +19,10 @@ from lazycluster.exceptions import (
     TransferError,
 )
 from lazycluster.executor import Executor
-from lazycluster.openssh.processes import Cancellation
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile
 from lazycluster.tasks import RuntimeTask, TaskProcess
 from lazycluster.testing.processes import wait_until
+from lazycluster.waiting import Cancellation
 
 from .fake_transport import FakeTransport, Reaction, prints
 

@@ -1,0 +1,217 @@
+"""Deadlines, requests to stop, and waits that Ctrl-C ends."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from lazycluster.openssh.processes import Child
+from lazycluster.parallel import on_all
+from lazycluster.testing.processes import wait_until
+from lazycluster.waiting import NEVER, Cancellation, Deadline, DeadlinePassedError, happens, holds, take
+from tests.unit.interrupting import interrupt
+
+
+@pytest.fixture
+def cancellation() -> Iterator[Cancellation]:
+    made = Cancellation()
+    yield made
+    made.close()
+
+
+# Deadline -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline() -> None:
+    deadline = Deadline(60)
+    assert deadline.at is not None
+    assert deadline.at > time.monotonic()
+    assert deadline.remaining is not None
+    assert 59 < deadline.remaining <= 60
+    assert not deadline.passed
+    assert deadline.within(1) == 1
+    assert 59 < deadline.within(100) <= 60
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -1e9])
+def test_a_deadline_in_the_past(seconds: float) -> None:
+    deadline = Deadline(seconds)
+    assert (deadline.remaining, deadline.passed, deadline.within(5)) == (0.0, True, 0.0)
+
+
+def test_no_deadline() -> None:
+    deadline = Deadline(None)
+    assert (deadline.at, deadline.remaining, deadline.passed, deadline.within(5)) == (None, None, False, 5)
+
+
+# Cancellation -------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancellation: Cancellation) -> None:
+    requested = [cancellation.requested]
+    os.set_blocking(cancellation.fileno(), False)
+    with pytest.raises(BlockingIOError):
+        os.read(cancellation.fileno(), 9)
+    cancellation.request()
+    cancellation.request()
+    assert [*requested, cancellation.requested] == [False, True]
+    assert os.read(cancellation.fileno(), 9) == b"x"
+
+
+def test_a_closed_cancellation_can_still_be_requested() -> None:
+    cancellation = Cancellation()
+    descriptor = cancellation.fileno()
+    cancellation.close()
+    cancellation.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    cancellation.request()
+    assert cancellation.requested
+    assert cancellation.fileno() == -1
+
+
+def test_a_request_calls_who_listens(cancellation: Cancellation) -> None:
+    calls: list[bool] = []
+    with cancellation.calling(lambda: calls.append(cancellation.requested)):
+        assert calls == []
+        cancellation.request()
+        assert calls == [True]
+    cancellation.request()
+    assert calls == [True]
+    assert os.read(cancellation.fileno(), 9) == b"x"  # who waits for the descriptor sees it, too
+
+
+def test_who_listens_no_more_after_an_error_is_not_called(cancellation: Cancellation) -> None:
+    calls: list[int] = []
+    with pytest.raises(KeyError), cancellation.calling(lambda: calls.append(1)):
+        raise KeyError
+    cancellation.request()
+    assert calls == []
+
+
+def test_who_is_called_may_ask_the_cancellation(cancellation: Cancellation) -> None:
+    """It is called without the lock that the end of the listening takes."""
+    entered, called = threading.Event(), threading.Event()
+
+    def listener() -> None:
+        called.set()
+        assert entered.wait(10)
+
+    def listen() -> None:
+        with cancellation.calling(listener):
+            called.wait(10)
+        entered.set()
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    assert wait_until(lambda: cancellation._listener is not None, 10)
+    cancellation.request()
+    thread.join(10)
+    assert entered.is_set()
+
+
+# Waits ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_taken_though_the_time_is_up() -> None:
+    events: queue.SimpleQueue[int] = queue.SimpleQueue()
+    events.put(1)
+    assert take(events, Deadline(0)) == 1
+    with pytest.raises(DeadlinePassedError):
+        take(events, Deadline(0))
+
+
+def later(work: Callable[[], object], seconds: float) -> threading.Timer:
+    timer = threading.Timer(seconds, work)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("deadline", [NEVER, Deadline(60)])
+def test_what_comes_later_than_a_glance_is_seen(deadline: Deadline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazycluster.waiting.GLANCE", 0.05)
+    events: queue.SimpleQueue[int] = queue.SimpleQueue()
+    event, changed = threading.Event(), threading.Condition()
+
+    def change() -> None:
+        with changed:
+            event.set()
+            changed.notify_all()
+
+    begun = time.monotonic()
+    timer = later(lambda: events.put(1), 0.2)
+    assert take(events, deadline) == 1
+    timer.join()
+    timer = later(event.set, 0.2)
+    assert happens(event, deadline)
+    timer.join()
+    event.clear()
+    timer = later(change, 0.2)
+    with changed:
+        assert holds(event.is_set, changed, deadline)
+    timer.join()
+    assert time.monotonic() - begun > 0.5
+
+
+def test_what_does_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazycluster.waiting.GLANCE", 0.02)
+    begun, changed = time.monotonic(), threading.Condition()
+    with pytest.raises(DeadlinePassedError):
+        take(queue.SimpleQueue[int](), Deadline(0.1))
+    assert not happens(threading.Event(), Deadline(0.1))
+    with changed:
+        assert not holds(lambda: False, changed, Deadline(0.1))
+    assert 0.3 <= time.monotonic() - begun < 20
+
+
+def take_for_ever() -> None:
+    take(queue.SimpleQueue[int]())
+
+
+def wait_for_ever() -> None:
+    happens(threading.Event())
+
+
+def hold_for_ever() -> None:
+    changed = threading.Condition()
+    with changed:
+        holds(lambda: False, changed)
+
+
+def pump_for_ever() -> None:
+    child = Child(["sleep", "60"], on_output=lambda *_: None, deadline=NEVER)
+    try:
+        child.pump(lambda: False)
+    finally:
+        child.abandon()
+
+
+def has_begun() -> bool:
+    """Tell whether the main thread is in the call in which it waits."""
+    thread = threading.main_thread().ident
+    assert thread is not None
+    stack = [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[thread])]
+    return stack[0] in {"take", "wait", "select"} and not {"take", "happens", "holds", "pump"}.isdisjoint(stack)
+
+
+@pytest.mark.parametrize("wait", [take_for_ever, wait_for_ever, hold_for_ever, pump_for_ever])
+@pytest.mark.timeout(30)
+def test_ctrl_c_in_the_moment_before_a_wait_ends_it_all_the_same(wait: Callable[[], object]) -> None:
+    interrupt(wait, has_begun, unseen=True)
+
+
+@pytest.mark.timeout(30)
+def test_ctrl_c_in_the_moment_before_hosts_are_waited_for() -> None:
+    going_on = threading.Event()
+    try:
+        interrupt(lambda: on_all({"a": partial(going_on.wait, 60)}), has_begun, unseen=True)
+    finally:
+        going_on.set()
