@@ -1,4 +1,4 @@
-"""How long to wait, who may cut it short, and waits that Ctrl-C always ends."""
+"""How long to wait, who may cut it short, waits that Ctrl-C always ends, and what it never interrupts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 _FOR_EVER = 1e9
@@ -136,3 +136,61 @@ def holds(predicate: Callable[[], object], changed: threading.Condition, deadlin
             return False
         changed.wait(deadline.within(GLANCE))
     return True
+
+
+def sheltered(make: Callable[[], T], take_back: Callable[[T], object]) -> T:
+    """Make something where no Ctrl-C interrupts it, such as a process that else nobody would know.
+
+    Where the calling thread is interrupted meanwhile, what was made is taken back, now or as soon as it is made.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no signal handler runs there
+        return make()
+    shelter = _Shelter(make, take_back)
+    try:
+        try:
+            shelter.start()
+        except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
+            return make()
+        shelter.join()
+    except BaseException:
+        shelter.abandon()
+        raise
+    return shelter.made()
+
+
+class _Shelter(threading.Thread, Generic[T]):
+    """The thread in which something is made."""
+
+    def __init__(self, make: Callable[[], T], take_back: Callable[[T], object]) -> None:
+        super().__init__(name="lazycluster-shelter")
+        self._make = make
+        self._take_back = take_back
+        self._lock = threading.Lock()
+        self._unwanted = False
+        self._made: list[T] = []
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Make it, and take it back where nobody waits for it any more."""
+        try:
+            self._made.append(self._make())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self._error = error
+        with self._lock:
+            self._drop_unwanted()
+
+    def made(self) -> T:
+        """Return what was made, or raise why it was not."""
+        if self._error is not None:
+            raise self._error
+        return self._made.pop()
+
+    def abandon(self) -> None:
+        """Take it back, now or as soon as it is made."""
+        with self._lock:
+            self._unwanted = True
+            self._drop_unwanted()
+
+    def _drop_unwanted(self) -> None:
+        while self._unwanted and self._made:
+            self._take_back(self._made.pop())

@@ -28,6 +28,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import attrs
 import pexpect
 
+from lazycluster.waiting import sheltered
+
 _log = logging.getLogger(__name__)
 _POLL = 0.02  # seconds between two looks whether ssh has ended while something in the background keeps its terminal
 # poll() has no limit of 1024 descriptors; on macOS it does not work on terminals.
@@ -120,6 +122,7 @@ def log_in(
     deadline: float,
     names: Collection[str],
     env: Mapping[str, str] | None = None,
+    stopping: threading.Event | None = None,
 ) -> LoginOutcome:
     """Run an ssh that logs in and goes to the background, and answer its prompts.
 
@@ -132,6 +135,7 @@ def log_in(
         deadline: The instant, in terms of `time.monotonic()`, at which to give up.
         names: What a prompt may call the destination: its name as given, its HostName, its HostKeyAlias.
         env: The environment of ssh; this process's unless given.
+        stopping: Once this is set, the attempt is given up as if the time were up.
 
     Raises:
         OSError: ssh cannot be started.
@@ -140,7 +144,7 @@ def log_in(
     _check(password)
     child = _spawn(argv, env)
     try:
-        return _LogIn(child, password, names, deadline).hold()
+        return _LogIn(child, password, names, deadline).hold(stopping)
     finally:
         _end(child)
 
@@ -181,7 +185,8 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str] | None) -> pexpect.spawn:
     _log.debug("start %s on a terminal", argv)
     # A prompt must come to the terminal, never to a window of SSH_ASKPASS (ssh(1), ENVIRONMENT).
     environment = {**(os.environ if env is None else env), "SSH_ASKPASS_REQUIRE": "never"}
-    try:
+
+    def start() -> pexpect.spawn:
         with _SPAWNING, warnings.catch_warnings():
             # Python 3.12 warns of any fork beside threads. Here the child runs only what leads to exec.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -196,11 +201,14 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str] | None) -> pexpect.spawn:
                 # in it, may die of that.
                 ignore_sighup=True,
             )
+        child.delaybeforesend = None
+        child.delayafterclose = child.ptyproc.delayafterclose = 0.0
+        return child
+
+    try:
+        return sheltered(start, _end)
     except pexpect.ExceptionPexpect:
         raise FileNotFoundError(f"{argv[0]} is not there or cannot be executed") from None
-    child.delaybeforesend = None
-    child.delayafterclose = child.ptyproc.delayafterclose = 0.0
-    return child
 
 
 def _end(child: pexpect.spawn, *, patience: float = 0.0) -> None:
@@ -244,15 +252,15 @@ class _Dialogue:
         self._shown = ""
         self._answered_to = 0  # how much of it was shown when the last prompt was answered
 
-    def hold(self) -> LoginOutcome:
-        """Read and answer until ssh ends, or there is a reason to end it."""
+    def hold(self, stopping: threading.Event | None = None) -> LoginOutcome:
+        """Read and answer until ssh ends, or there is a reason to end it, such as that `stopping` is set."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         open_still = True
         with _Selector() as selector:
             selector.register(self._child.child_fd, selectors.EVENT_READ)
             while True:
                 alive = self._is_alive()
-                if alive and self._left() <= 0:
+                if alive and (self._left() <= 0 or (stopping is not None and stopping.is_set())):
                     return self._outcome(LoginEnd.TIMED_OUT)
                 data = b""
                 if open_still and selector.select(min(_POLL, self._left()) if alive else 0):

@@ -295,12 +295,14 @@ def _run(
         if password is None:
             seconds = deadline.within(to.connect_timeout)
             return run_detaching(argv, directory.path / "said", seconds=seconds, stopping=stopping)
-        return _log_in(to, argv, password, deadline)
+        return _log_in(to, argv, password, deadline, stopping)
     except OSError as error:
         raise cannot_start(to.host, error) from error
 
 
-def _log_in(to: Destination, argv: tuple[str, ...], password: str, deadline: Deadline) -> Finished:
+def _log_in(
+    to: Destination, argv: tuple[str, ...], password: str, deadline: Deadline, stopping: threading.Event | None
+) -> Finished:
     """Log in with a password, typed only at prompts of the destination itself.
 
     Raises:
@@ -310,7 +312,9 @@ def _log_in(to: Destination, argv: tuple[str, ...], password: str, deadline: Dea
 
     effective = parse_effective(run_to_end(effective_argv(to), seconds=deadline.within(_ANSWER_TIMEOUT)).text)
     names = {to.host, to.host.rpartition("@")[2], effective.hostname, effective.host_key_alias} - {None, ""}
-    outcome = login.log_in(argv, password, deadline=deadline.at or 0.0, names={str(name) for name in names})
+    outcome = login.log_in(
+        argv, password, deadline=deadline.at or 0.0, names={str(name) for name in names}, stopping=stopping
+    )
     match outcome.end:
         case login.LoginEnd.EXITED:
             return Finished(outcome.status, outcome.text)

@@ -20,7 +20,7 @@ from typing import IO
 import attrs
 
 from lazycluster.results import Stream
-from lazycluster.waiting import GLANCE, Cancellation, CancelledError, Deadline, DeadlinePassedError
+from lazycluster.waiting import GLANCE, Cancellation, CancelledError, Deadline, DeadlinePassedError, sheltered
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
@@ -31,41 +31,6 @@ _GLANCE = 0.1
 
 
 Output = Callable[[Stream, bytes], None]
-
-
-class _Start(threading.Thread):
-    """Starts a program in a thread of its own, where no signal handler runs, such as that of Ctrl-C.
-
-    One that interrupted `subprocess.Popen()` would leave a process that nobody knows.
-    """
-
-    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
-        super().__init__(name="lazycluster-start")
-        self._start_process = start
-        self._lock = threading.Lock()
-        self._unwanted = False
-        self.process: subprocess.Popen[bytes] | None = None
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        """Start it, and end it where nobody waits for it any more."""
-        try:
-            self.process = self._start_process()
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            self.error = error
-        with self._lock:
-            self._end_unwanted()
-
-    def take_back(self) -> None:
-        """End the process, now or as soon as it has started."""
-        with self._lock:
-            self._unwanted = True
-            self._end_unwanted()
-
-    def _end_unwanted(self) -> None:
-        if self._unwanted and self.process is not None:
-            _end(self.process)
-            self.process = None
 
 
 def _popen(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
@@ -79,22 +44,7 @@ def _popen(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int | IO[byt
             argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True, bufsize=0
         )
 
-    if threading.current_thread() is not threading.main_thread():
-        return start()
-    thread = _Start(start)
-    try:
-        try:
-            thread.start()
-        except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
-            return start()
-        thread.join()
-    except BaseException:
-        thread.take_back()
-        raise
-    if thread.error is not None:
-        raise thread.error
-    assert thread.process is not None
-    return thread.process
+    return sheltered(start, _end)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -350,7 +350,7 @@ class Sessions:
         self._closed = True
         self._stopping.set()
         if not self._lock.acquire(timeout=_CLOSE_PATIENCE):
-            return  # a log-in with a password is under way; it ends what it makes
+            return  # a log-in is still being ended; it ends what it makes
         try:
             master, self._owned.master = self._owned.master, None
         finally:

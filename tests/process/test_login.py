@@ -7,11 +7,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pexpect
 import pytest
 
 from lazycluster.exceptions import AuthenticationError, ConnectTimeoutError, UnknownHostKeyError
@@ -52,12 +55,18 @@ def run(tmp_path: Path) -> Run:
     """Log in with a program, written in Python, in the place of ssh."""
 
     def run(
-        body: str, *, seconds: float = 10.0, names: Collection[str] = ("dest",), password: str = SECRET
+        body: str,
+        *,
+        seconds: float = 10.0,
+        names: Collection[str] = ("dest",),
+        password: str = SECRET,
+        stopping: threading.Event | None = None,
     ) -> LoginOutcome:
         program = tmp_path / "ssh"
         program.write_text(f"#!{sys.executable}\n{PRELUDE}{body}", encoding="utf-8")
         program.chmod(0o700)
-        return log_in([str(program), "-f"], password, deadline=time.monotonic() + seconds, names=names)
+        deadline = time.monotonic() + seconds
+        return log_in([str(program), "-f"], password, deadline=deadline, names=names, stopping=stopping)
 
     return run
 
@@ -251,6 +260,43 @@ wait()
     assert has_ended(tmp_path)
     assert has_ended(tmp_path, "helper")
     assert type(diagnose("dest", outcome.text, status=None, timed_out=True)) is ConnectTimeoutError
+
+
+def test_one_that_is_stopped_is_ended(run: Run, tmp_path: Path) -> None:
+    stopping = threading.Event()
+
+    def stop() -> None:
+        processes.wait_until((tmp_path / "pid").exists, 20)
+        stopping.set()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    begun = time.monotonic()
+    outcome = run("wait()", seconds=60, stopping=stopping)
+    stopper.join()
+
+    assert time.monotonic() - begun < 30
+    assert (outcome.end, outcome.status) == (LoginEnd.TIMED_OUT, None)
+    assert has_ended(tmp_path)
+
+
+def test_ctrl_c_in_the_moment_of_its_start_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[pexpect.spawn] = []  # one that nobody holds is ended by its destructor
+    spawn, main = pexpect.spawn, threading.get_ident()
+
+    def interrupted(*arguments: Any, **keywords: Any) -> pexpect.spawn:
+        child = spawn(*arguments, **keywords)
+        made.append(child)
+        processes.wait_until((tmp_path / "pid").exists, 20)
+        signal.pthread_kill(main, signal.SIGINT)
+        return child
+
+    monkeypatch.setattr(pexpect, "spawn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("wait()", seconds=60)
+    assert has_ended(tmp_path)
 
 
 def test_one_that_never_stops_talking_is_ended(run: Run, tmp_path: Path) -> None:

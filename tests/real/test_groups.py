@@ -364,7 +364,8 @@ def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, resident: bool
         assert all(result.ok for result in group.run("true").values())
 
 
-def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("password", [None, "secret"])
+def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path, password: str | None) -> None:
     with leaves_nothing(hosts.servers[0]), socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         sections = [f"Host silent{number}\n    HostName 127.0.0.1\n    Port {port}\n" for number in range(5)]
@@ -372,7 +373,7 @@ def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path) -> None:
         names = [*HOSTS, *(f"silent{number}" for number in range(5)), "never"]
         begun = time.monotonic()
         interrupt(
-            lambda: hosts.group(names, config_file=config, connect_timeout=60.0, max_connections=8),
+            lambda: hosts.group(names, config_file=config, connect_timeout=60.0, max_connections=8, password=password),
             lambda: all(log_ins(server) for server in hosts.servers) and len(ssh_of(config)) >= 5,
         )
         assert time.monotonic() - begun < 30, "half of a time-out"

@@ -20,6 +20,7 @@ from typing import IO, Any
 import attrs
 import pytest
 
+from lazycluster import waiting
 from lazycluster.openssh import processes
 from lazycluster.openssh.processes import Child, Inlet, run_detaching, run_to_end
 from lazycluster.results import Stream
@@ -458,13 +459,13 @@ def test_ctrl_c_while_a_program_starts_leaves_no_process(
         return started[0]
 
     taken_back = threading.Event()
-    take_back = processes._Start.take_back
+    abandon = waiting._Shelter.abandon
 
-    def note(start: processes._Start) -> None:
-        take_back(start)
+    def note(shelter: waiting._Shelter[Any]) -> None:
+        abandon(shelter)
         taken_back.set()
 
-    monkeypatch.setattr(processes._Start, "take_back", note)
+    monkeypatch.setattr(waiting._Shelter, "abandon", note)
     monkeypatch.setattr(subprocess, "Popen", start)
     run = run_to_end if way == "to the end" else functools.partial(run_detaching, said=tmp_path / "said")
     with pytest.raises(KeyboardInterrupt):
