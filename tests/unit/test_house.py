@@ -33,6 +33,7 @@ FLOORS = {
     "lazycluster.gpus": 0,
     "lazycluster.hardware": 0,
     "lazycluster.managed": 0,
+    "lazycluster.waiting": 0,
     "lazycluster.testing.processes": 1,
     "lazycluster.testing.relay": 1,
     "lazycluster.testing.local_sshd": 1,
