@@ -261,13 +261,24 @@ class LocalSshd:
 
     def _wait_for_banner(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
-        while not _answers(self.port):
+        while not self._answers():
             if self._running.has_ended():
                 raise LocalSshdError("it ended at once", self.log)
             if time.monotonic() > deadline:
                 raise LocalSshdError(f"it did not answer within {_START_TIMEOUT:g} s", self.log)
             time.sleep(0.005)
         wait_until(lambda: self.connections() == 0, _START_TIMEOUT)  # that of the question itself is closing
+
+    def _answers(self) -> bool:
+        """Tell whether it greets (RFC 4253, 4.2): it and no other sshd, to which the port went meanwhile."""
+        try:
+            with socket.create_connection((_ADDRESS, self.port), timeout=1) as connection:
+                if connection.recv(4) != b"SSH-":
+                    return False
+                wait_until(lambda: self.connections() > 0 or self._running.has_ended(), _START_TIMEOUT)
+                return self.connections() > 0
+        except OSError:
+            return False
 
     # Its configuration ------------------------------------------------------------------------------------------------
 
@@ -369,15 +380,6 @@ def _is_locked() -> bool:
     except OSError:  # nobody but root can read it, and the sshd of nobody else does
         return False
     return any(row.startswith(f"{user}:!") for row in rows)
-
-
-def _answers(port: int) -> bool:
-    """Return whether something on the port greets like an SSH server (RFC 4253, 4.2)."""
-    try:
-        with socket.create_connection((_ADDRESS, port), timeout=1) as connection:
-            return connection.recv(4) == b"SSH-"
-    except OSError:
-        return False
 
 
 def _section(keyword: str, name: str, options: Mapping[str, str]) -> str:

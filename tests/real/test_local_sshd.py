@@ -241,7 +241,7 @@ def test_a_configuration_that_sshd_refuses_is_told_with_its_log(needs_sshd: None
 
 def test_a_server_that_does_not_answer_is_told(needs_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_sshd, "_START_TIMEOUT", 0.1)
-    monkeypatch.setattr(local_sshd, "_answers", lambda port: False)
+    monkeypatch.setattr(LocalSshd, "_answers", lambda _server: False)
 
     with pytest.raises(LocalSshdError, match=r"did not answer within 0\.1 s"):
         LocalSshd().start()
@@ -249,7 +249,7 @@ def test_a_server_that_does_not_answer_is_told(needs_sshd: None, monkeypatch: py
 
 def test_a_port_that_was_taken_meanwhile_is_replaced(needs_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
     choose = free_port
-    with Relay(target=1) as taken, Relay(target=1) as taken_too:
+    with Relay(target=1) as taken, LocalSshd() as taken_too:
         ports = iter([taken.port, taken_too.port])
         monkeypatch.setattr(local_sshd, "free_port", lambda: next(ports, 0) or choose())
         with LocalSshd() as server:
