@@ -20,6 +20,7 @@ __all__ = ["PROBE", "CgroupLimits", "Gpu", "HostInfo", "MigDevice", "parse", "pa
 
 _MARK = "@@ lazycluster"
 _DRIVER_TIMEOUT = 20
+UNAME, PROCESSORS = "LAZYCLUSTER_UNAME", "LAZYCLUSTER_PROCESSORS"
 _MIB = 1024 * 1024
 
 PROBE = f"""\
@@ -29,7 +30,10 @@ section() {{
     echo "{_MARK} begin $1"
     name=$1
     shift
-    ( "$@" ) 2>&1
+    case $1 in
+        echo|os_release|meminfo|cgroups) "$@" ;;
+        *) ( "$@" ) 2>&1 ;;
+    esac
     code=$?
     echo
     echo "{_MARK} end $name $code"
@@ -39,6 +43,7 @@ processors() {{
     nproc || getconf _NPROCESSORS_ONLN
 }}
 lines() {{
+    [ -r "$1" ] || return
     while read -r line || [ -n "$line" ]; do
         printf %s "$line"
         echo
@@ -65,6 +70,7 @@ show_upwards() {{
     done
 }}
 cgroups() {{
+    [ -r /proc/self/cgroup ] || return
     while IFS=: read -r number controllers where; do
         case ",$controllers," in
             ,,) show_upwards /sys/fs/cgroup "$where" cpu.max memory.max ;;
@@ -97,8 +103,8 @@ unset OMP_NUM_THREADS OMP_THREAD_LIMIT
 LC_ALL=C PATH=${{PATH:-/usr/bin:/bin}}:/usr/sbin:/sbin:/usr/local/nvidia/bin:/usr/lib/wsl/lib
 export LC_ALL PATH
 echo
-section uname uname -srm
-section processors processors
+section uname ${{{UNAME}:+echo}} ${{{UNAME}:-uname -srm}}
+section processors ${{{PROCESSORS}:+echo}} ${{{PROCESSORS}:-processors}}
 if [ -r /proc/meminfo ]; then
     section os-release os_release
     section meminfo meminfo
@@ -120,6 +126,9 @@ It holds neither single quotes nor backslashes nor exclamation marks, so that qu
 last, and `bounded` gives up even on an `nvidia-smi` that no signal ends, as a broken driver leaves it in an
 uninterruptible sleep: the shell waits for `cat` only, and what hangs holds nothing but the pipe to `cat`. To that end
 redirections are made in subshells; in its own process a shell keeps the old descriptors, and all its children get them.
+What starts no program needs none.
+
+Whoever runs it may know what `uname` and `nproc` would say, and tell it in the environment: programs take their time.
 """
 
 

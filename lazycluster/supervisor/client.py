@@ -452,8 +452,11 @@ class Supervisor:
         self._noise.clear()
         self._session = session
         session.feed(sent.text)
-        mark = f"{program.MARK} {self._token}".encode()
+        mark, asks = (f"{words} {self._token}".encode() for words in (program.MARK, launch.ASKS))
         while (line := session.read_until(b"\n")) is not None and not line.endswith(mark):
+            if line.endswith(asks):
+                session.feed(sent.source)
+                continue
             self._noise += line[:_QUOTED] + b"\n"
             del self._noise[:-_QUOTED]
         if line is None:

@@ -1,4 +1,4 @@
-"""The directories that a supervisor makes, and removes at its end; sent to the host as text.
+"""The directories that a supervisor makes, and removes at its end; sent to the host.
 
 Standard library only, and the syntax of Python 3.6.
 """

@@ -1,4 +1,4 @@
-"""What `python -S` leaves out of its start, made up for before the first function; sent to the host as text.
+"""What `python -S` leaves out of its start, made up for before the first function; sent to the host.
 
 Commands need no site-packages, and a Python with many of them takes longer to start for these than for all else.
 

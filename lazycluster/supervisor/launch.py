@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import importlib.util
 import inspect
 import os
 import platform
@@ -14,41 +15,64 @@ import attrs
 
 from lazycluster.exceptions import PythonVersionMismatchError
 from lazycluster.openssh.ports import is_free
-from lazycluster.supervisor import call
+from lazycluster.supervisor import bytecode, call
 
 _BOOTSTRAP = (
-    "import sys;sys.path[:]=[p for p in sys.path if p];import os,zlib;"
-    "sys.path[:]=map(os.path.abspath,sys.path);b=bytearray();"
-    "any(b.extend(d)or not d or len(b)>={0} for d in iter(lambda:os.read(0,{0}-len(b)),None));"
-    "d=zlib.decompressobj();t=d.decompress(bytes(b))+zlib.decompress(d.unused_data);"
-    'exec(t,{{"__name__":"lazycluster_call"}})'
+    "import sys;sys.path[:]=[p for p in sys.path if p];import gc,os,zlib;gc.disable();"
+    "sys.path[:]=map(os.path.abspath,sys.path);"
+    "r=lambda n,b:any(b.extend(d)or not d or len(b)>=n for d in iter(lambda:os.read(0,n-len(b)),None))and bytes(b);"
+    "d=zlib.decompressobj();t=d.decompress(r({0},bytearray()));"
+    'exec(t,{{"__name__":"lazycluster_call","read":r,"rest":d.unused_data}})'
 )
 """Reads the program from standard input, and not one byte more; nothing that the current directory holds is imported
-before the function runs. It is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
+before the function runs. Garbage is collected again once the program is there: until then there is none. It is to be
+quoted by a login shell of any kind: no quote, backslash, `!` or newline.
 """
 
 _SUPERVISOR = ("frames", "tree", "spawning", "directories", "outbox", "job", "workers", "program")
 _PACKAGE = "lazycluster.supervisor"
 LOADER = f"""\
 import sys
-def _load(name, source):
+def _load(name, code):
     full = "{_PACKAGE}." + name
     module = type(sys)(full)
     sys.modules[full] = module
-    exec(compile(source, "<" + full + ">", "exec"), vars(module))
+    exec(compile(code, "<" + full + ">", "exec") if isinstance(code, str) else code, vars(module))
     globals()[name] = module
 """
-"""Makes a module from its source. It is to be imported under the name that it has on the manager, and is taken out of
-`sys.modules` before a function runs: the host may have a lazycluster of its own.
+"""Makes a module from its code or source. It is to be imported under the name that it has on the manager, and is taken
+out of `sys.modules` before a function runs: the host may have a lazycluster of its own.
+"""
+ASKS = "@@ lazycluster asks for the source"
+"""What a host says, with a token, that cannot run the bytecode it was sent."""
+_FROM_SOURCE = """\
+import gc, zlib
+exec(zlib.decompress(rest))
+gc.enable()
+"""
+_FROM_BYTECODE = """\
+import gc, marshal, os, zlib
+_made_for = {implementation!r}, {magic!r}
+if _made_for == (sys.implementation.name, getattr(sys.modules.get("_frozen_importlib_external"), "MAGIC_NUMBER", None)):
+    for _name, _code in marshal.loads(zlib.decompress(rest)):
+        _load(_name, _code)
+else:
+    os.write(1, {asks!r})
+    exec(zlib.decompress(read({size}, bytearray())))
+gc.enable()
 """
 
 
 @attrs.frozen
 class Program:
-    """What a host runs: `python3 -c <bootstrap>`, the first thing on whose standard input is `text`."""
+    """What a host runs: `python3 -c <bootstrap>`, the first thing on whose standard input is `text`.
+
+    `source` is what it is sent then, should it ask for that (`ASKS`).
+    """
 
     bootstrap: str
     text: bytes = attrs.field(repr=lambda text: f"<{len(text)} bytes>")
+    source: bytes = attrs.field(default=b"", repr=lambda text: f"<{len(text)} bytes>")
 
 
 @attrs.frozen
@@ -69,26 +93,39 @@ def program(token: str, grace: float = 5.0) -> Program:
     if not (token.isascii() and token.isalnum()):
         raise ValueError(f"token {token!r} is not letters and digits")
     start = f"call.main({token!r}, watch.fork, lambda worker: watch.watch(worker, {grace!r}))\n"
-    return as_program(("tree", "watch", "call"), start)
-
-
-def as_program(modules: tuple[str, ...], start: str) -> Program:
-    """Return the program that makes modules of this package, each importing earlier ones only, and runs `start`."""
-    text = _loading(modules) + zlib.compress(start.encode())
-    return Program(_BOOTSTRAP.format(len(text)), text)
+    return _program(f"{LOADER}{_FROM_SOURCE}{start}", _sources(("tree", "watch", "call")))
 
 
 def supervisor(token: str, mark: str, grace: float, working_dir: str | None, probe: str) -> Program:
     """Return the program of a supervisor; see `program.main()`."""
     directory = None if working_dir is None else os.fsencode(working_dir)
     start = f"sys.exit(program.main({token!r}, {mark!r}, {grace!r}, {directory!r}, {probe!r}))\n"
-    return as_program(_SUPERVISOR, start)
+    source = _sources(_SUPERVISOR)
+    chosen = _FROM_BYTECODE.format(
+        implementation=sys.implementation.name,
+        magic=importlib.util.MAGIC_NUMBER,
+        asks=f"{ASKS} {token}\n".encode(),
+        size=len(source),
+    )
+    return attrs.evolve(_program(f"{LOADER}{chosen}{start}", _bytecode(_SUPERVISOR)), source=source)
+
+
+def _program(text: str, rest: bytes) -> Program:
+    """Return the program that runs a text, which finds the rest as `rest`."""
+    sent = zlib.compress(text.encode()) + rest
+    return Program(_BOOTSTRAP.format(len(sent)), sent)
 
 
 @functools.cache
-def _loading(modules: tuple[str, ...]) -> bytes:
-    """Return what is the same for every host: compressed once, for that takes as long as much else of a log-in."""
-    return zlib.compress(f"{LOADER}{modules_text(modules)}".encode())
+def _sources(modules: tuple[str, ...]) -> bytes:
+    """Return what makes modules: compressed once for all hosts, for that takes as long as much else of a log-in."""
+    return zlib.compress(modules_text(modules).encode())
+
+
+@functools.cache
+def _bytecode(modules: tuple[str, ...]) -> bytes:
+    """Return modules as bytecode, compressed once for all hosts."""
+    return zlib.compress(bytecode.compiled({name: _source(name) for name in modules}))
 
 
 @functools.cache
@@ -114,9 +151,12 @@ def ports_preparation() -> bytes:
 
 @functools.cache
 def modules_text(modules: tuple[str, ...]) -> str:
-    """Return the text that makes modules of this package; `LOADER` has to be there."""
-    files = importlib.resources.files(_PACKAGE)
-    return "".join(f"_load({name!r}, {(files / f'{name}.py').read_text('utf-8')!r})\n" for name in modules)
+    """Return the text that makes modules, each importing earlier ones only; `LOADER` has to be there."""
+    return "".join(f"_load({name!r}, {_source(name)!r})\n" for name in modules)
+
+
+def _source(module: str) -> str:
+    return (importlib.resources.files(_PACKAGE) / f"{module}.py").read_text("utf-8")
 
 
 def parse_greeting(line: bytes, token: str) -> Greeting | None:

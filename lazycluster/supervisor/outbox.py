@@ -1,4 +1,4 @@
-"""What a supervisor sends, in order, as far as its channel takes it; sent to the host as text.
+"""What a supervisor sends, in order, as far as its channel takes it; sent to the host.
 
 Standard library only, and the syntax of Python 3.6.
 """

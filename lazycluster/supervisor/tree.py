@@ -3,9 +3,9 @@
 Standard library only, and the syntax of Python 3.6.
 """
 
+import _signal as signal  # `signal` itself makes enumerations of it, which takes 2 ms
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Callable
 
@@ -58,8 +58,10 @@ def how_ended(status: int) -> str:
 
 def signal_name(signal_number: int) -> str:
     """Return the name of a signal."""
+    from signal import Signals  # noqa: PLC0415 - as above
+
     try:
-        return signal.Signals(signal_number).name
+        return Signals(signal_number).name
     except ValueError:
         return "unknown"
 

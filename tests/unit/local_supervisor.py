@@ -133,12 +133,14 @@ class LocalSupervisor:
 
     process: subprocess.Popen[bytes]
     token: str
+    source: bytes = attrs.field(repr=False)
     said: IO[bytes]
     jobs: dict[int, RemoteJob] = attrs.field(factory=dict)
     answers: dict[int, list[bytes]] = attrs.field(factory=dict)
     hello: Hello | None = None
     farewell: list[str] | None = None
     pulses: int = 0
+    asked_for_source: bool = False
     at_end: bool = False
     _decoder: frames.Decoder = attrs.field(factory=frames.Decoder)
     _line: bytes | None = b""
@@ -233,6 +235,10 @@ class LocalSupervisor:
         self.at_end = not data
         if self._line is not None:
             line, newline, data = (self._line + data).partition(b"\n")
+            if newline and not self.asked_for_source and line.decode() == f"{launch.ASKS} {self.token}":
+                self.asked_for_source = True
+                self.write(self.source)
+                line, newline, data = data.partition(b"\n")
             self._line = None if newline else line
             assert not newline or line.decode() == f"{program.MARK} {self.token}"
         for kind, name, body in self._decoder.feed(data):
@@ -359,7 +365,7 @@ def local_supervisor(
     pipe = subprocess.PIPE
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=said, cwd=cwd, env=environment, bufsize=0)
-        supervisor = LocalSupervisor(process, token, said)
+        supervisor = LocalSupervisor(process, token, sent.source, said)
         try:
             if python is not None:
                 supervisor.write(sent.text)

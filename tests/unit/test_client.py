@@ -15,7 +15,7 @@ import pytest
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
 from lazycluster.openssh.session import SessionEndedError
 from lazycluster.results import Stream
-from lazycluster.supervisor import frames, program
+from lazycluster.supervisor import frames, launch, program
 from lazycluster.supervisor.client import Ended, Hello, Job, Settings, Supervisor
 from lazycluster.supervisor.launch import Greeting
 from lazycluster.testing.processes import wait_until
@@ -359,6 +359,7 @@ class FakeHost:
     on_frame: Callable[[int, int, bytes], object] = lambda _kind, _name, _body: None
     on_close: Callable[[], object] = lambda: None
     abandoned: int = 0
+    fed: list[bytes] = attrs.field(factory=list, repr=False)
     _line: bytes = b""
 
     def next_supervisor(self) -> int:
@@ -400,6 +401,7 @@ class Session:
 
     def feed(self, data: bytes) -> None:
         assert data
+        self.host.fed.append(data)
 
     def read_until(self, end: bytes) -> bytes | None:
         line, newline, self.host._line = self.host._line.partition(end)
@@ -460,6 +462,15 @@ def test_it_waits_for_the_greeting_behind_whatever_start_up_files_print(host: Fa
         assert supervisor.wait(0) == Hello.parse(greeting())
         assert (supervisor.alive, repr(supervisor)) == (True, "<Supervisor of web1, alive>")
     assert (host.abandoned, supervisor.alive, repr(supervisor)) == (1, False, "<Supervisor of web1, ended>")
+
+
+def test_a_host_that_asks_for_the_source_gets_it(host: FakeHost) -> None:
+    host.noise = f"Welcome!{launch.ASKS} {host.token}.s1\n".encode() + host.noise
+    host.says(GREETED)
+    with supervised(host) as supervisor:
+        supervisor.wait(10)
+    assert host.fed[1:] == [launch.supervisor("x", "x", 5.0, None, "").source]
+    assert len(host.fed) == 2
 
 
 def test_a_greeting_that_does_not_come(host: FakeHost) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lazycluster import gpus, hardware
 from lazycluster.hardware import CgroupLimits, Gpu, HostInfo, MigDevice
+from lazycluster.supervisor.program import known_to_python
 
 CAPTURES = Path(__file__).parent / "captures" / "hardware"
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
@@ -619,6 +620,31 @@ def test_the_script_may_come_on_standard_input(shell: list[str]) -> None:
     info = hardware.parse(run(hardware.probe(), shell, stdin=True))
     assert info.cpu_cores > 0
     assert "the probe was cut short" not in info.warnings
+
+
+@linux
+@pytest.mark.parametrize("shell", SHELLS)
+def test_what_the_supervisor_knows_is_not_asked_again(shell: list[str], tmp_path: Path) -> None:
+    for name in ("uname", "nproc"):
+        executable(tmp_path / name, "#!/bin/sh\necho of the program\n")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    told = {hardware.UNAME: "Linux 6.1.0-x+ x86_64", hardware.PROCESSORS: "1"}
+    info = hardware.parse(run(hardware.PROBE, shell, path=path, env=told))
+    assert (info.kernel, info.kernel_version, info.machine) == ("Linux", "6.1.0-x+", "x86_64")
+    assert 0 < info.cpu_cores <= 1
+    assert "of the program" not in run(hardware.PROBE, shell, path=path, env=told)
+    assert "\nof the program\n" in run(hardware.PROBE, shell, path=path)
+
+
+def test_the_supervisor_knows_what_the_programs_say() -> None:
+    known = {name.decode(): value.decode() for name, value in known_to_python().items()}
+    said = {
+        hardware.UNAME: ["uname", "-srm"],
+        hardware.PROCESSORS: ["env", "-u", "OMP_NUM_THREADS", "-u", "OMP_THREAD_LIMIT", "nproc"],
+    }
+    if sys.platform != "linux":
+        del said[hardware.PROCESSORS]
+    assert known == {name: subprocess.check_output(argv, text=True).strip() for name, argv in said.items()}
 
 
 def test_the_affinity_mask_counts() -> None:

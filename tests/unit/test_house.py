@@ -37,6 +37,7 @@ FLOORS = {
     "lazycluster.testing.processes": 1,
     "lazycluster.testing.relay": 1,
     "lazycluster.testing.local_sshd": 1,
+    "lazycluster.supervisor.bytecode": 1,
     "lazycluster.supervisor.call": 1,
     "lazycluster.supervisor.directories": 1,
     "lazycluster.supervisor.frames": 1,

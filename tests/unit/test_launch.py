@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import marshal
 import platform
 import re
 import sys
@@ -38,16 +39,26 @@ def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
     ids=["program", "supervisor", "supervisor without a directory"],
 )
 def test_a_program_is_python_3_6_in_all_its_modules(program: launch.Program, start: str) -> None:
-    """The text makes modules from their sources, each importing earlier ones only, and calls what is in the last."""
+    """It makes modules from their sources, each importing earlier ones only, and calls what is in the last."""
     stream = zlib.decompressobj()
-    text = (stream.decompress(program.text) + zlib.decompress(stream.unused_data)).decode()
+    text = stream.decompress(program.text).decode()
     assert text.endswith(f"\n{start}\n")
-    sources = loaded(text)
+    ast.parse(text, feature_version=(3, 6))
+    sources = loaded(zlib.decompress(program.source or stream.unused_data).decode())
     for number, (name, source) in enumerate(sources.items()):
         own = re.findall(r"^from lazycluster\.supervisor\.(\w+) import", source, re.MULTILINE)
         assert set(own) <= set(list(sources)[:number]), name
         ast.parse(source, feature_version=(3, 6))
     assert list(sources)[-1] == start.removeprefix("sys.exit(").partition(".")[0]
+
+
+def test_a_supervisor_is_sent_as_the_bytecode_of_its_sources() -> None:
+    sent = launch.supervisor("abc", "M=t.", 5.0, None, "")
+    stream = zlib.decompressobj()
+    stream.decompress(sent.text)
+    codes = marshal.loads(zlib.decompress(stream.unused_data))
+    assert [name for name, _ in codes] == list(loaded(zlib.decompress(sent.source).decode()))
+    assert len(sent.text) < 10 * 1448 + 20 * 1448, "more than two flights of TCP (RFC 6928) are a round trip more"
 
 
 @pytest.mark.parametrize("text", [launch.calls_preparation(), launch.ports_preparation()], ids=["calls", "ports"])

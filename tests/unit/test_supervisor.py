@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import os
 import resource
 import shutil
@@ -113,6 +114,8 @@ def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
     with local_supervisor(python, working_dir="", probe="echo facts", cwd=tmp_path, env=env, grace=0.3) as host:
         hello = host.greeting()
         assert version.startswith(hello.python.version)
+        same = hello.python.version.split(".")[:2] == [str(part) for part in sys.version_info[:2]]
+        assert host.asked_for_source is not same
         assert (hello.python.executable, hello.facts) == (str(python), "facts\n")
 
         command = 'pwd; echo "$A" >&2; cat; kill -TERM $$'
@@ -144,6 +147,13 @@ def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
         assert (ok, path) == (b"ok", f"{tmp_path}/lazycluster-{host.token}.2".encode())
         host.run("(setsid sleep 60 &) ; mkdir -p a/b; chmod 0 a/b a", cwd=hello.working_dir).status()
     assert sorted(tmp_path.iterdir()) == [script, trap]
+
+
+def test_one_that_cannot_run_the_bytecode_asks_for_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "MAGIC_NUMBER", b"\0'\r\n")
+    with local_supervisor(sys.executable) as host:
+        assert host.asked_for_source
+        assert host.run("echo a").result() == (0, b"a\n", b"")
 
 
 # How a command ends ---------------------------------------------------------------------------------------------------
