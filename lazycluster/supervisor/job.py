@@ -1,4 +1,4 @@
-"""A command or function under way on a host, and its streams; sent there as text.
+"""A command or function under way on a host, and its streams; sent there.
 
 Standard library only, and the syntax of Python 3.6.
 """

@@ -1,4 +1,4 @@
-"""The supervisor: the program that a runtime keeps running on its host, over one channel; sent there as text.
+"""The supervisor: the program that a runtime keeps running on its host, over one channel; sent there.
 
 One thread around one selector. It starts commands and functions as its children, many at a time, and speaks the
 protocol of `frames.py` with the runtime. When its standard input ends, the runtime is gone, however that came about:

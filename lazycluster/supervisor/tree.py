@@ -1,4 +1,4 @@
-"""The processes of a host as a tree, and how a part of it is ended; sent there as text.
+"""The processes of a host as a tree, and how a part of it is ended; sent there.
 
 Standard library only, and the syntax of Python 3.6.
 """
