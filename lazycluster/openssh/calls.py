@@ -26,7 +26,10 @@ _NOT_FOUND = 127
 # A pyenv or asdf shim is there for every version, and fails where that version is not switched on.
 _FIND = """\
 for p in "$@"; do
-    f=$(command -v "$p" 2>/dev/null) || continue
+    case $PATH in
+        */shims*) f=$(command -v "$p" 2>/dev/null) || continue;;
+        *) command -v "$p" >/dev/null 2>&1 || continue; f=$p;;
+    esac
     case $f in */shims/*)
         f=$("$p" -c "import sys; print(sys.executable)" </dev/null 2>/dev/null) || continue
         [ -x "$f" ] || f=$p;;

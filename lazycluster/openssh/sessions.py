@@ -156,6 +156,7 @@ class Sessions:
         raw_stdin: bool = False,
         login_shell: bool = True,
         marked: bool = True,
+        own_shell: bool = True,
     ) -> Script:
         """Return a command as a script for one session; its processes are marked as ours unless they end ours."""
         return Script(
@@ -168,6 +169,7 @@ class Sessions:
             stdin_size=stdin_size,
             raw_stdin=raw_stdin,
             login_shell=login_shell,
+            own_shell=own_shell,
         )
 
     def run(

@@ -121,7 +121,8 @@ class Script:
 
     `mark` is random and says which output is the command's; `job` marks its processes on the host. `grace` is how many
     seconds lie between SIGTERM and SIGKILL. With `raw_stdin` the command gets the rest of the session's input as its
-    own and watches itself for its end; otherwise it gets `stdin_size` bytes of it. `title` is what `ps` shows.
+    own and watches itself for its end; otherwise it gets `stdin_size` bytes of it. `title` is what `ps` shows. Without
+    `own_shell`, and then with `raw_stdin`, the command is read by the shell that is there already, and has no mark.
     """
 
     command: str = attrs.field(repr=False)
@@ -134,6 +135,7 @@ class Script:
     stdin_size: int = 0
     raw_stdin: bool = False
     login_shell: bool = True
+    own_shell: bool = True
 
     @property
     def words(self) -> tuple[str, str]:
@@ -169,6 +171,8 @@ class Script:
         # The command's environment is not that of the programs that the watcher needs.
         exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
         start = f'export {JOB_VARIABLE}={self.job}; exec "$lc_shell" -c {shlex.quote(self.command)}'
+        if not self.own_shell:
+            return ["(exec 2>&6 6>&-", *exports, "set --", self.command, ")"]
         if self.raw_stdin:
             return ["(exec 2>&6 6>&-", *exports, f"{start})"]
         spool = [_SPOOL.format(size=self.stdin_size)] if self.stdin_size else []

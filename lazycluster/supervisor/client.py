@@ -442,7 +442,9 @@ class Supervisor:
         text = start_and_mind_python(
             settings.python, sent.bootstrap, mark=mark, directories=f"lazycluster-{self._token}."
         )
-        script = sessions.script(text, title="lazycluster supervisor", raw_stdin=True, login_shell=False, marked=False)
+        script = sessions.script(
+            text, title="lazycluster supervisor", raw_stdin=True, login_shell=False, marked=False, own_shell=False
+        )
         watch = Watch(cancellation=self._cancellation)
         return sessions.perform(
             script, lambda session: self._follow(session, sent), collector=self._collector, watch=watch, lasting=True

@@ -556,6 +556,23 @@ def test_raw_input_goes_straight_to_the_command(posix: tuple[str, ...], host: Ho
     assert (marks.status, ran.out) == ("0", b"got first\nsec\0ond")
 
 
+@posix_shells
+@pytest.mark.parametrize(
+    "command", ["exit 7", "exit 7 # the end", "(exit 7)\n", "trap 'exit 7' EXIT", "f() { return 7; }; f"]
+)
+def test_without_a_shell_of_its_own(posix: tuple[str, ...], command: str, host: Host) -> None:
+    """It is a subshell of the one that is there: it ends itself alone, and has its own streams and no arguments."""
+    host.posix = posix
+    text = f'read -r a; echo "$a $# $A"; echo err >&2; {command}'
+    program, ran = script(text, raw_stdin=True, own_shell=False, env={"A": "é $x"}), Ran()
+    marks = Marks(program.mark)
+    child = host.start(program, ran, marks)
+    child.feed(b"first\n")
+    assert child.pump(lambda: marks.ended)
+    assert (marks.status, ran.out, ran.err) == ("7", "first 0 é $x\n".encode(), b"err\n")
+    assert job_processes(program.job) == set()
+
+
 # The lifeline -------------------------------------------------------------------------------------------------------
 
 
