@@ -171,7 +171,7 @@ class Script:
         # The command's environment is not that of the programs that the watcher needs.
         exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
         start = f'export {JOB_VARIABLE}={self.job}; exec "$lc_shell" -c {shlex.quote(self.command)}'
-        if not self.own_shell:
+        if not self.own_shell and "IFS" not in self.env:  # which a shell that starts does not heed
             return ["(exec 2>&6 6>&-", *exports, "set --", self.command, ")"]
         if self.raw_stdin:
             return ["(exec 2>&6 6>&-", *exports, f"{start})"]

@@ -573,6 +573,13 @@ def test_without_a_shell_of_its_own(posix: tuple[str, ...], command: str, host: 
     assert job_processes(program.job) == set()
 
 
+def test_what_splits_words_stays_as_it_is_without_a_shell_of_its_own(host: Host) -> None:
+    env = {"IFS": "x", "A": "1x2 3"}
+    ran = host.run(script('echo "$IFS" $A', raw_stdin=True, own_shell=False, env=env))
+    assert ran.out == host.run(script('echo "$IFS" $A', raw_stdin=True, env=env)).out
+    assert b"1x2 3" in ran.out
+
+
 # The lifeline -------------------------------------------------------------------------------------------------------
 
 
