@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,6 +47,16 @@ def sshd(needs_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
     """Return the sshd that the tests share; its home is empty at first, and not to be relied on."""
     with LocalSshd(environment={"TMPDIR": str(run_directory)}) as server:
         yield server
+
+
+@pytest.fixture
+def temporary_of_one_to_kill(run_directory: Path) -> Iterator[Path]:
+    """Return a TMPDIR for a manager that is to be killed.
+
+    Its path is short enough for sockets, and the directories of these, which nobody was left to remove, go with it.
+    """
+    with tempfile.TemporaryDirectory(prefix="e", dir=run_directory) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["resident", "per step"])

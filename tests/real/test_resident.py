@@ -9,6 +9,7 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -370,7 +371,7 @@ say(runtime.working_dir)
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_manager_that_is_killed_leaves_nothing(
-    make_sshd: MakeSshd, tmp_path: Path, signal_number: signal.Signals
+    make_sshd: MakeSshd, tmp_path: Path, temporary_of_one_to_kill: Path, signal_number: signal.Signals
 ) -> None:
     """With tunnels, tasks and files in flight: within 10 s no ssh here, no port, no process and no file there."""
     server = make_sshd()
@@ -383,8 +384,11 @@ def test_a_manager_that_is_killed_leaves_nothing(
     text = _BUSY.format(
         host=server.host, config=str(server.config_file), number=number, ports=ports, large=str(large), back=str(back)
     )
-    with Program(text + "\ntime.sleep(1000)", environment={"TMPDIR": str(tmp_path)}) as program:
+    masters = str(temporary_of_one_to_kill / "lazycluster-m-")
+    environment = {"TMPDIR": str(temporary_of_one_to_kill)}
+    with Program(text + "\ntime.sleep(1000)", environment=environment) as program:
         working_dir = Path(program.line())
+        assert running(masters)
         started(number, 5)
         eventually(lambda: any(working_dir.glob(".lazycluster-*")), "a file on its way there")
         eventually(lambda: any(back.iterdir()), "a file on its way back")
@@ -394,7 +398,7 @@ def test_a_manager_that_is_killed_leaves_nothing(
         becomes_idle(server, timeout=10)
         eventually(lambda: not running(number), "no process of it there", timeout=10)
         eventually(lambda: not any(listeners(port) for port in ports), "no port", timeout=10)
-        eventually(lambda: not running(str(tmp_path / "lazycluster-m-")), "no ssh process here", timeout=10)
+        eventually(lambda: not running(masters), "no ssh process here", timeout=10)
         assert time.monotonic() - begun < 10
         assert not list(working_dir.parent.glob(f"{working_dir.stem}*"))
 
@@ -442,7 +446,7 @@ def test_a_fork_neither_uses_nor_ends_the_runtimes_of_its_parent(sshd: LocalSshd
         assert program.finish(30) == (0, "child True\n['parent\\n']\n", "")
 
 
-def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSshd, run_directory: Path) -> None:
     """A copy of the channel's descriptor would keep the host from seeing it."""
     number = unique()
     text = f"""
@@ -456,7 +460,11 @@ def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSsh
     say(child)
     time.sleep(60)
     """
-    with leaves_nothing(sshd), Program(text, environment={"TMPDIR": str(tmp_path)}) as program:
+    with (
+        leaves_nothing(sshd),
+        tempfile.TemporaryDirectory(prefix="e", dir=run_directory) as temporary,  # nobody is left to remove its socket
+        Program(text, environment={"TMPDIR": temporary}) as program,
+    ):
         child = int(program.line())
         started(number)
         program.process.kill()

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import statistics
-import tempfile
 import threading
 import time
 import urllib.request
@@ -492,7 +491,7 @@ _OWNER = """
 
 
 def test_nothing_is_left_of_a_manager_that_is_killed_while_a_connection_is_open(
-    make_sshd: MakeSshd, tmp_path: Path, run_directory: Path
+    make_sshd: MakeSshd, tmp_path: Path, temporary_of_one_to_kill: Path
 ) -> None:
     """On neither side: no ssh process, no listener; though the connections that it carries are still in use."""
     server = make_sshd()
@@ -506,9 +505,7 @@ def test_nothing_is_left_of_a_manager_that_is_killed_while_a_connection_is_open(
             local=local,
             remote=remote,
         )
-        # The directory of its socket, which nobody was left to remove, goes with the next manager (see test_master.py).
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="e", dir=run_directory))
-        program = stack.enter_context(Program(text, environment={"TMPDIR": temporary}))
+        program = stack.enter_context(Program(text, environment={"TMPDIR": str(temporary_of_one_to_kill)}))
         pids = [int(word) for word in program.line().split()]
         assert all(is_alive(pid) for pid in pids)
         connections = [
