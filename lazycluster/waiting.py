@@ -152,10 +152,10 @@ def sheltered(make: Callable[[], T], take_back: Callable[[T], object]) -> T:
         except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
             return make()
         shelter.join()
+        return shelter.made()
     except BaseException:
         shelter.abandon()
         raise
-    return shelter.made()
 
 
 class _Shelter(threading.Thread, Generic[T]):
@@ -183,7 +183,7 @@ class _Shelter(threading.Thread, Generic[T]):
         """Return what was made, or raise why it was not."""
         if self._error is not None:
             raise self._error
-        return self._made.pop()
+        return self._made[0]
 
     def abandon(self) -> None:
         """Take it back, now or as soon as it is made."""
