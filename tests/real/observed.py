@@ -19,7 +19,7 @@ from lazycluster.testing import Relay, processes, write_config
 from tests.pythons import other_python
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from typing_extensions import Self
 
@@ -93,18 +93,29 @@ def unique() -> str:
 
 
 def everything(server: LocalSshd) -> set[str]:
-    """Return the processes, files, descriptors and threads that the library and its hosts have just now."""
+    """Return the processes, files, descriptors and threads that the library and its hosts have just now.
+
+    A fork counts as its parent: the supervisor of a runtime that tests share may fork its next worker at any time.
+    """
     directory = Path(tempfile.gettempdir())
+    parents = processes.table()
     found = set(server.processes()) | processes.descendants(os.getpid())
-    found |= {pid for pid in processes.table() if str(directory) in command_line(pid)}
+    found |= {pid for pid in parents if str(directory) in command_line(pid)}
     found.discard(os.getpid())
-    things = {f"process {pid}: {command_line(pid)}" for pid in found}
+    things = {f"process {_original(pid, parents)}: {command_line(pid)}" for pid in found}
     things |= {f"file {path}" for path in directory.rglob("*")}
     things |= {f"thread {thread.name}" for thread in threading.enumerate()}
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
             things.add(f"descriptor {descriptor.readlink()}")
     return things
+
+
+def _original(pid: int, parents: Mapping[int, int]) -> int:
+    """Return the process of which another is a fork that runs nothing else, or which it is itself."""
+    while parents.get(pid, 0) > 1 and command_line(pid) == command_line(parents[pid]):
+        pid = parents[pid]
+    return pid
 
 
 @contextlib.contextmanager
