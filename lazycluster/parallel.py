@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from lazycluster.exceptions import HostsFailedError
 from lazycluster.results import Error, Value
-from lazycluster.waiting import Cancellation, take
+from lazycluster.waiting import Cancellation, start, take
 
 T = TypeVar("T")
 X = TypeVar("X")
@@ -69,7 +69,7 @@ def on_all(
     outcomes: dict[str, Value[T] | Error] = {}
     try:
         for thread in threads:
-            thread.start()
+            start(thread)
         while len(outcomes) < len(work):
             host, outcome = take(ended)
             outcomes[host] = outcome

@@ -30,7 +30,7 @@ from lazycluster.parallel import Stopping, wait_for
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import function_name
-from lazycluster.waiting import Cancellation, holds
+from lazycluster.waiting import Cancellation, holds, start
 
 _log = logging.getLogger(__name__)
 X = TypeVar("X")
@@ -106,7 +106,7 @@ class Spread(Generic[X, T]):
         """Begin."""
         try:
             for thread in self._threads:
-                thread.start()
+                start(thread)
         except BaseException:
             self._stop()
             raise

@@ -24,7 +24,7 @@ from lazycluster.openssh.destination import absolute, check_timeout
 from lazycluster.results import StepResult
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, check_callable, describe
 from lazycluster.supervisor.outcome import read_outcome, remote_traceback
-from lazycluster.waiting import Cancellation, Deadline, happens
+from lazycluster.waiting import Cancellation, Deadline, happens, start
 
 if TYPE_CHECKING:
     from lazycluster.openssh.connection import Connection
@@ -114,7 +114,7 @@ class TaskProcess:
         self._ended = threading.Event()
         self._manager = os.getpid()
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     def _run(self) -> None:
         try:

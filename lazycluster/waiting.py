@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -123,9 +124,10 @@ def take(events: queue.SimpleQueue[T], deadline: Deadline = NEVER) -> T:
 
 def happens(event: threading.Event, deadline: Deadline = NEVER) -> bool:
     """Wait for an event, and tell whether it has happened."""
-    while not event.wait(deadline.within(GLANCE)):
-        if deadline.passed:
-            return False
+    with _interrupted_as_such():
+        while not event.wait(deadline.within(GLANCE)):
+            if deadline.passed:
+                return False
     return True
 
 
@@ -138,6 +140,32 @@ def holds(predicate: Callable[[], object], changed: threading.Condition, deadlin
     return True
 
 
+def start(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        RuntimeError: It cannot be started.
+    """
+    with _interrupted_as_such():
+        thread.start()
+
+
+@contextlib.contextmanager
+def _interrupted_as_such() -> Iterator[None]:
+    """Raise what interrupts a wait for a condition as it is.
+
+    Where that comes while the condition's lock is not held, CPython finds so at the end of the wait, and says it in a
+    `RuntimeError` instead ("release unlocked lock"), of which the interruption is the context.
+    """
+    handled = sys.exc_info()[1]
+    try:
+        yield
+    except RuntimeError as error:
+        if error.__context__ is None or error.__context__ is handled:
+            raise
+        raise error.__context__ from None
+
+
 def sheltered(make: Callable[[], T], take_back: Callable[[T], object]) -> T:
     """Make something where no Ctrl-C interrupts it, such as a process that else nobody would know.
 
@@ -148,7 +176,7 @@ def sheltered(make: Callable[[], T], take_back: Callable[[T], object]) -> T:
     shelter = _Shelter(make, take_back)
     try:
         try:
-            shelter.start()
+            start(shelter)
         except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
             return make()
         shelter.join()

@@ -24,7 +24,7 @@ from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.link import LOCALHOST, Link, LinkLostError
 from lazycluster.openssh.mux import readable
 from lazycluster.openssh.ports import is_free
-from lazycluster.waiting import happens
+from lazycluster.waiting import happens, start
 
 _log = logging.getLogger(__name__)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
@@ -261,7 +261,7 @@ class Carrier:
         self._thread = threading.Thread(target=self._serve, args=(self._bell,), name=f"tunnels to {self.host}")
         self._thread.daemon = True
         try:
-            self._thread.start()
+            start(self._thread)
         except BaseException:
             self._bell.close()
             self._bell = self._thread = None

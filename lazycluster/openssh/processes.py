@@ -20,7 +20,7 @@ from typing import IO
 import attrs
 
 from lazycluster.results import Stream
-from lazycluster.waiting import GLANCE, Cancellation, CancelledError, Deadline, DeadlinePassedError, sheltered
+from lazycluster.waiting import GLANCE, Cancellation, CancelledError, Deadline, DeadlinePassedError, sheltered, start
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
@@ -305,7 +305,7 @@ class Inlet:
             self._pending += data
             self._changed.notify_all()
             if not self._flushing:
-                threading.Thread(target=self._flush, name="lazycluster-inlet", daemon=True).start()
+                start(threading.Thread(target=self._flush, name="lazycluster-inlet", daemon=True))
                 self._flushing = True
             return True
 
@@ -422,7 +422,7 @@ def _wait_for(process: subprocess.Popen[bytes], until: Deadline, stopping: threa
     """
     waiter = threading.Thread(target=process.wait, name="lazycluster-wait", daemon=True)
     try:
-        waiter.start()
+        start(waiter)
     except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(until.remaining)

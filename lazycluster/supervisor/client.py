@@ -23,7 +23,7 @@ from lazycluster.results import Collector, Stream
 from lazycluster.supervisor import frames, launch, program
 from lazycluster.supervisor.launch import Greeting
 from lazycluster.transport import Watch
-from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, take
+from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, start, take
 
 _log = logging.getLogger(__name__)
 _NOT_FOUND = 127
@@ -278,7 +278,7 @@ class Supervisor:
         self._farewell: list[str] | None = None
         self._reported: str | None = None
         self._thread = threading.Thread(target=self._live, name=f"supervisor of {sessions.host}", daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     def __repr__(self) -> str:
         """Return the host and how it stands."""

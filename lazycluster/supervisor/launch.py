@@ -18,15 +18,15 @@ from lazycluster.openssh.ports import is_free
 from lazycluster.supervisor import bytecode, call
 
 _BOOTSTRAP = (
-    "import sys;sys.path[:]=[p for p in sys.path if p];import gc,os,zlib;gc.disable();"
+    "import sys;sys.path[:]=[p for p in sys.path if p];import gc,os,zlib;g=gc.isenabled();gc.disable();"
     "sys.path[:]=map(os.path.abspath,sys.path);"
     "r=lambda n,b:any(b.extend(d)or not d or len(b)>=n for d in iter(lambda:os.read(0,n-len(b)),None))and bytes(b);"
     "d=zlib.decompressobj();t=d.decompress(r({0},bytearray()));"
-    'exec(t,{{"__name__":"lazycluster_call","read":r,"rest":d.unused_data}})'
+    'exec(t,{{"__name__":"lazycluster_call","read":r,"rest":d.unused_data,"collects":g}})'
 )
 """Reads the program from standard input, and not one byte more; nothing that the current directory holds is imported
-before the function runs. Garbage is collected again once the program is there: until then there is none. It is to be
-quoted by a login shell of any kind: no quote, backslash, `!` or newline.
+before the function runs. Garbage is collected again, if it was, once the program is there: until then there is none. It
+is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
 """
 
 _SUPERVISOR = ("frames", "tree", "spawning", "directories", "outbox", "job", "workers", "program")
@@ -48,7 +48,8 @@ ASKS = "@@ lazycluster asks for the source"
 _FROM_SOURCE = """\
 import gc, zlib
 exec(zlib.decompress(rest))
-gc.enable()
+if collects:
+    gc.enable()
 """
 _FROM_BYTECODE = """\
 import gc, marshal, os, zlib
@@ -59,7 +60,8 @@ if _made_for == (sys.implementation.name, getattr(sys.modules.get("_frozen_impor
 else:
     os.write(1, {asks!r})
     exec(zlib.decompress(read({size}, bytearray())))
-gc.enable()
+if collects:
+    gc.enable()
 """
 
 

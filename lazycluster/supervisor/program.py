@@ -420,7 +420,7 @@ def known_to_python() -> "dict[bytes, bytes]":
     """Return what Python knows of the machine and the probe needs to start no program for (see `hardware.PROBE`)."""
     system = os.uname()
     known = {b"LAZYCLUSTER_UNAME": os.fsencode(f"{system.sysname} {system.release} {system.machine}")}
-    if hasattr(os, "sched_getaffinity"):
+    with contextlib.suppress(AttributeError, OSError):  # not everywhere, and not allowed everywhere
         known[b"LAZYCLUSTER_PROCESSORS"] = b"%d" % len(os.sched_getaffinity(0))
     return known
 

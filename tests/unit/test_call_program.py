@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -55,6 +56,13 @@ def test_every_python_greets(version: str, python: Path, tmp_path: Path) -> None
         with pytest.raises(PythonVersionMismatchError, match=greeting.version):
             launch.check_python(greeting, "h")
     assert list(tmp_path.iterdir()) == [trap]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_collected_as_the_host_wants_it(collects: bool, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("" if collects else "import gc; gc.disable()")
+    host = LocalHost(python=(sys.executable,), env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert host.value(gc.isenabled) is collects
 
 
 def test_streams_byte_by_byte() -> None:

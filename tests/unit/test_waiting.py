@@ -10,14 +10,25 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from lazycluster.openssh.processes import Child
+from lazycluster.openssh.processes import Child, run_detaching
 from lazycluster.parallel import on_all
 from lazycluster.testing.processes import wait_until
-from lazycluster.waiting import NEVER, Cancellation, Deadline, DeadlinePassedError, happens, holds, take
-from tests.unit.interrupting import interrupt
+from lazycluster.waiting import (
+    NEVER,
+    Cancellation,
+    Deadline,
+    DeadlinePassedError,
+    happens,
+    holds,
+    sheltered,
+    start,
+    take,
+)
+from tests.unit.interrupting import interrupt, threads
 
 
 @pytest.fixture
@@ -216,3 +227,71 @@ def test_ctrl_c_in_the_moment_before_hosts_are_waited_for() -> None:
         interrupt(lambda: on_all({"a": partial(going_on.wait, 60)}), has_begun, unseen=True)
     finally:
         going_on.set()
+
+
+# What CPython says instead of an interruption ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted_without_the_lock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the main thread interrupted once, as it takes back the lock of a condition that it has waited for."""
+    interval, acquire = sys.getswitchinterval(), threading.Condition._acquire_restore  # type: ignore[attr-defined]
+    pending = [KeyboardInterrupt()]
+
+    def interrupted(condition: threading.Condition, state: object) -> None:
+        if pending and threading.current_thread() is threading.main_thread():
+            raise pending.pop()
+        acquire(condition, state)
+
+    sys.setswitchinterval(1)  # so that a thread that starts is waited for
+    monkeypatch.setattr(threading.Condition, "_acquire_restore", interrupted)
+    yield
+    sys.setswitchinterval(interval)
+    assert not pending
+
+
+@pytest.mark.usefixtures("interrupted_without_the_lock")
+def test_nothing_is_made_twice_or_kept_where_its_thread_is_interrupted_as_it_starts() -> None:
+    going_on, made, taken_back = threading.Event(), [], threading.Event()
+
+    def make() -> str:
+        going_on.wait(10)
+        made.append(threading.current_thread().name)
+        return made[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        sheltered(make, lambda _: taken_back.set())
+    going_on.set()
+    assert taken_back.wait(10)
+    assert made == ["lazycluster-shelter"]
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: happens(threading.Event(), Deadline(0.01)),
+        lambda: on_all({"a": partial(time.sleep, 0.1)}),
+        lambda: run_detaching(["true"], Path(os.devnull), seconds=10),
+    ],
+    ids=["happens", "on_all", "run_detaching"],
+)
+@pytest.mark.usefixtures("interrupted_without_the_lock")
+def test_an_interrupted_wait_is_told_as_such(wait: Callable[[], object]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        wait()
+    assert wait_until(lambda: not threads(), timeout=10)
+
+
+def test_a_thread_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("can't start new thread")
+
+    thread = threading.Thread(target=time.sleep)
+    monkeypatch.setattr(thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        start(thread)
+    try:
+        raise KeyError
+    except KeyError:
+        with pytest.raises(RuntimeError, match="new thread"):
+            start(thread)
