@@ -124,7 +124,11 @@ def _process_table_of_ps() -> "list[Row]":
 
 
 class Ending:
-    """Ends processes, one look at a time: SIGTERM to each when it is first seen, SIGKILL when the grace is over."""
+    """Ends processes, one look at a time: SIGTERM to each when it is first seen, SIGKILL when the grace is over.
+
+    What a process starts that was told to end and lives yet, such as the `rm` of a trap, is its own way of ending:
+    that is told only when it is left alone.
+    """
 
     def __init__(self, find: "Callable[[list[Row]], set[int]]", grace: float, first: int = 0) -> None:
         """Prepare to end what `find` finds in the table of processes, and what was found before.
@@ -156,6 +160,10 @@ class Ending:
         self._empty = 0
         fresh = {pid for pid in found if (pid, rows[pid].born) not in self._known}
         kill = now >= self._late
+        below = found - fresh
+        while below:
+            below = {pid for pid in fresh if rows[pid].parent in below}
+            fresh -= below
         for pid in sorted(found if kill else fresh, key=self._first.__ne__):
             for number in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGCONT):
                 with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -151,7 +151,10 @@ def test_each_host_takes_the_next_as_it_becomes_free() -> None:
     def busy(_host: Played, items: Sequence[int]) -> None:
         going_on.wait(20)
 
-    hosts = [Played("busy", busy), Played("free")]
+    def free(_host: Played, items: Sequence[int]) -> None:
+        assert wait_until(lambda: bool(hosts[0].calls), timeout=10)
+
+    hosts = [Played("busy", busy), Played("free", free)]
     with spread(hosts, iter(range(1000)), ordered=False) as spreading:
         found = [outcome.unwrap() for outcome in itertools.islice(spreading, 900)]
         assert len(hosts[0].calls) == 1

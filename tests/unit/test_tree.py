@@ -238,6 +238,22 @@ def test_each_process_is_asked_once_and_killed_when_the_grace_is_over(kernel: Ke
     assert [ending.step([]), ending.step([])] == [False, True]
 
 
+def test_what_one_starts_that_is_ending_is_left_to_it_for_the_grace(kernel: Kernel) -> None:
+    """Such as the `rm` of its trap."""
+    ending = Ending(all_of, 5)
+    seen = []
+    for kernel.now, table in [
+        (100.0, [row(7)]),
+        (101.0, [row(7), row(8, 7)]),
+        (101.1, [row(7), row(8, 7), row(9, 8)]),
+        (102.0, [row(8, 1), row(9, 8)]),
+        (105.0, [row(8, 1), row(9, 8)]),
+    ]:
+        assert not ending.step(table)
+        seen.append(kernel.take())
+    assert seen == [softly(7), [], [], softly(8, 9), hard(8, 9)]
+
+
 def test_the_first_comes_first(kernel: Kernel) -> None:
     ending = Ending(all_of, 1, first=8)
     table = [row(9), row(8), row(7)]
@@ -330,6 +346,7 @@ def start() -> Iterator[Start]:
     [
         ("echo ready; exec sleep 60", 30.0, -signal.SIGTERM),
         ("trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done", 30.0, 7),
+        ("trap 'sleep 0.5 && exit 7' TERM; echo ready; while :; do sleep 0.01; done", 30.0, 7),
         ("trap '' TERM; echo ready; while :; do sleep 0.01; done", 0.1, -signal.SIGKILL),
         ("echo ready; kill -STOP $$; sleep 60", 30.0, -signal.SIGTERM),
         ("setsid sleep 60 & sleep 60 & echo ready; wait", 30.0, -signal.SIGTERM),
