@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
 _PIPE = 1 << 20
 _SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
-_GLANCE = 0.1
+_STOP_SEEN_WITHIN = 0.1
 """Seconds between two looks whether a program that somebody may stop is to be stopped."""
 
 
@@ -427,7 +427,7 @@ def _wait_for(process: subprocess.Popen[bytes], until: Deadline, stopping: threa
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(until.remaining)
     while waiter.is_alive() and not until.passed and not (stopping is not None and stopping.is_set()):
-        waiter.join(until.within(_GLANCE))
+        waiter.join(until.within(_STOP_SEEN_WITHIN))
 
 
 def run_to_end(argv: Sequence[str], *, seconds: float, errors: bool = False) -> Finished:

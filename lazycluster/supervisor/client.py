@@ -134,14 +134,11 @@ class Job:
                     raise CancelledError
                 if self.deadline.passed:
                     raise DeadlinePassedError
-                self._handle(self._next())
+                self._handle(take(self.events, self.deadline))
         return True
 
     def _wake(self) -> None:
         self.events.put((frames.PULSE, b""))
-
-    def _next(self) -> Event:
-        return take(self.events, self.deadline)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Exception):
