@@ -38,6 +38,7 @@ from lazycluster.results import CommandResult, Error, Stream
 from lazycluster.testing import AskedForPorts, Called, FakeHost, OpenedTunnel, Ran, Sent
 from lazycluster.testing.processes import wait_until
 from tests.unit.interrupting import interrupt, threads
+from tests.unit.pseudo_terminal import plain, terminal
 
 HOSTS = ["web1", "web2", "web3"]
 
@@ -56,6 +57,24 @@ def group(fake_host: FakeHost) -> Iterator[RuntimeGroup]:
 
 def hosts_of(calls: list[Any]) -> list[str]:
     return sorted(call.host for call in calls)
+
+
+# What is seen meanwhile ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_bars_on_a_terminal(progress: bool, fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in HOSTS:
+        fake_host.host(host).on("true")
+    with terminal(monkeypatch, name="stderr") as seen, RuntimeGroup(hosts=HOSTS, progress=progress) as group:
+        assert list(group.map(abs, range(-4, 0))) == [4, 3, 2, 1]
+        fake_host.host("web2").go_down()
+        with pytest.raises(HostsFailedError):
+            group.run("true")
+    text = plain(seen.text)
+    shown = ["connecting" in text, "3/3 hosts, 1 failed" in text, "4/4 items" in text]
+    assert shown == [progress] * 3
+    assert progress or not text
 
 
 # What it consists of -------------------------------------------------------------------------------------------------
