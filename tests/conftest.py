@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazycluster.testing import processes
+from tests.ports import release_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,13 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(tempfile, "tempdir", str(directory))
         yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def ports_of_its_own() -> Iterator[None]:
+    """Give back the ports that a test has asked for."""
+    yield
+    release_ports()
 
 
 @pytest.fixture(scope="session", autouse=True)

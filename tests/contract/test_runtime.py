@@ -21,6 +21,7 @@ from lazycluster import (
     RuntimeTask,
 )
 from tests.contract.conftest import HOST, Case, done
+from tests.ports import free_port
 
 # Made, or refused ----------------------------------------------------------------------------------------------------
 
@@ -268,13 +269,6 @@ def test_temporary_directories_are_removed_with_the_runtime(case: Case) -> None:
 
 
 # Ports and tunnels ---------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def test_ports_that_are_free_and_that_are_not(case: Case, runtime: Runtime) -> None:

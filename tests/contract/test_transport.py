@@ -30,7 +30,7 @@ from lazycluster.testing.processes import wait_until
 from lazycluster.transport import HostTransport, Watch
 from lazycluster.waiting import Cancellation
 from tests.contract.conftest import HOST, Case
-from tests.contract.test_runtime import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from lazycluster.testing import Relay, processes, write_config
+from tests.ports import reservations
 from tests.pythons import other_python
 
 if TYPE_CHECKING:
@@ -92,22 +93,23 @@ def unique() -> str:
     return f"1000{secrets.randbelow(10**9):09d}"
 
 
-def everything(server: LocalSshd) -> set[str]:
-    """Return the processes, files, descriptors and threads that the library and its hosts have just now.
+def everything(server: LocalSshd) -> dict[str, str]:
+    """Return the processes, files, descriptors and threads that the library and its hosts have just now, in words.
 
-    A fork counts as its parent: the supervisor of a runtime that tests share may fork its next worker at any time.
+    A process is the same by whatever title: sshd counts in its title. A fork counts as its parent: the supervisor of
+    a runtime that tests share may fork its next worker at any time.
     """
-    directory = Path(tempfile.gettempdir())
-    parents = processes.table()
+    directory, parents = Path(tempfile.gettempdir()), processes.table()
     found = set(server.processes()) | processes.descendants(os.getpid())
     found |= {pid for pid in parents if str(directory) in command_line(pid)}
     found.discard(os.getpid())
-    things = {f"process {_original(pid, parents)}: {command_line(pid)}" for pid in found}
-    things |= {f"file {path}" for path in directory.rglob("*")}
-    things |= {f"thread {thread.name}" for thread in threading.enumerate()}
+    things = {f"process {_original(pid, parents)}": command_line(pid) for pid in found}
+    things |= {f"file {path}": "" for path in directory.rglob("*")}
+    things |= {f"thread {thread.name}": "" for thread in threading.enumerate()}
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            things.add(f"descriptor {descriptor.readlink()}")
+            if int(descriptor.name) not in reservations():
+                things[f"descriptor {descriptor.readlink()}"] = ""
     return things
 
 
@@ -121,22 +123,14 @@ def _original(pid: int, parents: Mapping[int, int]) -> int:
 @contextlib.contextmanager
 def leaves_nothing(server: LocalSshd) -> Iterator[None]:
     """Assert that nothing is there afterwards that was not there before, here and on the host."""
-    before = everything(server)
+    before = everything(server).keys()
     yield
-    processes.wait_until(lambda: not everything(server) - before, timeout=10)
-    left = sorted(everything(server) - before)
+    processes.wait_until(lambda: not everything(server).keys() - before, timeout=10)
+    left = [f"{thing}: {words}" for thing, words in sorted(everything(server).items()) if thing not in before]
     assert not left, "left behind:\n" + "\n".join(left)
 
 
 # Ports ---------------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """Return a port that the system holds for free."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def listeners(port: int) -> list[str]:

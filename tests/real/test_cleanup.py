@@ -17,13 +17,13 @@ import pytest
 from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
 from lazycluster.openssh.host_scripts import END_MARKED
 from lazycluster.testing import LocalSshd
+from tests.ports import free_port
 from tests.real.clients import Program, connection_of, eventually, pid_of
 from tests.real.observed import (
     Echo,
     command_line,
     echoes,
     everything,
-    free_port,
     leaves_nothing,
     listeners,
     relayed,
@@ -175,7 +175,7 @@ def test_a_dead_link_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path, residen
     daemons = 0 if resident else 2
     server = make_sshd(environment={"TMPDIR": str(tmp_path)})
     with Echo() as service, relayed(server, tmp_path) as (relay, keywords):
-        before = everything(server)
+        before = everything(server).keys()
         busy = Busy(server, service, resident, **keywords)
         relay.cut()
         begun = time.monotonic()
@@ -184,7 +184,8 @@ def test_a_dead_link_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path, residen
 
         assert took < 5
         assert listeners(busy.ports[0]) == []
-        assert [thing for thing in everything(server) - before if "ssh: " in thing or thing.startswith("thread")] == []
+        new = [(thing, words) for thing, words in everything(server).items() if thing not in before]
+        assert [each for each in new if each[1].startswith("ssh: ") or each[0].startswith("thread")] == []
         assert all(process.exitcode is not None for process in busy.runtime.task_processes)
         relay.restore()
         eventually(lambda: server.connections() == 0, "the host has noticed")

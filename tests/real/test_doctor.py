@@ -22,8 +22,9 @@ import pytest
 
 from lazycluster.doctor import Finding, Verdict, examine
 from lazycluster.testing import LocalSshd, Relay, write_config
+from tests.ports import free_port
 from tests.real.clients import becomes_idle, eventually
-from tests.real.observed import bare_host, free_port, lacking
+from tests.real.observed import bare_host, lacking
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

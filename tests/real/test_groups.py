@@ -33,9 +33,10 @@ from lazycluster import (
 from lazycluster.results import CommandResult, Error
 from lazycluster.testing import LocalSshd, Relay, write_config
 from lazycluster.testing.processes import wait_until
+from tests.ports import free_port
 from tests.real import observed
 from tests.real.clients import dials, eventually, log_ins, running
-from tests.real.observed import Echo, echoes, free_port, leaves_nothing, listeners, unique
+from tests.real.observed import Echo, echoes, leaves_nothing, listeners, unique
 from tests.unit.interrupting import interrupt
 
 if TYPE_CHECKING:

@@ -41,8 +41,9 @@ from lazycluster import (
     UnknownHostKeyError,
 )
 from lazycluster.testing import LocalSshd, Relay, write_config
+from tests.ports import free_port
 from tests.real.clients import Program, becomes_idle, dials, eventually, in_parallel, log_ins, pid_of
-from tests.real.observed import command_line, free_port, is_alive, programs_started, running
+from tests.real.observed import command_line, is_alive, programs_started, running
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

@@ -19,8 +19,9 @@ from lazycluster import (
     RuntimeManager,
 )
 from lazycluster.testing import LocalSshd
+from tests.ports import free_port
 from tests.real.clients import eventually, log_ins
-from tests.real.observed import free_port, leaves_nothing
+from tests.real.observed import leaves_nothing
 from tests.unit.interrupting import interrupt
 
 if TYPE_CHECKING:

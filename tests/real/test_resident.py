@@ -34,11 +34,11 @@ from lazycluster import (
 from lazycluster.supervisor.client import Supervisor
 from lazycluster.supervisor.resident import Resident
 from lazycluster.testing import LocalSshd
+from tests.ports import free_port
 from tests.real.clients import Program, becomes_idle, eventually, in_parallel
 from tests.real.clients import running as commands_running
 from tests.real.observed import (
     Echo,
-    free_port,
     is_alive,
     leaves_nothing,
     listeners,

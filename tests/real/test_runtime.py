@@ -30,9 +30,9 @@ from lazycluster import (
     UnknownHostError,
 )
 from lazycluster.testing import LocalSshd
+from tests.ports import free_port
 from tests.real.clients import Program
 from tests.real.observed import (
-    free_port,
     lacking,
     leaves_nothing,
     programs_started,

@@ -20,13 +20,13 @@ from lazycluster.openssh.destination import Destination
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.tunnels import Tunnel
 from lazycluster.testing import LocalSshd, processes
+from tests.ports import free_port
 from tests.real.clients import Program, dials, eventually, in_parallel
 from tests.real.observed import (
     Echo,
     command_line,
     echoes,
     exactly,
-    free_port,
     is_alive,
     leaves_nothing,
     listeners,

@@ -32,7 +32,7 @@ from lazycluster.openssh.shell import (
     quote_path,
 )
 from lazycluster.results import Stream
-from lazycluster.testing.processes import descendants, end, wait_until
+from lazycluster.testing.processes import end, table, wait_until
 from lazycluster.waiting import Deadline
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
@@ -160,20 +160,24 @@ def host(home: Path) -> Iterator[Host]:
 def job_processes(job: str) -> set[int]:
     """Return the living processes that have a job's mark in their environment."""
     mark, pids = f"{JOB_VARIABLE}={job}".encode(), set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes():
-                    pids.add(int(entry.name))
+    for pid in table():
+        with contextlib.suppress(OSError):
+            if mark in environment(Path(f"/proc/{pid}")):
+                pids.add(pid)
     return pids
 
 
-def kill_job(job: str) -> None:
-    def found() -> set[int]:
-        marked = job_processes(job)
-        return marked.union(*map(descendants, marked))  # in the moment of its exec a process shows no environment
+def environment(process: Path) -> bytes:
+    """Return the environment of a process, which shows none, nor arguments, while one program replaces another."""
+    looks = 0
+    while not (found := (process / "environ").read_bytes()) and looks < 3:
+        (process / "exe").readlink()  # threads of the kernel have none
+        looks += bool((process / "cmdline").read_bytes())
+    return found
 
-    end(found)
+
+def kill_job(job: str) -> None:
+    end(lambda: job_processes(job))
     assert not job_processes(job)
 
 
