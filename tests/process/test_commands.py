@@ -365,7 +365,7 @@ def test_a_timeout_bounds_the_wait_for_a_session(fp: FakeProcess) -> None:
         begun = time.monotonic()
         with pytest.raises(CommandTimeoutError, match=r"timeout of 0.3 s"):
             connection.run("true", timeout=0.3)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
 
 
 # Masters that are gone ------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tests.real.observed import command_line
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], bool], what: str, timeout: float = 5.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
     assert wait_until(condition, timeout), f"not within {timeout:g} s: {what}"
 
 
@@ -35,7 +35,7 @@ def is_idle(server: LocalSshd) -> bool:
     return server.processes() == (server.pid,)
 
 
-def becomes_idle(server: LocalSshd, timeout: float = 5.0) -> None:
+def becomes_idle(server: LocalSshd, timeout: float = 10.0) -> None:
     eventually(lambda: is_idle(server), f"nothing left on the host, but {commands(server)}", timeout)
 
 

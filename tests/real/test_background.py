@@ -153,7 +153,7 @@ def test_a_timeout_in_the_background(sshd: LocalSshd, runtime: Runtime) -> None:
     begun = time.monotonic()
     with pytest.raises(TaskExecutionError) as caught:
         task.join()
-    assert time.monotonic() - begun < 1.7
+    assert time.monotonic() - begun < 4
     assert isinstance(caught.value.__cause__, CommandTimeoutError)
     assert task.execution_log == ["begun\n"]
     eventually(lambda: not sleeping(sshd, number), "its processes are gone")
@@ -293,7 +293,7 @@ def test_stopping_a_task_ends_its_command_with_its_children(sshd: LocalSshd, run
 
     begun = time.monotonic()
     runtime.stop_process(key)
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 4
 
     process = runtime.get_process(key)
     assert (process.is_alive(), process.exitcode) == (False, -signal.SIGTERM)
@@ -332,7 +332,7 @@ def test_a_task_that_waits_for_a_free_session_can_be_stopped(make_sshd: MakeSshd
         [first, second] = runtime.get_processes()
         begun = time.monotonic()
         runtime.stop_process(second)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
         with pytest.raises(TaskExecutionError, match="stopped"):
             waiting.join()
         assert running.process is not None

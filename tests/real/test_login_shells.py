@@ -140,15 +140,15 @@ def test_a_timeout_ends_the_command_with_its_children(host: LocalSshd, connectio
     begun = time.monotonic()
     with pytest.raises(CommandTimeoutError) as caught:
         connection.run("echo begun; sleep 1031 & setsid sleep 1032 & (sleep 1033; :) & wait", timeout=0.5)
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 4
     assert caught.value.stdout == b"begun\n"
-    eventually(lambda: not any(running(host, f"sleep 103{n}") for n in (1, 2, 3)), "its children have ended", 3)
+    eventually(lambda: not any(running(host, f"sleep 103{n}") for n in (1, 2, 3)), "its children have ended", 4)
 
 
 def test_a_background_child_does_not_keep_the_call(host: LocalSshd, connection: Connection) -> None:
     begun = time.monotonic()
     pid = connection.run("sleep 1034 & echo $!").stdout.strip()
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     assert running(host, "sleep 1034") == [int(pid)]
     assert connection.run(f"kill {pid}").ok
 

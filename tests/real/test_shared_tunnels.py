@@ -370,7 +370,7 @@ def test_who_exposes_while_the_link_is_down_gets_it_up(server: LocalSshd, tmp_pa
 def test_one_stops_and_one_comes_while_the_host_is_gone(make_sshd: MakeSshd, tmp_path: Path) -> None:
     server = make_sshd()
     with Echo() as service, relayed(server, tmp_path) as (relay, keywords):
-        carrier = Carrier(Destination(server.host, config_file=Path(keywords["config_file"]), connect_timeout=2))
+        carrier = Carrier(Destination(server.host, config_file=Path(keywords["config_file"]), connect_timeout=5))
         with leaves_nothing(server):
             ports = [free_port() for _ in range(4)]
             tunnels = [Tunnel(carrier, [Forwarding(ForwardType.LOCAL, port, service.port)]) for port in ports[:3]]
@@ -380,7 +380,7 @@ def test_one_stops_and_one_comes_while_the_host_is_gone(make_sshd: MakeSshd, tmp
             for stop, tunnel in ((Tunnel.terminate, tunnels[0]), (Tunnel.kill, tunnels[1])):
                 begun = time.monotonic()
                 stop(tunnel)
-                assert time.monotonic() - begun < 1, "the log-in that hangs is for another"
+                assert time.monotonic() - begun < 3, "the log-in that hangs is for another"
                 assert not tunnel.is_alive()
             with pytest.raises(ConnectError):
                 Tunnel(carrier, [Forwarding(ForwardType.LOCAL, ports[3], service.port)])

@@ -144,9 +144,9 @@ def test_a_session_that_breaks_off(local: Local) -> None:
 
 def test_a_background_process_does_not_keep_it_waiting(local: Local) -> None:
     begun = time.monotonic()
-    session = local.start("sleep 2 & exit 5")
+    session = local.start("sleep 8 & exit 5")
     session.finish()
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 5
     assert session.status == "5"
 
 
@@ -159,13 +159,13 @@ def test_giving_up_ends_it_and_takes_along_what_is_still_said(local: Local) -> N
     assert wait_until(lambda: pids.isdisjoint(table()), 5)
 
 
-def test_giving_up_takes_less_than_a_second(local: Local) -> None:
-    session = local.start("trap '' TERM; echo ready; while :; do sleep 0.02; done", grace=1)
+def test_giving_up_does_not_wait_for_the_grace(local: Local) -> None:
+    session = local.start("trap '' TERM; echo ready; while :; do sleep 0.02; done", grace=3)
     session._child.pump(lambda: b"ready" in local.out)
     pids = descendants(session._child.pid)
     begun = time.monotonic()
     session.give_up()
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 2.5
     assert wait_until(lambda: pids.isdisjoint(table()), 5)
 
 
