@@ -89,7 +89,7 @@ class ConnectTimeoutError(ConnectError):
     """No answer came within `connect_timeout`."""
 
     summary = "no answer in time"
-    advice = "Check that the machine is up and that no firewall drops port 22, or raise connect_timeout."
+    advice = "Check that the machine is up and that no firewall drops its port, or raise connect_timeout."
 
 
 class HostUnreachableError(ConnectError):
@@ -547,3 +547,17 @@ class RuntimeClosedError(LazyclusterError):
 
     def __str__(self) -> str:
         return f"{self.host}: closed already. Make a new one."
+
+
+HOST_FAILURES = (
+    ConnectionLostError,
+    ConnectError,
+    LoginShellError,
+    PythonNotFoundError,
+    PythonVersionMismatchError,
+    RuntimeClosedError,
+    SessionRefusedError,
+    SupervisorError,
+    WorkingDirectoryError,
+)
+"""What says that a host cannot be used, and nothing about the work that it was given."""

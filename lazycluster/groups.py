@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
@@ -10,11 +9,11 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import calling
 from lazycluster.display import count_bar, counted, print_table
-from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError, TaskExecutionError
+from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.managed import CleanedUp, ManagedProcess
 from lazycluster.membership import Members
-from lazycluster.openssh.destination import check_port
+from lazycluster.openssh.destination import check_command, check_port, check_timeout
 from lazycluster.openssh.ports import is_free
 from lazycluster.parallel import OnError, Stopping, collected, on_all, successes_of, values
 from lazycluster.results import CommandResult, Error, Stream, Value
@@ -93,7 +92,10 @@ class RuntimeGroup(Members, CleanedUp):
 
         Raises:
             HostsFailedError: Hosts on which it took longer, or to which the link broke; with the results of the others.
+            ValueError: The command is empty, or the timeout is not positive.
         """
+        check_command(command)
+        check_timeout(timeout)
 
         def work(runtime: Runtime, cancellation: Cancellation) -> CommandResult:
             def tell(stream: Stream, data: bytes) -> None:
@@ -191,6 +193,7 @@ class RuntimeGroup(Members, CleanedUp):
         A host gets the next items when it has done its last ones. Items that take little time go several at once, to
         be worked on one after another in one process there; what has not been begun within 50 ms comes back for others.
         Some items are taken from the iterable ahead of what is yielded, more of them while a slow item is waited for.
+        What the iterable raises is raised when the items before are yielded, as with Python's own `map()`.
 
         Items of a host that dies, or of a process that dies there, are worked on again, each by itself: what a function
         did before may happen twice. The group's other hosts go on.
@@ -234,8 +237,19 @@ class RuntimeGroup(Members, CleanedUp):
         execute_async: bool = ...,
         debug: bool = ...,
         *,
-        on_error: OnError = ...,
+        on_error: Literal["raise"] = ...,
     ) -> RuntimeTask: ...
+    @overload
+    def execute_task(
+        self,
+        task: RuntimeTask,
+        host: str | None = ...,
+        broadcast: Literal[False] = ...,
+        execute_async: bool = ...,
+        debug: bool = ...,
+        *,
+        on_error: Literal["collect"],
+    ) -> RuntimeTask | Error: ...
     @overload
     def execute_task(
         self,
@@ -267,7 +281,7 @@ class RuntimeGroup(Members, CleanedUp):
         debug: bool = False,
         *,
         on_error: OnError = "raise",
-    ) -> RuntimeTask | Mapping[str, RuntimeTask | Error]:
+    ) -> RuntimeTask | Error | Mapping[str, RuntimeTask | Error]:
         """Carry out a task on one host, or a copy of it on each.
 
         Args:
@@ -276,8 +290,8 @@ class RuntimeGroup(Members, CleanedUp):
             broadcast: On every host, each with a copy that has its own log, results and returns.
             execute_async: Do it in the background; `join()` of a task, or of the group, raises what failed.
             debug: Print the output while it is produced; with `broadcast` line by line, behind the name of the host.
-            on_error: `raise` what failed, once all have ended, or leave it to the task; with `broadcast` a host on
-                which the task failed then has an `Error` in its place.
+            on_error: `raise` what failed, once all have ended, or `collect` it: an `Error` in place of the task, or of
+                the copy for a host. What fails in the background is raised by `join()`, whichever it is.
 
         Returns:
             The task, or with `broadcast` the copies by host.
@@ -291,11 +305,12 @@ class RuntimeGroup(Members, CleanedUp):
         _check_on_error(on_error)
         if not broadcast:
             runtime = self.get_runtime(host)
-            with contextlib.ExitStack() as stack:
-                if on_error == "collect":
-                    stack.enter_context(contextlib.suppress(TaskExecutionError))
-                runtime.execute_task(task, execute_async, debug)
-            return task
+            try:
+                return runtime.execute_task(task, execute_async, debug)
+            except LazyclusterError as error:
+                if on_error == "raise":
+                    raise
+                return Error(error)
         if host is not None:
             raise ValueError(f"broadcast is to all hosts, and not to {host} alone")
         return self._broadcast(task, execute_async=execute_async, debug=debug, on_error=on_error)
@@ -312,8 +327,12 @@ class RuntimeGroup(Members, CleanedUp):
             for host, runtime in runtimes.items():
                 outcomes[host] = _begun(runtime, copies[host], debug=debug)
             if not execute_async:
-                for host, outcome in outcomes.items():
-                    outcomes[host] = _joined(outcome)
+                with count_bar(
+                    f"task {task.name}", len(outcomes), "hosts", shown=self.progress and not debug
+                ) as advance:
+                    for host, outcome in outcomes.items():
+                        outcomes[host] = _joined(outcome)
+                        advance(isinstance(outcomes[host], Value))
         except BaseException:
             self._stop(list(copies.values()))
             raise
@@ -366,7 +385,12 @@ class RuntimeGroup(Members, CleanedUp):
             HostsFailedError: Some failed; it lists each with its host.
         """
         runtimes = self.runtimes
-        errors = [(runtime.host, error) for runtime in runtimes for error in runtime.join_tasks()]
+        errors = []
+        with count_bar("waiting for tasks", len(runtimes), "hosts", shown=self.progress) as advance:
+            for runtime in runtimes:
+                failed = runtime.join_tasks()
+                errors += [(runtime.host, error) for error in failed]
+                advance(not failed)
         if errors:
             raise HostsFailedError("a task", tuple(errors), len(runtimes)) from errors[0][1]
 
@@ -436,6 +460,8 @@ class RuntimeGroup(Members, CleanedUp):
         Raises:
             HostsFailedError: It failed on some hosts; nothing of it is left on the others.
         """
+        for port in (local_port, *([] if runtime_port is None else [runtime_port])):
+            check_port(port)
         runtimes = self.get_runtimes(exclude_hosts=exclude_hosts)
         work = {
             host: functools.partial(runtime.expose_port_to_runtime, local_port, runtime_port)

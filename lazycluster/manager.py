@@ -19,7 +19,7 @@ from lazycluster.openssh.destination import absolute
 from lazycluster.parallel import errors_of, on_all, successes_of
 from lazycluster.reaching import ManagerOptions, RuntimeOptions
 from lazycluster.results import Value
-from lazycluster.runtimes import Runtime
+from lazycluster.runtimes import Runtime, check_needs
 
 
 class RuntimeManager(CleanedUp):
@@ -138,8 +138,9 @@ class RuntimeManager(CleanedUp):
 
         Raises:
             NoRuntimesDetectedError: No host is left; it lists each with the reason.
-            ValueError: A host that is not known.
+            ValueError: A host that is not known, or a number that is none.
         """
+        check_needs(min_memory, min_cpu_cores)
         self._once()
         if working_dir is not None and root_dir not in {None, working_dir}:
             raise ValueError(f"root_dir is another name of working_dir; {root_dir!r} is not {working_dir!r}")
@@ -158,7 +159,8 @@ class RuntimeManager(CleanedUp):
             reasons |= unfit(candidates, unmet_on)
             fitting = {host: runtime for host, runtime in candidates.items() if host not in reasons}
             if not fitting:
-                tried = tuple((host, reasons.get(host, "excluded")) for host in asked or self._names)
+                wanted = self._names if include_hosts is None else listed(include_hosts)
+                tried = tuple((host, reasons.get(host, "excluded") if host in asked else "excluded") for host in wanted)
                 raise NoRuntimesDetectedError(self._source, tried)
             return self._group(fitting, working_dir if root_dir is None else root_dir)
 

@@ -90,7 +90,7 @@ class Members:
         self._env: dict[str, str] = {}
         self.progress = progress
         self._failed: dict[str, Exception] = {}
-        for runtime in runtimes or ():
+        for runtime in _checked(runtimes):
             self.add_runtime(runtime)
         names = listed(hosts)
         self._check_new(names)
@@ -136,13 +136,19 @@ class Members:
     def get_runtime(self, host: str | None = None) -> Runtime:
         """Return the runtime on a host; without one the least busy, by tasks that run, then by the order given.
 
+        A host whose last task failed because of the host is the least busy only where that is so on all of them: it
+        would else get every task, and fail it at once. `clear_tasks()` forgets that.
+
         Raises:
             ValueError: The host is not of the group.
             NoRuntimesError: The group is empty.
         """
         if host is not None:
             return self.get_runtimes(host)[host]
-        return min(self.needed().values(), key=lambda runtime: runtime.alive_task_process_count)
+        return min(
+            self.needed().values(),
+            key=lambda runtime: (runtime.closed, runtime.lost_last_task, runtime.alive_task_process_count),
+        )
 
     def get_runtimes(
         self,
@@ -239,6 +245,15 @@ class Members:
         known = [host for host in hosts if host in self._runtimes]
         if known:
             raise ValueError(f"of the group already: {', '.join(known)}")
+
+
+def _checked(runtimes: Iterable[Runtime] | None) -> list[Runtime]:
+    """Return runtimes as a list, and say it where they are hosts."""
+    given = [runtimes] if isinstance(runtimes, (str, Runtime)) else list(runtimes or ())
+    for runtime in given:
+        if isinstance(runtime, str):
+            raise TypeError(f"runtimes= takes objects of Runtime; names of hosts go into hosts=: {runtime!r}")
+    return [runtime for runtime in given if not isinstance(runtime, str)]
 
 
 def _check_known(hosts: Iterable[str], runtimes: Mapping[str, Runtime]) -> None:

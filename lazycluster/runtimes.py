@@ -188,6 +188,7 @@ class Runtime(Facts, CleanedUp):
 
         The arguments are those of `check_filter()`.
         """
+        check_needs(min_memory, min_cpu_cores)
         info = self._host_info
         if gpu_required and not info.gpus:
             return "it has no GPU"
@@ -198,8 +199,9 @@ class Runtime(Facts, CleanedUp):
         executables = _listed(installed_executables)
         if executables:
             words = " ".join(shlex.quote(name) for name in executables)
-            if not self.run(f'for e in {words}; do command -v "$e" >/dev/null || exit 1; done').ok:
-                return f"not all of these are installed: {', '.join(executables)}"
+            asked = self.run(f'for e in {words}; do command -v "$e" >/dev/null || echo "$e"; done')
+            if asked.stdout or not asked.ok:
+                return f"not installed: {', '.join(asked.stdout.splitlines() or executables)}"
         for command in _listed(filter_commands):
             if self.run(command).stdout.strip().lower() != "true":
                 return f"`{command}` did not print true"
@@ -295,6 +297,13 @@ class Runtime(Facts, CleanedUp):
             debug=debug,
             cancellation=cancellation,
         )
+
+    @property
+    def lost_last_task(self) -> bool:
+        """Tell whether the task that was begun last, of those that have ended, failed because of the host."""
+        with self._lock:
+            executions = [execution for _, execution in self._executions]
+        return next((execution.is_lost for execution in reversed(executions) if execution.ended), False)
 
     def print_log(self) -> None:
         """Print the logs of the tasks carried out here."""
@@ -485,6 +494,17 @@ class Runtime(Facts, CleanedUp):
     def _check_open(self) -> None:
         if self._holdings.closed:
             raise RuntimeClosedError(self.host)
+
+
+def check_needs(min_memory: int | None, min_cpu_cores: float | None) -> None:
+    """Check what a host is to have.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    for name, value in (("min_memory", min_memory), ("min_cpu_cores", min_cpu_cores)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{name} is a number, not {value!r}")
 
 
 def _listed(items: str | list[str] | None) -> list[str]:

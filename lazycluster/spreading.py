@@ -14,18 +14,7 @@ import attrs
 
 from lazycluster import calling
 from lazycluster._typing import Self
-from lazycluster.exceptions import (
-    ConnectError,
-    ConnectionLostError,
-    HostsFailedError,
-    LoginShellError,
-    PythonNotFoundError,
-    PythonVersionMismatchError,
-    RuntimeClosedError,
-    SessionRefusedError,
-    SupervisorError,
-    WorkingDirectoryError,
-)
+from lazycluster.exceptions import HOST_FAILURES, ConnectionLostError, HostsFailedError
 from lazycluster.parallel import Stopping, wait_for
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
@@ -43,18 +32,6 @@ _OUTSTANDING = 4096
 """Items that are taken from the iterable and not yet handed back, at most: those behind a slow one must wait."""
 _PROMPT = 0.01
 """Seconds that the next item may take to come while there is an outcome to yield."""
-_OF_THE_HOST = (
-    ConnectionLostError,
-    ConnectError,
-    LoginShellError,
-    PythonNotFoundError,
-    PythonVersionMismatchError,
-    RuntimeClosedError,
-    SessionRefusedError,
-    SupervisorError,
-    WorkingDirectoryError,
-)
-"""What says that a host cannot be used, and nothing about the item."""
 
 
 @attrs.define(eq=False)
@@ -94,6 +71,7 @@ class Spread(Generic[X, T]):
         self._outstanding = 0
         self._reading_took = 0.0
         self._exhausted = False
+        self._broken: Exception | None = None
         self._size = 1  # of what a host gets at once
         self._failures: dict[str, Exception] = {}
         self._stopping = Stopping()
@@ -132,15 +110,18 @@ class Spread(Generic[X, T]):
 
         Raises:
             HostsFailedError: No host is left for the items that are still to be taken from the iterable.
+            Exception: What the iterable raised, when the outcomes of the items before that are yielded.
         """
         while True:
             self._read_ahead()
             with self._changed:
                 holds(lambda: self._has_next() or self._has_room() or self._done, self._changed)
                 if not self._has_next():
-                    if self._done:
-                        return
-                    continue
+                    if not self._done:
+                        continue
+                    if self._broken is not None:
+                        raise self._broken
+                    return
                 if self._ordered:
                     number, self._next = self._next, self._next + 1
                 else:
@@ -180,6 +161,10 @@ class Spread(Generic[X, T]):
                 with self._changed:
                     self._exhausted = True
                 return
+            except Exception as error:  # noqa: BLE001 - raised behind the outcomes of the items before
+                with self._changed:
+                    self._exhausted, self._broken = True, error
+                return
             self._reading_took = time.monotonic() - begun
             with self._changed:
                 if self._all_failed and not self._outstanding:
@@ -213,7 +198,7 @@ class Spread(Generic[X, T]):
         except BaseException as error:  # noqa: BLE001 - told to whoever iterates
             if self._stopping.requested:
                 return False
-            if isinstance(error, _OF_THE_HOST):
+            if isinstance(error, HOST_FAILURES):
                 self._move(items, error)
                 return self._is_back(runtime, error)
             self._blame(items, error)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from lazycluster._typing import Self
 from lazycluster.exceptions import (
+    HOST_FAILURES,
     CommandStoppedError,
     LazyclusterError,
     RuntimeClosedError,
@@ -42,11 +43,13 @@ class Execution:
         self.host = executor.transport.host
         self.error: LazyclusterError | None = None
         self.told = False
+        self.ended = False
         self._steps = steps
         self._executor = executor
         self._results: list[StepResult] = []
         self._outcomes: list[tuple[str, Outcome]] = []
         self._called = 0
+        self._unanswered = False
 
     @property
     def results(self) -> tuple[StepResult, ...]:
@@ -55,6 +58,12 @@ class Execution:
 
     def run(self) -> None:
         """Carry out the steps, up to the first that fails; `error` tells whether one did."""
+        try:
+            self._run_steps()
+        finally:
+            self.ended = True
+
+    def _run_steps(self) -> None:
         for index, step in enumerate(self._steps):
             outcomes: list[Outcome] = []
             try:
@@ -67,7 +76,15 @@ class Execution:
             self._results.append(result)
             if result.error is not None:
                 self.error = self._failure(index, step, result.error)
+                self._unanswered = self.is_lost and bool(outcomes)
                 return
+
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether it is the host that failed, and not the task."""
+        return isinstance(self.error, HOST_FAILURES) or (
+            self.error is not None and isinstance(self.error.__cause__, HOST_FAILURES)
+        )
 
     def _failure(self, index: int, step: Step, error: BaseException) -> LazyclusterError:
         if isinstance(error, RuntimeClosedError):
@@ -82,7 +99,9 @@ class Execution:
     def returns(self) -> Generator[object, None, None]:
         """Yield what the functions returned, in order; one that raised, or never ran, raises here."""
         self.told = True
-        for name, outcome in self._outcomes:
+        for number, (name, outcome) in enumerate(self._outcomes, start=1):
+            if self._unanswered and number == len(self._outcomes) and self.error is not None:
+                raise self.error  # which says more than what came of the answer
             yield read_outcome(outcome, self.host, name).unwrap()
         if self.error is not None and self._called < sum(isinstance(step, RunFunction) for step in self._steps):
             raise self.error

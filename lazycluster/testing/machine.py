@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lazycluster.testing.fake_transport import FakeTransport
 
 
-_EXECUTABLES = re.compile(r"""for e in (.*); do command -v "\$e" >/dev/null \|\| exit 1; done""", re.DOTALL)
+_EXECUTABLES = re.compile(r"""for e in (.*); do command -v "\$e" >/dev/null \|\| echo "\$e"; done""", re.DOTALL)
 """How `Runtime.check_filter()` asks for programs."""
 
 
@@ -110,7 +110,8 @@ class Machine:
                 return answer
         wanted = _EXECUTABLES.fullmatch(asked.command)
         if wanted is not None:
-            return Answer(exit_code=0 if self.executables.issuperset(shlex.split(wanted[1])) else 1)
+            missing = [name for name in shlex.split(wanted[1]) if name not in self.executables]
+            return Answer("".join(f"{name}\n" for name in missing))
         if all(machine.strict for machine in machines):
             scripted = [line for machine in reversed(machines) for line in machine.answers.described()]
             raise UnexpectedCommandError(asked.host, asked.command, tuple(scripted))

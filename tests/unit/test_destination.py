@@ -68,6 +68,14 @@ def test_a_host(host: str) -> None:
     assert Destination(host).host == host
 
 
+@pytest.mark.parametrize("host", ["web1:22", "me@web1:2222"])
+def test_a_port_behind_the_name_is_told_where_it_belongs(host: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"no port in the name of a host: .*:22.* \(see port=, or the Port of a `Host`"
+    ):
+        Destination(host)
+
+
 @pytest.mark.parametrize("host", ["a/b", "ssh://web1", "ssh://me@web1:22/", "web1/", "/"])
 def test_a_url_is_no_host(host: str) -> None:
     with pytest.raises(ValueError, match=r"must be a name or an address, no URL: .* \(see user= and port=\)") as caught:

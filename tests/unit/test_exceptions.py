@@ -47,7 +47,7 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.ConnectTimeoutError("web1", "why"),
         (
-            "web1: no answer in time (why). Check that the machine is up and that no firewall drops port 22, or raise "
+            "web1: no answer in time (why). Check that the machine is up and that no firewall drops its port, or raise "
             "connect_timeout."
         ),
     ),

@@ -71,9 +71,15 @@ def test_bars_on_a_terminal(progress: bool, fake_host: FakeHost, monkeypatch: py
         fake_host.host("web2").go_down()
         with pytest.raises(HostsFailedError):
             group.run("true")
+        with pytest.raises(HostsFailedError):
+            group.execute_task(RuntimeTask("once").run_command("true"), broadcast=True, execute_async=False)
+        group.clear_tasks()
+        group.execute_task(RuntimeTask().run_command("true"), host="web1")
+        group.join()
     text = plain(seen.text)
-    shown = ["connecting" in text, "3/3 hosts, 1 failed" in text, "4/4 items" in text]
-    assert shown == [progress] * 3
+    shown = [words in text for words in ("connecting", "4/4 items", "task once", "waiting for tasks")]
+    assert shown == [progress] * 4
+    assert (text.count("3/3 hosts, 1 failed") >= 2) == progress
     assert progress or not text
 
 
@@ -123,6 +129,8 @@ def test_one_host_by_itself(fake_host: FakeHost) -> None:
         ({"hosts": ["a"], "prot": 22}, TypeError, "unexpected keyword argument 'prot'"),
         ({"hosts": ["a"], "prot": 22, "on_error": "skip"}, TypeError, "unexpected keyword argument 'prot'"),
         ({"hosts": [], "port": 0}, ValueError, "port"),
+        ({"runtimes": "web1"}, TypeError, "runtimes= takes objects of Runtime; names of hosts go into hosts=: 'web1'"),
+        ({"runtimes": ["web1"]}, TypeError, "names of hosts go into hosts=: 'web1'"),
         ({"hosts": ["a"], "grace": -1, "on_error": "skip"}, ValueError, "grace"),
     ],
 )
@@ -305,6 +313,43 @@ def test_the_least_busy(group: RuntimeGroup, fake_host: FakeHost) -> None:
     group.execute_task(sleep.copy(), host="web2")
     group.execute_task(sleep.copy(), host="web2")
     assert group.get_runtime().host == "web3"
+
+
+def test_a_host_that_is_lost_does_not_get_everything(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    """Whatever it gets has failed at once, so that it is never busy."""
+    fake_host.on("sleep", delay=math.inf)
+    fake_host.on("false", exit_code=1)
+    fake_host.host("web1").go_down()
+    assert group.get_runtime().host == "web1", "nobody knows yet"
+    for _ in range(2):
+        task = group.execute_task(RuntimeTask().run_command("sleep"), host="web1")
+        with pytest.raises(TaskExecutionError):
+            task.join()
+        assert group.get_runtime().host == "web2"
+    group.execute_task(RuntimeTask().run_command("sleep"))
+    group.execute_task(RuntimeTask().run_command("sleep"))
+    assert [runtime.alive_task_process_count for runtime in group.runtimes] == [0, 1, 1]
+    assert group.get_runtime().host == "web2"
+    group.clear_tasks()
+    assert group.get_runtime().host == "web1", "that is forgotten"
+    fake_host.host("web1").come_up()
+    group.runtimes[0].cleanup()
+    assert group.get_runtime().host == "web2", "it was cleaned up"
+
+
+def test_a_task_that_fails_says_nothing_about_the_host(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    fake_host.on("false", exit_code=1)
+    group.execute_task(RuntimeTask().run_command("false"), execute_async=False, on_error="collect")
+    assert group.get_runtime().host == "web1"
+
+
+def test_where_all_are_lost_the_first_is_as_good_as_any(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    for host in HOSTS:
+        fake_host.host(host).go_down()
+        group.execute_task(RuntimeTask().run_command("id"), host=host, execute_async=False, on_error="collect")
+    assert group.get_runtime().host == "web1"
+    for host in HOSTS:
+        fake_host.host(host).come_up()
 
 
 def test_tunnels_make_nobody_busy(group: RuntimeGroup) -> None:
@@ -506,6 +551,19 @@ def test_every_method_knows_its_on_error(group: RuntimeGroup, fake_host: FakeHos
     ):
         with pytest.raises(ValueError, match="on_error is 'raise' or 'collect', not 'skip'"):
             use()
+    assert fake_host.calls == []
+
+
+def test_arguments_that_are_wrong_are_no_fault_of_the_hosts(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    for use in (
+        lambda: group.run(""),
+        lambda: group.run("id", timeout=0),
+        lambda: group.expose_port_to_runtimes(0),
+        lambda: group.expose_port_to_runtimes(80, 70000),
+    ):
+        with pytest.raises(ValueError, match=r"a command|a timeout|a port") as caught:
+            use()
+        assert not isinstance(caught.value, HostsFailedError)
     assert fake_host.calls == []
 
 
@@ -729,8 +787,17 @@ def test_a_task_that_fails(group: RuntimeGroup, fake_host: FakeHost) -> None:
     task = RuntimeTask("t").run_command("id")
     with pytest.raises(TaskExecutionError, match="web1: task 't' failed at step 0"):
         group.execute_task(task, execute_async=False)
-    assert group.execute_task(task, execute_async=False, on_error="collect") is task
+    collected = group.execute_task(task, execute_async=False, on_error="collect")
+    assert isinstance(collected, Error)
+    assert isinstance(collected.error, TaskExecutionError)
     assert not task.results[0].ok
+    assert group.execute_task(RuntimeTask(), execute_async=False, on_error="collect") is not task
+    group.runtimes[2].cleanup()
+    collected = group.execute_task(task, host="web3", on_error="collect")
+    assert isinstance(collected, Error)
+    assert isinstance(collected.error, RuntimeClosedError)
+    with pytest.raises(RuntimeClosedError):
+        group.execute_task(task, host="web3")
     group.execute_task(task, host="web2")
     with pytest.raises(HostsFailedError) as caught:
         group.join()

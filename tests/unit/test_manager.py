@@ -291,8 +291,31 @@ def test_why_each_host_does_not_fit(fake_host: FakeHost, config: Path) -> None:
             manager.create_group(include_hosts="small", min_memory=1025)
         with pytest.raises(NoRuntimesDetectedError, match=r"\n  big: it has no GPU$"):
             manager.create_group(include_hosts="big", gpu_required=True)
-        with pytest.raises(NoRuntimesDetectedError, match=r"\n  big: not all of these are installed: a b, c$"):
+        with pytest.raises(NoRuntimesDetectedError, match=r"\n  big: not installed: a b, c$"):
             manager.create_group(include_hosts="big", installed_executables=["a b", "c"])
+
+
+def test_what_is_excluded_is_listed_too(fake_host: FakeHost, config: Path) -> None:
+    with RuntimeManager(config) as manager:
+        with pytest.raises(NoRuntimesDetectedError) as caught:
+            manager.create_group(exclude_hosts=["small", "big", "gpu"])
+        assert [host for host, _ in caught.value.tried] == ["small", "big", "gpu", "down"]
+        assert [why for _, why in caught.value.tried][:3] == ["excluded"] * 3
+
+
+@pytest.mark.parametrize("needs", [{"min_memory": "16"}, {"min_cpu_cores": "2"}, {"min_memory": True}])
+def test_needs_that_are_no_numbers(fake_host: FakeHost, config: Path, needs: dict[str, Any]) -> None:
+    with RuntimeManager(config) as manager, pytest.raises(ValueError, match=r"min_\w+ is a number, not "):
+        manager.create_group(**needs)
+
+
+def test_only_what_is_missing_is_named(fake_host: FakeHost, config: Path) -> None:
+    fake_host.host("big").executables = {"sh"}
+    with (
+        RuntimeManager(config) as manager,
+        pytest.raises(NoRuntimesDetectedError, match=r"\n  big: not installed: nope$"),
+    ):
+        manager.create_group(include_hosts="big", installed_executables=["sh", "nope"])
 
 
 def test_an_error_without_words_is_a_reason_too(

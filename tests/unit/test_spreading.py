@@ -262,10 +262,14 @@ def test_an_iterable_that_raises() -> None:
         yield from range(5)
         raise LookupError("no more")
 
-    hosts = [Played("a"), Played("b")]
-    with pytest.raises(LookupError, match="no more"):
-        outcomes(spread(hosts, items()))
-    assert is_over()
+    for ordered in (True, False):
+        hosts = [Played("a"), Played("b")]
+        with spread(hosts, items(), ordered=ordered) as spreading:
+            seen = [outcome.unwrap() for outcome in itertools.islice(spreading, 5)]
+            with pytest.raises(LookupError, match="no more"):
+                next(iter(spreading))
+        assert sorted(seen) == [0, 1, 2, 3, 4], "as with Python's own map() what came before it is not lost"
+        assert is_over()
 
 
 # The end before the end ----------------------------------------------------------------------------------------------

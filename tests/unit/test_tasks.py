@@ -13,6 +13,7 @@ import pytest
 
 from lazycluster.exceptions import (
     CommandFailedError,
+    ConnectionLostError,
     LazyclusterError,
     RuntimeClosedError,
     TaskExecutionError,
@@ -247,6 +248,18 @@ def test_a_function_that_cannot_be_sent_raises_why() -> None:
     task = carry_out(RuntimeTask("t").run_function(add, threading.Lock()), FakeTransport())
     with pytest.raises(TaskExecutionError, match=r"failed at step 0, run_function\(<lambda>\)"):
         list(task.function_returns)
+
+
+def test_a_function_whose_host_was_lost_raises_that() -> None:
+    """And not that its answer is incomplete."""
+    lost = Reaction(error=ConnectionLostError("fake", "f", "cut", started=True))
+    task = carry_out(
+        RuntimeTask("t").run_function(add, 1).run_function(len, "x"), FakeTransport(reactions={"len": lost})
+    )
+    returns = task.function_returns
+    assert next(returns) == 1
+    with pytest.raises(TaskExecutionError, match=r"failed at step 1, run_function\(len\): .*cut"):
+        next(returns)
 
 
 def test_a_failure_after_the_last_function_does_not_concern_the_returns() -> None:
