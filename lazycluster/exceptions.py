@@ -89,7 +89,7 @@ class ConnectTimeoutError(ConnectError):
     """No answer came within `connect_timeout`."""
 
     summary = "no answer in time"
-    advice = "Check that the machine is up and that no firewall drops its port, or raise connect_timeout."
+    advice = "Check that the machine is up and that no firewall drops its port, or give it longer (connect_timeout)."
 
 
 class HostUnreachableError(ConnectError):
@@ -126,7 +126,7 @@ class AuthenticationError(ConnectError):
     summary = "authentication refused"
     advice = (
         "Check the password if you gave one; or install your key with `ssh-copy-id {host}`, load it into the agent, "
-        "or name its file (identity_file)."
+        "or name its file (identity_file=, or IdentityFile in your ssh configuration)."
     )
 
 
@@ -207,7 +207,7 @@ class SupervisorError(LazyclusterError):
     def __str__(self) -> str:
         return (
             f"{self.host}: the supervisor on the host: {self.reason}. Check that `ssh {self.host} python3 -V` works; "
-            f"Runtime(..., resident=False) does without it.{indented(self.output)}"
+            f"Runtime(..., resident=False), or --no-resident, does without it.{indented(self.output)}"
         )
 
 
@@ -335,7 +335,7 @@ class PythonNotFoundError(LazyclusterError):
     def __str__(self) -> str:
         return (
             f"{self.host}: no Python found (looked for {self.wanted}). Install python3 there, or name it with python=; "
-            "commands and files go without one: Runtime(..., resident=False)."
+            "commands and files go without one: Runtime(..., resident=False), or --no-resident."
         )
 
 

@@ -18,7 +18,6 @@ from lazycluster.openssh.configured import configured_hosts, default_config
 from lazycluster.openssh.destination import absolute
 from lazycluster.parallel import errors_of, on_all, successes_of
 from lazycluster.reaching import ManagerOptions, RuntimeOptions
-from lazycluster.results import Value
 from lazycluster.runtimes import Runtime, check_needs
 
 
@@ -156,11 +155,13 @@ class RuntimeManager(CleanedUp):
                 installed_executables=installed_executables,
                 filter_commands=filter_commands,
             )
-            reasons |= unfit(candidates, unmet_on)
+            lacking, lost = unfit(candidates, unmet_on)
+            reasons |= lacking | lost
             fitting = {host: runtime for host, runtime in candidates.items() if host not in reasons}
             if not fitting:
-                wanted = self._names if include_hosts is None else listed(include_hosts)
-                tried = tuple((host, reasons.get(host, "excluded") if host in asked else "excluded") for host in wanted)
+                tried = tuple(
+                    (host, reasons[host] if host in asked else "excluded") for host in self._asked(include_hosts, None)
+                )
                 raise NoRuntimesDetectedError(self._source, tried)
             return self._group(fitting, working_dir if root_dir is None else root_dir)
 
@@ -222,14 +223,14 @@ class RuntimeManager(CleanedUp):
             on_all({host: runtime.cleanup for host, runtime in runtimes.items()})
 
 
-def unfit(runtimes: Mapping[str, Runtime], unmet: Callable[[Runtime], str]) -> dict[str, str]:
-    """Return which hosts have not what is asked for, and why; `unmet` tells that of one, see `Runtime.unmet()`."""
+def unfit(runtimes: Mapping[str, Runtime], unmet: Callable[[Runtime], str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return which hosts have not what is asked for, and which could not be asked, both with why.
+
+    `unmet` tells what one has not, see `Runtime.unmet()`.
+    """
     outcomes = on_all({host: functools.partial(unmet, runtime) for host, runtime in runtimes.items()})
-    why = {
-        host: outcome.value if isinstance(outcome, Value) else reason(host, outcome.error)
-        for host, outcome in outcomes.items()
-    }
-    return {host: text for host, text in why.items() if text}
+    lacking = {host: text for host, text in successes_of(outcomes).items() if text}
+    return lacking, {host: reason(host, error) for host, error in errors_of(outcomes)}
 
 
 def cause_of(error: Exception) -> Exception:

@@ -60,7 +60,15 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="lazycluster", message="%(prog)s %(version)s")
 def lazycluster() -> None:
-    """Run work on other machines over nothing but the system's own OpenSSH client."""
+    """Run work on other machines over nothing but the system's own OpenSSH client.
+
+    \b
+    Examples:
+      lazycluster list-runtimes -l              which hosts of your ssh configuration can be used
+      lazycluster run --hosts web-1,web-2 -- df -h /
+      lazycluster doctor web-3                  why it does not work
+      lazycluster run --help                    each command has examples
+    """  # noqa: D301 - \b keeps click from wrapping what follows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

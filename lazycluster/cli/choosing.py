@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import attrs
 import click
 
-from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, parse_host, parsed
+from lazycluster.cli.options import (
+    complete_hosts,
+    config_option,
+    connect_timeout_option,
+    max_connections_option,
+    parse_host,
+    parsed,
+    resident_option,
+)
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import cause_of, reason, unfit
@@ -70,6 +78,15 @@ class Filter:
 
 
 @attrs.frozen
+class Chosen:
+    """The hosts that a command is for, connected; those that failed; and those that have not what was asked for."""
+
+    group: RuntimeGroup
+    failed: dict[str, str]
+    lacking: dict[str, str]
+
+
+@attrs.frozen
 class Choice:
     """What the options of `choosing_hosts()` say: which hosts were asked for, and how they are reached."""
 
@@ -86,8 +103,8 @@ class Choice:
         return "--hosts" if self.hosts else str(self.config or default_config())
 
     @contextlib.contextmanager
-    def group(self) -> Iterator[tuple[RuntimeGroup, dict[str, str]]]:
-        """Connect, and give the group of those that can be used, and why the others cannot.
+    def group(self) -> Iterator[Chosen]:
+        """Connect, and give the group of those that can be used, and why the others are not of it.
 
         Raises:
             NoRuntimesDetectedError: None can.
@@ -106,14 +123,15 @@ class Choice:
             progress=True,
             **options,
         ) as group:
-            left_out = {host: reason(host, cause_of(error)) for host, error in group.failed_hosts.items()}
-            without = unfit(group.get_runtimes(), self._unmet)
-            for host in without:
+            failed = {host: reason(host, cause_of(error)) for host, error in group.failed_hosts.items()}
+            lacking, lost = unfit(group.get_runtimes(), self._unmet)
+            for host in (*lacking, *lost):
                 group.remove_runtime(host).cleanup()
-            left_out |= without
+            chosen = Chosen(group, failed | lost, lacking)
             if not group.runtime_count:
-                raise NoRuntimesDetectedError(self.source, tuple((host, left_out[host]) for host in names))
-            yield group, left_out
+                why = chosen.failed | chosen.lacking
+                raise NoRuntimesDetectedError(self.source, tuple((host, why[host]) for host in names))
+            yield chosen
 
     def _unmet(self, runtime: Runtime) -> str:
         asked_for = self.asked_for
@@ -126,21 +144,22 @@ class Choice:
         )
 
 
-def parse_hosts(text: str | None) -> tuple[str, ...]:
-    """Read `A,B,...`; None, where nothing was given, is no hosts.
+def parse_hosts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Read `A,B,...`, given any number of times; where nothing was given, that is no hosts.
 
     Raises:
         ValueError: A name is empty, or none of a host. Nobody who names nothing, as with a variable that is not set,
             means all hosts.
     """
-    if text is None:
-        return ()
-    names = [name.strip() for name in text.split(",")]
-    if not any(names):
-        raise ValueError(f"no host is named by {text!r}")
-    if not all(names):
-        raise ValueError(f"a name is missing in {text!r}; write A,B without a space after the comma")
-    return tuple(dict.fromkeys(map(parse_host, names)))
+    hosts: list[str] = []
+    for text in texts:
+        names = [name.strip() for name in text.split(",")]
+        if not any(names):
+            raise ValueError(f"no host is named by {text!r}")
+        if not all(names):
+            raise ValueError(f"a name is missing in {text!r}; write A,B without a space after the comma")
+        hosts += map(parse_host, names)
+    return tuple(dict.fromkeys(hosts))
 
 
 def _complete_list(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -156,15 +175,8 @@ def _complete_filter(_context: click.Context, _parameter: click.Parameter, incom
 def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
     """Add the options that say which hosts a command is for; they are the keywords of `Choice`."""
     for option in (
-        click.option(
-            "--max-connections",
-            type=click.IntRange(min=1),
-            default=16,
-            show_default=True,
-            metavar="N",
-            help="How many log-ins there may be at once.",
-        ),
-        click.option("--resident/--no-resident", default=True, help="Without: for hosts that have no Python."),
+        max_connections_option,
+        resident_option,
         connect_timeout_option,
         config_option,
         click.option(
@@ -179,6 +191,7 @@ def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
         click.option(
             "--hosts",
             callback=parsed(parse_hosts),
+            multiple=True,
             metavar="A,B,...",
             shell_complete=_complete_list,
             help="Only these hosts; else all that the ssh configuration names.",

@@ -19,6 +19,8 @@ from lazycluster.openssh.destination import Destination, absolute, check_port
 
 _KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _PLAIN = re.compile(r"[\w./@%+~:,-]+")
+_SEVERAL = {"identityfile", "certificatefile", "localforward", "remoteforward", "dynamicforward", "sendenv"}
+"""Keywords that add up where they are given several times (ssh_config(5))."""
 
 
 # What the user gave ---------------------------------------------------------------------------------------------------
@@ -102,6 +104,10 @@ def settings_for(address: Destination, id_file: Path | None, options: Settings) 
     for keyword, _ in options:
         if keyword.lower() in {said.lower() for said, _ in settings}:
             raise ValueError(f"{keyword} is given twice: as an option, and in the address")
+    given = [keyword.lower() for keyword, _ in options]
+    twice = sorted({keyword for keyword in given if given.count(keyword) > 1} - _SEVERAL)
+    if twice:
+        raise ValueError(f"given twice, and ssh would take the first: {', '.join(twice)}")
     if id_file is not None:
         settings.append(("IdentityFile", _quoted(str(id_file).replace("%", "%%"))))
     return (*settings, *options)
@@ -123,7 +129,7 @@ _config_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Add a host to the ssh configuration.")
 @click.argument("name", callback=parsed(parse_name))
 @click.argument("address", callback=parsed(parse_address), metavar="[USER@]HOST[:PORT]")
 @click.option("--id-file", type=click.Path(path_type=Path), metavar="FILE", help="The private key to log in with.")

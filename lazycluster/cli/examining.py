@@ -38,7 +38,7 @@ _INDENT = 9
 """Of the advice, below the check."""
 
 
-@click.command()
+@click.command(short_help="Print what a host has: system, Python, memory, GPUs.")
 @click.argument("host", shell_complete=complete_hosts)
 @config_option
 @connect_timeout_option
@@ -71,7 +71,7 @@ def info(host: str, config: Path | None, connect_timeout: float, as_json: bool) 
     return 0
 
 
-@click.command()
+@click.command(short_help="Find out why a host does not work, or works badly.")
 @click.argument("host", shell_complete=complete_hosts)
 @config_option
 @connect_timeout_option

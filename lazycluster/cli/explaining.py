@@ -62,7 +62,7 @@ class Found:
         return self.variable if self.task.name == f"task-{id(self.task)}" else self.task.name
 
 
-@click.command()
+@click.command(short_help="Print the ssh and scp lines that a task would run.")
 @click.argument("file", metavar="TASK.py", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--host",

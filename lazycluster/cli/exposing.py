@@ -8,7 +8,14 @@ from pathlib import Path
 
 import click
 
-from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, parse_host, parsed
+from lazycluster.cli.options import (
+    complete_hosts,
+    config_option,
+    connect_timeout_option,
+    parse_host,
+    parsed,
+    resident_option,
+)
 from lazycluster.display import Printer, waiting
 from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.tunnels import Tunnel
@@ -37,9 +44,12 @@ def parse_ports(text: str) -> tuple[int, int]:
 )
 @config_option
 @connect_timeout_option
+@resident_option
 @click.argument("host", callback=parsed(parse_host), shell_complete=complete_hosts)
 @click.argument("ports", callback=parsed(parse_ports), metavar="PORT[:PORT]")
-def expose(host: str, ports: tuple[int, int], is_from: bool, config: Path | None, connect_timeout: float) -> int:
+def expose(
+    host: str, ports: tuple[int, int], is_from: bool, config: Path | None, connect_timeout: float, resident: bool
+) -> int:
     """Make a service reachable through a tunnel, until Ctrl-C.
 
     The first PORT is where the service listens, the second where it is made reachable on the other side, at localhost;
@@ -55,7 +65,7 @@ def expose(host: str, ports: tuple[int, int], is_from: bool, config: Path | None
     out = Printer()
     logging.getLogger("lazycluster").addHandler(logging.NullHandler())  # what it warns of is shown here
     with waiting(f"connecting to {host} ..."):
-        runtime = Runtime(host, "~", config_file=config, connect_timeout=connect_timeout)
+        runtime = Runtime(host, "~", config_file=config, connect_timeout=connect_timeout, resident=resident)
     with runtime:
         if is_from:
             key = runtime.expose_port_from_runtime(service, listen)

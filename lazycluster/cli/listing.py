@@ -8,22 +8,32 @@ from pathlib import Path
 import attrs
 import click
 
-from lazycluster.cli.options import config_option, connect_timeout_option, json_option
+from lazycluster.cli.options import (
+    config_option,
+    connect_timeout_option,
+    json_option,
+    max_connections_option,
+    resident_option,
+)
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.manager import RuntimeManager, reason
 from lazycluster.openssh.configured import default_config
 from lazycluster.runtimes import Runtime
 
 
-@click.command()
+@click.command(short_help="List the hosts that can be used, and why others cannot.")
 @click.option("-l", "--long", "in_full", is_flag=True, help="With OS, Python, cores, memory and GPUs.")
 @config_option
 @connect_timeout_option
+@max_connections_option
+@resident_option
 @json_option
-def list_runtimes(in_full: bool, config: Path | None, connect_timeout: float, as_json: bool) -> int:
+def list_runtimes(
+    in_full: bool, config: Path | None, connect_timeout: float, max_connections: int, resident: bool, as_json: bool
+) -> int:
     """List the hosts of the ssh configuration: which can be used, and why the others cannot.
 
-    All are tried at once. The exit status is 1 where none can be used.
+    All are tried in parallel, up to --max-connections at once. The exit status is 1 where none can be used.
 
     \b
     Examples:
@@ -31,7 +41,9 @@ def list_runtimes(in_full: bool, config: Path | None, connect_timeout: float, as
       lazycluster list-runtimes -l --config ./cluster.conf
       lazycluster list-runtimes --json | jq -r '.active[].host'
     """  # noqa: D301 - \b keeps click from wrapping what follows
-    with RuntimeManager(config, connect_timeout=connect_timeout, progress=True) as manager:
+    with RuntimeManager(
+        config, connect_timeout=connect_timeout, max_connections=max_connections, resident=resident, progress=True
+    ) as manager:
         active, inactive = manager.hosts, manager.inactive_hosts
         if not active and not inactive:
             raise NoRuntimesDetectedError(str(config or default_config()))

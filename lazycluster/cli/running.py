@@ -30,7 +30,9 @@ HOST_FAILED = 3
 _INTERRUPTED = "lazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s"
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command(
+    short_help="Run a shell command on many hosts at once.", context_settings={"allow_interspersed_args": False}
+)
 @choosing_hosts
 @click.option(
     "--timeout",
@@ -57,13 +59,14 @@ def run(
     """Run a shell COMMAND on many hosts at once, in their home directories.
 
     Each line of output is printed when it comes, behind the name of its host and without control characters; a summary
-    follows on standard error. Ctrl-C ends the command on all hosts, with its children.
+    follows on standard error. Hosts that --group-filter leaves out are told there, and are no failure. Ctrl-C ends the
+    command on all hosts, with its children.
 
     \b
     Exit status: 0   it ended with 0 on every host
                  1   it ended otherwise on some host, or took longer than --timeout;
                      or whoever read the output wanted no more of it
-                 3   some host could not be reached, or was lost
+                 3   some host could not be reached, or was lost, or there was none to run it on
                  130 Ctrl-C
 
     \b
@@ -80,8 +83,8 @@ def run(
     stdin = _read_stdin() if with_stdin else b""
     stopping = Stopping()
     try:
-        with Choice(**which).group() as (group, left_out):
-            lines = Lines(group.hosts, stopping.request)
+        with Choice(**which).group() as chosen:
+            lines = Lines(chosen.group.hosts, stopping.request)
 
             def work(runtime: Runtime, cancellation: Cancellation) -> Ended:
                 def on_output(stream: Stream, data: bytes) -> None:
@@ -90,9 +93,11 @@ def run(
 
                 return _carry_out(runtime, text, stdin, timeout, on_output, cancellation)
 
-            outcomes = on_each(group, work, stopping, interrupted=_INTERRUPTED)
+            outcomes = on_each(chosen.group, work, stopping, interrupted=_INTERRUPTED)
     except NoRuntimesDetectedError as error:
         click.echo(f"lazycluster: {error}", err=True)
+        if as_json:
+            _print_reasons(dict(error.tried), "error")
         return HOST_FAILED
     lines.end()
     match lines.failure:
@@ -104,11 +109,11 @@ def run(
     if as_json:
         for host, ended in ends.items():
             click.echo(json.dumps(_record(host, ended)))
-        for host, why in left_out.items():
-            click.echo(json.dumps({"host": host, "error": why}))
+        _print_reasons(chosen.failed, "error")
+        _print_reasons(chosen.lacking, "left_out")
     else:
-        _summarize(ends, left_out)
-    if left_out or any(ended.lost for ended in ends.values()):
+        _summarize(ends, chosen.failed, chosen.lacking)
+    if chosen.failed or any(ended.lost for ended in ends.values()):
         return HOST_FAILED
     return 0 if all(ended.exit_status == 0 for ended in ends.values()) else FAILED
 
@@ -168,7 +173,12 @@ def _record(host: str, ended: Ended) -> dict[str, object]:
     }
 
 
-def _summarize(ends: dict[str, Ended], left_out: dict[str, str]) -> None:
+def _print_reasons(reasons: dict[str, str], kind: str) -> None:
+    for host, why in reasons.items():
+        click.echo(json.dumps({"host": host, kind: why}))
+
+
+def _summarize(ends: dict[str, Ended], failures: dict[str, str], lacking: dict[str, str]) -> None:
     rows = [
         (
             host,
@@ -178,8 +188,10 @@ def _summarize(ends: dict[str, Ended], left_out: dict[str, str]) -> None:
         )
         for host, ended in ends.items()
     ]
-    rows += [(host, "-", "-", why) for host, why in left_out.items()]
+    rows += [(host, "-", "-", why) for host, why in failures.items()]
     failed = sum(1 for row in rows if row[3])
     title = f"{counted(len(rows), 'host')}, {f'{failed} failed' if failed else 'all well'}"
-    columns = ("host", "exit status", "seconds", "")[: 4 if failed else 3]
+    title += f"; {len(lacking)} left out" if lacking else ""
+    rows += [(host, "-", "-", f"left out: {why}") for host, why in lacking.items()]
+    columns = ("host", "exit status", "seconds", "")[: 4 if failed or lacking else 3]
     print_table(title, columns, [row[: len(columns)] for row in rows], err=True)

@@ -11,12 +11,11 @@ from typing import Any
 import click
 
 from lazycluster.cli import FAILED
-from lazycluster.cli.choosing import Choice, choosing_hosts
+from lazycluster.cli.choosing import Choice, Chosen, choosing_hosts
 from lazycluster.cli.options import parsed
 from lazycluster.cli.together import on_each
 from lazycluster.display import counted, print_table, transfer_bars
 from lazycluster.exceptions import TransferError
-from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import reason
 from lazycluster.parallel import Stopping, errors_of
 from lazycluster.runtimes import Runtime
@@ -27,10 +26,21 @@ _AT_ONCE = 16
 _INTERRUPTED = "lazycluster: ending the transfers"
 
 
-@click.command()
+def parse_remote(path: str | None) -> str | None:
+    """Return a path on the host, None where none was given.
+
+    Raises:
+        ValueError: It is empty, as a variable that is not set.
+    """
+    if path == "":
+        raise ValueError("the path on the host is empty")
+    return path
+
+
+@click.command(short_help="Send a file or directory to many hosts at once.")
 @choosing_hosts
 @click.argument("local", type=click.Path(exists=True, path_type=Path))
-@click.argument("remote", required=False)
+@click.argument("remote", required=False, callback=parsed(parse_remote))
 def put(local: Path, remote: str | None, **which: Any) -> int:  # noqa: ANN401 - see choosing_hosts
     """Send the file or directory LOCAL to many hosts at once.
 
@@ -46,8 +56,8 @@ def put(local: Path, remote: str | None, **which: Any) -> int:  # noqa: ANN401 -
     def send(runtime: Runtime, watch: Watch) -> None:
         runtime.transport.put(local.absolute(), remote, cwd=runtime.working_dir, watch=watch)
 
-    with Choice(**which).group() as (group, left_out):
-        return _moved(group, left_out, f"{local} sent to", send)
+    with Choice(**which).group() as chosen:
+        return _moved(chosen, f"{local} sent to", send)
 
 
 def parse_directory(path: Path) -> Path:
@@ -63,9 +73,9 @@ def parse_directory(path: Path) -> Path:
     return path
 
 
-@click.command()
+@click.command(short_help="Fetch a file or directory from many hosts at once.")
 @choosing_hosts
-@click.argument("remote")
+@click.argument("remote", callback=parsed(parse_remote))
 @click.argument(
     "directory",
     required=False,
@@ -97,10 +107,10 @@ def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - se
         runtime.transport.get(remote, local, cwd=runtime.working_dir, watch=watch)
 
     with (
-        Choice(**which).group() as (group, left_out),
-        _no_new_empty([*map(target, group.hosts), directory, *directory.parents]),
+        Choice(**which).group() as chosen,
+        _no_new_empty([*map(target, chosen.group.hosts), directory, *directory.parents]),
     ):
-        return _moved(group, left_out, f"{remote} fetched from", fetch)
+        return _moved(chosen, f"{remote} fetched from", fetch)
 
 
 @contextlib.contextmanager
@@ -115,9 +125,9 @@ def _no_new_empty(directories: Sequence[Path]) -> Iterator[None]:
                 path.rmdir()
 
 
-def _moved(group: RuntimeGroup, left_out: dict[str, str], title: str, move: Callable[[Runtime, Watch], None]) -> int:
+def _moved(chosen: Chosen, title: str, move: Callable[[Runtime, Watch], None]) -> int:
     """Move something to or from each host, with a bar for each, and say how it went."""
-    with transfer_bars(group.hosts) as advance:
+    with transfer_bars(chosen.group.hosts) as advance:
 
         def work(runtime: Runtime, cancellation: Cancellation) -> None:
             moved = 0
@@ -130,10 +140,11 @@ def _moved(group: RuntimeGroup, left_out: dict[str, str], title: str, move: Call
             move(runtime, Watch(on_progress=on_progress, cancellation=cancellation))
             advance(runtime.host, moved, moved)  # of a directory nobody knew the total before
 
-        outcomes = on_each(group, work, Stopping(), interrupted=_INTERRUPTED, limit=_AT_ONCE)
-    failed = left_out | {host: reason(host, error) for host, error in errors_of(outcomes)}
+        outcomes = on_each(chosen.group, work, Stopping(), interrupted=_INTERRUPTED, limit=_AT_ONCE)
+    failed = chosen.failed | {host: reason(host, error) for host, error in errors_of(outcomes)}
     if failed:
         print_table(f"{len(failed)} failed", ("host", "why"), list(failed.items()), err=True)
-    total = len(outcomes) + len(left_out)
-    click.echo(f"{title} {total - len(failed)} of {counted(total, 'host')}")
+    total = len(outcomes) + len(chosen.failed)
+    left_out = f"; {len(chosen.lacking)} left out" if chosen.lacking else ""
+    click.echo(f"{title} {total - len(failed)} of {counted(total, 'host')}{left_out}")
     return FAILED if failed else 0

@@ -106,6 +106,22 @@ def at(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Th
 # One host dies -------------------------------------------------------------------------------------------------------
 
 
+def test_tasks_go_to_the_others_until_a_host_is_connected_anew(hosts: Hosts, group: RuntimeGroup) -> None:
+    """Its working directory went with its link, so that every task fails there at once, and it is never busy."""
+    group.execute_task(RuntimeTask().run_command("true"), host="web1").join()
+    hosts.lose(group, "web1", for_good=False)
+    with pytest.raises(TaskExecutionError):
+        group.execute_task(RuntimeTask().run_command("true"), host="web1").join()
+    for _ in range(6):
+        group.execute_task(RuntimeTask().run_command("true")).join()
+    assert len(group.get_runtime("web1").task_processes) == 2, "those above"
+
+    group.remove_runtime("web1").cleanup()
+    group.add_runtime("web1")
+    group.execute_task(RuntimeTask().run_command("true"), host="web1").join()
+    assert {host for host, result in group.run("true").items() if result.ok} == set(HOSTS)
+
+
 @pytest.mark.parametrize("for_good", [False, True])
 def test_a_host_dies_during_a_command(hosts: Hosts, group: RuntimeGroup, for_good: bool) -> None:
     mark = unique()

@@ -30,11 +30,18 @@ def test_a_connect_timeout_that_cannot_be(capsys: pytest.CaptureFixture[str], se
 
 
 @pytest.mark.parametrize(
-    ("text", "names"),
-    [(None, ()), ("a", ("a",)), ("a,b", ("a", "b")), (" a , b ", ("a", "b")), ("b,a,b", ("b", "a"))],
+    ("texts", "names"),
+    [
+        ((), ()),
+        (("a",), ("a",)),
+        (("a,b",), ("a", "b")),
+        ((" a , b ",), ("a", "b")),
+        (("b,a,b",), ("b", "a")),
+        (("b", "c,a", "b"), ("b", "c", "a")),
+    ],
 )
-def test_hosts(text: str | None, names: tuple[str, ...]) -> None:
-    assert parse_hosts(text) == names
+def test_hosts(texts: tuple[str, ...], names: tuple[str, ...]) -> None:
+    assert parse_hosts(texts) == names
 
 
 @pytest.mark.parametrize("command", [("run", "true"), ("get", "x"), ("put", "/dev/null")], ids=lambda words: words[0])

@@ -142,3 +142,9 @@ def test_what_a_block_says(lines: list[str], expected: list[str]) -> None:
 def test_what_is_said_twice_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} is given twice"):
         settings_for(parse_address("me@h:1"), None, ((option, "1"),))
+
+
+def test_an_option_that_is_given_twice_is_refused_but_for_those_that_add_up() -> None:
+    options = (("ForwardAgent", "yes"), ("SendEnv", "A"), ("forwardagent", "no"), ("sendenv", "B"))
+    with pytest.raises(ValueError, match=r"given twice, and ssh would take the first: forwardagent$"):
+        settings_for(parse_address("h"), None, options)

@@ -13,6 +13,7 @@ import pytest
 
 from lazycluster.cli import main
 from lazycluster.exceptions import ConnectionLostError
+from lazycluster.testing import Ran
 from tests.unit.pseudo_terminal import plain, terminal
 
 if TYPE_CHECKING:
@@ -139,6 +140,49 @@ def test_a_host_that_is_lost_is_more_than_a_failed_command(
     _, lost = map(json.loads, capsys.readouterr().out.splitlines())
     assert lost["stdout"] == "so far\n"
     assert lost["error"].startswith("connection lost during `work` (gone)")
+
+
+def test_hosts_named_in_several_options_are_all_meant(fake_host: FakeHost) -> None:
+    fake_host.on("work")
+    assert main(["run", "--hosts", "a", "--hosts", "c,a", "work"]) == 0
+    assert {call.host for call in fake_host.calls if isinstance(call, Ran)} == {"a", "c"}
+
+
+def test_a_host_that_a_filter_leaves_out_has_not_failed(
+    fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_host.host("b").executables = {"tool"}
+    fake_host.on("work", stdout="done\n")
+    fake_host.on("fail", exit_code=1)
+    assert run("--group-filter", "installed=tool", "work") == 0
+    out, err = capsys.readouterr()
+    assert out == "b | done\n"
+    assert "1 host, all well; 1 left out" in err
+    assert re.search(r"^a +- +- +left out: not installed: tool$", err, re.MULTILINE)
+    assert run("--group-filter", "installed=tool", "--json", "work") == 0
+    ended, left_out = map(json.loads, capsys.readouterr().out.splitlines())
+    assert ended["exit_status"] == 0
+    assert left_out == {"host": "a", "left_out": "not installed: tool"}
+    assert run("--group-filter", "installed=tool", "fail") == 1
+
+
+def test_a_host_that_is_lost_while_it_is_asked_what_it_has_has_failed(
+    fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_host.host("a").on("ok", error=ConnectionLostError("a", "ok", "gone", started=True))
+    fake_host.on("ok", stdout="true\n")
+    fake_host.on("work")
+    assert run("--group-filter", "true=ok", "work") == 3
+    assert "2 hosts, 1 failed" in capsys.readouterr().err
+
+
+def test_where_no_host_is_left_programs_are_told_why(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_host.host("a").go_down()
+    assert run("--group-filter", "gpu", "--json", "work") == 3
+    records = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert [record["host"] for record in records] == ["a", "b"]
+    assert records[0]["error"].startswith("host unreachable")
+    assert records[1]["error"] == "it has no GPU"
 
 
 # The output -----------------------------------------------------------------------------------------------------------

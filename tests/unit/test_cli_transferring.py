@@ -87,3 +87,19 @@ def test_the_bar_of_a_directory_is_complete_at_the_end(
     with terminal(monkeypatch) as seen:
         assert main(["put", "--hosts", "a", str(tmp_path / "tree")]) == 0
     assert "3.1/3.1 MB" in plain(seen.text).splitlines()[-2]
+
+
+def test_a_host_that_a_filter_leaves_out_has_not_failed(
+    tmp_path: Path, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_host.host("b").executables = {"tool"}
+    (tmp_path / "f").touch()
+    assert main(["put", "--hosts", "a,b", "--group-filter", "installed=tool", str(tmp_path / "f")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'f'} sent to 1 of 1 host; 1 left out\n"
+
+
+def test_an_empty_path_on_the_host_is_a_slip(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (("get", ""), ("put", "/dev/null", "")):
+        assert main([arguments[0], "--hosts", "a", *arguments[1:]]) == 2
+        assert "the path on the host is empty" in capsys.readouterr().err
+    assert fake_host.calls == []

@@ -47,8 +47,8 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.ConnectTimeoutError("web1", "why"),
         (
-            "web1: no answer in time (why). Check that the machine is up and that no firewall drops its port, or raise "
-            "connect_timeout."
+            "web1: no answer in time (why). Check that the machine is up and that no firewall drops its port, or give "
+            "it longer (connect_timeout)."
         ),
     ),
     (
@@ -84,7 +84,8 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         e.AuthenticationError("web1", "why"),
         (
             "web1: authentication refused (why). Check the password if you gave one; or install your key with "
-            "`ssh-copy-id web1`, load it into the agent, or name its file (identity_file)."
+            "`ssh-copy-id web1`, load it into the agent, or name its file (identity_file=, or IdentityFile in "
+            "your ssh configuration)."
         ),
     ),
     (
@@ -158,21 +159,21 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         e.PythonNotFoundError("web1", "python3"),
         (
             "web1: no Python found (looked for python3). Install python3 there, or name it with python=; commands and "
-            "files go without one: Runtime(..., resident=False)."
+            "files go without one: Runtime(..., resident=False), or --no-resident."
         ),
     ),
     (
         e.SupervisorError("web1", "why"),
         (
             "web1: the supervisor on the host: why. Check that `ssh web1 python3 -V` works; "
-            "Runtime(..., resident=False) does without it."
+            "Runtime(..., resident=False), or --no-resident, does without it."
         ),
     ),
     (
         e.SupervisorError("web1", "why", "a\nb\n"),
         (
             "web1: the supervisor on the host: why. Check that `ssh web1 python3 -V` works; "
-            "Runtime(..., resident=False) does without it.\n    a\n    b"
+            "Runtime(..., resident=False), or --no-resident, does without it.\n    a\n    b"
         ),
     ),
     (
