@@ -9,13 +9,15 @@ import contextlib
 import functools
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import TextColumn
+    from rich.progress import Progress, TaskID, TextColumn
 
 _LONGEST_RULE = 60
+_MOST_BARS = 16
 _CONTROLS = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: the cursor, the screen, colours
     r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\n]*?(?:\x1b\\|[\x07\x9c]|(?=\n)|\Z)"  # OSC and the like: titles, links
@@ -110,25 +112,84 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
 
     Gives a function of the bytes done and the bytes in all (None: nobody knows).
     """
-    with transfer_bars([title]) as advance:
-        yield functools.partial(advance, title)
+    with transfer_bars([title]) as bars:
+        yield functools.partial(bars.advance, title)
+
+
+class TransferBars:
+    """Bars of bytes for several things; this one shows nothing."""
+
+    def advance(self, title: str, done: int, total: int | None) -> None:
+        """Show how many bytes are done, of how many (None: nobody knows)."""
+
+    def end(self, title: str, *, good: bool) -> None:
+        """Show that one has ended."""
+
+
+class _Bars(TransferBars):
+    """A bar for each, all of the time."""
+
+    def __init__(self, progress: Progress, titles: Sequence[str]) -> None:
+        self._progress = progress
+        self._tasks = {title: progress.add_task(title, total=None) for title in titles}
+
+    def advance(self, title: str, done: int, total: int | None) -> None:
+        self._progress.update(self._tasks[title], completed=done, total=total)
+
+
+class _PassingBars(TransferBars):
+    """A bar for each while it is under way, and a line that counts those that have ended, and that have failed."""
+
+    def __init__(self, progress: Progress, count: Progress, of: int, unit: str) -> None:
+        self._progress = progress
+        self._count = count
+        self._of = of
+        self._unit = unit
+        self._lock = threading.Lock()
+        self._tasks: dict[str, TaskID] = {}
+        self._ended = self._failed = 0
+        self._counting = count.add_task("", total=of, counts=self._counts())
+
+    def advance(self, title: str, done: int, total: int | None) -> None:
+        with self._lock:
+            if title not in self._tasks:
+                self._tasks[title] = self._progress.add_task(title, total=total)
+            self._progress.update(self._tasks[title], completed=done, total=total)
+
+    def end(self, title: str, *, good: bool) -> None:
+        with self._lock:
+            self._ended += 1
+            self._failed += not good
+            self._count.update(self._counting, completed=self._ended, counts=self._counts())
+            if title in self._tasks:
+                self._progress.remove_task(self._tasks.pop(title))
+
+    def _counts(self) -> str:
+        failed = f", [red]{self._failed} failed[/]" if self._failed else ""
+        return f"{self._ended}/{self._of} {self._unit}{failed}"
 
 
 @contextlib.contextmanager
-def transfer_bars(titles: Sequence[str]) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Show a progress bar of bytes for each of several things on a terminal; elsewhere show nothing.
+def transfer_bars(titles: Sequence[str], unit: str = "hosts") -> Iterator[TransferBars]:
+    """Show progress bars of bytes for several things on a terminal; elsewhere show nothing.
 
-    Gives a function of the title, the bytes done and the bytes in all (None: nobody knows).
+    Of more than fit well on a screen each has one while it is under way, and another bar counts them.
     """
     if not sys.stdout.isatty():
-        yield lambda _title, _done, _total: None
+        yield TransferBars()
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn  # noqa: PLC0415
+    from rich.console import Group  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
 
-    columns = _title_column(), BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns) as progress:
-        tasks = {title: progress.add_task(title, total=None) for title in titles}
-        yield lambda title, done, total: progress.update(tasks[title], completed=done, total=total)
+    progress = Progress(_title_column(), BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn())
+    if len(titles) <= _MOST_BARS:
+        with progress:
+            yield _Bars(progress, titles)
+        return
+    count = Progress(BarColumn(bar_width=None), TextColumn("{task.fields[counts]}"))
+    with Live(Group(count, progress)):
+        yield _PassingBars(progress, count, len(titles), unit)
 
 
 @contextlib.contextmanager

@@ -126,8 +126,8 @@ def _no_new_empty(directories: Sequence[Path]) -> Iterator[None]:
 
 
 def _moved(chosen: Chosen, title: str, move: Callable[[Runtime, Watch], None]) -> int:
-    """Move something to or from each host, with a bar for each, and say how it went."""
-    with transfer_bars(chosen.group.hosts) as advance:
+    """Move something to or from each host, with bars, and say how it went."""
+    with transfer_bars(chosen.group.hosts) as bars:
 
         def work(runtime: Runtime, cancellation: Cancellation) -> None:
             moved = 0
@@ -135,10 +135,15 @@ def _moved(chosen: Chosen, title: str, move: Callable[[Runtime, Watch], None]) -
             def on_progress(done: int, total: int | None) -> None:
                 nonlocal moved
                 moved = done
-                advance(runtime.host, done, total)
+                bars.advance(runtime.host, done, total)
 
-            move(runtime, Watch(on_progress=on_progress, cancellation=cancellation))
-            advance(runtime.host, moved, moved)  # of a directory nobody knew the total before
+            try:
+                move(runtime, Watch(on_progress=on_progress, cancellation=cancellation))
+            except BaseException:
+                bars.end(runtime.host, good=False)
+                raise
+            bars.advance(runtime.host, moved, moved)  # of a directory nobody knew the total before
+            bars.end(runtime.host, good=True)
 
         outcomes = on_each(chosen.group, work, Stopping(), interrupted=_INTERRUPTED, limit=_AT_ONCE)
     failed = chosen.failed | {host: reason(host, error) for host, error in errors_of(outcomes)}

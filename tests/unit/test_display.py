@@ -18,6 +18,7 @@ from lazycluster.display import (
     plain_table,
     print_table,
     progress_bar,
+    transfer_bars,
     waiting,
 )
 from tests.unit.pseudo_terminal import plain, terminal
@@ -70,6 +71,36 @@ def test_no_bar_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(1, 2)
         advance(2, None)
     assert stdout.getvalue() == ""
+
+
+def test_of_many_bars_only_those_under_way_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a screen has lines would hide just those."""
+    titles = [f"host{number:02}" for number in range(40)]
+    with terminal(monkeypatch) as seen, transfer_bars(titles) as bars:
+        for title in titles:
+            bars.advance(title, 500, 1000)
+            bars.end(title, good=title != "host07")
+    text = plain(seen.text)
+    assert "40/40 hosts, 1 failed" in text
+    last = text.rpartition("40/40")[2]
+    assert not any(title in last for title in titles)
+
+
+def test_few_bars_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as seen, transfer_bars(["a", "b"]) as bars:
+        bars.advance("a", 1000, 1000)
+        bars.end("a", good=True)
+        bars.advance("b", 500, 1000)
+    text = plain(seen.text)
+    assert "1.0/1.0 kB" in text
+    assert "0.5/1.0 kB" in text
+
+
+def test_bars_in_a_pipe_are_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with transfer_bars([str(number) for number in range(100)]) as bars:
+        bars.advance("1", 1, 2)
+        bars.end("1", good=False)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
