@@ -212,7 +212,9 @@ class RuntimeManager(CleanedUp):
     def print_runtime_info(self) -> None:
         """Print what is known about the hosts that answered and that no group has taken."""
         rows = [table_row(runtime) for runtime in self.runtimes]
-        print_table(counted(len(rows), "active host"), TABLE_COLUMNS, rows)
+        taken = len(self.hosts) - len(rows)
+        besides = f" (and {taken} taken by groups)" if taken else ""
+        print_table(f"{counted(len(rows), 'active host')}{besides}", TABLE_COLUMNS, rows)
 
     def cleanup(self) -> None:
         """Give back what no group has taken. Doing it twice is fine; the next question tries all hosts again."""

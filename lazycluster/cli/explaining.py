@@ -28,6 +28,8 @@ from lazycluster.tasks import RuntimeTask
 
 RUN_NAME = "lazycluster_explained"
 """What `__name__` is in the file: not `__main__`, so that what stands below that condition does not run."""
+_OURS = str(Path(__file__).parents[1]) + os.sep
+"""Where the library's own files are."""
 
 
 @attrs.frozen(slots=False)
@@ -175,8 +177,11 @@ def _traceback(error: BaseException, file: str) -> str:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename != file:
         frames = frames.tb_next
-    refused = any(isinstance(cause, DialledError) for cause in _causes(error))  # the library's own frames are no help
-    return "".join(traceback.format_exception(type(error), error, frames, chain=not refused))
+    told = traceback.TracebackException(type(error), error, frames)
+    refused = any(isinstance(cause, DialledError) for cause in _causes(error))
+    if refused:  # by the library, whose own frames are no help
+        told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if _OURS not in frame.filename])
+    return "".join(told.format(chain=not refused))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -199,6 +199,7 @@ def test_a_file_that_dials_is_told_so_and_does_not(
     assert f'File "{file}", line 2, in <module>' in err
     assert not (tmp_path / "ran").exists()
     assert err.count("Traceback") == 1
+    assert "/lazycluster/" not in err
     assert "put what makes a Runtime or a Connection under `if __name__ == '__main__':`" in err
 
 

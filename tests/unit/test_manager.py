@@ -369,6 +369,9 @@ def test_tables(fake_host: FakeHost, config: Path, capsys: pytest.CaptureFixture
         assert out[0] == "3 active hosts"
         assert [line.split()[0] for line in out[3:]] == ["small", "big", "gpu"]
         assert out[5].endswith("8.0 GiB    2 x Fake GPU")
+        with manager.create_group(include_hosts=["small", "gpu"]):
+            manager.print_runtime_info()
+        assert capsys.readouterr().out.startswith("1 active host (and 2 taken by groups)\n")
 
 
 def test_a_reason_of_many_lines_is_one_row(
