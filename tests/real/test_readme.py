@@ -16,6 +16,8 @@ from tests.real.conftest import MakeSshd
 
 README = Path(__file__).parents[2] / "README.md"
 _BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+_SAID = re.compile(r"```text\n(?!\$)(.*?)```", re.DOTALL)
+_SAME_EVERYWHERE = re.compile(r"[\[{].*|host-\d( 0)?|\d (active |inactive )?hosts?")
 _HOST = re.compile(r'\b(Runtime|Connection)\("(host-\d)"')
 
 
@@ -26,13 +28,15 @@ def blocks() -> list[str]:
 def test_examples(make_sshd: MakeSshd, tmp_path: Path) -> None:
     """Only the way to the hosts is put in: a configuration file, which a user's own would be."""
     servers: list[LocalSshd] = [make_sshd(name=f"host-{number}") for number in (1, 2)]
-    config = write_config(tmp_path / "ssh_config", *servers)
+    dead = "Host dead\n    HostName 127.0.0.1\n    Port 9\n"
+    config = write_config(tmp_path / "ssh_config", *servers, extra=dead)
     program = "\n\n".join(block for block in blocks() if "# doctest: " not in block)
     program, replaced = _HOST.subn(rf'\1("\2", config_file={str(config)!r}, python={sys.executable!r}', program)
     program = program.replace(
         'RuntimeGroup(hosts=["host-1", "host-2"]',
         f'RuntimeGroup(hosts=["host-1", "host-2"], config_file={str(config)!r}, python={sys.executable!r}',
     )
+    program = program.replace("RuntimeManager()", f"RuntimeManager({str(config)!r}, python={sys.executable!r})")
     program = re.sub(r"(Connection\([^)]*?), python='[^']*'", r"\1", program)
     program, ports = re.subn("local_port=40100", f"local_port={free_port()}", program)
     assert replaced >= 3
@@ -42,8 +46,12 @@ def test_examples(make_sshd: MakeSshd, tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-W", "error", str(script)], capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     for expected in ("Linux\n\n42\n", "[6]\n", "hello\nworld from /", "raised on the host: division by zero", "real\n",
-                     "'host-2': 1024}", "[0, 1, 4, 9, 16]", "'host-1': ['hello\\n']"):  # fmt: skip
+                     "\ndead  connection refused (connect to host 127.0.0.1 port 9: Connection refused)."):  # fmt: skip
         assert expected in ran.stdout
+    said = [line for block in _SAID.findall(README.read_text(encoding="utf-8")) for line in block.splitlines()]
+    same = [line for line in said if _SAME_EVERYWHERE.fullmatch(line)]
+    assert len(same) >= 8
+    assert [line for line in same if line not in ran.stdout.splitlines()] == []
     assert "2.0\n" in ran.stdout
     assert ran.stdout.count("True\n") >= 2
     assert all(not [pid for pid in server.processes() if pid != server.pid] for server in servers)
