@@ -39,8 +39,9 @@ class RuntimeGroup(Members, CleanedUp):
         runtimes: Runtimes that exist; they are the group's from now on.
         hosts: Hosts to connect to, as `ssh` understands them.
         working_dir: The working directory on each of these hosts; default: a temporary one each.
-        max_connections: Log-ins at once, also through one jump host; a server that refuses one because there are too
-            many (MaxStartups) is asked again, with growing pauses, until `connect_timeout`.
+        max_connections: Log-ins at once while it connects, also through one jump host; a server that refuses one, then
+            or later, because there are too many (MaxStartups) is asked again, with growing pauses, until
+            `connect_timeout`.
         on_error: What to do with hosts that cannot be used: `raise`, or `skip` them, see `failed_hosts`.
         progress: Show a bar on a terminal while something is under way.
         connection_kwargs: The keywords of `Runtime`.

@@ -13,7 +13,7 @@ from lazycluster.exceptions import NoRuntimesDetectedError, in_words
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.groups import RuntimeGroup
 from lazycluster.managed import CleanedUp
-from lazycluster.membership import DIALS, connect, listed
+from lazycluster.membership import DIALS, check_options, connect, listed
 from lazycluster.openssh.configured import configured_hosts, default_config
 from lazycluster.openssh.destination import absolute
 from lazycluster.parallel import errors_of, on_all, successes_of
@@ -31,9 +31,13 @@ class RuntimeManager(CleanedUp):
         config_file: The ssh configuration; its `Host` entries without wildcards are the hosts, those of included files
             too. Default: the user's own. How a host is reached is ssh's affair.
         hosts: The hosts to try, in place of those.
-        max_connections: Log-ins at once.
+        max_connections: Log-ins at once; more hosts than that which do not answer take another `connect_timeout`.
         progress: Show a bar on a terminal meanwhile.
         connection_kwargs: The keywords of `Runtime`.
+
+    Raises:
+        TypeError: There is no such keyword.
+        ValueError: An argument that cannot be right.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class RuntimeManager(CleanedUp):
         self._max_connections = max_connections
         self._progress = progress
         self._options: RuntimeOptions = {**connection_kwargs, "config_file": self._config_file}
+        check_options(self._options, max_connections)
         self._lock = threading.RLock()
         self._detected = False
         self._names: list[str] = []

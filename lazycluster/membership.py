@@ -25,6 +25,18 @@ DIALS = 16
 """Log-ins at once, unless told otherwise: what a jump host and this machine's processors take well."""
 
 
+def check_options(options: RuntimeOptions, max_connections: int) -> None:
+    """See what is wrong with options, which is not the fault of a host.
+
+    Raises:
+        TypeError: There is no such keyword.
+        ValueError: A value that cannot be right.
+    """
+    if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
+        raise ValueError(f"max_connections is a whole number from 1 on, not {max_connections!r}")
+    reach("any-host", options)
+
+
 def connect(
     hosts: Iterable[str],
     options: RuntimeOptions,
@@ -39,13 +51,11 @@ def connect(
         TypeError: There is no such keyword.
         ValueError: A host is named twice, or an option cannot be right.
     """
-    if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
-        raise ValueError(f"max_connections is a whole number from 1 on, not {max_connections!r}")
+    check_options(options, max_connections)
     names = listed(hosts)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"named twice: {', '.join(twice)}")
-    reach("any-host", options)  # what is wrong with these is not the fault of a host
     stopping = Stopping()
     _make_room(len(names))
     work = {host: functools.partial(_made, host, working_dir, options, stopping) for host in names}

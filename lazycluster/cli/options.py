@@ -39,6 +39,17 @@ def parse_host(text: str) -> str:
     return text
 
 
+def parse_python(name: str | None) -> str | None:
+    """Return the name or path of a Python, None where none was given.
+
+    Raises:
+        ValueError: It is empty, as a variable that is not set.
+    """
+    if name is not None and not name.strip():
+        raise ValueError("the name of the Python is empty")
+    return name
+
+
 def complete_hosts(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the hosts of the ssh configuration, that of an earlier `--config` too, for a shell to complete.
 
@@ -86,7 +97,10 @@ resident_option = click.option("--resident/--no-resident", default=True, help="W
 """Gives `resident: bool`."""
 
 python_option = click.option(
-    "--python", metavar="NAME", help="The Python for functions on the host, as for Runtime(python=)."
+    "--python",
+    metavar="NAME",
+    callback=parsed(parse_python),
+    help="The Python for functions on the host, as for Runtime(python=).",
 )
 """Gives `python: str | None`."""
 

@@ -27,6 +27,7 @@ from lazycluster.transport import Watch
 from lazycluster.waiting import Cancellation
 
 HOST_FAILED = 3
+_STOPPED = "ended by Ctrl-C"
 _INTERRUPTED = "lazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s"
 
 
@@ -82,6 +83,7 @@ def run(
         raise click.UsageError("the command is empty")
     stdin = _read_stdin() if with_stdin else b""
     stopping = Stopping()
+    ends: dict[str, Ended] = {}
     try:
         with Choice(**which).group() as chosen:
             lines = Lines(chosen.group.hosts, stopping.request)
@@ -93,7 +95,19 @@ def run(
 
                 return _carry_out(runtime, text, stdin, timeout, on_output, cancellation)
 
-            outcomes = on_each(chosen.group, work, stopping, interrupted=_INTERRUPTED)
+            try:
+                on_each(
+                    chosen.group,
+                    work,
+                    stopping,
+                    interrupted=_INTERRUPTED,
+                    done=lambda host, outcome: ends.update({host: outcome.unwrap()}),
+                )
+            except click.Abort:
+                if ends and not as_json:
+                    stopped = {host: _STOPPED for host in chosen.group.hosts if host not in ends}
+                    _summarize(ends, chosen.failed | stopped, chosen.lacking)
+                raise
     except NoRuntimesDetectedError as error:
         click.echo(f"lazycluster: {error}", err=True)
         if as_json:
@@ -105,7 +119,7 @@ def run(
             raise failure
         case OSError() as failure:
             raise click.ClickException(f"cannot write the output: {failure.strerror or failure}")
-    ends = {host: outcome.unwrap() for host, outcome in outcomes.items()}
+    ends = {host: ends[host] for host in chosen.group.hosts}
     if as_json:
         for host, ended in ends.items():
             click.echo(json.dumps(_record(host, ended)))

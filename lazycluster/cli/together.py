@@ -25,10 +25,12 @@ def on_each(
     *,
     interrupted: str,
     limit: int = MOST,
+    done: Callable[[str, Value[T] | Error], object] = lambda _host, _outcome: None,
 ) -> dict[str, Value[T] | Error]:
     """Do something on every host, at most so many at a time, and return what came of it.
 
-    A request to `stopping` ends it on all; so does Ctrl-C, which says at once what `interrupted` says of that.
+    A request to `stopping` ends it on all; so does Ctrl-C, which says at once what `interrupted` says of that. `done`
+    is told of each outcome as it comes.
     """
 
     def stoppable(runtime: Runtime) -> T:
@@ -41,6 +43,6 @@ def on_each(
 
     jobs = {runtime.host: functools.partial(stoppable, runtime) for runtime in group.runtimes}
     try:
-        return on_all(jobs, limit=limit, stop=interrupt)
+        return on_all(jobs, limit=limit, done=done, stop=interrupt)
     except KeyboardInterrupt as error:
         raise click.Abort from error  # for which click begins no new line, because we have

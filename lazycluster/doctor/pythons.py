@@ -137,9 +137,8 @@ def judge_pythons(pythons: Sequence[Python], python: str | None, here: Here) -> 
         others = [each for each in pythons if not each.on_path and each.version]
         known = f"; found {', '.join(map(str, others))}" if others else ""
         # conda and pyenv set the PATH in what only a terminal reads.
-        advice = (
-            f"Name it: {named or f'Runtime(..., python={others[0].path!r})'}." if others else "Install python3 there."
-        )
+        install = "Install python3 there." if python is None else "Install it there, or name another one."
+        advice = f"Name it: {named or f'Runtime(..., python={others[0].path!r})'}." if others else install
         rest = " Commands and files go without: Runtime(..., resident=False)."
         return failed(PYTHON, what + known, f"{advice}{rest}")
     if taken.minor < OLDEST:

@@ -76,6 +76,11 @@ def test_what_cannot_be_a_host(
     assert fake_host.calls == []
 
 
+@pytest.mark.parametrize("command", [("doctor", "a"), ("explain", "/dev/null")], ids=lambda words: words[0])
+def test_a_python_without_a_name(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the name of the Python is empty" in wrong_call(capsys, command[0], "--python", "", *command[1:])
+
+
 def test_filters() -> None:
     texts = ("gpu", "min-memory=16000", "min-cores=1.5", "installed=git", "true=[ -d /x ] && echo true", "installed=sh")
     assert Filter.parse(texts) == Filter(

@@ -7,16 +7,19 @@ import json
 import math
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lazycluster.cli import main
+from lazycluster.cli.together import on_each
 from lazycluster.exceptions import ConnectionLostError
 from lazycluster.testing import Ran
 from tests.unit.pseudo_terminal import plain, terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lazycluster.testing import FakeHost
 
 
@@ -183,6 +186,31 @@ def test_where_no_host_is_left_programs_are_told_why(fake_host: FakeHost, capsys
     assert [record["host"] for record in records] == ["a", "b"]
     assert records[0]["error"].startswith("host unreachable")
     assert records[1]["error"] == "it has no GPU"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_tells_which_hosts_had_ended(
+    as_json: bool, fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any, done: Callable[[str, object], object], **keywords: Any) -> object:
+        def then(host: str, outcome: object) -> None:
+            done(host, outcome)
+            raise KeyboardInterrupt
+
+        return on_each(*arguments, done=then, **keywords)
+
+    monkeypatch.setattr("lazycluster.cli.running.on_each", interrupted)
+    fake_host.host("b").on("work", delay=math.inf)
+    fake_host.on("work", exit_code=3)
+    assert run(*(["--json"] if as_json else []), "work") == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "lazycluster: ending the commands" in err
+    rows = [
+        re.search(r"^a +3 +0\.\d\d +failed$", err, re.MULTILINE),
+        re.search(r"^b +- +- +ended by Ctrl-C$", err, re.MULTILINE),
+    ]
+    assert [row is not None for row in rows] == [not as_json] * 2
 
 
 # The output -----------------------------------------------------------------------------------------------------------

@@ -116,19 +116,6 @@ def test_a_relative_file_is_fixed_at_once(fake_host: FakeHost, config: Path, mon
         assert manager.hosts == ["small", "big", "gpu"]
 
 
-def test_arguments_that_cannot_be_right_are_no_fault_of_hosts(fake_host: FakeHost, config: Path) -> None:
-    keywords: list[tuple[Any, type[Exception]]] = [
-        ({"prot": 22}, TypeError),
-        ({"port": 0}, ValueError),
-        ({"max_connections": 0}, ValueError),
-    ]
-    for given, error in keywords:
-        manager = RuntimeManager(config, **given)
-        with pytest.raises(error):
-            manager.detect()
-    assert fake_host.ways == []
-
-
 def test_all_are_tried_at_once_and_wait_together(
     fake_host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +280,23 @@ def test_why_each_host_does_not_fit(fake_host: FakeHost, config: Path) -> None:
             manager.create_group(include_hosts="big", gpu_required=True)
         with pytest.raises(NoRuntimesDetectedError, match=r"\n  big: not installed: a b, c$"):
             manager.create_group(include_hosts="big", installed_executables=["a b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error"),
+    [
+        ({"max_connections": 0}, ValueError),
+        ({"connect_timeout": -1}, ValueError),
+        ({"port": 0}, ValueError),
+        ({"prot": 22}, TypeError),
+    ],
+)
+def test_arguments_that_cannot_be_right_are_told_at_once(
+    fake_host: FakeHost, config: Path, keywords: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=next(iter(keywords))):
+        RuntimeManager(config, **keywords)
+    assert fake_host.ways == []
 
 
 def test_what_is_excluded_is_listed_too(fake_host: FakeHost, config: Path) -> None:
