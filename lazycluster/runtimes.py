@@ -302,8 +302,7 @@ class Runtime(Facts, CleanedUp):
     def lost_last_task(self) -> bool:
         """Tell whether the task that was begun last, of those that have ended, failed because of the host."""
         with self._lock:
-            executions = [execution for _, execution in self._executions]
-        return next((execution.is_lost for execution in reversed(executions) if execution.ended), False)
+            return next((execution.is_lost for _, execution in reversed(self._executions) if execution.ended), False)
 
     def print_log(self) -> None:
         """Print the logs of the tasks carried out here."""

@@ -14,7 +14,6 @@ from lazycluster.cli.options import (
     complete_hosts,
     config_option,
     connect_timeout_option,
-    max_connections_option,
     parse_host,
     parsed,
     resident_option,
@@ -22,6 +21,7 @@ from lazycluster.cli.options import (
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import cause_of, reason, unfit
+from lazycluster.membership import DIALS
 from lazycluster.openssh.configured import configured_hosts, default_config
 from lazycluster.reaching import RuntimeOptions
 from lazycluster.runtimes import Runtime
@@ -170,6 +170,17 @@ def _complete_list(context: click.Context, parameter: click.Parameter, incomplet
 def _complete_filter(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     names = [f"{name}=" if value else name for name, (value, _) in _FILTERS.items()]
     return [name for name in names if name.startswith(incomplete)]
+
+
+max_connections_option = click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=DIALS,
+    show_default=True,
+    metavar="N",
+    help="How many log-ins there may be at once.",
+)
+"""Gives `max_connections: int`."""
 
 
 def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:

@@ -8,13 +8,8 @@ from pathlib import Path
 import attrs
 import click
 
-from lazycluster.cli.options import (
-    config_option,
-    connect_timeout_option,
-    json_option,
-    max_connections_option,
-    resident_option,
-)
+from lazycluster.cli.choosing import max_connections_option
+from lazycluster.cli.options import config_option, connect_timeout_option, json_option, resident_option
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.manager import RuntimeManager, reason
 from lazycluster.openssh.configured import default_config

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import click
 
-from lazycluster.membership import DIALS
 from lazycluster.openssh.configured import configured_hosts
 from lazycluster.openssh.destination import Destination, check_connect_timeout
 
@@ -82,16 +81,6 @@ connect_timeout_option = click.option(
     help="How long a host may take to let us in.",
 )
 """Gives `connect_timeout: float`."""
-
-max_connections_option = click.option(
-    "--max-connections",
-    type=click.IntRange(min=1),
-    default=DIALS,
-    show_default=True,
-    metavar="N",
-    help="How many log-ins there may be at once.",
-)
-"""Gives `max_connections: int`."""
 
 resident_option = click.option("--resident/--no-resident", default=True, help="Without: for hosts that have no Python.")
 """Gives `resident: bool`."""
