@@ -261,7 +261,7 @@ def test_a_port_where_nobody_listens(host: LocalSshd, tmp_path: Path) -> None:
 
 def test_attempts_that_the_user_asked_for_end_with_the_time(host: LocalSshd, tmp_path: Path) -> None:
     config = config_of(host, tmp_path, "ConnectionAttempts 1000", port=free_port())
-    refused(config, ConnectTimeoutError, "raise connect_timeout", connect_timeout=1.0)
+    refused(config, ConnectTimeoutError, "give it longer (connect_timeout)", connect_timeout=1.0)
 
 
 @contextlib.contextmanager
@@ -319,7 +319,9 @@ def test_a_host_that_does_not_answer(
 ) -> None:
     with silence() as port:
         config = config_of(host, tmp_path, port=port)
-        refused(config, ConnectTimeoutError, "no answer in time", "raise connect_timeout", connect_timeout=0.5)
+        refused(
+            config, ConnectTimeoutError, "no answer in time", "give it longer (connect_timeout)", connect_timeout=0.5
+        )
     assert running(str(tmp_path)) == []
 
 
