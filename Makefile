@@ -8,7 +8,7 @@ demo:
 WORKERS ?= 2
 
 test: check
-	.venv/bin/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real
+	scripts/run-tests .venv/bin/python .pytest_cache -n $(WORKERS) --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real
 
 check: setup
 	.venv/bin/ruff check .

@@ -207,7 +207,9 @@ def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Itera
     counts = TextColumn("{task.completed:.0f}{task.fields[of]} {task.fields[unit]}{task.fields[failed]}")
     columns = _title_column(), BarColumn(bar_width=None), counts, TimeElapsedColumn()
     of = "" if total is None else f"/{total}"
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # Output that goes to a file is none of the terminal's.
+    in_sight = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=in_sight) as progress:
         task = progress.add_task(" ".join(title.split()), total=total, of=of, unit=unit, failed="")
         failed = 0
 

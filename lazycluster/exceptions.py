@@ -77,6 +77,14 @@ class UnknownHostError(ConnectError):
     summary = "unknown host name"
     advice = "Check the spelling, DNS, and the HostName in your ssh configuration: `ssh -G {host} | grep ^hostname`."
 
+    @property
+    def remedy(self) -> str:
+        """Return what to do about it."""
+        name, _, port = self.host.partition(":")  # two colons are an IPv6 address
+        if name and port.isdecimal():
+            return f"ssh takes no port behind a name: give it as port={port}, or as Port in your ssh configuration."
+        return super().remedy
+
 
 class PortRefusedError(ConnectError):
     """The machine answers, and nothing listens on the port."""
@@ -549,12 +557,10 @@ class RuntimeClosedError(LazyclusterError):
         return f"{self.host}: closed already. Make a new one."
 
 
-HOST_FAILURES = (
+HOST_LOST = (
     ConnectionLostError,
     ConnectError,
     LoginShellError,
-    PythonNotFoundError,
-    PythonVersionMismatchError,
     RuntimeClosedError,
     SessionRefusedError,
     SupervisorError,

@@ -15,7 +15,7 @@ import attrs
 
 from lazycluster._typing import assert_never
 from lazycluster.display import progress_bar
-from lazycluster.exceptions import CommandFailedError, CommandStoppedError, RemoteFunctionError
+from lazycluster.exceptions import HOST_LOST, CommandFailedError, CommandStoppedError, RemoteFunctionError
 from lazycluster.results import Collector, CommandResult, LineDecoder, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
 from lazycluster.supervisor.outcome import read_error
@@ -53,6 +53,14 @@ def _write(text: str) -> None:
         out.flush()
 
 
+class _RaisedThereError(Exception):
+    """What a function raised on the host, whatever it is: the host itself has answered."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 @attrs.frozen
 class Executor:
     """Carries out steps on a host, in a working directory and with an environment.
@@ -78,19 +86,22 @@ class Executor:
         collector = Collector()
         exit_code: int | None = None
         error: Exception | None = None
+        host_lost = False
         with self._echo() as on_output, self._progress(step) as on_progress:
             watch = Watch(on_output, on_progress, self.cancellation, collector)
             try:
                 if self.cancellation is not None and self.cancellation.requested:
                     raise CommandStoppedError(self.transport.host, describe(step))
                 exit_code = self._carry_out(step, watch, keep)
+            except _RaisedThereError as raised:
+                error = raised.error
             except Exception as raised:  # noqa: BLE001 - the boundary: whatever it was belongs into the record
-                error = raised
+                error, host_lost = raised, isinstance(raised, HOST_LOST)
         duration = time.monotonic() - begun
         output = collector.result(describe(step), exit_code or 0, duration)
         if exit_code and isinstance(step, RunCommand):
             error = CommandFailedError(self.transport.host, step.command, exit_code, output.output)
-        return StepResult(describe(step), output, exit_code, duration, error)
+        return StepResult(describe(step), output, exit_code, duration, error, host_lost)
 
     def _carry_out(self, step: Step, watch: Watch, keep: Callable[[Outcome], None]) -> int | None:
         match step:
@@ -125,7 +136,7 @@ class Executor:
             printed = watch.collector.joined(Stream.STDERR).decode(errors="replace")
             raise attrs.evolve(error, remote_traceback=printed) from error.__cause__
         if error is not None:
-            raise error
+            raise _RaisedThereError(error)
 
     @contextlib.contextmanager
     def _echo(self) -> Iterator[Callable[[Stream, bytes], None]]:

@@ -194,7 +194,7 @@ class RuntimeGroup(Members, CleanedUp):
         A host gets the next items when it has done its last ones. Items that take little time go several at once, to
         be worked on one after another in one process there; what has not been begun within 50 ms comes back for others.
         Some items are taken from the iterable ahead of what is yielded, more of them while a slow item is waited for.
-        What the iterable raises is raised when the items before are yielded, as with Python's own `map()`.
+        What the iterable raises is raised when the items before it are done and yielded, as with Python's own `map()`.
 
         Items of a host that dies, or of a process that dies there, are worked on again, each by itself: what a function
         did before may happen twice. The group's other hosts go on.

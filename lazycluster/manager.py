@@ -150,7 +150,8 @@ class RuntimeManager(CleanedUp):
             raise ValueError(f"root_dir is another name of working_dir; {root_dir!r} is not {working_dir!r}")
         with self._lock:
             reasons = {host: reason(host, error) for host, error in self._inactive.items()}
-            asked = self._asked(include_hosts, exclude_hosts)
+            included = self._asked(include_hosts, None)
+            asked = self._asked(included, exclude_hosts)
             candidates = self._connected([host for host in asked if host not in reasons], reasons)
             unmet_on = functools.partial(
                 Runtime.unmet,
@@ -164,9 +165,7 @@ class RuntimeManager(CleanedUp):
             reasons |= lacking | lost
             fitting = {host: runtime for host, runtime in candidates.items() if host not in reasons}
             if not fitting:
-                tried = tuple(
-                    (host, reasons[host] if host in asked else "excluded") for host in self._asked(include_hosts, None)
-                )
+                tried = tuple((host, reasons[host] if host in asked else "excluded") for host in included)
                 raise NoRuntimesDetectedError(self._source, tried)
             return self._group(fitting, working_dir if root_dir is None else root_dir)
 
@@ -218,7 +217,7 @@ class RuntimeManager(CleanedUp):
         """Print what is known about the hosts that answered and that no group has taken."""
         rows = [table_row(runtime) for runtime in self.runtimes]
         taken = len(self.hosts) - len(rows)
-        besides = f" (and {taken} taken by groups)" if taken else ""
+        besides = f" (and {taken} handed to groups)" if taken else ""
         print_table(f"{counted(len(rows), 'active host')}{besides}", TABLE_COLUMNS, rows)
 
     def cleanup(self) -> None:

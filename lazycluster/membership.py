@@ -146,8 +146,9 @@ class Members:
     def get_runtime(self, host: str | None = None) -> Runtime:
         """Return the runtime on a host; without one the least busy, by tasks that run, then by the order given.
 
-        A host whose last task failed because of the host is the least busy only where that is so on all of them: it
-        would else get every task, and fail it at once. `clear_tasks()` forgets that.
+        A host that was lost when its last task ended comes after the others, and the one lost last comes last: it would
+        else get every task, and fail it at once. That is forgotten when a task or `run()` does well there, and with
+        `clear_tasks()`.
 
         Raises:
             ValueError: The host is not of the group.
@@ -157,7 +158,7 @@ class Members:
             return self.get_runtimes(host)[host]
         return min(
             self.needed().values(),
-            key=lambda runtime: (runtime.closed, runtime.lost_last_task, runtime.alive_task_process_count),
+            key=lambda runtime: (runtime.closed, runtime.lost_at or 0.0, runtime.alive_task_process_count),
         )
 
     def get_runtimes(

@@ -74,13 +74,16 @@ def on_all(
             host, outcome = take(ended)
             outcomes[host] = outcome
             done(host, outcome)
-    except BaseException:
+    except BaseException as interruption:
         for _ in _drained(waiting):
             pass
         with lock:
             interrupted.set()
         stop()
-        outcomes.update(_drained(ended))
+        for host, outcome in _drained(ended):
+            outcomes[host] = outcome
+            if not isinstance(interruption, Exception):  # else it came from there, or no thread could be started
+                done(host, outcome)
         made = successes_of(outcomes)
         if undo is not _nothing:
             on_all({host: functools.partial(undo, host, value) for host, value in made.items()})

@@ -121,7 +121,8 @@ class StepResult:
     """What came of one step of a task.
 
     `step` describes it in words, `output` is what it printed, `error` is why it failed, or None. `exit_code` is None
-    where the step is no command, or did not get as far as an exit status. `duration` is in seconds.
+    where the step is no command, or did not get as far as an exit status. `duration` is in seconds. `host_lost` tells
+    whether it failed because the host cannot be used.
     """
 
     step: str
@@ -129,6 +130,7 @@ class StepResult:
     exit_code: int | None = None
     duration: float = 0.0
     error: Exception | None = None
+    host_lost: bool = False
 
     @property
     def ok(self) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
+import numbers
 import shlex
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import ParamSpec, TypeVar
@@ -79,6 +82,7 @@ class Runtime(Facts, CleanedUp):
         self._env: dict[str, str] = {}
         self._lock = threading.RLock()
         self._numbers = itertools.count()
+        self._well_at = 0.0
         self._executions: list[tuple[RuntimeTask, Execution]] = []
         try:
             self._working_dir, self._host_info = self.transport.set_up(working_dir)
@@ -225,9 +229,11 @@ class Runtime(Facts, CleanedUp):
             ConnectionLostError: The link broke.
         """
         self._check_open()
-        return self.transport.run(
+        result = self.transport.run(
             command, cwd=self._working_dir, env=self.env_variables, stdin=stdin, timeout=timeout, watch=watch
         )
+        self._well_at = time.monotonic()
+        return result
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return what it returns.
@@ -299,10 +305,12 @@ class Runtime(Facts, CleanedUp):
         )
 
     @property
-    def lost_last_task(self) -> bool:
-        """Tell whether the task that was begun last, of those that have ended, failed because of the host."""
+    def lost_at(self) -> float | None:
+        """Return when a task failed because of the host, by `time.monotonic()`; None where something did well since."""
         with self._lock:
-            return next((execution.is_lost for _, execution in reversed(self._executions) if execution.ended), False)
+            ended = [(execution.ended_at, execution) for _, execution in self._executions if execution.ended_at]
+        at, last = max(ended, key=lambda pair: pair[0], default=(0.0, None))
+        return at if last is not None and last.host_lost and at > self._well_at else None
 
     def print_log(self) -> None:
         """Print the logs of the tasks carried out here."""
@@ -495,14 +503,14 @@ class Runtime(Facts, CleanedUp):
             raise RuntimeClosedError(self.host)
 
 
-def check_needs(min_memory: int | None, min_cpu_cores: float | None) -> None:
+def check_needs(min_memory: object, min_cpu_cores: object) -> None:
     """Check what a host is to have.
 
     Raises:
         ValueError: It is no number.
     """
     for name, value in (("min_memory", min_memory), ("min_cpu_cores", min_cpu_cores)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value)):
             raise ValueError(f"{name} is a number, not {value!r}")
 
 

@@ -14,7 +14,13 @@ import attrs
 
 from lazycluster import calling
 from lazycluster._typing import Self
-from lazycluster.exceptions import HOST_FAILURES, ConnectionLostError, HostsFailedError
+from lazycluster.exceptions import (
+    HOST_LOST,
+    ConnectionLostError,
+    HostsFailedError,
+    PythonNotFoundError,
+    PythonVersionMismatchError,
+)
 from lazycluster.parallel import Stopping, wait_for
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
@@ -32,6 +38,8 @@ _OUTSTANDING = 4096
 """Items that are taken from the iterable and not yet handed back, at most: those behind a slow one must wait."""
 _PROMPT = 0.01
 """Seconds that the next item may take to come while there is an outcome to yield."""
+_OF_THE_HOST = (*HOST_LOST, PythonNotFoundError, PythonVersionMismatchError)
+"""What says that no function can be called on a host, and nothing about the item."""
 
 
 @attrs.define(eq=False)
@@ -198,7 +206,7 @@ class Spread(Generic[X, T]):
         except BaseException as error:  # noqa: BLE001 - told to whoever iterates
             if self._stopping.requested:
                 return False
-            if isinstance(error, HOST_FAILURES):
+            if isinstance(error, _OF_THE_HOST):
                 self._move(items, error)
                 return self._is_back(runtime, error)
             self._blame(items, error)

@@ -7,12 +7,12 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, ParamSpec
 
 from lazycluster._typing import Self
 from lazycluster.exceptions import (
-    HOST_FAILURES,
     CommandStoppedError,
     LazyclusterError,
     RuntimeClosedError,
@@ -35,7 +35,7 @@ P = ParamSpec("P")
 
 
 class Execution:
-    """One run of a task's steps on one host: what came of each so far, and why it ended."""
+    """One run of a task's steps on one host: what came of each so far, when and why it ended."""
 
     def __init__(self, name: str, steps: tuple[Step, ...], executor: Executor) -> None:
         """Prepare; `run()` does it."""
@@ -43,7 +43,8 @@ class Execution:
         self.host = executor.transport.host
         self.error: LazyclusterError | None = None
         self.told = False
-        self.ended = False
+        self.host_lost = False
+        self.ended_at: float | None = None
         self._steps = steps
         self._executor = executor
         self._results: list[StepResult] = []
@@ -61,7 +62,7 @@ class Execution:
         try:
             self._run_steps()
         finally:
-            self.ended = True
+            self.ended_at = time.monotonic()
 
     def _run_steps(self) -> None:
         for index, step in enumerate(self._steps):
@@ -76,15 +77,9 @@ class Execution:
             self._results.append(result)
             if result.error is not None:
                 self.error = self._failure(index, step, result.error)
-                self._unanswered = self.is_lost and bool(outcomes)
+                self.host_lost = result.host_lost
+                self._unanswered = result.host_lost and bool(outcomes)
                 return
-
-    @property
-    def is_lost(self) -> bool:
-        """Tell whether it is the host that failed, and not the task."""
-        return isinstance(self.error, HOST_FAILURES) or (
-            self.error is not None and isinstance(self.error.__cause__, HOST_FAILURES)
-        )
 
     def _failure(self, index: int, step: Step, error: BaseException) -> LazyclusterError:
         if isinstance(error, RuntimeClosedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import sys
 
@@ -9,20 +10,43 @@ _reservations: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens, and that the system gives to nobody else until `release_ports`.
+    """Return a port on which nobody listens, and that the system gives to no other program until `release_ports`.
 
     On Linux a socket that is bound with SO_REUSEADDR and does not listen (socket(7)) lets servers bind its port, which
     set that option too, as sshd, ssh and Python's do, but bind(2) to port 0 and connect(2) choose another.
     """
-    reservation = socket.socket()
-    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reservation.bind(("127.0.0.1", 0))
-    port: int = reservation.getsockname()[1]
-    if sys.platform == "linux":
-        _reservations.append(reservation)
-    else:
+    while True:
+        reserved = _reserve(socket.AF_INET, "127.0.0.1", 0)
+        port: int = reserved.getsockname()[1]
+        try:
+            also = [_reserve(socket.AF_INET6, "::1", port)] if _has_ipv6() else []
+        except OSError:  # that one is taken
+            reserved.close()
+            continue
+        _reservations.extend((reserved, *also))
+        if sys.platform != "linux":
+            release_ports()
+        return port
+
+
+def _reserve(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+    reservation = socket.socket(family)
+    try:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind((address, port))
+    except BaseException:
         reservation.close()
-    return port
+        raise
+    return reservation
+
+
+@functools.cache
+def _has_ipv6() -> bool:
+    try:
+        _reserve(socket.AF_INET6, "::1", 0).close()
+    except OSError:
+        return False
+    return True
 
 
 def reservations() -> set[int]:

@@ -84,6 +84,16 @@ class Chosen:
     group: RuntimeGroup
     failed: dict[str, str]
     lacking: dict[str, str]
+    source: str
+
+    def check(self) -> None:
+        """See that there is a host.
+
+        Raises:
+            NoRuntimesDetectedError: There is none.
+        """
+        if not self.group.runtime_count:
+            raise NoRuntimesDetectedError(self.source, (*self.failed.items(), *self.lacking.items()))
 
 
 @attrs.frozen
@@ -104,11 +114,7 @@ class Choice:
 
     @contextlib.contextmanager
     def group(self) -> Iterator[Chosen]:
-        """Connect, and give the group of those that can be used, and why the others are not of it.
-
-        Raises:
-            NoRuntimesDetectedError: None can.
-        """
+        """Connect, and give the group of those that can be used, if any, and why the others are not of it."""
         names = self.hosts or configured_hosts(self.config)
         options: RuntimeOptions = {
             "config_file": self.config,
@@ -127,11 +133,7 @@ class Choice:
             lacking, lost = unfit(group.get_runtimes(), self._unmet)
             for host in (*lacking, *lost):
                 group.remove_runtime(host).cleanup()
-            chosen = Chosen(group, failed | lost, lacking)
-            if not group.runtime_count:
-                why = chosen.failed | chosen.lacking
-                raise NoRuntimesDetectedError(self.source, tuple((host, why[host]) for host in names))
-            yield chosen
+            yield Chosen(group, failed | lost, lacking, self.source)
 
     def _unmet(self, runtime: Runtime) -> str:
         asked_for = self.asked_for

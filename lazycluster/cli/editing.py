@@ -19,7 +19,7 @@ from lazycluster.openssh.destination import Destination, absolute, check_port
 
 _KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _PLAIN = re.compile(r"[\w./@%+~:,-]+")
-_SEVERAL = {"identityfile", "certificatefile", "localforward", "remoteforward", "dynamicforward", "sendenv"}
+_SEVERAL = {"identityfile", "certificatefile", "localforward", "remoteforward", "dynamicforward", "sendenv", "include"}
 """Keywords that add up where they are given several times (ssh_config(5))."""
 
 

@@ -11,7 +11,7 @@ import attrs
 import click
 
 from lazycluster.cli import FAILED
-from lazycluster.cli.choosing import Choice, choosing_hosts
+from lazycluster.cli.choosing import Choice, Chosen, choosing_hosts
 from lazycluster.cli.lines import Lines
 from lazycluster.cli.options import json_option, parsed
 from lazycluster.cli.together import on_each
@@ -27,7 +27,7 @@ from lazycluster.transport import Watch
 from lazycluster.waiting import Cancellation
 
 HOST_FAILED = 3
-_STOPPED = "ended by Ctrl-C"
+_STOPPED = "given up (Ctrl-C)"
 _INTERRUPTED = "lazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s"
 
 
@@ -84,35 +84,37 @@ def run(
     stdin = _read_stdin() if with_stdin else b""
     stopping = Stopping()
     ends: dict[str, Ended] = {}
-    try:
-        with Choice(**which).group() as chosen:
-            lines = Lines(chosen.group.hosts, stopping.request)
+    with Choice(**which).group() as chosen:
+        try:
+            chosen.check()
+        except NoRuntimesDetectedError as error:
+            click.echo(f"lazycluster: {error}", err=True)
+            if as_json:
+                _print_left(chosen)
+            return HOST_FAILED
+        lines = Lines(chosen.group.hosts, stopping.request)
 
-            def work(runtime: Runtime, cancellation: Cancellation) -> Ended:
-                def on_output(stream: Stream, data: bytes) -> None:
-                    if not as_json:
-                        lines.add(runtime.host, stream, data)
+        def work(runtime: Runtime, cancellation: Cancellation) -> Ended:
+            def on_output(stream: Stream, data: bytes) -> None:
+                if not as_json:
+                    lines.add(runtime.host, stream, data)
 
-                return _carry_out(runtime, text, stdin, timeout, on_output, cancellation)
+            return _carry_out(runtime, text, stdin, timeout, on_output, cancellation)
 
-            try:
-                on_each(
-                    chosen.group,
-                    work,
-                    stopping,
-                    interrupted=_INTERRUPTED,
-                    done=lambda host, outcome: ends.update({host: outcome.unwrap()}),
-                )
-            except click.Abort:
-                if ends and not as_json:
-                    stopped = {host: _STOPPED for host in chosen.group.hosts if host not in ends}
-                    _summarize(ends, chosen.failed | stopped, chosen.lacking)
-                raise
-    except NoRuntimesDetectedError as error:
-        click.echo(f"lazycluster: {error}", err=True)
-        if as_json:
-            _print_reasons(dict(error.tried), "error")
-        return HOST_FAILED
+        try:
+            on_each(
+                chosen.group,
+                work,
+                stopping,
+                interrupted=_INTERRUPTED,
+                done=lambda host, outcome: ends.update({host: outcome.unwrap()}),
+            )
+        except click.Abort:
+            lines.end()
+            if ends and not as_json:
+                stopped = {host: _STOPPED for host in chosen.group.hosts if host not in ends}
+                _summarize(ends, chosen.failed | stopped, chosen.lacking)
+            raise
     lines.end()
     match lines.failure:
         case BrokenPipeError() as failure:
@@ -123,8 +125,7 @@ def run(
     if as_json:
         for host, ended in ends.items():
             click.echo(json.dumps(_record(host, ended)))
-        _print_reasons(chosen.failed, "error")
-        _print_reasons(chosen.lacking, "left_out")
+        _print_left(chosen)
     else:
         _summarize(ends, chosen.failed, chosen.lacking)
     if chosen.failed or any(ended.lost for ended in ends.values()):
@@ -187,9 +188,10 @@ def _record(host: str, ended: Ended) -> dict[str, object]:
     }
 
 
-def _print_reasons(reasons: dict[str, str], kind: str) -> None:
-    for host, why in reasons.items():
-        click.echo(json.dumps({"host": host, kind: why}))
+def _print_left(chosen: Chosen) -> None:
+    for kind, reasons in (("error", chosen.failed), ("left_out", chosen.lacking)):
+        for host, why in reasons.items():
+            click.echo(json.dumps({"host": host, kind: why}))
 
 
 def _summarize(ends: dict[str, Ended], failures: dict[str, str], lacking: dict[str, str]) -> None:

@@ -57,6 +57,7 @@ def put(local: Path, remote: str | None, **which: Any) -> int:  # noqa: ANN401 -
         runtime.transport.put(local.absolute(), remote, cwd=runtime.working_dir, watch=watch)
 
     with Choice(**which).group() as chosen:
+        chosen.check()
         return _moved(chosen, f"{local} sent to", send)
 
 
@@ -110,6 +111,7 @@ def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - se
         Choice(**which).group() as chosen,
         _no_new_empty([*map(target, chosen.group.hosts), directory, *directory.parents]),
     ):
+        chosen.check()
         return _moved(chosen, f"{remote} fetched from", fetch)
 
 

@@ -141,11 +141,6 @@ class Destination:
         _check_name("the host", self.host)
         if "/" in self.host:
             raise ValueError(f"the host must be a name or an address, no URL: {self.host!r} (see user= and port=)")
-        name, _, number = self.host.partition(":")
-        if name and number.isdecimal():  # two colons are an IPv6 address
-            raise ValueError(
-                f"ssh takes no port in the name of a host: {self.host!r} (see port=, or the Port of a `Host` entry)"
-            )
         if self.user is not None:
             _check_name("the user", self.user)
         if self.port is not None:

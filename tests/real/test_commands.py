@@ -621,7 +621,7 @@ def test_a_slow_link_changes_nothing(host: LocalSshd, tmp_path: Path) -> None:
 
 def test_a_host_that_is_killed_in_the_middle_of_a_command(make_sshd: MakeSshd) -> None:
     server = make_sshd()
-    with Connection(server.host, **server.connection_kwargs, connect_timeout=2) as connection:
+    with Connection(server.host, **server.connection_kwargs, connect_timeout=5) as connection:
         command = InBackground(connection, "echo up; sleep 1024")
         command.printed(b"up")
         server.stop()

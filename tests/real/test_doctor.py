@@ -381,10 +381,10 @@ def test_a_shell_that_takes_no_commands(make_sshd: MakeSshd, tmp_path: Path) -> 
 
 def test_a_shell_that_hangs(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"ForceCommand": "exec sleep 600"})
-    found = examined(server.host, server.config_file, connect_timeout=2)
+    found = examined(server.host, server.config_file, connect_timeout=4)
 
     assert wrong(found) == {"login shell": "failed"}
-    assert "`true` did not end within 2 s" in found["login shell"].found
+    assert "`true` did not end within 4 s" in found["login shell"].found
     assert len(server.log.split("Starting session: ")) == 2  # one, and no more that hang
     eventually(lambda: server.connections() <= 1, "the connections are closed")
 

@@ -580,7 +580,7 @@ def test_a_host_that_dies_in_the_middle_leaves_the_old_file(
     interrupted = Interrupted(kind, action, here, there)
     with (
         relayed(server, tmp_path) as (relay, keywords),
-        reached(server, resident, connect_timeout=1, **keywords) as connection,
+        reached(server, resident, connect_timeout=5, **keywords) as connection,
     ):
         relay.delay = 0.02
         error = interrupted(connection, server.stop)

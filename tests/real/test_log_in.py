@@ -737,12 +737,12 @@ def test_a_password_that_cannot_be_typed_is_refused_and_not_shown(account: Accou
 def test_a_password_that_must_be_changed_is_an_error_and_no_question(account: Account) -> None:
     subprocess.run(("chage", "-d", "0", account.user), check=True)
     try:
-        connection = account.connection(options={"PreferredAuthentications": "keyboard-interactive"}, connect_timeout=2)
-        with bounded(3), pytest.raises(AuthenticationError, match="required to change your password") as caught:
+        connection = account.connection(options={"PreferredAuthentications": "keyboard-interactive"}, connect_timeout=5)
+        with bounded(8), pytest.raises(AuthenticationError, match="required to change your password") as caught:
             connection.run("true")
         assert PASSWORD not in str(caught.value)
         # This way sshd lets us in, and then no command begins.
-        with account.connection(connect_timeout=2) as connection, bounded(3):  # noqa: SIM117
+        with account.connection(connect_timeout=5) as connection, bounded(8):  # noqa: SIM117
             with pytest.raises(LoginShellError, match="Password change required"):
                 connection.run("true")
     finally:

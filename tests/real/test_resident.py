@@ -73,13 +73,13 @@ def started(number: str, count: int = 1) -> None:
 def test_a_start_that_takes_too_long_says_how_far_it_has_come_and_leaves_nothing(
     make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazycluster.supervisor.resident.SET_UP_TIMEOUT", 0.5)
+    monkeypatch.setattr("lazycluster.supervisor.resident.SET_UP_TIMEOUT", -6.0)
     sleeper = tmp_path / "python"
     sleeper.write_text("#!/bin/sh\nexec sleep 1000\n")
     sleeper.chmod(0o755)
     mute, usual = make_sshd(options={"ForceCommand": "exec cat >/dev/null"}), make_sshd()
     for server, how_far in ((mute, "the login shell has not begun"), (usual, "Python has not begun")):
-        keywords = {**server.connection_kwargs, "connect_timeout": 1.5}
+        keywords = {**server.connection_kwargs, "connect_timeout": 8.0}
         with pytest.raises(InvalidRuntimeError, match=rf"no greeting within 2 s: {how_far}"):
             Runtime(server.host, python=str(sleeper), **keywords)  # type: ignore[arg-type]
         becomes_idle(server)

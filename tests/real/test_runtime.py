@@ -149,7 +149,7 @@ def test_after_the_end_everything_says_so(sshd: LocalSshd, resident: bool) -> No
 def test_one_whose_host_has_gone_is_not_valid(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
     server = make_sshd()
     with Runtime(
-        server.host, str(tmp_path), connect_timeout=1, resident=resident, **server.connection_kwargs
+        server.host, str(tmp_path), connect_timeout=5, resident=resident, **server.connection_kwargs
     ) as runtime:
         assert runtime.is_valid_runtime()
         server.stop()

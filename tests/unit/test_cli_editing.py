@@ -145,6 +145,8 @@ def test_what_is_said_twice_is_refused(option: str) -> None:
 
 
 def test_an_option_that_is_given_twice_is_refused_but_for_those_that_add_up() -> None:
-    options = (("ForwardAgent", "yes"), ("SendEnv", "A"), ("forwardagent", "no"), ("sendenv", "B"))
+    adding_up = (("SendEnv", "A"), ("sendenv", "B"), ("Include", "a"), ("Include", "b"))
+    assert settings_for(parse_address("h"), None, adding_up)[1:] == adding_up
+    options = (("ForwardAgent", "yes"), *adding_up, ("forwardagent", "no"))
     with pytest.raises(ValueError, match=r"given twice, and ssh would take the first: forwardagent$"):
         settings_for(parse_address("h"), None, options)

@@ -185,7 +185,7 @@ def test_where_no_host_is_left_programs_are_told_why(fake_host: FakeHost, capsys
     records = list(map(json.loads, capsys.readouterr().out.splitlines()))
     assert [record["host"] for record in records] == ["a", "b"]
     assert records[0]["error"].startswith("host unreachable")
-    assert records[1]["error"] == "it has no GPU"
+    assert records[1] == {"host": "b", "left_out": "it has no GPU"}
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -201,14 +201,14 @@ def test_ctrl_c_tells_which_hosts_had_ended(
 
     monkeypatch.setattr("lazycluster.cli.running.on_each", interrupted)
     fake_host.host("b").on("work", delay=math.inf)
-    fake_host.on("work", exit_code=3)
+    fake_host.on("work", exit_code=3, stdout="no newline")
     assert run(*(["--json"] if as_json else []), "work") == 130
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out == ("" if as_json else "a | no newline\n")
     assert "lazycluster: ending the commands" in err
     rows = [
         re.search(r"^a +3 +0\.\d\d +failed$", err, re.MULTILINE),
-        re.search(r"^b +- +- +ended by Ctrl-C$", err, re.MULTILINE),
+        re.search(r"^b +- +- +given up \(Ctrl-C\)$", err, re.MULTILINE),
     ]
     assert [row is not None for row in rows] == [not as_json] * 2
 

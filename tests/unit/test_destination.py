@@ -62,18 +62,11 @@ def test_no_value_for_a_variable(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["web1", "10.0.0.1", "fe80::1%eth0", "::1", "me@web1", "web-1.example.org", "ünïcode.example", "a_b"]
+    "host",
+    ["web1", "10.0.0.1", "fe80::1%eth0", "::1", "me@web1", "web-1.example.org", "ünïcode.example", "a_b", "a:22"],
 )
 def test_a_host(host: str) -> None:
     assert Destination(host).host == host
-
-
-@pytest.mark.parametrize("host", ["web1:22", "me@web1:2222"])
-def test_a_port_behind_the_name_is_told_where_it_belongs(host: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"no port in the name of a host: .*:22.* \(see port=, or the Port of a `Host`"
-    ):
-        Destination(host)
 
 
 @pytest.mark.parametrize("host", ["a/b", "ssh://web1", "ssh://me@web1:22/", "web1/", "/"])

@@ -73,6 +73,18 @@ def test_no_bar_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stdout.getvalue() == ""
 
 
+def test_a_bar_on_a_terminal_leaves_output_that_goes_elsewhere_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of `program > file`."""
+    with terminal(monkeypatch, name="stderr") as seen, count_bar("working", 2, "hosts", shown=True) as advance:
+        print("for the file")
+        advance(True)
+    assert capsys.readouterr().out == "for the file\n"
+    assert "for the file" not in seen.text
+    assert "1/2 hosts" in plain(seen.text)
+
+
 def test_of_many_bars_only_those_under_way_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a screen has lines would hide just those."""
     titles = [f"host{number:02}" for number in range(40)]

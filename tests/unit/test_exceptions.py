@@ -52,6 +52,13 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         ),
     ),
     (
+        e.UnknownHostError("me@web1:2222", "why"),
+        (
+            "me@web1:2222: unknown host name (why). ssh takes no port behind a name: give it as port=2222, or as Port "
+            "in your ssh configuration."
+        ),
+    ),
+    (
         e.HostUnreachableError("web1", "why"),
         "web1: host unreachable (why). Check your network, VPN and routes to web1.",
     ),

@@ -343,13 +343,56 @@ def test_a_task_that_fails_says_nothing_about_the_host(group: RuntimeGroup, fake
     assert group.get_runtime().host == "web1"
 
 
-def test_where_all_are_lost_the_first_is_as_good_as_any(group: RuntimeGroup, fake_host: FakeHost) -> None:
-    for host in HOSTS:
-        fake_host.host(host).go_down()
-        group.execute_task(RuntimeTask().run_command("id"), host=host, execute_async=False, on_error="collect")
+def lose(group: RuntimeGroup, fake_host: FakeHost, host: str) -> None:
+    fake_host.host(host).go_down()
+    group.execute_task(RuntimeTask().run_command("id"), host=host, execute_async=False, on_error="collect")
+    fake_host.host(host).come_up()
+
+
+def test_where_all_were_lost_the_one_lost_first_is_tried(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    """So that one that is dead, and never busy, does not get what the others could do by now."""
+    for host in ("web2", "web1", "web3"):
+        lose(group, fake_host, host)
+    assert group.get_runtime().host == "web2"
+    lose(group, fake_host, "web2")
     assert group.get_runtime().host == "web1"
-    for host in HOSTS:
-        fake_host.host(host).come_up()
+
+
+def test_a_host_on_which_something_does_well_is_one_of_them_again(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    fake_host.on("id")
+    lose(group, fake_host, "web1")
+    assert group.get_runtime().host == "web2"
+    group.run("id")
+    assert group.get_runtime().host == "web1"
+    lose(group, fake_host, "web1")
+    group.execute_task(RuntimeTask().run_command("id"), host="web1", execute_async=False)
+    assert group.get_runtime().host == "web1"
+
+
+def test_it_is_the_task_that_ended_last_that_counts(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    """Not the one that began last."""
+    fake_host.on("long", delay=0.5)
+    fake_host.host("web1").on("lost", error=ConnectionLostError("web1", "lost", "a blip", started=True))
+    slow = group.execute_task(RuntimeTask().run_command("long"), host="web1")
+    group.execute_task(RuntimeTask().run_command("lost"), host="web1", execute_async=False, on_error="collect")
+    assert group.get_runtime().host == "web2"
+    slow.join()
+    assert group.get_runtime().host == "web1"
+
+
+def test_what_a_function_raises_is_no_loss_of_its_host(group: RuntimeGroup) -> None:
+    """As of one that uses this library to reach hosts of its own."""
+
+    def fail() -> NoReturn:
+        raise HostUnreachableError("inner", "no route")
+
+    task = RuntimeTask().run_function(fail)
+    outcome = group.execute_task(task, host="web1", execute_async=False, on_error="collect")
+    assert isinstance(outcome, Error)
+    assert group.get_runtime().host == "web1"
+    assert not task.results[0].host_lost
+    with pytest.raises(HostUnreachableError, match="inner"):
+        list(task.function_returns)
 
 
 def test_tunnels_make_nobody_busy(group: RuntimeGroup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import threading
 from collections.abc import Iterator
@@ -305,9 +306,14 @@ def test_what_is_excluded_is_listed_too(fake_host: FakeHost, config: Path) -> No
             manager.create_group(exclude_hosts=["small", "big", "gpu"])
         assert [host for host, _ in caught.value.tried] == ["small", "big", "gpu", "down"]
         assert [why for _, why in caught.value.tried][:3] == ["excluded"] * 3
+        with pytest.raises(NoRuntimesDetectedError) as caught:
+            manager.create_group(include_hosts=iter(["big", "small"]), exclude_hosts=["small"], gpu_required=True)
+        assert caught.value.tried == (("small", "excluded"), ("big", "it has no GPU"))
 
 
-@pytest.mark.parametrize("needs", [{"min_memory": "16"}, {"min_cpu_cores": "2"}, {"min_memory": True}])
+@pytest.mark.parametrize(
+    "needs", [{"min_memory": "16"}, {"min_cpu_cores": "2"}, {"min_memory": True}, {"min_cpu_cores": math.nan}]
+)
 def test_needs_that_are_no_numbers(fake_host: FakeHost, config: Path, needs: dict[str, Any]) -> None:
     with RuntimeManager(config) as manager, pytest.raises(ValueError, match=r"min_\w+ is a number, not "):
         manager.create_group(**needs)
@@ -375,7 +381,7 @@ def test_tables(fake_host: FakeHost, config: Path, capsys: pytest.CaptureFixture
         assert out[5].endswith("8.0 GiB    2 x Fake GPU")
         with manager.create_group(include_hosts=["small", "gpu"]):
             manager.print_runtime_info()
-        assert capsys.readouterr().out.startswith("1 active host (and 2 taken by groups)\n")
+        assert capsys.readouterr().out.startswith("1 active host (and 2 handed to groups)\n")
 
 
 def test_a_reason_of_many_lines_is_one_row(

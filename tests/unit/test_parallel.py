@@ -206,3 +206,24 @@ def test_cancellations_are_closed_with_what_they_are_for() -> None:
         assert late.requested
     assert [cancellation.fileno() for cancellation in kept] == [-1, -1]
     stopping.request()
+
+
+def test_what_had_ended_before_an_interruption_is_told_too() -> None:
+    """Also what nobody has looked at yet."""
+    told: list[str] = []
+    ended = threading.Barrier(3)
+
+    def done(host: str, _outcome: Value[int] | Error) -> None:
+        told.append(host)
+        if len(told) == 1:
+            ended.wait(20)
+            assert wait_until(lambda: not [name for name in threads() if "host" in name], 20)
+            raise KeyboardInterrupt
+
+    def work() -> int:
+        ended.wait(20)
+        return 1
+
+    with pytest.raises(KeyboardInterrupt):
+        on_all({"a": lambda: 0, "b": work, "c": work}, done=done)
+    assert sorted(told) == ["a", "b", "c"]
