@@ -199,7 +199,7 @@ def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
             multiple=True,
             metavar="FILTER",
             shell_complete=_complete_filter,
-            help=f"Only hosts that have this; may be given several times: {_THERE_ARE}.",
+            help=f"Only hosts that have this; may be given several times: {_THERE_ARE}, which must print true.",
         ),
         click.option(
             "--hosts",

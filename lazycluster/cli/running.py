@@ -59,6 +59,8 @@ def run(
 ) -> int:
     """Run a shell COMMAND on many hosts at once, in their home directories.
 
+    Options come before it: what follows its first word is its own. Its words are joined by spaces, as ssh does.
+
     Each line of output is printed when it comes, behind the name of its host and without control characters; a summary
     follows on standard error. Hosts that --group-filter leaves out are told there, and are no failure. Ctrl-C ends the
     command on all hosts, with its children.
