@@ -140,15 +140,11 @@ class _Bars(TransferBars):
 class _PassingBars(TransferBars):
     """A bar for each while it is under way, and a line that counts those that have ended, and that have failed."""
 
-    def __init__(self, progress: Progress, count: Progress, of: int, unit: str) -> None:
+    def __init__(self, progress: Progress, ended: Callable[[bool], None]) -> None:
         self._progress = progress
-        self._count = count
-        self._of = of
-        self._unit = unit
+        self._ended = ended
         self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
-        self._ended = self._failed = 0
-        self._counting = count.add_task("", total=of, counts=self._counts())
 
     def advance(self, title: str, done: int, total: int | None) -> None:
         with self._lock:
@@ -158,19 +154,13 @@ class _PassingBars(TransferBars):
 
     def end(self, title: str, *, good: bool) -> None:
         with self._lock:
-            self._ended += 1
-            self._failed += not good
-            self._count.update(self._counting, completed=self._ended, counts=self._counts())
+            self._ended(good)
             if title in self._tasks:
                 self._progress.remove_task(self._tasks.pop(title))
 
-    def _counts(self) -> str:
-        failed = f", [red]{self._failed} failed[/]" if self._failed else ""
-        return f"{self._ended}/{self._of} {self._unit}{failed}"
-
 
 @contextlib.contextmanager
-def transfer_bars(titles: Sequence[str], unit: str = "hosts") -> Iterator[TransferBars]:
+def transfer_bars(titles: Sequence[str]) -> Iterator[TransferBars]:
     """Show progress bars of bytes for several things on a terminal; elsewhere show nothing.
 
     Of more than fit well on a screen each has one while it is under way, and another bar counts them.
@@ -180,16 +170,16 @@ def transfer_bars(titles: Sequence[str], unit: str = "hosts") -> Iterator[Transf
         return
     from rich.console import Group  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn  # noqa: PLC0415
 
     progress = Progress(_title_column(), BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn())
     if len(titles) <= _MOST_BARS:
         with progress:
             yield _Bars(progress, titles)
         return
-    count = Progress(BarColumn(bar_width=None), TextColumn("{task.fields[counts]}"))
+    count = Progress(BarColumn(bar_width=None), _counts_column())
     with Live(Group(count, progress)):
-        yield _PassingBars(progress, count, len(titles), unit)
+        yield _PassingBars(progress, _counting(count, "", len(titles), "hosts"))
 
 
 @contextlib.contextmanager
@@ -202,23 +192,34 @@ def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Itera
         yield lambda _good: None
         return
     from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TimeElapsedColumn  # noqa: PLC0415
 
-    counts = TextColumn("{task.completed:.0f}{task.fields[of]} {task.fields[unit]}{task.fields[failed]}")
-    columns = _title_column(), BarColumn(bar_width=None), counts, TimeElapsedColumn()
-    of = "" if total is None else f"/{total}"
+    columns = _title_column(), BarColumn(bar_width=None), _counts_column(), TimeElapsedColumn()
     # Output that goes to a file is none of the terminal's.
     in_sight = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=in_sight) as progress:
-        task = progress.add_task(" ".join(title.split()), total=total, of=of, unit=unit, failed="")
-        failed = 0
+        yield _counting(progress, " ".join(title.split()), total, unit)
 
-        def advance(good: bool) -> None:
-            nonlocal failed
-            failed += not good
-            progress.update(task, advance=1, failed=f", [red]{failed} failed[/]" if failed else "")
 
-        yield advance
+def _counting(progress: Progress, title: str, total: int | None, unit: str) -> Callable[[bool], None]:
+    """Add a bar that counts, for a `_counts_column()`; return what to call for each, with whether it went well."""
+    of = "" if total is None else f"/{total}"
+    task = progress.add_task(title, total=total, of=of, unit=unit, failed="")
+    failed = 0
+
+    def advance(good: bool) -> None:
+        nonlocal failed
+        failed += not good
+        progress.update(task, advance=1, failed=f", [red]{failed} failed[/]" if failed else "")
+
+    return advance
+
+
+def _counts_column() -> TextColumn:
+    """Return a column of how many are done, of how many, and how many of them failed."""
+    from rich.progress import TextColumn  # noqa: PLC0415
+
+    return TextColumn("{task.completed:.0f}{task.fields[of]} {task.fields[unit]}{task.fields[failed]}")
 
 
 def _title_column() -> TextColumn:

@@ -461,8 +461,8 @@ class RuntimeGroup(Members, CleanedUp):
         Raises:
             HostsFailedError: It failed on some hosts; nothing of it is left on the others.
         """
-        for port in (local_port, *([] if runtime_port is None else [runtime_port])):
-            check_port(port)
+        check_port(local_port)
+        check_port(local_port if runtime_port is None else runtime_port)
         runtimes = self.get_runtimes(exclude_hosts=exclude_hosts)
         work = {
             host: functools.partial(runtime.expose_port_to_runtime, local_port, runtime_port)

@@ -43,19 +43,22 @@ class Execution:
         self.host = executor.transport.host
         self.error: LazyclusterError | None = None
         self.told = False
-        self.host_lost = False
         self.ended_at: float | None = None
         self._steps = steps
         self._executor = executor
         self._results: list[StepResult] = []
         self._outcomes: list[tuple[str, Outcome]] = []
         self._called = 0
-        self._unanswered = False
 
     @property
     def results(self) -> tuple[StepResult, ...]:
         """Return what came of the steps that were carried out."""
         return tuple(self._results)
+
+    @property
+    def host_lost(self) -> bool:
+        """Tell whether it failed because the host cannot be used."""
+        return bool(self._results) and self._results[-1].host_lost
 
     def run(self) -> None:
         """Carry out the steps, up to the first that fails; `error` tells whether one did."""
@@ -77,8 +80,6 @@ class Execution:
             self._results.append(result)
             if result.error is not None:
                 self.error = self._failure(index, step, result.error)
-                self.host_lost = result.host_lost
-                self._unanswered = result.host_lost and bool(outcomes)
                 return
 
     def _failure(self, index: int, step: Step, error: BaseException) -> LazyclusterError:
@@ -94,8 +95,9 @@ class Execution:
     def returns(self) -> Generator[object, None, None]:
         """Yield what the functions returned, in order; one that raised, or never ran, raises here."""
         self.told = True
+        unanswered = self.host_lost and isinstance(self._steps[len(self._results) - 1], RunFunction)
         for number, (name, outcome) in enumerate(self._outcomes, start=1):
-            if self._unanswered and number == len(self._outcomes) and self.error is not None:
+            if unanswered and number == len(self._outcomes) and self.error is not None:
                 raise self.error  # which says more than what came of the answer
             yield read_outcome(outcome, self.host, name).unwrap()
         if self.error is not None and self._called < sum(isinstance(step, RunFunction) for step in self._steps):

@@ -57,7 +57,6 @@ def put(local: Path, remote: str | None, **which: Any) -> int:  # noqa: ANN401 -
         runtime.transport.put(local.absolute(), remote, cwd=runtime.working_dir, watch=watch)
 
     with Choice(**which).group() as chosen:
-        chosen.check()
         return _moved(chosen, f"{local} sent to", send)
 
 
@@ -111,7 +110,6 @@ def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - se
         Choice(**which).group() as chosen,
         _no_new_empty([*map(target, chosen.group.hosts), directory, *directory.parents]),
     ):
-        chosen.check()
         return _moved(chosen, f"{remote} fetched from", fetch)
 
 
@@ -129,6 +127,7 @@ def _no_new_empty(directories: Sequence[Path]) -> Iterator[None]:
 
 def _moved(chosen: Chosen, title: str, move: Callable[[Runtime, Watch], None]) -> int:
     """Move something to or from each host, with bars, and say how it went."""
+    chosen.check()
     with transfer_bars(chosen.group.hosts) as bars:
 
         def work(runtime: Runtime, cancellation: Cancellation) -> None:
