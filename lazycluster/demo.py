@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lazycluster.display import Printer
+from lazycluster._display import Printer
 from lazycluster.groups import RuntimeGroup
 from lazycluster.runtimes import Runtime
 from lazycluster.tasks import RuntimeTask

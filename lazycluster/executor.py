@@ -13,14 +13,14 @@ from typing import IO, TextIO
 
 import attrs
 
+from lazycluster._display import progress_bar
 from lazycluster._typing import assert_never
-from lazycluster.display import progress_bar
+from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import HOST_LOST, CommandFailedError, CommandStoppedError, RemoteFunctionError
 from lazycluster.results import Collector, CommandResult, LineDecoder, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
 from lazycluster.supervisor.outcome import read_error
 from lazycluster.transport import Transport, Watch
-from lazycluster.waiting import Cancellation
 
 _log = logging.getLogger(__name__)
 _IN_MEMORY = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from abc import ABC, abstractmethod
 
-from lazycluster.display import print_table
+from lazycluster._display import print_table
 from lazycluster.hardware import Gpu, HostInfo
 
 

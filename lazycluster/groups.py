@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Si
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import calling
-from lazycluster.display import count_bar, counted, print_table
+from lazycluster._display import count_bar, counted, print_table
+from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.managed import CleanedUp, ManagedProcess
@@ -22,7 +23,6 @@ from lazycluster.spreading import Spread
 from lazycluster.steps import GetFile, Step, check_callable, function_name
 from lazycluster.tasks import RuntimeTask
 from lazycluster.transport import Watch
-from lazycluster.waiting import Cancellation
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,8 +7,8 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
+from lazycluster._display import counted, print_table
 from lazycluster._typing import Unpack
-from lazycluster.display import counted, print_table
 from lazycluster.exceptions import NoRuntimesDetectedError, in_words
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.groups import RuntimeGroup

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from lazycluster import runtimes as ways
+from lazycluster._display import count_bar
 from lazycluster._typing import Unpack
-from lazycluster.display import count_bar
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
 from lazycluster.openssh.destination import check_environment
 from lazycluster.parallel import Stopping, errors_of, on_all, successes_of

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, TypeVar
 
+from lazycluster._waiting import Cancellation, start, take
 from lazycluster.exceptions import HostsFailedError
 from lazycluster.results import Error, Value
-from lazycluster.waiting import Cancellation, start, take
 
 T = TypeVar("T")
 X = TypeVar("X")

@@ -18,6 +18,7 @@ import attrs
 
 from lazycluster import calling
 from lazycluster._typing import Unpack
+from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import (
     ConnectError,
     InvalidRuntimeError,
@@ -39,7 +40,6 @@ from lazycluster.results import CommandResult
 from lazycluster.steps import check_callable
 from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
 from lazycluster.transport import UNWATCHED, HostTransport, Watch
-from lazycluster.waiting import Cancellation
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")

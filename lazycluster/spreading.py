@@ -14,6 +14,7 @@ import attrs
 
 from lazycluster import calling
 from lazycluster._typing import Self
+from lazycluster._waiting import Cancellation, holds, start
 from lazycluster.exceptions import (
     HOST_LOST,
     ConnectionLostError,
@@ -25,7 +26,6 @@ from lazycluster.parallel import Stopping, wait_for
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import function_name
-from lazycluster.waiting import Cancellation, holds, start
 
 _log = logging.getLogger(__name__)
 X = TypeVar("X")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, ParamSpec
 
 from lazycluster._typing import Self
+from lazycluster._waiting import Cancellation, Deadline, happens, start
 from lazycluster.exceptions import (
     CommandStoppedError,
     LazyclusterError,
@@ -25,7 +26,6 @@ from lazycluster.openssh.destination import absolute, check_timeout
 from lazycluster.results import StepResult
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, check_callable, describe
 from lazycluster.supervisor.outcome import read_outcome, remote_traceback
-from lazycluster.waiting import Cancellation, Deadline, happens, start
 
 if TYPE_CHECKING:
     from lazycluster.openssh.connection import Connection

@@ -8,11 +8,11 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 import attrs
 
+from lazycluster._waiting import Cancellation
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.forwarding import Forwarding
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.waiting import Cancellation
 
 if TYPE_CHECKING:
     from lazycluster.supervisor.payload import Payload

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
+from lazycluster._display import waiting
 from lazycluster.cli import FAILED
 from lazycluster.cli.options import complete_hosts, config_option, connect_timeout_option, json_option, python_option
-from lazycluster.display import waiting
 from lazycluster.doctor import Finding, Verdict, examine
 from lazycluster.exceptions import InvalidRuntimeError
 from lazycluster.runtimes import Runtime

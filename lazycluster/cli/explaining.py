@@ -17,8 +17,8 @@ from pathlib import Path
 import attrs
 import click
 
+from lazycluster._display import counted
 from lazycluster.cli.options import complete_hosts, config_option, json_option, python_option
-from lazycluster.display import counted
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.explaining import Lines, closing, opening
 from lazycluster.explaining import explain as explain_steps

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from lazycluster._display import Printer, waiting
 from lazycluster.cli.options import (
     complete_hosts,
     config_option,
@@ -16,7 +17,6 @@ from lazycluster.cli.options import (
     parsed,
     resident_option,
 )
-from lazycluster.display import Printer, waiting
 from lazycluster.managed import ManagedProcess
 from lazycluster.openssh.tunnels import Tunnel
 from lazycluster.runtimes import Runtime

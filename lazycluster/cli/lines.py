@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from lazycluster.display import cleaned, coloured
+from lazycluster._display import cleaned, coloured
 from lazycluster.results import LineDecoder, Stream
 
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "bright_cyan", "bright_yellow", "bright_green")

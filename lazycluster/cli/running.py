@@ -10,12 +10,13 @@ from typing import Any
 import attrs
 import click
 
+from lazycluster._display import counted, print_table
+from lazycluster._waiting import Cancellation
 from lazycluster.cli import FAILED
 from lazycluster.cli.choosing import Choice, Chosen, choosing_hosts
 from lazycluster.cli.lines import Lines
 from lazycluster.cli.options import json_option, parsed
 from lazycluster.cli.together import on_each
-from lazycluster.display import counted, print_table
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
 from lazycluster.manager import reason
 from lazycluster.openssh.destination import check_timeout
@@ -24,7 +25,6 @@ from lazycluster.parallel import Stopping
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.runtimes import Runtime
 from lazycluster.transport import Watch
-from lazycluster.waiting import Cancellation
 
 HOST_FAILED = 3
 _STOPPED = "given up (Ctrl-C)"

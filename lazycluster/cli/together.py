@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import click
 
+from lazycluster._waiting import Cancellation
 from lazycluster.groups import RuntimeGroup
 from lazycluster.parallel import MOST, Stopping, on_all
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
-from lazycluster.waiting import Cancellation
 
 T = TypeVar("T")
 

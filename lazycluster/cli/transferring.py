@@ -10,17 +10,17 @@ from typing import Any
 
 import click
 
+from lazycluster._display import counted, print_table, transfer_bars
+from lazycluster._waiting import Cancellation
 from lazycluster.cli import FAILED
 from lazycluster.cli.choosing import Choice, Chosen, choosing_hosts
 from lazycluster.cli.options import parsed
 from lazycluster.cli.together import on_each
-from lazycluster.display import counted, print_table, transfer_bars
 from lazycluster.exceptions import TransferError
 from lazycluster.manager import reason
 from lazycluster.parallel import Stopping, errors_of
 from lazycluster.runtimes import Runtime
 from lazycluster.transport import Watch
-from lazycluster.waiting import Cancellation
 
 _AT_ONCE = 16
 _INTERRUPTED = "lazycluster: ending the transfers"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
+from lazycluster._waiting import Deadline
 from lazycluster.doctor.findings import Finding, failed, ok, warning
 from lazycluster.exceptions import ConnectionLostError
 from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 from lazycluster.openssh.sessions import Sessions
-from lazycluster.waiting import Deadline
 
 SESSIONS = "sessions"
 MOST = 12

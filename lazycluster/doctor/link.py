@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import attrs
 
+from lazycluster._waiting import DeadlinePassedError
 from lazycluster.doctor.findings import Finding, ok, warning
 from lazycluster.exceptions import SupervisorError
 from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.supervisor.resident import Resident
-from lazycluster.waiting import DeadlinePassedError
 
 SUPERVISOR, ROUND_TRIP = "supervisor", "round trip"
 SLOW = 0.1

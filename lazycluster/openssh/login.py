@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import attrs
 import pexpect
 
-from lazycluster.waiting import sheltered
+from lazycluster._waiting import sheltered
 
 _log = logging.getLogger(__name__)
 _POLL = 0.02  # seconds between two looks whether ssh has ended while something in the background keeps its terminal

@@ -22,6 +22,7 @@ from pathlib import Path
 import attrs
 
 from lazycluster._typing import assert_never
+from lazycluster._waiting import Deadline
 from lazycluster.exceptions import (
     AuthenticationError,
     ConnectError,
@@ -35,7 +36,6 @@ from lazycluster.openssh.destination import Destination
 from lazycluster.openssh.diagnosis import cannot_start, diagnose, relay_broke
 from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 from lazycluster.openssh.processes import Finished, run_detaching, run_to_end
-from lazycluster.waiting import Deadline
 
 _log = logging.getLogger(__name__)
 # ssh appends a dot and 16 characters while it binds the socket, and sun_path ends at 108 bytes (Linux) or 104 (macOS).

@@ -19,8 +19,8 @@ from typing import IO
 
 import attrs
 
+from lazycluster._waiting import GLANCE, Cancellation, CancelledError, Deadline, DeadlinePassedError, sheltered, start
 from lazycluster.results import Stream
-from lazycluster.waiting import GLANCE, Cancellation, CancelledError, Deadline, DeadlinePassedError, sheltered, start
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 18

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.openssh.processes import Child, Inlet
 from lazycluster.openssh.shell import Marks, Script
 from lazycluster.results import Stream
 from lazycluster.transport import Watch
-from lazycluster.waiting import CancelledError, Deadline, DeadlinePassedError
 
 _PARTING = 0.9
 """Seconds for the host to end a command that is given up, within the second that a caller may be kept waiting."""

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import attrs
 
+from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
     CommandTimeoutError,
@@ -43,7 +44,6 @@ from lazycluster.openssh.shell import Script
 from lazycluster.openssh.slots import NoSlotError, SessionSlots
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.transport import UNWATCHED, Watch
-from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 
 T = TypeVar("T")
 Work = Callable[[Session], object]

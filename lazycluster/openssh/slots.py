@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, holds
+from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, holds
 
 DEFAULT_LIMIT = 10
 """sshd's MaxSessions where nobody set it (sshd_config(5))."""

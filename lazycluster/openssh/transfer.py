@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
+from lazycluster._waiting import CancelledError, Deadline
 from lazycluster.exceptions import (
     CommandStoppedError,
     ConnectError,
@@ -54,7 +55,6 @@ from lazycluster.openssh.sessions import Sessions
 from lazycluster.openssh.shell import quote_path
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.transport import Watch
-from lazycluster.waiting import CancelledError, Deadline
 
 _log = logging.getLogger(__name__)
 # What scp, its server and any login shell all take as it is. Other paths are reached through a symbolic link.

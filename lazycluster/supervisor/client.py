@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import attrs
 
+from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, start, take
 from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented
 from lazycluster.openssh.calls import candidates, start_and_mind_python
 from lazycluster.openssh.processes import Inlet
@@ -23,7 +24,6 @@ from lazycluster.results import Collector, Stream
 from lazycluster.supervisor import frames, launch, program
 from lazycluster.supervisor.launch import Greeting
 from lazycluster.transport import Watch
-from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, start, take
 
 _log = logging.getLogger(__name__)
 _NOT_FOUND = 127

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import attrs
 
+from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
     CommandTimeoutError,
@@ -23,7 +24,6 @@ from lazycluster.supervisor import frames
 from lazycluster.supervisor.client import Ended, Job, Supervisor
 from lazycluster.supervisor.program import INPUT_ENDED, LOGIN_SHELL
 from lazycluster.transport import UNWATCHED, Watch
-from lazycluster.waiting import CancelledError, Deadline, DeadlinePassedError
 
 PARTING = 0.9
 """Seconds for the host to end a job that is given up, within the second that a caller may be kept waiting."""

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import attrs
 
+from lazycluster._waiting import DeadlinePassedError
 from lazycluster.exceptions import (
     CommandFailedError,
     LazyclusterError,
@@ -29,7 +30,6 @@ from lazycluster.supervisor.client import Hello, Job, Settings, Supervisor
 from lazycluster.supervisor.jobs import Jobs
 from lazycluster.supervisor.tree import how_ended
 from lazycluster.transport import UNWATCHED, Watch
-from lazycluster.waiting import DeadlinePassedError
 
 if TYPE_CHECKING:
     from lazycluster.supervisor.payload import Payload

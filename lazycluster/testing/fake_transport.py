@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from lazycluster._waiting import Deadline, DeadlinePassedError, take
 from lazycluster.exceptions import (
     CommandFailedError,
     CommandStoppedError,
@@ -32,7 +33,6 @@ from lazycluster.testing.fake_tunnel import FakeTunnel
 from lazycluster.testing.in_process import Answered, Event, FunctionUnderWay, NotBegun
 from lazycluster.testing.machine import Machine
 from lazycluster.transport import UNWATCHED, Watch
-from lazycluster.waiting import Deadline, DeadlinePassedError, take
 
 
 class FakeTransport:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from lazycluster._waiting import Deadline, happens
 from lazycluster.openssh.forwarding import Forwarding
-from lazycluster.waiting import Deadline, happens
 
 
 class FakeTunnel:

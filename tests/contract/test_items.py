@@ -10,10 +10,10 @@ from typing import NoReturn
 import pytest
 
 from lazycluster import CommandStoppedError, FunctionNotSerializableError, RemoteFunctionError, RemoteTraceback
+from lazycluster._waiting import Cancellation
 from lazycluster.calling import call_each
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
-from lazycluster.waiting import Cancellation
 from tests.contract.conftest import Case
 
 LONG = 60.0

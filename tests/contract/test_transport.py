@@ -21,6 +21,7 @@ from lazycluster import (
     WorkingDirectoryError,
     runtimes,
 )
+from lazycluster._waiting import Cancellation
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.placement import discard
 from lazycluster.results import Collector, Error, Stream, Value
@@ -28,7 +29,6 @@ from lazycluster.supervisor.outcome import read_outcome
 from lazycluster.supervisor.payload import dump
 from lazycluster.testing.processes import wait_until
 from lazycluster.transport import HostTransport, Watch
-from lazycluster.waiting import Cancellation
 from tests.contract.conftest import HOST, Case
 from tests.ports import free_port
 

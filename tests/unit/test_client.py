@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
+from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
 from lazycluster.openssh.session import SessionEndedError
 from lazycluster.results import Stream
@@ -19,7 +20,6 @@ from lazycluster.supervisor import frames, launch, program
 from lazycluster.supervisor.client import Ended, Hello, Job, Settings, Supervisor
 from lazycluster.supervisor.launch import Greeting
 from lazycluster.testing.processes import wait_until
-from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 
 # What is said first ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lazycluster.display import (
+from lazycluster._display import (
     Printer,
     cleaned,
     coloured,
@@ -163,7 +163,7 @@ def test_a_bar_that_nobody_asked_for_or_looks_at(monkeypatch: pytest.MonkeyPatch
 
 
 def test_rich_is_not_imported_before_something_is_printed() -> None:
-    program = "import sys, lazycluster.display; sys.exit(any(name.split('.')[0] == 'rich' for name in sys.modules))"
+    program = "import sys, lazycluster._display; sys.exit(any(name.split('.')[0] == 'rich' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -14,12 +14,12 @@ import pytest
 
 from lazycluster import RuntimeClosedError
 from lazycluster import holdings as holdings_module
+from lazycluster._waiting import Cancellation
 from lazycluster.executor import Executor
 from lazycluster.holdings import Holdings
 from lazycluster.steps import SendFile
 from lazycluster.tasks import RuntimeTask, TaskProcess
 from lazycluster.testing.processes import wait_until
-from lazycluster.waiting import Cancellation
 
 from .fake_transport import FakeHostTransport, FakeTransport
 

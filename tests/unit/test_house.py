@@ -30,10 +30,10 @@ FLOORS = {
     "lazycluster.exceptions": 0,
     "lazycluster.results": 0,
     "lazycluster.steps": 0,
-    "lazycluster.gpus": 0,
+    "lazycluster._gpus": 0,
     "lazycluster.hardware": 0,
     "lazycluster.managed": 0,
-    "lazycluster.waiting": 0,
+    "lazycluster._waiting": 0,
     "lazycluster.testing.processes": 1,
     "lazycluster.testing.relay": 1,
     "lazycluster.testing.local_sshd": 1,
@@ -86,7 +86,7 @@ FLOORS = {
     "lazycluster.openssh.connection": 6,
     "lazycluster.supervisor.client": 6,
     "lazycluster.supervisor.jobs": 6,
-    "lazycluster.display": 6,
+    "lazycluster._display": 6,
     "lazycluster.explaining": 6,
     "lazycluster.openssh.per_step": 7,
     "lazycluster.supervisor.resident": 8,
@@ -110,7 +110,12 @@ FLOORS = {
     "lazycluster.__main__": 16,
 }
 # Packages whose __init__ holds a docstring, or names from above: nobody imports from them inside of the house.
-HOLLOW = {"lazycluster", "lazycluster.openssh", "lazycluster.supervisor"}
+HOLLOW = {"lazycluster"} | {
+    f"lazycluster.{name}"
+    for name in ("openssh", "supervisor", "_model", "_remote", "_ssh", "_functions", "_files", "_transports")
+}
+    f"lazycluster.{name}" for name in ("_model", "_remote", "_ssh", "_functions", "_files", "_transports")
+}
 
 ONLY_IMPORTERS = {
     # `testing` is the one exception: it starts sshd and ssh-keygen, which are no affair of the library itself.

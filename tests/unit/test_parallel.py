@@ -10,10 +10,10 @@ from functools import partial
 import pytest
 
 from lazycluster import HostsFailedError
+from lazycluster._waiting import Cancellation
 from lazycluster.parallel import Stopping, collected, errors_of, on_all, outcome_of, values
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
-from lazycluster.waiting import Cancellation
 from tests.unit.interrupting import interrupt, threads
 
 HOSTS = [f"host-{number}" for number in range(20)]

@@ -20,12 +20,12 @@ from typing import IO, Any
 import attrs
 import pytest
 
-from lazycluster import waiting
+from lazycluster import _waiting
+from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.openssh import processes
 from lazycluster.openssh.processes import Child, Inlet, run_detaching, run_to_end
 from lazycluster.results import Stream
 from lazycluster.testing.processes import table, wait_until
-from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from tests.unit.interrupting import threads
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
@@ -459,13 +459,13 @@ def test_ctrl_c_while_a_program_starts_leaves_no_process(
         return started[0]
 
     taken_back = threading.Event()
-    abandon = waiting._Shelter.abandon
+    abandon = _waiting._Shelter.abandon
 
-    def note(shelter: waiting._Shelter[Any]) -> None:
+    def note(shelter: _waiting._Shelter[Any]) -> None:
         abandon(shelter)
         taken_back.set()
 
-    monkeypatch.setattr(waiting._Shelter, "abandon", note)
+    monkeypatch.setattr(_waiting._Shelter, "abandon", note)
     monkeypatch.setattr(subprocess, "Popen", start)
     run = run_to_end if way == "to the end" else functools.partial(run_detaching, said=tmp_path / "said")
     with pytest.raises(KeyboardInterrupt):

@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 import pytest
 
 from lazycluster import Connection, Gpu, HostInfo, Runtime
+from lazycluster._gpus import MigDevice
 from lazycluster.facts import Facts, info_rows
-from lazycluster.gpus import MigDevice
 from lazycluster.openssh.per_step import PerStep
 from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
 from lazycluster.supervisor.resident import Resident

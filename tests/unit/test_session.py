@@ -10,13 +10,13 @@ from typing import Any
 import attrs
 import pytest
 
+from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.openssh import session as session_module
 from lazycluster.openssh.session import Session, SessionEndedError
 from lazycluster.openssh.shell import Script
 from lazycluster.results import Collector, Stream
 from lazycluster.testing.processes import descendants, table, wait_until
 from lazycluster.transport import Watch
-from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 
 
 @attrs.define

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from lazycluster._waiting import Deadline
 from lazycluster.openssh.processes import Child
 from lazycluster.openssh.shell import (
     BOOTSTRAP,
@@ -33,7 +34,6 @@ from lazycluster.openssh.shell import (
 )
 from lazycluster.results import Stream
 from lazycluster.testing.processes import end, table, wait_until
-from lazycluster.waiting import Deadline
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 

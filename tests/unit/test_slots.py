@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.openssh.slots import DEFAULT_LIMIT, SessionSlots
 from lazycluster.testing.processes import wait_until
-from lazycluster.waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 
 NEVER = Deadline(None)
 

@@ -23,10 +23,10 @@ from lazycluster import (
     Runtime,
     calling,
 )
+from lazycluster._waiting import Cancellation
 from lazycluster.results import Error, Value
 from lazycluster.spreading import Spread
 from lazycluster.testing.processes import wait_until
-from lazycluster.waiting import Cancellation
 from tests.unit.interrupting import interrupt, threads
 
 Outcomes = list[Value[Any] | Error]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import (
     CommandFailedError,
     ConnectionLostError,
@@ -23,7 +24,6 @@ from lazycluster.executor import Executor
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile
 from lazycluster.tasks import RuntimeTask, TaskProcess
 from lazycluster.testing.processes import wait_until
-from lazycluster.waiting import Cancellation
 
 from .fake_transport import FakeTransport, Reaction, prints
 

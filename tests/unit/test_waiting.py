@@ -14,10 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.openssh.processes import Child, run_detaching
-from lazycluster.parallel import on_all
-from lazycluster.testing.processes import wait_until
-from lazycluster.waiting import (
+from lazycluster._waiting import (
     NEVER,
     Cancellation,
     Deadline,
@@ -28,6 +25,9 @@ from lazycluster.waiting import (
     start,
     take,
 )
+from lazycluster.openssh.processes import Child, run_detaching
+from lazycluster.parallel import on_all
+from lazycluster.testing.processes import wait_until
 from tests.unit.interrupting import interrupt, threads
 
 
@@ -149,7 +149,7 @@ def later(work: Callable[[], object], seconds: float) -> threading.Timer:
 @pytest.mark.parametrize("seconds", [None, 60])
 def test_what_comes_later_than_a_glance_is_seen(seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     deadline = Deadline(seconds)
-    monkeypatch.setattr("lazycluster.waiting.GLANCE", 0.05)
+    monkeypatch.setattr("lazycluster._waiting.GLANCE", 0.05)
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
     event, changed = threading.Event(), threading.Condition()
 
@@ -174,7 +174,7 @@ def test_what_comes_later_than_a_glance_is_seen(seconds: float | None, monkeypat
 
 
 def test_what_does_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycluster.waiting.GLANCE", 0.02)
+    monkeypatch.setattr("lazycluster._waiting.GLANCE", 0.02)
     begun, changed = time.monotonic(), threading.Condition()
     with pytest.raises(DeadlinePassedError):
         take(queue.SimpleQueue[int](), Deadline(0.1))
