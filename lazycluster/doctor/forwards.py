@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
+from lazycluster._remote.ports import free_port
 from lazycluster.doctor.findings import Finding, failed, ok
 from lazycluster.exceptions import ForwardingRefusedError, PortInUseError
 from lazycluster.openssh.calls import start_python
 from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.per_step import PerStep
-from lazycluster.openssh.ports import free_port
 from lazycluster.transport import Stoppable
 
 FROM_HOST, TO_HOST = "ports from the host", "ports to the host"

@@ -9,12 +9,12 @@ from pathlib import PurePosixPath
 
 import attrs
 
+from lazycluster._remote.spawn import BOURNE
 from lazycluster.doctor.findings import Finding, failed, ok, quoted, warning
 from lazycluster.exceptions import CommandTimeoutError, LazyclusterError, LoginShellError
 from lazycluster.openssh.session import Session
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.results import Collector, Stream
-from lazycluster.supervisor.spawning import BOURNE
 
 LOGIN_SHELL = "login shell"
 SLOW = 0.2

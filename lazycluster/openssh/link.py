@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from lazycluster._remote.ports import is_free
 from lazycluster.exceptions import ConnectError, ForwardingRefusedError, PortInUseError, TunnelError
 from lazycluster.openssh.destination import Destination
 from lazycluster.openssh.diagnosis import ForwardFailure, forwarding_refused
@@ -19,7 +20,6 @@ from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.keeper import Keeper
 from lazycluster.openssh.master import Master
 from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
-from lazycluster.openssh.ports import is_free
 
 _CHECK_EVERY = 5.0
 _ANSWER_TIMEOUT = 5.0

@@ -28,7 +28,7 @@ def _start(call):
 {request}'''))
     request.seek(0)
     call.work(os.dup(request.fileno()), answer, call.DONE)
-_start(call)
+_start(call_program)
 """
 
 
@@ -44,4 +44,4 @@ def file_by_hand(payload: Payload) -> str:
         cloudpickle=base64.encodebytes(cloudpickle_source()).decode("ascii"),
         request=base64.encodebytes(payload.request()).decode("ascii"),
     )
-    return f"{_HEAD.format(function=name, major=major, minor=minor)}{LOADER}{modules_text(('call',))}{start}"
+    return f"{_HEAD.format(function=name, major=major, minor=minor)}{LOADER}{modules_text(('call_program',))}{start}"

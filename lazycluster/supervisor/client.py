@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import attrs
 
+from lazycluster._remote import protocol, supervisor
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, start, take
 from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented
 from lazycluster.openssh.calls import candidates, start_and_mind_python
@@ -21,7 +22,7 @@ from lazycluster.openssh.session import Session, SessionEndedError
 from lazycluster.openssh.sessions import Sessions
 from lazycluster.openssh.shell import JOB_VARIABLE
 from lazycluster.results import Collector, Stream
-from lazycluster.supervisor import frames, launch, program
+from lazycluster.supervisor import launch
 from lazycluster.supervisor.launch import Greeting
 from lazycluster.transport import Watch
 
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 _NOT_FOUND = 127
 _QUOTED = 2000
 """Bytes that are quoted of what start-up files print."""
-_STREAMS = {frames.OUTPUT: Stream.STDOUT, frames.ERRORS: Stream.STDERR}
+_STREAMS = {protocol.OUTPUT: Stream.STDOUT, protocol.ERRORS: Stream.STDERR}
 
 Event: TypeAlias = "tuple[int, bytes] | Exception"
 Environment: TypeAlias = Mapping[str, str]
@@ -67,9 +68,9 @@ class Hello:
         Raises:
             FrameError: It is none.
         """
-        version, *fields = frames.unpack(body) or [b""]
-        if version != frames.number(frames.PROTOCOL) or len(fields) != 7:
-            raise frames.FrameError(f"a greeting of protocol {version!r}", body)
+        version, *fields = protocol.unpack(body) or [b""]
+        if version != protocol.number(protocol.PROTOCOL) or len(fields) != 7:
+            raise protocol.FrameError(f"a greeting of protocol {version!r}", body)
         implementation, release, executable, failure, pid, working_dir, facts = fields
         texts = [field.decode("utf-8", "surrogateescape") for field in (release, executable, implementation)]
         return cls(
@@ -112,7 +113,7 @@ class Job:
         self.title = title
         self.name = name
         self._supervisor = supervisor
-        self._window = frames.WINDOW
+        self._window = protocol.WINDOW
         self._taken = 0
         self._reading: bytearray | None = None
         self._input_ended = False
@@ -138,40 +139,40 @@ class Job:
         return True
 
     def _wake(self) -> None:
-        self.events.put((frames.PULSE, b""))
+        self.events.put((protocol.PULSE, b""))
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Exception):
             raise event
         kind, body = event
         match kind:
-            case frames.OUTPUT | frames.ERRORS | frames.OUTCOME:
+            case protocol.OUTPUT | protocol.ERRORS | protocol.OUTCOME:
                 self._take_in(kind, body)
-            case frames.STARTED:
+            case protocol.STARTED:
                 self.started = True
-            case frames.GRANT_INPUT:
+            case protocol.GRANT_INPUT:
                 self._window += int(body)
-            case frames.ENDED:
-                how, what = frames.unpack(body)
+            case protocol.ENDED:
+                how, what = protocol.unpack(body)
                 self.ended = Ended(how.decode("ascii"), what.decode(errors="replace"))
             case _:
                 pass
 
     def _take_in(self, kind: int, body: bytes) -> None:
         self.started = True
-        if kind == frames.OUTCOME:
+        if kind == protocol.OUTCOME:
             self.on_outcome(body)
-        elif kind == frames.OUTPUT and self._reading is not None:
+        elif kind == protocol.OUTPUT and self._reading is not None:
             self._reading += body
         else:
             self.on_output(_STREAMS[kind], body)
         self._taken += len(body)
-        if self._taken >= frames.GRANTED:
-            self._send(frames.GRANT, frames.number(self._taken))
+        if self._taken >= protocol.GRANTED:
+            self._send(protocol.GRANT, protocol.number(self._taken))
             self._taken = 0
 
     def _send(self, kind: int, body: bytes = b"") -> None:
-        self._supervisor.send(frames.frame(kind, self.name, body))
+        self._supervisor.send(protocol.frame(kind, self.name, body))
 
     def feed(self, data: bytes) -> None:
         """Send to the standard input of the job, as it takes it.
@@ -185,9 +186,9 @@ class Job:
                 raise DeadlinePassedError
             if not self.pump(lambda: self._window > 0) or self.ended is not None:
                 raise SessionEndedError
-            piece = view[: min(frames.PIECE, self._window)]
+            piece = view[: min(protocol.PIECE, self._window)]
             self._window -= len(piece)
-            self._send(frames.INPUT, bytes(piece))
+            self._send(protocol.INPUT, bytes(piece))
             view = view[len(piece) :]
 
     def _kept(self) -> bytearray:
@@ -227,7 +228,7 @@ class Job:
         """End the standard input of the job."""
         if not self._input_ended:
             self._input_ended = True
-            self._send(frames.INPUT_END)
+            self._send(protocol.INPUT_END)
 
     def finish(self) -> None:
         """Wait until the job has ended and its output is complete.
@@ -240,13 +241,13 @@ class Job:
 
     def give_up(self, *, patience: float) -> None:
         """End the job on the host with its children, and wait for that, so many seconds at most."""
-        self._send(frames.STOP)
+        self._send(protocol.STOP)
         self.deadline = Deadline(patience)
         self.cancellation = None
         with contextlib.suppress(DeadlinePassedError, ConnectionLostError):
             self.finish()
         if self.ended is None:
-            self._send(frames.FORSAKE)
+            self._send(protocol.FORSAKE)
             self._supervisor.forget(self.name)
 
 
@@ -351,11 +352,11 @@ class Supervisor:
             DeadlinePassedError: No answer came in time.
         """
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._begin(frames.ASK, next(self._numbers), what, events, (what.encode("ascii"), *arguments))
+        self._begin(protocol.ASK, next(self._numbers), what, events, (what.encode("ascii"), *arguments))
         event = take(events, Deadline(timeout))
         if isinstance(event, Exception):
             raise event
-        state, *answer = frames.unpack(event[1])
+        state, *answer = protocol.unpack(event[1])
         if state != b"ok":
             raise OSError(answer[0].decode(errors="replace"))
         return answer
@@ -366,13 +367,13 @@ class Supervisor:
             with self._lock:
                 if what not in self._prepared:
                     # Sent under the lock: no other thread may take it for done before.
-                    self.send(frames.frame(frames.PREPARE, 0, frames.pack(text(), data())))
+                    self.send(protocol.frame(protocol.PREPARE, 0, protocol.pack(text(), data())))
                     self._prepared.add(what)
 
     def _begin(
         self, kind: int, name: int, title: str, events: queue.SimpleQueue[Event], fields: tuple[bytes, ...]
     ) -> None:
-        message = frames.frame(kind, name, frames.pack(*fields))
+        message = protocol.frame(kind, name, protocol.pack(*fields))
         with self._lock:
             if self._failure is None:
                 self._jobs[name] = events
@@ -451,7 +452,7 @@ class Supervisor:
         self._noise.clear()
         self._session = session
         session.feed(sent.text)
-        mark, asks = (f"{words} {self._token}".encode() for words in (program.MARK, launch.ASKS))
+        mark, asks = (f"{words} {self._token}".encode() for words in (supervisor.MARK, launch.ASKS))
         while (line := session.read_until(b"\n")) is not None and not line.endswith(mark):
             if line.endswith(asks):
                 session.feed(sent.source)
@@ -468,12 +469,12 @@ class Supervisor:
             session.abandon()
 
     def _read(self, session: Session) -> None:
-        decoder = frames.Decoder()
+        decoder = protocol.Decoder()
         for data in session.stream():
             try:
                 for kind, name, body in decoder.feed(data):
                     self._dispatch(kind, name, body)
-            except frames.FrameError as error:
+            except protocol.FrameError as error:
                 self._reported = session.reported(error.rest)
                 if self._reported is None:
                     raise SupervisorError(self._sessions.host, str(error), self._said()) from error
@@ -484,12 +485,12 @@ class Supervisor:
                 return
 
     def _dispatch(self, kind: int, name: int, body: bytes) -> None:
-        if kind == frames.GREETING:
+        if kind == protocol.GREETING:
             self._hello = Hello.parse(body)
             self._ready.set()
-        elif kind == frames.FAREWELL:
-            self._farewell = [path.decode(errors="replace") for path in frames.unpack(body)]
-        elif kind in {frames.ENDED, frames.ANSWER}:
+        elif kind == protocol.FAREWELL:
+            self._farewell = [path.decode(errors="replace") for path in protocol.unpack(body)]
+        elif kind in {protocol.ENDED, protocol.ANSWER}:
             with self._lock:
                 events = self._jobs.pop(name, None)
                 self._titles.pop(name, None)

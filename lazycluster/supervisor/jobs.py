@@ -9,6 +9,8 @@ from typing import Protocol
 
 import attrs
 
+from lazycluster._remote import protocol
+from lazycluster._remote.supervisor import INPUT_ENDED, LOGIN_SHELL
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -20,9 +22,7 @@ from lazycluster.exceptions import (
 from lazycluster.openssh.session import SessionEndedError
 from lazycluster.openssh.shell import Script
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.supervisor import frames
 from lazycluster.supervisor.client import Ended, Job, Supervisor
-from lazycluster.supervisor.program import INPUT_ENDED, LOGIN_SHELL
 from lazycluster.transport import UNWATCHED, Watch
 
 PARTING = 0.9
@@ -100,7 +100,7 @@ class Jobs:
         name = command if title is None else title
         flags = LOGIN_SHELL if login_shell else 0
         job, rest = self.start(
-            frames.RUN, name, command, cwd=cwd, env=self.on.environment(env), data=stdin, flags=flags
+            protocol.RUN, name, command, cwd=cwd, env=self.on.environment(env), data=stdin, flags=flags
         )
         ended = self.carry(job, _feeding(rest), timeout=timeout, watch=watch, collector=collector)
         return collector.result(command, self.exit_code(ended, name, cwd), time.monotonic() - begun)
@@ -117,7 +117,7 @@ class Jobs:
         """Run a script and return its exit status; `work` feeds and reads it; see `Sessions.perform()`."""
         flags = (LOGIN_SHELL if script.login_shell else 0) | (0 if script.raw_stdin else INPUT_ENDED)
         job, _ = self.start(
-            frames.RUN, script.title, script.command, cwd=script.cwd, env=script.env, data=None, flags=flags
+            protocol.RUN, script.title, script.command, cwd=script.cwd, env=script.env, data=None, flags=flags
         )
         ended = self.carry(job, work, timeout=timeout, watch=watch, collector=collector)
         return self.exit_code(ended, script.title, script.cwd)
@@ -139,13 +139,13 @@ class Jobs:
         `before` prepares the supervisor that is used. It is tried again where the supervisor turns out to be gone, and
         nothing was started.
         """
-        first, rest = (b"", b"") if data is None else (data[: frames.PIECE], data[frames.PIECE :])
+        first, rest = (b"", b"") if data is None else (data[: protocol.PIECE], data[protocol.PIECE :])
         if data is not None and not rest:
             flags |= INPUT_ENDED
         directory = b"" if cwd is None else os.fsencode(cwd)
         variables = [os.fsencode(word) for pair in env.items() for word in pair]
         fields = (
-            frames.number(flags),
+            protocol.number(flags),
             directory,
             b"%r" % self.on.grace,
             text.encode("utf-8", "surrogateescape"),

@@ -13,9 +13,10 @@ import zlib
 
 import attrs
 
+from lazycluster._remote import call_program
+from lazycluster._remote.ports import is_free
 from lazycluster.exceptions import PythonVersionMismatchError
-from lazycluster.openssh.ports import is_free
-from lazycluster.supervisor import bytecode, call
+from lazycluster.supervisor import bytecode
 
 _BOOTSTRAP = (
     "import sys;sys.path[:]=[p for p in sys.path if p];import gc,os,zlib;g=gc.isenabled();gc.disable();"
@@ -29,8 +30,8 @@ before the function runs. Garbage is collected again, if it was, once the progra
 is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
 """
 
-_SUPERVISOR = ("frames", "tree", "spawning", "directories", "outbox", "job", "workers", "program")
-_PACKAGE = "lazycluster.supervisor"
+_SUPERVISOR = ("protocol", "process_tree", "spawn", "temp_dirs", "send_queue", "child", "workers", "supervisor")
+_PACKAGE = "lazycluster._remote"
 LOADER = f"""\
 import sys
 def _load(name, code):
@@ -94,14 +95,14 @@ def program(token: str, grace: float = 5.0) -> Program:
     """
     if not (token.isascii() and token.isalnum()):
         raise ValueError(f"token {token!r} is not letters and digits")
-    start = f"call.main({token!r}, watch.fork, lambda worker: watch.watch(worker, {grace!r}))\n"
-    return _program(f"{LOADER}{_FROM_SOURCE}{start}", _sources(("tree", "watch", "call")))
+    start = f"call_program.main({token!r}, watchdog.fork, lambda worker: watchdog.watch(worker, {grace!r}))\n"
+    return _program(f"{LOADER}{_FROM_SOURCE}{start}", _sources(("process_tree", "watchdog", "call_program")))
 
 
 def supervisor(token: str, mark: str, grace: float, working_dir: str | None, probe: str) -> Program:
-    """Return the program of a supervisor; see `program.main()`."""
+    """Return the program of a supervisor; see `lazycluster._remote.supervisor.main()`."""
     directory = None if working_dir is None else os.fsencode(working_dir)
-    start = f"sys.exit(program.main({token!r}, {mark!r}, {grace!r}, {directory!r}, {probe!r}))\n"
+    start = f"sys.exit(supervisor.main({token!r}, {mark!r}, {grace!r}, {directory!r}, {probe!r}))\n"
     source = _sources(_SUPERVISOR)
     chosen = _FROM_BYTECODE.format(
         implementation=sys.implementation.name,
@@ -136,12 +137,12 @@ def calls_preparation() -> bytes:
     install = (
         "def install(functions, data):\n"
         "    late_site.catch_up()\n"
-        "    call.install(data)\n"
-        "    functions.work = call.work\n"
-        "    functions.done_record = call.done_record\n"
-        "    functions.warm_up = call.warm_up\n"
+        "    call_program.install(data)\n"
+        "    functions.work = call_program.work\n"
+        "    functions.done_record = call_program.done_record\n"
+        "    functions.warm_up = call_program.warm_up\n"
     )
-    return zlib.compress(f"{LOADER}{modules_text(('late_site', 'call'))}{install}".encode())
+    return zlib.compress(f"{LOADER}{modules_text(('late_site', 'call_program'))}{install}".encode())
 
 
 @functools.cache
@@ -163,7 +164,7 @@ def _source(module: str) -> str:
 
 def parse_greeting(line: bytes, token: str) -> Greeting | None:
     """Parse a line of the host's standard output; None where it is not the greeting of the program with that token."""
-    _, mark, rest = line.partition(f"{call.GREETING} {token} ".encode())
+    _, mark, rest = line.partition(f"{call_program.GREETING} {token} ".encode())
     words = rest.decode("ascii", "replace").rstrip("\r\n").split(" ", 2)
     if not mark or len(words) != 3:
         return None

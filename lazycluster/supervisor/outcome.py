@@ -9,9 +9,9 @@ from typing import IO, Any
 
 import attrs
 
+from lazycluster._remote import call_program
 from lazycluster.exceptions import RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Error, Value
-from lazycluster.supervisor import call
 
 SENT_CLASSES: weakref.WeakSet[type] = weakref.WeakSet()
 """The classes that went to a host by value, and must not be changed by what comes back."""
@@ -25,14 +25,14 @@ def read_outcome(file: IO[bytes], host: str, function: str) -> Value[object] | E
     answer = _answer(file, host, function)
     if isinstance(answer, Error):
         return answer
-    return _value(file, host, function) if answer.kind == call.VALUE else _error(file, answer, host, function)
+    return _value(file, host, function) if answer.kind == call_program.VALUE else _error(file, answer, host, function)
 
 
 def read_error(file: IO[bytes], host: str, function: str) -> Exception | None:
     """Return the exception in the answer of a host, None where the function returned; its value is not unpickled."""
     answer = _answer(file, host, function)
     if not isinstance(answer, Error):
-        if answer.kind == call.VALUE:
+        if answer.kind == call_program.VALUE:
             return None
         answer = _error(file, answer, host, function)
     return answer.error if isinstance(answer.error, Exception) else None
@@ -43,12 +43,12 @@ def _answer(file: IO[bytes], host: str, function: str) -> _Record | Error:
     file.seek(0, os.SEEK_END)
     size = file.tell()
     ended = _record(file, size)
-    if ended is None or ended.kind != call.ENDED:
+    if ended is None or ended.kind != call_program.ENDED:
         return _failed(host, function, f"the host's answer is incomplete ({size} bytes came): the connection broke")
     answer = _record(file, ended.start)
-    if answer is not None and answer.kind == call.ENDED:  # its process said so itself, before it died
+    if answer is not None and answer.kind == call_program.ENDED:  # its process said so itself, before it died
         answer = _record(file, answer.start)
-    if answer is None or (answer.kind == call.VALUE and answer.start != 0):
+    if answer is None or (answer.kind == call_program.VALUE and answer.start != 0):
         file.seek(ended.start)
         return _failed(host, function, f"its process {file.read(ended.length).decode(errors='replace')}")
     file.seek(answer.start)
@@ -71,12 +71,12 @@ class _Record:
 
 def _record(file: IO[bytes], end: int) -> _Record | None:
     """Find the record of the answer that ends at a position."""
-    stop = end - call.TRAILER.size
+    stop = end - call_program.TRAILER.size
     if stop < 0:
         return None
     file.seek(stop)
-    magic, kind, length = call.TRAILER.unpack(file.read(call.TRAILER.size))
-    return _Record(kind, stop - length, length) if magic == call.MAGIC and length <= stop else None
+    magic, kind, length = call_program.TRAILER.unpack(file.read(call_program.TRAILER.size))
+    return _Record(kind, stop - length, length) if magic == call_program.MAGIC and length <= stop else None
 
 
 def _value(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
@@ -87,13 +87,13 @@ def _value(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
 
 
 def _error(file: IO[bytes], answer: _Record, host: str, function: str) -> Error:
-    lengths = call.TEXTS.unpack(file.read(call.TEXTS.size))
+    lengths = call_program.TEXTS.unpack(file.read(call_program.TEXTS.size))
     reason, text = (file.read(length).decode(errors="backslashreplace") for length in lengths)
-    if answer.length == call.TEXTS.size + sum(lengths):
+    if answer.length == call_program.TEXTS.size + sum(lengths):
         return Error(RemoteFunctionError(host, function, reason, text))
     try:
         form = _Unpickler(file).load()
-        error = call.rebuild(*form) if isinstance(form, tuple) else form
+        error = call_program.rebuild(*form) if isinstance(form, tuple) else form
     except Exception as problem:  # noqa: BLE001 - as above
         failure = RemoteFunctionError(host, function, reason, text)
         failure.__cause__ = problem

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import attrs
 import cloudpickle
 
+from lazycluster._remote import call_program
 from lazycluster.exceptions import FunctionNotSerializableError
 from lazycluster.steps import function_name
-from lazycluster.supervisor import call
 from lazycluster.supervisor.modules import Survey, is_module, travels
 from lazycluster.supervisor.outcome import SENT_CLASSES
 
@@ -42,7 +42,7 @@ class Payload:
     def request(self, cloudpickle: bytes = b"") -> bytes:
         """Return the request that `call` reads, with the sources of cloudpickle where the host has not got them."""
         parts = (cloudpickle, self.modules, self.texts, self.pickles)
-        return b"".join((call.REQUEST.pack(*map(len, parts)), *parts))
+        return b"".join((call_program.REQUEST.pack(*map(len, parts)), *parts))
 
     @property
     def data(self) -> bytes:

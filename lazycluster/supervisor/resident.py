@@ -11,6 +11,8 @@ from typing import IO, TYPE_CHECKING
 
 import attrs
 
+from lazycluster._remote import call_program, protocol
+from lazycluster._remote.process_tree import how_ended
 from lazycluster._waiting import DeadlinePassedError
 from lazycluster.exceptions import (
     CommandFailedError,
@@ -25,10 +27,9 @@ from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.destination import check_command, check_environment, check_timeout
 from lazycluster.openssh.per_step import SET_UP_TIMEOUT, ConnectedHost
 from lazycluster.results import Collector, CommandResult
-from lazycluster.supervisor import call, frames, launch
+from lazycluster.supervisor import launch
 from lazycluster.supervisor.client import Hello, Job, Settings, Supervisor
 from lazycluster.supervisor.jobs import Jobs
-from lazycluster.supervisor.tree import how_ended
 from lazycluster.transport import UNWATCHED, Watch
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class Resident(ConnectedHost):
         outcome.truncate()
         title = f"python: {payload.function}"
         job, rest = self.jobs.start(
-            frames.CALL,
+            protocol.CALL,
             title,
             payload.function,
             cwd=cwd,
@@ -195,7 +196,7 @@ class Resident(ConnectedHost):
         self.jobs.exit_code(ended, title, cwd)
         if ended.how != "done":  # its process died, or so it seems
             words = how_ended(int(ended.what)).encode()
-            outcome.write(words + call.TRAILER.pack(call.MAGIC, call.ENDED, len(words)))
+            outcome.write(words + call_program.TRAILER.pack(call_program.MAGIC, call_program.ENDED, len(words)))
 
     def _prepare_calls(self, supervisor: Supervisor) -> None:
         from lazycluster.supervisor.payload import cloudpickle_source  # noqa: PLC0415 - for whoever calls functions
@@ -239,7 +240,7 @@ class Resident(ConnectedHost):
     def free_ports(self, ports: Sequence[int]) -> list[int]:
         """Return those of the ports that a server could listen on."""
         self.supervisor().prepare("ports", launch.ports_preparation)
-        return [int(port) for port in self._ask("ports", *map(frames.number, ports))]
+        return [int(port) for port in self._ask("ports", *map(protocol.number, ports))]
 
     def clean_up(self) -> None:
         """Have the supervisor end everything and go; where it is gone already, end what is marked as ours."""

@@ -19,7 +19,7 @@ from typing import Any, TextIO, TypeAlias, cast
 
 import attrs
 
-from lazycluster.supervisor.call import DONE, InMemory, answer
+from lazycluster._remote.call_program import DONE, InMemory, answer
 from lazycluster.supervisor.outcome import _Unpickler
 from lazycluster.supervisor.payload import Payload
 

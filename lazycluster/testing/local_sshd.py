@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 import attrs
 
+from lazycluster._remote.ports import free_port
 from lazycluster.exceptions import LazyclusterError
-from lazycluster.openssh.ports import free_port
 from lazycluster.testing.processes import Guarded, children, end, run, wait_until
 
 if TYPE_CHECKING:

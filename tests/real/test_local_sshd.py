@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster.openssh.ports import free_port
+from lazycluster._remote.ports import free_port
 from lazycluster.testing import LocalSshd, LocalSshdError, Relay, SshdNotFoundError, local_sshd, processes, write_config
 
 if TYPE_CHECKING:

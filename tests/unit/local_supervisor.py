@@ -16,9 +16,10 @@ from typing import IO, Any
 
 import attrs
 
+from lazycluster._remote import protocol, supervisor
 from lazycluster.openssh.shell import JOB_VARIABLE
 from lazycluster.results import Error, Value
-from lazycluster.supervisor import frames, launch, outcome, payload, program
+from lazycluster.supervisor import launch, outcome, payload
 from lazycluster.supervisor.client import Hello
 from lazycluster.testing.processes import wait_until
 
@@ -33,62 +34,62 @@ class RemoteJob:
     name: int
     grants: bool = True
     streams: list[tuple[int, bytes]] = attrs.field(factory=list, repr=False)
-    window: int = frames.WINDOW
+    window: int = protocol.WINDOW
     pid: int | None = None
     ended: tuple[str, str] | None = None
     size: int = 0
     forsaken: bool = False
 
-    def output(self, kind: int = frames.OUTPUT) -> bytes:
+    def output(self, kind: int = protocol.OUTPUT) -> bytes:
         """Return what has come of a stream."""
         return b"".join(data for each, data in self.streams if each == kind)
 
     @property
     def errors(self) -> bytes:
         """Return what has come of standard error."""
-        return self.output(frames.ERRORS)
+        return self.output(protocol.ERRORS)
 
     def take(self, kind: int, body: bytes) -> None:
         """Take note of a frame."""
-        assert not self.forsaken, frames.NAMES[kind]
-        if kind in {frames.OUTPUT, frames.ERRORS, frames.OUTCOME}:
+        assert not self.forsaken, protocol.NAMES[kind]
+        if kind in {protocol.OUTPUT, protocol.ERRORS, protocol.OUTCOME}:
             assert self.ended is None, "output after the end"
             self.streams.append((kind, body))
             self.size += len(body)
             if self.grants:
                 self.grant(len(body))
-        elif kind == frames.STARTED:
+        elif kind == protocol.STARTED:
             self.pid = int(body)
-        elif kind == frames.GRANT_INPUT:
+        elif kind == protocol.GRANT_INPUT:
             self.window += int(body)
-        elif kind == frames.ENDED:
+        elif kind == protocol.ENDED:
             assert self.ended is None, "ended twice"
-            how, what = frames.unpack(body)
+            how, what = protocol.unpack(body)
             self.ended = how.decode(), what.decode()
         else:
-            raise AssertionError(frames.NAMES[kind])
+            raise AssertionError(protocol.NAMES[kind])
 
     def grant(self, size: int) -> None:
         """Give leave for more output."""
-        self.host.send(frames.GRANT, self.name, frames.number(size))
+        self.host.send(protocol.GRANT, self.name, protocol.number(size))
 
     def feed(self, data: bytes, *, end: bool = True) -> None:
         """Send to its standard input, as far as there is leave."""
-        for at in range(0, len(data), frames.PIECE):
-            piece = data[at : at + frames.PIECE]
+        for at in range(0, len(data), protocol.PIECE):
+            piece = data[at : at + protocol.PIECE]
             self.window -= len(piece)
             self.host.pump(lambda: self.window >= 0, "leave for more input")
-            self.host.send(frames.INPUT, self.name, piece)
+            self.host.send(protocol.INPUT, self.name, piece)
         if end:
-            self.host.send(frames.INPUT_END, self.name)
+            self.host.send(protocol.INPUT_END, self.name)
 
     def stop(self) -> None:
         """Have it ended."""
-        self.host.send(frames.STOP, self.name)
+        self.host.send(protocol.STOP, self.name)
 
     def forsake(self) -> None:
         """Wait for it no longer; nothing may come of it from here on, as far as it was not on its way."""
-        self.host.send(frames.FORSAKE, self.name)
+        self.host.send(protocol.FORSAKE, self.name)
         self.host.settle()
         self.forsaken = True
 
@@ -123,7 +124,7 @@ class RemoteJob:
     def outcome(self) -> Value[object] | Error:
         """Return the outcome of a function."""
         with tempfile.TemporaryFile() as file:
-            file.write(self.output(frames.OUTCOME))
+            file.write(self.output(protocol.OUTCOME))
             return outcome.read_outcome(file, "h", "f")
 
 
@@ -142,7 +143,7 @@ class LocalSupervisor:
     pulses: int = 0
     asked_for_source: bool = False
     at_end: bool = False
-    _decoder: frames.Decoder = attrs.field(factory=frames.Decoder)
+    _decoder: protocol.Decoder = attrs.field(factory=protocol.Decoder)
     _line: bytes | None = b""
     _numbers: Iterator[int] = attrs.field(factory=lambda: iter(range(1, 1_000_000)))
 
@@ -150,7 +151,7 @@ class LocalSupervisor:
 
     def send(self, kind: int, job: int = 0, body: bytes = b"") -> None:
         """Send a frame."""
-        self.write(frames.frame(kind, job, body))
+        self.write(protocol.frame(kind, job, body))
 
     def write(self, data: bytes) -> None:
         """Send bytes; what the supervisor no longer reads is lost."""
@@ -170,16 +171,16 @@ class LocalSupervisor:
         grants: bool = True,
     ) -> RemoteJob:
         """Start a command; None: its standard input is sent later."""
-        flags = (program.LOGIN_SHELL if login_shell else 0) | (program.INPUT_ENDED if stdin is not None else 0)
-        return self._begin(frames.RUN, command, flags, stdin or b"", cwd, env, grace, grants)
+        flags = (supervisor.LOGIN_SHELL if login_shell else 0) | (supervisor.INPUT_ENDED if stdin is not None else 0)
+        return self._begin(protocol.RUN, command, flags, stdin or b"", cwd, env, grace, grants)
 
     def call(
         self, function: Callable[..., object], *args: object, cwd: str | Path = "", grace: float = PATIENCE, **env: str
     ) -> RemoteJob:
         """Start a function."""
         request = payload.dump(function, *args).request()
-        first, rest = request[: frames.PIECE], request[frames.PIECE :]
-        job = self._begin(frames.CALL, "f", 0 if rest else program.INPUT_ENDED, first, cwd, env, grace, True)
+        first, rest = request[: protocol.PIECE], request[protocol.PIECE :]
+        job = self._begin(protocol.CALL, "f", 0 if rest else supervisor.INPUT_ENDED, first, cwd, env, grace, True)
         if rest:
             job.feed(rest)
         return job
@@ -198,18 +199,18 @@ class LocalSupervisor:
         name = next(self._numbers)
         job = self.jobs[name] = RemoteJob(self, name, grants)
         variables = [os.fsencode(word) for pair in (env or {}).items() for word in pair]
-        fields = (frames.number(flags), os.fsencode(cwd), b"%r" % grace, os.fsencode(text), data, *variables)
-        self.send(kind, name, frames.pack(*fields))
+        fields = (protocol.number(flags), os.fsencode(cwd), b"%r" % grace, os.fsencode(text), data, *variables)
+        self.send(kind, name, protocol.pack(*fields))
         return job
 
     def prepare_calls(self) -> None:
         """Have it load what functions need."""
-        self.send(frames.PREPARE, 0, frames.pack(launch.calls_preparation(), payload.cloudpickle_source()))
+        self.send(protocol.PREPARE, 0, protocol.pack(launch.calls_preparation(), payload.cloudpickle_source()))
 
     def ask(self, what: str, *arguments: bytes) -> list[bytes]:
         """Ask, and return the answer: `ok` or `failed`, and more."""
         name = next(self._numbers)
-        self.send(frames.ASK, name, frames.pack(what.encode(), *arguments))
+        self.send(protocol.ASK, name, protocol.pack(what.encode(), *arguments))
         self.pump(lambda: name in self.answers, f"an answer to {what}")
         return self.answers[name]
 
@@ -240,21 +241,21 @@ class LocalSupervisor:
                 self.write(self.source)
                 line, newline, data = data.partition(b"\n")
             self._line = None if newline else line
-            assert not newline or line.decode() == f"{program.MARK} {self.token}"
+            assert not newline or line.decode() == f"{supervisor.MARK} {self.token}"
         for kind, name, body in self._decoder.feed(data):
             self._take(kind, name, body)
 
     def _take(self, kind: int, name: int, body: bytes) -> None:
         assert self.farewell is None, "more after the farewell"
-        if kind == frames.GREETING:
+        if kind == protocol.GREETING:
             assert self.hello is None
             self.hello = Hello.parse(body)
-        elif kind == frames.FAREWELL:
-            self.farewell = [os.fsdecode(path) for path in frames.unpack(body)]
-        elif kind == frames.PULSE:
+        elif kind == protocol.FAREWELL:
+            self.farewell = [os.fsdecode(path) for path in protocol.unpack(body)]
+        elif kind == protocol.PULSE:
             self.pulses += 1
-        elif kind == frames.ANSWER:
-            self.answers[name] = frames.unpack(body)
+        elif kind == protocol.ANSWER:
+            self.answers[name] = protocol.unpack(body)
         else:
             self.jobs[name].take(kind, body)
 
@@ -359,8 +360,10 @@ def local_supervisor(
     sent = launch.supervisor(token, mark, grace, working_dir, probe)
     environment = {**(os.environ if env is None else env), **(measured() if python is None else {})}
     imported = "import os\ndel os.environ['COVERAGE_PROCESS_CONFIG']\n"
-    imported += f"from lazycluster.supervisor import frames, job, outbox, program, spawning, tree, workers\n{tweaks}\n"
-    imported += f"program.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"
+    modules = "child, process_tree, protocol, send_queue, spawn, supervisor, workers"
+    imported += f"from lazycluster._remote import {modules}\n"
+    imported += f"{tweaks}\n"
+    imported += f"supervisor.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"
     argv = [sys.executable, "-c", imported] if python is None else [str(python), "-S", "-c", sent.bootstrap]
     pipe = subprocess.PIPE
     with tempfile.TemporaryFile() as said:

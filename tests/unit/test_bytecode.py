@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-import lazycluster.supervisor
+import lazycluster._remote
 from lazycluster.supervisor.bytecode import compiled, without_columns
 
-MODULES = [module.name for module in pkgutil.iter_modules(lazycluster.supervisor.__path__)]
+MODULES = [module.name for module in pkgutil.iter_modules(lazycluster._remote.__path__)]
 
 
 def all_codes(code: CodeType) -> Iterator[CodeType]:
@@ -27,7 +27,7 @@ def all_codes(code: CodeType) -> Iterator[CodeType]:
             yield from all_codes(const)
 
 
-@pytest.mark.parametrize("module", [*(f"lazycluster.supervisor.{name}" for name in MODULES), "argparse", "typing"])
+@pytest.mark.parametrize("module", [*(f"lazycluster._remote.{name}" for name in MODULES), "argparse", "typing"])
 def test_every_instruction_keeps_its_line(module: str) -> None:
     spec = importlib.util.find_spec(module)
     assert spec is not None

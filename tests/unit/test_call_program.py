@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lazycluster._remote import call_program
 from lazycluster.exceptions import PythonVersionMismatchError, RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Value
-from lazycluster.supervisor import call, launch, outcome, payload
+from lazycluster.supervisor import launch, outcome, payload
 from tests.pythons import every_python
 from tests.unit.local_host import TOKEN, LocalHost
 
@@ -436,7 +437,7 @@ def _stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give the program an interpreter to change."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(call, "_set_the_stage", lambda: None)
+    monkeypatch.setattr(call_program, "_set_the_stage", lambda: None)
     modules = set(sys.modules)
     yield
     for name in set(sys.modules) - modules:
@@ -446,12 +447,12 @@ def _stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def answer_of(function: Callable[..., object], path: Path, *args: object) -> object:
     """Do both halves of a call here."""
     data = payload.dump(function, *args).data
-    lengths = call.REQUEST.unpack_from(data)
-    stream = io.BytesIO(data[call.REQUEST.size :])
+    lengths = call_program.REQUEST.unpack_from(data)
+    stream = io.BytesIO(data[call_program.REQUEST.size :])
     with path.open("wb", buffering=0) as file:
-        out = call.Writer(file.fileno())
-        call.answer(out, lambda: call._load([stream.read(length) for length in lengths]))
-        call._seal(out, call.ENDED, b"ended")
+        out = call_program.Writer(file.fileno())
+        call_program.answer(out, lambda: call_program._load([stream.read(length) for length in lengths]))
+        call_program._seal(out, call_program.ENDED, b"ended")
     with path.open("rb") as file:
         return outcome.read_outcome(file, "h", "f").unwrap()
 
@@ -493,7 +494,7 @@ def test_memory_modules() -> None:
         "package_of_test.part": ("/there/package_of_test/part.py", False, "value = 5"),
         "shell_of_test": ("/there/shell_of_test.py", False, None),
     }
-    finder = call.MemoryModules(sent, left_out)
+    finder = call_program.MemoryModules(sent, left_out)
     sys.meta_path.insert(0, finder)
     package_of_test = importlib.import_module("package_of_test")
     shell_of_test = importlib.import_module("shell_of_test")
@@ -502,7 +503,7 @@ def test_memory_modules() -> None:
     assert finder.get_source("package_of_test.part") == "value = 5"
     contents = [("shell_of_test", "a", 1, None), ("shell_of_test", "b", None, "json")]
     contents += [("shell_of_test", "c", None, "nobody_has_this"), None]  # type: ignore[list-item]
-    call._fill_modules(types.SimpleNamespace(load=iter(contents).__next__), left_out)  # type: ignore[arg-type]
+    call_program._fill_modules(types.SimpleNamespace(load=iter(contents).__next__), left_out)  # type: ignore[arg-type]
     assert (shell_of_test.a, shell_of_test.b) == (1, sys.modules["json"])
     for name, reason in {"lock": "it is a lock", "other": "does not name it", "c": "No module named"}.items():
         with pytest.raises(AttributeError, match=f"was sent without '{name}': .*{reason}"):
@@ -521,21 +522,23 @@ def test_main(child: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         return len(data)
 
     sent = [zlib.compress(b"a"), b"", b"ccc", b"d"]
-    stream = io.BytesIO(call.REQUEST.pack(*map(len, sent)) + b"".join(sent))
+    stream = io.BytesIO(call_program.REQUEST.pack(*map(len, sent)) + b"".join(sent))
     monkeypatch.setattr(os, "dup", lambda _: 77)
     monkeypatch.setattr(os, "dup2", lambda *descriptors: copied.append(descriptors))
     monkeypatch.setattr(os, "read", lambda _, length: stream.read(min(length, 2)))
     monkeypatch.setattr(os, "write", write)
-    monkeypatch.setattr(call, "_set_the_stage", lambda: staged.append(True))
-    monkeypatch.setattr(call, "_load", worked.append)
-    monkeypatch.setattr(call, "answer", lambda _, load: load())
-    call.main(TOKEN, lambda: 0 if child else 9, lambda worker: f"{worker} ended")
+    monkeypatch.setattr(call_program, "_set_the_stage", lambda: staged.append(True))
+    monkeypatch.setattr(call_program, "_load", worked.append)
+    monkeypatch.setattr(call_program, "answer", lambda _, load: load())
+    call_program.main(TOKEN, lambda: 0 if child else 9, lambda worker: f"{worker} ended")
     assert launch.parse_greeting(said.pop(0), TOKEN) is not None
     assert worked == ([sent] if child else [])
     assert staged == [True] * child
     assert [target for _, target in copied] == [1, 0][: 1 + child]  # prints do not get into the answer
-    assert said == ([] if child else [b"9 ended" + call.TRAILER.pack(call.MAGIC, call.ENDED, 7)])
-    call.main(TOKEN, lambda: pytest.fail("forked without a request"), lambda _: "")
+    assert said == (
+        [] if child else [b"9 ended" + call_program.TRAILER.pack(call_program.MAGIC, call_program.ENDED, 7)]
+    )
+    call_program.main(TOKEN, lambda: pytest.fail("forked without a request"), lambda _: "")
 
 
 def test_set_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,7 +547,7 @@ def test_set_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "modules", {**sys.modules, "__main__": main, "lazyclusters": main})
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    call._set_the_stage()
+    call_program._set_the_stage()
     assert not hasattr(main, "left")
     assert [name for name in sys.modules if name.startswith("lazycluster")] == ["lazyclusters"]
     assert [stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)] == [0, 1, 2]

@@ -12,11 +12,12 @@ from typing import Any
 import attrs
 import pytest
 
+from lazycluster._remote import protocol, supervisor
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
 from lazycluster.openssh.session import SessionEndedError
 from lazycluster.results import Stream
-from lazycluster.supervisor import frames, launch, program
+from lazycluster.supervisor import launch
 from lazycluster.supervisor.client import Ended, Hello, Job, Settings, Supervisor
 from lazycluster.supervisor.launch import Greeting
 from lazycluster.testing.processes import wait_until
@@ -26,8 +27,8 @@ from lazycluster.testing.processes import wait_until
 FIELDS = [b"cpython", b"3.11.7", b"/usr/bin/python3", b"", b"4711", b"/w", b"facts\n"]
 
 
-def greeting(*fields: bytes, version: bytes = b"%d" % frames.PROTOCOL) -> bytes:
-    return frames.pack(version, *(fields or FIELDS))
+def greeting(*fields: bytes, version: bytes = b"%d" % protocol.PROTOCOL) -> bytes:
+    return protocol.pack(version, *(fields or FIELDS))
 
 
 def test_a_greeting() -> None:
@@ -52,7 +53,7 @@ def test_a_greeting() -> None:
     ],
 )
 def test_what_is_no_greeting(body: bytes) -> None:
-    with pytest.raises(frames.FrameError):
+    with pytest.raises(protocol.FrameError):
         Hello.parse(body)
 
 
@@ -85,7 +86,7 @@ class Channel:
 
     def send(self, message: bytes) -> None:
         """Note a frame, which has to be one."""
-        [(kind, name, body)] = frames.Decoder().feed(message) or [(message[2], 7, b"")]
+        [(kind, name, body)] = protocol.Decoder().feed(message) or [(message[2], 7, b"")]
         assert name == 7
         self.sent.append((kind, body))
         self.on_send(kind)
@@ -120,16 +121,22 @@ def under() -> Under:
     return made
 
 
-OVER = (frames.ENDED, frames.pack(b"exit", b"0"))
+OVER = (protocol.ENDED, protocol.pack(b"exit", b"0"))
 
 
 def out(data: bytes) -> tuple[int, bytes]:
-    return frames.OUTPUT, data
+    return protocol.OUTPUT, data
 
 
 def test_what_comes_is_handed_on_until_the_end(under: Under) -> None:
     under.comes(
-        out(b"a"), (frames.ERRORS, b"b"), (frames.OUTCOME, b"c"), out(b"d"), (frames.PULSE, b""), OVER, out(b"late")
+        out(b"a"),
+        (protocol.ERRORS, b"b"),
+        (protocol.OUTCOME, b"c"),
+        out(b"d"),
+        (protocol.PULSE, b""),
+        OVER,
+        out(b"late"),
     )
     under.job.finish()
     assert under.output == [(Stream.STDOUT, b"a"), (Stream.STDERR, b"b"), (Stream.STDOUT, b"d")]
@@ -142,10 +149,10 @@ def test_what_comes_is_handed_on_until_the_end(under: Under) -> None:
 @pytest.mark.parametrize(
     ("event", "started"),
     [
-        ((frames.STARTED, b"4711"), True),
+        ((protocol.STARTED, b"4711"), True),
         (out(b"x"), True),
-        ((frames.GRANT_INPUT, b"1"), False),
-        ((frames.PULSE, b""), False),
+        ((protocol.GRANT_INPUT, b"1"), False),
+        ((protocol.PULSE, b""), False),
     ],
 )
 def test_whether_it_has_started(under: Under, event: tuple[int, bytes], started: bool) -> None:
@@ -165,14 +172,14 @@ def test_what_went_wrong_is_raised(under: Under) -> None:
 
 
 def test_leave_for_more_is_given_when_enough_was_taken(under: Under) -> None:
-    half = bytes(frames.GRANTED // 2)
-    kinds = (frames.OUTPUT, frames.ERRORS, frames.OUTCOME)
-    under.comes(*((kind, half) for kind in kinds), out(bytes(frames.GRANTED)), OVER)
+    half = bytes(protocol.GRANTED // 2)
+    kinds = (protocol.OUTPUT, protocol.ERRORS, protocol.OUTCOME)
+    under.comes(*((kind, half) for kind in kinds), out(bytes(protocol.GRANTED)), OVER)
     under.job.finish()
     # of all streams together: after two halves, and then after another half and a whole
     assert under.channel.sent == [
-        (frames.GRANT, b"%d" % frames.GRANTED),
-        (frames.GRANT, b"%d" % (3 * frames.GRANTED // 2)),
+        (protocol.GRANT, b"%d" % protocol.GRANTED),
+        (protocol.GRANT, b"%d" % (3 * protocol.GRANTED // 2)),
     ]
 
 
@@ -182,32 +189,32 @@ def test_leave_for_more_is_given_when_enough_was_taken(under: Under) -> None:
 def test_input_is_sent_in_pieces_as_far_as_there_is_leave(under: Under) -> None:
     data = bytes(range(256)) * 256 * 65  # more than a window
     threading.Timer(
-        0.05, under.comes, [(frames.GRANT_INPUT, b"10"), (frames.GRANT_INPUT, b"%d" % frames.WINDOW)]
+        0.05, under.comes, [(protocol.GRANT_INPUT, b"10"), (protocol.GRANT_INPUT, b"%d" % protocol.WINDOW)]
     ).start()
     under.job.feed(data)
-    assert {kind for kind, _ in under.channel.sent} == {frames.INPUT}
+    assert {kind for kind, _ in under.channel.sent} == {protocol.INPUT}
     pieces = [body for _, body in under.channel.sent]
     assert b"".join(pieces) == data
-    assert max(map(len, pieces)) == frames.PIECE
+    assert max(map(len, pieces)) == protocol.PIECE
     sizes = [sum(map(len, pieces[:number])) for number in range(len(pieces) + 1)]
-    assert {frames.WINDOW, frames.WINDOW + 10} <= set(sizes)
+    assert {protocol.WINDOW, protocol.WINDOW + 10} <= set(sizes)
 
 
 def test_output_is_taken_while_input_waits(under: Under) -> None:
     """Or a job that answers what it reads, and is not read, would wait for ever."""
-    under.job.feed(bytes(frames.WINDOW))
-    under.comes(out(bytes(frames.GRANTED)), (frames.GRANT_INPUT, b"3"))
+    under.job.feed(bytes(protocol.WINDOW))
+    under.comes(out(bytes(protocol.GRANTED)), (protocol.GRANT_INPUT, b"3"))
     under.job.feed(b"abc")
-    assert under.channel.sent[-2:] == [(frames.GRANT, b"%d" % frames.GRANTED), (frames.INPUT, b"abc")]
+    assert under.channel.sent[-2:] == [(protocol.GRANT, b"%d" % protocol.GRANTED), (protocol.INPUT, b"abc")]
 
 
 def test_a_job_that_has_ended_takes_no_input(under: Under) -> None:
-    under.job.feed(bytes(frames.WINDOW))
+    under.job.feed(bytes(protocol.WINDOW))
     under.comes(OVER)
     for _ in range(2):
         with pytest.raises(SessionEndedError):
             under.job.feed(b"more")
-    assert len(under.channel.sent) == frames.WINDOW // frames.PIECE
+    assert len(under.channel.sent) == protocol.WINDOW // protocol.PIECE
 
 
 def test_nothing_to_feed_is_nothing_to_send(under: Under) -> None:
@@ -218,7 +225,7 @@ def test_nothing_to_feed_is_nothing_to_send(under: Under) -> None:
 def test_the_end_of_input_is_sent_once(under: Under) -> None:
     under.job.close_stdin()
     under.job.close_stdin()
-    assert under.channel.sent == [(frames.INPUT_END, b"")]
+    assert under.channel.sent == [(protocol.INPUT_END, b"")]
 
 
 def test_a_deadline_ends_feeding_that_never_has_to_wait(under: Under) -> None:
@@ -233,7 +240,7 @@ def test_a_deadline_ends_feeding_that_never_has_to_wait(under: Under) -> None:
 def test_reading(under: Under) -> None:
     under.comes(out(b"before"))
     assert under.job.pump(lambda: bool(under.output))
-    under.comes(out(b"abc"), (frames.ERRORS, b"err"), out(b"de\0f"), out(b"g\0"), out(b"hij"), OVER)
+    under.comes(out(b"abc"), (protocol.ERRORS, b"err"), out(b"de\0f"), out(b"g\0"), out(b"hij"), OVER)
     job = under.job
     assert (job.read(2), job.read(0), job.read_until(b"\0"), job.read_until(b"\0")) == (b"ab", b"", b"cde", b"fg")
     assert (job.read_some(), job.read_some(), job.read(5), job.read_until(b"\0")) == (b"hij", b"", b"", None)
@@ -295,12 +302,14 @@ def test_a_cancellation_wakes_who_waits(under: Under) -> None:
 
 
 def test_giving_up_waits_for_the_end(under: Under) -> None:
-    under.channel.on_send = lambda kind: under.comes(out(b"last words"), (frames.ENDED, frames.pack(b"signal", b"15")))
+    under.channel.on_send = lambda kind: under.comes(
+        out(b"last words"), (protocol.ENDED, protocol.pack(b"signal", b"15"))
+    )
     with contextlib.closing(Cancellation()) as cancellation:
         cancellation.request()
         under.job.cancellation = cancellation
         under.job.give_up(patience=10)
-    assert (under.channel.sent, under.channel.forgotten) == ([(frames.STOP, b"")], [])
+    assert (under.channel.sent, under.channel.forgotten) == ([(protocol.STOP, b"")], [])
     assert under.output == [(Stream.STDOUT, b"last words")]
     assert under.job.ended == Ended("signal", "15")
 
@@ -312,7 +321,7 @@ def test_giving_up_does_not_wait_for_ever(under: Under, lost: bool) -> None:
     begun = time.monotonic()
     under.job.give_up(patience=10 if lost else 0.05)
     assert time.monotonic() - begun < 5
-    assert under.channel.sent == [(frames.STOP, b""), (frames.FORSAKE, b"")]
+    assert under.channel.sent == [(protocol.STOP, b""), (protocol.FORSAKE, b"")]
     assert under.channel.forgotten == [7]
 
 
@@ -324,7 +333,7 @@ class FakeInlet:
     """Stands in for the standard input of the supervisor."""
 
     host: FakeHost
-    decoder: frames.Decoder = attrs.field(factory=frames.Decoder)
+    decoder: protocol.Decoder = attrs.field(factory=protocol.Decoder)
     closed: bool = False
 
     def write(self, data: bytes) -> bool:
@@ -429,7 +438,7 @@ class Session:
 @pytest.fixture
 def host() -> FakeHost:
     made = FakeHost()
-    made.noise = f"{program.MARK} {made.token}.s1\n".encode()
+    made.noise = f"{supervisor.MARK} {made.token}.s1\n".encode()
     made.on_close = made.ends
     return made
 
@@ -447,11 +456,11 @@ def supervised(host: FakeHost, **settings: Any) -> Iterator[Supervisor]:
         assert not made._thread.is_alive()
 
 
-GREETED = frames.frame(frames.GREETING, 0, greeting())
+GREETED = protocol.frame(protocol.GREETING, 0, greeting())
 
 
 def farewell(*left: bytes) -> bytes:
-    return frames.frame(frames.FAREWELL, 0, frames.pack(*left))
+    return protocol.frame(protocol.FAREWELL, 0, protocol.pack(*left))
 
 
 def test_it_waits_for_the_greeting_behind_whatever_start_up_files_print(host: FakeHost) -> None:
@@ -506,7 +515,7 @@ def test_a_host_that_cannot_be_reached(host: FakeHost) -> None:
             supervisor.wait(10)
         assert caught.value is host.error
         with pytest.raises(ConnectionLostError, match="connection refused") as lost:
-            supervisor.start(frames.RUN, "make", b"")
+            supervisor.start(protocol.RUN, "make", b"")
         assert (lost.value.command, lost.value.started) == ("make", False)
 
 
@@ -514,7 +523,7 @@ def test_what_is_no_protocol(host: FakeHost) -> None:
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait(10)
-        job = supervisor.start(frames.RUN, "make")
+        job = supervisor.start(protocol.RUN, "make")
         host.says(b"Traceback (most recent call last):\n")
         with pytest.raises(ConnectionLostError, match="this is no frame of the supervisor's protocol: b'Traceback"):
             job.finish()
@@ -527,16 +536,17 @@ def test_jobs_get_what_is_theirs(host: FakeHost) -> None:
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait(10)
-        jobs = [supervisor.start(frames.RUN, f"make {number}", b"field", b"%d" % number) for number in range(3)]
-        assert host.sent == [(frames.RUN, job.name, frames.pack(b"field", b"%d" % n)) for n, job in enumerate(jobs)]
+        jobs = [supervisor.start(protocol.RUN, f"make {number}", b"field", b"%d" % number) for number in range(3)]
+        assert host.sent == [(protocol.RUN, job.name, protocol.pack(b"field", b"%d" % n)) for n, job in enumerate(jobs)]
         assert len({job.name for job in jobs}) == 3
         for job in reversed(jobs):
             host.says(
-                frames.frame(frames.OUTPUT, job.name, b"of %d" % job.name), frames.frame(frames.OUTPUT, 99, b"nobody's")
+                protocol.frame(protocol.OUTPUT, job.name, b"of %d" % job.name),
+                protocol.frame(protocol.OUTPUT, 99, b"nobody's"),
             )
         for job in jobs:
             assert job.read(4) == b"of %d" % job.name
-            host.says(frames.frame(frames.ENDED, job.name, frames.pack(b"exit", b"0")))
+            host.says(protocol.frame(protocol.ENDED, job.name, protocol.pack(b"exit", b"0")))
             job.finish()
         assert (supervisor._jobs, supervisor._titles) == ({}, {})
 
@@ -545,11 +555,11 @@ def test_a_job_that_is_forgotten_keeps_nothing(host: FakeHost) -> None:
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait(10)
-        job = supervisor.start(frames.RUN, "make")
+        job = supervisor.start(protocol.RUN, "make")
         job.give_up(patience=0)
-        assert [kind for kind, _, _ in host.sent] == [frames.RUN, frames.STOP, frames.FORSAKE]
+        assert [kind for kind, _, _ in host.sent] == [protocol.RUN, protocol.STOP, protocol.FORSAKE]
         assert (supervisor._jobs, supervisor._titles) == ({}, {})
-        host.says(frames.frame(frames.OUTPUT, job.name, b"late"), frames.frame(frames.ENDED, job.name, b""))
+        host.says(protocol.frame(protocol.OUTPUT, job.name, b"late"), protocol.frame(protocol.ENDED, job.name, b""))
         assert wait_until(host.said.empty, 10)
         assert job.events.empty()
 
@@ -564,7 +574,7 @@ def test_a_job_that_is_forgotten_keeps_nothing(host: FakeHost) -> None:
 )
 def test_questions(host: FakeHost, answer: tuple[bytes, ...], result: list[bytes] | OSError) -> None:
     host.says(GREETED)
-    host.on_frame = lambda _kind, name, _body: host.says(frames.frame(frames.ANSWER, name, frames.pack(*answer)))
+    host.on_frame = lambda _kind, name, _body: host.says(protocol.frame(protocol.ANSWER, name, protocol.pack(*answer)))
     with supervised(host) as supervisor:
         supervisor.wait(10)
         if isinstance(result, OSError):
@@ -572,7 +582,7 @@ def test_questions(host: FakeHost, answer: tuple[bytes, ...], result: list[bytes
                 supervisor.ask("tempdir", timeout=10)
         else:
             assert supervisor.ask("ports", b"80", b"81", timeout=10) == result
-            assert host.sent[-1][::2] == (frames.ASK, frames.pack(b"ports", b"80", b"81"))
+            assert host.sent[-1][::2] == (protocol.ASK, protocol.pack(b"ports", b"80", b"81"))
         host.on_frame = lambda *_: None
         with pytest.raises(DeadlinePassedError):
             supervisor.ask("ping", timeout=0.02)
@@ -598,9 +608,9 @@ def test_what_is_to_be_loaded_is_sent_once(host: FakeHost) -> None:
             thread.join(10)
         supervisor.prepare("plain", lambda: b"text")
         assert sorted(host.sent) == [
-            (frames.PREPARE, 0, frames.pack(b"text", b"")),
-            (frames.PREPARE, 0, frames.pack(b"text of calls", b"data")),
-            (frames.PREPARE, 0, frames.pack(b"text of ports", b"data")),
+            (protocol.PREPARE, 0, protocol.pack(b"text", b"")),
+            (protocol.PREPARE, 0, protocol.pack(b"text of calls", b"data")),
+            (protocol.PREPARE, 0, protocol.pack(b"text of ports", b"data")),
         ]
 
 
@@ -612,14 +622,14 @@ def test_closing_it(host: FakeHost) -> None:
     host.on_close = lambda: host.says(farewell(b"/tmp/\xff: why"), b"mark=0;")
     with supervised(host) as supervisor:
         supervisor.wait(10)
-        job = supervisor.start(frames.RUN, "make")
+        job = supervisor.start(protocol.RUN, "make")
         assert supervisor.close(10) == supervisor.close(0) == ["/tmp/\ufffd: why"]
         assert not supervisor.alive
         with pytest.raises(ConnectionLostError, match="it was closed") as caught:
             job.finish()
         assert caught.value.started is None
         with pytest.raises(ConnectionLostError) as refused:
-            supervisor.start(frames.RUN, "make more")
+            supervisor.start(protocol.RUN, "make more")
         assert (refused.value.command, refused.value.started) == ("make more", False)
 
 
@@ -629,8 +639,8 @@ def test_the_end_of_the_shell_may_follow_closely(host: FakeHost, cut: int) -> No
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait(10)
-        job = supervisor.start(frames.RUN, "make")
-        last = frames.frame(frames.ENDED, job.name, frames.pack(b"exit", b"768")) + farewell() + b"mark=0;"
+        job = supervisor.start(protocol.RUN, "make")
+        last = protocol.frame(protocol.ENDED, job.name, protocol.pack(b"exit", b"768")) + farewell() + b"mark=0;"
         host.on_close = lambda: host.says(last[:cut], last[cut:]) if cut else host.says(last)
         assert supervisor.close(10) == []
         job.finish()
@@ -666,7 +676,7 @@ def test_one_that_ends_by_itself(host: FakeHost, said: bytes | None, reason: str
     host.words = b"words\n"
     with supervised(host) as supervisor:
         supervisor.wait(10)
-        jobs = [supervisor.start(frames.RUN, f"make {number}") for number in range(3)]
+        jobs = [supervisor.start(protocol.RUN, f"make {number}") for number in range(3)]
         host.said.put(said)
         for number, job in enumerate(jobs):
             with pytest.raises(ConnectionLostError) as caught:
@@ -684,7 +694,7 @@ def test_a_link_that_breaks(host: FakeHost) -> None:
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait(10)
-        job = supervisor.start(frames.RUN, "make")
+        job = supervisor.start(protocol.RUN, "make")
 
         host.broken = lost
         host.ends()

@@ -10,42 +10,42 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lazycluster.supervisor import frames
-from lazycluster.supervisor.frames import HEADER, LARGEST, MAGIC, NAMES, STREAMS, Decoder, FrameError
+from lazycluster._remote import protocol
+from lazycluster._remote.protocol import HEADER, LARGEST, MAGIC, NAMES, STREAMS, Decoder, FrameError
 
 Frame = tuple[int, int, bytes]
 
 MANY = bytes(range(256)) * 5
 # One of each kind, as it may be sent; streams come with bodies of no, one and many bytes, and with those of a header.
 TABLE: list[Frame] = [
-    (frames.RUN, 1, frames.pack(b"3", b"/a b", b"5.0", b"echo \xff\n", b"", b"NAME", b"value\n")),
-    (frames.CALL, 2, frames.pack(b"0", b"", b"0.5", b"f", MANY)),
-    (frames.INPUT, 3, b""),
-    (frames.INPUT, 3, b"\0"),
-    (frames.INPUT, 3, MANY),
-    (frames.INPUT_END, 3, b""),
-    (frames.GRANT, 4, frames.number(frames.GRANTED)),
-    (frames.STOP, 5, b""),
-    (frames.ASK, 6, frames.pack(b"ports", b"1", b"65535")),
-    (frames.PREPARE, 0, frames.pack(MANY, b"")),
-    (frames.FORSAKE, 6, b""),
+    (protocol.RUN, 1, protocol.pack(b"3", b"/a b", b"5.0", b"echo \xff\n", b"", b"NAME", b"value\n")),
+    (protocol.CALL, 2, protocol.pack(b"0", b"", b"0.5", b"f", MANY)),
+    (protocol.INPUT, 3, b""),
+    (protocol.INPUT, 3, b"\0"),
+    (protocol.INPUT, 3, MANY),
+    (protocol.INPUT_END, 3, b""),
+    (protocol.GRANT, 4, protocol.number(protocol.GRANTED)),
+    (protocol.STOP, 5, b""),
+    (protocol.ASK, 6, protocol.pack(b"ports", b"1", b"65535")),
+    (protocol.PREPARE, 0, protocol.pack(MANY, b"")),
+    (protocol.FORSAKE, 6, b""),
     (
-        frames.GREETING,
+        protocol.GREETING,
         0,
-        frames.pack(frames.number(frames.PROTOCOL), b"cpython", b"3.11.7", b"/p", b"", b"1", b"", b""),
+        protocol.pack(protocol.number(protocol.PROTOCOL), b"cpython", b"3.11.7", b"/p", b"", b"1", b"", b""),
     ),
-    (frames.STARTED, 7, frames.number(4_194_304)),
-    (frames.OUTPUT, 8, MANY),
-    (frames.OUTPUT, 8, struct.pack(">H", MAGIC)),
-    (frames.ERRORS, 9, frames.frame(frames.OUTPUT, 9, b"a frame in a frame")),
-    (frames.OUTCOME, 0xFFFFFFFF, MANY),
-    (frames.GRANT_INPUT, 10, frames.number(1)),
-    (frames.ENDED, 11, frames.pack(b"exit", b"256")),
-    (frames.ANSWER, 12, frames.pack(b"ok")),
-    (frames.FAREWELL, 0, b""),
-    (frames.PULSE, 0, b""),
+    (protocol.STARTED, 7, protocol.number(4_194_304)),
+    (protocol.OUTPUT, 8, MANY),
+    (protocol.OUTPUT, 8, struct.pack(">H", MAGIC)),
+    (protocol.ERRORS, 9, protocol.frame(protocol.OUTPUT, 9, b"a frame in a frame")),
+    (protocol.OUTCOME, 0xFFFFFFFF, MANY),
+    (protocol.GRANT_INPUT, 10, protocol.number(1)),
+    (protocol.ENDED, 11, protocol.pack(b"exit", b"256")),
+    (protocol.ANSWER, 12, protocol.pack(b"ok")),
+    (protocol.FAREWELL, 0, b""),
+    (protocol.PULSE, 0, b""),
 ]
-WRITTEN = [frames.frame(*fields) for fields in TABLE]
+WRITTEN = [protocol.frame(*fields) for fields in TABLE]
 
 
 def joined(pieces: list[Frame]) -> list[Frame]:
@@ -72,22 +72,22 @@ def read(*pieces: bytes) -> list[Frame]:
 
 def test_the_table_has_every_kind() -> None:
     assert {kind for kind, _, _ in TABLE} == set(NAMES)
-    assert {getattr(frames, name) for name in NAMES.values()} == set(NAMES)
+    assert {getattr(protocol, name) for name in NAMES.values()} == set(NAMES)
     assert STREAMS.issubset(NAMES)
 
 
 @pytest.mark.parametrize(("fields", "data"), list(zip(TABLE, WRITTEN, strict=True)), ids=lambda _: "")
 def test_a_frame_is_a_header_and_its_body(fields: Frame, data: bytes) -> None:
     kind, job, body = fields
-    assert data == frames.header(kind, job, len(body)) + body
+    assert data == protocol.header(kind, job, len(body)) + body
     assert HEADER.unpack_from(data) == (MAGIC, kind, job, len(body))
     assert len(data) == HEADER.size + len(body)
     assert joined(read(data)) == joined([fields])
 
 
 def test_the_header_is_what_other_versions_have_to_keep() -> None:
-    assert frames.frame(frames.RUN, 258, b"ab") == b"\xf5\xc7\x01\0\0\0\1\2\0\0\0\2ab"
-    assert (frames.PROTOCOL, HEADER.size) == (1, 12)
+    assert protocol.frame(protocol.RUN, 258, b"ab") == b"\xf5\xc7\x01\0\0\0\1\2\0\0\0\2ab"
+    assert (protocol.PROTOCOL, HEADER.size) == (1, 12)
 
 
 def test_all_at_once() -> None:
@@ -99,29 +99,29 @@ def test_byte_by_byte() -> None:
     assert joined(read(*[data[at : at + 1] for at in range(len(data))])) == joined(TABLE)
 
 
-FEW = [(frames.ENDED, 1, b"ab"), (frames.OUTPUT, 2, b"cde"), (frames.PULSE, 0, b""), (frames.INPUT, 3, b"f")]
+FEW = [(protocol.ENDED, 1, b"ab"), (protocol.OUTPUT, 2, b"cde"), (protocol.PULSE, 0, b""), (protocol.INPUT, 3, b"f")]
 
 
 def test_every_way_to_cut_a_few_frames_in_three() -> None:
-    data = b"".join(frames.frame(*fields) for fields in FEW)
+    data = b"".join(protocol.frame(*fields) for fields in FEW)
     for one, other in itertools.combinations_with_replacement(range(len(data) + 1), 2):
         assert joined(read(data[:one], data[one:other], data[other:])) == FEW
 
 
 def test_what_has_come_of_a_stream_is_handed_on_at_once() -> None:
-    data = frames.frame(frames.OUTPUT, 5, b"hello")
+    data = protocol.frame(protocol.OUTPUT, 5, b"hello")
     decoder = Decoder()
     seen = [decoder.feed(piece) for piece in (data[:12], data[12:14], data[14:], b"")]
-    assert seen == [[], [(frames.OUTPUT, 5, b"he")], [(frames.OUTPUT, 5, b"llo")], []]
+    assert seen == [[], [(protocol.OUTPUT, 5, b"he")], [(protocol.OUTPUT, 5, b"llo")], []]
 
 
 def test_other_frames_are_handed_on_whole() -> None:
-    data = frames.frame(frames.ENDED, 5, b"hello")
+    data = protocol.frame(protocol.ENDED, 5, b"hello")
     decoder = Decoder()
     assert [decoder.feed(data[:14]), decoder.rest, decoder.feed(data[14:])] == [
         [],
         data[:14],
-        [(frames.ENDED, 5, b"hello")],
+        [(protocol.ENDED, 5, b"hello")],
     ]
 
 
@@ -131,14 +131,14 @@ FRAMES = st.lists(st.tuples(KINDS, st.integers(0, 0xFFFFFFFF), st.binary(max_siz
 
 @given(FRAMES, st.lists(st.integers(0, 400), max_size=20))
 def test_any_frames_in_any_pieces(sent: list[Frame], cuts: list[int]) -> None:
-    data = b"".join(frames.frame(*fields) for fields in sent)
+    data = b"".join(protocol.frame(*fields) for fields in sent)
     ends = [0, *sorted(cuts), len(data)]
     assert joined(read(*[data[one:other] for one, other in itertools.pairwise(ends)])) == joined(sent)
 
 
 @given(FRAMES, st.binary(max_size=40), st.integers(1, 50))
 def test_any_bytes_are_frames_or_an_error(sent: list[Frame], noise: bytes, size: int) -> None:
-    data = b"".join(frames.frame(*fields) for fields in sent) + noise
+    data = b"".join(protocol.frame(*fields) for fields in sent) + noise
     decoder = Decoder()
     found: list[Frame] = []
     with contextlib.suppress(FrameError):
@@ -148,36 +148,36 @@ def test_any_bytes_are_frames_or_an_error(sent: list[Frame], noise: bytes, size:
     assert decoder.rest in data
 
 
-@pytest.mark.parametrize("kind", [frames.PREPARE, frames.INPUT])
+@pytest.mark.parametrize("kind", [protocol.PREPARE, protocol.INPUT])
 def test_the_largest(kind: int) -> None:
     body = bytes(LARGEST)
-    data = frames.frame(kind, 1, body)
+    data = protocol.frame(kind, 1, body)
     pieces = [data[at : at + (1 << 18)] for at in range(0, len(data), 1 << 18)]
     assert joined(read(*pieces)) == [(kind, 1, body)]
 
 
 def test_a_mutable_piece_may_be_used_again() -> None:
     """The decoder keeps no view of what it was given."""
-    data = frames.frame(frames.ENDED, 1, b"abc")
+    data = protocol.frame(protocol.ENDED, 1, b"abc")
     decoder, piece = Decoder(), bytearray(data[:13])
     decoder.feed(bytes(piece))
     piece[:] = bytes(13)
-    assert decoder.feed(data[13:]) == [(frames.ENDED, 1, b"abc")]
+    assert decoder.feed(data[13:]) == [(protocol.ENDED, 1, b"abc")]
 
 
 # What is no frame ---------------------------------------------------------------------------------------------------
 
-GOOD = frames.frame(frames.OUTPUT, 1, b"good")
+GOOD = protocol.frame(protocol.OUTPUT, 1, b"good")
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        HEADER.pack(MAGIC ^ 1, frames.RUN, 1, 0),
-        HEADER.pack(MAGIC ^ 0x8000, frames.RUN, 1, 0),
+        HEADER.pack(MAGIC ^ 1, protocol.RUN, 1, 0),
+        HEADER.pack(MAGIC ^ 0x8000, protocol.RUN, 1, 0),
         *(HEADER.pack(MAGIC, kind, 1, 0) for kind in (0, 10, 15, 26, 255)),
-        HEADER.pack(MAGIC, frames.OUTPUT, 1, LARGEST + 1),
-        HEADER.pack(MAGIC, frames.RUN, 1, 0xFFFFFFFF),
+        HEADER.pack(MAGIC, protocol.OUTPUT, 1, LARGEST + 1),
+        HEADER.pack(MAGIC, protocol.RUN, 1, 0xFFFFFFFF),
         b"Traceback (most recent call last):\n",
         bytes(HEADER.size),
     ],
@@ -199,7 +199,7 @@ def test_what_is_no_frame_is_an_error_that_quotes_it(bad: bytes) -> None:
 def test_what_comes_before_it_is_not_lost() -> None:
     """Such as the farewell, where the words of a shell follow closely."""
     decoder = Decoder()
-    assert decoder.feed(GOOD + GOOD + b"exit status 0") == [(frames.OUTPUT, 1, b"good")] * 2
+    assert decoder.feed(GOOD + GOOD + b"exit status 0") == [(protocol.OUTPUT, 1, b"good")] * 2
     assert decoder.rest == b"exit status 0"
     with pytest.raises(FrameError) as caught:
         decoder.feed(b"")
@@ -215,7 +215,7 @@ def test_an_error_quotes_not_too_much() -> None:
 @pytest.mark.parametrize("size", [LARGEST + 1, LARGEST * 2])
 def test_a_frame_that_is_too_long_is_not_written(size: int) -> None:
     with pytest.raises(ValueError, match=f"a frame of {size} bytes"):
-        frames.frame(frames.RUN, 1, bytes(size))
+        protocol.frame(protocol.RUN, 1, bytes(size))
 
 
 # Fields -------------------------------------------------------------------------------------------------------------
@@ -226,24 +226,24 @@ def test_a_frame_that_is_too_long_is_not_written(size: int) -> None:
 @example([b""])
 @example([b"", b"\0", b""])
 def test_fields_come_back(fields: list[bytes]) -> None:
-    assert frames.unpack(frames.pack(*fields)) == fields
-    assert frames.unpack(memoryview(frames.pack(*fields)).tobytes()) == fields
+    assert protocol.unpack(protocol.pack(*fields)) == fields
+    assert protocol.unpack(memoryview(protocol.pack(*fields)).tobytes()) == fields
 
 
 def test_fields_are_lengths_and_bytes() -> None:
-    assert frames.pack(b"ab", b"") == b"\0\0\0\2ab\0\0\0\0"
+    assert protocol.pack(b"ab", b"") == b"\0\0\0\2ab\0\0\0\0"
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=5), st.data())
 def test_fields_that_are_cut_short(fields: list[bytes], data: st.DataObject) -> None:
-    packed = frames.pack(*fields)
+    packed = protocol.pack(*fields)
     ends = set(itertools.accumulate(4 + len(field) for field in fields)) | {0}
     cut = data.draw(st.integers(0, len(packed) - 1))
     if cut in ends:
-        assert frames.unpack(packed[:cut]) == fields[: len(frames.unpack(packed[:cut]))]
+        assert protocol.unpack(packed[:cut]) == fields[: len(protocol.unpack(packed[:cut]))]
     else:
         with pytest.raises(FrameError, match=r"a field (without a length|that is cut short)"):
-            frames.unpack(packed[:cut])
+            protocol.unpack(packed[:cut])
 
 
 @pytest.mark.parametrize(
@@ -258,10 +258,10 @@ def test_fields_that_are_cut_short(fields: list[bytes], data: st.DataObject) -> 
 )
 def test_how_fields_are_cut_short(body: bytes, reason: str, rest: bytes) -> None:
     with pytest.raises(FrameError, match=reason) as caught:
-        frames.unpack(body)
+        protocol.unpack(body)
     assert caught.value.rest == rest
 
 
 @pytest.mark.parametrize("value", [0, 1, 65536, 1 << 40, -1])
 def test_numbers(value: int) -> None:
-    assert int(frames.number(value)) == value
+    assert int(protocol.number(value)) == value

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazycluster import _gpus, hardware
+from lazycluster._remote.supervisor import known_to_python
 from lazycluster.hardware import CgroupLimits, Gpu, HostInfo, MigDevice
-from lazycluster.supervisor.program import known_to_python
 
 CAPTURES = Path(__file__).parent / "captures" / "hardware"
 KIB, MIB, GIB = 1024, 1024**2, 1024**3

@@ -38,17 +38,17 @@ FLOORS = {
     "lazycluster.testing.relay": 1,
     "lazycluster.testing.local_sshd": 1,
     "lazycluster.supervisor.bytecode": 1,
-    "lazycluster.supervisor.call": 1,
-    "lazycluster.supervisor.directories": 1,
-    "lazycluster.supervisor.frames": 1,
-    "lazycluster.supervisor.job": 1,
+    "lazycluster._remote.call_program": 1,
+    "lazycluster._remote.temp_dirs": 1,
+    "lazycluster._remote.protocol": 1,
+    "lazycluster._remote.child": 1,
     "lazycluster.supervisor.modules": 1,
-    "lazycluster.supervisor.outbox": 1,
-    "lazycluster.supervisor.program": 1,
-    "lazycluster.supervisor.spawning": 1,
-    "lazycluster.supervisor.tree": 1,
-    "lazycluster.supervisor.watch": 1,
-    "lazycluster.supervisor.workers": 1,
+    "lazycluster._remote.send_queue": 1,
+    "lazycluster._remote.supervisor": 1,
+    "lazycluster._remote.spawn": 1,
+    "lazycluster._remote.process_tree": 1,
+    "lazycluster._remote.watchdog": 1,
+    "lazycluster._remote.workers": 1,
     "lazycluster.supervisor.payload": 2,
     "lazycluster.supervisor.by_hand": 2,
     "lazycluster.supervisor.launch": 2,
@@ -62,7 +62,7 @@ FLOORS = {
     "lazycluster.openssh.config_editing": 1,
     "lazycluster.openssh.shell": 1,
     "lazycluster.openssh.host_scripts": 1,
-    "lazycluster.openssh.ports": 1,
+    "lazycluster._remote.ports": 1,
     "lazycluster.openssh.archive": 1,
     "lazycluster.openssh.extraction": 1,
     "lazycluster.openssh.placement": 1,
@@ -114,8 +114,6 @@ HOLLOW = {"lazycluster"} | {
     f"lazycluster.{name}"
     for name in ("openssh", "supervisor", "_model", "_remote", "_ssh", "_functions", "_files", "_transports")
 }
-    f"lazycluster.{name}" for name in ("_model", "_remote", "_ssh", "_functions", "_files", "_transports")
-}
 
 ONLY_IMPORTERS = {
     # `testing` is the one exception: it starts sshd and ssh-keygen, which are no affair of the library itself.
@@ -127,19 +125,8 @@ ONLY_IMPORTERS = {
     "paramiko": set[str](),
     "fabric": set[str](),
 }
-# What runs on a host is sent there as text, and finds nothing there but a Python, and what is sent along with it.
-SENT_AS_TEXT = {
-    "lazycluster.supervisor.call": set[str](),
-    "lazycluster.supervisor.directories": set[str](),
-    "lazycluster.supervisor.frames": set[str](),
-    "lazycluster.supervisor.spawning": set[str](),
-    "lazycluster.supervisor.tree": set[str](),
-    "lazycluster.supervisor.watch": {"tree"},
-    "lazycluster.supervisor.outbox": {"frames"},
-    "lazycluster.supervisor.job": {"frames", "outbox", "spawning", "tree"},
-    "lazycluster.supervisor.workers": {"frames", "spawning", "tree"},
-    "lazycluster.supervisor.program": {"directories", "frames", "job", "outbox", "spawning", "tree", "workers"},
-}
+SENT = sorted(name for name in MODULES if name.startswith("lazycluster._remote."))
+"""What runs on a host finds nothing there but a Python, and what is sent along with it."""
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "misc"}
 
 
@@ -216,14 +203,13 @@ def test_what_has_one_importer_is_imported_by_no_other(module: str) -> None:
     assert {root for root in roots if module not in ONLY_IMPORTERS.get(root, {module})} == set()
 
 
-@pytest.mark.parametrize("module", sorted(SENT_AS_TEXT))
-def test_what_is_sent_as_text_imports_only_the_standard_library(module: str) -> None:
+@pytest.mark.parametrize("module", SENT)
+def test_a_host_module_imports_only_the_standard_library_and_its_own_room(module: str) -> None:
     own = own_imports(module)
     roots = {name.partition(".")[0] for name in imports(module) - own}
 
     assert roots - set(sys.stdlib_module_names) == set()
-    assert own == {f"lazycluster.supervisor.{name}" for name in SENT_AS_TEXT[module]}
-    assert own <= SENT_AS_TEXT.keys()
+    assert own <= set(SENT)
 
 
 @every_module
@@ -244,7 +230,7 @@ def test_nothing_waits_by_a_clock_that_can_be_set(module: str) -> None:
 @every_module
 def test_no_local_shell_and_no_fork_is_used(module: str) -> None:
     forbidden = {"os.system", "os.popen", "pty.spawn", "subprocess.getoutput", "subprocess.getstatusoutput"}
-    if module not in SENT_AS_TEXT:
+    if module not in SENT:
         forbidden |= {"os.fork", "os.forkpty", "pty.fork", "os.posix_spawn", "os.posix_spawnp"}
     used = []
     for node in ast.walk(tree(module)):

@@ -29,12 +29,15 @@ def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
 @pytest.mark.parametrize(
     ("program", "start"),
     [
-        (launch.program("abc", 2.5), "call.main('abc', watch.fork, lambda worker: watch.watch(worker, 2.5))"),
+        (
+            launch.program("abc", 2.5),
+            "call_program.main('abc', watchdog.fork, lambda worker: watchdog.watch(worker, 2.5))",
+        ),
         (
             launch.supervisor("abc", "M=t.", 2.5, "~/a b'", "echo"),
-            "sys.exit(program.main('abc', 'M=t.', 2.5, b\"~/a b'\", 'echo'))",
+            "sys.exit(supervisor.main('abc', 'M=t.', 2.5, b\"~/a b'\", 'echo'))",
         ),
-        (launch.supervisor("abc", "M=t.", 5.0, None, ""), "sys.exit(program.main('abc', 'M=t.', 5.0, None, ''))"),
+        (launch.supervisor("abc", "M=t.", 5.0, None, ""), "sys.exit(supervisor.main('abc', 'M=t.', 5.0, None, ''))"),
     ],
     ids=["program", "supervisor", "supervisor without a directory"],
 )
@@ -46,7 +49,7 @@ def test_a_program_is_python_3_6_in_all_its_modules(program: launch.Program, sta
     ast.parse(text, feature_version=(3, 6))
     sources = loaded(zlib.decompress(program.source or stream.unused_data).decode())
     for number, (name, source) in enumerate(sources.items()):
-        own = re.findall(r"^from lazycluster\.supervisor\.(\w+) import", source, re.MULTILINE)
+        own = re.findall(r"^from lazycluster\._remote\.(\w+) import", source, re.MULTILINE)
         assert set(own) <= set(list(sources)[:number]), name
         ast.parse(source, feature_version=(3, 6))
     assert list(sources)[-1] == start.removeprefix("sys.exit(").partition(".")[0]

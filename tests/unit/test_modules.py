@@ -19,7 +19,8 @@ import attrs
 import pytest
 
 import lazycluster
-from lazycluster.supervisor import call, modules, payload
+from lazycluster._remote import call_program
+from lazycluster.supervisor import modules, payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,7 +153,7 @@ def __getattr__(name): raise AttributeError(name)
 def needed(function: Callable[..., object]) -> tuple[dict[str, bool], dict[tuple[str, str], str], bytes]:
     """Return which modules go with a function (True: with source), what of them is left out, and the pickles."""
     data = payload.dump(function).data
-    _, modules, texts, pickles = call.REQUEST.unpack_from(data)
+    _, modules, texts, pickles = call_program.REQUEST.unpack_from(data)
     modules_at = len(data) - modules - texts - pickles
     packed = data[modules_at : modules_at + modules]
     sent, left_out = pickle.loads(zlib.decompress(packed)) if packed else ({}, {})

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lazycluster.openssh.ports import check_program, is_free
+from lazycluster._remote.ports import check_program, is_free
 
 ADDRESSES = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, ""), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")]
 

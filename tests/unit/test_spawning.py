@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.supervisor import spawning
-from lazycluster.supervisor.spawning import Limit, Starter, as_words, base_environment, login_shell
+from lazycluster._remote import spawn
+from lazycluster._remote.spawn import Limit, Starter, as_words, base_environment, login_shell
 
 # Without a shell ------------------------------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ def starter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     made = Starter(Limit())
     yield made
-    spawning.close_all(made._low)
+    spawn.close_all(made._low)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
@@ -212,7 +212,7 @@ def run(starter: Starter, program: str, *argv: str, environment: dict[bytes, byt
         os.close(reading)
         raise
     finally:
-        spawning.close_all((nothing, writing))
+        spawn.close_all((nothing, writing))
     with os.fdopen(reading, "rb") as file:
         printed = file.read()  # its end comes: nothing here keeps the pipe open
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), printed
@@ -282,7 +282,7 @@ def test_descriptors_above_the_limit_are_handed_on(starter: Starter) -> None:
     try:
         pid = starter.start("/bin/sh", ["sh", "-c", "echo high; ulimit -Sn"], {}, [0, high, 2])
     finally:
-        spawning.close_all((writing, high))
+        spawn.close_all((writing, high))
         starter._limit._was = (soft, hard)
         starter._limit.restore()
     with os.fdopen(reading, "rb") as file:
@@ -303,11 +303,11 @@ def test_where_the_limit_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> N
 def test_pipes() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0) as file:
-        assert spawning.waiting(reading, 7) == 0
+        assert spawn.waiting(reading, 7) == 0
         file.write(b"abc")
-        assert spawning.waiting(reading, 7) == 3
-        assert spawning.enlarge(reading) >= 1 << 16
-        spawning.unblock((reading, -1))
+        assert spawn.waiting(reading, 7) == 3
+        assert spawn.enlarge(reading) >= 1 << 16
+        spawn.unblock((reading, -1))
         assert os.read(reading, 9) == b"abc"
         with pytest.raises(BlockingIOError):
             os.read(reading, 9)
@@ -315,15 +315,15 @@ def test_pipes() -> None:
 
 def test_where_there_is_no_fcntl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert spawning.waiting(0, 7) == 7
-    assert spawning.enlarge(0) == spawning._LARGE_PIPE
+    assert spawn.waiting(0, 7) == 7
+    assert spawn.enlarge(0) == spawn._LARGE_PIPE
 
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_all_but_some_descriptors_are_closed(listed: bool) -> None:
     program = f"""
 import os
-from lazycluster.supervisor import spawning
+from lazycluster._remote import spawn
 if not {listed}:
     def refuse(path): raise FileNotFoundError
     spawning.os.listdir = refuse

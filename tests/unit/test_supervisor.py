@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._remote import protocol
+from lazycluster._remote.protocol import ERRORS, GRANTED, OUTPUT, WINDOW
 from lazycluster.openssh.shell import JOB_VARIABLE
-from lazycluster.supervisor import frames, launch
-from lazycluster.supervisor.frames import ERRORS, GRANTED, OUTPUT, WINDOW
+from lazycluster.supervisor import launch
 from lazycluster.testing.processes import wait_until
 from tests.unit.local_supervisor import RemoteJob, gone, local_supervisor
 from tests.unit.test_call_program import PYTHONS
@@ -90,7 +91,7 @@ def test_a_working_directory_that_cannot_be_made_is_told_at_once(tmp_path: Path,
         ("echo facts; exit 3", b"facts\n"),
         ("printf 'two'; printf ' streams' >&2", None),
         ("kill -9 $$", b""),
-        ("head -c 3000000 /dev/zero | tr '\\0' x", b"x" * (frames.LARGEST // 2)),
+        ("head -c 3000000 /dev/zero | tr '\\0' x", b"x" * (protocol.LARGEST // 2)),
         ("(sleep 60 &) ; echo $0 $#", b"sh 0\n"),  # what it leaves does not delay the greeting
         ("printf '\\377'", b"\xef\xbf\xbd"),
         ("cat; echo read", b"read\n"),
@@ -141,7 +142,7 @@ def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
         assert stubborn.finish() == ("signal", "9")
         assert gone(daemon)
 
-        host.send(frames.PREPARE, 0, frames.pack(launch.ports_preparation(), b""))
+        host.send(protocol.PREPARE, 0, protocol.pack(launch.ports_preparation(), b""))
         assert host.ask("ports", b"1")[0] == b"ok"
         [ok, path] = host.ask("tempdir")
         assert (ok, path) == (b"ok", f"{tmp_path}/lazycluster-{host.token}.2".encode())
@@ -345,7 +346,7 @@ def test_input_comes_out_as_it_went_in(size: int) -> None:
         job = host.run("cat", stdin=None)
         job.feed(data)
         assert job.result() == (0, data, b"")
-        if size <= frames.PIECE:
+        if size <= protocol.PIECE:
             assert host.run("cat", stdin=data).result() == (0, data, b"")  # with the command itself
 
 
@@ -358,9 +359,9 @@ def test_input_that_is_not_read_is_no_failure(tmp_path: Path) -> None:
         go.write_text("go\n")
         assert job.status() == 4
         assert job.output() == b"abcclosed\n"
-        job.host.send(frames.INPUT, job.name, b"after its end")
-        job.host.send(frames.INPUT_END, job.name)
-        job.host.send(frames.GRANT, job.name, b"5")
+        job.host.send(protocol.INPUT, job.name, b"after its end")
+        job.host.send(protocol.INPUT_END, job.name)
+        job.host.send(protocol.GRANT, job.name, b"5")
         job.stop()
         host.settle()
 
@@ -371,8 +372,8 @@ def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
     os.mkfifo(go)
     with local_supervisor() as host:
         job = host.run(f"cat {go}; wc -c", stdin=None)
-        for _ in range(WINDOW // frames.PIECE):
-            host.send(frames.INPUT, job.name, bytes(frames.PIECE))
+        for _ in range(WINDOW // protocol.PIECE):
+            host.send(protocol.INPUT, job.name, bytes(protocol.PIECE))
         job.window -= WINDOW
         host.settle()
         assert job.window == 0
@@ -491,7 +492,7 @@ def test_ports() -> None:
     with local_supervisor() as host, socket.create_server(("127.0.0.1", 0)) as taken:
         port = b"%d" % taken.getsockname()[1]
         assert host.ask("ports", port) == [b"failed", b"RuntimeError: "]
-        host.send(frames.PREPARE, 0, frames.pack(launch.ports_preparation(), b""))
+        host.send(protocol.PREPARE, 0, protocol.pack(launch.ports_preparation(), b""))
         assert host.ask("ports", port) == [b"ok"]
         with socket.create_server(("127.0.0.1", 0)) as released:
             free = b"%d" % released.getsockname()[1]
@@ -512,14 +513,14 @@ def test_questions_that_there_are_not(what: str, reason: bytes) -> None:
 
 
 def test_a_pulse_where_nothing_else_is_sent() -> None:
-    with local_supervisor(tweaks="program._PULSE_EVERY = 0.05") as host:
+    with local_supervisor(tweaks="supervisor._PULSE_EVERY = 0.05") as host:
         host.pump(lambda: host.pulses >= 3, "three pulses")
         assert host.run("echo all the same").result()[1] == b"all the same\n"
 
 
 def test_frames_for_nobody_are_of_no_effect() -> None:
     with local_supervisor() as host:
-        for kind in (frames.INPUT, frames.INPUT_END, frames.GRANT, frames.STOP, frames.PULSE, frames.ENDED):
+        for kind in (protocol.INPUT, protocol.INPUT_END, protocol.GRANT, protocol.STOP, protocol.PULSE, protocol.ENDED):
             host.send(kind, 77, b"1")
         host.settle()
 
@@ -527,7 +528,7 @@ def test_frames_for_nobody_are_of_no_effect() -> None:
 def test_what_makes_no_sense_ends_its_job_alone() -> None:
     with local_supervisor() as host:
         job, other = host.run("cat", stdin=None), host.run("cat", stdin=None)
-        host.send(frames.GRANT, job.name, b"many")
+        host.send(protocol.GRANT, job.name, b"many")
         how, what = job.finish()
         assert (how, what) == ("failed", "ValueError: invalid literal for int() with base 10: b'many'")
         other.feed(b"fed")
@@ -541,9 +542,9 @@ def test_what_makes_no_sense_ends_its_job_alone() -> None:
 def test_byte_by_byte() -> None:
     with local_supervisor() as host:
         job = host.jobs[1] = RemoteJob(host, 1)
-        for byte in frames.frame(frames.RUN, 1, frames.pack(b"0", b"", b"5", b"cat", b"")):
+        for byte in protocol.frame(protocol.RUN, 1, protocol.pack(b"0", b"", b"5", b"cat", b"")):
             host.write(bytes([byte]))
-        for byte in frames.frame(frames.INPUT, 1, b"hello") + frames.frame(frames.INPUT_END, 1):
+        for byte in protocol.frame(protocol.INPUT, 1, b"hello") + protocol.frame(protocol.INPUT_END, 1):
             host.write(bytes([byte]))
         assert job.result() == (0, b"hello", b"")
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._remote import call_program, protocol
 from lazycluster.exceptions import RemoteFunctionError
 from lazycluster.openssh.shell import JOB_VARIABLE
-from lazycluster.supervisor import call, frames, launch, outcome, payload
+from lazycluster.supervisor import launch, outcome, payload
 from lazycluster.testing.processes import wait_until
 from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor, measured
 from tests.unit.test_call_program import PYTHONS
@@ -161,9 +162,9 @@ def test_a_large_argument_and_a_large_result(host: LocalSupervisor) -> None:
 def test_a_result_that_is_not_taken_holds_the_function_up(host: LocalSupervisor) -> None:
     job = host.call(lambda: bytes(20_000_000))
     job.grants = False
-    host.pump(lambda: job.size >= frames.WINDOW, "all that it has leave for")
+    host.pump(lambda: job.size >= protocol.WINDOW, "all that it has leave for")
     host.settle()
-    assert job.size == frames.WINDOW
+    assert job.size == protocol.WINDOW
     assert host.call(abs, -2).value() == 2
     job.grants = True
     job.grant(1 << 30)
@@ -174,11 +175,11 @@ def test_a_result_that_is_not_taken_holds_the_function_up(host: LocalSupervisor)
 
 ALONE = """
 import os, sys
-from lazycluster.supervisor import call
+from lazycluster._remote import call_program
 def main():
     answer = os.dup(1)
     os.dup2(2, 1)
-    theirs = call
+    theirs = call_program
     theirs.install(sys.stdin.buffer.raw.read({sources}))
     for _ in range({warm}):
         theirs.warm_up()
@@ -212,7 +213,7 @@ def test_work(function: Callable[[], object], expected: object, printed: bytes, 
     assert done.stdout.endswith(b"done"), "last"
     assert done.stdout.count(b"done") == 1
     with tempfile.TemporaryFile() as file:
-        file.write(done.stdout[:-4] + call.TRAILER.pack(call.MAGIC, call.ENDED, 0))
+        file.write(done.stdout[:-4] + call_program.TRAILER.pack(call_program.MAGIC, call_program.ENDED, 0))
         assert outcome.read_outcome(file, "h", "f").unwrap() == expected
 
 
@@ -438,7 +439,7 @@ def test_many_calls_at_once(host: LocalSupervisor) -> None:
 
 
 def test_the_worker_is_given_up_where_nobody_calls() -> None:
-    with local_supervisor(tweaks="program._PULSE_EVERY = 0.2") as host:
+    with local_supervisor(tweaks="supervisor._PULSE_EVERY = 0.2") as host:
         host.prepare_calls()
         assert host.call(abs, -1).value() == 1
         host.pump(lambda: host.pulses and not host.children(), "no child any more")
@@ -476,7 +477,7 @@ def test_a_call_without_what_it_needs() -> None:
 )
 def test_what_cannot_be_loaded_is_told_to_who_calls(text: bytes, data: bytes, reason: str) -> None:
     with local_supervisor() as host:
-        host.send(frames.PREPARE, 0, frames.pack(text, data))
+        host.send(protocol.PREPARE, 0, protocol.pack(text, data))
         how, what = host.call(abs, -1).finish()
         assert how == "failed"
         assert what.startswith(reason)
@@ -487,7 +488,7 @@ def test_what_cannot_be_loaded_is_told_to_who_calls(text: bytes, data: bytes, re
 def test_a_request_that_breaks_off(host: LocalSupervisor) -> None:
     request = payload.dump(abs, -1).request()
     job = host.jobs[900] = RemoteJob(host, 900)
-    host.send(frames.CALL, 900, frames.pack(b"1", b"", b"5", b"abs", request[:-1]))
+    host.send(protocol.CALL, 900, protocol.pack(b"1", b"", b"5", b"abs", request[:-1]))
     assert job.finish() == ("exit", "256")
     assert b"EOFError" in job.errors
 

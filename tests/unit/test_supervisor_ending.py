@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.supervisor import frames
-from lazycluster.supervisor.frames import WINDOW
+from lazycluster._remote import protocol
+from lazycluster._remote.protocol import WINDOW
 from lazycluster.testing.processes import wait_until
 from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor
 
@@ -170,7 +170,9 @@ def test_a_command_that_has_ended_has_no_stop() -> None:
 
 def test_what_cannot_be_ended_is_told_after_a_while() -> None:
     """As a process that hangs in the kernel: here the signals go nowhere."""
-    tweaks = "tree._UNKILLABLE = 0.1; kill = tree.os.kill; tree.os.kill = lambda pid, number: None"
+    tweaks = (
+        "process_tree._UNKILLABLE = 0.1; kill = process_tree.os.kill; process_tree.os.kill = lambda pid, number: None"
+    )
     with local_supervisor(tweaks=tweaks, grace=0.1) as host:
         job, pids = started(host, PLAIN, grace=0.1)
         job.stop()
@@ -199,7 +201,7 @@ def end(host: LocalSupervisor, way: str) -> None:
     elif way == "output":
         assert host.process.stdout is not None
         host.process.stdout.close()
-        host.send(frames.ASK, 5, frames.pack(b"ping"))
+        host.send(protocol.ASK, 5, protocol.pack(b"ping"))
     else:
         host.process.send_signal(signal.Signals[way])
 
@@ -242,7 +244,7 @@ def test_it_ends_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
 
 
 def test_it_ends_though_nobody_reads_its_farewell() -> None:
-    with local_supervisor(tweaks="program._PARTING = 0.1") as host:
+    with local_supervisor(tweaks="supervisor._PARTING = 0.1") as host:
         job = host.run("cat /dev/zero", grants=False)
         job.grant(1 << 30)
         assert wait_until(host.filled, 20)

@@ -14,8 +14,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from lazycluster.supervisor import tree
-from lazycluster.supervisor.tree import Ending, Row
+from lazycluster._remote import process_tree
+from lazycluster._remote.process_tree import Ending, Row
 from lazycluster.testing.processes import wait_until
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
@@ -43,7 +43,7 @@ def row(pid: int, parent: int = 1, group: int = 0, session: int = 0, born: int =
     ],
 )
 def test_descendants(table: list[tuple[int, ...]], group: int, expected: set[int]) -> None:
-    assert tree.descendants([row(*fields) for fields in table], root=10, group=group) == expected
+    assert process_tree.descendants([row(*fields) for fields in table], root=10, group=group) == expected
 
 
 @pytest.mark.parametrize("proc", [pytest.param(True, marks=on_linux), False])
@@ -51,12 +51,12 @@ def test_process_table(proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not proc:
         monkeypatch.setattr(os, "access", lambda *_: False)
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as child:
-        (found,) = [each for each in tree.process_table() if each.pid == child.pid]
+        (found,) = [each for each in process_tree.process_table() if each.pid == child.pid]
         assert (found.parent, found.group, found.session) == (os.getpid(), child.pid, child.pid)
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert child.pid not in {each.pid for each in tree.process_table()}  # a zombie
-    assert {each.parent for each in tree.process_table()} >= {0}
+        assert child.pid not in {each.pid for each in process_tree.process_table()}  # a zombie
+    assert {each.parent for each in process_tree.process_table()} >= {0}
 
 
 @on_linux
@@ -66,7 +66,7 @@ def test_process_table_with_names_that_look_like_something_else(name: str, tmp_p
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([program, "60"]) as child:
         assert wait_until(lambda: name.encode("utf-8", "surrogateescape")[:15] == comm(child.pid), 10)
-        (found,) = [each for each in tree.process_table() if each.pid == child.pid]
+        (found,) = [each for each in process_tree.process_table() if each.pid == child.pid]
         assert (found.parent, found.group) == (os.getpid(), os.getpgid(0))
         child.kill()
 
@@ -78,7 +78,7 @@ def comm(pid: int) -> bytes:
 @on_linux
 def test_a_process_is_known_by_its_birth() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
-        born = [{each.pid: each.born for each in tree.process_table()} for _ in range(2)]
+        born = [{each.pid: each.born for each in process_tree.process_table()} for _ in range(2)]
         child.kill()
     assert born[0][child.pid] == born[1][child.pid]
     assert born[0][child.pid] >= born[0][os.getpid()] > 0
@@ -88,7 +88,7 @@ def test_a_process_is_known_by_its_birth() -> None:
 def test_processes_that_end_while_the_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = [types.SimpleNamespace(name=name, path=f"/proc/{name}") for name in ("999999999", "self", "1")]
     monkeypatch.setattr(os, "scandir", lambda _: iter(gone))
-    assert [each.pid for each in tree.process_table()] == [1]
+    assert [each.pid for each in process_tree.process_table()] == [1]
 
 
 @on_linux
@@ -99,9 +99,9 @@ def test_marked() -> None:
         subprocess.Popen(["sleep", "60"], env={"MARK": "a=c."}) as without,
     ):
         table = [row(pid) for pid in (with_it.pid, without.pid, 999999999)]
-        assert wait_until(lambda: tree.marked(table, b"MARK=a=b.") == {with_it.pid}, 10)
-        assert wait_until(lambda: tree.marked(table, b"MARK=a=c") == {without.pid}, 10)
-        assert tree.marked(table[:1], b"MARK=a=c") == set()
+        assert wait_until(lambda: process_tree.marked(table, b"MARK=a=b.") == {with_it.pid}, 10)
+        assert wait_until(lambda: process_tree.marked(table, b"MARK=a=c") == {without.pid}, 10)
+        assert process_tree.marked(table[:1], b"MARK=a=c") == set()
         for child in (with_it, without):
             child.kill()
 
@@ -111,7 +111,7 @@ def test_marked() -> None:
 
 @pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (15, "SIGTERM"), (99, "unknown"), (0, "unknown")])
 def test_signal_names(number: int, name: str) -> None:
-    assert tree.signal_name(number) == name
+    assert process_tree.signal_name(number) == name
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_signal_names(number: int, name: str) -> None:
     ],
 )
 def test_how_ended(status: int, words: str) -> None:
-    assert tree.how_ended(status) == words
+    assert process_tree.how_ended(status) == words
 
 
 # What the kernel is asked for ---------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_how_ended(status: int, words: str) -> None:
 def test_orphans_are_adopted() -> None:
     program = """if True:
         import os, time
-        from lazycluster.supervisor import tree
+        from lazycluster._remote import process_tree
         tree.adopt_orphans()
         child = os.fork()
         if child == 0:
@@ -154,7 +154,7 @@ def test_orphans_are_adopted() -> None:
 def test_a_process_that_dies_with_its_parent() -> None:
     program = """if True:
         import os, sys, time
-        from lazycluster.supervisor import tree
+        from lazycluster._remote import process_tree
         if os.fork() == 0:
             tree.die_with_parent()
             print(os.getpid(), flush=True)
@@ -168,13 +168,13 @@ def test_a_process_that_dies_with_its_parent() -> None:
         assert parent.stdin is not None
         child = int(parent.stdout.readline())
         parent.stdin.close()
-    assert wait_until(lambda: child not in {each.pid for each in tree.process_table()}, 10)
+    assert wait_until(lambda: child not in {each.pid for each in process_tree.process_table()}, 10)
 
 
 def test_where_the_kernel_cannot_do_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
-    tree.adopt_orphans()
-    tree.die_with_parent()
+    process_tree.adopt_orphans()
+    process_tree.die_with_parent()
 
 
 # Ending, with processes that are not there --------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr(tree, "time", types.SimpleNamespace(monotonic=lambda: made.now))
+    monkeypatch.setattr(process_tree, "time", types.SimpleNamespace(monotonic=lambda: made.now))
     monkeypatch.setattr(os, "kill", made.kill)
     return made
 
@@ -274,7 +274,7 @@ def test_the_grace_can_be_ended(kernel: Kernel) -> None:
     assert kernel.take() == [*softly(9), *hard(9)]
     kernel.now += 1
     ending.hurry()  # it does not begin anew
-    kernel.now += tree._UNKILLABLE - 0.9
+    kernel.now += process_tree._UNKILLABLE - 0.9
     assert ending.step([row(9)])
 
 
@@ -356,14 +356,14 @@ def test_a_tree_is_ended(start: Start, text: str, grace: float, status: int) -> 
     process = start(text)
 
     def below(table: list[Row]) -> set[int]:
-        return {process.pid} | tree.descendants(table, process.pid, process.pid)
+        return {process.pid} | process_tree.descendants(table, process.pid, process.pid)
 
     ending = Ending(below, grace, process.pid)
 
     def ended() -> bool:
         process.poll()  # collects it
-        return ending.step(tree.process_table())
+        return ending.step(process_tree.process_table())
 
     assert wait_until(ended, 20)
     assert (process.returncode, ending.left) == (status, set())
-    assert process.pid not in {each.session for each in tree.process_table()}
+    assert process.pid not in {each.session for each in process_tree.process_table()}

@@ -11,9 +11,9 @@ import time
 import zlib
 from collections.abc import Callable
 
-from lazycluster.supervisor.frames import pack, unpack
-from lazycluster.supervisor.spawning import Limit, close_all, close_all_but, unblock
-from lazycluster.supervisor.tree import adopt_orphans
+from lazycluster._remote.process_tree import adopt_orphans
+from lazycluster._remote.protocol import pack, unpack
+from lazycluster._remote.spawn import Limit, close_all, close_all_but, unblock
 
 _SPARE_AFTER = 0.02
 """Seconds into a call after which the worker for the next one is forked, if the call has not ended by then."""

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from lazycluster.supervisor.frames import frame, header
+from lazycluster._remote.protocol import frame, header
 
 _CONGESTED = 1 << 20  # bytes that wait to be sent before the jobs' output is left in their pipes
 _AT_ONCE = 64

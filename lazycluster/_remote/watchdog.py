@@ -8,7 +8,7 @@ import os
 import select
 import signal
 
-from lazycluster.supervisor.tree import (
+from lazycluster._remote.process_tree import (
     Ending,
     adopt_orphans,
     descendants,

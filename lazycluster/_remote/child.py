@@ -8,7 +8,8 @@ import selectors
 from collections import deque
 from collections.abc import Callable
 
-from lazycluster.supervisor.frames import (
+from lazycluster._remote.process_tree import Ending, Row, descendants, marked
+from lazycluster._remote.protocol import (
     ENDED,
     GRANT_INPUT,
     GRANTED,
@@ -18,9 +19,8 @@ from lazycluster.supervisor.frames import (
     number,
     pack,
 )
-from lazycluster.supervisor.outbox import Outbox
-from lazycluster.supervisor.spawning import enlarge, waiting
-from lazycluster.supervisor.tree import Ending, Row, descendants, marked
+from lazycluster._remote.send_queue import Outbox
+from lazycluster._remote.spawn import enlarge, waiting
 
 _PIPE = 1 << 16
 

@@ -1,7 +1,7 @@
 """The supervisor: the program that a runtime keeps running on its host, over one channel; sent there.
 
 One thread around one selector. It starts commands and functions as its children, many at a time, and speaks the
-protocol of `frames.py` with the runtime. When its standard input ends, the runtime is gone, however that came about:
+protocol of `protocol.py` with the runtime. When its standard input ends, the runtime is gone, however that came about:
 then it ends all that it started, removes its temporary directories, and goes.
 
 Standard library only, and the syntax of Python 3.6.
@@ -16,8 +16,9 @@ import sys
 import time
 from collections import deque
 
-from lazycluster.supervisor.directories import Directories
-from lazycluster.supervisor.frames import (
+from lazycluster._remote.child import Job
+from lazycluster._remote.process_tree import Ending, Row, adopt_orphans, descendants, marked, process_table
+from lazycluster._remote.protocol import (
     ANSWER,
     ASK,
     CALL,
@@ -43,11 +44,10 @@ from lazycluster.supervisor.frames import (
     pack,
     unpack,
 )
-from lazycluster.supervisor.job import Job
-from lazycluster.supervisor.outbox import Outbox
-from lazycluster.supervisor.spawning import Limit, Starter, as_words, base_environment, close_all, login_shell, unblock
-from lazycluster.supervisor.tree import Ending, Row, adopt_orphans, descendants, marked, process_table
-from lazycluster.supervisor.workers import Functions, Workers, setting
+from lazycluster._remote.send_queue import Outbox
+from lazycluster._remote.spawn import Limit, Starter, as_words, base_environment, close_all, login_shell, unblock
+from lazycluster._remote.temp_dirs import Directories
+from lazycluster._remote.workers import Functions, Workers, setting
 
 MARK = "LAZYCLUSTER-SUPERVISOR"
 """The first word of what the supervisor prints; the token follows, then a newline, then frames."""
