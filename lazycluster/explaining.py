@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
+from lazycluster._ssh.argv import SINCE_8_7, exit_argv, master_argv, remote_operand, scp_argv, session_argv
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.shell import BOOTSTRAP_BY_HAND, quote_path
 from lazycluster._typing import assert_never
-from lazycluster.openssh.argv import SINCE_8_7, exit_argv, master_argv, remote_operand, scp_argv, session_argv
 from lazycluster.openssh.calls import candidates
-from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.shell import BOOTSTRAP_BY_HAND, quote_path
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
 
 MASTER_LINGERS = 600

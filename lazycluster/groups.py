@@ -10,12 +10,12 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from lazycluster import calling
 from lazycluster._display import count_bar, counted, print_table
 from lazycluster._remote.ports import is_free
+from lazycluster._ssh.destination import check_command, check_port, check_timeout
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.managed import CleanedUp, ManagedProcess
 from lazycluster.membership import Members
-from lazycluster.openssh.destination import check_command, check_port, check_timeout
 from lazycluster.parallel import OnError, Stopping, collected, on_all, successes_of, values
 from lazycluster.results import CommandResult, Error, Stream, Value
 from lazycluster.runtimes import Runtime

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from lazycluster._display import counted, print_table
+from lazycluster._ssh.config_hosts import configured_hosts, default_config
+from lazycluster._ssh.destination import absolute
 from lazycluster._typing import Unpack
 from lazycluster.exceptions import NoRuntimesDetectedError, in_words
 from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.groups import RuntimeGroup
 from lazycluster.managed import CleanedUp
 from lazycluster.membership import DIALS, check_options, connect, listed
-from lazycluster.openssh.configured import configured_hosts, default_config
-from lazycluster.openssh.destination import absolute
 from lazycluster.parallel import errors_of, on_all, successes_of
 from lazycluster.reaching import ManagerOptions, RuntimeOptions
 from lazycluster.runtimes import Runtime, check_needs

@@ -11,9 +11,9 @@ from typing import Literal
 
 from lazycluster import runtimes as ways
 from lazycluster._display import count_bar
+from lazycluster._ssh.destination import check_environment
 from lazycluster._typing import Unpack
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
-from lazycluster.openssh.destination import check_environment
 from lazycluster.parallel import Stopping, errors_of, on_all, successes_of
 from lazycluster.reaching import RuntimeOptions, reach
 from lazycluster.results import Error, Value

@@ -17,6 +17,8 @@ from typing import ParamSpec, TypeVar
 import attrs
 
 from lazycluster import calling
+from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._ssh.destination import check_environment, check_port
 from lazycluster._typing import Unpack
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import (
@@ -33,8 +35,6 @@ from lazycluster.facts import Facts
 from lazycluster.hardware import HostInfo
 from lazycluster.holdings import Holdings
 from lazycluster.managed import CleanedUp, ManagedProcess
-from lazycluster.openssh.destination import check_environment, check_port
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
 from lazycluster.results import CommandResult
 from lazycluster.steps import check_callable

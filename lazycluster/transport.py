@@ -8,10 +8,10 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 import attrs
 
+from lazycluster._model.forwarding import Forwarding
 from lazycluster._waiting import Cancellation
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import ManagedProcess
-from lazycluster.openssh.forwarding import Forwarding
 from lazycluster.results import Collector, CommandResult, Stream
 
 if TYPE_CHECKING:

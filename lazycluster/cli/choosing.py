@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 import attrs
 import click
 
+from lazycluster._ssh.config_hosts import configured_hosts, default_config
 from lazycluster.cli.options import (
     complete_hosts,
     config_option,
@@ -22,7 +23,6 @@ from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import cause_of, reason, unfit
 from lazycluster.membership import DIALS
-from lazycluster.openssh.configured import configured_hosts, default_config
 from lazycluster.reaching import RuntimeOptions
 from lazycluster.runtimes import Runtime
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
+from lazycluster._ssh import config_edit
+from lazycluster._ssh.config_edit import Settings, lines_naming
+from lazycluster._ssh.config_file import Change, ConfigFileError, change, check_accepted, check_outcome
+from lazycluster._ssh.config_hosts import default_config, files_naming
+from lazycluster._ssh.destination import Destination, absolute, check_port
 from lazycluster.cli.first_contact import make_contact
 from lazycluster.cli.options import complete_hosts, connect_timeout_option, parsed
-from lazycluster.openssh import config_editing
-from lazycluster.openssh.config_editing import Settings, lines_naming
-from lazycluster.openssh.config_file import Change, ConfigFileError, change, check_accepted, check_outcome
-from lazycluster.openssh.configured import default_config, files_naming
-from lazycluster.openssh.destination import Destination, absolute, check_port
 
 _KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _PLAIN = re.compile(r"[\w./@%+~:,-]+")
@@ -187,7 +187,7 @@ def add_runtime(
         if lines and not force:
             raise ConfigFileError(path, f"line {lines[0]} names {name} already", "Use --force to replace it.")
         replaced = bool(lines)
-        return (config_editing.replace if lines else config_editing.add)(text, name, settings)
+        return (config_edit.replace if lines else config_edit.add)(text, name, settings)
 
     elsewhere = _included(path, name)
     if elsewhere and not force:
@@ -219,7 +219,7 @@ def delete_runtime(name: str, config: Path | None) -> None:
 
     def edit(text: str) -> str:
         if lines_naming(text, name):
-            return config_editing.remove(text, name)
+            return config_edit.remove(text, name)
         if elsewhere:
             advice = f"Use `lazycluster delete-runtime {name} --config {elsewhere[0]}`."
             raise ConfigFileError(path, f"it names no host {name} itself, but includes {elsewhere[0]}", advice)

@@ -18,11 +18,11 @@ import attrs
 import click
 
 from lazycluster._display import counted
+from lazycluster._ssh.destination import Destination, absolute
 from lazycluster.cli.options import complete_hosts, config_option, json_option, python_option
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.explaining import Lines, closing, opening
 from lazycluster.explaining import explain as explain_steps
-from lazycluster.openssh.destination import Destination, absolute
 from lazycluster.steps import RunFunction
 from lazycluster.tasks import RuntimeTask
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from lazycluster._display import Printer, waiting
+from lazycluster._ssh.tunnel import Tunnel
 from lazycluster.cli.options import (
     complete_hosts,
     config_option,
@@ -18,7 +19,6 @@ from lazycluster.cli.options import (
     resident_option,
 )
 from lazycluster.managed import ManagedProcess
-from lazycluster.openssh.tunnels import Tunnel
 from lazycluster.runtimes import Runtime
 
 _GLANCE = 0.5

@@ -8,10 +8,10 @@ from pathlib import Path
 import attrs
 import click
 
+from lazycluster._ssh.argv import attempt_argv, copy_key_argv
+from lazycluster._ssh.destination import Destination
 from lazycluster.exceptions import AuthenticationError, LazyclusterError, UnknownHostKeyError, indented
-from lazycluster.openssh.argv import attempt_argv, copy_key_argv
 from lazycluster.openssh.connection import Connection
-from lazycluster.openssh.destination import Destination
 
 _LOG_INS = 4
 """How often ssh-copy-id logs in, at most: to see the version, with the key, to install it; one is to spare."""
@@ -62,7 +62,7 @@ def _reach(to: Destination) -> None:
     except UnknownHostKeyError:
         if not _at_terminal():
             raise
-        from lazycluster.openssh.login import converse  # noqa: PLC0415 - pexpect is needed by few
+        from lazycluster._ssh.prompts import converse  # noqa: PLC0415 - pexpect is needed by few
 
         converse(attempt_argv(to, batch=False), _ask_openly, seconds=to.connect_timeout)
         _dial(to)
@@ -79,7 +79,7 @@ def _install_key(to: Destination, key: Path | None) -> None:
     Raises:
         KeyNotInstalledError: It did not.
     """
-    from lazycluster.openssh.login import converse  # noqa: PLC0415 - as above
+    from lazycluster._ssh.prompts import converse  # noqa: PLC0415 - as above
 
     private = None if key is None else key.with_name(key.name.removesuffix(".pub"))
     argv = copy_key_argv(attrs.evolve(to, identity_file=private))

@@ -8,11 +8,11 @@ from pathlib import Path
 import attrs
 import click
 
+from lazycluster._ssh.config_hosts import default_config
 from lazycluster.cli.choosing import max_connections_option
 from lazycluster.cli.options import config_option, connect_timeout_option, json_option, resident_option
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.manager import RuntimeManager, reason
-from lazycluster.openssh.configured import default_config
 from lazycluster.runtimes import Runtime
 
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import click
 
-from lazycluster.openssh.configured import configured_hosts
-from lazycluster.openssh.destination import Destination, check_connect_timeout
+from lazycluster._ssh.config_hosts import configured_hosts
+from lazycluster._ssh.destination import Destination, check_connect_timeout
 
 V = TypeVar("V")
 T = TypeVar("T")

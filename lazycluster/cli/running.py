@@ -11,6 +11,8 @@ import attrs
 import click
 
 from lazycluster._display import counted, print_table
+from lazycluster._processes import Output
+from lazycluster._ssh.destination import check_timeout
 from lazycluster._waiting import Cancellation
 from lazycluster.cli import FAILED
 from lazycluster.cli.choosing import Choice, Chosen, choosing_hosts
@@ -19,8 +21,6 @@ from lazycluster.cli.options import json_option, parsed
 from lazycluster.cli.together import on_each
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
 from lazycluster.manager import reason
-from lazycluster.openssh.destination import check_timeout
-from lazycluster.openssh.processes import Output
 from lazycluster.parallel import Stopping
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.runtimes import Runtime

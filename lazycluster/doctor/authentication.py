@@ -11,10 +11,10 @@ from pathlib import Path
 
 import attrs
 
+from lazycluster._ssh.config import EffectiveConfig
 from lazycluster.doctor.findings import Finding, failed, from_error, ok
 from lazycluster.doctor.trace import LogIn, Trace
 from lazycluster.exceptions import AuthenticationError
-from lazycluster.openssh.config import EffectiveConfig
 
 AUTHENTICATION = "authentication"
 _MAGIC = b"openssh-key-v1\0"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
+from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 from lazycluster._waiting import Deadline
 from lazycluster.doctor.findings import Finding, failed, ok, warning
 from lazycluster.exceptions import ConnectionLostError
-from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
-from lazycluster.openssh.sessions import Sessions
 
 SESSIONS = "sessions"
 MOST = 12

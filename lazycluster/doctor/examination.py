@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.config import EffectiveConfig
+from lazycluster._ssh.destination import Destination, absolute
 from lazycluster.doctor.authentication import AUTHENTICATION, judge_authentication, key_files
 from lazycluster.doctor.capacity import SESSIONS, count_sessions, judge_sessions
 from lazycluster.doctor.files import FILES, judge_files, look_at_files
@@ -46,11 +49,8 @@ from lazycluster.doctor.reaching import (
 )
 from lazycluster.doctor.trace import LogIn, Trace
 from lazycluster.exceptions import CommandTimeoutError, LoginShellError
-from lazycluster.openssh.config import EffectiveConfig
 from lazycluster.openssh.connection import Connection
-from lazycluster.openssh.destination import Destination, absolute
 from lazycluster.openssh.per_step import PerStep
-from lazycluster.openssh.sessions import Sessions
 
 
 def examine(

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import attrs
 
+from lazycluster._processes import Finished, run_to_end
+from lazycluster._ssh.argv import remote_operand, scp_argv
+from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.diagnosis import scp_reason
+from lazycluster._ssh.master import Master
 from lazycluster.doctor.findings import Finding, failed, ok, warning
 from lazycluster.exceptions import LazyclusterError
-from lazycluster.openssh.argv import remote_operand, scp_argv
 from lazycluster.openssh.connection import Connection
-from lazycluster.openssh.diagnosis import scp_reason
-from lazycluster.openssh.master import Master
 from lazycluster.openssh.per_step import PerStep
-from lazycluster.openssh.processes import Finished, run_to_end
-from lazycluster.openssh.sessions import Sessions
 
 FILES = "files"
 SFTP, LEGACY, TREE = "scp", "scp -O", "tar"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
+from lazycluster._ssh.messages import clean
 from lazycluster.exceptions import ConnectError, LazyclusterError
-from lazycluster.openssh.wording import clean
 
 _LONGEST_QUOTE = 120
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import attrs
 
+from lazycluster._ssh.client import Sessions
 from lazycluster._waiting import DeadlinePassedError
 from lazycluster.doctor.findings import Finding, ok, warning
 from lazycluster.exceptions import SupervisorError
 from lazycluster.openssh.connection import Connection
-from lazycluster.openssh.sessions import Sessions
 from lazycluster.supervisor.resident import Resident
 
 SUPERVISOR, ROUND_TRIP = "supervisor", "round trip"

@@ -10,10 +10,10 @@ from pathlib import PurePosixPath
 import attrs
 
 from lazycluster._remote.spawn import BOURNE
+from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.session import Session
 from lazycluster.doctor.findings import Finding, failed, ok, quoted, warning
 from lazycluster.exceptions import CommandTimeoutError, LazyclusterError, LoginShellError
-from lazycluster.openssh.session import Session
-from lazycluster.openssh.sessions import Sessions
 from lazycluster.results import Collector, Stream
 
 LOGIN_SHELL = "login shell"

@@ -7,8 +7,8 @@ import time
 
 import attrs
 
+from lazycluster._ssh.client import Sessions
 from lazycluster.doctor.findings import Finding, failed, ok, warning
-from lazycluster.openssh.sessions import Sessions
 
 TEMPORARY, CLOCK = "temporary directory", "clock"
 LITTLE_SPACE = 1 << 30

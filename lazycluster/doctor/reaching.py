@@ -11,6 +11,11 @@ from pathlib import Path
 
 import attrs
 
+from lazycluster._processes import run_detaching, run_to_end
+from lazycluster._ssh.argv import attempt_argv, by_hand, effective_argv
+from lazycluster._ssh.config import EffectiveConfig, parse_effective
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.diagnosis import cannot_start, diagnose
 from lazycluster.doctor.findings import Finding, failed, from_error, ok, skipped
 from lazycluster.doctor.trace import LogIn, parse_trace
 from lazycluster.exceptions import (
@@ -20,11 +25,6 @@ from lazycluster.exceptions import (
     UnknownHostError,
     UnknownHostKeyError,
 )
-from lazycluster.openssh.argv import attempt_argv, by_hand, effective_argv
-from lazycluster.openssh.config import EffectiveConfig, parse_effective
-from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.diagnosis import cannot_start, diagnose
-from lazycluster.openssh.processes import run_detaching, run_to_end
 
 CONFIGURATION, JUMP_HOST, NAME, PORT, HOST_KEY = "configuration", "jump host", "name", "port", "host key"
 _ANSWER_TIMEOUT = 5.0

@@ -1,7 +1,7 @@
 """How far a log-in came, in the words of ssh's debugging log. Pure.
 
 These sentences are for people and change with the version: what is not recognised is left out, and a judgement that
-rests on one falls back on the reason for which ssh gave up (`openssh.diagnosis`).
+rests on one falls back on the reason for which ssh gave up (`_ssh.diagnosis`).
 """
 
 from __future__ import annotations

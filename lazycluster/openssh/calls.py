@@ -9,11 +9,11 @@ import sys
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
+from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.host_scripts import END_MARKED
+from lazycluster._ssh.session import Session, SessionEndedError
+from lazycluster._ssh.shell import quote_path
 from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
-from lazycluster.openssh.host_scripts import END_MARKED
-from lazycluster.openssh.session import Session, SessionEndedError
-from lazycluster.openssh.sessions import Sessions
-from lazycluster.openssh.shell import quote_path
 from lazycluster.results import Collector, Stream
 from lazycluster.supervisor.launch import Greeting, check_python, parse_greeting, program
 from lazycluster.transport import Watch

@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from lazycluster._model.forwarding import Forwarding
 from lazycluster._remote.ports import check_program
+from lazycluster._ssh.host_scripts import END_MARKED, MAKE_WORKING_DIRECTORY
+from lazycluster._ssh.shell import JOB_VARIABLE, quote_path
+from lazycluster._ssh.tunnel import Tunnel
+from lazycluster._ssh.tunnel_manager import Carrier
 from lazycluster.exceptions import CommandFailedError, LazyclusterError, PythonNotFoundError
 from lazycluster.hardware import HostInfo, parse, probe
 from lazycluster.openssh.calls import start_python
-from lazycluster.openssh.carrier import Carrier
 from lazycluster.openssh.connection import Connection
-from lazycluster.openssh.forwarding import Forwarding
-from lazycluster.openssh.host_scripts import END_MARKED, MAKE_WORKING_DIRECTORY
-from lazycluster.openssh.shell import JOB_VARIABLE, quote_path
-from lazycluster.openssh.tunnels import Tunnel
 from lazycluster.results import CommandResult
 from lazycluster.transport import UNWATCHED, Watch
 

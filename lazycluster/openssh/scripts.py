@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from lazycluster.openssh.shell import Script
+from lazycluster._ssh.shell import Script
 from lazycluster.results import Collector, CommandResult
 from lazycluster.transport import UNWATCHED, Watch
 

@@ -19,6 +19,25 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
+from lazycluster._processes import Child, Finished
+from lazycluster._ssh.argv import remote_operand, scp_argv
+from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.destination import absolute
+from lazycluster._ssh.diagnosis import scp_reason, session_refused, tar_reason
+from lazycluster._ssh.host_scripts import (
+    CREATE_LINK,
+    FETCH,
+    PLACE_FILE,
+    PREPARE_FILE,
+    RECEIVE_FILE,
+    RECEIVE_TREE,
+    REMOVE,
+)
+from lazycluster._ssh.lifeline import Keeper
+from lazycluster._ssh.master import Master
+from lazycluster._ssh.mux import ControlSocketError
+from lazycluster._ssh.session import SessionEndedError
+from lazycluster._ssh.shell import quote_path
 from lazycluster._waiting import CancelledError, Deadline
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -31,28 +50,9 @@ from lazycluster.exceptions import (
     UnsafeArchiveError,
 )
 from lazycluster.openssh.archive import END_MARKER, pack
-from lazycluster.openssh.argv import remote_operand, scp_argv
-from lazycluster.openssh.destination import absolute
-from lazycluster.openssh.diagnosis import scp_reason, session_refused, tar_reason
 from lazycluster.openssh.extraction import unpack
-from lazycluster.openssh.host_scripts import (
-    CREATE_LINK,
-    FETCH,
-    PLACE_FILE,
-    PREPARE_FILE,
-    RECEIVE_FILE,
-    RECEIVE_TREE,
-    REMOVE,
-)
-from lazycluster.openssh.keeper import Keeper
-from lazycluster.openssh.master import Master
-from lazycluster.openssh.mux import ControlSocketError
 from lazycluster.openssh.placement import discard, place, temporary_beside
-from lazycluster.openssh.processes import Child, Finished
 from lazycluster.openssh.scripts import Dialogue, Scripts
-from lazycluster.openssh.session import SessionEndedError
-from lazycluster.openssh.sessions import Sessions
-from lazycluster.openssh.shell import quote_path
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.transport import Watch
 

@@ -13,14 +13,14 @@ from typing import TypeAlias
 
 import attrs
 
+from lazycluster._processes import Inlet
 from lazycluster._remote import protocol, supervisor
+from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.session import Session, SessionEndedError
+from lazycluster._ssh.shell import JOB_VARIABLE
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, start, take
 from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented
 from lazycluster.openssh.calls import candidates, start_and_mind_python
-from lazycluster.openssh.processes import Inlet
-from lazycluster.openssh.session import Session, SessionEndedError
-from lazycluster.openssh.sessions import Sessions
-from lazycluster.openssh.shell import JOB_VARIABLE
 from lazycluster.results import Collector, Stream
 from lazycluster.supervisor import launch
 from lazycluster.supervisor.launch import Greeting

@@ -11,6 +11,8 @@ import attrs
 
 from lazycluster._remote import protocol
 from lazycluster._remote.supervisor import INPUT_ENDED, LOGIN_SHELL
+from lazycluster._ssh.session import SessionEndedError
+from lazycluster._ssh.shell import Script
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -19,8 +21,6 @@ from lazycluster.exceptions import (
     SupervisorError,
     WorkingDirectoryError,
 )
-from lazycluster.openssh.session import SessionEndedError
-from lazycluster.openssh.shell import Script
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.supervisor.client import Ended, Job, Supervisor
 from lazycluster.transport import UNWATCHED, Watch

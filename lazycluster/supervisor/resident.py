@@ -13,6 +13,7 @@ import attrs
 
 from lazycluster._remote import call_program, protocol
 from lazycluster._remote.process_tree import how_ended
+from lazycluster._ssh.destination import check_command, check_environment, check_timeout
 from lazycluster._waiting import DeadlinePassedError
 from lazycluster.exceptions import (
     CommandFailedError,
@@ -24,7 +25,6 @@ from lazycluster.exceptions import (
 from lazycluster.hardware import PROBE, HostInfo, parse
 from lazycluster.openssh import transfer
 from lazycluster.openssh.connection import Connection
-from lazycluster.openssh.destination import check_command, check_environment, check_timeout
 from lazycluster.openssh.per_step import SET_UP_TIMEOUT, ConnectedHost
 from lazycluster.results import Collector, CommandResult
 from lazycluster.supervisor import launch

@@ -8,7 +8,7 @@ from typing import TypeAlias, cast
 
 import attrs
 
-from lazycluster.openssh.forwarding import Forwarding
+from lazycluster._model.forwarding import Forwarding
 from lazycluster.supervisor.payload import Payload
 from lazycluster.testing.in_process import unpickled
 

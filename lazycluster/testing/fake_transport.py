@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from lazycluster._model.forwarding import Forwarding
+from lazycluster._ssh.destination import check_command, check_environment, check_timeout
 from lazycluster._waiting import Deadline, DeadlinePassedError, take
 from lazycluster.exceptions import (
     CommandFailedError,
@@ -24,8 +26,6 @@ from lazycluster.exceptions import (
 )
 from lazycluster.hardware import HostInfo
 from lazycluster.openssh.calls import candidates
-from lazycluster.openssh.destination import check_command, check_environment, check_timeout
-from lazycluster.openssh.forwarding import Forwarding
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.supervisor.payload import Payload
 from lazycluster.testing.asked import AskedForPorts, Called, DeletedDir, Fetched, MadeDir, OpenedTunnel, Ran, Sent

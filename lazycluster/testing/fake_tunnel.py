@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from lazycluster._model.forwarding import Forwarding
 from lazycluster._waiting import Deadline, happens
-from lazycluster.openssh.forwarding import Forwarding
 
 
 class FakeTunnel:

@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from lazycluster._ssh.destination import absolute
 from lazycluster.exceptions import LazyclusterError, TransferError, WorkingDirectoryError
 from lazycluster.openssh.archive import END_MARKER, pack
-from lazycluster.openssh.destination import absolute
 from lazycluster.openssh.extraction import unpack
 from lazycluster.openssh.placement import discard, place, temporary_beside
 

@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster.exceptions import HostUnreachableError, LazyclusterError, PortInUseError, PythonNotFoundError
 from lazycluster.hardware import HostInfo
 from lazycluster.openssh.calls import candidates
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.supervisor.launch import Greeting, check_python
 from lazycluster.testing.answers import Answer, Answers, UnexpectedCommandError
 from lazycluster.testing.asked import Asked, Ran

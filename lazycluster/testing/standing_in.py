@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 from lazycluster import reaching, runtimes
+from lazycluster._ssh.client import Sessions
 from lazycluster.exceptions import RuntimeClosedError
 from lazycluster.openssh.connection import Connection
-from lazycluster.openssh.sessions import Sessions
 from lazycluster.reaching import RuntimeOptions
 from lazycluster.testing.fake_transport import FakeTransport
 from lazycluster.transport import HostTransport

@@ -21,8 +21,8 @@ from lazycluster import (
     WorkingDirectoryError,
     runtimes,
 )
+from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._waiting import Cancellation
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
 from lazycluster.openssh.placement import discard
 from lazycluster.results import Collector, Error, Stream, Value
 from lazycluster.supervisor.outcome import read_outcome

@@ -29,8 +29,8 @@ from lazycluster import (
     UnknownHostError,
     UnknownHostKeyError,
 )
-from lazycluster.openssh import sessions as sessions_module
-from lazycluster.openssh.shell import BOOTSTRAP
+from lazycluster._ssh import client as sessions_module
+from lazycluster._ssh.shell import BOOTSTRAP
 
 from .stand_in import command, log_in, words
 

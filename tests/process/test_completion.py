@@ -68,7 +68,7 @@ def test_hosts_of_the_configuration_named_before(config: Path, incomplete: str, 
 
 
 def test_hosts_of_the_users_own_configuration(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
-    monkeypatch.setattr("lazycluster.openssh.configured.default_config", lambda: config)
+    monkeypatch.setattr("lazycluster._ssh.config_hosts.default_config", lambda: config)
     assert completed("explain", "--host", "g") == ["gpu-3", "gpu-1", "gpu-2"]
 
 

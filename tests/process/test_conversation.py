@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.openssh.login import Ask, Conversation, converse
+from lazycluster._ssh.prompts import Ask, Conversation, converse
 from lazycluster.testing import processes
 
 HOST_KEY = """\

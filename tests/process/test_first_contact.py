@@ -11,10 +11,10 @@ import attrs
 import pytest
 from click.testing import CliRunner, Result
 
+from lazycluster._ssh.destination import Destination
 from lazycluster.cli import first_contact, lazycluster
 from lazycluster.cli.first_contact import KeyNotInstalledError
 from lazycluster.exceptions import AuthenticationError, HostUnreachableError, UnknownHostKeyError
-from lazycluster.openssh.destination import Destination
 
 ASKS = """\
 import getpass, json, os, sys, time

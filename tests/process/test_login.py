@@ -17,9 +17,9 @@ from typing import Any
 import pexpect
 import pytest
 
+from lazycluster._ssh.diagnosis import diagnose
+from lazycluster._ssh.prompts import LoginEnd, LoginOutcome, Question, log_in, recognise
 from lazycluster.exceptions import AuthenticationError, ConnectTimeoutError, UnknownHostKeyError
-from lazycluster.openssh.diagnosis import diagnose
-from lazycluster.openssh.login import LoginEnd, LoginOutcome, Question, log_in, recognise
 from lazycluster.testing import processes
 
 SECRET = "correct horse é"

@@ -10,7 +10,7 @@ from pytest_subprocess.fake_popen import FakePopen
 from pytest_subprocess.fake_process import FakeProcess
 
 from lazycluster import ConnectError, Connection, SessionRefusedError, SshNotFoundError, TransferError
-from lazycluster.openssh import sessions as sessions_module
+from lazycluster._ssh import client as sessions_module
 from lazycluster.transport import Watch
 
 from .stand_in import command, log_in, words

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from lazycluster import CommandResult, Connection, Runtime
+from lazycluster._ssh.master import Master
 from lazycluster._typing import Self
-from lazycluster.openssh.master import Master
 from lazycluster.openssh.per_step import ConnectedHost
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd

@@ -24,7 +24,7 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
-from lazycluster.openssh.shell import Script
+from lazycluster._ssh.shell import Script
 from lazycluster.testing import LocalSshd
 from tests.real.clients import eventually, in_parallel
 from tests.real.observed import command_line, leaves_nothing, relayed, unique
@@ -312,7 +312,7 @@ def test_stopping_a_task_ends_its_command_with_its_children(sshd: LocalSshd, run
 def test_a_command_that_ignores_sigterm_is_killed(
     sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
-    monkeypatch.setattr("lazycluster.openssh.sessions.Script", functools.partial(Script, grace=1))
+    monkeypatch.setattr("lazycluster._ssh.client.Script", functools.partial(Script, grace=1))
     number = unique()
     with Runtime(sshd.host, resident=resident, grace=1, **sshd.connection_kwargs) as runtime:
         runtime.execute_task(RuntimeTask().run_command(f"trap '' TERM HUP INT; sleep {number}; sleep {number}"))

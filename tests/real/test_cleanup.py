@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
-from lazycluster.openssh.host_scripts import END_MARKED
+from lazycluster._ssh.host_scripts import END_MARKED
 from lazycluster.testing import LocalSshd
 from tests.ports import free_port
 from tests.real.clients import Program, connection_of, eventually, pid_of

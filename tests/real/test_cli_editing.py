@@ -20,10 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lazycluster._ssh import config_hosts
+from lazycluster._ssh.config import EffectiveConfig, parse_effective
+from lazycluster._ssh.config_edit import add, line_for_all, lines_naming, remove, replace
 from lazycluster.cli import main
-from lazycluster.openssh import configured
-from lazycluster.openssh.config import EffectiveConfig, parse_effective
-from lazycluster.openssh.config_editing import add, line_for_all, lines_naming, remove, replace
 from lazycluster.testing import LocalSshd, processes
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -147,8 +147,8 @@ def test_a_first_host_in_a_file_of_its_own(cli: Cli, config: Path) -> None:
 def test_the_users_own_configuration_is_the_one_of_the_password_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert configured.default_config() == Path(pwd.getpwuid(os.getuid()).pw_dir, ".ssh", "config")
-    monkeypatch.setattr(configured, "home", lambda: tmp_path)
+    assert config_hosts.default_config() == Path(pwd.getpwuid(os.getuid()).pw_dir, ".ssh", "config")
+    monkeypatch.setattr(config_hosts, "home", lambda: tmp_path)
     monkeypatch.setenv("HOME", "/nonexistent")
     assert main(["add-runtime", "web", "h"]) == 0
 
@@ -229,7 +229,7 @@ def test_what_would_not_hold_is_not_written(cli: Cli, config: Path) -> None:
 
 
 def test_a_match_that_hangs_does_not_hang_us(cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycluster.openssh.config_file._ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("lazycluster._ssh.config_file._ANSWER_TIMEOUT", 0.5)
     pid = config.with_name("pid")
     config.write_text(f'Host a\nMatch exec "echo $$ >{pid}; exec sleep 30"\n  Port 1\n')
     begun = time.monotonic()

@@ -13,8 +13,8 @@ import pexpect
 import pytest
 
 from lazycluster import Connection, Runtime, RuntimeTask, TaskExecutionError
+from lazycluster._ssh.destination import Destination
 from lazycluster.explaining import closing, explain, opening
-from lazycluster.openssh.destination import Destination
 from lazycluster.supervisor.by_hand import file_by_hand
 from lazycluster.supervisor.payload import dump
 from lazycluster.testing import LocalSshd

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._ssh.diagnosis import diagnose
+from lazycluster._ssh.prompts import LoginEnd, LoginOutcome, log_in
 from lazycluster.exceptions import AuthenticationError, ConnectError, UnknownHostKeyError
-from lazycluster.openssh.diagnosis import diagnose
-from lazycluster.openssh.login import LoginEnd, LoginOutcome, log_in
 from lazycluster.testing import LocalSshd
 
 PASSPHRASE = "correct horse é"

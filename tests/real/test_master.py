@@ -25,7 +25,7 @@ from lazycluster import (
     RuntimeClosedError,
     SessionRefusedError,
 )
-from lazycluster.openssh import master, session, sessions
+from lazycluster._ssh import client, master, session
 from lazycluster.testing import LocalSshd, write_config
 from lazycluster.transport import Watch
 from tests.real.clients import (
@@ -492,8 +492,8 @@ def test_a_command_that_finds_no_free_session_in_time_says_so(make_sshd: MakeSsh
 def test_a_host_that_allows_no_session_is_an_error_in_bounded_time(
     make_sshd: MakeSshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sessions._REFUSAL_PATIENCE <= 20
-    monkeypatch.setattr(sessions, "_REFUSAL_PATIENCE", 0.3)
+    assert client._REFUSAL_PATIENCE <= 20
+    monkeypatch.setattr(client, "_REFUSAL_PATIENCE", 0.3)
     server = make_sshd(options={"MaxSessions": "0"})
     before = dials(server)
     with Connection(server.host, **server.connection_kwargs) as connection:

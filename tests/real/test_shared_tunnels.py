@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazycluster import ConnectError, ForwardingRefusedError, PortInUseError, Runtime, TunnelError
-from lazycluster.openssh.carrier import Carrier
-from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
-from lazycluster.openssh.tunnels import Tunnel
+from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.tunnel import Tunnel
+from lazycluster._ssh.tunnel_manager import Carrier
 from lazycluster.testing import LocalSshd, processes
 from tests.ports import free_port
 from tests.real.clients import Program, dials, eventually, in_parallel
@@ -394,8 +394,8 @@ def test_one_stops_and_one_comes_while_the_host_is_gone(make_sshd: MakeSshd, tmp
 def test_a_host_that_does_not_answer_costs_who_asks_and_nobody_else(
     server: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazycluster.openssh.link._ANSWER_TIMEOUT", 0.5)
-    monkeypatch.setattr("lazycluster.openssh.master._ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("lazycluster._ssh.tunnel_connection._ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("lazycluster._ssh.master._ANSWER_TIMEOUT", 0.5)
     with (
         leaves_nothing(server),
         Echo() as service,

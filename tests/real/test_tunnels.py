@@ -25,10 +25,10 @@ from lazycluster import (
     PortInUseError,
     Runtime,
 )
-from lazycluster.openssh.carrier import Carrier
-from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
-from lazycluster.openssh.tunnels import Tunnel
+from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.tunnel import Tunnel
+from lazycluster._ssh.tunnel_manager import Carrier
 from lazycluster.testing import LocalSshd, write_config
 from tests.ports import free_port
 from tests.real.clients import Program, eventually, in_parallel
@@ -323,7 +323,7 @@ def test_a_host_that_refuses_sessions_gets_tunnels_all_the_same(make_sshd: MakeS
 
 def impatient(server: LocalSshd) -> Runtime:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lazycluster.openssh.sessions._REFUSAL_PATIENCE", 0.2)
+        patch.setattr("lazycluster._ssh.client._REFUSAL_PATIENCE", 0.2)
         return Runtime(server.host, **server.connection_kwargs)
 
 
@@ -419,8 +419,8 @@ def test_an_ssh_that_is_killed_is_replaced_at_once(sshd: LocalSshd, runtime: Run
 
 
 def test_a_stopped_ssh_is_replaced(sshd: LocalSshd, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycluster.openssh.link._CHECK_EVERY", 0.2)
-    monkeypatch.setattr("lazycluster.openssh.master._ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("lazycluster._ssh.tunnel_connection._CHECK_EVERY", 0.2)
+    monkeypatch.setattr("lazycluster._ssh.master._ANSWER_TIMEOUT", 0.5)
     with leaves_nothing(sshd), Echo() as service:
         port = free_port()
         key = runtime.expose_port_from_runtime(service.port, port)

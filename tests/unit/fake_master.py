@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-from lazycluster.openssh.mux import encode
+from lazycluster._ssh.mux import encode
 
 HELLO = encode(1, 4)
 OK, FAILURE, DENIED, ALIVE, OPENED = 0x80000001, 0x80000003, 0x80000002, 0x80000005, 0x80000006

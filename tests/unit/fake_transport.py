@@ -11,9 +11,9 @@ from typing import IO
 
 import attrs
 
+from lazycluster._model.forwarding import Forwarding
 from lazycluster.exceptions import CommandStoppedError
 from lazycluster.hardware import HostInfo
-from lazycluster.openssh.forwarding import Forwarding
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.supervisor import launch
 from lazycluster.supervisor.payload import Payload

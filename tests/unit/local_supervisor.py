@@ -17,7 +17,7 @@ from typing import IO, Any
 import attrs
 
 from lazycluster._remote import protocol, supervisor
-from lazycluster.openssh.shell import JOB_VARIABLE
+from lazycluster._ssh.shell import JOB_VARIABLE
 from lazycluster.results import Error, Value
 from lazycluster.supervisor import launch, outcome, payload
 from lazycluster.supervisor.client import Hello

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.openssh.argv import (
+from lazycluster._ssh.argv import (
     SINCE_8_7,
     attempt_argv,
     copy_key_argv,
@@ -19,8 +19,8 @@ from lazycluster.openssh.argv import (
     session_argv,
     settings_argv,
 )
-from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.shell import BOOTSTRAP
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.shell import BOOTSTRAP
 
 SOCKET, LOG = Path("/tmp/lazycluster-x/m"), Path("/tmp/lazycluster-x/log")
 PLAIN = Destination("web1")

@@ -15,13 +15,13 @@ import attrs
 import pytest
 
 from lazycluster import ConnectError, ForwardingRefusedError, HostUnreachableError, PortInUseError, TunnelError
-from lazycluster.openssh import carrier as carrier_module
-from lazycluster.openssh.carrier import Carrier
-from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
-from lazycluster.openssh.link import LinkLostError
-from lazycluster.openssh.mux import readable
-from lazycluster.openssh.tunnels import Tunnel
+from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._ssh import tunnel_manager as carrier_module
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.mux import readable
+from lazycluster._ssh.tunnel import Tunnel
+from lazycluster._ssh.tunnel_connection import LinkLostError
+from lazycluster._ssh.tunnel_manager import Carrier
 from lazycluster.testing.processes import wait_until
 
 UNREACHABLE = HostUnreachableError("web1", "no route")

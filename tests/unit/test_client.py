@@ -13,9 +13,9 @@ import attrs
 import pytest
 
 from lazycluster._remote import protocol, supervisor
+from lazycluster._ssh.session import SessionEndedError
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
-from lazycluster.openssh.session import SessionEndedError
 from lazycluster.results import Stream
 from lazycluster.supervisor import launch
 from lazycluster.supervisor.client import Ended, Hello, Job, Settings, Supervisor

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lazycluster.openssh.config_editing import (
+from lazycluster._ssh.config_edit import (
     EditingError,
     add,
     block_text,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.openssh import config_file
-from lazycluster.openssh.config_editing import EditingError, add
-from lazycluster.openssh.config_file import Change, ConfigFileError, change, check_outcome
+from lazycluster._ssh import config_file
+from lazycluster._ssh.config_edit import EditingError, add
+from lazycluster._ssh.config_file import Change, ConfigFileError, change, check_outcome
 
 BACKUP = re.compile(r"\.config\.lazycluster-backup-\d{8}-\d{6}(-\d+)?")
 BYTES = b"# \xe4\xff caf\xc3\xa9\r\nHost a\r\n\tPort 1"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lazycluster.openssh.configured import configured_hosts, default_config, files_naming, home
+from lazycluster._ssh.config_hosts import configured_hosts, default_config, files_naming, home
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycluster.openssh.destination import (
+from lazycluster._ssh.destination import (
     RESERVED_OPTIONS,
     Destination,
     check_environment,

@@ -14,20 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lazycluster.exceptions import (
-    AuthenticationError,
-    ChangedHostKeyError,
-    ConnectError,
-    ConnectionThrottledError,
-    ConnectTimeoutError,
-    HostUnreachableError,
-    PortRefusedError,
-    SshConfigurationError,
-    SshNotFoundError,
-    UnknownHostError,
-    UnknownHostKeyError,
-)
-from lazycluster.openssh.diagnosis import (
+from lazycluster._ssh.diagnosis import (
     UNNAMED_HOP,
     ForwardFailure,
     MasterGone,
@@ -40,6 +27,19 @@ from lazycluster.openssh.diagnosis import (
     session_refused,
     tar_reason,
     unsupported_options,
+)
+from lazycluster.exceptions import (
+    AuthenticationError,
+    ChangedHostKeyError,
+    ConnectError,
+    ConnectionThrottledError,
+    ConnectTimeoutError,
+    HostUnreachableError,
+    PortRefusedError,
+    SshConfigurationError,
+    SshNotFoundError,
+    UnknownHostError,
+    UnknownHostKeyError,
 )
 
 CHANGED_BOX = """\

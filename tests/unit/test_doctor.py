@@ -7,6 +7,7 @@ import textwrap
 import attrs
 import pytest
 
+from lazycluster._ssh.config import EffectiveConfig
 from lazycluster.cli.examining import as_text
 from lazycluster.doctor.authentication import KeyFile, agent_state, is_encrypted, judge_authentication
 from lazycluster.doctor.capacity import judge_sessions
@@ -29,7 +30,6 @@ from lazycluster.exceptions import (
     SessionRefusedError,
     UnknownHostError,
 )
-from lazycluster.openssh.config import EffectiveConfig
 
 OK, WARNING, FAILED, SKIPPED = Verdict.OK, Verdict.WARNING, Verdict.FAILED, Verdict.SKIPPED
 LOGGED_IN = textwrap.dedent(

@@ -28,7 +28,7 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
+from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster.testing import (
     AskedForPorts,
     Called,

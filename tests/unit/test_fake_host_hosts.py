@@ -21,7 +21,7 @@ from lazycluster import (
     TaskExecutionError,
     runtimes,
 )
-from lazycluster.openssh.sessions import Sessions
+from lazycluster._ssh.client import Sessions
 from lazycluster.testing import FakeHost, FakeTransport, Ran, UnexpectedCommandError
 from lazycluster.testing.processes import wait_until
 

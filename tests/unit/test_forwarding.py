@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
+from lazycluster._model.forwarding import Forwarding, ForwardType
 
 
 @pytest.mark.parametrize(

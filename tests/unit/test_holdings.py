@@ -300,7 +300,7 @@ atexit.register = lambda function: registered.append(f"{function.__module__}.{fu
 from lazycluster.holdings import Holdings
 from lazycluster.reaching import reach
 Holdings(reach("never-dialled", {})).abandon()
-wanted = ["lazycluster.openssh.sessions._end_all", "lazycluster.holdings._release_all"]
+wanted = ["lazycluster._ssh.client._end_all", "lazycluster.holdings._release_all"]
 print([name for name in registered if name in wanted] == wanted)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)

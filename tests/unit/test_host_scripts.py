@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.openssh.host_scripts import PREPARE_FILE
+from lazycluster._ssh.host_scripts import PREPARE_FILE
 
 SHELLS = [found for name in ("dash", "bash", "ksh", "mksh") if (found := shutil.which(name))]
 

@@ -13,9 +13,9 @@ from shlex import quote
 
 import pytest
 
-from lazycluster.openssh.keeper import Keeper
-from lazycluster.openssh.mux import ControlSocket, ControlSocketError, encode
-from lazycluster.openssh.shell import BOOTSTRAP
+from lazycluster._ssh.lifeline import Keeper
+from lazycluster._ssh.mux import ControlSocket, ControlSocketError, encode
+from lazycluster._ssh.shell import BOOTSTRAP
 from lazycluster.testing.processes import wait_until
 
 from .fake_master import FAILURE, OPENED, Master, open_descriptors, reply, running_master

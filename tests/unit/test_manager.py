@@ -72,7 +72,7 @@ def test_named_hosts_instead(fake_host: FakeHost, config: Path) -> None:
 
 
 def test_the_users_own_configuration(fake_host: FakeHost, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycluster.openssh.configured.default_config", lambda: config)
+    monkeypatch.setattr("lazycluster._ssh.config_hosts.default_config", lambda: config)
     with RuntimeManager() as manager:
         assert manager.hosts == ["small", "big", "gpu"]
 

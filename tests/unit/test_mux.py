@@ -17,9 +17,9 @@ from weakref import WeakSet
 
 import pytest
 
-from lazycluster.openssh import mux
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
-from lazycluster.openssh.mux import ControlSocket, ControlSocketError, Reply, RequestRefusedError, encode, readable
+from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._ssh import mux
+from lazycluster._ssh.mux import ControlSocket, ControlSocketError, Reply, RequestRefusedError, encode, readable
 from lazycluster.testing.processes import wait_until
 
 from .fake_master import (

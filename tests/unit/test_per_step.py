@@ -9,9 +9,9 @@ import attrs
 import pytest
 
 from lazycluster import CommandFailedError, Connection, ConnectionLostError
+from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.shell import JOB_VARIABLE
 from lazycluster.openssh.per_step import PerStep, checked
-from lazycluster.openssh.sessions import Sessions
-from lazycluster.openssh.shell import JOB_VARIABLE
 from lazycluster.results import CommandResult
 
 

@@ -20,10 +20,9 @@ from typing import IO, Any
 import attrs
 import pytest
 
-from lazycluster import _waiting
+from lazycluster import _processes, _waiting
+from lazycluster._processes import Child, Inlet, run_detaching, run_to_end
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
-from lazycluster.openssh import processes
-from lazycluster.openssh.processes import Child, Inlet, run_detaching, run_to_end
 from lazycluster.results import Stream
 from lazycluster.testing.processes import table, wait_until
 from tests.unit.interrupting import threads
@@ -374,7 +373,7 @@ class StandIn:
 def test_a_number_that_is_not_our_child_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     stand_in = StandIn()
-    monkeypatch.setattr(processes, "_popen", lambda *_, **__: stand_in)
+    monkeypatch.setattr(_processes, "_popen", lambda *_, **__: stand_in)
     monkeypatch.setattr(os, "killpg", lambda group, _number: groups.append(group))
     ended = run_detaching(["ssh"], tmp_path / "said", seconds=0.05)
     assert (ended.status, stand_in.killed.is_set(), groups) == (None, True, [])

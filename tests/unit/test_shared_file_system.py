@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.openssh.host_scripts import RECEIVE_TREE
+from lazycluster._ssh.host_scripts import RECEIVE_TREE
 
 END = "end"
 MV = f"""\

@@ -20,9 +20,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lazycluster._waiting import Deadline
-from lazycluster.openssh.processes import Child
-from lazycluster.openssh.shell import (
+from lazycluster._processes import Child
+from lazycluster._ssh.shell import (
     BOOTSTRAP,
     BOOTSTRAP_BY_HAND,
     JOB_VARIABLE,
@@ -32,6 +31,7 @@ from lazycluster.openssh.shell import (
     label,
     quote_path,
 )
+from lazycluster._waiting import Deadline
 from lazycluster.results import Stream
 from lazycluster.testing.processes import end, table, wait_until
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lazycluster._ssh.session_limit import DEFAULT_LIMIT, SessionSlots
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
-from lazycluster.openssh.slots import DEFAULT_LIMIT, SessionSlots
 from lazycluster.testing.processes import wait_until
 
 NEVER = Deadline(None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster.openssh.config import EffectiveConfig, Word, host_names, hosts_with_files, parse_effective, parse_line
+from lazycluster._ssh.config import EffectiveConfig, Word, host_names, hosts_with_files, parse_effective, parse_line
 
 HOME = Path("/home/u")
 MAIN = HOME / ".ssh/config"

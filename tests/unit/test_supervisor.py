@@ -17,7 +17,7 @@ import pytest
 
 from lazycluster._remote import protocol
 from lazycluster._remote.protocol import ERRORS, GRANTED, OUTPUT, WINDOW
-from lazycluster.openssh.shell import JOB_VARIABLE
+from lazycluster._ssh.shell import JOB_VARIABLE
 from lazycluster.supervisor import launch
 from lazycluster.testing.processes import wait_until
 from tests.unit.local_supervisor import RemoteJob, gone, local_supervisor

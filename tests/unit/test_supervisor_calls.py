@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from lazycluster._remote import call_program, protocol
+from lazycluster._ssh.shell import JOB_VARIABLE
 from lazycluster.exceptions import RemoteFunctionError
-from lazycluster.openssh.shell import JOB_VARIABLE
 from lazycluster.supervisor import launch, outcome, payload
 from lazycluster.testing.processes import wait_until
 from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor, measured

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._processes import Child, run_detaching
 from lazycluster._waiting import (
     NEVER,
     Cancellation,
@@ -25,7 +26,6 @@ from lazycluster._waiting import (
     start,
     take,
 )
-from lazycluster.openssh.processes import Child, run_detaching
 from lazycluster.parallel import on_all
 from lazycluster.testing.processes import wait_until
 from tests.unit.interrupting import interrupt, threads

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import attrs
 
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
+from lazycluster._model.forwarding import Forwarding, ForwardType
 
 _VERSION = 4
 _HELLO = 0x00000001

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from lazycluster.openssh.config import Word, fits, parse_line
+from lazycluster._ssh.config import Word, fits, parse_line
 
 Settings = Sequence[tuple[str, str]]
 """Keywords and values of a block, the values as they stand in a file, quotes and all."""

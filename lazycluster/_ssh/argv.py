@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from lazycluster.openssh.destination import Destination
+from lazycluster._ssh.destination import Destination
 
 # Written in a user's configuration for a person at a terminal, and poison for a program (ssh_config(5)).
 _NO_TERMINAL = (

@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Sequence
 
+from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._remote.ports import is_free
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.diagnosis import ForwardFailure, forwarding_refused
+from lazycluster._ssh.lifeline import Keeper
+from lazycluster._ssh.master import Master
+from lazycluster._ssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 from lazycluster.exceptions import ConnectError, ForwardingRefusedError, PortInUseError, TunnelError
-from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.diagnosis import ForwardFailure, forwarding_refused
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
-from lazycluster.openssh.keeper import Keeper
-from lazycluster.openssh.master import Master
-from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 
 _CHECK_EVERY = 5.0
 _ANSWER_TIMEOUT = 5.0

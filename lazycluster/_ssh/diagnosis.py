@@ -11,6 +11,7 @@ import re
 import signal
 from collections.abc import Sequence
 
+from lazycluster._ssh.messages import RULES, Rule, clean, lines_of, system_kind
 from lazycluster.exceptions import (
     AuthenticationError,
     ConnectError,
@@ -18,7 +19,6 @@ from lazycluster.exceptions import (
     ConnectTimeoutError,
     SshNotFoundError,
 )
-from lazycluster.openssh.wording import RULES, Rule, clean, lines_of, system_kind
 
 UNNAMED_HOP = "a jump host"
 """Stands for the hop that failed where ssh does not say which of the jump hosts it was."""

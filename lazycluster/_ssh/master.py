@@ -21,6 +21,12 @@ from pathlib import Path
 
 import attrs
 
+from lazycluster._processes import Finished, run_detaching, run_to_end
+from lazycluster._ssh.argv import attempt_argv, by_hand, effective_argv, master_argv
+from lazycluster._ssh.config import parse_effective
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.diagnosis import cannot_start, diagnose, relay_broke
+from lazycluster._ssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 from lazycluster._typing import assert_never
 from lazycluster._waiting import Deadline
 from lazycluster.exceptions import (
@@ -30,12 +36,6 @@ from lazycluster.exceptions import (
     ConnectTimeoutError,
     UnknownHostKeyError,
 )
-from lazycluster.openssh.argv import attempt_argv, by_hand, effective_argv, master_argv
-from lazycluster.openssh.config import parse_effective
-from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.diagnosis import cannot_start, diagnose, relay_broke
-from lazycluster.openssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
-from lazycluster.openssh.processes import Finished, run_detaching, run_to_end
 
 _log = logging.getLogger(__name__)
 # ssh appends a dot and 16 characters while it binds the socket, and sun_path ends at 108 bytes (Linux) or 104 (macOS).
@@ -308,23 +308,23 @@ def _log_in(
     Raises:
         ConnectError: A prompt was left unanswered.
     """
-    from lazycluster.openssh import login  # noqa: PLC0415 - pexpect is needed by few
+    from lazycluster._ssh import prompts  # noqa: PLC0415 - pexpect is needed by few
 
     effective = parse_effective(run_to_end(effective_argv(to), seconds=deadline.within(_ANSWER_TIMEOUT)).text)
     names = {to.host, to.host.rpartition("@")[2], effective.hostname, effective.host_key_alias} - {None, ""}
-    outcome = login.log_in(
+    outcome = prompts.log_in(
         argv, password, deadline=deadline.at or 0.0, names={str(name) for name in names}, stopping=stopping
     )
     match outcome.end:
-        case login.LoginEnd.EXITED:
+        case prompts.LoginEnd.EXITED:
             return Finished(outcome.status, outcome.text)
-        case login.LoginEnd.TIMED_OUT:
+        case prompts.LoginEnd.TIMED_OUT:
             return Finished(None, outcome.text)
-        case login.LoginEnd.UNKNOWN_HOST_KEY:
+        case prompts.LoginEnd.UNKNOWN_HOST_KEY:
             raise UnknownHostKeyError(to.host, outcome.prompt)
-        case login.LoginEnd.REFUSED:
+        case prompts.LoginEnd.REFUSED:
             raise AuthenticationError(to.host, "the password was refused")
-        case login.LoginEnd.OTHER_HOST:
+        case prompts.LoginEnd.OTHER_HOST:
             raise AuthenticationError(to.host, f"another host asks for a password, at {outcome.prompt!r}")
         case _:
             assert_never(outcome.end)

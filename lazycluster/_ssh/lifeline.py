@@ -6,8 +6,8 @@ import contextlib
 import logging
 import os
 
-from lazycluster.openssh.mux import ControlSocket, RequestRefusedError
-from lazycluster.openssh.shell import BOOTSTRAP, escape
+from lazycluster._ssh.mux import ControlSocket, RequestRefusedError
+from lazycluster._ssh.shell import BOOTSTRAP, escape
 
 _log = logging.getLogger(__name__)
 _PARTING = 5.0

@@ -15,6 +15,21 @@ from typing import TypeVar
 
 import attrs
 
+from lazycluster._processes import Finished
+from lazycluster._ssh.argv import session_argv
+from lazycluster._ssh.destination import Destination, check_environment
+from lazycluster._ssh.diagnosis import (
+    MasterGone,
+    cannot_start,
+    diagnose,
+    master_gone,
+    session_refused,
+    unsupported_options,
+)
+from lazycluster._ssh.master import Master
+from lazycluster._ssh.session import Session, SessionEndedError
+from lazycluster._ssh.session_limit import NoSlotError, SessionSlots
+from lazycluster._ssh.shell import Script
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -27,21 +42,6 @@ from lazycluster.exceptions import (
     SessionRefusedError,
     WorkingDirectoryError,
 )
-from lazycluster.openssh.argv import session_argv
-from lazycluster.openssh.destination import Destination, check_environment
-from lazycluster.openssh.diagnosis import (
-    MasterGone,
-    cannot_start,
-    diagnose,
-    master_gone,
-    session_refused,
-    unsupported_options,
-)
-from lazycluster.openssh.master import Master
-from lazycluster.openssh.processes import Finished
-from lazycluster.openssh.session import Session, SessionEndedError
-from lazycluster.openssh.shell import Script
-from lazycluster.openssh.slots import NoSlotError, SessionSlots
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.transport import UNWATCHED, Watch
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lazycluster._model.forwarding import Forwarding
+from lazycluster._ssh.tunnel_manager import Carrier, Load
 from lazycluster._waiting import Deadline, happens
-from lazycluster.openssh.carrier import Carrier, Load
-from lazycluster.openssh.forwarding import Forwarding
 
 
 class Tunnel:

@@ -7,7 +7,7 @@ import os
 import pwd
 from pathlib import Path
 
-from lazycluster.openssh.config import host_names, hosts_with_files
+from lazycluster._ssh.config import host_names, hosts_with_files
 
 _INCLUDED = 1 << 20
 """Characters of a file that are read; a configuration is no longer, but a pattern may fit anything."""

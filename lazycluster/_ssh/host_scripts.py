@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lazycluster.openssh.shell import FIND_MARKED
+from lazycluster._ssh.shell import FIND_MARKED
 
 _FAIL = """\
 fail() { printf '%s\\n' "$1" >&2; exit 1; }

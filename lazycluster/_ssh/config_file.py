@@ -14,12 +14,12 @@ from pathlib import Path
 
 import attrs
 
+from lazycluster._processes import run_to_end
+from lazycluster._ssh.argv import settings_argv
+from lazycluster._ssh.config import EffectiveConfig, parse_effective
+from lazycluster._ssh.config_edit import EditingError, Settings, block_text, line_for_all
 from lazycluster._waiting import Deadline
 from lazycluster.exceptions import LazyclusterError, indented
-from lazycluster.openssh.argv import settings_argv
-from lazycluster.openssh.config import EffectiveConfig, parse_effective
-from lazycluster.openssh.config_editing import EditingError, Settings, block_text, line_for_all
-from lazycluster.openssh.processes import run_to_end
 
 _ANSWER_TIMEOUT = 15.0
 """Seconds for `ssh -G`, in which a `Match exec` of the user's may run and names may be resolved."""

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 
 import attrs
 
+from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._remote.ports import is_free
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.mux import readable
+from lazycluster._ssh.tunnel_connection import LOCALHOST, Link, LinkLostError
 from lazycluster._waiting import happens, start
 from lazycluster.exceptions import ConnectError, PortInUseError, TunnelError
-from lazycluster.openssh.destination import Destination
-from lazycluster.openssh.forwarding import Forwarding, ForwardType
-from lazycluster.openssh.link import LOCALHOST, Link, LinkLostError
-from lazycluster.openssh.mux import readable
 
 _log = logging.getLogger(__name__)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0

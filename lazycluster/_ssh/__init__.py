@@ -1,0 +1,1 @@
+"""The OpenSSH client: its configuration, its words, its master, sessions and tunnels."""
