@@ -6,10 +6,10 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
+from lazycluster._functions.outcome import read_outcome
 from lazycluster.executor import Executor, Outcome, new_outcome
 from lazycluster.results import Error, Value
 from lazycluster.steps import RunFunction, function_name
-from lazycluster.supervisor.outcome import read_outcome
 from lazycluster.transport import Watch
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def call_each(
         RemoteFunctionError: The process died, at nobody knows which of the items.
         LazyclusterError: As `call()`.
     """
-    from lazycluster.supervisor.payload import dump_each  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+    from lazycluster._functions.serialize import dump_each  # noqa: PLC0415 - cloudpickle is for whoever calls functions
 
     host, name = executor.transport.host, function_name(function)
     watch = Watch(cancellation=executor.cancellation)

@@ -14,12 +14,12 @@ from typing import IO, TextIO
 import attrs
 
 from lazycluster._display import progress_bar
+from lazycluster._functions.outcome import read_error
 from lazycluster._typing import assert_never
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import HOST_LOST, CommandFailedError, CommandStoppedError, RemoteFunctionError
 from lazycluster.results import Collector, CommandResult, LineDecoder, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
-from lazycluster.supervisor.outcome import read_error
 from lazycluster.transport import Transport, Watch
 
 _log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Executor:
         return self.transport.run(step.command, cwd=self.cwd, env=self.env, timeout=step.timeout, watch=watch)
 
     def _call(self, step: RunFunction, watch: Watch, keep: Callable[[Outcome], None]) -> None:
-        from lazycluster.supervisor.payload import dump  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+        from lazycluster._functions.serialize import dump  # noqa: PLC0415 - cloudpickle is for whoever calls functions
 
         payload = dump(step.function, *step.args, **step.kwargs)
         outcome = new_outcome()

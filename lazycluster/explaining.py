@@ -15,17 +15,17 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
+from lazycluster._functions.python_finder import candidates
 from lazycluster._ssh.argv import SINCE_8_7, exit_argv, master_argv, remote_operand, scp_argv, session_argv
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.shell import BOOTSTRAP_BY_HAND, quote_path
 from lazycluster._typing import assert_never
-from lazycluster.openssh.calls import candidates
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
 
 MASTER_LINGERS = 600
 """Seconds after which a forgotten connection closes by itself."""
 READ_ANSWER = (
-    "import sys; from lazycluster.supervisor.outcome import read_outcome; "
+    "import sys; from lazycluster._functions.outcome import read_outcome; "
     'print(read_outcome(open(sys.argv[1], "rb"), *sys.argv[2:]).unwrap())'
 )
 """For `python3 -c`: prints what a function returned, or raises what it raised. The arguments are the file with what

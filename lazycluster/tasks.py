@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, ParamSpec
 
+from lazycluster._functions.outcome import read_outcome, remote_traceback
 from lazycluster._ssh.destination import absolute, check_timeout
 from lazycluster._typing import Self
 from lazycluster._waiting import Cancellation, Deadline, happens, start
@@ -25,7 +26,6 @@ from lazycluster.executor import Executor, Outcome
 from lazycluster.managed import ManagedProcess
 from lazycluster.results import StepResult
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, check_callable, describe
-from lazycluster.supervisor.outcome import read_outcome, remote_traceback
 
 if TYPE_CHECKING:
     from lazycluster.openssh.connection import Connection

@@ -15,7 +15,7 @@ from lazycluster.managed import ManagedProcess
 from lazycluster.results import Collector, CommandResult, Stream
 
 if TYPE_CHECKING:
-    from lazycluster.supervisor.payload import Payload
+    from lazycluster._functions.serialize import Payload
 
 
 def _ignore_output(_stream: Stream, _data: bytes) -> None:

@@ -235,8 +235,8 @@ def _write_payloads(found: Found, directory: Path) -> dict[int, Path]:
     for index, step in enumerate(found.task.steps):
         if not isinstance(step, RunFunction):
             continue
-        from lazycluster.supervisor.by_hand import file_by_hand  # noqa: PLC0415 - cloudpickle is for functions
-        from lazycluster.supervisor.payload import dump  # noqa: PLC0415
+        from lazycluster._functions.serialize import dump  # noqa: PLC0415
+        from lazycluster._functions.standalone import file_by_hand  # noqa: PLC0415 - cloudpickle is for functions
 
         name = re.sub(r"[^A-Za-z0-9_]+", "-", f"{found.variable}-{index + 1}-{step.name}").strip("-")
         path = directory / f"{name}.py"

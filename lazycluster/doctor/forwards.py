@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
+from lazycluster._functions.python_finder import start_python
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._remote.ports import free_port
 from lazycluster.doctor.findings import Finding, failed, ok
 from lazycluster.exceptions import ForwardingRefusedError, PortInUseError
-from lazycluster.openssh.calls import start_python
 from lazycluster.openssh.per_step import PerStep
 from lazycluster.transport import Stoppable
 

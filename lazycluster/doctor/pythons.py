@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import attrs
 
+from lazycluster._functions.python_finder import candidates
 from lazycluster._ssh.client import Sessions
 from lazycluster._ssh.shell import quote_path
 from lazycluster.doctor.findings import Finding, failed, ok, warning
-from lazycluster.openssh.calls import candidates
 
 PYTHON = "python3"
 OLDEST = (3, 6)

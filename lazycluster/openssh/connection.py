@@ -8,16 +8,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from lazycluster._functions import python_finder
 from lazycluster._ssh.client import Sessions
 from lazycluster._ssh.destination import Destination, absolute, check_command, check_timeout
 from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
-from lazycluster.openssh import calls, transfer
+from lazycluster.openssh import transfer
 from lazycluster.results import CommandResult
 from lazycluster.transport import UNWATCHED, Watch
 
 if TYPE_CHECKING:
-    from lazycluster.supervisor.payload import Payload
+    from lazycluster._functions.serialize import Payload
 
 
 class Connection:
@@ -188,7 +189,9 @@ class Connection:
             CommandTimeoutError: It took longer than `timeout`.
             ConnectionLostError: The link broke.
         """
-        calls.call(self.sessions, payload, outcome, python=python, cwd=cwd, env=env, timeout=timeout, watch=watch)
+        python_finder.call(
+            self.sessions, payload, outcome, python=python, cwd=cwd, env=env, timeout=timeout, watch=watch
+        )
 
     def is_alive(self) -> bool:
         """Tell whether a command can be run on the host now; dials if need be, and never raises."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from lazycluster._functions.python_finder import start_python
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._remote.ports import check_program
 from lazycluster._ssh.host_scripts import END_MARKED, MAKE_WORKING_DIRECTORY
@@ -19,13 +20,12 @@ from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import Carrier
 from lazycluster.exceptions import CommandFailedError, LazyclusterError, PythonNotFoundError
 from lazycluster.hardware import HostInfo, parse, probe
-from lazycluster.openssh.calls import start_python
 from lazycluster.openssh.connection import Connection
 from lazycluster.results import CommandResult
 from lazycluster.transport import UNWATCHED, Watch
 
 if TYPE_CHECKING:
-    from lazycluster.supervisor.payload import Payload
+    from lazycluster._functions.serialize import Payload
 
 _log = logging.getLogger(__name__)
 SET_UP_TIMEOUT = 60.0

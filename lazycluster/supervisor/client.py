@@ -13,6 +13,9 @@ from typing import TypeAlias
 
 import attrs
 
+from lazycluster._functions import bootstrap
+from lazycluster._functions.bootstrap import Greeting
+from lazycluster._functions.python_finder import candidates, start_and_mind_python
 from lazycluster._processes import Inlet
 from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.client import Sessions
@@ -20,10 +23,7 @@ from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import JOB_VARIABLE
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, start, take
 from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented
-from lazycluster.openssh.calls import candidates, start_and_mind_python
 from lazycluster.results import Collector, Stream
-from lazycluster.supervisor import launch
-from lazycluster.supervisor.launch import Greeting
 from lazycluster.transport import Watch
 
 _log = logging.getLogger(__name__)
@@ -436,7 +436,7 @@ class Supervisor:
     def _perform(self) -> int:
         settings, sessions = self._settings, self._sessions
         mark = f"{JOB_VARIABLE}={self._token}."
-        sent = launch.supervisor(self._token, mark, settings.grace, settings.working_dir, settings.probe)
+        sent = bootstrap.supervisor(self._token, mark, settings.grace, settings.working_dir, settings.probe)
         text = start_and_mind_python(
             settings.python, sent.bootstrap, mark=mark, directories=f"lazycluster-{self._token}."
         )
@@ -448,11 +448,11 @@ class Supervisor:
             script, lambda session: self._follow(session, sent), collector=self._collector, watch=watch, lasting=True
         )
 
-    def _follow(self, session: Session, sent: launch.Program) -> None:
+    def _follow(self, session: Session, sent: bootstrap.Program) -> None:
         self._noise.clear()
         self._session = session
         session.feed(sent.text)
-        mark, asks = (f"{words} {self._token}".encode() for words in (supervisor.MARK, launch.ASKS))
+        mark, asks = (f"{words} {self._token}".encode() for words in (supervisor.MARK, bootstrap.ASKS))
         while (line := session.read_until(b"\n")) is not None and not line.endswith(mark):
             if line.endswith(asks):
                 session.feed(sent.source)

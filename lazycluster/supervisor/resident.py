@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import attrs
 
+from lazycluster._functions import bootstrap
 from lazycluster._remote import call_program, protocol
 from lazycluster._remote.process_tree import how_ended
 from lazycluster._ssh.destination import check_command, check_environment, check_timeout
@@ -27,13 +28,12 @@ from lazycluster.openssh import transfer
 from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.per_step import SET_UP_TIMEOUT, ConnectedHost
 from lazycluster.results import Collector, CommandResult
-from lazycluster.supervisor import launch
 from lazycluster.supervisor.client import Hello, Job, Settings, Supervisor
 from lazycluster.supervisor.jobs import Jobs
 from lazycluster.transport import UNWATCHED, Watch
 
 if TYPE_CHECKING:
-    from lazycluster.supervisor.payload import Payload
+    from lazycluster._functions.serialize import Payload
 
 _log = logging.getLogger(__name__)
 _ANSWER_TIMEOUT = 30.0
@@ -199,10 +199,10 @@ class Resident(ConnectedHost):
             outcome.write(words + call_program.TRAILER.pack(call_program.MAGIC, call_program.ENDED, len(words)))
 
     def _prepare_calls(self, supervisor: Supervisor) -> None:
-        from lazycluster.supervisor.payload import cloudpickle_source  # noqa: PLC0415 - for whoever calls functions
+        from lazycluster._functions.serialize import cloudpickle_source  # noqa: PLC0415 - for whoever calls functions
 
-        launch.check_python(supervisor.wait(SET_UP_TIMEOUT).python, self.host)
-        supervisor.prepare("calls", launch.calls_preparation, cloudpickle_source)
+        bootstrap.check_python(supervisor.wait(SET_UP_TIMEOUT).python, self.host)
+        supervisor.prepare("calls", bootstrap.calls_preparation, cloudpickle_source)
 
     def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Send a file or a directory; see `Connection.put()`."""
@@ -239,7 +239,7 @@ class Resident(ConnectedHost):
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
         """Return those of the ports that a server could listen on."""
-        self.supervisor().prepare("ports", launch.ports_preparation)
+        self.supervisor().prepare("ports", bootstrap.ports_preparation)
         return [int(port) for port in self._ask("ports", *map(protocol.number, ports))]
 
     def clean_up(self) -> None:

@@ -8,8 +8,8 @@ from typing import TypeAlias, cast
 
 import attrs
 
+from lazycluster._functions.serialize import Payload
 from lazycluster._model.forwarding import Forwarding
-from lazycluster.supervisor.payload import Payload
 from lazycluster.testing.in_process import unpickled
 
 

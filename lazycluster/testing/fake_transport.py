@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from lazycluster._functions.python_finder import candidates
+from lazycluster._functions.serialize import Payload
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._ssh.destination import check_command, check_environment, check_timeout
 from lazycluster._waiting import Deadline, DeadlinePassedError, take
@@ -25,9 +27,7 @@ from lazycluster.exceptions import (
     WorkingDirectoryError,
 )
 from lazycluster.hardware import HostInfo
-from lazycluster.openssh.calls import candidates
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.supervisor.payload import Payload
 from lazycluster.testing.asked import AskedForPorts, Called, DeletedDir, Fetched, MadeDir, OpenedTunnel, Ran, Sent
 from lazycluster.testing.fake_tunnel import FakeTunnel
 from lazycluster.testing.in_process import Answered, Event, FunctionUnderWay, NotBegun

@@ -19,9 +19,9 @@ from typing import Any, TextIO, TypeAlias, cast
 
 import attrs
 
+from lazycluster._functions.outcome import _Unpickler
+from lazycluster._functions.serialize import Payload
 from lazycluster._remote.call_program import DONE, InMemory, answer
-from lazycluster.supervisor.outcome import _Unpickler
-from lazycluster.supervisor.payload import Payload
 
 Loaded: TypeAlias = tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]
 

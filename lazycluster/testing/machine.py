@@ -10,11 +10,11 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lazycluster._functions.bootstrap import Greeting, check_python
+from lazycluster._functions.python_finder import candidates
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster.exceptions import HostUnreachableError, LazyclusterError, PortInUseError, PythonNotFoundError
 from lazycluster.hardware import HostInfo
-from lazycluster.openssh.calls import candidates
-from lazycluster.supervisor.launch import Greeting, check_python
 from lazycluster.testing.answers import Answer, Answers, UnexpectedCommandError
 from lazycluster.testing.asked import Asked, Ran
 from lazycluster.testing.fake_tunnel import FakeTunnel, Listeners

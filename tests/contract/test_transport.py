@@ -21,12 +21,12 @@ from lazycluster import (
     WorkingDirectoryError,
     runtimes,
 )
+from lazycluster._functions.outcome import read_outcome
+from lazycluster._functions.serialize import dump
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._waiting import Cancellation
 from lazycluster.openssh.placement import discard
 from lazycluster.results import Collector, Error, Stream, Value
-from lazycluster.supervisor.outcome import read_outcome
-from lazycluster.supervisor.payload import dump
 from lazycluster.testing.processes import wait_until
 from lazycluster.transport import HostTransport, Watch
 from tests.contract.conftest import HOST, Case

@@ -11,12 +11,12 @@ from typing import IO
 
 import attrs
 
+from lazycluster._functions import bootstrap
+from lazycluster._functions.serialize import Payload
 from lazycluster._model.forwarding import Forwarding
 from lazycluster.exceptions import CommandStoppedError
 from lazycluster.hardware import HostInfo
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.supervisor import launch
-from lazycluster.supervisor.payload import Payload
 from lazycluster.transport import UNWATCHED, Stoppable, Watch
 
 TOKEN = "t0k3n"
@@ -103,7 +103,7 @@ class FakeTransport:
         reaction = self.reactions.get(payload.function, Reaction())
         if reaction.error is not None:
             raise reaction.error
-        sent = launch.program(TOKEN)
+        sent = bootstrap.program(TOKEN)
         with subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", sent.bootstrap],
             stdin=subprocess.PIPE,
@@ -115,7 +115,7 @@ class FakeTransport:
             assert process.stderr is not None
             process.stdin.write(sent.text + payload.data)
             process.stdin.flush()
-            assert launch.parse_greeting(process.stdout.readline(), TOKEN) is not None
+            assert bootstrap.parse_greeting(process.stdout.readline(), TOKEN) is not None
             outcome.write(process.stdout.read())
             printed = process.stderr.read()
         (watch.collector or Collector()).add(Stream.STDERR, printed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 import attrs
 
-from lazycluster.supervisor import launch, outcome, payload
+from lazycluster._functions import bootstrap, outcome, serialize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,8 +72,8 @@ class LocalHost:
 
     def start(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Running:
         """Start a call."""
-        sent = payload.dump(function, *args, **kwargs)
-        program = launch.program(TOKEN, self.grace)
+        sent = serialize.dump(function, *args, **kwargs)
+        program = bootstrap.program(TOKEN, self.grace)
         process = subprocess.Popen(
             [*self.python, "-c", program.bootstrap],
             stdin=subprocess.PIPE,
@@ -86,9 +86,9 @@ class LocalHost:
         assert process.stdout is not None
         process.stdin.write(program.text)
         process.stdin.flush()
-        greeting = launch.parse_greeting(process.stdout.readline(), TOKEN)
+        greeting = bootstrap.parse_greeting(process.stdout.readline(), TOKEN)
         assert greeting is not None, process.stderr and process.stderr.read()
-        launch.check_python(greeting, "h")
+        bootstrap.check_python(greeting, "h")
         process.stdin.write(sent.data)
         process.stdin.flush()
         return Running(process, sent.function)

@@ -16,10 +16,10 @@ from typing import IO, Any
 
 import attrs
 
+from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.shell import JOB_VARIABLE
 from lazycluster.results import Error, Value
-from lazycluster.supervisor import launch, outcome, payload
 from lazycluster.supervisor.client import Hello
 from lazycluster.testing.processes import wait_until
 
@@ -178,7 +178,7 @@ class LocalSupervisor:
         self, function: Callable[..., object], *args: object, cwd: str | Path = "", grace: float = PATIENCE, **env: str
     ) -> RemoteJob:
         """Start a function."""
-        request = payload.dump(function, *args).request()
+        request = serialize.dump(function, *args).request()
         first, rest = request[: protocol.PIECE], request[protocol.PIECE :]
         job = self._begin(protocol.CALL, "f", 0 if rest else supervisor.INPUT_ENDED, first, cwd, env, grace, True)
         if rest:
@@ -205,7 +205,7 @@ class LocalSupervisor:
 
     def prepare_calls(self) -> None:
         """Have it load what functions need."""
-        self.send(protocol.PREPARE, 0, protocol.pack(launch.calls_preparation(), payload.cloudpickle_source()))
+        self.send(protocol.PREPARE, 0, protocol.pack(bootstrap.calls_preparation(), serialize.cloudpickle_source()))
 
     def ask(self, what: str, *arguments: bytes) -> list[bytes]:
         """Ask, and return the answer: `ok` or `failed`, and more."""
@@ -236,7 +236,7 @@ class LocalSupervisor:
         self.at_end = not data
         if self._line is not None:
             line, newline, data = (self._line + data).partition(b"\n")
-            if newline and not self.asked_for_source and line.decode() == f"{launch.ASKS} {self.token}":
+            if newline and not self.asked_for_source and line.decode() == f"{bootstrap.ASKS} {self.token}":
                 self.asked_for_source = True
                 self.write(self.source)
                 line, newline, data = data.partition(b"\n")
@@ -357,7 +357,7 @@ def local_supervisor(
     """
     token = secrets.token_hex(8)
     mark = f"{JOB_VARIABLE}={token}."
-    sent = launch.supervisor(token, mark, grace, working_dir, probe)
+    sent = bootstrap.supervisor(token, mark, grace, working_dir, probe)
     environment = {**(os.environ if env is None else env), **(measured() if python is None else {})}
     imported = "import os\ndel os.environ['COVERAGE_PROCESS_CONFIG']\n"
     modules = "child, process_tree, protocol, send_queue, spawn, supervisor, workers"

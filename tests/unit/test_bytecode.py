@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import lazycluster._remote
-from lazycluster.supervisor.bytecode import compiled, without_columns
+from lazycluster._functions.bytecode import compiled, without_columns
 
 MODULES = [module.name for module in pkgutil.iter_modules(lazycluster._remote.__path__)]
 

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import call_program
 from lazycluster.exceptions import PythonVersionMismatchError, RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Value
-from lazycluster.supervisor import launch, outcome, payload
 from tests.pythons import every_python
 from tests.unit.local_host import TOKEN, LocalHost
 
@@ -42,20 +42,20 @@ PYTHONS = every_python()
 
 @pytest.mark.parametrize(("version", "python"), PYTHONS.items(), ids=PYTHONS)
 def test_every_python_greets(version: str, python: Path, tmp_path: Path) -> None:
-    program = launch.program(TOKEN)
+    program = bootstrap.program(TOKEN)
     trap = tmp_path / "zlib.py"
     trap.write_text("raise SystemExit('the current directory was imported from')")
     done = subprocess.run(
         [python, "-c", program.bootstrap], input=program.text, capture_output=True, cwd=tmp_path, check=True
     )
     assert done.stderr == b""
-    greeting = launch.parse_greeting(done.stdout, TOKEN)
+    greeting = bootstrap.parse_greeting(done.stdout, TOKEN)
     assert greeting is not None
     assert version.startswith(greeting.version)
     assert greeting.executable == str(python)
     if greeting.version.split(".")[:2] != [str(number) for number in sys.version_info[:2]]:
         with pytest.raises(PythonVersionMismatchError, match=greeting.version):
-            launch.check_python(greeting, "h")
+            bootstrap.check_python(greeting, "h")
     assert list(tmp_path.iterdir()) == [trap]
 
 
@@ -67,7 +67,7 @@ def test_garbage_is_collected_as_the_host_wants_it(collects: bool, tmp_path: Pat
 
 
 def test_streams_byte_by_byte() -> None:
-    program, sent = launch.program(TOKEN), payload.dump(len, "four")
+    program, sent = bootstrap.program(TOKEN), serialize.dump(len, "four")
     process = subprocess.Popen(
         [sys.executable, "-c", program.bootstrap], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     )
@@ -84,7 +84,7 @@ def test_streams_byte_by_byte() -> None:
 
 @pytest.mark.parametrize("length", [0, 10, 24, 100, -1])
 def test_a_manager_that_goes_before_the_call(length: int) -> None:
-    program, sent = launch.program(TOKEN), payload.dump(print, "called")
+    program, sent = bootstrap.program(TOKEN), serialize.dump(print, "called")
     done = subprocess.run(
         [sys.executable, "-c", program.bootstrap],
         input=program.text + sent.data[:length],
@@ -446,7 +446,7 @@ def _stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def answer_of(function: Callable[..., object], path: Path, *args: object) -> object:
     """Do both halves of a call here."""
-    data = payload.dump(function, *args).data
+    data = serialize.dump(function, *args).data
     lengths = call_program.REQUEST.unpack_from(data)
     stream = io.BytesIO(data[call_program.REQUEST.size :])
     with path.open("wb", buffering=0) as file:
@@ -531,7 +531,7 @@ def test_main(child: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_program, "_load", worked.append)
     monkeypatch.setattr(call_program, "answer", lambda _, load: load())
     call_program.main(TOKEN, lambda: 0 if child else 9, lambda worker: f"{worker} ended")
-    assert launch.parse_greeting(said.pop(0), TOKEN) is not None
+    assert bootstrap.parse_greeting(said.pop(0), TOKEN) is not None
     assert worked == ([sent] if child else [])
     assert staged == [True] * child
     assert [target for _, target in copied] == [1, 0][: 1 + child]  # prints do not get into the answer

@@ -12,14 +12,14 @@ from typing import Any
 import attrs
 import pytest
 
+from lazycluster._functions import bootstrap
+from lazycluster._functions.bootstrap import Greeting
 from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.session import SessionEndedError
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
 from lazycluster.results import Stream
-from lazycluster.supervisor import launch
 from lazycluster.supervisor.client import Ended, Hello, Job, Settings, Supervisor
-from lazycluster.supervisor.launch import Greeting
 from lazycluster.testing.processes import wait_until
 
 # What is said first ---------------------------------------------------------------------------------------------------
@@ -474,11 +474,11 @@ def test_it_waits_for_the_greeting_behind_whatever_start_up_files_print(host: Fa
 
 
 def test_a_host_that_asks_for_the_source_gets_it(host: FakeHost) -> None:
-    host.noise = f"Welcome!{launch.ASKS} {host.token}.s1\n".encode() + host.noise
+    host.noise = f"Welcome!{bootstrap.ASKS} {host.token}.s1\n".encode() + host.noise
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait(10)
-    assert host.fed[1:] == [launch.supervisor("x", "x", 5.0, None, "").source]
+    assert host.fed[1:] == [bootstrap.supervisor("x", "x", 5.0, None, "").source]
     assert len(host.fed) == 2
 
 

@@ -12,6 +12,7 @@ from typing import IO
 
 import pytest
 
+from lazycluster._functions.outcome import read_outcome
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import (
     CommandFailedError,
@@ -24,7 +25,6 @@ from lazycluster.exceptions import (
 from lazycluster.executor import Executor, Outcome, new_outcome
 from lazycluster.results import StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
-from lazycluster.supervisor.outcome import read_outcome
 
 from .fake_transport import Call, FakeTransport, Reaction, prints
 

@@ -11,14 +11,14 @@ import zlib
 
 import pytest
 
+from lazycluster._functions import bootstrap
 from lazycluster.exceptions import PythonVersionMismatchError
-from lazycluster.supervisor import launch
 
 HERE = ".".join(map(str, sys.version_info[:2]))
 
 
 def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
-    program = launch.program("abc")
+    program = bootstrap.program("abc")
     assert not set("'\\!\n") & set(program.bootstrap)
     assert program.bootstrap.isascii()
     ast.parse(program.bootstrap)
@@ -30,18 +30,18 @@ def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
     ("program", "start"),
     [
         (
-            launch.program("abc", 2.5),
+            bootstrap.program("abc", 2.5),
             "call_program.main('abc', watchdog.fork, lambda worker: watchdog.watch(worker, 2.5))",
         ),
         (
-            launch.supervisor("abc", "M=t.", 2.5, "~/a b'", "echo"),
+            bootstrap.supervisor("abc", "M=t.", 2.5, "~/a b'", "echo"),
             "sys.exit(supervisor.main('abc', 'M=t.', 2.5, b\"~/a b'\", 'echo'))",
         ),
-        (launch.supervisor("abc", "M=t.", 5.0, None, ""), "sys.exit(supervisor.main('abc', 'M=t.', 5.0, None, ''))"),
+        (bootstrap.supervisor("abc", "M=t.", 5.0, None, ""), "sys.exit(supervisor.main('abc', 'M=t.', 5.0, None, ''))"),
     ],
     ids=["program", "supervisor", "supervisor without a directory"],
 )
-def test_a_program_is_python_3_6_in_all_its_modules(program: launch.Program, start: str) -> None:
+def test_a_program_is_python_3_6_in_all_its_modules(program: bootstrap.Program, start: str) -> None:
     """It makes modules from their sources, each importing earlier ones only, and calls what is in the last."""
     stream = zlib.decompressobj()
     text = stream.decompress(program.text).decode()
@@ -56,7 +56,7 @@ def test_a_program_is_python_3_6_in_all_its_modules(program: launch.Program, sta
 
 
 def test_a_supervisor_is_sent_as_the_bytecode_of_its_sources() -> None:
-    sent = launch.supervisor("abc", "M=t.", 5.0, None, "")
+    sent = bootstrap.supervisor("abc", "M=t.", 5.0, None, "")
     stream = zlib.decompressobj()
     stream.decompress(sent.text)
     codes = marshal.loads(zlib.decompress(stream.unused_data))
@@ -64,7 +64,7 @@ def test_a_supervisor_is_sent_as_the_bytecode_of_its_sources() -> None:
     assert len(sent.text) < 10 * 1448 + 20 * 1448, "more than two flights of TCP (RFC 6928) are a round trip more"
 
 
-@pytest.mark.parametrize("text", [launch.calls_preparation(), launch.ports_preparation()], ids=["calls", "ports"])
+@pytest.mark.parametrize("text", [bootstrap.calls_preparation(), bootstrap.ports_preparation()], ids=["calls", "ports"])
 def test_a_preparation_is_python_3_6(text: bytes) -> None:
     for source in loaded(zlib.decompress(text).decode()).values():
         ast.parse(source, feature_version=(3, 6))
@@ -81,7 +81,7 @@ def loaded(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("token", ["", "a b", "a'b", "é", "a\n", "a-b"])
 def test_token_is_letters_and_digits(token: str) -> None:
     with pytest.raises(ValueError, match="letters and digits"):
-        launch.program(token)
+        bootstrap.program(token)
 
 
 @pytest.mark.parametrize(
@@ -98,26 +98,26 @@ def test_token_is_letters_and_digits(token: str) -> None:
     ],
 )
 def test_parse_greeting(line: bytes, expected: tuple[str, str, str] | None) -> None:
-    greeting = launch.parse_greeting(line, "tok")
-    assert greeting == (launch.Greeting(*expected) if expected else None)
+    greeting = bootstrap.parse_greeting(line, "tok")
+    assert greeting == (bootstrap.Greeting(*expected) if expected else None)
 
 
 @pytest.mark.parametrize("version", [platform.python_version(), f"{HERE}.99", f"{HERE}.0rc1"])
 def test_pythons_that_match(version: str) -> None:
-    launch.check_python(launch.Greeting(version, "/p", sys.implementation.name), "h")
+    bootstrap.check_python(bootstrap.Greeting(version, "/p", sys.implementation.name), "h")
 
 
 @pytest.mark.parametrize(
     ("greeting", "said"),
     [
-        (launch.Greeting("3.6.15", "/usr/bin/python3"), "Python 3.6.15 (/usr/bin/python3) there"),
-        (launch.Greeting("4.0.0", "/p"), "Python 4.0.0 (/p) there"),
-        (launch.Greeting(f"{HERE}.1", "/p", "pypy"), f"Python {HERE}.1 (pypy) (/p) there"),
+        (bootstrap.Greeting("3.6.15", "/usr/bin/python3"), "Python 3.6.15 (/usr/bin/python3) there"),
+        (bootstrap.Greeting("4.0.0", "/p"), "Python 4.0.0 (/p) there"),
+        (bootstrap.Greeting(f"{HERE}.1", "/p", "pypy"), f"Python {HERE}.1 (pypy) (/p) there"),
     ],
 )
-def test_pythons_that_do_not(greeting: launch.Greeting, said: str) -> None:
+def test_pythons_that_do_not(greeting: bootstrap.Greeting, said: str) -> None:
     with pytest.raises(PythonVersionMismatchError) as caught:
-        launch.check_python(greeting, "h")
+        bootstrap.check_python(greeting, "h")
     assert said in str(caught.value)
     assert f"{HERE} here" in str(caught.value)
     assert f"python='python{HERE}'" in str(caught.value)

@@ -19,8 +19,8 @@ import attrs
 import pytest
 
 import lazycluster
+from lazycluster._functions import modules, serialize
 from lazycluster._remote import call_program
-from lazycluster.supervisor import modules, payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,7 +152,7 @@ def __getattr__(name): raise AttributeError(name)
 
 def needed(function: Callable[..., object]) -> tuple[dict[str, bool], dict[tuple[str, str], str], bytes]:
     """Return which modules go with a function (True: with source), what of them is left out, and the pickles."""
-    data = payload.dump(function).data
+    data = serialize.dump(function).data
     _, modules, texts, pickles = call_program.REQUEST.unpack_from(data)
     modules_at = len(data) - modules - texts - pickles
     packed = data[modules_at : modules_at + modules]

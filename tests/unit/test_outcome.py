@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazycluster._functions import outcome
 from lazycluster._remote import call_program
 from lazycluster.exceptions import RemoteFunctionError
 from lazycluster.results import Error, Value
-from lazycluster.supervisor import outcome
 
 if TYPE_CHECKING:
     from pathlib import Path

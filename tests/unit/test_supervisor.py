@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._functions import bootstrap
 from lazycluster._remote import protocol
 from lazycluster._remote.protocol import ERRORS, GRANTED, OUTPUT, WINDOW
 from lazycluster._ssh.shell import JOB_VARIABLE
-from lazycluster.supervisor import launch
 from lazycluster.testing.processes import wait_until
 from tests.unit.local_supervisor import RemoteJob, gone, local_supervisor
 from tests.unit.test_call_program import PYTHONS
@@ -142,7 +142,7 @@ def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
         assert stubborn.finish() == ("signal", "9")
         assert gone(daemon)
 
-        host.send(protocol.PREPARE, 0, protocol.pack(launch.ports_preparation(), b""))
+        host.send(protocol.PREPARE, 0, protocol.pack(bootstrap.ports_preparation(), b""))
         assert host.ask("ports", b"1")[0] == b"ok"
         [ok, path] = host.ask("tempdir")
         assert (ok, path) == (b"ok", f"{tmp_path}/lazycluster-{host.token}.2".encode())
@@ -492,7 +492,7 @@ def test_ports() -> None:
     with local_supervisor() as host, socket.create_server(("127.0.0.1", 0)) as taken:
         port = b"%d" % taken.getsockname()[1]
         assert host.ask("ports", port) == [b"failed", b"RuntimeError: "]
-        host.send(protocol.PREPARE, 0, protocol.pack(launch.ports_preparation(), b""))
+        host.send(protocol.PREPARE, 0, protocol.pack(bootstrap.ports_preparation(), b""))
         assert host.ask("ports", port) == [b"ok"]
         with socket.create_server(("127.0.0.1", 0)) as released:
             free = b"%d" % released.getsockname()[1]

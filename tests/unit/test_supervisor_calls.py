@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import call_program, protocol
 from lazycluster._ssh.shell import JOB_VARIABLE
 from lazycluster.exceptions import RemoteFunctionError
-from lazycluster.supervisor import launch, outcome, payload
 from lazycluster.testing.processes import wait_until
 from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor, measured
 from tests.unit.test_call_program import PYTHONS
@@ -201,7 +201,7 @@ main()
     ids=["value", "large", "prints", "thread", "fork"],
 )
 def test_work(function: Callable[[], object], expected: object, printed: bytes, warm: int) -> None:
-    sources, request = payload.cloudpickle_source(), payload.dump(function).request()
+    sources, request = serialize.cloudpickle_source(), serialize.dump(function).request()
     done = subprocess.run(
         [sys.executable, "-c", ALONE.format(sources=len(sources), warm=warm)],
         input=sources + request,
@@ -472,7 +472,7 @@ def test_a_call_without_what_it_needs() -> None:
         (b"not compressed", b"", "error: Error -3 while decompressing data"),
         (zlib.compress(b"nothing = 1"), b"", "KeyError: 'install'"),
         (zlib.compress(b"raise ValueError('why')"), b"", "ValueError: why"),
-        (launch.calls_preparation(), b"not what it should be", "error: Error -3 while decompressing data"),
+        (bootstrap.calls_preparation(), b"not what it should be", "error: Error -3 while decompressing data"),
     ],
 )
 def test_what_cannot_be_loaded_is_told_to_who_calls(text: bytes, data: bytes, reason: str) -> None:
@@ -486,7 +486,7 @@ def test_what_cannot_be_loaded_is_told_to_who_calls(text: bytes, data: bytes, re
 
 
 def test_a_request_that_breaks_off(host: LocalSupervisor) -> None:
-    request = payload.dump(abs, -1).request()
+    request = serialize.dump(abs, -1).request()
     job = host.jobs[900] = RemoteJob(host, 900)
     host.send(protocol.CALL, 900, protocol.pack(b"1", b"", b"5", b"abs", request[:-1]))
     assert job.finish() == ("exit", "256")

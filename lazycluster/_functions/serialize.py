@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import attrs
 import cloudpickle
 
+from lazycluster._functions.modules import Survey, is_module, travels
+from lazycluster._functions.outcome import SENT_CLASSES
 from lazycluster._remote import call_program
 from lazycluster.exceptions import FunctionNotSerializableError
 from lazycluster.steps import function_name
-from lazycluster.supervisor.modules import Survey, is_module, travels
-from lazycluster.supervisor.outcome import SENT_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -9,17 +9,17 @@ import sys
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
+from lazycluster._functions.bootstrap import Greeting, check_python, parse_greeting, program
 from lazycluster._ssh.client import Sessions
 from lazycluster._ssh.host_scripts import END_MARKED
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import quote_path
 from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
 from lazycluster.results import Collector, Stream
-from lazycluster.supervisor.launch import Greeting, check_python, parse_greeting, program
 from lazycluster.transport import Watch
 
 if TYPE_CHECKING:
-    from lazycluster.supervisor.payload import Payload
+    from lazycluster._functions.serialize import Payload
 
 _CHUNK = 1 << 18
 _NOT_FOUND = 127

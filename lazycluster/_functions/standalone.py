@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import sys
 
-from lazycluster.supervisor.launch import LOADER, modules_text
-from lazycluster.supervisor.payload import Payload, cloudpickle_source
+from lazycluster._functions.bootstrap import LOADER, modules_text
+from lazycluster._functions.serialize import Payload, cloudpickle_source
 
 _HEAD = """\
 # {function}, pickled by lazycluster for Python {major}.{minor}. Whoever runs this file runs what is in the pickle.

@@ -13,10 +13,10 @@ import zlib
 
 import attrs
 
+from lazycluster._functions import bytecode
 from lazycluster._remote import call_program
 from lazycluster._remote.ports import is_free
 from lazycluster.exceptions import PythonVersionMismatchError
-from lazycluster.supervisor import bytecode
 
 _BOOTSTRAP = (
     "import sys;sys.path[:]=[p for p in sys.path if p];import gc,os,zlib;g=gc.isenabled();gc.disable();"
