@@ -8,12 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from lazycluster._files import transfer
 from lazycluster._functions import python_finder
 from lazycluster._ssh.client import Sessions
 from lazycluster._ssh.destination import Destination, absolute, check_command, check_timeout
 from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
-from lazycluster.openssh import transfer
 from lazycluster.results import CommandResult
 from lazycluster.transport import UNWATCHED, Watch
 

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import attrs
 
+from lazycluster._files import transfer
 from lazycluster._functions import bootstrap
 from lazycluster._remote import call_program, protocol
 from lazycluster._remote.process_tree import how_ended
@@ -24,7 +25,6 @@ from lazycluster.exceptions import (
     WorkingDirectoryError,
 )
 from lazycluster.hardware import PROBE, HostInfo, parse
-from lazycluster.openssh import transfer
 from lazycluster.openssh.connection import Connection
 from lazycluster.openssh.per_step import SET_UP_TIMEOUT, ConnectedHost
 from lazycluster.results import Collector, CommandResult

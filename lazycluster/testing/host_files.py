@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from lazycluster._files.install import discard, place, temporary_beside
+from lazycluster._files.tar_reader import unpack
+from lazycluster._files.tar_writer import END_MARKER, pack
 from lazycluster._ssh.destination import absolute
 from lazycluster.exceptions import LazyclusterError, TransferError, WorkingDirectoryError
-from lazycluster.openssh.archive import END_MARKER, pack
-from lazycluster.openssh.extraction import unpack
-from lazycluster.openssh.placement import discard, place, temporary_beside
 
 _TILDE = re.compile(r"~([A-Za-z0-9_][A-Za-z0-9_.-]*)?(?:/(.*))?", re.DOTALL)
 _NAMELESS = {"", ".", "..", "~"}

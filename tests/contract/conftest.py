@@ -15,8 +15,8 @@ import attrs
 import pytest
 
 from lazycluster import Runtime, RuntimeTask
+from lazycluster._files.install import discard
 from lazycluster._typing import Unpack
-from lazycluster.openssh.placement import discard
 from lazycluster.reaching import RuntimeOptions
 from lazycluster.testing import FakeHost, LocalSshd, SshdNotFoundError, find_sshd
 

@@ -21,11 +21,11 @@ from lazycluster import (
     WorkingDirectoryError,
     runtimes,
 )
+from lazycluster._files.install import discard
 from lazycluster._functions.outcome import read_outcome
 from lazycluster._functions.serialize import dump
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._waiting import Cancellation
-from lazycluster.openssh.placement import discard
 from lazycluster.results import Collector, Error, Stream, Value
 from lazycluster.testing.processes import wait_until
 from lazycluster.transport import HostTransport, Watch

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazycluster.openssh.archive import ENCODING, END_MARKER, header, pack
-from lazycluster.openssh.extraction import unpack
-from lazycluster.openssh.placement import discard
+from lazycluster._files.install import discard
+from lazycluster._files.tar_reader import unpack
+from lazycluster._files.tar_writer import ENCODING, END_MARKER, header, pack
 
 Snapshot: TypeAlias = "dict[str, tuple[str, int, int, bytes | str]]"
 
@@ -272,7 +272,7 @@ def test_special_files_are_left_out_with_a_warning(tmp_path: Path, caplog: pytes
         listener.bind("socket")
         os.chdir(previous)
     os.close(directory)
-    with caplog.at_level(logging.WARNING, "lazycluster.openssh.archive"):
+    with caplog.at_level(logging.WARNING, "lazycluster._files.tar_writer"):
         stream = packed(tmp_path)
     assert names(stream) == [".", "./file", f"./{END_MARKER}"]
     assert [record.getMessage().split(" ")[0] for record in caplog.records] == [

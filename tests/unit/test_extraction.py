@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lazycluster._files.tar_reader import unpack
 from lazycluster.exceptions import BrokenArchiveError, ConnectError, LazyclusterError, UnsafeArchiveError
-from lazycluster.openssh.extraction import unpack
 from tests.unit.test_archive import exact_link, hard_tree, snapshot, stamp, tar, writable_again
 
 __all__ = ["tar"]

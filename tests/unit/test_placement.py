@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pytest
 
-from lazycluster.openssh.placement import discard, place, temporary_beside
+from lazycluster._files.install import discard, place, temporary_beside
 
 Layout: TypeAlias = "dict[str, str | None]"
 """Content by path; None is a directory, a text that begins with -> a link."""

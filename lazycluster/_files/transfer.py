@@ -19,6 +19,10 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
+from lazycluster._files.install import discard, place, temporary_beside
+from lazycluster._files.script_runner import Dialogue, Scripts
+from lazycluster._files.tar_reader import unpack
+from lazycluster._files.tar_writer import END_MARKER, pack
 from lazycluster._processes import Child, Finished
 from lazycluster._ssh.argv import remote_operand, scp_argv
 from lazycluster._ssh.client import Sessions
@@ -49,10 +53,6 @@ from lazycluster.exceptions import (
     TransferError,
     UnsafeArchiveError,
 )
-from lazycluster.openssh.archive import END_MARKER, pack
-from lazycluster.openssh.extraction import unpack
-from lazycluster.openssh.placement import discard, place, temporary_beside
-from lazycluster.openssh.scripts import Dialogue, Scripts
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.transport import Watch
 

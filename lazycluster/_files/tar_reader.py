@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 import attrs
 
+from lazycluster._files.tar_writer import ENCODING
 from lazycluster.exceptions import BrokenArchiveError, LazyclusterError, UnsafeArchiveError
-from lazycluster.openssh.archive import ENCODING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

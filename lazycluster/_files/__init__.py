@@ -1,0 +1,1 @@
+"""Files and directories on their way to and from a host."""
