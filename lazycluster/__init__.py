@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lazycluster.connection import Connection
     from lazycluster.exceptions import (
         AuthenticationError,
         BrokenArchiveError,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from lazycluster.hardware import Gpu, HostInfo
     from lazycluster.managed import ManagedProcess
     from lazycluster.manager import RuntimeManager
-    from lazycluster.openssh.connection import Connection
     from lazycluster.results import CommandResult, Error, StepResult, Value
     from lazycluster.runtimes import Runtime
     from lazycluster.tasks import RuntimeTask
@@ -110,7 +110,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Connection": "openssh.connection",
+    "Connection": "connection",
     "Runtime": "runtimes",
     "RuntimeGroup": "groups",
     "RuntimeManager": "manager",

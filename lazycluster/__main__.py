@@ -2,6 +2,6 @@
 
 import sys
 
-from lazycluster.cli import main
+from lazycluster._cli import main
 
 sys.exit(main())

@@ -15,12 +15,12 @@ import attrs
 
 from lazycluster._display import progress_bar
 from lazycluster._functions.outcome import read_error
+from lazycluster._transports.interface import Transport, Watch
 from lazycluster._typing import assert_never
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import HOST_LOST, CommandFailedError, CommandStoppedError, RemoteFunctionError
 from lazycluster.results import Collector, CommandResult, LineDecoder, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
-from lazycluster.transport import Transport, Watch
 
 _log = logging.getLogger(__name__)
 _IN_MEMORY = 1 << 20

@@ -7,22 +7,22 @@ import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from lazycluster import calling
+from lazycluster import _invoke
 from lazycluster._display import count_bar, counted, print_table
+from lazycluster._facts import TABLE_COLUMNS, table_row
+from lazycluster._gather import OnError, Stopping, collected, on_all, successes_of, values
+from lazycluster._mapping import Spread
+from lazycluster._membership import Members
 from lazycluster._remote.ports import is_free
 from lazycluster._ssh.destination import check_command, check_port, check_timeout
+from lazycluster._transports.interface import Watch
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError
-from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.managed import CleanedUp, ManagedProcess
-from lazycluster.membership import Members
-from lazycluster.parallel import OnError, Stopping, collected, on_all, successes_of, values
 from lazycluster.results import CommandResult, Error, Stream, Value
 from lazycluster.runtimes import Runtime
-from lazycluster.spreading import Spread
 from lazycluster.steps import GetFile, Step, check_callable, function_name
 from lazycluster.tasks import RuntimeTask
-from lazycluster.transport import Watch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -135,7 +135,7 @@ class RuntimeGroup(Members, CleanedUp):
         on_error: OnError = kwargs.pop("on_error", "raise")
 
         def work(runtime: Runtime, cancellation: Cancellation) -> T:
-            return calling.call(runtime.executor(cancellation=cancellation), function, args, kwargs)
+            return _invoke.call(runtime.executor(cancellation=cancellation), function, args, kwargs)
 
         check_callable(function)
         return self._on_all(work, function_name(function), on_error)

@@ -8,16 +8,16 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from lazycluster._display import counted, print_table
+from lazycluster._facts import TABLE_COLUMNS, table_row
+from lazycluster._gather import errors_of, on_all, successes_of
+from lazycluster._membership import DIALS, check_options, connect, listed
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
 from lazycluster._ssh.destination import absolute
+from lazycluster._transports.factory import ManagerOptions, RuntimeOptions
 from lazycluster._typing import Unpack
 from lazycluster.exceptions import NoRuntimesDetectedError, in_words
-from lazycluster.facts import TABLE_COLUMNS, table_row
 from lazycluster.groups import RuntimeGroup
 from lazycluster.managed import CleanedUp
-from lazycluster.membership import DIALS, check_options, connect, listed
-from lazycluster.parallel import errors_of, on_all, successes_of
-from lazycluster.reaching import ManagerOptions, RuntimeOptions
 from lazycluster.runtimes import Runtime, check_needs
 
 

@@ -16,9 +16,13 @@ from typing import ParamSpec, TypeVar
 
 import attrs
 
-from lazycluster import calling
+from lazycluster import _invoke
+from lazycluster._facts import Facts
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._resources import Holdings
 from lazycluster._ssh.destination import check_environment, check_port
+from lazycluster._transports.factory import ConnectionOptions, RuntimeOptions, reach
+from lazycluster._transports.interface import UNWATCHED, HostTransport, Watch
 from lazycluster._typing import Unpack
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import (
@@ -31,15 +35,11 @@ from lazycluster.exceptions import (
     RuntimeClosedError,
 )
 from lazycluster.executor import Executor
-from lazycluster.facts import Facts
 from lazycluster.hardware import HostInfo
-from lazycluster.holdings import Holdings
 from lazycluster.managed import CleanedUp, ManagedProcess
-from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
 from lazycluster.results import CommandResult
 from lazycluster.steps import check_callable
 from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
-from lazycluster.transport import UNWATCHED, HostTransport, Watch
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -247,7 +247,7 @@ class Runtime(Facts, CleanedUp):
         """
         executor = self.executor()
         check_callable(function)
-        return calling.call(executor, function, args, kwargs)
+        return _invoke.call(executor, function, args, kwargs)
 
     def execute_task(
         self,

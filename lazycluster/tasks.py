@@ -28,7 +28,7 @@ from lazycluster.results import StepResult
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, check_callable, describe
 
 if TYPE_CHECKING:
-    from lazycluster.openssh.connection import Connection
+    from lazycluster.connection import Connection
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from lazycluster._ssh.shell import Script
+from lazycluster._transports.interface import UNWATCHED, Watch
 from lazycluster.results import Collector, CommandResult
-from lazycluster.transport import UNWATCHED, Watch
 
 
 class Dialogue(Protocol):

@@ -42,6 +42,7 @@ from lazycluster._ssh.master import Master
 from lazycluster._ssh.mux import ControlSocketError
 from lazycluster._ssh.session import SessionEndedError
 from lazycluster._ssh.shell import quote_path
+from lazycluster._transports.interface import Watch
 from lazycluster._waiting import CancelledError, Deadline
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -54,7 +55,6 @@ from lazycluster.exceptions import (
     UnsafeArchiveError,
 )
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.transport import Watch
 
 _log = logging.getLogger(__name__)
 # What scp, its server and any login shell all take as it is. Other paths are reached through a symbolic link.

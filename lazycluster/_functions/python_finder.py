@@ -14,9 +14,9 @@ from lazycluster._ssh.client import Sessions
 from lazycluster._ssh.host_scripts import END_MARKED
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import quote_path
+from lazycluster._transports.interface import Watch
 from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
 from lazycluster.results import Collector, Stream
-from lazycluster.transport import Watch
 
 if TYPE_CHECKING:
     from lazycluster._functions.serialize import Payload

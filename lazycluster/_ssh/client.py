@@ -30,6 +30,7 @@ from lazycluster._ssh.master import Master
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.session_limit import NoSlotError, SessionSlots
 from lazycluster._ssh.shell import Script
+from lazycluster._transports.interface import UNWATCHED, Watch
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -43,7 +44,6 @@ from lazycluster.exceptions import (
     WorkingDirectoryError,
 )
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.transport import UNWATCHED, Watch
 
 T = TypeVar("T")
 Work = Callable[[Session], object]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from lazycluster._processes import Child, Inlet
 from lazycluster._ssh.shell import Marks, Script
+from lazycluster._transports.interface import Watch
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.results import Stream
-from lazycluster.transport import Watch
 
 _PARTING = 0.9
 """Seconds for the host to end a command that is given up, within the second that a caller may be kept waiting."""

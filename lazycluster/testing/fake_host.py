@@ -10,8 +10,8 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
+from lazycluster._transports.factory import RuntimeOptions
 from lazycluster._typing import Self
-from lazycluster.reaching import RuntimeOptions
 from lazycluster.testing.fake_transport import FakeTransport
 from lazycluster.testing.scripted_host import ScriptedHost
 from lazycluster.testing.standing_in import standing_in

@@ -16,6 +16,7 @@ from lazycluster._functions.python_finder import candidates
 from lazycluster._functions.serialize import Payload
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._ssh.destination import check_command, check_environment, check_timeout
+from lazycluster._transports.interface import UNWATCHED, Watch
 from lazycluster._waiting import Deadline, DeadlinePassedError, take
 from lazycluster.exceptions import (
     CommandFailedError,
@@ -32,7 +33,6 @@ from lazycluster.testing.asked import AskedForPorts, Called, DeletedDir, Fetched
 from lazycluster.testing.fake_tunnel import FakeTunnel
 from lazycluster.testing.in_process import Answered, Event, FunctionUnderWay, NotBegun
 from lazycluster.testing.machine import Machine
-from lazycluster.transport import UNWATCHED, Watch
 
 
 class FakeTransport:

@@ -7,13 +7,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from lazycluster import reaching, runtimes
+from lazycluster import runtimes
 from lazycluster._ssh.client import Sessions
+from lazycluster._transports import factory
+from lazycluster._transports.factory import RuntimeOptions
+from lazycluster._transports.interface import HostTransport
+from lazycluster.connection import Connection
 from lazycluster.exceptions import RuntimeClosedError
-from lazycluster.openssh.connection import Connection
-from lazycluster.reaching import RuntimeOptions
 from lazycluster.testing.fake_transport import FakeTransport
-from lazycluster.transport import HostTransport
 
 Way: TypeAlias = Callable[[str, RuntimeOptions], FakeTransport]
 
@@ -27,7 +28,7 @@ def standing_in(way: Way, check: Callable[[str], None]) -> Iterator[None]:
     ways: weakref.WeakKeyDictionary[Connection, FakeTransport] = weakref.WeakKeyDictionary()
 
     def reach(host: str, options: RuntimeOptions) -> HostTransport:
-        reaching.reach(host, options)  # refuses arguments that cannot be right, and dials nothing
+        factory.reach(host, options)  # refuses arguments that cannot be right, and dials nothing
         return way(host, options)
 
     def of(connection: Connection) -> FakeTransport:

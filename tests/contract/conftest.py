@@ -16,8 +16,8 @@ import pytest
 
 from lazycluster import Runtime, RuntimeTask
 from lazycluster._files.install import discard
+from lazycluster._transports.factory import RuntimeOptions
 from lazycluster._typing import Unpack
-from lazycluster.reaching import RuntimeOptions
 from lazycluster.testing import FakeHost, LocalSshd, SshdNotFoundError, find_sshd
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import NoReturn
 import pytest
 
 from lazycluster import CommandStoppedError, FunctionNotSerializableError, RemoteFunctionError, RemoteTraceback
+from lazycluster._invoke import call_each
 from lazycluster._waiting import Cancellation
-from lazycluster.calling import call_each
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
 from tests.contract.conftest import Case

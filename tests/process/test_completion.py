@@ -13,8 +13,8 @@ import pexpect
 import pytest
 from click.shell_completion import ShellComplete
 
-from lazycluster.cli import lazycluster, main
-from lazycluster.cli.options import complete_hosts, config_option
+from lazycluster._cli import lazycluster, main
+from lazycluster._cli.options import complete_hosts, config_option
 
 CONFIG = """\
 Include more/*
@@ -92,7 +92,7 @@ def test_nothing_that_goes_wrong_gets_out(monkeypatch: pytest.MonkeyPatch) -> No
     def fail(_file: object) -> tuple[str, ...]:
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr("lazycluster.cli.options.configured_hosts", fail)
+    monkeypatch.setattr("lazycluster._cli.options.configured_hosts", fail)
     assert completed("explain", "--host", "") == []
 
 

@@ -11,9 +11,9 @@ import attrs
 import pytest
 from click.testing import CliRunner, Result
 
+from lazycluster._cli import first_contact, lazycluster
+from lazycluster._cli.first_contact import KeyNotInstalledError
 from lazycluster._ssh.destination import Destination
-from lazycluster.cli import first_contact, lazycluster
-from lazycluster.cli.first_contact import KeyNotInstalledError
 from lazycluster.exceptions import AuthenticationError, HostUnreachableError, UnknownHostKeyError
 
 ASKS = """\

@@ -11,7 +11,7 @@ from pytest_subprocess.fake_process import FakeProcess
 
 from lazycluster import ConnectError, Connection, SessionRefusedError, SshNotFoundError, TransferError
 from lazycluster._ssh import client as sessions_module
-from lazycluster.transport import Watch
+from lazycluster._transports.interface import Watch
 
 from .stand_in import command, log_in, words
 

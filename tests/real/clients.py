@@ -15,12 +15,12 @@ from typing import TypeVar
 
 from lazycluster import CommandResult, Connection, Runtime
 from lazycluster._ssh.master import Master
+from lazycluster._transports.interface import Watch
+from lazycluster._transports.per_command import ConnectedHost
 from lazycluster._typing import Self
-from lazycluster.openssh.per_step import ConnectedHost
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd
 from lazycluster.testing.processes import wait_until
-from lazycluster.transport import Watch
 from tests.real.observed import command_line
 
 T = TypeVar("T")

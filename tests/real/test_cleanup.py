@@ -115,7 +115,7 @@ def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(
     sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
     assert "-lt 50 " in END_MARKED, "the grace, in tenths of a second"
-    monkeypatch.setattr("lazycluster.openssh.per_step.END_MARKED", END_MARKED.replace("-lt 50 ", "-lt 5 "))
+    monkeypatch.setattr("lazycluster._transports.per_command.END_MARKED", END_MARKED.replace("-lt 50 ", "-lt 5 "))
     own, strange = unique(), unique()
     with Connection(sshd.host, **sshd.connection_kwargs) as stranger:
         stranger.run(f"setsid sleep {strange} >/dev/null 2>&1 </dev/null &")

@@ -20,10 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lazycluster._cli import main
 from lazycluster._ssh import config_hosts
 from lazycluster._ssh.config import EffectiveConfig, parse_effective
 from lazycluster._ssh.config_edit import add, line_for_all, lines_naming, remove, replace
-from lazycluster.cli import main
 from lazycluster.testing import LocalSshd, processes
 
 Cli = Callable[..., tuple[int, str, str]]

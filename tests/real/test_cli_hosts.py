@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pexpect
 import pytest
 
-from lazycluster.cli import main
+from lazycluster._cli import main
 from lazycluster.testing import LocalSshd, write_config
 from lazycluster.testing.processes import wait_until
 

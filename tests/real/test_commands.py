@@ -26,9 +26,9 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
+from lazycluster._transports.interface import Watch
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd, Relay, write_config
-from lazycluster.transport import Watch
 from tests.real.clients import InBackground, Program, becomes_idle, dials, eventually, pid_of, running
 from tests.real.observed import programs_started
 

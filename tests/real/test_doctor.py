@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster.doctor import Finding, Verdict, examine
+from lazycluster._doctor import Finding, Verdict, examine
 from lazycluster.testing import LocalSshd, Relay, write_config
 from tests.ports import free_port
 from tests.real.clients import becomes_idle, eventually

@@ -13,10 +13,10 @@ import pexpect
 import pytest
 
 from lazycluster import Connection, Runtime, RuntimeTask, TaskExecutionError
+from lazycluster._explain import closing, explain, opening
 from lazycluster._functions.serialize import dump
 from lazycluster._functions.standalone import file_by_hand
 from lazycluster._ssh.destination import Destination
-from lazycluster.explaining import closing, explain, opening
 from lazycluster.testing import LocalSshd
 from tests.real.clients import eventually
 from tests.real.observed import lacking

@@ -27,9 +27,9 @@ from lazycluster import (
     TaskExecutionError,
     TransferError,
 )
+from lazycluster._transports.interface import Transport, Watch
 from lazycluster.testing import LocalSshd
 from lazycluster.testing.processes import children
-from lazycluster.transport import Transport, Watch
 from tests.real.clients import Program, eventually, in_parallel
 from tests.real.observed import (
     command_line,

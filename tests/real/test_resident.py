@@ -31,8 +31,8 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster.supervisor.client import Supervisor
-from lazycluster.supervisor.resident import Resident
+from lazycluster._transports.resident import Resident
+from lazycluster._transports.supervisor_client import Supervisor
 from lazycluster.testing import LocalSshd
 from tests.ports import free_port
 from tests.real.clients import Program, becomes_idle, eventually, in_parallel
@@ -73,7 +73,7 @@ def started(number: str, count: int = 1) -> None:
 def test_a_start_that_takes_too_long_says_how_far_it_has_come_and_leaves_nothing(
     make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazycluster.supervisor.resident.SET_UP_TIMEOUT", -6.0)
+    monkeypatch.setattr("lazycluster._transports.resident.SET_UP_TIMEOUT", -6.0)
     sleeper = tmp_path / "python"
     sleeper.write_text("#!/bin/sh\nexec sleep 1000\n")
     sleeper.chmod(0o755)
@@ -158,7 +158,7 @@ def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixtu
 
 def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> None:
     """The caller's `on_output` blocks; what is on its way for it is bounded, and the host stops there."""
-    from lazycluster.transport import Watch  # noqa: PLC0415
+    from lazycluster._transports.interface import Watch  # noqa: PLC0415
 
     with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         go_on = threading.Event()

@@ -14,10 +14,10 @@ import attrs
 from lazycluster._functions import bootstrap
 from lazycluster._functions.serialize import Payload
 from lazycluster._model.forwarding import Forwarding
+from lazycluster._transports.interface import UNWATCHED, Stoppable, Watch
 from lazycluster.exceptions import CommandStoppedError
 from lazycluster.hardware import HostInfo
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.transport import UNWATCHED, Stoppable, Watch
 
 TOKEN = "t0k3n"
 Piece = tuple[Stream, bytes]

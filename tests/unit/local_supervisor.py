@@ -19,8 +19,8 @@ import attrs
 from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.shell import JOB_VARIABLE
+from lazycluster._transports.supervisor_client import Hello
 from lazycluster.results import Error, Value
-from lazycluster.supervisor.client import Hello
 from lazycluster.testing.processes import wait_until
 
 PATIENCE = 20.0

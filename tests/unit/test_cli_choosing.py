@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster.cli import main
-from lazycluster.cli.choosing import Filter, parse_hosts
+from lazycluster._cli import main
+from lazycluster._cli.choosing import Filter, parse_hosts
 
 if TYPE_CHECKING:
     from lazycluster.testing import FakeHost

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._cli.editing import parse_address, parse_name, parse_option, settings_for
 from lazycluster._ssh.config_edit import block_text
-from lazycluster.cli.editing import parse_address, parse_name, parse_option, settings_for
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._cli import main
 from lazycluster._functions.outcome import read_outcome
-from lazycluster.cli import main
 
 TASKS = """\
 import os, sys

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lazycluster.cli.lines import Lines
+from lazycluster._cli.lines import Lines
 from lazycluster.results import Stream
 from tests.unit.pseudo_terminal import terminal
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lazycluster.cli import main
-from lazycluster.cli.together import on_each
+from lazycluster._cli import main
+from lazycluster._cli.together import on_each
 from lazycluster.exceptions import ConnectionLostError
 from lazycluster.testing import Ran
 from tests.unit.pseudo_terminal import plain, terminal
@@ -199,7 +199,7 @@ def test_ctrl_c_tells_which_hosts_had_ended(
 
         return on_each(*arguments, done=then, **keywords)
 
-    monkeypatch.setattr("lazycluster.cli.running.on_each", interrupted)
+    monkeypatch.setattr("lazycluster._cli.running.on_each", interrupted)
     fake_host.host("b").on("work", delay=math.inf)
     fake_host.on("work", exit_code=3, stdout="no newline")
     assert run(*(["--json"] if as_json else []), "work") == 130

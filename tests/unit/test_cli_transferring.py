@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster.cli import main, transferring
+from lazycluster._cli import main, transferring
 from tests.unit.pseudo_terminal import plain, terminal
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from lazycluster._functions import bootstrap
 from lazycluster._functions.bootstrap import Greeting
 from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.session import SessionEndedError
+from lazycluster._transports.supervisor_client import Ended, Hello, Job, Settings, Supervisor
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
 from lazycluster.results import Stream
-from lazycluster.supervisor.client import Ended, Hello, Job, Settings, Supervisor
 from lazycluster.testing.processes import wait_until
 
 # What is said first ---------------------------------------------------------------------------------------------------

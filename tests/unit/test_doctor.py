@@ -7,19 +7,19 @@ import textwrap
 import attrs
 import pytest
 
+from lazycluster._cli.examining import as_text
+from lazycluster._doctor.authentication import KeyFile, agent_state, is_encrypted, judge_authentication
+from lazycluster._doctor.capacity import judge_sessions
+from lazycluster._doctor.files import LEGACY, SFTP, TREE, Ways, judge_files
+from lazycluster._doctor.findings import Course, Finding, Verdict, failed, ok, skipped
+from lazycluster._doctor.forwards import FROM_HOST, TO_HOST, Traffic, judge_traffic
+from lazycluster._doctor.link import judge_round_trips
+from lazycluster._doctor.login_shell import Shell, judge_login_shell, judge_no_login_shell, parse_server
+from lazycluster._doctor.machine import Clocks, Room, judge_clock, judge_room, parse_room
+from lazycluster._doctor.pythons import Here, Python, judge_pythons, parse_pythons
+from lazycluster._doctor.reaching import judge_host_key, judge_jump_host, judge_name, judge_port, way
+from lazycluster._doctor.trace import LogIn, Trace, parse_trace
 from lazycluster._ssh.config import EffectiveConfig
-from lazycluster.cli.examining import as_text
-from lazycluster.doctor.authentication import KeyFile, agent_state, is_encrypted, judge_authentication
-from lazycluster.doctor.capacity import judge_sessions
-from lazycluster.doctor.files import LEGACY, SFTP, TREE, Ways, judge_files
-from lazycluster.doctor.findings import Course, Finding, Verdict, failed, ok, skipped
-from lazycluster.doctor.forwards import FROM_HOST, TO_HOST, Traffic, judge_traffic
-from lazycluster.doctor.link import judge_round_trips
-from lazycluster.doctor.login_shell import Shell, judge_login_shell, judge_no_login_shell, parse_server
-from lazycluster.doctor.machine import Clocks, Room, judge_clock, judge_room, parse_room
-from lazycluster.doctor.pythons import Here, Python, judge_pythons, parse_pythons
-from lazycluster.doctor.reaching import judge_host_key, judge_jump_host, judge_name, judge_port, way
-from lazycluster.doctor.trace import LogIn, Trace, parse_trace
 from lazycluster.exceptions import (
     AuthenticationError,
     ChangedHostKeyError,

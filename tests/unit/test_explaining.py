@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._explain import READ_ANSWER, Lines, closing, explain, opening, quote
 from lazycluster._ssh.destination import Destination
-from lazycluster.explaining import READ_ANSWER, Lines, closing, explain, opening, quote
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
 
 TO = Destination("gpu-1")

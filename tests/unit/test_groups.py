@@ -32,8 +32,8 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
+from lazycluster._membership import _make_room
 from lazycluster.managed import ManagedProcess
-from lazycluster.membership import _make_room
 from lazycluster.results import CommandResult, Error, Stream
 from lazycluster.testing import AskedForPorts, Called, FakeHost, OpenedTunnel, Ran, Sent
 from lazycluster.testing.processes import wait_until
@@ -477,7 +477,7 @@ def test_never_more_log_ins_at_once_than_said(fake_host: FakeHost, monkeypatch: 
             with changed:
                 now -= 1
 
-    monkeypatch.setattr("lazycluster.membership.Runtime", Slow)
+    monkeypatch.setattr("lazycluster._membership.Runtime", Slow)
     for limit, keywords in ((3, {"max_connections": 3}), (16, {})):
         most = 0
         with RuntimeGroup(hosts=[f"host-{number}" for number in range(24)], **keywords):  # type: ignore[arg-type]
@@ -496,7 +496,7 @@ def test_ctrl_c_while_it_connects(fake_host: FakeHost, monkeypatch: pytest.Monke
                 assert wait_until(lambda: bool(way.closed), 20)
             super().__init__(host, *args, **keywords)
 
-    monkeypatch.setattr("lazycluster.membership.Runtime", Slow)
+    monkeypatch.setattr("lazycluster._membership.Runtime", Slow)
     hosts = ["quick-1", "slow-1", "quick-2", "slow-2", "never"]
     interrupt(lambda: RuntimeGroup(hosts=hosts, max_connections=2), lambda: len(begun) == 4)
     assert sorted(begun) == sorted(hosts[:4])

@@ -13,10 +13,10 @@ import attrs
 import pytest
 
 from lazycluster import RuntimeClosedError
-from lazycluster import holdings as holdings_module
+from lazycluster import _resources as holdings_module
+from lazycluster._resources import Holdings
 from lazycluster._waiting import Cancellation
 from lazycluster.executor import Executor
-from lazycluster.holdings import Holdings
 from lazycluster.steps import SendFile
 from lazycluster.tasks import RuntimeTask, TaskProcess
 from lazycluster.testing.processes import wait_until
@@ -297,10 +297,10 @@ def test_runtimes_are_released_before_the_connections_that_they_need() -> None:
 import atexit
 registered = []
 atexit.register = lambda function: registered.append(f"{function.__module__}.{function.__name__}")
-from lazycluster.holdings import Holdings
-from lazycluster.reaching import reach
+from lazycluster._resources import Holdings
+from lazycluster._transports.factory import reach
 Holdings(reach("never-dialled", {})).abandon()
-wanted = ["lazycluster._ssh.client._end_all", "lazycluster.holdings._release_all"]
+wanted = ["lazycluster._ssh.client._end_all", "lazycluster._resources._release_all"]
 print([name for name in registered if name in wanted] == wanted)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
@@ -313,8 +313,8 @@ print([name for name in registered if name in wanted] == wanted)
 @pytest.mark.parametrize("resident", [True, False])
 def test_the_end_of_the_program_releases_what_was_not(end: str, printed: str, resident: bool) -> None:
     program = f"""
-from lazycluster.holdings import Holdings
-from lazycluster.reaching import reach
+from lazycluster._resources import Holdings
+from lazycluster._transports.factory import reach
 
 class Process:
     def request_stop(self): print("asked")

@@ -73,7 +73,7 @@ FLOORS = {
     "lazycluster._ssh.mux": 3,
     "lazycluster._ssh.lifeline": 3,
     "lazycluster._ssh.session_limit": 3,
-    "lazycluster.transport": 3,
+    "lazycluster._transports.interface": 3,
     "lazycluster._ssh.master": 4,
     "lazycluster._files.script_runner": 4,
     "lazycluster._ssh.session": 4,
@@ -83,30 +83,30 @@ FLOORS = {
     "lazycluster._ssh.tunnel_connection": 5,
     "lazycluster._ssh.tunnel_manager": 5,
     "lazycluster._ssh.tunnel": 5,
-    "lazycluster.openssh.connection": 6,
-    "lazycluster.supervisor.client": 6,
-    "lazycluster.supervisor.jobs": 6,
+    "lazycluster.connection": 6,
+    "lazycluster._transports.supervisor_client": 6,
+    "lazycluster._transports.jobs": 6,
     "lazycluster._display": 6,
-    "lazycluster.explaining": 6,
-    "lazycluster.openssh.per_step": 7,
-    "lazycluster.supervisor.resident": 8,
-    "lazycluster.facts": 7,
+    "lazycluster._explain": 6,
+    "lazycluster._transports.per_command": 7,
+    "lazycluster._transports.resident": 8,
+    "lazycluster._facts": 7,
     "lazycluster.executor": 7,
     "lazycluster.tasks": 8,
-    "lazycluster.calling": 8,
-    "lazycluster.holdings": 9,
-    "lazycluster.reaching": 9,
+    "lazycluster._invoke": 8,
+    "lazycluster._resources": 9,
+    "lazycluster._transports.factory": 9,
     "lazycluster.runtimes": 10,
-    "lazycluster.parallel": 3,
-    "lazycluster.membership": 11,
-    "lazycluster.spreading": 11,
-    "lazycluster.doctor": 11,
+    "lazycluster._gather": 3,
+    "lazycluster._membership": 11,
+    "lazycluster._mapping": 11,
+    "lazycluster._doctor": 11,
     "lazycluster.groups": 12,
     "lazycluster.manager": 12,
     "lazycluster.cluster": 13,
     "lazycluster.testing": 13,
-    "lazycluster.demo": 14,
-    "lazycluster.cli": 15,
+    "lazycluster._demo": 14,
+    "lazycluster._cli": 15,
     "lazycluster.__main__": 16,
 }
 # Packages whose __init__ holds a docstring, or names from above: nobody imports from them inside of the house.
@@ -214,7 +214,7 @@ def test_a_host_module_imports_only_the_standard_library_and_its_own_room(module
 
 @every_module
 def test_testing_is_for_the_demo_and_for_tests_alone(module: str) -> None:
-    if not module.startswith(("lazycluster.testing", "lazycluster.demo", "lazycluster.cli")):
+    if not module.startswith(("lazycluster.testing", "lazycluster._demo", "lazycluster._cli")):
         assert not {name for name in own_imports(module) if name.startswith("lazycluster.testing")}
 
 
@@ -224,7 +224,7 @@ def test_nothing_waits_by_a_clock_that_can_be_set(module: str) -> None:
     used = {ast.unparse(node) for node in ast.walk(tree(module)) if isinstance(node, ast.Attribute)} & settable
 
     # What the doctor compares is these clocks themselves.
-    assert used == ({"time.clock_gettime"} if module == "lazycluster.doctor.machine" else set())
+    assert used == ({"time.clock_gettime"} if module == "lazycluster._doctor.machine" else set())
 
 
 @every_module

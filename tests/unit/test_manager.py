@@ -130,7 +130,7 @@ def test_all_are_tried_at_once_and_wait_together(
                 raise TimeoutError(host)
             super().__init__(host, *args, **keywords)
 
-    monkeypatch.setattr("lazycluster.membership.Runtime", Dialled)
+    monkeypatch.setattr("lazycluster._membership.Runtime", Dialled)
     hosts = [f"dead-{number}" if number % 5 == 0 else f"host-{number}" for number in range(50)]
     with RuntimeManager(hosts=hosts) as manager:
         assert len(manager.hosts) == 40
@@ -147,7 +147,7 @@ def test_ctrl_c_while_it_looks(fake_host: FakeHost, monkeypatch: pytest.MonkeyPa
                 assert wait_until(lambda: bool(keywords["transport"].closed), 20)
             super().__init__(host, *args, **keywords)
 
-    monkeypatch.setattr("lazycluster.membership.Runtime", Slow)
+    monkeypatch.setattr("lazycluster._membership.Runtime", Slow)
     manager = RuntimeManager(hosts=["a", "slow", "b"])
     interrupt(manager.detect, lambda: len(begun) == 3)
     assert fake_host.closed

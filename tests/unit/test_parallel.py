@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from lazycluster import HostsFailedError
+from lazycluster._gather import Stopping, collected, errors_of, on_all, outcome_of, values
 from lazycluster._waiting import Cancellation
-from lazycluster.parallel import Stopping, collected, errors_of, on_all, outcome_of, values
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
 from tests.unit.interrupting import interrupt, threads
@@ -161,7 +161,7 @@ def test_after_ctrl_c_nobody_waits_for_what_cannot_be_stopped() -> None:
 def test_what_does_not_stop_is_waited_for_once_and_not_for_each(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("lazycluster.parallel._PARTING", 0.5)
+    monkeypatch.setattr("lazycluster._gather._PARTING", 0.5)
     going_on = threading.Event()
     stopped: list[float] = []
     try:

@@ -11,7 +11,7 @@ import pytest
 from lazycluster import CommandFailedError, Connection, ConnectionLostError
 from lazycluster._ssh.client import Sessions
 from lazycluster._ssh.shell import JOB_VARIABLE
-from lazycluster.openssh.per_step import PerStep, checked
+from lazycluster._transports.per_command import PerStep, checked
 from lazycluster.results import CommandResult
 
 

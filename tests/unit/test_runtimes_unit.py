@@ -11,11 +11,11 @@ from typing import Any, get_type_hints
 import pytest
 
 from lazycluster import Connection, Gpu, HostInfo, Runtime
+from lazycluster._facts import Facts, info_rows
 from lazycluster._gpus import MigDevice
-from lazycluster.facts import Facts, info_rows
-from lazycluster.openssh.per_step import PerStep
-from lazycluster.reaching import ConnectionOptions, RuntimeOptions, reach
-from lazycluster.supervisor.resident import Resident
+from lazycluster._transports.factory import ConnectionOptions, RuntimeOptions, reach
+from lazycluster._transports.per_command import PerStep
+from lazycluster._transports.resident import Resident
 
 
 @pytest.fixture(autouse=True)

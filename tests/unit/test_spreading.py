@@ -23,9 +23,9 @@ from lazycluster import (
     Runtime,
     calling,
 )
+from lazycluster._mapping import Spread
 from lazycluster._waiting import Cancellation
 from lazycluster.results import Error, Value
-from lazycluster.spreading import Spread
 from lazycluster.testing.processes import wait_until
 from tests.unit.interrupting import interrupt, threads
 
@@ -302,7 +302,7 @@ def test_ctrl_c_while_it_waits() -> None:
 
 
 def test_what_does_not_stop_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("lazycluster.parallel._PARTING", 0.1)
+    monkeypatch.setattr("lazycluster._gather._PARTING", 0.1)
     going_on = threading.Event()
 
     def stubborn(_host: Played, _items: Sequence[int]) -> None:
@@ -322,7 +322,7 @@ def test_what_does_not_stop_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 
 def test_what_is_never_begun_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    monkeypatch.setattr("lazycluster.parallel.Cancellation", lambda: made.append(None))
+    monkeypatch.setattr("lazycluster._gather.Cancellation", lambda: made.append(None))
     spread([Played("a")], itertools.count())
     assert made == []
 

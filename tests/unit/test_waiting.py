@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lazycluster._gather import on_all
 from lazycluster._processes import Child, run_detaching
 from lazycluster._waiting import (
     NEVER,
@@ -26,7 +27,6 @@ from lazycluster._waiting import (
     start,
     take,
 )
-from lazycluster.parallel import on_all
 from lazycluster.testing.processes import wait_until
 from tests.unit.interrupting import interrupt, threads
 

@@ -1,0 +1,105 @@
+"""The command line: one module a command or a few of a kind, imported when the command is used."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lazycluster.exceptions import LazyclusterError
+
+_COMMANDS = {
+    "list-runtimes": "listing",
+    "run": "running",
+    "put": "transferring",
+    "get": "transferring",
+    "expose": "exposing",
+    "info": "examining",
+    "doctor": "examining",
+    "add-runtime": "editing",
+    "delete-runtime": "editing",
+    "demo": "demonstrating",
+    "explain": "explaining",
+    "completion": "completing",
+}
+"""In which module of this package a command lives; the function is named like the command, with underscores."""
+
+FAILED, INTERRUPTED = 1, 130
+"""Exit statuses: something failed, on a host or here; Ctrl-C. Click's own for a wrong call is 2."""
+
+
+class _Commands(click.Group):
+    """Imports a command when somebody asks for it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - overrides one that is so typed
+        return list(_COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(name, _COMMANDS, n=1)
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {close[0]}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"lazycluster._cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="lazycluster", message="%(prog)s %(version)s")
+def lazycluster() -> None:
+    """Run work on other machines over nothing but the system's own OpenSSH client.
+
+    \b
+    Examples:
+      lazycluster list-runtimes -l              which hosts of your ssh configuration can be used
+      lazycluster run --hosts web-1,web-2 -- df -h /
+      lazycluster doctor web-3                  why it does not work
+      lazycluster run --help                    each command has examples
+    """  # noqa: D301 - \b keeps click from wrapping what follows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    That is 0; 1 where something failed, on a host or here; 2 for a wrong call; 130 after Ctrl-C; or what the command
+    itself says.
+    """
+    try:
+        result = lazycluster.main(arguments, prog_name="lazycluster", standalone_mode=False)
+    except click.ClickException as error:
+        _show(error)
+        return error.exit_code
+    except click.Abort as error:
+        if error.__cause__ is None:  # at a prompt, where the cursor still is; elsewhere click has begun a new line
+            click.echo(err=True)
+        click.echo("lazycluster: interrupted; what was under way was ended", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has enough
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # else Python complains of what it could not write, at the end
+            os.dup2(nowhere, stream.fileno())
+        return FAILED
+    except LazyclusterError as error:
+        click.echo(f"lazycluster: {error}", err=True)
+        return FAILED
+    return result if isinstance(result, int) else 0
+
+
+def _show(error: click.ClickException) -> None:
+    """Tell of an error as click does, but behind the name that all errors are told behind here."""
+    said = io.StringIO()
+    error.show(said)
+    click.echo(re.sub(r"^Error: ", "lazycluster: ", said.getvalue(), count=1, flags=re.MULTILINE), err=True, nl=False)

@@ -1,0 +1,214 @@
+"""Which hosts a command is for: the options that say so, and the group of those that answer and fit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import attrs
+import click
+
+from lazycluster._cli.options import (
+    complete_hosts,
+    config_option,
+    connect_timeout_option,
+    parse_host,
+    parsed,
+    resident_option,
+)
+from lazycluster._membership import DIALS
+from lazycluster._ssh.config_hosts import configured_hosts, default_config
+from lazycluster._transports.factory import RuntimeOptions
+from lazycluster.exceptions import NoRuntimesDetectedError
+from lazycluster.groups import RuntimeGroup
+from lazycluster.manager import cause_of, reason, unfit
+from lazycluster.runtimes import Runtime
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_FILTERS = {
+    "gpu": ("", "takes no value"),
+    "min-memory": ("=MB", "takes a whole number of MB"),
+    "min-cores": ("=N", "takes a number"),
+    "installed": ("=PROGRAM", "takes the name of a program"),
+    "true": ("=COMMAND", "takes a command"),
+}
+"""What there is to ask for: how it is written, and what its value must be."""
+_THERE_ARE = ", ".join(f"{name}{value}" for name, (value, _) in _FILTERS.items())
+
+
+@attrs.frozen
+class Filter:
+    """What a host must have, in the terms of `Runtime.check_filter()`."""
+
+    gpu_required: bool = False
+    min_memory: int | None = None
+    min_cpu_cores: float | None = None
+    installed_executables: tuple[str, ...] = ()
+    filter_commands: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, texts: tuple[str, ...]) -> Filter:
+        """Read what was given with `--group-filter`.
+
+        Raises:
+            ValueError: A text is none of the filters, or its value cannot be right.
+        """
+        filter_ = cls()
+        for text in texts:
+            name, _, value = text.partition("=")
+            match name:
+                case "gpu" if not value:
+                    filter_ = attrs.evolve(filter_, gpu_required=True)
+                case "min-memory" if value.isdecimal():
+                    filter_ = attrs.evolve(filter_, min_memory=int(value))
+                case "min-cores" if value.replace(".", "", 1).isdecimal():
+                    filter_ = attrs.evolve(filter_, min_cpu_cores=float(value))
+                case "installed" if value:
+                    filter_ = attrs.evolve(filter_, installed_executables=(*filter_.installed_executables, value))
+                case "true" if value:
+                    filter_ = attrs.evolve(filter_, filter_commands=(*filter_.filter_commands, value))
+                case _ if name in _FILTERS:
+                    raise ValueError(f"{name} {_FILTERS[name][1]}, not {value!r}")
+                case _:
+                    raise ValueError(f"{text!r} is no filter; there are: {_THERE_ARE}")
+        return filter_
+
+
+@attrs.frozen
+class Chosen:
+    """The hosts that a command is for, connected; those that failed; and those that have not what was asked for."""
+
+    group: RuntimeGroup
+    failed: dict[str, str]
+    lacking: dict[str, str]
+    source: str
+
+    def check(self) -> None:
+        """See that there is a host.
+
+        Raises:
+            NoRuntimesDetectedError: There is none.
+        """
+        if not self.group.runtime_count:
+            raise NoRuntimesDetectedError(self.source, (*self.failed.items(), *self.lacking.items()))
+
+
+@attrs.frozen
+class Choice:
+    """What the options of `choosing_hosts()` say: which hosts were asked for, and how they are reached."""
+
+    hosts: tuple[str, ...]
+    asked_for: Filter
+    config: Path | None
+    connect_timeout: float
+    resident: bool
+    max_connections: int
+
+    @property
+    def source(self) -> str:
+        """Return where the names of the hosts come from."""
+        return "--hosts" if self.hosts else str(self.config or default_config())
+
+    @contextlib.contextmanager
+    def group(self) -> Iterator[Chosen]:
+        """Connect, and give the group of those that can be used, if any, and why the others are not of it."""
+        names = self.hosts or configured_hosts(self.config)
+        options: RuntimeOptions = {
+            "config_file": self.config,
+            "connect_timeout": self.connect_timeout,
+            "resident": self.resident,
+        }
+        with RuntimeGroup(
+            hosts=names,
+            working_dir="~",
+            max_connections=self.max_connections,
+            on_error="skip",
+            progress=True,
+            **options,
+        ) as group:
+            failed = {host: reason(host, cause_of(error)) for host, error in group.failed_hosts.items()}
+            lacking, lost = unfit(group.get_runtimes(), self._unmet)
+            for host in (*lacking, *lost):
+                group.remove_runtime(host).cleanup()
+            yield Chosen(group, failed | lost, lacking, self.source)
+
+    def _unmet(self, runtime: Runtime) -> str:
+        asked_for = self.asked_for
+        return runtime.unmet(
+            asked_for.gpu_required,
+            asked_for.min_memory,
+            asked_for.min_cpu_cores,
+            list(asked_for.installed_executables),
+            list(asked_for.filter_commands),
+        )
+
+
+def parse_hosts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Read `A,B,...`, given any number of times; where nothing was given, that is no hosts.
+
+    Raises:
+        ValueError: A name is empty, or none of a host. Nobody who names nothing, as with a variable that is not set,
+            means all hosts.
+    """
+    hosts: list[str] = []
+    for text in texts:
+        names = [name.strip() for name in text.split(",")]
+        if not any(names):
+            raise ValueError(f"no host is named by {text!r}")
+        if not all(names):
+            raise ValueError(f"a name is missing in {text!r}; write A,B without a space after the comma")
+        hosts += map(parse_host, names)
+    return tuple(dict.fromkeys(hosts))
+
+
+def _complete_list(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{host}" for host in complete_hosts(context, parameter, last)]
+
+
+def _complete_filter(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    names = [f"{name}=" if value else name for name, (value, _) in _FILTERS.items()]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+max_connections_option = click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=DIALS,
+    show_default=True,
+    metavar="N",
+    help="How many log-ins there may be at once.",
+)
+"""Gives `max_connections: int`."""
+
+
+def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the options that say which hosts a command is for; they are the keywords of `Choice`."""
+    for option in (
+        max_connections_option,
+        resident_option,
+        connect_timeout_option,
+        config_option,
+        click.option(
+            "--group-filter",
+            "asked_for",
+            callback=parsed(Filter.parse),
+            multiple=True,
+            metavar="FILTER",
+            shell_complete=_complete_filter,
+            help=f"Only hosts that have this; may be given several times: {_THERE_ARE}, which must print true.",
+        ),
+        click.option(
+            "--hosts",
+            callback=parsed(parse_hosts),
+            multiple=True,
+            metavar="A,B,...",
+            shell_complete=_complete_list,
+            help="Only these hosts; else all that the ssh configuration names.",
+        ),
+    ):
+        command = option(command)
+    return command

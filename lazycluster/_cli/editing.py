@@ -1,0 +1,256 @@
+"""`lazycluster add-runtime` and `lazycluster delete-runtime`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from lazycluster._cli.first_contact import make_contact
+from lazycluster._cli.options import complete_hosts, connect_timeout_option, parsed
+from lazycluster._ssh import config_edit
+from lazycluster._ssh.config_edit import Settings, lines_naming
+from lazycluster._ssh.config_file import Change, ConfigFileError, change, check_accepted, check_outcome
+from lazycluster._ssh.config_hosts import default_config, files_naming
+from lazycluster._ssh.destination import Destination, absolute, check_port
+
+_KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+_PLAIN = re.compile(r"[\w./@%+~:,-]+")
+_SEVERAL = {"identityfile", "certificatefile", "localforward", "remoteforward", "dynamicforward", "sendenv", "include"}
+"""Keywords that add up where they are given several times (ssh_config(5))."""
+
+
+# What the user gave ---------------------------------------------------------------------------------------------------
+
+
+def parse_options(texts: Sequence[str]) -> Settings:
+    """Read several options; see `parse_option()`."""
+    return tuple(map(parse_option, texts))
+
+
+def parse_name(text: str) -> str:
+    """Read a name that a Host line can have for one host, and that a person can type.
+
+    Raises:
+        ValueError: It is none, such as a pattern.
+    """
+    wrong = _beside(text, "._-:+")
+    if wrong:
+        raise ValueError(f"a name for a host must not hold {wrong}: {text!r}")
+    return Destination(text).host
+
+
+def parse_address(text: str) -> Destination:
+    """Read `[USER@]HOST[:PORT]`; an IPv6 address with a port stands in brackets.
+
+    Raises:
+        ValueError: It is nothing of that kind.
+    """
+    user, at, rest = text.rpartition("@")
+    host, colon, port = rest.partition(":")
+    if rest.startswith("["):
+        host, bracket, after = rest[1:].partition("]")
+        colon, port = after[:1], after[1:]
+        if not bracket or colon not in {"", ":"}:
+            raise ValueError(f"write an IPv6 address with a port as [ADDRESS]:PORT, not {rest!r}")
+    elif ":" in port:
+        host, colon, port = rest, "", ""
+    if at and not user:
+        raise ValueError(f"there is no user before the @ in {text!r}")
+    if colon and not (port.isascii() and port.isdecimal()):
+        raise ValueError(f"the port must be a whole number from 1 to 65535, not {port!r}")
+    wrong = _beside(host, "._-:%")
+    if wrong:
+        raise ValueError(f"a host is a name or an address, without {wrong}: {host!r}")
+    return Destination(host, user=user or None, port=check_port(int(port)) if colon else None)
+
+
+def _beside(text: str, allowed: str) -> str:
+    """Return in words what a text holds beside letters, digits and what is allowed."""
+    wrong = sorted({char for char in text if not char.isalnum() and char not in allowed})
+    return ", ".join("spaces" if char == " " else repr(char) for char in wrong)
+
+
+def parse_option(text: str) -> tuple[str, str]:
+    """Read `KEYWORD=VALUE`, the value as it would stand in a configuration; what it means is for ssh to judge.
+
+    Raises:
+        ValueError: It is nothing of that kind, or would begin a block of its own.
+    """
+    keyword, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not value or not _KEYWORD.fullmatch(keyword):
+        raise ValueError(f"write an option as KEYWORD=VALUE, not {text!r}")
+    if keyword.lower() in {"host", "match"}:
+        raise ValueError(f"{keyword} is no option: it begins a block of its own")
+    if any(not char.isprintable() and char != "\t" for char in value):
+        raise ValueError(f"the value of {keyword} must be one line without control characters")
+    return keyword, value
+
+
+def settings_for(address: Destination, id_file: Path | None, options: Settings) -> Settings:
+    """Return what a block is to say.
+
+    Raises:
+        ValueError: Something is said twice, of which ssh would take the first.
+    """
+    settings = [("HostName", address.host.replace("%", "%%"))]
+    if address.port is not None:
+        settings.append(("Port", str(address.port)))
+    if address.user is not None:
+        settings.append(("User", _quoted(address.user)))
+    for keyword, _ in options:
+        if keyword.lower() in {said.lower() for said, _ in settings}:
+            raise ValueError(f"{keyword} is given twice: as an option, and in the address")
+    given = [keyword.lower() for keyword, _ in options]
+    twice = sorted({keyword for keyword in given if given.count(keyword) > 1} - _SEVERAL)
+    if twice:
+        raise ValueError(f"given twice, and ssh would take the first: {', '.join(twice)}")
+    if id_file is not None:
+        settings.append(("IdentityFile", _quoted(str(id_file).replace("%", "%%"))))
+    return (*settings, *options)
+
+
+def _quoted(text: str) -> str:
+    if _PLAIN.fullmatch(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+# The commands ---------------------------------------------------------------------------------------------------------
+
+_config_option = click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Change this ssh configuration in place of ~/.ssh/config.",
+)
+
+
+@click.command(short_help="Add a host to the ssh configuration.")
+@click.argument("name", callback=parsed(parse_name))
+@click.argument("address", callback=parsed(parse_address), metavar="[USER@]HOST[:PORT]")
+@click.option("--id-file", type=click.Path(path_type=Path), metavar="FILE", help="The private key to log in with.")
+@click.option(
+    "--option",
+    "options",
+    callback=parsed(parse_options),
+    multiple=True,
+    metavar="K=V",
+    help="One more keyword of ssh_config(5) with its value; may be repeated.",
+)
+@_config_option
+@click.option("--force", is_flag=True, help="Replace what a host of this name says now.")
+@click.option("--try/--no-try", "attempt", default=None, help="Try the connection. On a terminal you are asked.")
+@click.option(
+    "--copy-key/--no-copy-key",
+    default=None,
+    help="Install your public key there (ssh-copy-id). On a terminal you are asked where it is missing.",
+)
+@connect_timeout_option
+def add_runtime(
+    name: str,
+    address: Destination,
+    id_file: Path | None,
+    options: Settings,
+    config: Path | None,
+    force: bool,
+    attempt: bool | None,
+    copy_key: bool | None,
+    connect_timeout: float,
+) -> None:
+    """Add a host to the ssh configuration, under a name of your choice.
+
+    The rest of the file stays as it is, byte for byte, and a copy of it is kept. The new lines come before whatever
+    else would win over them, such as `Host *`. Nothing is written that ssh does not accept.
+
+    \b
+    Examples:
+      lazycluster add-runtime gpu1 me@gpu1.example.org
+      lazycluster add-runtime gpu1 me@gpu1.example.org:2222 --id-file ~/.ssh/id_work --force
+      lazycluster add-runtime lab [2001:db8::7]:22 --option ProxyJump=bastion --option ForwardAgent=yes
+      lazycluster add-runtime gpu2 me@10.0.0.2 --copy-key --try
+    """  # noqa: D301 - \b keeps click from wrapping what follows
+    path = default_config() if config is None else absolute(config)
+    key = None if id_file is None else _existing(id_file)
+    try:
+        settings = settings_for(address, key, options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    replaced = False
+
+    def edit(text: str) -> str:
+        nonlocal replaced
+        lines = lines_naming(text, name)
+        if lines and not force:
+            raise ConfigFileError(path, f"line {lines[0]} names {name} already", "Use --force to replace it.")
+        replaced = bool(lines)
+        return (config_edit.replace if lines else config_edit.add)(text, name, settings)
+
+    elsewhere = _included(path, name)
+    if elsewhere and not force:
+        advice = f"Choose another name, or change it there: add --config {elsewhere[0]} --force."
+        raise ConfigFileError(path, f"it includes {elsewhere[0]}, which names {name} already", advice)
+    done = change(path, edit, lambda candidate, text: check_outcome(path, candidate, text, name, settings))
+    said = f"{'Replaced' if replaced else 'Added'} {name} in {path}."
+    _tell(done, said if done.written else f"{path} says that of {name} already.")
+    to = Destination(name, config_file=None if path == default_config() else path, connect_timeout=connect_timeout)
+    make_contact(to, key, attempt=attempt, copy_key=copy_key)
+
+
+@click.command()
+@click.argument("name", callback=parsed(parse_name), shell_complete=complete_hosts)
+@_config_option
+def delete_runtime(name: str, config: Path | None) -> None:
+    """Remove a host from the ssh configuration.
+
+    The rest of the file stays as it is, byte for byte, and a copy of it is kept. Where a Host line is for several
+    hosts, it loses this one. Nothing is written that ssh does not accept.
+
+    \b
+    Examples:
+      lazycluster delete-runtime gpu1
+      lazycluster delete-runtime gpu1 --config ~/.ssh/config.d/work
+    """  # noqa: D301 - as above
+    path = default_config() if config is None else absolute(config)
+    elsewhere = _included(path, name)
+
+    def edit(text: str) -> str:
+        if lines_naming(text, name):
+            return config_edit.remove(text, name)
+        if elsewhere:
+            advice = f"Use `lazycluster delete-runtime {name} --config {elsewhere[0]}`."
+            raise ConfigFileError(path, f"it names no host {name} itself, but includes {elsewhere[0]}", advice)
+        raise ConfigFileError(path, f"it names no host {name}", "Patterns such as `*` are no names.")
+
+    if not os.path.lexists(path):
+        raise ConfigFileError(path, "there is no such file")
+    done = change(path, edit, lambda candidate, _: check_accepted(path, candidate, name))
+    _tell(done, f"Removed {name} from {path}.")
+    for other in elsewhere:
+        click.echo(f"{other}, which it includes, still names {name}.")
+
+
+def _existing(id_file: Path) -> Path:
+    """Return the absolute path of a private key, also where its public half is given.
+
+    A private key that only an agent or a card has is no file; then its public half is one.
+    """
+    given = absolute(id_file)
+    private = given.with_name(given.name.removesuffix(".pub"))
+    if not any(os.path.isfile(path) for path in (given, private, f"{private}.pub")):  # noqa: PTH113 - never raises
+        raise click.BadParameter(f"there is no file {given}", param_hint="--id-file")
+    return private if os.path.isfile(private) else given  # noqa: PTH113
+
+
+def _included(path: Path, name: str) -> tuple[Path, ...]:
+    real = os.path.realpath(path)
+    return tuple(file for file in files_naming(name, path) if os.path.realpath(file) != real)
+
+
+def _tell(done: Change, what: str) -> None:
+    click.echo(what)
+    if done.backup is not None:
+        click.echo(f"The file as it was: {done.backup}")

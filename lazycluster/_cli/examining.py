@@ -1,0 +1,172 @@
+"""`lazycluster info` and `lazycluster doctor`: what a host has, and what is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import click
+
+from lazycluster._cli import FAILED
+from lazycluster._cli.options import complete_hosts, config_option, connect_timeout_option, json_option, python_option
+from lazycluster._display import waiting
+from lazycluster._doctor import Finding, Verdict, examine
+from lazycluster.exceptions import InvalidRuntimeError
+from lazycluster.runtimes import Runtime
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MARKS = {
+    Verdict.OK: ("✓", "green"),
+    Verdict.WARNING: ("!", "yellow"),
+    Verdict.FAILED: ("✗", "bold red"),
+    Verdict.SKIPPED: ("-", "dim"),
+}
+_PLAIN_MARKS = {"✓": "+", "✗": "x"}
+"""For a terminal that has no such characters."""
+_WIDTH = 19
+"""Of the longest name of a check."""
+_INDENT = 9
+"""Of the advice, below the check."""
+
+
+@click.command(short_help="Print what a host has: system, Python, memory, GPUs.")
+@click.argument("host", shell_complete=complete_hosts)
+@config_option
+@connect_timeout_option
+@json_option
+def info(host: str, config: Path | None, connect_timeout: float, as_json: bool) -> int:
+    """Print what HOST has: system, Python, processors, memory, GPUs.
+
+    HOST is anything that `ssh HOST` understands. It needs no Python, and nothing is made there. The exit status is 0,
+    or 1 where the host cannot be used.
+
+    \b
+    Examples:
+      lazycluster info node1
+      lazycluster info node1 --json | jq .memory
+    """  # noqa: D301 - \b keeps click from wrapping what follows
+    try:
+        with waiting(f"connecting to {host} ..."):
+            runtime = Runtime(host, ".", config_file=config, connect_timeout=connect_timeout, resident=False)
+    except InvalidRuntimeError as error:
+        examine_it = ("lazycluster", "doctor", host, *(() if config is None else ("--config", str(config))))
+        raise click.ClickException(f"{error}\nStep by step: {shlex.join(examine_it)}") from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with runtime:
+        if as_json:
+            facts = {"host": host, **attrs.asdict(runtime.host_info), "working_dir": runtime.working_dir}
+            click.echo(json.dumps(facts, indent=2))
+        else:
+            runtime.print_info()
+    return 0
+
+
+@click.command(short_help="Find out why a host does not work, or works badly.")
+@click.argument("host", shell_complete=complete_hosts)
+@config_option
+@connect_timeout_option
+@json_option
+@python_option
+def doctor(host: str, config: Path | None, connect_timeout: float, as_json: bool, python: str | None) -> int:
+    """Look step by step at why HOST does not work, or works badly, and say what to do.
+
+    ssh is asked to log in once, as it would for you, and then everything that a runtime needs is really tried: the
+    login shell, Python, files, ports. What is made there is removed again. It takes a few seconds, more on a slow link.
+    The exit status is 0 where all is well, warnings included, and 1 where something failed.
+
+    \b
+    Examples:
+      lazycluster doctor node1
+      lazycluster doctor node1 --python '~/miniconda3/bin/python3'
+      lazycluster doctor node1 --json | jq -r '.findings[] | select(.verdict != "ok") | .advice'
+    """  # noqa: D301 - \b keeps click from wrapping what follows
+    try:
+        findings = examine(host, config_file=config, connect_timeout=connect_timeout, python=python)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    seen: list[Finding] = []
+    with contextlib.closing(findings):
+        if as_json:
+            seen.extend(findings)
+            click.echo(json.dumps(_report(host, seen), indent=2))
+        else:
+            _print(host, _noting(findings, seen))
+    return FAILED if any(finding.verdict is Verdict.FAILED for finding in seen) else 0
+
+
+def _report(host: str, findings: Iterable[Finding]) -> dict[str, object]:
+    records = [finding.record() for finding in findings]
+    well = all(record["verdict"] != Verdict.FAILED.value for record in records)
+    return {"host": host, "well": well, "findings": records}
+
+
+def _noting(findings: Iterable[Finding], seen: list[Finding]) -> Iterator[Finding]:
+    for finding in findings:
+        seen.append(finding)
+        yield finding
+
+
+def _print(host: str, findings: Iterable[Finding]) -> None:
+    """Print findings as they come; those that are skipped for one reason share a line."""
+    with _shower(host) as show:
+        for (verdict, _), members in itertools.groupby(findings, key=lambda finding: (finding.verdict, finding.found)):
+            if verdict is Verdict.SKIPPED:
+                listed = list(members)
+                show(attrs.evolve(listed[0], check=", ".join(finding.check for finding in listed)))
+            else:
+                for finding in members:
+                    show(finding)
+
+
+@contextlib.contextmanager
+def _shower(host: str) -> Iterator[Callable[[Finding], None]]:
+    """Give what shows a finding: with marks and colours on a terminal, as plain text elsewhere."""
+    if not sys.stdout.isatty():
+        yield lambda finding: click.echo(as_text(finding))
+        return
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    with console.status(f"examining {host} ..."):
+        yield lambda finding: _show(console, finding)
+
+
+def as_text(finding: Finding) -> str:
+    """Return a finding as plain text: the verdict, the check and what was found, the advice below."""
+    line = f"{finding.verdict.value:<8} {finding.check:<{_WIDTH}} {_on_one_line(finding.found)}"
+    return f"{line}\n{' ' * _INDENT}{_on_one_line(finding.advice)}" if finding.advice else line
+
+
+def _show(console: Console, finding: Finding) -> None:
+    from rich.padding import Padding  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    mark, style = _MARKS[finding.verdict]
+    if not console.encoding.lower().startswith("utf"):
+        mark = _PLAIN_MARKS.get(mark, mark)
+    dim = "dim" if finding.verdict is Verdict.SKIPPED else ""
+    line = Table.grid(padding=(0, 1))
+    line.add_column(no_wrap=True)
+    line.add_column(min_width=_WIDTH)
+    line.add_column(ratio=1)
+    line.add_row(
+        Text(mark, style), Text(finding.check, dim or "bold"), Text(_on_one_line(finding.found), dim, overflow="fold")
+    )
+    console.print(line)
+    if finding.advice:
+        console.print(Padding(Text(_on_one_line(finding.advice), "cyan", overflow="fold"), (0, 0, 0, 4)))
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())

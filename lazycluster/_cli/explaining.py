@@ -1,0 +1,278 @@
+"""`lazycluster explain`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import attrs
+import click
+
+from lazycluster._cli.options import complete_hosts, config_option, json_option, python_option
+from lazycluster._display import counted
+from lazycluster._explain import Lines, closing, opening
+from lazycluster._explain import explain as explain_steps
+from lazycluster._ssh.destination import Destination, absolute
+from lazycluster.exceptions import LazyclusterError
+from lazycluster.steps import RunFunction
+from lazycluster.tasks import RuntimeTask
+
+RUN_NAME = "lazycluster_explained"
+"""What `__name__` is in the file: not `__main__`, so that what stands below that condition does not run."""
+_OURS = str(Path(__file__).parents[1]) + os.sep
+"""Where the library's own files are."""
+
+
+@attrs.frozen(slots=False)
+class DialledError(LazyclusterError):
+    """A file that is only to be explained starts ssh or scp at its top level."""
+
+    program: str
+
+    def __str__(self) -> str:
+        """Return what to do about it."""
+        return (
+            f"`lazycluster explain` executes this file and dials nobody, so {self.program} is not started; "
+            "put what makes a Runtime or a Connection under `if __name__ == '__main__':`"
+        )
+
+
+@attrs.frozen
+class Found:
+    """A task of a file, and the variables that hold it."""
+
+    variables: tuple[str, ...]
+    task: RuntimeTask
+
+    @property
+    def variable(self) -> str:
+        """Return the variable that was the first."""
+        return self.variables[0]
+
+    @property
+    def title(self) -> str:
+        """Return what to call it: its name, where it was given one."""
+        return self.variable if self.task.name == f"task-{id(self.task)}" else self.task.name
+
+
+@click.command(short_help="Print the ssh and scp lines that a task would run.")
+@click.argument("file", metavar="TASK.py", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--host",
+    default="HOST",
+    metavar="HOST",
+    shell_complete=complete_hosts,
+    help="Where it would run.  [default: the word HOST, for you to replace]",
+)
+@click.option("--task", "name", metavar="NAME", help="Only this one: a variable of the file, or a task's own name.")
+@click.option(
+    "--working-dir",
+    metavar="DIR",
+    help="The directory on the host, as for Runtime(HOST, DIR).  [default: the home directory]",
+)
+@click.option(
+    "--write-payloads",
+    "payloads",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write the functions of the task to files here, and print the lines that run them.",
+)
+@python_option
+@config_option
+@json_option
+def explain(
+    file: Path,
+    host: str,
+    name: str | None,
+    working_dir: str | None,
+    payloads: Path | None,
+    python: str | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the ssh and scp lines that a task would run, and run nothing.
+
+    TASK.py is a Python file with one RuntimeTask or more at its top level. That top level is executed here, now, but
+    for what stands under `if __name__ == "__main__"`. ssh and scp cannot be started by it, so a Runtime that it makes
+    is an error.
+
+    The lines are for bash, dash, ksh and zsh: to paste into a terminal, or to save and run as a script.
+
+    \b
+    Examples:
+      lazycluster explain task.py --host gpu-1
+      lazycluster explain task.py --host gpu-1 --working-dir '~/work' --task train
+      lazycluster explain task.py --host gpu-1 --write-payloads payloads >task.sh && sh task.sh
+    """  # noqa: D301 - \b keeps click from wrapping what follows
+    try:
+        to = Destination(host, config_file=None if config is None else absolute(config))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--host") from error
+    for option, value in (("--working-dir", working_dir), ("--python", python)):
+        if value is not None and (not value or "\0" in value):
+            raise click.BadParameter("it must not be empty", param_hint=option)
+    tasks = _chosen(_tasks_of(file), name, file)
+    first, last = opening(to, working_dir), closing()
+    explained = [(found, _explain(found, to, working_dir, payloads, python)) for found in tasks]
+    if as_json:
+        _print_json(to, first, explained, last)
+        return
+    blocks: list[Lines] = [*first]
+    for found, steps in explained:
+        blocks += [Lines(f"Task {found.title!a} for {host}, {counted(len(steps), 'step')}."), *steps]
+    for block in [*blocks, last]:
+        _print(block)
+
+
+def _explain(
+    found: Found, to: Destination, working_dir: str | None, payloads: Path | None, python: str | None
+) -> tuple[Lines, ...]:
+    written = {} if payloads is None else _write_payloads(found, absolute(payloads))
+    steps = found.task.steps
+    return explain_steps(steps, to, working_dir, is_directory=Path.is_dir, payloads=written, python=python)
+
+
+# The file ------------------------------------------------------------------------------------------------------------
+
+
+def _tasks_of(file: Path) -> list[Found]:
+    """Execute the top level of a file and return the tasks that it defines, in order."""
+    found: dict[int, Found] = {}
+    for variable, value in _execute(file).items():
+        if isinstance(value, RuntimeTask):
+            before = found[id(value)].variables if id(value) in found else ()
+            found[id(value)] = Found((*before, variable), value)
+    if not found:
+        raise click.ClickException(
+            f"{file}: there is no RuntimeTask at its top level; write one there, such as: task = RuntimeTask('name')"
+        )
+    return list(found.values())
+
+
+def _execute(file: Path) -> dict[str, object]:
+    """Run a file as `python FILE` would, but for its name, and return its variables."""
+    sys.argv = [str(file)]
+    sys.path.insert(0, str(absolute(file).parent))
+    try:
+        with _nothing_dialled():
+            return runpy.run_path(str(file), run_name=RUN_NAME)
+    except SystemExit as error:
+        raise click.ClickException(f"{file}: it ended by itself, with exit status {error.code!r}") from error
+    except Exception as error:
+        click.echo(_traceback(error, str(file)), err=True, nl=False)
+        raise click.ClickException(f"{file} raised {type(error).__name__}, so there is nothing to explain.") from error
+
+
+def _traceback(error: BaseException, file: str) -> str:
+    """Return the traceback of an error from the file on, without what executed it."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename != file:
+        frames = frames.tb_next
+    told = traceback.TracebackException(type(error), error, frames)
+    refused = any(isinstance(cause, DialledError) for cause in _causes(error))
+    if refused:  # by the library, whose own frames are no help
+        told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if _OURS not in frame.filename])
+    return "".join(told.format(chain=not refused))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+@contextlib.contextmanager
+def _nothing_dialled() -> Iterator[None]:
+    """Keep whatever runs here from starting ssh and scp: a task file that makes a Runtime is a mistake to be told."""
+    forbidden = _watch_programs()
+    forbidden.add("ssh")
+    forbidden.add("scp")
+    try:
+        yield
+    finally:
+        forbidden.clear()
+
+
+@functools.cache
+def _watch_programs() -> set[str]:
+    """Return a set to name programs in that may not be started from now on; such a hook cannot be taken out again."""
+    forbidden: set[str] = set()
+
+    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+        if forbidden and event in {"subprocess.Popen", "os.exec", "os.posix_spawn"}:
+            name = Path(os.fsdecode(arguments[0])).name if isinstance(arguments[0], (str, bytes)) else ""
+            if name in forbidden and event == "os.exec":  # in a fork, which whoever made it ends at an OSError
+                raise PermissionError(errno.EPERM, str(DialledError(name)))
+            if name in forbidden:
+                raise DialledError(name)
+
+    sys.addaudithook(refuse)
+    return forbidden
+
+
+def _chosen(tasks: Sequence[Found], name: str | None, file: Path) -> list[Found]:
+    if name is None:
+        return list(tasks)
+    chosen = [found for found in tasks if name in {*found.variables, found.task.name}]
+    if not chosen:
+        there = ", ".join(found.title for found in tasks)
+        raise click.BadParameter(f"{file} has no task {name!r}; it has: {there}", param_hint="--task")
+    return chosen
+
+
+def _write_payloads(found: Found, directory: Path) -> dict[int, Path]:
+    """Write the functions of a task to files that only this user can read; return which step is in which."""
+    written: dict[int, Path] = {}
+    for index, step in enumerate(found.task.steps):
+        if not isinstance(step, RunFunction):
+            continue
+        from lazycluster._functions.serialize import dump  # noqa: PLC0415
+        from lazycluster._functions.standalone import file_by_hand  # noqa: PLC0415 - cloudpickle is for functions
+
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", f"{found.variable}-{index + 1}-{step.name}").strip("-")
+        path = directory / f"{name}.py"
+        text = file_by_hand(dump(step.function, *step.args, **step.kwargs))
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.touch(mode=0o600, exist_ok=False)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
+        written[index] = path
+    return written
+
+
+# What is printed -----------------------------------------------------------------------------------------------------
+
+
+def _print(block: Lines) -> None:
+    for line in block.comment.splitlines():
+        click.echo(click.style(f"# {line}", fg="cyan"))
+    for line in block.lines:
+        click.echo(line)
+    click.echo()
+
+
+def _print_json(
+    to: Destination, first: Sequence[Lines], explained: Sequence[tuple[Found, Sequence[Lines]]], last: Lines
+) -> None:
+    tasks = [
+        {"task": found.title, "variable": found.variable, "steps": [_as_json(block) for block in steps]}
+        for found, steps in explained
+    ]
+    opened = [_as_json(block) for block in first]
+    click.echo(json.dumps({"host": to.host, "open": opened, "tasks": tasks, "close": _as_json(last)}, indent=2))
+
+
+def _as_json(block: Lines) -> dict[str, object]:
+    return {"comment": block.comment, "lines": list(block.lines)}

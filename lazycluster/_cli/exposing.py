@@ -1,0 +1,94 @@
+"""`lazycluster expose`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import click
+
+from lazycluster._cli.options import (
+    complete_hosts,
+    config_option,
+    connect_timeout_option,
+    parse_host,
+    parsed,
+    resident_option,
+)
+from lazycluster._display import Printer, waiting
+from lazycluster._ssh.tunnel import Tunnel
+from lazycluster.managed import ManagedProcess
+from lazycluster.runtimes import Runtime
+
+_GLANCE = 0.5
+"""Seconds between two looks at how the tunnel stands."""
+
+
+def parse_ports(text: str) -> tuple[int, int]:
+    """Read `PORT[:PORT]`: where the service listens, and where it is made reachable, by default the same.
+
+    Raises:
+        ValueError: It is nothing of that kind.
+    """
+    first, colon, second = text.partition(":")
+    words = (first, second) if colon else (first, first)
+    if not all(word.isdecimal() and 1 <= int(word) <= 65535 for word in words):
+        raise ValueError(f"{text!r} is not PORT or PORT:PORT, with ports from 1 to 65535")
+    return int(words[0]), int(words[1])
+
+
+@click.command()
+@click.option(
+    "--from/--to", "is_from", default=True, help="A service of the host here (default), or of this machine there."
+)
+@config_option
+@connect_timeout_option
+@resident_option
+@click.argument("host", callback=parsed(parse_host), shell_complete=complete_hosts)
+@click.argument("ports", callback=parsed(parse_ports), metavar="PORT[:PORT]")
+def expose(
+    host: str, ports: tuple[int, int], is_from: bool, config: Path | None, connect_timeout: float, resident: bool
+) -> int:
+    """Make a service reachable through a tunnel, until Ctrl-C.
+
+    The first PORT is where the service listens, the second where it is made reachable on the other side, at localhost;
+    by default the same. When the link breaks the tunnel is brought back; its state is shown as it changes.
+
+    \b
+    Examples:
+      lazycluster expose web-1 8888              the host's 8888 at localhost:8888 here
+      lazycluster expose --from web-1 5432:15432 the host's 5432 at localhost:15432 here
+      lazycluster expose --to web-1 8000         this machine's 8000 at localhost:8000 there
+    """  # noqa: D301 - \b keeps click from wrapping what follows
+    service, listen = ports
+    out = Printer()
+    logging.getLogger("lazycluster").addHandler(logging.NullHandler())  # what it warns of is shown here
+    with waiting(f"connecting to {host} ..."):
+        runtime = Runtime(host, "~", config_file=config, connect_timeout=connect_timeout, resident=resident)
+    with runtime:
+        if is_from:
+            key = runtime.expose_port_from_runtime(service, listen)
+            out.line(f"localhost:{listen} here is localhost:{service} on {host}; Ctrl-C ends it")
+        else:
+            key = runtime.expose_port_to_runtime(service, listen)
+            out.line(f"localhost:{listen} on {host} is localhost:{service} here; Ctrl-C ends it")
+        try:
+            _show(out, runtime.get_process(key))
+        except KeyboardInterrupt:
+            out.line("stopped")
+    return 0
+
+
+def _show(out: Printer, tunnel: ManagedProcess) -> None:
+    """Tell whenever the tunnel goes down or comes up."""
+    was_up = True
+    since = time.monotonic()
+    while tunnel.is_alive():
+        tunnel.join(_GLANCE)
+        is_up = tunnel.is_up if isinstance(tunnel, Tunnel) else tunnel.pid is not None
+        if is_up != was_up:
+            now = time.monotonic()
+            state = "the link is back" if is_up else "the link is gone; bringing it back"
+            out.line(f"{time.strftime('%H:%M:%S')} {state}, after {now - since:.0f} s", good=is_up)
+            was_up, since = is_up, now

@@ -1,0 +1,158 @@
+"""Which Python does the host have for functions, and is it of the version that they need?"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+
+import attrs
+
+from lazycluster._doctor.findings import Finding, failed, ok, warning
+from lazycluster._functions.python_finder import candidates
+from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.shell import quote_path
+
+PYTHON = "python3"
+OLDEST = (3, 6)
+"""What the supervisor runs on."""
+_PATIENCE = 20.0
+# Where installers and version managers put them, and where no PATH of a session without terminal leads.
+_PLACES = (
+    "/usr/bin",
+    "/usr/local/bin",
+    "/opt/homebrew/bin",
+    "/opt/python*/bin",
+    "/opt/*conda*/bin",
+    "/opt/conda/bin",
+    "~/*conda*/bin",
+    "~/*forge*/bin",
+    "~/mamba*/bin",
+    "~/.local/bin",
+    "~/.pyenv/versions/*/bin",
+    "~/.asdf/installs/python/*/bin",
+    "~/.local/share/uv/python/*/bin",
+    "~/.local/share/mise/installs/python/*/bin",
+)
+_MOST = 16
+_SCRIPT = """\
+look() {{
+    v=$("$2" -E -s -S -c "import sys
+print(sys.implementation.name, sys.version.split()[0])" </dev/null 2>/dev/null) || v=
+    printf '%s\\0%s\\0%s\\0' "$1" "$2" "$v"
+}}
+for p in {words}; do
+    f=$(command -v "$p" 2>/dev/null) || continue
+    look path "$f"
+done
+[ -z "{search}" ] || exit 0
+n=0
+for p in {places}; do
+    [ -x "$p" ] && [ $n -lt {most} ] || continue
+    n=$((n + 1))
+    look elsewhere "$p"
+done
+"""
+
+
+@attrs.frozen
+class Python:
+    """A Python on the host. `version` is empty where it did not start, as a shim of pyenv without a version."""
+
+    path: str
+    version: str
+    implementation: str = "cpython"
+    on_path: bool = True
+
+    @property
+    def minor(self) -> tuple[int, ...]:
+        """Return the major and the minor version."""
+        return tuple(int(part) for part in self.version.split(".")[:2] if part.isdecimal())
+
+    def __str__(self) -> str:
+        other = "" if self.implementation == "cpython" else f"{self.implementation} "
+        return f"{other}{self.version or 'does not start'} ({self.path})"
+
+
+@attrs.frozen
+class Here:
+    """The Python that runs this."""
+
+    version: str = attrs.field(factory=platform.python_version)
+    implementation: str = sys.implementation.name
+
+    @property
+    def minor(self) -> str:
+        """Return the version that a host's Python has to have, too."""
+        return ".".join(self.version.split(".")[:2])
+
+    def fits(self, python: Python) -> bool:
+        """Tell whether functions from here run in a Python."""
+        return python.implementation == self.implementation and ".".join(map(str, python.minor)) == self.minor
+
+
+def look_for_pythons(sessions: Sessions, python: str | None) -> tuple[Python, ...]:
+    """Return the Pythons of the host in the order in which they are tried, then those that are not on its PATH."""
+    places = [
+        word
+        for place in _PLACES
+        for name in dict.fromkeys([f"python{Here().minor}", "python3"])
+        for word in [_pattern(f"{place}/{name}")]
+    ]
+    text = _SCRIPT.format(
+        words=" ".join(quote_path(name) for name in candidates(python)),
+        search="no" if python is not None else "",
+        places=" ".join(places),
+        most=_MOST,
+    )
+    ended = sessions.run(text, title="look for Python", timeout=_PATIENCE, login_shell=False)
+    return parse_pythons(ended.stdout)
+
+
+def _pattern(path: str) -> str:
+    """Return a path with asterisks as a word of the shell that it replaces."""
+    home, rest = ('"$HOME"', path[1:]) if path.startswith("~") else ("", path)
+    return home + "*".join(shlex.quote(part) for part in rest.split("*"))
+
+
+def parse_pythons(output: str) -> tuple[Python, ...]:
+    """Read what the script printed: where, path and version of each, each ended by a NUL."""
+    fields = output.split("\0")
+    found: dict[str, Python] = {}
+    for where, path, said in zip(fields[0::3], fields[1::3], fields[2::3], strict=False):
+        implementation, _, version = said.strip().partition(" ")
+        found.setdefault(path, Python(path, version, implementation or "cpython", where == "path"))
+    return tuple(found.values())
+
+
+def judge_pythons(pythons: Sequence[Python], python: str | None, here: Here) -> Finding:
+    """Judge the Python that a runtime would take, and name a better one where there is one."""
+    taken = next((each for each in pythons if each.on_path and each.version), None)
+    broken = next((each for each in pythons if each.on_path and not each.version), None)
+    fitting = next((each for each in pythons if each.version and here.fits(each)), None)
+    named = "" if fitting is None else f"Runtime(..., python={fitting.path!r})"
+    if taken is None:
+        what = f"{broken.path} does not start" if broken else f"no {python or 'python3'} on the PATH of a session"
+        others = [each for each in pythons if not each.on_path and each.version]
+        known = f"; found {', '.join(map(str, others))}" if others else ""
+        # conda and pyenv set the PATH in what only a terminal reads.
+        install = "Install python3 there." if python is None else "Install it there, or name another one."
+        advice = f"Name it: {named or f'Runtime(..., python={others[0].path!r})'}." if others else install
+        rest = " Commands and files go without: Runtime(..., resident=False)."
+        return failed(PYTHON, what + known, f"{advice}{rest}")
+    if taken.minor < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        advice = f"Name a newer one: {named}." if named else f"Install Python {oldest} or newer, best {here.minor}."
+        return failed(PYTHON, f"{taken}, and the supervisor needs {oldest}", advice)
+    if here.fits(taken):
+        return ok(PYTHON, str(taken))
+    theirs = "".join(f"; {fitting} would fit" if fitting else "")
+    advice = (
+        f"Take the one that fits: {named}." if fitting else f"Install Python {here.minor} there, and name it: python=."
+    )
+    return warning(
+        PYTHON,
+        f"{taken} there, {here.version} here{theirs}",
+        f"Commands and files work; functions travel as bytecode and need the same minor version. {advice}",
+    )

@@ -1,0 +1,1 @@
+"""Two ways to run things on a host, and the interface that they share."""

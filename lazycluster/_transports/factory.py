@@ -1,0 +1,64 @@
+"""Which way leads onto a host: the one place where a runtime gets its transport from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TypedDict
+
+from lazycluster._transports.interface import HostTransport
+from lazycluster._transports.per_command import PerStep
+from lazycluster._transports.resident import Resident
+from lazycluster.connection import Connection
+
+
+class _LoginOptions(TypedDict, total=False):
+    user: str | None
+    port: int | None
+    identity_file: str | os.PathLike[str] | None
+    password: str | None
+    connect_timeout: float
+    options: Mapping[str, str] | None
+    env: Mapping[str, str] | None
+
+
+class ConnectionOptions(_LoginOptions, total=False):
+    """The keywords of `Connection`."""
+
+    config_file: str | os.PathLike[str] | None
+
+
+class _HostOptions(TypedDict, total=False):
+    python: str | None
+    resident: bool
+    grace: float
+
+
+class RuntimeOptions(ConnectionOptions, _HostOptions, total=False):
+    """The keywords of `Runtime`: those of `Connection`, and its own."""
+
+
+class ManagerOptions(_LoginOptions, _HostOptions, total=False):
+    """The keywords of `Runtime` that a `RuntimeManager` hands on: all but the configuration, which is its own."""
+
+
+def reach(host: str, options: RuntimeOptions) -> HostTransport:
+    """Return the way onto a host; nothing is dialled yet.
+
+    Raises:
+        TypeError: There is no such keyword.
+        ValueError: A value that cannot be right.
+    """
+    unknown = [name for name in options if name not in RuntimeOptions.__annotations__]
+    if unknown:
+        known = ", ".join(sorted(RuntimeOptions.__annotations__))
+        raise TypeError(f"Runtime() got an unexpected keyword argument {unknown[0]!r}; there are: {known}")
+    remaining = options.copy()
+    python = remaining.pop("python", None)
+    resident = remaining.pop("resident", True)
+    grace = remaining.pop("grace", 5.0)
+    if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not 0 <= grace < 1e6:
+        raise ValueError(f"grace is a number of seconds, not {grace!r}")
+    keywords: ConnectionOptions = remaining
+    connection = Connection(host, **keywords)
+    return Resident(connection, python, grace) if resident else PerStep(connection, python)

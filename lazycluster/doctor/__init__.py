@@ -1,6 +1,0 @@
-"""Why a host does not work, or works badly, step by step, and what to do about it."""
-
-from lazycluster.doctor.examination import examine
-from lazycluster.doctor.findings import Finding, Verdict
-
-__all__ = ["Finding", "Verdict", "examine"]

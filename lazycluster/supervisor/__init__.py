@@ -1,1 +1,0 @@
-"""What runs on a host, and what travels there."""
