@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from lazycluster._functions.outcome import read_outcome
-from lazycluster._transports.interface import Watch
+from lazycluster._model.watch import Watch
 from lazycluster.executor import Executor, Outcome, new_outcome
 from lazycluster.results import Error, Value
 from lazycluster.steps import RunFunction, function_name

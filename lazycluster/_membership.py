@@ -12,8 +12,9 @@ from typing import Literal
 from lazycluster import runtimes as ways
 from lazycluster._display import count_bar
 from lazycluster._gather import Stopping, errors_of, on_all, successes_of
-from lazycluster._ssh.destination import check_environment
-from lazycluster._transports.factory import RuntimeOptions, reach
+from lazycluster._model.checks import check_environment
+from lazycluster._model.options import RuntimeOptions
+from lazycluster._transports.factory import reach
 from lazycluster._typing import Unpack
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
 from lazycluster.results import Error, Value

@@ -10,9 +10,10 @@ from typing import IO, TYPE_CHECKING
 
 from lazycluster._files import transfer
 from lazycluster._functions import python_finder
+from lazycluster._model.checks import absolute, check_command, check_timeout
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._ssh.client import Sessions
-from lazycluster._ssh.destination import Destination, absolute, check_command, check_timeout
-from lazycluster._transports.interface import UNWATCHED, Watch
+from lazycluster._ssh.destination import Destination
 from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.results import CommandResult

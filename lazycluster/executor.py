@@ -15,7 +15,8 @@ import attrs
 
 from lazycluster._display import progress_bar
 from lazycluster._functions.outcome import read_error
-from lazycluster._transports.interface import Transport, Watch
+from lazycluster._model.watch import Watch
+from lazycluster._transports.interface import Transport
 from lazycluster._typing import assert_never
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import HOST_LOST, CommandFailedError, CommandStoppedError, RemoteFunctionError

@@ -13,9 +13,9 @@ from lazycluster._facts import TABLE_COLUMNS, table_row
 from lazycluster._gather import OnError, Stopping, collected, on_all, successes_of, values
 from lazycluster._mapping import Spread
 from lazycluster._membership import Members
+from lazycluster._model.checks import check_command, check_port, check_timeout
+from lazycluster._model.watch import Watch
 from lazycluster._remote.ports import is_free
-from lazycluster._ssh.destination import check_command, check_port, check_timeout
-from lazycluster._transports.interface import Watch
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError
 from lazycluster.managed import CleanedUp, ManagedProcess

@@ -11,9 +11,9 @@ from lazycluster._display import counted, print_table
 from lazycluster._facts import TABLE_COLUMNS, table_row
 from lazycluster._gather import errors_of, on_all, successes_of
 from lazycluster._membership import DIALS, check_options, connect, listed
+from lazycluster._model.checks import absolute
+from lazycluster._model.options import ManagerOptions, RuntimeOptions
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
-from lazycluster._ssh.destination import absolute
-from lazycluster._transports.factory import ManagerOptions, RuntimeOptions
 from lazycluster._typing import Unpack
 from lazycluster.exceptions import NoRuntimesDetectedError, in_words
 from lazycluster.groups import RuntimeGroup

@@ -18,11 +18,13 @@ import attrs
 
 from lazycluster import _invoke
 from lazycluster._facts import Facts
+from lazycluster._model.checks import check_environment, check_port
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.options import ConnectionOptions, RuntimeOptions
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._resources import Holdings
-from lazycluster._ssh.destination import check_environment, check_port
-from lazycluster._transports.factory import ConnectionOptions, RuntimeOptions, reach
-from lazycluster._transports.interface import UNWATCHED, HostTransport, Watch
+from lazycluster._transports.factory import reach
+from lazycluster._transports.interface import HostTransport
 from lazycluster._typing import Unpack
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, ParamSpec
 
 from lazycluster._functions.outcome import read_outcome, remote_traceback
-from lazycluster._ssh.destination import absolute, check_timeout
+from lazycluster._model.checks import absolute, check_timeout
 from lazycluster._typing import Self
 from lazycluster._waiting import Cancellation, Deadline, happens, start
 from lazycluster.exceptions import (

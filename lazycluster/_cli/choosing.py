@@ -19,8 +19,8 @@ from lazycluster._cli.options import (
     resident_option,
 )
 from lazycluster._membership import DIALS
+from lazycluster._model.options import RuntimeOptions
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
-from lazycluster._transports.factory import RuntimeOptions
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import cause_of, reason, unfit

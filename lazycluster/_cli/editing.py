@@ -11,11 +11,12 @@ import click
 
 from lazycluster._cli.first_contact import make_contact
 from lazycluster._cli.options import complete_hosts, connect_timeout_option, parsed
+from lazycluster._model.checks import absolute, check_port
 from lazycluster._ssh import config_edit
 from lazycluster._ssh.config_edit import Settings, lines_naming
 from lazycluster._ssh.config_file import Change, ConfigFileError, change, check_accepted, check_outcome
 from lazycluster._ssh.config_hosts import default_config, files_naming
-from lazycluster._ssh.destination import Destination, absolute, check_port
+from lazycluster._ssh.destination import Destination
 
 _KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _PLAIN = re.compile(r"[\w./@%+~:,-]+")

@@ -21,7 +21,8 @@ from lazycluster._cli.options import complete_hosts, config_option, json_option,
 from lazycluster._display import counted
 from lazycluster._explain import Lines, closing, opening
 from lazycluster._explain import explain as explain_steps
-from lazycluster._ssh.destination import Destination, absolute
+from lazycluster._model.checks import absolute
+from lazycluster._ssh.destination import Destination
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.steps import RunFunction
 from lazycluster.tasks import RuntimeTask

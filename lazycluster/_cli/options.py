@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import click
 
+from lazycluster._model.checks import check_connect_timeout
 from lazycluster._ssh.config_hosts import configured_hosts
-from lazycluster._ssh.destination import Destination, check_connect_timeout
+from lazycluster._ssh.destination import Destination
 
 V = TypeVar("V")
 T = TypeVar("T")

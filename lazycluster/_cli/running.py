@@ -17,9 +17,9 @@ from lazycluster._cli.options import json_option, parsed
 from lazycluster._cli.together import on_each
 from lazycluster._display import counted, print_table
 from lazycluster._gather import Stopping
+from lazycluster._model.checks import check_timeout
+from lazycluster._model.watch import Watch
 from lazycluster._processes import Output
-from lazycluster._ssh.destination import check_timeout
-from lazycluster._transports.interface import Watch
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
 from lazycluster.manager import reason

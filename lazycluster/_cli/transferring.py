@@ -16,7 +16,7 @@ from lazycluster._cli.options import parsed
 from lazycluster._cli.together import on_each
 from lazycluster._display import counted, print_table, transfer_bars
 from lazycluster._gather import Stopping, errors_of
-from lazycluster._transports.interface import Watch
+from lazycluster._model.watch import Watch
 from lazycluster._waiting import Cancellation
 from lazycluster.exceptions import TransferError
 from lazycluster.manager import reason

@@ -45,9 +45,10 @@ from lazycluster._doctor.reaching import (
     way,
 )
 from lazycluster._doctor.trace import LogIn, Trace
+from lazycluster._model.checks import absolute
 from lazycluster._ssh.client import Sessions
 from lazycluster._ssh.config import EffectiveConfig
-from lazycluster._ssh.destination import Destination, absolute
+from lazycluster._ssh.destination import Destination
 from lazycluster._transports.per_command import PerStep
 from lazycluster.connection import Connection
 from lazycluster.exceptions import CommandTimeoutError, LoginShellError

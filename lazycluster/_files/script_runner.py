@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._ssh.shell import Script
-from lazycluster._transports.interface import UNWATCHED, Watch
 from lazycluster.results import Collector, CommandResult
 
 

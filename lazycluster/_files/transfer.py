@@ -23,10 +23,11 @@ from lazycluster._files.install import discard, place, temporary_beside
 from lazycluster._files.script_runner import Dialogue, Scripts
 from lazycluster._files.tar_reader import unpack
 from lazycluster._files.tar_writer import END_MARKER, pack
+from lazycluster._model.checks import absolute
+from lazycluster._model.watch import Watch
 from lazycluster._processes import Child, Finished
 from lazycluster._ssh.argv import remote_operand, scp_argv
 from lazycluster._ssh.client import Sessions
-from lazycluster._ssh.destination import absolute
 from lazycluster._ssh.diagnosis import scp_reason, session_refused, tar_reason
 from lazycluster._ssh.host_scripts import (
     CREATE_LINK,
@@ -42,7 +43,6 @@ from lazycluster._ssh.master import Master
 from lazycluster._ssh.mux import ControlSocketError
 from lazycluster._ssh.session import SessionEndedError
 from lazycluster._ssh.shell import quote_path
-from lazycluster._transports.interface import Watch
 from lazycluster._waiting import CancelledError, Deadline
 from lazycluster.exceptions import (
     CommandStoppedError,

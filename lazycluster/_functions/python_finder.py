@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
 from lazycluster._functions.bootstrap import Greeting, check_python, parse_greeting, program
+from lazycluster._model.watch import Watch
 from lazycluster._ssh.client import Sessions
 from lazycluster._ssh.host_scripts import END_MARKED
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import quote_path
-from lazycluster._transports.interface import Watch
 from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
 from lazycluster.results import Collector, Stream
 

@@ -6,7 +6,7 @@ import enum
 
 import attrs
 
-from lazycluster._ssh.destination import check_port
+from lazycluster._model.checks import check_port
 
 
 class ForwardType(enum.Enum):

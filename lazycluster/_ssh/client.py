@@ -15,9 +15,11 @@ from typing import TypeVar
 
 import attrs
 
+from lazycluster._model.checks import check_environment
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._processes import Finished
 from lazycluster._ssh.argv import session_argv
-from lazycluster._ssh.destination import Destination, check_environment
+from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.diagnosis import (
     MasterGone,
     cannot_start,
@@ -30,7 +32,6 @@ from lazycluster._ssh.master import Master
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.session_limit import NoSlotError, SessionSlots
 from lazycluster._ssh.shell import Script
-from lazycluster._transports.interface import UNWATCHED, Watch
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,

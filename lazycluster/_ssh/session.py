@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from lazycluster._model.watch import Watch
 from lazycluster._processes import Child, Inlet
 from lazycluster._ssh.shell import Marks, Script
-from lazycluster._transports.interface import Watch
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.results import Stream
 

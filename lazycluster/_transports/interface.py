@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
-import attrs
-
 from lazycluster._model.forwarding import Forwarding
-from lazycluster._waiting import Cancellation
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import ManagedProcess
-from lazycluster.results import Collector, CommandResult, Stream
+from lazycluster.results import CommandResult
 
 if TYPE_CHECKING:
     from lazycluster._functions.serialize import Payload
-
-
-def _ignore_output(_stream: Stream, _data: bytes) -> None:
-    """Drop a piece of output."""
-
-
-def _ignore_progress(_done: int, _total: int | None) -> None:
-    """Drop a report of progress."""
-
-
-@attrs.frozen
-class Watch:
-    """How a caller follows, and may stop, what it asked for.
-
-    `on_output` gets each piece of output while it is produced, `on_progress` the bytes moved so far and in all (None:
-    nobody knows). A `collector` given here holds the output so far also when the call raises.
-    """
-
-    on_output: Callable[[Stream, bytes], None] = _ignore_output
-    on_progress: Callable[[int, int | None], None] = _ignore_progress
-    cancellation: Cancellation | None = None
-    collector: Collector | None = None
-
-
-UNWATCHED = Watch()
 
 
 class Transport(Protocol):

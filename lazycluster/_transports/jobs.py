@@ -9,11 +9,11 @@ from typing import Protocol
 
 import attrs
 
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import protocol
 from lazycluster._remote.supervisor import INPUT_ENDED, LOGIN_SHELL
 from lazycluster._ssh.session import SessionEndedError
 from lazycluster._ssh.shell import Script
-from lazycluster._transports.interface import UNWATCHED, Watch
 from lazycluster._transports.supervisor_client import Ended, Job, Supervisor
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (

@@ -13,10 +13,10 @@ import attrs
 
 from lazycluster._files import transfer
 from lazycluster._functions import bootstrap
+from lazycluster._model.checks import check_command, check_environment, check_timeout
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import call_program, protocol
 from lazycluster._remote.process_tree import how_ended
-from lazycluster._ssh.destination import check_command, check_environment, check_timeout
-from lazycluster._transports.interface import UNWATCHED, Watch
 from lazycluster._transports.jobs import Jobs
 from lazycluster._transports.per_command import SET_UP_TIMEOUT, ConnectedHost
 from lazycluster._transports.supervisor_client import Hello, Job, Settings, Supervisor

@@ -16,12 +16,12 @@ import attrs
 from lazycluster._functions import bootstrap
 from lazycluster._functions.bootstrap import Greeting
 from lazycluster._functions.python_finder import candidates, start_and_mind_python
+from lazycluster._model.watch import Watch
 from lazycluster._processes import Inlet
 from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.client import Sessions
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import JOB_VARIABLE
-from lazycluster._transports.interface import Watch
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, start, take
 from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented
 from lazycluster.results import Collector, Stream

@@ -10,7 +10,7 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from lazycluster._transports.factory import RuntimeOptions
+from lazycluster._model.options import RuntimeOptions
 from lazycluster._typing import Self
 from lazycluster.testing.fake_transport import FakeTransport
 from lazycluster.testing.scripted_host import ScriptedHost

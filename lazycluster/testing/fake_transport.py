@@ -14,9 +14,9 @@ from typing import IO
 
 from lazycluster._functions.python_finder import candidates
 from lazycluster._functions.serialize import Payload
+from lazycluster._model.checks import check_command, check_environment, check_timeout
 from lazycluster._model.forwarding import Forwarding
-from lazycluster._ssh.destination import check_command, check_environment, check_timeout
-from lazycluster._transports.interface import UNWATCHED, Watch
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._waiting import Deadline, DeadlinePassedError, take
 from lazycluster.exceptions import (
     CommandFailedError,

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from lazycluster._files.install import discard, place, temporary_beside
 from lazycluster._files.tar_reader import unpack
 from lazycluster._files.tar_writer import END_MARKER, pack
-from lazycluster._ssh.destination import absolute
+from lazycluster._model.checks import absolute
 from lazycluster.exceptions import LazyclusterError, TransferError, WorkingDirectoryError
 
 _TILDE = re.compile(r"~([A-Za-z0-9_][A-Za-z0-9_.-]*)?(?:/(.*))?", re.DOTALL)

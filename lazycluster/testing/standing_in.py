@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 from lazycluster import runtimes
+from lazycluster._model.options import RuntimeOptions
 from lazycluster._ssh.client import Sessions
 from lazycluster._transports import factory
-from lazycluster._transports.factory import RuntimeOptions
 from lazycluster._transports.interface import HostTransport
 from lazycluster.connection import Connection
 from lazycluster.exceptions import RuntimeClosedError

@@ -16,7 +16,7 @@ import pytest
 
 from lazycluster import Runtime, RuntimeTask
 from lazycluster._files.install import discard
-from lazycluster._transports.factory import RuntimeOptions
+from lazycluster._model.options import RuntimeOptions
 from lazycluster._typing import Unpack
 from lazycluster.testing import FakeHost, LocalSshd, SshdNotFoundError, find_sshd
 

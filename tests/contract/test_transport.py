@@ -25,7 +25,8 @@ from lazycluster._files.install import discard
 from lazycluster._functions.outcome import read_outcome
 from lazycluster._functions.serialize import dump
 from lazycluster._model.forwarding import Forwarding, ForwardType
-from lazycluster._transports.interface import HostTransport, Watch
+from lazycluster._model.watch import Watch
+from lazycluster._transports.interface import HostTransport
 from lazycluster._waiting import Cancellation
 from lazycluster.results import Collector, Error, Stream, Value
 from lazycluster.testing.processes import wait_until

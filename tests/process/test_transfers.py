@@ -10,8 +10,8 @@ from pytest_subprocess.fake_popen import FakePopen
 from pytest_subprocess.fake_process import FakeProcess
 
 from lazycluster import ConnectError, Connection, SessionRefusedError, SshNotFoundError, TransferError
+from lazycluster._model.watch import Watch
 from lazycluster._ssh import client as sessions_module
-from lazycluster._transports.interface import Watch
 
 from .stand_in import command, log_in, words
 

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from lazycluster import CommandResult, Connection, Runtime
+from lazycluster._model.watch import Watch
 from lazycluster._ssh.master import Master
-from lazycluster._transports.interface import Watch
 from lazycluster._transports.per_command import ConnectedHost
 from lazycluster._typing import Self
 from lazycluster.results import Stream

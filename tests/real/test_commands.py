@@ -26,7 +26,7 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster._transports.interface import Watch
+from lazycluster._model.watch import Watch
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd, Relay, write_config
 from tests.real.clients import InBackground, Program, becomes_idle, dials, eventually, pid_of, running

@@ -27,7 +27,8 @@ from lazycluster import (
     TaskExecutionError,
     TransferError,
 )
-from lazycluster._transports.interface import Transport, Watch
+from lazycluster._model.watch import Watch
+from lazycluster._transports.interface import Transport
 from lazycluster.testing import LocalSshd
 from lazycluster.testing.processes import children
 from tests.real.clients import Program, eventually, in_parallel

@@ -25,8 +25,8 @@ from lazycluster import (
     RuntimeClosedError,
     SessionRefusedError,
 )
+from lazycluster._model.watch import Watch
 from lazycluster._ssh import client, master, session
-from lazycluster._transports.interface import Watch
 from lazycluster.testing import LocalSshd, write_config
 from tests.real.clients import (
     InBackground,
@@ -512,7 +512,7 @@ def test_a_host_that_allows_no_session_is_an_error_in_bounded_time(
 # The end of the owner ------------------------------------------------------------------------------------------------
 
 _BUSY = """
-    from lazycluster._transports.interface import Watch
+    from lazycluster._model.watch import Watch
     ready = threading.Event()
     run = lambda: connection.run("echo up; sleep 1007", watch=Watch(lambda stream, data: ready.set()))
     threading.Thread(target=run, daemon=True).start()

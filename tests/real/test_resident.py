@@ -158,7 +158,7 @@ def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixtu
 
 def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> None:
     """The caller's `on_output` blocks; what is on its way for it is bounded, and the host stops there."""
-    from lazycluster._transports.interface import Watch  # noqa: PLC0415
+    from lazycluster._model.watch import Watch  # noqa: PLC0415
 
     with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         go_on = threading.Event()

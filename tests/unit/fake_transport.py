@@ -14,7 +14,8 @@ import attrs
 from lazycluster._functions import bootstrap
 from lazycluster._functions.serialize import Payload
 from lazycluster._model.forwarding import Forwarding
-from lazycluster._transports.interface import UNWATCHED, Stoppable, Watch
+from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._transports.interface import Stoppable
 from lazycluster.exceptions import CommandStoppedError
 from lazycluster.hardware import HostInfo
 from lazycluster.results import Collector, CommandResult, Stream

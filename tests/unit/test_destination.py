@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycluster._ssh.destination import (
-    RESERVED_OPTIONS,
-    Destination,
-    check_environment,
-    check_port,
-    check_timeout,
-)
+from lazycluster._model.checks import check_environment, check_port, check_timeout
+from lazycluster._ssh.destination import RESERVED_OPTIONS, Destination
 
 
 @pytest.mark.parametrize("port", [1, 22, 65535])

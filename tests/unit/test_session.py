@@ -10,10 +10,10 @@ from typing import Any
 import attrs
 import pytest
 
+from lazycluster._model.watch import Watch
 from lazycluster._ssh import session as session_module
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import Script
-from lazycluster._transports.interface import Watch
 from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
 from lazycluster.results import Collector, Stream
 from lazycluster.testing.processes import descendants, table, wait_until

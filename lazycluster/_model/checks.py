@@ -1,0 +1,82 @@
+"""Checks of arguments, made before anything runs: ports, commands, paths, time-outs, environment variables."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+_LONGEST_CONNECT_TIMEOUT = 1e6
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return a local path that no later change of the working directory moves; links are not followed."""
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+
+def check_port(port: int) -> int:
+    """Return the port.
+
+    Raises:
+        ValueError: It is no whole number from 1 to 65535.
+    """
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ValueError(f"a port is a whole number from 1 to 65535, not {port!r}")
+    return port
+
+
+def check_command(command: str) -> str:
+    """Return a command.
+
+    Raises:
+        ValueError: It is no text, empty, or holds a NUL.
+    """
+    if not isinstance(command, str) or not command or "\0" in command:
+        raise ValueError(f"a command must be text, not empty and without NUL, not {command!r:.200}")
+    return command
+
+
+def check_timeout(seconds: float | None) -> float | None:
+    """Return a timeout.
+
+    Raises:
+        ValueError: It is neither None nor a positive number of seconds.
+    """
+    if seconds is not None and not _is_duration(seconds):
+        raise ValueError(f"a timeout is a positive number of seconds, or None, not {seconds!r}")
+    return seconds
+
+
+def check_connect_timeout(seconds: float) -> float:
+    """Return a time-out of log-ins.
+
+    Raises:
+        ValueError: It is not a positive number of seconds, or more than ssh takes.
+    """
+    if not _is_duration(seconds) or seconds >= _LONGEST_CONNECT_TIMEOUT:
+        longest = f" (less than {_LONGEST_CONNECT_TIMEOUT:,.0f})"
+        raise ValueError(f"connect_timeout is a positive number of seconds, not {seconds!r}{longest}")
+    return seconds
+
+
+def _is_duration(seconds: object) -> bool:
+    return not isinstance(seconds, bool) and isinstance(seconds, (int, float)) and seconds > 0
+
+
+def check_environment(variables: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a copy of environment variables that a POSIX shell can export.
+
+    Raises:
+        ValueError: A name is no identifier (POSIX.1-2017, XBD 3.235), or a value is no text or holds a NUL.
+    """
+    checked = dict(variables or {})
+    for name, value in checked.items():
+        if not isinstance(name, str) or not _VARIABLE_NAME.fullmatch(name):
+            raise ValueError(
+                f"not a name for an environment variable: {name!r} (letters, digits and _, no digit first)"
+            )
+        if not isinstance(value, str) or "\0" in value:
+            raise ValueError(f"the value of the environment variable {name} must be text without NUL")
+    return checked
