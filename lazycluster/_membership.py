@@ -9,12 +9,11 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from lazycluster import runtimes as ways
 from lazycluster._display import count_bar
 from lazycluster._gather import Stopping, errors_of, on_all, successes_of
 from lazycluster._model.checks import check_environment
 from lazycluster._model.options import RuntimeOptions
-from lazycluster._transports.factory import reach
+from lazycluster._transports import factory
 from lazycluster._typing import Unpack
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
 from lazycluster.results import Error, Value
@@ -35,7 +34,7 @@ def check_options(options: RuntimeOptions, max_connections: int) -> None:
     """
     if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
         raise ValueError(f"max_connections is a whole number from 1 on, not {max_connections!r}")
-    reach("any-host", options)
+    factory.check_options(options)
 
 
 def connect(
@@ -72,7 +71,7 @@ def connect(
 
 def _made(host: str, working_dir: str | None, options: RuntimeOptions, stopping: Stopping) -> Runtime:
     """Make a runtime; a stop ends the log-in that is under way."""
-    transport = ways.reach(host, options)  # there, because that is where a test puts a fake in its place
+    transport = factory.reach(host, options)
     with stopping.calling(transport.close):
         return Runtime(host, working_dir, transport=transport)
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from lazycluster._files import transfer
-from lazycluster._functions import python_finder
+from lazycluster._functions import session_call
 from lazycluster._model.checks import absolute, check_command, check_timeout
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._ssh.client import Sessions
@@ -190,7 +190,7 @@ class Connection:
             CommandTimeoutError: It took longer than `timeout`.
             ConnectionLostError: The link broke.
         """
-        python_finder.call(
+        session_call.call(
             self.sessions, payload, outcome, python=python, cwd=cwd, env=env, timeout=timeout, watch=watch
         )
 

@@ -13,8 +13,8 @@ import sys
 
 import attrs
 
-from lazycluster import _gpus as nvidia
-from lazycluster._gpus import Gpu, MigDevice
+from lazycluster import gpus as nvidia
+from lazycluster.gpus import Gpu, MigDevice
 
 __all__ = ["PROBE", "CgroupLimits", "Gpu", "HostInfo", "MigDevice", "parse", "parse_cgroups", "probe"]
 

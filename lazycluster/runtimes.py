@@ -23,7 +23,7 @@ from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._model.options import ConnectionOptions, RuntimeOptions
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._resources import Holdings
-from lazycluster._transports.factory import reach
+from lazycluster._transports import factory
 from lazycluster._transports.interface import HostTransport
 from lazycluster._typing import Unpack
 from lazycluster._waiting import Cancellation
@@ -78,7 +78,7 @@ class Runtime(Facts, CleanedUp):
         transport: HostTransport | None = None,
         **connection_kwargs: Unpack[RuntimeOptions],
     ) -> None:
-        self.transport = reach(host, connection_kwargs) if transport is None else transport
+        self.transport = factory.reach(host, connection_kwargs) if transport is None else transport
         """The way onto the host, which groups use, too."""
         self._holdings = Holdings(self.transport)
         self._env: dict[str, str] = {}
@@ -520,4 +520,4 @@ def _listed(items: str | list[str] | None) -> list[str]:
     return [items] if isinstance(items, str) else list(items or [])
 
 
-__all__ = ["ConnectError", "ConnectionOptions", "Runtime", "RuntimeOptions", "RuntimeTask", "reach"]
+__all__ = ["ConnectError", "ConnectionOptions", "Runtime", "RuntimeOptions", "RuntimeTask"]

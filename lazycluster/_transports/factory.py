@@ -10,12 +10,26 @@ from lazycluster.connection import Connection
 
 
 def reach(host: str, options: RuntimeOptions) -> HostTransport:
-    """Return the way onto a host; nothing is dialled yet.
+    """Return the transport of a host, which does not connect yet. Tests replace this function.
 
     Raises:
-        TypeError: There is no such keyword.
-        ValueError: A value that cannot be right.
+        TypeError: A keyword is unknown.
+        ValueError: A value is out of range.
     """
+    return _make(host, options)
+
+
+def check_options(options: RuntimeOptions, host: str = "any-host") -> None:
+    """Check the keywords of a runtime, also where a test has replaced `reach`.
+
+    Raises:
+        TypeError: A keyword is unknown.
+        ValueError: A value is out of range.
+    """
+    _make(host, options)
+
+
+def _make(host: str, options: RuntimeOptions) -> HostTransport:
     unknown = [name for name in options if name not in RuntimeOptions.__annotations__]
     if unknown:
         known = ", ".join(sorted(RuntimeOptions.__annotations__))

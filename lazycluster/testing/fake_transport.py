@@ -119,6 +119,11 @@ class FakeTransport:
         self._directories.clear()
         self.close()
 
+    @property
+    def calls_under_way(self) -> int:
+        """Return the number of functions that run."""
+        return len(self._waiting)
+
     def wake(self) -> None:
         """Have everything that is under way look again how the host stands."""
         with self._lock:

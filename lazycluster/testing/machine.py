@@ -8,7 +8,7 @@ import shlex
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from lazycluster._functions.bootstrap import Greeting, check_python
 from lazycluster._functions.python_finder import candidates
@@ -20,12 +20,32 @@ from lazycluster.testing.asked import Asked, Ran
 from lazycluster.testing.fake_tunnel import FakeTunnel, Listeners
 from lazycluster.testing.host_files import HostFiles
 
-if TYPE_CHECKING:
-    from lazycluster.testing.fake_transport import FakeTransport
-
-
 _EXECUTABLES = re.compile(r"""for e in (.*); do command -v "\$e" >/dev/null \|\| echo "\$e"; done""", re.DOTALL)
 """How `Runtime.check_filter()` asks for programs."""
+
+
+class AttachedTransport(Protocol):
+    """A fake transport, as far as its host has to know it."""
+
+    closed: bool
+
+    @property
+    def host(self) -> str:
+        """Return the name of the host."""
+
+    @property
+    def directories(self) -> list[str]:
+        """Return the temporary directories that are to be removed."""
+
+    @property
+    def calls_under_way(self) -> int:
+        """Return the number of functions that run."""
+
+    def wake(self) -> None:
+        """Have each function under way look at its host again."""
+
+    def abandon(self) -> None:
+        """End each function under way."""
 
 
 def ordinary_info() -> HostInfo:
@@ -53,7 +73,7 @@ class Machine:
         self.executables: set[str] = set()
         self.strict = True
         self.working_dir: str | None = None
-        self.ways: list[FakeTransport] = []
+        self.ways: list[AttachedTransport] = []
         self._is_down = False
         self._error: LazyclusterError | None = None
         self.answers = Answers()
@@ -65,7 +85,7 @@ class Machine:
 
     # Whether it answers -----------------------------------------------------------------------------------------------
 
-    def join(self, way: FakeTransport) -> None:
+    def join(self, way: AttachedTransport) -> None:
         """Keep a way that leads here."""
         with self._lock:
             self.ways.append(way)

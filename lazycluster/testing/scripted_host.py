@@ -7,8 +7,8 @@ from pathlib import Path
 
 import attrs
 
-from lazycluster._gpus import Gpu
 from lazycluster.exceptions import LazyclusterError
+from lazycluster.gpus import Gpu
 from lazycluster.testing.answers import Answer, Wanted
 from lazycluster.testing.asked import Asked, Ran
 from lazycluster.testing.machine import Machine

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from lazycluster import runtimes
 from lazycluster._model.options import RuntimeOptions
 from lazycluster._ssh.client import Sessions
 from lazycluster._transports import factory
@@ -28,7 +27,7 @@ def standing_in(way: Way, check: Callable[[str], None]) -> Iterator[None]:
     ways: weakref.WeakKeyDictionary[Connection, FakeTransport] = weakref.WeakKeyDictionary()
 
     def reach(host: str, options: RuntimeOptions) -> HostTransport:
-        factory.reach(host, options)  # refuses arguments that cannot be right, and dials nothing
+        factory.check_options(options, host)  # refuses arguments that cannot be right, and dials nothing
         return way(host, options)
 
     def of(connection: Connection) -> FakeTransport:
@@ -53,7 +52,7 @@ def standing_in(way: Way, check: Callable[[str], None]) -> Iterator[None]:
 
     methods = {name: routed(name) for name in ("run", "call", "put", "get", "is_alive")}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(runtimes, {"reach": reach}))
+        stack.enter_context(_replaced(factory, {"reach": reach}))
         stack.enter_context(_replaced(Connection, {**methods, "close": close}))
         stack.enter_context(_replaced(Sessions, {"master": master}))
         yield

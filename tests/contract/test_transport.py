@@ -19,13 +19,13 @@ from lazycluster import (
     RuntimeClosedError,
     TransferError,
     WorkingDirectoryError,
-    runtimes,
 )
 from lazycluster._files.install import discard
 from lazycluster._functions.outcome import read_outcome
 from lazycluster._functions.serialize import dump
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._model.watch import Watch
+from lazycluster._transports import factory
 from lazycluster._transports.interface import HostTransport
 from lazycluster._waiting import Cancellation
 from lazycluster.results import Collector, Error, Stream, Value
@@ -37,7 +37,7 @@ from tests.ports import free_port
 @pytest.fixture
 def transport(case: Case) -> Iterator[HostTransport]:
     """Return a way that is set up, in a temporary directory; a test may close it."""
-    made: HostTransport = vars(runtimes)["reach"](HOST, case.options)
+    made = factory.reach(HOST, case.options)
     assert made.directories == []
     directory, info = made.set_up(None)
     assert info.python_version is not None

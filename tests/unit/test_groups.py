@@ -611,7 +611,7 @@ def test_arguments_that_are_wrong_are_no_fault_of_the_hosts(group: RuntimeGroup,
 
 
 def under_way(fake_host: FakeHost, count: int) -> Callable[[], bool]:
-    return lambda: sum(len(way._waiting) for way in fake_host.ways) >= count
+    return lambda: sum(way.calls_under_way for way in fake_host.ways) >= count
 
 
 def test_ctrl_c_during_a_command(group: RuntimeGroup, fake_host: FakeHost) -> None:

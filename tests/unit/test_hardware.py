@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycluster import _gpus, hardware
+from lazycluster import gpus, hardware
 from lazycluster._remote.supervisor import known_to_python
 from lazycluster.hardware import CgroupLimits, Gpu, HostInfo, MigDevice
 
@@ -344,7 +344,7 @@ UUID = "GPU-63d1e50a-b952-d15c-0740-12bc14859142"
     ],
 )
 def test_gpus(text: str, expected: list[Gpu]) -> None:
-    assert _gpus.parse_gpus(text) == (expected, [])
+    assert gpus.parse_gpus(text) == (expected, [])
 
 
 HEADER = "index, name, memory.total [MiB], driver_version, uuid, utilization.gpu [%]\n"
@@ -381,12 +381,12 @@ HEADER = "index, name, memory.total [MiB], driver_version, uuid, utilization.gpu
     ],
 )
 def test_broken_driver(text: str, warnings: list[str]) -> None:
-    assert _gpus.parse_gpus(text) == ([], warnings)
+    assert gpus.parse_gpus(text) == ([], warnings)
 
 
 def test_a_gpu_in_trouble_is_listed_with_a_warning() -> None:
     row = f"0, NVIDIA H100 80GB HBM3, 81559, 570.124.06, {UUID}, [GPU requires reset]\n"
-    found, warnings = _gpus.parse_gpus(HEADER + row + "WARNING: infoROM is corrupted at gpu 0000:00:1E.0\n")
+    found, warnings = gpus.parse_gpus(HEADER + row + "WARNING: infoROM is corrupted at gpu 0000:00:1E.0\n")
     assert found == [Gpu(0, "NVIDIA H100 80GB HBM3", 81559 * MIB, "570.124.06", UUID)]
     assert warnings == [
         "GPU 0: utilization.gpu: GPU requires reset",
@@ -447,7 +447,7 @@ def test_a_gpu_in_trouble_is_listed_with_a_warning() -> None:
     ],
 )
 def test_mig_devices(text: str, devices: dict[int, tuple[MigDevice, ...]]) -> None:
-    assert _gpus.parse_mig_devices(text) == devices
+    assert gpus.parse_mig_devices(text) == devices
 
 
 # The whole answer ----------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ import pytest
 
 from lazycluster import Connection, Gpu, HostInfo, Runtime
 from lazycluster._facts import Facts, info_rows
-from lazycluster._gpus import MigDevice
 from lazycluster._model.options import ConnectionOptions, RuntimeOptions
 from lazycluster._transports.factory import reach
 from lazycluster._transports.per_command import PerStep
 from lazycluster._transports.resident import Resident
+from lazycluster.gpus import MigDevice
 
 
 @pytest.fixture(autouse=True)
