@@ -1,13 +1,10 @@
-"""NVIDIA GPUs: what `nvidia-smi` is asked, and the parsers of its answers."""
+"""NVIDIA GPUs: the parsers of what `nvidia-smi` answers to the questions in `_remote/probe.sh`."""
 
 from __future__ import annotations
 
 import re
 
 import attrs
-
-QUERY = "nvidia-smi --query-gpu=index,name,memory.total,driver_version,uuid,utilization.gpu --format=csv,nounits"
-LIST = "nvidia-smi -L"
 
 _MIB = 1024 * 1024
 

@@ -1,135 +1,22 @@
-"""What a host is made of: one shell script that asks, beside the parsers that read its answer.
+"""What a host is made of: the parsers of what the probe prints (`_remote/probe.sh`).
 
-Nothing here runs anything. `probe` gives the text of a POSIX shell script, `parse` turns what it printed into a
-`HostInfo`. The script takes one round trip, writes nothing, always ends with exit status 0 and leaves out what it
-cannot find; so does the parser, which says in `HostInfo.warnings` what it missed.
+Nothing here runs anything. `parse` turns what the probe printed into a `HostInfo`, and says in `HostInfo.warnings` what
+it missed.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 
 import attrs
 
 from lazycluster import gpus as nvidia
 from lazycluster.gpus import Gpu, MigDevice
 
-__all__ = ["PROBE", "CgroupLimits", "Gpu", "HostInfo", "MigDevice", "parse", "parse_cgroups", "probe"]
+__all__ = ["CgroupLimits", "Gpu", "HostInfo", "MigDevice", "parse", "parse_cgroups"]
 
 _MARK = "@@ lazycluster"
-_DRIVER_TIMEOUT = 20
-UNAME, PROCESSORS = "LAZYCLUSTER_UNAME", "LAZYCLUSTER_PROCESSORS"
 _MIB = 1024 * 1024
-
-PROBE = f"""\
-{{
-exec </dev/null
-section() {{
-    echo "{_MARK} begin $1"
-    name=$1
-    shift
-    case $1 in
-        echo|os_release|meminfo|cgroups) "$@" ;;
-        *) ( "$@" ) 2>&1 ;;
-    esac
-    code=$?
-    echo
-    echo "{_MARK} end $name $code"
-    return "$code"
-}}
-processors() {{
-    nproc || getconf _NPROCESSORS_ONLN
-}}
-lines() {{
-    [ -r "$1" ] || return
-    while read -r line || [ -n "$line" ]; do
-        printf %s "$line"
-        echo
-    done <"$1"
-}}
-os_release() {{
-    lines /etc/os-release || lines /usr/lib/os-release
-}}
-meminfo() {{
-    read -r line </proc/meminfo && echo "$line"
-}}
-show() {{
-    {{ read -r value <"$1"; }} 2>/dev/null && echo "$1=$value"
-}}
-show_upwards() {{
-    root=$1 at=${{2%/}}
-    shift 2
-    while :; do
-        for file; do show "$root$at/$file"; done
-        case "$at" in
-            */*) at=${{at%/*}} ;;
-            *) return ;;
-        esac
-    done
-}}
-cgroups() {{
-    [ -r /proc/self/cgroup ] || return
-    while IFS=: read -r number controllers where; do
-        case ",$controllers," in
-            ,,) show_upwards /sys/fs/cgroup "$where" cpu.max memory.max ;;
-            *,cpu,*) show_upwards /sys/fs/cgroup/cpu "$where" cpu.cfs_quota_us cpu.cfs_period_us ;;
-        esac
-        case ",$controllers," in
-            *,memory,*) show_upwards /sys/fs/cgroup/memory "$where" memory.limit_in_bytes ;;
-        esac
-    done </proc/self/cgroup
-    return 0
-}}
-python_of() {{
-    for candidate; do
-        "$candidate" -E -s -S -c "import sys; print(sys.version.split()[0] + chr(32) + sys.executable)" && return
-    done
-}}
-bounded() {{
-    if timeout 1 true >/dev/null 2>&1; then
-        answer=$( ( {{ timeout {_DRIVER_TIMEOUT} "$@"; echo "@$?"; }} 2>&1 & ) | timeout {_DRIVER_TIMEOUT + 2} cat )
-        echo "${{answer%@*}}"
-        case "$answer" in
-            *@[0-9]*) return "${{answer##*@}}" ;;
-            *) return 124 ;;
-        esac
-    else
-        "$@"
-    fi
-}}
-unset OMP_NUM_THREADS OMP_THREAD_LIMIT
-LC_ALL=C PATH=${{PATH:-/usr/bin:/bin}}:/usr/sbin:/sbin:/usr/local/nvidia/bin:/usr/lib/wsl/lib
-export LC_ALL PATH
-echo
-section uname ${{{UNAME}:+echo}} ${{{UNAME}:-uname -srm}}
-section processors ${{{PROCESSORS}:+echo}} ${{{PROCESSORS}:-processors}}
-if [ -r /proc/meminfo ]; then
-    section os-release os_release
-    section meminfo meminfo
-    section cgroups cgroups
-else
-    section sw_vers sw_vers
-    section sysctl sysctl hw.ncpu hw.memsize
-fi
-[ $# -eq 0 ] || section python python_of "$@"
-if command -v nvidia-smi >/dev/null 2>&1; then
-    section gpus bounded {nvidia.QUERY} && section mig bounded {nvidia.LIST}
-fi
-echo "{_MARK} done"
-}}
-"""
-"""The script. Its positional parameters are the Pythons to try, in this order (`sh -c PROBE sh python3.12 python3`).
-
-It holds neither single quotes nor backslashes nor exclamation marks, so that quoting it is easy in any shell. GPUs come
-last, and `bounded` gives up even on an `nvidia-smi` that no signal ends, as a broken driver leaves it in an
-uninterruptible sleep: the shell waits for `cat` only, and what hangs holds nothing but the pipe to `cat`. To that end
-redirections are made in subshells; in its own process a shell keeps the old descriptors, and all its children get them.
-What starts no program needs none.
-
-Whoever runs it may know what `uname` and `nproc` would say, and tell it in the environment: programs take their time.
-"""
 
 
 @attrs.frozen
@@ -178,20 +65,6 @@ class _Section:
 
     text: str = ""
     exit_code: int | None = None
-
-
-def probe(python: str | None = None) -> str:
-    """Return the probe as a script for `sh`, asking for one Python by name or path (`~/` is the host's home).
-
-    Without a name that is `pythonX.Y` of the version running here, then `python3`.
-    """
-    if python is None:
-        words = f"python{sys.version_info.major}.{sys.version_info.minor} python3"
-    elif python.startswith("~/"):
-        words = f'"$HOME"/{shlex.quote(python[2:])}'
-    else:
-        words = shlex.quote(python)
-    return f"set -- {words}\n{PROBE}"
 
 
 def parse(output: str) -> HostInfo:

@@ -12,6 +12,7 @@ import attrs
 from lazycluster._doctor.findings import Finding, failed, ok, quoted, warning
 from lazycluster._remote.spawn import BOURNE
 from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.session import Session
 from lazycluster.exceptions import CommandTimeoutError, LazyclusterError, LoginShellError
 from lazycluster.results import Collector, Stream
@@ -20,7 +21,6 @@ LOGIN_SHELL = "login shell"
 SLOW = 0.2
 """Seconds that start-up files may take before they are worth a warning."""
 _PATIENCE = 15.0
-_ROUNDS = 3
 _START_UP_FILES = {
     "bash": "~/.bashrc",
     "zsh": "~/.zshenv",
@@ -35,21 +35,6 @@ _GUARDS = {
     "tcsh": "if (! $?prompt) exit",
     "csh": "if (! $?prompt) exit",
 }
-# Each dot is sent at once, so what lies between two of them is the time of a shell there, whatever the link costs.
-# Where bash is the first shell below sshd it reads ~/.bashrc, which SHLVL tells it; in a home directory that is not
-# there no shell finds its files.
-_SCRIPT = f"""\
-printf '%s\\0' "${{SHELL-}}" "${{SSH_CONNECTION-}}"
-sh=${{SHELL:-/bin/sh}} n=0
-while [ $n -lt {_ROUNDS} ]; do
-    printf .
-    SHLVL=0 "$sh" -c : </dev/null >/dev/null 2>&1
-    printf .
-    HOME=/nonexistent ZDOTDIR=/nonexistent XDG_CONFIG_HOME=/nonexistent SHLVL=1 "$sh" -c : </dev/null >/dev/null 2>&1
-    printf .
-    n=$((n + 1))
-done
-"""
 
 
 @attrs.frozen
@@ -87,7 +72,7 @@ def look_at_shell(sessions: Sessions) -> Shell:
         LoginShellError: It runs no commands.
         ConnectionLostError: The link broke.
     """
-    script = sessions.script(_SCRIPT, title="look at the login shell", login_shell=False)
+    script = sessions.script(text("doctor_login_shell"), title="look at the login shell", login_shell=False)
     facts: list[str] = []
     noise: list[str] = ["", ""]
     instants: list[float] = []

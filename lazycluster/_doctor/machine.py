@@ -9,6 +9,7 @@ import attrs
 
 from lazycluster._doctor.findings import Finding, failed, ok, warning
 from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.host_scripts import text
 
 TEMPORARY, CLOCK = "temporary directory", "clock"
 LITTLE_SPACE = 1 << 30
@@ -16,23 +17,6 @@ FEW_FILES = 1000
 LARGE_SKEW = 5.0
 """Seconds between two clocks that are worth a warning."""
 _PATIENCE = 15.0
-_SCRIPT = """\
-LC_ALL=C; export LC_ALL
-d=${TMPDIR:-/tmp}
-printf '%s\\0' "$d"
-x=$(mktemp -d "$d/lazycluster-XXXXXXXXXX" 2>&1)
-if [ $? -eq 0 ]; then
-    y=$( { printf '%1024s' x >"$x/f"; } 2>&1) || printf '%s' "${y:-it cannot be written to}"
-    rm -rf -- "$x"
-else
-    printf '%s' "${x:-it cannot be written to}"
-fi
-printf '\\0'
-df -Pk -- "$d" 2>/dev/null | tail -n 1
-printf '\\0'
-df -Pi -- "$d" 2>/dev/null | tail -n 1
-printf '\\0'
-"""
 # The last three numbers before the mount point, of blocks as of inodes, on Linux as on macOS and the BSDs.
 _FREE = re.compile(r"\s[0-9]+\s+([0-9]+)\s+[0-9]+%\s+/")
 
@@ -49,7 +33,9 @@ class Room:
 
 def look_at_room(sessions: Sessions) -> Room:
     """Make a file in the temporary directory of the host, and ask how much more room there is."""
-    ended = sessions.run(_SCRIPT, title="look at the temporary directory", timeout=_PATIENCE, login_shell=False)
+    ended = sessions.run(
+        text("doctor_temporary"), title="look at the temporary directory", timeout=_PATIENCE, login_shell=False
+    )
     return parse_room(ended.stdout)
 
 

@@ -12,6 +12,7 @@ import attrs
 from lazycluster._doctor.findings import Finding, failed, ok, warning
 from lazycluster._functions.python_finder import candidates
 from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.shell import quote_path
 
 PYTHON = "python3"
@@ -35,25 +36,6 @@ _PLACES = (
     "~/.local/share/uv/python/*/bin",
     "~/.local/share/mise/installs/python/*/bin",
 )
-_MOST = 16
-_SCRIPT = """\
-look() {{
-    v=$("$2" -E -s -S -c "import sys
-print(sys.implementation.name, sys.version.split()[0])" </dev/null 2>/dev/null) || v=
-    printf '%s\\0%s\\0%s\\0' "$1" "$2" "$v"
-}}
-for p in {words}; do
-    f=$(command -v "$p" 2>/dev/null) || continue
-    look path "$f"
-done
-[ -z "{search}" ] || exit 0
-n=0
-for p in {places}; do
-    [ -x "$p" ] && [ $n -lt {most} ] || continue
-    n=$((n + 1))
-    look elsewhere "$p"
-done
-"""
 
 
 @attrs.frozen
@@ -94,20 +76,18 @@ class Here:
 
 def look_for_pythons(sessions: Sessions, python: str | None) -> tuple[Python, ...]:
     """Return the Pythons of the host in the order in which they are tried, then those that are not on its PATH."""
-    places = [
-        word
-        for place in _PLACES
-        for name in dict.fromkeys([f"python{Here().minor}", "python3"])
-        for word in [_pattern(f"{place}/{name}")]
-    ]
-    text = _SCRIPT.format(
-        words=" ".join(quote_path(name) for name in candidates(python)),
-        search="no" if python is not None else "",
-        places=" ".join(places),
-        most=_MOST,
-    )
-    ended = sessions.run(text, title="look for Python", timeout=_PATIENCE, login_shell=False)
+    script = finder_text(python, Here().minor)
+    ended = sessions.run(script, title="look for Python", timeout=_PATIENCE, login_shell=False)
     return parse_pythons(ended.stdout)
+
+
+def finder_text(python: str | None, minor: str) -> str:
+    """Return the shell text that prints the Pythons; those off the PATH only if no Python is named."""
+    words = [quote_path(name) for name in candidates(python)]
+    if python is None:
+        names = dict.fromkeys([f"python{minor}", "python3"])
+        words += ["--", *(_pattern(f"{place}/{name}") for place in _PLACES for name in names)]
+    return f"set -- {' '.join(words)}\n{text('doctor_pythons')}"
 
 
 def _pattern(path: str) -> str:

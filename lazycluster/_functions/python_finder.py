@@ -5,39 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 
-from lazycluster._ssh.host_scripts import END_MARKED
+from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.shell import quote_path
-
-# A pyenv or asdf shim is there for every version, and fails where that version is not switched on.
-_FIND = """\
-for p in "$@"; do
-    case $PATH in
-        */shims*) f=$(command -v "$p" 2>/dev/null) || continue;;
-        *) command -v "$p" >/dev/null 2>&1 || continue; f=$p;;
-    esac
-    case $f in */shims/*)
-        f=$("$p" -c "import sys; print(sys.executable)" </dev/null 2>/dev/null) || continue
-        [ -x "$f" ] || f=$p;;
-    *) f=$p;;
-    esac
-"""
-_START = """\
-    exec "$f" -c {bootstrap}
-done
-exit 127
-"""
-_START_AND_MIND = """\
-    {variable} PYTHONCOERCECLOCALE=0 "$f" -S -c {bootstrap}
-    code=$?
-    [ $code -ne 0 ] || exit 0
-    set -- {mark}
-    for d in "${{TMPDIR:-/tmp}}"/{directories}*; do [ ! -d "$d" ] || set -- "$@" "$d"; done
-    (
-{clean_up})
-    exit $code
-done
-exit 127
-"""
 
 
 def candidates(python: str | None) -> tuple[str, ...]:
@@ -49,7 +18,7 @@ def candidates(python: str | None) -> tuple[str, ...]:
 
 def start_python(python: str | None, bootstrap: str) -> str:
     """Return the shell text that becomes the first Python found, or ends with 127."""
-    return f"{_find(python)}{_START.format(bootstrap=shlex.quote(bootstrap))}"
+    return _set(python, lc_bootstrap=bootstrap) + text("find_python", "start_python")
 
 
 def start_and_mind_python(python: str | None, bootstrap: str, *, mark: str, directories: str) -> str:
@@ -58,16 +27,11 @@ def start_and_mind_python(python: str | None, bootstrap: str, *, mark: str, dire
     Should it be killed, the shell ends what has the variable `mark` in its environment, and removes the temporary
     directories whose names begin with `directories`.
     """
-    start = _START_AND_MIND.format(
-        variable=mark,
-        bootstrap=shlex.quote(bootstrap),
-        mark=shlex.quote(mark),
-        directories=directories,
-        clean_up=END_MARKED,
-    )
-    return f"{_find(python)}{start}"
+    values = _set(python, lc_bootstrap=bootstrap, lc_mark=mark, lc_directories=directories)
+    return values + text("find_python", "find_marked", "end_marked", "start_supervisor")
 
 
-def _find(python: str | None) -> str:
+def _set(python: str | None, **values: str) -> str:
+    """Return the lines that set variables, and the Pythons to try as parameters."""
     words = " ".join(quote_path(name) for name in candidates(python))
-    return f"set -- {words}\n{_FIND}"
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()) + f"set -- {words}\n"

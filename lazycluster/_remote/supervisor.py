@@ -417,7 +417,7 @@ class Supervisor:
 
 
 def known_to_python() -> "dict[bytes, bytes]":
-    """Return what Python knows of the machine and the probe needs to start no program for (see `hardware.PROBE`)."""
+    """Return what Python knows of the machine and the probe needs to start no program for (see probe.sh)."""
     system = os.uname()
     known = {b"LAZYCLUSTER_UNAME": os.fsencode(f"{system.sysname} {system.release} {system.machine}")}
     with contextlib.suppress(AttributeError, OSError):  # not everywhere, and not allowed everywhere

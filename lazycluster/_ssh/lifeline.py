@@ -6,21 +6,13 @@ import contextlib
 import logging
 import os
 
+from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.mux import ControlSocket, RequestRefusedError
 from lazycluster._ssh.shell import BOOTSTRAP, escape
 
 _log = logging.getLogger(__name__)
 _PARTING = 5.0
 """Seconds for the host to confirm the end of a keeper."""
-# It ends the connection from the host's side, whatever else still uses it. It kills its parent only while that is the
-# sshd of the connection: once that has ended the parent is another process, maybe init.
-_SCRIPT = """\
-if IFS= read -r x; then exit 0; fi
-{on_lost}
-read -r a b c p d </proc/$$/stat || p=$(ps -o ppid= -p $$)
-read -r n </proc/$((p))/comm || n=$(ps -o comm= -p $((p)))
-case $n in sshd*|*/sshd*) [ $((p)) -le 1 ] || kill $((p));; esac
-"""
 
 
 class Keeper:
@@ -39,7 +31,7 @@ class Keeper:
         self._session: ControlSocket | None = None
         reader, self._writer = os.pipe()
         try:
-            os.write(self._writer, escape(_SCRIPT.format(on_lost=on_lost)) + b"\n")
+            os.write(self._writer, escape(lifeline_text(on_lost)) + b"\n")
             self._session = control.open_session(BOOTSTRAP, reader)
         except RequestRefusedError as error:
             _log.debug("no session for a keeper: %s", error)
@@ -74,3 +66,8 @@ class Keeper:
         if self._writer >= 0:
             os.close(self._writer)
             self._writer = -1
+
+
+def lifeline_text(on_lost: str = ":") -> str:
+    """Return what the session runs; `on_lost` is a command of the host's shell."""
+    return f"lc_on_lost() {{\n{on_lost}\n}}\n{text('lifeline')}"

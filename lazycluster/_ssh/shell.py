@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
+from lazycluster._ssh import host_scripts
 from lazycluster.results import Stream
 
 BOOTSTRAP = """exec /bin/sh -c 'IFS= read -r lc_p && eval "$(printf %b "$lc_p")"'"""
@@ -30,68 +31,11 @@ _ESCAPED = re.compile(rb"[^ -~]|\\")
 _STATUS = re.compile(rb"(\d{1,3}|cd);")
 _TILDE = re.compile(r"(~[A-Za-z0-9_][A-Za-z0-9_.-]*|~)(?:/(.*))?", re.DOTALL)
 
-FIND_MARKED = """\
-lc_pids() {
-    if [ -r /proc/self/environ ]; then
-        grep -lsF -e "$lc_mark" /proc/[0-9]*/environ | sed 's,^/proc/,,; s,/environ$,,'
-    else
-        ps -A -E -ww -o pid= -o command= | awk -v m="$lc_mark" 'index($0, m) && $2 != "awk" { print $1 }'
-    fi
-}
-"""
-"""Defines `lc_pids`, which prints the processes that have $lc_mark in their environment. macOS has no /proc, and a `ps`
-that shows it."""
-
-# Standard input is 3 here. Signals to the group reach this shell too, not the watcher.
-_WATCHER = (
-    FIND_MARKED
-    + """\
-{
-    trap '' HUP INT TERM
-    while IFS= read -r lc_x; do :; done
-    kill -s TERM -- -$$
-    lc_list=' '
-    lc_n=0
-    while :; do
-        lc_left=$(lc_pids)
-        for lc_x in $lc_left; do
-            case $lc_list in *" $lc_x "*) ;; *) kill -s TERM "$lc_x"; lc_list="$lc_list$lc_x " ;; esac
-        done
-        # Looked at twice: in the moment of its exec a process shows no environment.
-        if [ -z "$lc_left" ] && [ $lc_n -gt 0 ]; then break; fi
-        [ $lc_n -lt "${lc_grace}0" ] || break
-        if sleep 0.1; then lc_n=$((lc_n + 1)); else sleep 1; lc_n=$((lc_n + 10)); fi
-    done
-    kill -s KILL $lc_list $(lc_pids)
-    kill -s KILL -- -$$
-} <&3 >/dev/null 2>&1 6>&- &
-lc_watcher=$!
-"""
-)
-# The watcher first: standard input may end as soon as the marks are read, and what the command left in the background
-# is not to be ended with it.
-_END = """\
-lc_end() {{
-    [ -z "$lc_watcher" ] || kill -s KILL "$lc_watcher"
-    printf '%s' '{mark}='"$1"';'
-    printf '%s' '{mark}='"$1"';' >&6
-    exit 0
-}}
-"""
-_SPOOL = """\
-lc_full() {{ printf 'standard input cannot be stored in %s\n' "${{TMPDIR:-/tmp}}" >&6; lc_end 1; }}
-lc_t=$(mktemp) && exec 4<>"$lc_t" 5<"$lc_t" || lc_full
-head -c {size} <&3 >&4
-lc_size=$(wc -c <"$lc_t")
-rm -f -- "$lc_t"
-exec 4>&-
-[ "$lc_size" -eq {size} ] || lc_full
-"""
-
 
 def escape(text: str) -> bytes:
     """Return text as one line of ASCII that `printf %b` turns back into its bytes (UTF-8)."""
-    return _ESCAPED.sub(lambda match: b"\\0%03o" % match[0][0], text.encode("utf-8", "surrogateescape"))
+    data = text.encode("utf-8", "surrogateescape")
+    return _ESCAPED.sub(lambda match: b"\\n" if match[0] == b"\n" else b"\\0%03o" % match[0][0], data)
 
 
 def quote_path(path: str) -> str:
@@ -148,45 +92,35 @@ class Script:
 
     def text(self) -> str:
         """Return the program for the host's /bin/sh."""
-        cwd = [] if self.cwd is None else [f"CDPATH= cd -- {quote_path(self.cwd)} || lc_end cd"]
-        return "\n".join(
-            [
-                f"lc_mark={JOB_VARIABLE}={self.job} lc_grace={self.grace}",
-                _END.format(mark=self.mark),
-                "lc_watcher=",
-                f"printf '%s' '{self.mark}<'; printf '%s' '{self.mark}<' >&2",
-                "exec 6>&2",
-                # bash reads ~/.bashrc again below ssh unless it sees that it is not the first shell there.
-                '[ "${SHLVL:-0}" -gt 0 ] 2>/dev/null || SHLVL=1; export SHLVL',
-                *cwd,
-                "lc_shell=/bin/sh",
-                *([_CHOOSE_SHELL] if self.login_shell else []),
-                "exec 2>/dev/null",  # where a shell says how its child died, which is no output of the command's
-                *self._input_and_watcher(),
-                "lc_end $?",
-            ]
-        )
-
-    def _input_and_watcher(self) -> list[str]:
+        # A shell that starts ignores IFS in its environment; the one that is there would heed it.
+        inline = not self.own_shell and "IFS" not in self.env
+        values = {"lc_output_mark": shlex.quote(self.mark), "lc_command": shlex.quote(self.command)}
+        parts = ["session_begin"]
+        if self.cwd is not None:
+            values["lc_cwd"] = quote_path(self.cwd)
+            parts.append("session_directory")
+        if inline:
+            parts.append("session_inline")
+        else:
+            values["lc_mark"] = shlex.quote(f"{JOB_VARIABLE}={self.job}")
+            if self.login_shell:
+                parts.append("choose_shell")
+            else:
+                values["lc_shell"] = "/bin/sh"
+            if self.raw_stdin:
+                parts.append("session_raw")
+            else:
+                values |= {"lc_grace": str(self.grace), "lc_stdin_size": str(self.stdin_size)}
+                parts += ["find_marked", "session_watched"]
         # The command's environment is not that of the programs that the watcher needs.
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
-        start = f'export {JOB_VARIABLE}={self.job}; exec "$lc_shell" -c {shlex.quote(self.command)}'
-        if not self.own_shell and "IFS" not in self.env:  # which a shell that starts does not heed
-            return ["(exec 2>&6 6>&-", *exports, "set --", self.command, ")"]
-        if self.raw_stdin:
-            return ["(exec 2>&6 6>&-", *exports, f"{start})"]
-        spool = [_SPOOL.format(size=self.stdin_size)] if self.stdin_size else []
-        source = "<&5 5<&-" if self.stdin_size else "</dev/null"
-        return ["exec 3<&0", *spool, _WATCHER, f"(exec {source} 3<&- 2>&6 6>&-", *exports, f"{start})"]
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()] or [":"]
+        assignments = [f"{name}={value}" for name, value in values.items()]
+        return "\n".join([*assignments, "lc_env() {", *exports, "}", host_scripts.text(*parts)])
 
 
-# Text for a POSIX shell must reach one: an account's fish, tcsh or zsh would read it otherwise.
-_CHOOSE_SHELL = (
-    'case "${SHELL##*/}" in sh|bash|dash|ash|ksh|ksh93|mksh|yash) [ ! -x "$SHELL" ] || lc_shell=$SHELL;; esac'
-)
 BOOTSTRAP_BY_HAND = (
-    'exec /bin/sh -c \'IFS= read -r lc_p && lc_p=$(printf %b "$lc_p") || exit; export SHLVL=1; lc_shell=/bin/sh; '
-    f'{_CHOOSE_SHELL}; exec "$lc_shell" -c "$lc_p"\''
+    """exec /bin/sh -c 'IFS= read -r lc_p && lc_p=$(printf %b "$lc_p") || exit; export SHLVL=1; """
+    f"""{"; ".join(host_scripts.text("choose_shell").splitlines())}; exec "$lc_shell" -c "$lc_p"'"""
 )
 """As `BOOTSTRAP`, but the line that it reads is the command itself, which gets the rest of standard input."""
 

@@ -15,13 +15,13 @@ from lazycluster._functions.python_finder import start_python
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote.ports import check_program
-from lazycluster._ssh.host_scripts import END_MARKED, MAKE_WORKING_DIRECTORY
+from lazycluster._ssh.host_scripts import END_MARKED, MAKE_WORKING_DIRECTORY, probe
 from lazycluster._ssh.shell import JOB_VARIABLE, quote_path
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import Carrier
 from lazycluster.connection import Connection
 from lazycluster.exceptions import CommandFailedError, LazyclusterError, PythonNotFoundError
-from lazycluster.hardware import HostInfo, parse, probe
+from lazycluster.hardware import HostInfo, parse
 from lazycluster.results import CommandResult
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from lazycluster._model.checks import check_command, check_environment, check_ti
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import call_program, protocol
 from lazycluster._remote.process_tree import how_ended
+from lazycluster._ssh.host_scripts import PROBE
 from lazycluster._transports.jobs import Jobs
 from lazycluster._transports.per_command import SET_UP_TIMEOUT, ConnectedHost
 from lazycluster._transports.supervisor_client import Hello, Job, Settings, Supervisor
@@ -29,7 +30,7 @@ from lazycluster.exceptions import (
     SupervisorError,
     WorkingDirectoryError,
 )
-from lazycluster.hardware import PROBE, HostInfo, parse
+from lazycluster.hardware import HostInfo, parse
 from lazycluster.results import Collector, CommandResult
 
 if TYPE_CHECKING:

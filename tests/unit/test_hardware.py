@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from lazycluster import gpus, hardware
 from lazycluster._remote.supervisor import known_to_python
+from lazycluster._ssh.host_scripts import PROBE, probe
 from lazycluster.hardware import CgroupLimits, Gpu, HostInfo, MigDevice
 
 CAPTURES = Path(__file__).parent / "captures" / "hardware"
+UNAME, PROCESSORS = "LAZYCLUSTER_UNAME", "LAZYCLUSTER_PROCESSORS"
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 SHELLS = [
@@ -600,7 +602,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="compares with /proc"
 def test_this_machine(shell: list[str]) -> None:
     if sys.platform != "linux":  # pragma: no cover - for the type checker
         return
-    info = hardware.parse(run(hardware.probe(sys.executable), shell, env={"OMP_NUM_THREADS": "1"}))
+    info = hardware.parse(run(probe(sys.executable), shell, env={"OMP_NUM_THREADS": "1"}))
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
     assert 0 < info.cpu_cores <= len(os.sched_getaffinity(0))
     assert 0 < info.memory <= int(total.split()[1]) * KIB
@@ -617,7 +619,7 @@ def test_this_machine(shell: list[str]) -> None:
 @linux
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_script_may_come_on_standard_input(shell: list[str]) -> None:
-    info = hardware.parse(run(hardware.probe(), shell, stdin=True))
+    info = hardware.parse(run(probe(), shell, stdin=True))
     assert info.cpu_cores > 0
     assert "the probe was cut short" not in info.warnings
 
@@ -628,29 +630,29 @@ def test_what_the_supervisor_knows_is_not_asked_again(shell: list[str], tmp_path
     for name in ("uname", "nproc"):
         executable(tmp_path / name, "#!/bin/sh\necho of the program\n")
     path = f"{tmp_path}:{os.environ['PATH']}"
-    told = {hardware.UNAME: "Linux 6.1.0-x+ x86_64", hardware.PROCESSORS: "1"}
-    info = hardware.parse(run(hardware.PROBE, shell, path=path, env=told))
+    told = {UNAME: "Linux 6.1.0-x+ x86_64", PROCESSORS: "1"}
+    info = hardware.parse(run(PROBE, shell, path=path, env=told))
     assert (info.kernel, info.kernel_version, info.machine) == ("Linux", "6.1.0-x+", "x86_64")
     assert 0 < info.cpu_cores <= 1
-    assert "of the program" not in run(hardware.PROBE, shell, path=path, env=told)
-    assert "\nof the program\n" in run(hardware.PROBE, shell, path=path)
+    assert "of the program" not in run(PROBE, shell, path=path, env=told)
+    assert "\nof the program\n" in run(PROBE, shell, path=path)
 
 
 def test_the_supervisor_knows_what_the_programs_say() -> None:
     known = {name.decode(): value.decode() for name, value in known_to_python().items()}
     said = {
-        hardware.UNAME: ["uname", "-srm"],
-        hardware.PROCESSORS: ["env", "-u", "OMP_NUM_THREADS", "-u", "OMP_THREAD_LIMIT", "nproc"],
+        UNAME: ["uname", "-srm"],
+        PROCESSORS: ["env", "-u", "OMP_NUM_THREADS", "-u", "OMP_THREAD_LIMIT", "nproc"],
     }
     if sys.platform != "linux":
-        del said[hardware.PROCESSORS]
+        del said[PROCESSORS]
     assert known == {name: subprocess.check_output(argv, text=True).strip() for name, argv in said.items()}
 
 
 def test_the_affinity_mask_counts() -> None:
     if sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two processors")
-    script = f"taskset -c {min(os.sched_getaffinity(0))} sh -c {shlex.quote(hardware.probe())}"
+    script = f"taskset -c {min(os.sched_getaffinity(0))} sh -c {shlex.quote(probe())}"
     assert hardware.parse(run(script, ["sh"])).cpu_cores == 1.0
 
 
@@ -714,7 +716,7 @@ def test_control_groups_are_searched_upwards(
     for name, value in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{value}\n")
-    script = hardware.probe().replace("/sys/fs/cgroup", f'"{root}"').replace("/proc/self/cgroup", f'"{proc}"')
+    script = probe().replace("/sys/fs/cgroup", f'"{root}"').replace("/proc/self/cgroup", f'"{proc}"')
     info = hardware.parse(run(script, shell))
     if limits.cpus is not None:
         assert info.cpu_cores == limits.cpus
@@ -730,14 +732,14 @@ def test_control_groups_are_searched_upwards(
 def test_without_proc_it_asks_as_on_macos(shell: list[str], tmp_path: Path) -> None:
     executable(tmp_path / "sw_vers", "#!/bin/sh\nprintf 'ProductName:\\t\\tmacOS\\nProductVersion:\\t\\t13.5.1\\n'\n")
     executable(tmp_path / "sysctl", '#!/bin/sh\n[ "$*" = "hw.ncpu hw.memsize" ] && echo hw.memsize: 8589934592\n')
-    script = hardware.probe().replace("/proc/meminfo", f"{tmp_path}/missing")
+    script = probe().replace("/proc/meminfo", f"{tmp_path}/missing")
     info = hardware.parse(run(script, shell, path=f"{tmp_path}:{os.environ['PATH']}"))
     assert (info.os, info.memory) == ("macOS 13.5.1", 8 * GIB)
 
 
 @linux
 def test_a_machine_with_no_tools_at_all_still_answers(tmp_path: Path) -> None:
-    info = hardware.parse(run(hardware.probe(), ["sh"], path=str(tmp_path)))
+    info = hardware.parse(run(probe(), ["sh"], path=str(tmp_path)))
     assert info.memory > 0  # the shell itself reads what files tell
     assert info.warnings == ("the number of CPU cores is unknown",) or info.cpu_cores
     assert info.python_version is None
@@ -755,7 +757,7 @@ esac
 @pytest.mark.parametrize("shell", SHELLS)
 def test_nvidia_smi_is_asked(shell: list[str], tmp_path: Path) -> None:
     executable(tmp_path / "nvidia-smi", NVIDIA_SMI.replace("%", "%%"))
-    info = hardware.parse(run(hardware.probe(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
+    info = hardware.parse(run(probe(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
     parts = (MigDevice(0, "1g.10gb", "MIG-x"),)
     assert info.gpus == (Gpu(0, "NVIDIA H100 80GB HBM3", 81559 * MIB, "590.48.01", UUID, None, parts),)
     assert info.warnings == ()
@@ -766,7 +768,7 @@ def test_nvidia_smi_fails(shell: list[str], tmp_path: Path) -> None:
     executable(
         tmp_path / "nvidia-smi", "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library @ mismatch'\nexit 18\n"
     )
-    output = run(hardware.probe(), shell, path=f"{tmp_path}:{os.environ['PATH']}")
+    output = run(probe(), shell, path=f"{tmp_path}:{os.environ['PATH']}")
     assert "@@ lazycluster end gpus 18\n" in output
     assert "begin mig" not in output
     assert hardware.parse(output).warnings == ("nvidia-smi: Failed to initialize NVML: Driver/library @ mismatch",)
@@ -775,7 +777,7 @@ def test_nvidia_smi_fails(shell: list[str], tmp_path: Path) -> None:
 def test_nvidia_smi_without_timeout(tmp_path: Path) -> None:
     executable(tmp_path / "nvidia-smi", NVIDIA_SMI.replace("%", "%%"))
     executable(tmp_path / "timeout", "#!/bin/sh\necho 'timeout: cannot execute 1'\nexit 127\n")  # an old busybox
-    info = hardware.parse(run(hardware.probe(), ["sh"], path=f"{tmp_path}:{os.environ['PATH']}"))
+    info = hardware.parse(run(probe(), ["sh"], path=f"{tmp_path}:{os.environ['PATH']}"))
     assert info.gpu_count == 1
 
 
@@ -784,7 +786,7 @@ bounded = pytest.mark.skipif(not shutil.which("timeout"), reason="nothing to bou
 
 def impatient() -> str:
     """Return the probe with less patience."""
-    script = hardware.probe().replace("timeout 20", "timeout 1").replace("timeout 22", "timeout 2")
+    script = probe().replace("timeout 20", "timeout 1").replace("timeout 22", "timeout 2")
     assert "timeout 2 cat" in script
     return script
 
@@ -828,9 +830,9 @@ def test_nvidia_smi_hangs_and_cannot_be_ended(shell: list[str], tmp_path: Path) 
     ],
 )
 def test_the_python_asked_for(python: str | None, words: str) -> None:
-    first, rest = hardware.probe(python).split("\n", 1)
+    first, rest = probe(python).split("\n", 1)
     assert first == f"set -- {words}"
-    assert rest == hardware.PROBE
+    assert rest == PROBE
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -838,7 +840,7 @@ def test_pythons_are_tried_in_order(shell: list[str], tmp_path: Path) -> None:
     wanted = f"python{sys.version_info.major}.{sys.version_info.minor}"
     executable(tmp_path / wanted, "#!/bin/sh\necho 'pyenv: version not installed'\nexit 127\n")
     executable(tmp_path / "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    info = hardware.parse(run(hardware.probe(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
+    info = hardware.parse(run(probe(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
     assert info.python_version == sys.version.split()[0]
 
 
@@ -846,15 +848,15 @@ def test_pythons_are_tried_in_order(shell: list[str], tmp_path: Path) -> None:
 def test_a_python_below_the_home_directory(shell: list[str], tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     executable(tmp_path / "a b" / "python", "#!/bin/sh\necho '3.12.1 /somewhere'\n")
-    info = hardware.parse(run(hardware.probe("~/a b/python"), shell, env={"HOME": str(tmp_path)}))
+    info = hardware.parse(run(probe("~/a b/python"), shell, env={"HOME": str(tmp_path)}))
     assert (info.python_version, info.python_executable) == ("3.12.1", "/somewhere")
 
 
 @pytest.mark.parametrize("python", ["", "-c", "/no such/python", "x; echo 3.12.1"])
 def test_a_python_that_is_not_there(python: str) -> None:
-    info = hardware.parse(run(hardware.probe(python), ["sh"]))
+    info = hardware.parse(run(probe(python), ["sh"]))
     assert (info.python_version, info.python_executable) == (None, None)
 
 
 def test_the_script_is_easy_to_quote() -> None:
-    assert not set("'\\!") & set(hardware.PROBE)
+    assert not set("'\\!") & set(PROBE)

@@ -1,0 +1,12 @@
+# Run the command in a subshell of this shell, with the session's standard input, then end the session.
+# Takes $lc_command and the function lc_env, which exports the command's environment.
+
+# A shell reports here how its child died, which is no output of the command.
+exec 2>/dev/null
+(
+    exec 2>&6 6>&-
+    lc_env
+    set --
+    eval "$lc_command"
+)
+lc_end $?

@@ -1,0 +1,13 @@
+# Run the command in a shell of its own, with the session's standard input, then end the session.
+# Takes $lc_command, $lc_shell, $lc_mark and the function lc_env, which exports the command's environment. The mark is
+# `NAME=value`; it marks all processes of the command in their environment.
+
+# A shell reports here how its child died, which is no output of the command.
+exec 2>/dev/null
+(
+    exec 2>&6 6>&-
+    lc_env
+    export "${lc_mark?}"
+    exec "$lc_shell" -c "$lc_command"
+)
+lc_end $?
