@@ -1,14 +1,18 @@
-"""Where a file that is sent will be, as the host's shell tells it."""
+"""Texts for a host's shell: where a file that is sent will be, and in which environment a Python starts."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from lazycluster._functions.python_finder import start_and_mind_python, start_python
 from lazycluster._ssh.host_scripts import PREPARE_FILE
+from lazycluster._ssh.shell import Script
 
 SHELLS = [found for name in ("dash", "bash", "ksh", "mksh") if (found := shutil.which(name))]
 
@@ -64,3 +68,28 @@ def test_a_link_to_nothing(shell: str, tree: Path, target: str, reason: str) -> 
     ended = prepare(shell, tree, target)
     assert (ended.returncode, ended.stdout) == (1, b"")
     assert ended.stderr.decode() == reason.format(tree=tree) + "\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("supervisor", [False, True])
+def test_start_python_keeps_exported_variables(shell: str, supervisor: bool) -> None:
+    """The shell text has variables of its own; an exported one of the user with such a name would change."""
+    program = "import os; print(*(os.environ[name] for name in os.environ['NAMES'].split()))"
+    names = ["p", "f", "d", "n", "x", "code", "list", "name", "file", "directory"]
+    start = start_python(sys.executable, program)
+    if supervisor:
+        start = start_and_mind_python(sys.executable, program, mark="MARK=1", directories="lazycluster-none.")
+    script = Script(
+        start, mark="mark", job="job", title="", raw_stdin=True, login_shell=False, own_shell=not supervisor
+    )
+
+    ended = subprocess.run(
+        [shell, "-c", script.text()],
+        env={**dict.fromkeys(names, "theirs"), "NAMES": " ".join(names), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+
+    assert ended.stdout == f"mark<{' '.join(['theirs'] * len(names))}\nmark=0;"
