@@ -14,6 +14,7 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/python scripts/check-shell
 
 # How fast it is, side by side with the floors and the peers: `make bench BENCH="--quick --only 1,2"`.
 bench:
