@@ -10,10 +10,10 @@ from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
-from benchmarks.measuring import Failure, Outcome, deadline, failure
+from benchmarks.measuring import Failure, Outcome, deadline, failure_from
 
 NOT_INSTALLED = Failure("not installed")
-_PATIENCE = 60.0  # seconds to log in, and to close
+_OPEN_TIMEOUT_SECONDS = 60.0  # seconds to log in, and to close
 
 
 @attrs.frozen
@@ -48,8 +48,8 @@ class Contestant(Generic[W]):
 
 
 @contextlib.contextmanager
-def opened(
-    contestants: Sequence[Contestant[W]], where: W, patience: float = _PATIENCE
+def open_contestants(
+    contestants: Sequence[Contestant[W]], where: W, timeout: float = _OPEN_TIMEOUT_SECONDS
 ) -> Iterator[tuple[dict[str, Abilities], dict[str, Outcome]]]:
     """Open all that can be for a block; give their abilities, and why the others are missing, by name."""
     stack = contextlib.ExitStack()
@@ -61,13 +61,13 @@ def opened(
                 missing[contestant.name] = NOT_INSTALLED
                 continue
             try:
-                with deadline(patience, f"open {contestant.name}"):
+                with deadline(timeout, f"open {contestant.name}"):
                     abilities[contestant.name] = stack.enter_context(contestant.open(where))
             except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-                missing[contestant.name] = failure(error)
+                missing[contestant.name] = failure_from(error)
         yield abilities, missing
     finally:
-        with deadline(patience, "close the contestants"):
+        with deadline(timeout, "close the contestants"):
             stack.close()
 
 
@@ -82,14 +82,14 @@ class SomeHostsFailedError(Exception):
     """A contestant did not run the command on every host; each that failed, with why."""
 
     failed: Mapping[str, str]
-    of: int
+    total: int
 
     def __str__(self) -> str:
         host, reason = next(iter(self.failed.items()))
-        return f"{len(self.failed)} of {self.of} hosts failed, such as {host}: {reason}"
+        return f"{len(self.failed)} of {self.total} hosts failed, such as {host}: {reason}"
 
 
-def expect_none(failed: Mapping[str, str], of: int) -> None:
+def expect_no_failures(failed: Mapping[str, str], total: int) -> None:
     """Refuse work that was not done on every host."""
     if failed:
-        raise SomeHostsFailedError(failed, of)
+        raise SomeHostsFailedError(failed, total)

@@ -11,30 +11,30 @@ from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks import floors, ours
-from benchmarks.contestants import Abilities, Contestant, expect, expect_none
-from benchmarks.hosts import AT_ONCE, Hosts, masters
-from benchmarks.measuring import failure
-from benchmarks.processes import finish_all
+from benchmarks.contestants import Abilities, Contestant, expect, expect_no_failures
+from benchmarks.hosts import MAX_LOGINS, Hosts, open_masters
+from benchmarks.measuring import failure_from
+from benchmarks.processes import run_programs
 from lazycluster import RuntimeGroup
 
 if TYPE_CHECKING:
     import asyncssh
 
 T = TypeVar("T")
-_ADDRESS = "127.0.0.1"
+_LOOPBACK_ADDRESS = "127.0.0.1"
 _PDSH_FAILED = re.compile(r": ([\w-]+): ssh exited with exit code \d+$", re.MULTILINE)
 
 # Ours -----------------------------------------------------------------------------------------------------------------
 
 
-def group_on(hosts: Hosts) -> RuntimeGroup:
+def new_group(hosts: Hosts) -> RuntimeGroup:
     """Return a group on hosts."""
     return RuntimeGroup(hosts=hosts.names, config_file=str(hosts.config_file))
 
 
 @contextlib.contextmanager
-def _ours(hosts: Hosts) -> Iterator[Abilities]:
-    with group_on(hosts) as group:
+def _lazycluster(hosts: Hosts) -> Iterator[Abilities]:
+    with new_group(hosts) as group:
 
         def command() -> None:
             expect(dict.fromkeys(hosts.names, 0), {host: ended.exit_code for host, ended in group.run("true").items()})
@@ -46,19 +46,19 @@ def _ours(hosts: Hosts) -> Iterator[Abilities]:
 
 
 @contextlib.contextmanager
-def _plain(hosts: Hosts) -> Iterator[Abilities]:
+def _plain_ssh(hosts: Hosts) -> Iterator[Abilities]:
     """Run one ssh for each host, so many at a time."""
 
     def command() -> None:
-        failed = finish_all([(*hosts.ssh, "--", name, "true") for name in hosts.names], AT_ONCE)
-        expect_none({hosts.names[place]: said for place, said in failed.items()}, len(hosts.each))
+        failed = run_programs([(*hosts.ssh, "--", name, "true") for name in hosts.names], MAX_LOGINS)
+        expect_no_failures({hosts.names[place]: said for place, said in failed.items()}, len(hosts.members))
 
     yield Abilities(command)
 
 
 @contextlib.contextmanager
-def _raw(hosts: Hosts) -> Iterator[Abilities]:
-    with masters(hosts) as through, _plain(through) as abilities:
+def _ssh_through_masters(hosts: Hosts) -> Iterator[Abilities]:
+    with open_masters(hosts) as through, _plain_ssh(through) as abilities:
         yield abilities
 
 
@@ -69,20 +69,20 @@ def _raw(hosts: Hosts) -> Iterator[Abilities]:
 def _pdsh(hosts: Hosts) -> Iterator[Abilities]:
     """Run pdsh, which runs one ssh for each host, so many at a time."""
     options = (f"PDSH_SSH_ARGS_APPEND={hosts.ssh_options()}",)
-    argv = ("env", *options, "pdsh", "-S", "-R", "ssh", "-f", str(AT_ONCE), "-w", ",".join(hosts.names), "true")
+    argv = ("env", *options, "pdsh", "-S", "-R", "ssh", "-f", str(MAX_LOGINS), "-w", ",".join(hosts.names), "true")
 
     def command() -> None:
-        said = finish_all([argv], 1)
+        said = run_programs([argv], 1)
         if said:
             failed = dict.fromkeys(_PDSH_FAILED.findall(said[0]), said[0].partition("\n")[0])
-            expect_none(failed or dict.fromkeys(hosts.names, said[0]), len(hosts.each))
+            expect_no_failures(failed or dict.fromkeys(hosts.names, said[0]), len(hosts.members))
 
     yield Abilities(command)
 
 
 @contextlib.contextmanager
 def _pdsh_through_masters(hosts: Hosts) -> Iterator[Abilities]:
-    with masters(hosts) as through, _pdsh(through) as abilities:
+    with open_masters(hosts) as through, _pdsh(through) as abilities:
         yield abilities
 
 
@@ -97,20 +97,20 @@ def _asyncssh(hosts: Hosts) -> Iterator[Abilities]:
     async def all_of(coroutines: list[Coroutine[Any, Any, T]]) -> list[T]:
         found = await asyncio.gather(*coroutines, return_exceptions=True)
         failed = {
-            host.name: failure(each).reason
-            for host, each in zip(hosts.each, found, strict=True)
+            host.name: failure_from(each).reason
+            for host, each in zip(hosts.members, found, strict=True)
             if isinstance(each, Exception)
         }
-        expect_none(failed, len(hosts.each))
+        expect_no_failures(failed, len(hosts.members))
         return [each for each in found if not isinstance(each, BaseException)]
 
     async def connect() -> None:
-        gate = asyncio.Semaphore(AT_ONCE)
+        gate = asyncio.Semaphore(MAX_LOGINS)
 
-        async def to(port: int, user: str, key: str) -> None:
+        async def connect_one(port: int, user: str, key: str) -> None:
             async with gate:
                 made = await asyncssh.connect(
-                    _ADDRESS,
+                    _LOOPBACK_ADDRESS,
                     port,
                     username=user,
                     client_keys=[key],
@@ -120,11 +120,11 @@ def _asyncssh(hosts: Hosts) -> Iterator[Abilities]:
                 )
             connections.append(made)
 
-        await all_of([to(host.port, host.user, str(host.identity_file)) for host in hosts.each])
+        await all_of([connect_one(host.port, host.user, str(host.identity_file)) for host in hosts.members])
 
     async def run() -> None:
         ended = await all_of([connection.run("true") for connection in connections])
-        expect([0] * len(hosts.each), [each.exit_status for each in ended])
+        expect([0] * len(hosts.members), [each.exit_status for each in ended])
 
     async def close() -> None:
         for connection in connections:
@@ -141,15 +141,15 @@ def _asyncssh(hosts: Hosts) -> Iterator[Abilities]:
 
 
 @contextlib.contextmanager
-def _parallel_ssh(hosts: Hosts, at_once: int = AT_ONCE) -> Iterator[Abilities]:
+def _parallel_ssh(hosts: Hosts, at_once: int = MAX_LOGINS) -> Iterator[Abilities]:
     from pssh.clients import ParallelSSHClient
     from pssh.config import HostConfig
 
     configs = [
         HostConfig(host.user, host.port, private_key=str(host.identity_file), allow_agent=False, identity_auth=False)
-        for host in hosts.each
+        for host in hosts.members
     ]
-    client = ParallelSSHClient([_ADDRESS] * len(configs), host_config=configs, pool_size=at_once)
+    client = ParallelSSHClient([_LOOPBACK_ADDRESS] * len(configs), host_config=configs, pool_size=at_once)
 
     clients = {}
 
@@ -159,10 +159,10 @@ def _parallel_ssh(hosts: Hosts, at_once: int = AT_ONCE) -> Iterator[Abilities]:
         client.join(outputs, consume_output=True)
         failed = {
             host.name: str(output.exception or f"exit status {output.exit_code}")
-            for host, output in zip(hosts.each, outputs, strict=True)
+            for host, output in zip(hosts.members, outputs, strict=True)
             if output.exception is not None or output.exit_code != 0
         }
-        expect_none(failed, len(hosts.each))
+        expect_no_failures(failed, len(hosts.members))
 
     try:
         yield Abilities(command)
@@ -181,7 +181,7 @@ def _fabric(hosts: Hosts) -> Iterator[Abilities]:
     config = fabric.Config(overrides={"load_ssh_configs": False})
     group = fabric.ThreadingGroup.from_connections(
         fabric.Connection(
-            _ADDRESS,
+            _LOOPBACK_ADDRESS,
             host.user,
             host.port,
             config=config,
@@ -191,18 +191,20 @@ def _fabric(hosts: Hosts) -> Iterator[Abilities]:
                 "allow_agent": False,
             },
         )
-        for host in hosts.each
+        for host in hosts.members
     )
-    names = {host.port: host.name for host in hosts.each}
+    names = {host.port: host.name for host in hosts.members}
 
     def command() -> None:
         try:
             ended = group.run("true", hide=True, in_stream=False)
         except GroupException as error:
             failed = {connection.port: each for connection, each in error.result.failed.items()}
-            expect_none({names[port]: failure(each).reason for port, each in failed.items()}, len(hosts.each))
+            expect_no_failures(
+                {names[port]: failure_from(each).reason for port, each in failed.items()}, len(hosts.members)
+            )
             raise
-        expect([0] * len(hosts.each), [each.exited for each in ended.values()])
+        expect([0] * len(hosts.members), [each.exited for each in ended.values()])
 
     try:
         yield Abilities(command)
@@ -213,25 +215,25 @@ def _fabric(hosts: Hosts) -> Iterator[Abilities]:
 # All of them ----------------------------------------------------------------------------------------------------------
 
 
-OURS = Contestant(ours.OURS, _ours)
-PLAIN = Contestant(floors.COLD_SSH.name, _plain)
+LAZYCLUSTER_GROUP = Contestant(ours.LAZYCLUSTER, _lazycluster)
+PLAIN_SSH = Contestant(floors.SSH_PER_COMMAND.name, _plain_ssh)
 _LIBRARIES = (
     Contestant("asyncssh", _asyncssh, "asyncssh"),
     Contestant("fabric", _fabric, "fabric"),
 )
-PEERS = ("asyncssh", "fabric", "parallel-ssh", "pdsh")
+PEER_NAMES = ("asyncssh", "fabric", "parallel-ssh", "pdsh")
 """Each by the name of its distribution."""
-WARM = (
-    OURS,
-    Contestant(floors.RAW_SSH.name, _raw),
+WARM_CONTESTANTS = (
+    LAZYCLUSTER_GROUP,
+    Contestant(floors.SSH_THROUGH_MASTER.name, _ssh_through_masters),
     *_LIBRARIES,
     Contestant("parallel-ssh", functools.partial(_parallel_ssh, at_once=1000), "pssh"),
     Contestant("pdsh", _pdsh_through_masters, program="pdsh"),
 )
 """Those that are connected once they have run a command."""
-COLD = (
-    OURS,
-    PLAIN,
+COLD_CONTESTANTS = (
+    LAZYCLUSTER_GROUP,
+    PLAIN_SSH,
     *_LIBRARIES,
     Contestant("parallel-ssh", _parallel_ssh, "pssh"),
     Contestant("pdsh", _pdsh, program="pdsh"),

@@ -22,14 +22,14 @@ from pathlib import Path
 import attrs
 
 from benchmarks.contestants import Abilities, Contestant
-from benchmarks.crowd import WARM
-from benchmarks.hosts import Hosts, masters
-from benchmarks.measuring import failure
-from benchmarks.processes import finish_all, talking_to
-from lazycluster.testing.processes import descendants
+from benchmarks.crowd import WARM_CONTESTANTS
+from benchmarks.hosts import Hosts, open_masters
+from benchmarks.measuring import failure_from
+from benchmarks.processes import interactive_program, run_programs
+from lazycluster.testing.processes import descendant_pids
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_COMMANDS = 3
+_WARM_UP_COMMANDS = 3
 
 
 @attrs.frozen
@@ -48,39 +48,39 @@ class Footprint:
 @contextlib.contextmanager
 def _masters_and_clients(hosts: Hosts) -> Iterator[Abilities]:
     """Keep one ssh master and one ssh client through it for each host: the reference."""
-    with masters(hosts) as through, contextlib.ExitStack() as stack:
+    with open_masters(hosts) as through, contextlib.ExitStack() as stack:
         for name in hosts.names:
-            client = stack.enter_context(talking_to((*through.ssh, "--", name, "echo ready && exec cat")))
-            client.hear.readline()
+            client = stack.enter_context(interactive_program((*through.ssh, "--", name, "echo ready && exec cat")))
+            client.stdout.readline()
         yield Abilities(lambda: None)
 
 
-REFERENCE = Contestant("ssh master and client", _masters_and_clients)
+MEMORY_REFERENCE = Contestant("ssh master and client", _masters_and_clients)
 
 
-def footprint_of(contestant: str, hosts: Hosts) -> Footprint:
+def measure_in_subprocess(contestant: str, hosts: Hosts) -> Footprint:
     """Measure a contestant in a process of its own."""
-    with talking_to((sys.executable, "-m", "benchmarks.footprint")) as program:
+    with interactive_program((sys.executable, "-m", "benchmarks.footprint")) as program:
         program.send(pickle.dumps((contestant, hosts)))
-        return Footprint(**json.loads(program.hear.readline() or '{"failed": "it ended without a word"}'))
+        return Footprint(**json.loads(program.stdout.readline() or '{"failed": "it ended without a word"}'))
 
 
-def _measure(contestant: Contestant[Hosts], hosts: Hosts) -> Footprint:
+def _measure_footprint(contestant: Contestant[Hosts], hosts: Hosts) -> Footprint:
     if contestant.package is not None:
         importlib.import_module(contestant.package)
     # What starting a program leaves behind once, however many follow.
-    finish_all([("true",)], 1)
-    before = _memory(os.getpid())
+    run_programs([("true",)], 1)
+    before = _pss_bytes(os.getpid())
     with contestant.open(hosts) as abilities:
         assert abilities.command is not None
-        for _ in range(_COMMANDS):
+        for _ in range(_WARM_UP_COMMANDS):
             abilities.command()
         gc.collect()
-        programs = [size for size in map(_memory, descendants(os.getpid())) if size]
-        return Footprint(_memory(os.getpid()) - before, sum(programs), len(programs))
+        programs = [size for size in map(_pss_bytes, descendant_pids(os.getpid())) if size]
+        return Footprint(_pss_bytes(os.getpid()) - before, sum(programs), len(programs))
 
 
-def _memory(pid: int) -> int:
+def _pss_bytes(pid: int) -> int:
     """Return the proportional set size of a process in bytes; 0 where it has ended."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
@@ -98,11 +98,11 @@ def _main() -> None:
             _PR_SET_CHILD_SUBREAPER, 1
         )  # an ssh that goes to the background stays below this process
     name, hosts = pickle.load(sys.stdin.buffer)
-    contestants = {each.name: each for each in (*WARM, REFERENCE)}
+    contestants = {each.name: each for each in (*WARM_CONTESTANTS, MEMORY_REFERENCE)}
     try:
-        found = _measure(contestants[name], hosts)
+        found = _measure_footprint(contestants[name], hosts)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told
-        found = Footprint(failed=failure(error).reason)
+        found = Footprint(failed=failure_from(error).reason)
     print(json.dumps(attrs.asdict(found)), flush=True)
 
 

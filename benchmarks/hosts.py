@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from benchmarks.processes import running_all
+from benchmarks.processes import running_programs
 from lazycluster.testing import LocalSshd, write_config
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from lazycluster._typing import Self
 
-AT_ONCE = 16
+MAX_LOGINS = 16
 """Log-ins at once, by whoever can be told so: the default of `RuntimeGroup`."""
 _DEFAULT_STARTUPS = {"MaxStartups": "10:30:100"}  # sshd's own, where LocalSshd has a roomier one
-_STARTING = 8  # sshds at once
+_MAX_SSHDS_STARTING = 8  # sshds at once
 
-_numbers = itertools.count()
+_config_numbers = itertools.count()
 
 
 @attrs.frozen
@@ -41,7 +41,7 @@ class Host:
     identity_file: Path
     log: Path
 
-    def log_ins(self) -> int:
+    def count_logins(self) -> int:
         """Return how often somebody has logged in to its sshd."""
         return self.log.read_text(errors="replace").count("Accepted publickey")
 
@@ -50,7 +50,7 @@ class Host:
 class Hosts:
     """Some hosts, and one ssh configuration for all; it can be sent to another process."""
 
-    each: tuple[Host, ...]
+    members: tuple[Host, ...]
     config_file: Path
     known_hosts: Path
     sockets: Path
@@ -58,7 +58,7 @@ class Hosts:
 
     @property
     def names(self) -> list[str]:
-        return [host.name for host in self.each]
+        return [host.name for host in self.members]
 
     @property
     def ssh(self) -> tuple[str, ...]:
@@ -70,26 +70,26 @@ class Hosts:
         return " ".join(self.ssh[1:])
 
 
-class LogIns:
+class LoginCounter:
     """How often somebody has logged in to each sshd, as those tell, since it was last asked."""
 
     def __init__(self, hosts: Hosts) -> None:
         self._hosts = hosts
         self._seen = self._count()
 
-    def expect_one_each(self) -> None:
+    def expect_login_on_each(self) -> None:
         """Refuse a contestant that has not logged in to each host: it did not do the work."""
         before, self._seen = self._seen, self._count()
-        wanted = Counter(host.log for host in self._hosts.each)
+        wanted = Counter(host.log for host in self._hosts.members)
         if missing := sum((wanted - (self._seen - before)).values()):
-            raise ValueError(f"{missing} of {len(self._hosts.each)} hosts have seen no log-in")
+            raise ValueError(f"{missing} of {len(self._hosts.members)} hosts have seen no log-in")
 
     def _count(self) -> Counter[Path]:
-        return Counter({host.log: host.log_ins() for host in self._hosts.each})
+        return Counter({host.log: host.count_logins() for host in self._hosts.members})
 
 
 @contextlib.contextmanager
-def masters(hosts: Hosts) -> Iterator[Hosts]:
+def open_masters(hosts: Hosts) -> Iterator[Hosts]:
     """Keep a ControlMaster to each host for a block; give the same hosts by way of these.
 
     They stay in the foreground, as children of this process: that ends them in any case.
@@ -103,11 +103,11 @@ def masters(hosts: Hosts) -> Iterator[Hosts]:
         ((*through.ssh, "-N", "-M", "--", name), (directory / name).exists)
         for name in hosts.names
     ]
-    with running_all(programs, AT_ONCE):
+    with running_programs(programs, MAX_LOGINS):
         yield through
 
 
-class Farm:
+class SshdFarm:
     """As many private sshds as were asked for so far; a context manager that ends them all."""
 
     def __init__(self, directory: Path) -> None:
@@ -121,15 +121,15 @@ class Farm:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         servers, self._servers = self._servers, []
-        with ThreadPoolExecutor(_STARTING) as pool:
+        with ThreadPoolExecutor(_MAX_SSHDS_STARTING) as pool:
             list(pool.map(LocalSshd.stop, servers))
 
-    def first(self, count: int) -> Hosts:
+    def first_hosts(self, count: int) -> Hosts:
         """Return so many hosts, each an sshd of its own."""
         self._start(count - len(self._servers))
         return self._hosts([(server.host, server) for server in self._servers[:count]])
 
-    def names_of_one(self, count: int) -> Hosts:
+    def aliases_of_one_host(self, count: int) -> Hosts:
         """Return so many hosts that are one and the same sshd, which limits how many log in at once."""
         self._start(1 - len(self._servers))
         return self._hosts([(f"name-{number}", self._servers[0]) for number in range(count)])
@@ -153,11 +153,11 @@ class Farm:
             for number in range(count)
         ]
         self._servers += new  # before they run: stopping one that does not is nothing
-        with ThreadPoolExecutor(_STARTING) as pool:
+        with ThreadPoolExecutor(_MAX_SSHDS_STARTING) as pool:
             list(pool.map(LocalSshd.start, new))
 
     def _hosts(self, named: Sequence[tuple[str, LocalSshd]]) -> Hosts:
-        number = next(_numbers)
+        number = next(_config_numbers)
         known_hosts = self._directory / f"known_hosts-{number}"
         known_hosts.write_text("".join(dict.fromkeys(server.known_hosts.read_text() for _, server in named)))
         sections = [server.config(name=name) for name, server in named]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-_ROOMY = 8 << 30
+_MIN_FREE_BYTES = 8 << 30
 
 
-def describe(distributions: Sequence[str]) -> str:
+def describe_machine(distributions: Sequence[str]) -> str:
     """Return processor, kernel, and the versions of OpenSSH, Python, lazycluster and other distributions."""
     pdsh = _first_line("pdsh", "-V")
     parts = (
@@ -40,7 +40,7 @@ def _first_line(*argv: str) -> str:
 def fastest_directory() -> Path:
     """Return where files are made at once, so that it is not the file system that is measured: memory, given room."""
     memory = Path("/dev/shm")
-    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _ROOMY:
+    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _MIN_FREE_BYTES:
         return memory
     return Path(tempfile.gettempdir())
 

@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 import attrs
 
-_RINGS_AGAIN = 10.0  # seconds after which an alarm that had no effect is repeated
+_ALARM_REPEAT_SECONDS = 10.0  # seconds after which an alarm that had no effect is repeated
 
 
-def _nothing() -> None:
+def _no_tidying() -> None:
     """Leave nothing to be tidied."""
 
 
@@ -25,7 +25,7 @@ class Entry:
 
     name: str
     act: Callable[[], object]
-    tidy: Callable[[], object] = _nothing
+    tidy: Callable[[], object] = _no_tidying
     timeout: float = 60.0
 
 
@@ -40,7 +40,7 @@ class Sample:
         return statistics.median(self.times)
 
     @property
-    def spread(self) -> tuple[float, float]:
+    def percentiles(self) -> tuple[float, float]:
         """The tenth and the ninetieth percentile; the extremes where there are few."""
         ordered = sorted(self.times)
         cut = len(ordered) // 10
@@ -72,26 +72,26 @@ def interleave(entries: Sequence[Entry], rounds: int, warm_up: int) -> Outcomes:
         shuffle(order)
         for entry in order:
             try:
-                taken = _measure(entry)
+                taken = _time_entry(entry)
             except Exception as error:  # noqa: BLE001 - a contestant may raise anything, and the others go on
-                failures[entry.name] = failure(error)
+                failures[entry.name] = failure_from(error)
             else:
                 if number >= 0:
                     times[entry.name].append(taken)
     return {entry.name: failures.get(entry.name) or Sample(tuple(times[entry.name])) for entry in entries}
 
 
-def failure(error: Exception) -> Failure:
+def failure_from(error: Exception) -> Failure:
     """Return an error as a reason on one line."""
     return Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
-def _measure(entry: Entry) -> float:
+def _time_entry(entry: Entry) -> float:
     with deadline(entry.timeout, entry.name):
         try:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             entry.act()
-            taken = time.perf_counter() - begun
+            taken = time.perf_counter() - started
         except BaseException:
             with contextlib.suppress(Exception):  # what there is to say is said already
                 entry.tidy()
@@ -108,16 +108,16 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
     The deadline of a block around this one goes on afterwards.
     """
 
-    def ring(_number: int, _frame: object) -> None:
+    def raise_timeout(_number: int, _frame: object) -> None:
         raise TimeoutError(f"{what}: no end after {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    begun = time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _RINGS_AGAIN)
+    before = signal.signal(signal.SIGALRM, raise_timeout)
+    started = time.monotonic()
+    outer_remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _ALARM_REPEAT_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if left:
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - begun), 0.001), interval)
+        if outer_remaining:
+            signal.setitimer(signal.ITIMER_REAL, max(outer_remaining - (time.monotonic() - started), 0.001), interval)

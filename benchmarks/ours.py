@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def runtime_on(site: Site, **options: object) -> Iterator[Runtime]:
+def new_runtime(site: Site, **options: object) -> Iterator[Runtime]:
     """Keep a runtime for a block."""
     make: Callable[..., Runtime] = Runtime  # not every version knows every option
     with make(site.host, config_file=site.config_file, **options) as runtime:
@@ -38,17 +38,17 @@ def abilities_of(runtime: Runtime) -> Abilities:
 def _opener(**options: object) -> Opener[Site]:
     @contextlib.contextmanager
     def open_runtime(site: Site) -> Iterator[Abilities]:
-        with runtime_on(site, **options) as runtime:
+        with new_runtime(site, **options) as runtime:
             yield abilities_of(runtime)
 
     return open_runtime
 
 
-OURS = "lazycluster"
-NOT_RESIDENT = "lazycluster, resident=False"
-OPTIONS: dict[str, dict[str, object]] = {OURS: {}}
+LAZYCLUSTER = "lazycluster"
+LAZYCLUSTER_NOT_RESIDENT = "lazycluster, resident=False"
+VARIANT_OPTIONS: dict[str, dict[str, object]] = {LAZYCLUSTER: {}}
 """The variants of ours that this version has, with the keywords of `Runtime` that make them."""
 if "resident" in RuntimeOptions.__annotations__:
-    OPTIONS[NOT_RESIDENT] = {"resident": False}
+    VARIANT_OPTIONS[LAZYCLUSTER_NOT_RESIDENT] = {"resident": False}
 
-CONTESTANTS = tuple(Contestant(name, _opener(**options)) for name, options in OPTIONS.items())
+LAZYCLUSTER_CONTESTANTS = tuple(Contestant(name, _opener(**options)) for name, options in VARIANT_OPTIONS.items())

@@ -129,7 +129,7 @@ def _fabric(site: Site) -> Iterator[Abilities]:
 
 EXECNET = Contestant("execnet", _execnet, "execnet")
 MITOGEN = Contestant("mitogen", _mitogen, "mitogen")
-CONTESTANTS = (
+PEER_CONTESTANTS = (
     EXECNET,
     MITOGEN,
     Contestant("asyncssh", _asyncssh, "asyncssh"),

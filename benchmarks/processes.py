@@ -18,7 +18,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_LAST_WORDS = 10.0  # seconds that a program has to end by itself once its standard input has
+_EXIT_WAIT_SECONDS = 10.0  # seconds that a program has to end by itself once its standard input has
 
 
 @attrs.frozen
@@ -26,115 +26,115 @@ class ProgramFailedError(Exception):
     """A program did not do what it was started for."""
 
     argv: tuple[str, ...]
-    status: int
-    said: str
+    exit_code: int
+    output: str
 
     def __str__(self) -> str:
-        return f"{self.argv[0]} ended with exit status {self.status}: {self.said or self.argv}"
+        return f"{self.argv[0]} ended with exit status {self.exit_code}: {self.output or self.argv}"
 
 
 @attrs.frozen
-class Conversation:
+class InteractiveProgram:
     """A program that is spoken to over its standard input and output."""
 
-    say: IO[bytes]
-    hear: IO[bytes]
+    stdin: IO[bytes]
+    stdout: IO[bytes]
 
     def send(self, data: bytes) -> None:
         """Send it all, now."""
-        self.say.write(data)
-        self.say.flush()
+        self.stdin.write(data)
+        self.stdin.flush()
 
     def receive(self, size: int) -> bytes:
         """Return exactly so many bytes."""
-        data = self.hear.read(size)
+        data = self.stdout.read(size)
         if len(data) < size:
             raise EOFError(f"the program ended after {len(data)} of {size} bytes")
         return data
 
 
-def finish(argv: Sequence[str]) -> bytes:
+def run_program(argv: Sequence[str]) -> bytes:
     """Run a program to its end and return what it printed."""
     ended = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, start_new_session=True)
-    _check(argv, ended.returncode, ended.stderr)
+    _check_exit_code(argv, ended.returncode, ended.stderr)
     return ended.stdout
 
 
-def read_all(argv: Sequence[str]) -> bytes:
+def read_output(argv: Sequence[str]) -> bytes:
     """Run a program and return what it printed, the fastest way to read much of it."""
-    with _started(argv, stdout=subprocess.PIPE) as process:
+    with _start_program(argv, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         data = process.stdout.read()
-        _check(argv, process.wait())
+        _check_exit_code(argv, process.wait())
     return data
 
 
 def pipe(source: Sequence[str], sink: Sequence[str]) -> None:
     """Run two programs to their ends, the output of one being the input of the other."""
-    with _started(source, stdout=subprocess.PIPE) as writer:
-        with _started(sink, stdin=writer.stdout) as reader:
+    with _start_program(source, stdout=subprocess.PIPE) as writer:
+        with _start_program(sink, stdin=writer.stdout) as reader:
             assert writer.stdout is not None
             writer.stdout.close()  # so that the writer learns of the reader's end
-            _check(sink, reader.wait())
-        _check(source, writer.wait())
+            _check_exit_code(sink, reader.wait())
+        _check_exit_code(source, writer.wait())
 
 
-def finish_all(argvs: Sequence[Sequence[str]], at_once: int) -> dict[int, str]:
+def run_programs(argvs: Sequence[Sequence[str]], limit: int) -> dict[int, str]:
     """Run programs to their ends, so many at a time; return what those said that failed, by their places."""
     failed: dict[int, str] = {}
     waiting = enumerate(argvs)
-    said: dict[int, bytes] = {}
+    outputs: dict[int, bytes] = {}
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
 
         def start(count: int) -> None:
             for place, argv in itertools.islice(waiting, count):
-                process = stack.enter_context(_started(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+                process = stack.enter_context(_start_program(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
                 assert process.stdout is not None
                 selector.register(process.stdout, selectors.EVENT_READ, (place, process))
 
-        start(at_once)
+        start(limit)
         while selector.get_map():
             for key, _ in selector.select():
                 place, process = key.data
                 if data := os.read(key.fd, 1 << 16):
-                    said[place] = said.get(place, b"") + data
+                    outputs[place] = outputs.get(place, b"") + data
                     continue
                 selector.unregister(key.fd)
                 if status := process.wait():
-                    text = said.get(place, b"").decode(errors="replace").strip()
+                    text = outputs.get(place, b"").decode(errors="replace").strip()
                     failed[place] = text or f"exit status {status}"
                 start(1)
     return failed
 
 
 @contextlib.contextmanager
-def talking_to(argv: Sequence[str]) -> Iterator[Conversation]:
+def interactive_program(argv: Sequence[str]) -> Iterator[InteractiveProgram]:
     """Keep a program for a block; its standard input ends with the block, and soon after so does the program."""
-    with _started(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with _start_program(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield Conversation(process.stdin, process.stdout)
+        yield InteractiveProgram(process.stdin, process.stdout)
         process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_LAST_WORDS)
+            process.wait(_EXIT_WAIT_SECONDS)
 
 
 @contextlib.contextmanager
-def running(argv: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[None]:
+def running_program(argv: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[None]:
     """Keep a program for a block, which begins when it is ready."""
-    with running_all([(argv, is_ready)], 1):
+    with running_programs([(argv, is_ready)], 1):
         yield
 
 
 @contextlib.contextmanager
-def running_all(programs: Sequence[tuple[Sequence[str], Callable[[], bool]]], at_once: int) -> Iterator[None]:
+def running_programs(programs: Sequence[tuple[Sequence[str], Callable[[], bool]]], limit: int) -> Iterator[None]:
     """Keep programs for a block, which begins when each is ready; so many get ready at a time."""
     with contextlib.ExitStack() as stack:
         waiting = iter(programs)
         starting: list[tuple[Sequence[str], Callable[[], bool], subprocess.Popen[bytes]]] = []
         while True:
-            for argv, is_ready in itertools.islice(waiting, at_once - len(starting)):
-                starting.append((argv, is_ready, stack.enter_context(_started(argv))))
+            for argv, is_ready in itertools.islice(waiting, limit - len(starting)):
+                starting.append((argv, is_ready, stack.enter_context(_start_program(argv))))
             if not starting:
                 break
             for argv, is_ready, process in starting:
@@ -149,11 +149,11 @@ def running_all(programs: Sequence[tuple[Sequence[str], Callable[[], bool]]], at
 
 def count_children(name: str) -> int:
     """Return how many programs of that name run below this process."""
-    table = finish(("ps", "-A", "-o", "pid=,ppid=,comm="))
-    return count_below(table.decode(errors="replace"), os.getpid(), name)
+    table = run_program(("ps", "-A", "-o", "pid=,ppid=,comm="))
+    return count_descendants(table.decode(errors="replace"), os.getpid(), name)
 
 
-def count_below(table: str, root: int, name: str) -> int:
+def count_descendants(table: str, root: int, name: str) -> int:
     """Return how many lines of `ps -o pid=,ppid=,comm=` name a program below a process; some print its path."""
     rows = [line.split(maxsplit=2) for line in table.splitlines()]
     below = {root}
@@ -163,7 +163,7 @@ def count_below(table: str, root: int, name: str) -> int:
 
 
 @contextlib.contextmanager
-def _started(
+def _start_program(
     argv: Sequence[str],
     *,
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
@@ -183,6 +183,6 @@ def _started(
         process.wait()
 
 
-def _check(argv: Sequence[str], status: int, stderr: bytes = b"") -> None:
+def _check_exit_code(argv: Sequence[str], status: int, stderr: bytes = b"") -> None:
     if status:
         raise ProgramFailedError(tuple(argv), status, stderr.decode(errors="replace").strip())

@@ -9,13 +9,13 @@ import pickle
 import struct
 import sys
 
-HEAD = struct.Struct("!Q")
+LENGTH_HEADER = struct.Struct("!Q")
 
 
 def _serve() -> None:
     """Answer requests until there are no more: a child for each, which writes the result itself."""
-    while len(head := sys.stdin.buffer.read(HEAD.size)) == HEAD.size:
-        request = sys.stdin.buffer.read(*HEAD.unpack(head))
+    while len(head := sys.stdin.buffer.read(LENGTH_HEADER.size)) == LENGTH_HEADER.size:
+        request = sys.stdin.buffer.read(*LENGTH_HEADER.unpack(head))
         child = os.fork()
         if not child:
             _answer(request)
@@ -28,7 +28,7 @@ def _answer(request: bytes) -> None:
     try:
         name, arguments = pickle.loads(request)
         result = pickle.dumps(globals()[name](*arguments), protocol=pickle.HIGHEST_PROTOCOL)
-        rest = memoryview(result)[os.writev(1, (HEAD.pack(len(result)), result)) - HEAD.size :]
+        rest = memoryview(result)[os.writev(1, (LENGTH_HEADER.pack(len(result)), result)) - LENGTH_HEADER.size :]
         while rest:
             rest = rest[os.write(1, rest) :]
         status = 0

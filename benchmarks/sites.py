@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from benchmarks.processes import running, talking_to
+from benchmarks.processes import interactive_program, running_program
 from lazycluster.testing import write_config
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lazycluster.testing import LocalSshd
 
-_numbers = itertools.count()
+_socket_numbers = itertools.count()
 
 
 @attrs.frozen
@@ -54,7 +54,7 @@ class Site:
 
 
 @attrs.frozen
-class Master:
+class ControlMaster:
     """A ControlMaster of ours, for what goes through it."""
 
     site: Site
@@ -74,11 +74,11 @@ class Master:
 
 
 @contextlib.contextmanager
-def master(site: Site) -> Iterator[Master]:
+def open_master(site: Site) -> Iterator[ControlMaster]:
     """Keep a ControlMaster for a block."""
-    made = Master(site, site.directory / f"m{next(_numbers)}")  # short: a socket's path may have 90 bytes
+    made = ControlMaster(site, site.directory / f"m{next(_socket_numbers)}")  # short: a socket's path may have 90 bytes
     # It binds its socket under another name, and renames it when it is logged in and listens.
-    with running((*made.ssh, "-N", "-M", "--", site.host), made.socket.exists):
+    with running_program((*made.ssh, "-N", "-M", "--", site.host), made.socket.exists):
         yield made
 
 
@@ -91,8 +91,8 @@ def direct_site(sshd: LocalSshd, directory: Path) -> Site:
 def slow_site(sshd: LocalSshd, directory: Path, delay: float) -> Iterator[Site]:
     """Give the way on which each byte takes `delay` seconds in either direction."""
     argv = (sys.executable, "-m", "benchmarks.slow_link", str(sshd.port), str(delay))
-    with talking_to(argv) as link:
-        port = int(link.hear.readline())
+    with interactive_program(argv) as link:
+        port = int(link.stdout.readline())
         known_hosts = directory / "slow_known_hosts"
         known_hosts.write_text(sshd.known_hosts.read_text().replace(f":{sshd.port} ", f":{port} "))
         config_file = write_config(directory / "slow_ssh_config", sshd.config(port=port))

@@ -10,7 +10,7 @@ from lazycluster._typing import assert_never
 
 
 @attrs.frozen
-class Times:
+class MaxRatio:
     """At most so many times as long as the reference."""
 
     limit: float
@@ -24,51 +24,51 @@ class Faster:
 
 
 @attrs.frozen
-class Share:
+class MinRateShare:
     """At least this share of the reference's rate."""
 
     limit: float
 
 
 @attrs.frozen
-class Plus:
+class MaxExtraSeconds:
     """At most so many seconds longer than the reference."""
 
     seconds: float
 
 
 @attrs.frozen
-class PlusMemory:
+class MaxExtraBytes:
     """At most so many bytes more than the reference."""
 
     bytes: float
 
 
 @attrs.frozen
-class Pace:
+class MinItemsPerSecond:
     """At least so many of the items a second; there is nothing to compare with."""
 
     per_second: float
     items: int
 
 
-Target: TypeAlias = Times | Faster | Share | Plus | PlusMemory | Pace
+Target: TypeAlias = MaxRatio | Faster | MinRateShare | MaxExtraSeconds | MaxExtraBytes | MinItemsPerSecond
 
 
 def is_met(target: Target, ours: float, reference: float) -> bool:
     """Judge two times, in seconds, for the same work; or two sizes, in bytes."""
     match target:
-        case Times():
+        case MaxRatio():
             return ours <= target.limit * reference
         case Faster():
             return ours < reference if target.strictly else ours <= reference
-        case Share():
+        case MinRateShare():
             return reference >= target.limit * ours
-        case Plus():
+        case MaxExtraSeconds():
             return ours <= reference + target.seconds
-        case PlusMemory():
+        case MaxExtraBytes():
             return ours <= reference + target.bytes
-        case Pace():
+        case MinItemsPerSecond():
             return target.items >= target.per_second * ours
         case _:
             assert_never(target)
@@ -77,34 +77,34 @@ def is_met(target: Target, ours: float, reference: float) -> bool:
 def compare(target: Target, ours: float, reference: float) -> str:
     """Return how two times or sizes compare, in the terms of the target."""
     match target:
-        case Times() | Faster():
+        case MaxRatio() | Faster():
             return f"{ours / reference:.2f} x"
-        case Share():
+        case MinRateShare():
             return f"{reference / ours:.2f} x"
-        case Plus():
+        case MaxExtraSeconds():
             return f"{(ours - reference) * 1000:+.1f} ms"
-        case PlusMemory():
+        case MaxExtraBytes():
             return f"{(ours - reference) / 1e6:+.2f} MB"
-        case Pace():
+        case MinItemsPerSecond():
             return ""
         case _:
             assert_never(target)
 
 
-def describe(target: Target) -> str:
+def describe_target(target: Target) -> str:
     """Return a target in words."""
     match target:
-        case Times():
+        case MaxRatio():
             return f"at most {target.limit:g} x"
         case Faster():
             return "faster" if target.strictly else "not slower"
-        case Share():
+        case MinRateShare():
             return f"at least {target.limit:g} x the rate"
-        case Plus():
+        case MaxExtraSeconds():
             return f"at most {target.seconds * 1000:g} ms more"
-        case PlusMemory():
+        case MaxExtraBytes():
             return f"at most {target.bytes / 1e6:g} MB more"
-        case Pace():
+        case MinItemsPerSecond():
             return f"at least {target.per_second:,g} a second"
         case _:
             assert_never(target)

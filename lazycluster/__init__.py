@@ -109,7 +109,7 @@ __all__ = [
     "WorkingDirectoryError",
 ]
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "Connection": "connection",
     "Runtime": "runtimes",
     "RuntimeGroup": "groups",
@@ -130,7 +130,7 @@ def __getattr__(name: str) -> object:
     """Import a name of this package when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'exceptions')}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS.get(name, 'exceptions')}"), name)
     globals()[name] = value
     return value
 

@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID, TextColumn
 
-_LONGEST_RULE = 60
-_MOST_BARS = 16
-_CONTROLS = re.compile(
+_MAX_RULE_WIDTH = 60
+_MAX_BARS = 16
+_CONTROL_SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: the cursor, the screen, colours
     r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\n]*?(?:\x1b\\|[\x07\x9c]|(?=\n)|\Z)"  # OSC and the like: titles, links
     r"|\x1b[ -/]*[0-~]?"
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
 """What a terminal takes for an order (ECMA-48, chapters 5 and 8), but for newlines and tabs."""
-_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
-_RESET = "\x1b[0m"
+_COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;:]*m")
+_RESET_COLOURS = "\x1b[0m"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Return how many there are of something, such as `1 host` and `2 hosts`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def coloured(*, err: bool = False) -> bool:
+def has_colours(*, err: bool = False) -> bool:
     """Tell whether standard output, or standard error, gets colours: a terminal that has them, unless NO_COLOR is set.
 
     rich decides, so that everything on a screen agrees.
@@ -47,15 +47,15 @@ def coloured(*, err: bool = False) -> bool:
     return console.color_system is not None and not console.no_color
 
 
-def cleaned(text: str, *, colours: bool = False) -> str:
+def strip_control_sequences(text: str, *, keep_colours: bool = False) -> str:
     """Return text without what a terminal would take for an order, such as to move the cursor.
 
-    With `colours` those stay (SGR), and end with the text.
+    With `keep_colours` those stay (SGR), and end with the text.
     """
-    if not colours:
-        return _CONTROLS.sub("", text)
-    kept = _CONTROLS.sub(lambda found: found[0] if _COLOUR.fullmatch(found[0]) else "", text)
-    return kept + _RESET if _COLOUR.search(kept) else kept
+    if not keep_colours:
+        return _CONTROL_SEQUENCES.sub("", text)
+    kept = _CONTROL_SEQUENCES.sub(lambda found: found[0] if _COLOUR_SEQUENCE.fullmatch(found[0]) else "", text)
+    return kept + _RESET_COLOURS if _COLOUR_SEQUENCE.search(kept) else kept
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
@@ -64,9 +64,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     Cells may hold what hosts said: what a terminal would take for an order is left out of them.
     """
     out = sys.stderr if err else sys.stdout
-    rows = [[cleaned(cell) for cell in row] for row in rows]
+    rows = [[strip_control_sequences(cell) for cell in row] for row in rows]
     if not out.isatty():
-        print(plain_table(title, columns, rows), file=out)
+        print(format_table(title, columns, rows), file=out)
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -81,11 +81,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     Console(stderr=err).print(Text(title, "italic"), table, sep="\n")
 
 
-def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as plain text, its columns aligned, a row on one line."""
     lines = [list(columns), *([" ".join(map(str.strip, cell.splitlines())) for cell in row] for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    rule = ["-" * min(width, _LONGEST_RULE) for width in widths]
+    rule = ["-" * min(width, _MAX_RULE_WIDTH) for width in widths]
     body = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in [lines[0], rule, *lines[1:]]
@@ -94,7 +94,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 @contextlib.contextmanager
-def waiting(text: str) -> Iterator[None]:
+def show_status(text: str) -> Iterator[None]:
     """Show on a terminal, on standard error, what is waited for; nothing of it is left."""
     if not sys.stderr.isatty():
         yield
@@ -113,48 +113,48 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     Gives a function of the bytes done and the bytes in all (None: nobody knows).
     """
     with transfer_bars([title]) as bars:
-        yield functools.partial(bars.advance, title)
+        yield functools.partial(bars.update, title)
 
 
 class TransferBars:
     """Bars of bytes for several things; this one shows nothing."""
 
-    def advance(self, title: str, done: int, total: int | None) -> None:
+    def update(self, title: str, completed: int, total: int | None) -> None:
         """Show how many bytes are done, of how many (None: nobody knows)."""
 
-    def end(self, title: str, *, good: bool) -> None:
+    def finish(self, title: str, *, success: bool) -> None:
         """Show that one has ended."""
 
 
-class _Bars(TransferBars):
+class _PermanentBars(TransferBars):
     """A bar for each, all of the time."""
 
     def __init__(self, progress: Progress, titles: Sequence[str]) -> None:
         self._progress = progress
         self._tasks = {title: progress.add_task(title, total=None) for title in titles}
 
-    def advance(self, title: str, done: int, total: int | None) -> None:
-        self._progress.update(self._tasks[title], completed=done, total=total)
+    def update(self, title: str, completed: int, total: int | None) -> None:
+        self._progress.update(self._tasks[title], completed=completed, total=total)
 
 
-class _PassingBars(TransferBars):
+class _TransientBars(TransferBars):
     """A bar for each while it is under way, and a line that counts those that have ended, and that have failed."""
 
-    def __init__(self, progress: Progress, ended: Callable[[bool], None]) -> None:
+    def __init__(self, progress: Progress, on_finish: Callable[[bool], None]) -> None:
         self._progress = progress
-        self._ended = ended
+        self._on_finish = on_finish
         self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
 
-    def advance(self, title: str, done: int, total: int | None) -> None:
+    def update(self, title: str, completed: int, total: int | None) -> None:
         with self._lock:
             if title not in self._tasks:
                 self._tasks[title] = self._progress.add_task(title, total=total)
-            self._progress.update(self._tasks[title], completed=done, total=total)
+            self._progress.update(self._tasks[title], completed=completed, total=total)
 
-    def end(self, title: str, *, good: bool) -> None:
+    def finish(self, title: str, *, success: bool) -> None:
         with self._lock:
-            self._ended(good)
+            self._on_finish(success)
             if title in self._tasks:
                 self._progress.remove_task(self._tasks.pop(title))
 
@@ -173,13 +173,13 @@ def transfer_bars(titles: Sequence[str]) -> Iterator[TransferBars]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn  # noqa: PLC0415
 
     progress = Progress(_title_column(), BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn())
-    if len(titles) <= _MOST_BARS:
+    if len(titles) <= _MAX_BARS:
         with progress:
-            yield _Bars(progress, titles)
+            yield _PermanentBars(progress, titles)
         return
-    count = Progress(BarColumn(bar_width=None), _counts_column())
+    count = Progress(BarColumn(bar_width=None), _count_column())
     with Live(Group(count, progress)):
-        yield _PassingBars(progress, _counting(count, "", len(titles), "hosts"))
+        yield _TransientBars(progress, _add_count_bar(count, "", len(titles), "hosts"))
 
 
 @contextlib.contextmanager
@@ -194,28 +194,30 @@ def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Itera
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, Progress, TimeElapsedColumn  # noqa: PLC0415
 
-    columns = _title_column(), BarColumn(bar_width=None), _counts_column(), TimeElapsedColumn()
+    columns = _title_column(), BarColumn(bar_width=None), _count_column(), TimeElapsedColumn()
     # Output that goes to a file is none of the terminal's.
-    in_sight = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=in_sight) as progress:
-        yield _counting(progress, " ".join(title.split()), total, unit)
+    stdout_is_terminal = sys.stdout.isatty()
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=stdout_is_terminal
+    ) as progress:
+        yield _add_count_bar(progress, " ".join(title.split()), total, unit)
 
 
-def _counting(progress: Progress, title: str, total: int | None, unit: str) -> Callable[[bool], None]:
-    """Add a bar that counts, for a `_counts_column()`; return what to call for each, with whether it went well."""
+def _add_count_bar(progress: Progress, title: str, total: int | None, unit: str) -> Callable[[bool], None]:
+    """Add a bar that counts, for a `_count_column()`; return what to call for each, with whether it went well."""
     of = "" if total is None else f"/{total}"
     task = progress.add_task(title, total=total, of=of, unit=unit, failed="")
     failed = 0
 
-    def advance(good: bool) -> None:
+    def advance(success: bool) -> None:
         nonlocal failed
-        failed += not good
+        failed += not success
         progress.update(task, advance=1, failed=f", [red]{failed} failed[/]" if failed else "")
 
     return advance
 
 
-def _counts_column() -> TextColumn:
+def _count_column() -> TextColumn:
     """Return a column of how many are done, of how many, and how many of them failed."""
     from rich.progress import TextColumn  # noqa: PLC0415
 
@@ -234,13 +236,13 @@ def _title_column() -> TextColumn:
 class Printer:
     """Prints titles and lines, in colour on a terminal."""
 
-    def title(self, text: str) -> None:
+    def print_title(self, text: str) -> None:
         """Print a title after an empty line."""
         self._print(f"\n== {text}", "bold cyan")
 
-    def line(self, text: str, *, good: bool | None = None) -> None:
+    def print_line(self, text: str, *, success: bool | None = None) -> None:
         """Print a line, green where it is good news, red where it is bad."""
-        self._print(text, {None: "", True: "bold green", False: "bold red"}[good])
+        self._print(text, {None: "", True: "bold green", False: "bold red"}[success])
 
     def _print(self, text: str, style: str) -> None:
         if not sys.stdout.isatty():

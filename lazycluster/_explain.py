@@ -15,35 +15,35 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
-from lazycluster._functions.python_finder import candidates
-from lazycluster._ssh.argv import SINCE_8_7, exit_argv, master_argv, remote_operand, scp_argv, session_argv
+from lazycluster._functions.python_finder import python_candidates
+from lazycluster._ssh.argv import OPTIONS_SINCE_8_7, exit_argv, master_argv, remote_operand, scp_argv, session_argv
 from lazycluster._ssh.destination import Destination
-from lazycluster._ssh.shell import BOOTSTRAP_BY_HAND, quote_path
+from lazycluster._ssh.shell import MANUAL_SHELL_BOOTSTRAP, quote_path
 from lazycluster._typing import assert_never
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
 
-MASTER_LINGERS = 600
+EXPLAINED_MASTER_PERSIST_SECONDS = 600
 """Seconds after which a forgotten connection closes by itself."""
-READ_ANSWER = (
+READ_OUTCOME_PROGRAM = (
     "import sys; from lazycluster._functions.outcome import read_outcome; "
     'print(read_outcome(open(sys.argv[1], "rb"), *sys.argv[2:]).unwrap())'
 )
 """For `python3 -c`: prints what a function returned, or raises what it raised. The arguments are the file with what
-`by_hand.file_by_hand` wrote on standard output, the host, and the name of the function."""
+`explainer.render_standalone_file` wrote on standard output, the host, and the name of the function."""
 
-_SOCKET = Path("$lc_dir/m")
-_WIDTH = 110
+_CONTROL_PATH = Path("$lc_dir/m")
+_MAX_LINE_WIDTH = 110
 # What every version of scp takes as it is; older ones hand the path to a shell on the host.
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+,=@-]+")
-_HOME = re.compile(r"~/*")
-_NAMELESS = {"", ".", ".."}
-_OWN_NAME = 'basename -- "$(pwd -P)"'
+_SCP_SAFE_PATH = re.compile(r"[A-Za-z0-9_./+,=@-]+")
+_HOME_PREFIX = re.compile(r"~/*")
+_DOT_NAMES = {"", ".", ".."}
+_DIRECTORY_NAME_COMMAND = 'basename -- "$(pwd -P)"'
 _SPECIAL_IN_DOUBLE_QUOTES = frozenset('"$`\\!')
-_SHOWN = 70
+_MAX_COMMENT_WIDTH = 70
 
 
 @attrs.frozen
-class Lines:
+class ShellBlock:
     """Lines of shell that belong together, below a comment of one line or more."""
 
     comment: str
@@ -61,15 +61,15 @@ def quote(text: str) -> str:
     What cannot, such as a tab or a byte that is no UTF-8, is printed by the shell. Newlines stay: a command
     substitution would lose them.
     """
-    runs = itertools.groupby(text, _can_be_seen)
-    return "".join((_quoted if shown else _octal)("".join(run)) for shown, run in runs) or "''"
+    runs = itertools.groupby(text, _is_visible)
+    return "".join((_quote_visible if shown else _quote_as_octal)("".join(run)) for shown, run in runs) or "''"
 
 
-def _can_be_seen(character: str) -> bool:
+def _is_visible(character: str) -> bool:
     return character.isprintable() or character == "\n"
 
 
-def _quoted(text: str) -> str:
+def _quote_visible(text: str) -> str:
     """Return a word as `shlex.quote` does, but in double quotes where these read better and change nothing."""
     if "'" not in text:
         return shlex.quote(text)
@@ -78,25 +78,27 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _octal(text: str) -> str:
+def _quote_as_octal(text: str) -> str:
     digits = "".join(f"\\{byte:03o}" for byte in text.encode("utf-8", "surrogateescape"))
     return f"\"$(printf '{digits}')\""
 
 
-def opening(to: Destination, working_dir: str | None) -> tuple[Lines, ...]:
+def setup_blocks(destination: Destination, working_dir: str | None) -> tuple[ShellBlock, ...]:
     """Return what comes first: the connection, the functions, and the working directory, made where it is missing."""
-    master = master_argv(to, _SOCKET, None, batch=False, lingers=MASTER_LINGERS)
-    session = session_argv(to, _SOCKET, (BOOTSTRAP_BY_HAND,), unsupported=SINCE_8_7)
-    end = exit_argv(to, _SOCKET)
-    *scp, _, _ = scp_argv(to, _SOCKET, "", "", unsupported=SINCE_8_7)
+    master = master_argv(
+        destination, _CONTROL_PATH, None, batch=False, persist_seconds=EXPLAINED_MASTER_PERSIST_SECONDS
+    )
+    session = session_argv(destination, _CONTROL_PATH, (MANUAL_SHELL_BOOTSTRAP,), unsupported_options=OPTIONS_SINCE_8_7)
+    end = exit_argv(destination, _CONTROL_PATH)
+    *scp, _, _ = scp_argv(destination, _CONTROL_PATH, "", "", unsupported_options=OPTIONS_SINCE_8_7)
     blocks = [
-        Lines("", ('[ -z "${ZSH_VERSION-}" ] || setopt interactive_comments',)),
-        Lines(
+        ShellBlock("", ('[ -z "${ZSH_VERSION-}" ] || setopt interactive_comments',)),
+        ShellBlock(
             "Nothing of this has been run. As a script, with sh, it stops at the first step that fails, as a task\n"
             "does. Pasted into a terminal it goes on. By hand a file is not written under a temporary name first and\n"
             "then renamed, nothing is ended on the host when you stop ssh, and what start-up files print is output.",
         ),
-        Lines(
+        ShellBlock(
             "A session: without the connection it fails, ProxyCommand=false, and does not dial anew. The text\n"
             "for the host, the argument or else standard input, goes there in octal digits, for any login shell to\n"
             "pass on to a POSIX one. What is left of standard input follows.",
@@ -107,15 +109,17 @@ def opening(to: Destination, working_dir: str | None) -> tuple[Lines, ...]:
                 "        printf %s \"$1\" | od -An -v -to1 | tr -c 0-7 '\\n' | sed -n 's/..*/\\\\0&/p' | tr -d '\\n'",
                 "        echo",
                 "        cat",
-                "    } | " + "\n".join(_command(session, indent="        ")),
+                "    } | " + "\n".join(_wrap_argv(session, indent="        ")),
                 "}",
             ),
         ),
-        Lines("A copy of one file, with its mode and time.", _function("lc_scp", _command(scp, tail='"$@"'))),
-        Lines(
+        ShellBlock(
+            "A copy of one file, with its mode and time.", _define_function("lc_scp", _wrap_argv(scp, tail='"$@"'))
+        ),
+        ShellBlock(
             "The end of the connection, for a script whatever happens.",
             (
-                *_function("lc_close", (*_command(end, tail="2>/dev/null || :"), 'rm -rf "$lc_dir"')),
+                *_define_function("lc_close", (*_wrap_argv(end, tail="2>/dev/null || :"), 'rm -rf "$lc_dir"')),
                 "case $- in *i*) ;; *)",
                 "    set -e",
                 '    [ -z "${ZSH_VERSION-}" ] || setopt posix_traps',
@@ -124,154 +128,155 @@ def opening(to: Destination, working_dir: str | None) -> tuple[Lines, ...]:
                 "esac",
             ),
         ),
-        Lines(
+        ShellBlock(
             "One connection for all steps. Its socket is in a directory of your own, and it closes by itself when\n"
-            f"nobody has used it for {MASTER_LINGERS // 60} minutes. The options overrule what your configuration may"
-            " say for\nterminals, such as forwardings and commands, and have a broken link noticed after 15 seconds.",
-            ("lc_dir=$(mktemp -d /tmp/lazycluster-XXXXXX)", *_command(master)),
+            f"nobody has used it for {EXPLAINED_MASTER_PERSIST_SECONDS // 60} minutes. The options overrule what your "
+            "configuration may say for\nterminals, such as forwardings and commands, "
+            "and have a broken link noticed after 15 seconds.",
+            ("lc_dir=$(mktemp -d /tmp/lazycluster-XXXXXX)", *_wrap_argv(master)),
         ),
     ]
     if working_dir is not None:
         make = f"mkdir -p -- {quote_path(working_dir)}"
-        blocks.append(Lines("The working directory, made where it is missing.", _session(make)))
+        blocks.append(ShellBlock("The working directory, made where it is missing.", _session_lines(make)))
     return tuple(blocks)
 
 
-def closing() -> Lines:
+def teardown_block() -> ShellBlock:
     """Return what comes last."""
-    return Lines("The connection is closed: ssh -O exit", ("lc_close",))
+    return ShellBlock("The connection is closed: ssh -O exit", ("lc_close",))
 
 
-def explain(
+def explain_steps(
     steps: Sequence[Step],
-    to: Destination,
+    destination: Destination,
     working_dir: str | None = None,
     *,
     is_directory: Callable[[Path], bool],
     env: Mapping[str, str] | None = None,
     payloads: Mapping[int, Path] | None = None,
     python: str | None = None,
-) -> tuple[Lines, ...]:
-    """Return for each step what it is, and the lines that do it, which need those of `opening()`.
+) -> tuple[ShellBlock, ...]:
+    """Return for each step what it is, and the lines that do it, which need those of `setup_blocks()`.
 
     Args:
         steps: The steps of one task.
-        to: The host.
+        destination: The host.
         working_dir: Where they run, as `Runtime(host, working_dir)` has it; None: in the home directory.
         is_directory: Tells whether something that is sent is a directory.
         env: Environment variables of the commands and functions; with a working directory WORKING_DIR is added.
-        payloads: For the index of a `RunFunction` where its `file_by_hand` is; without it that step fails.
+        payloads: For the index of a `RunFunction` where its `render_standalone_file` is; without it that step fails.
         python: The Python for functions on the host, as for `Runtime(host, python=)`.
     """
-    by_hand = _ByHand(to, working_dir, env or {}, is_directory, payloads or {}, python)
-    return tuple(by_hand.step(index, step) for index, step in enumerate(steps))
+    explainer = _StepExplainer(destination, working_dir, env or {}, is_directory, payloads or {}, python)
+    return tuple(explainer.explain_step(index, step) for index, step in enumerate(steps))
 
 
 @attrs.frozen
-class _ByHand:
+class _StepExplainer:
     """One task on one host."""
 
-    to: Destination
+    destination: Destination
     cwd: str | None
     env: Mapping[str, str]
     is_directory: Callable[[Path], bool]
     payloads: Mapping[int, Path]
     python: str | None
 
-    def step(self, index: int, step: Step) -> Lines:
+    def explain_step(self, index: int, step: Step) -> ShellBlock:
         match step:
             case RunCommand():
                 limit = "" if step.timeout is None else f"\nThe library ends it after {step.timeout:g} seconds."
-                comment = f"run_command: {_one_line(step.command)}{limit}"
-                lines = _session("\n".join([*self._stage(), step.command]))
+                comment = f"run_command: {_comment_text(step.command)}{limit}"
+                lines = _session_lines("\n".join([*self._preamble(), step.command]))
             case SendFile():
-                target = "the working directory" if step.remote is None else _one_line(step.remote)
-                comment = f"send_file: {_one_line(str(step.local))} to {target}"
+                target = "the working directory" if step.remote is None else _comment_text(step.remote)
+                comment = f"send_file: {_comment_text(str(step.local))} to {target}"
                 send = self._send_tree if self.is_directory(step.local) else self._send_file
                 lines = send(step.local, step.remote, index)
             case GetFile():
-                local = step.local_of(self.to.host)
-                comment = f"get_file: {_one_line(step.remote)} to {_one_line(str(local))}"
-                make = (f"mkdir -p {quote(str(local.parent))}",) if step.is_for_each_host else ()
+                local = step.local_path_for(self.destination.host)
+                comment = f"get_file: {_comment_text(step.remote)} to {_comment_text(str(local))}"
+                make = (f"mkdir -p {quote(str(local.parent))}",) if step.has_host_placeholder else ()
                 lines = (*make, *self._get(step.remote, local, index))
             case RunFunction():
-                comment = f"run_function: {_one_line(step.name)}"
+                comment = f"run_function: {_comment_text(step.name)}"
                 payload = self.payloads.get(index)
                 if payload is None:
                     comment += "\nIt travels as a pickle, which --write-payloads DIR writes to a file for these lines."
                 left_out = f"echo 'step {index + 1} is left out, see --write-payloads' >&2; false"
-                lines = (left_out,) if payload is None else self._function(step, payload)
+                lines = (left_out,) if payload is None else self._function_lines(step, payload)
             case _:
                 assert_never(step)
-        return Lines(f"{index + 1}. {comment}", lines)
+        return ShellBlock(f"{index + 1}. {comment}", lines)
 
-    def _stage(self) -> list[str]:
+    def _preamble(self) -> list[str]:
         """Return what comes before a command: its directory, and its environment."""
         exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
         if self.cwd is None:
             return exports
         return [f'cd {quote_path(self.cwd)} && export WORKING_DIR="$PWD" || exit', *exports]
 
-    def _in_place(self, *commands: str) -> str:
+    def _in_working_dir(self, *commands: str) -> str:
         """Return commands of the library's own in the working directory, up to the first that fails."""
         return " && ".join([*([] if self.cwd is None else [f"cd {quote_path(self.cwd)}"]), *commands])
 
-    def _plain(self, path: str) -> str | None:
+    def _scp_safe_path(self, path: str) -> str | None:
         """Return a path on the host as scp takes it, None where not every version takes it."""
         if self.cwd is None and not path:
             return "."
         whole = path if path.startswith(("/", "~")) or self.cwd is None else f"{self.cwd.rstrip('/')}/{path}"
         # scp begins in the home directory, and not every version knows ~.
-        relative = _HOME.sub("", whole, count=1) or "." if whole == "~" or whole.startswith("~/") else whole
-        return relative if _PLAIN_PATH.fullmatch(relative) else None
+        relative = _HOME_PREFIX.sub("", whole, count=1) or "." if whole == "~" or whole.startswith("~/") else whole
+        return relative if _SCP_SAFE_PATH.fullmatch(relative) else None
 
     def _operand(self, path: str) -> str:
-        return quote(remote_operand(self.to, path))
+        return quote(remote_operand(self.destination, path))
 
     # Files -------------------------------------------------------------------------------------------------------
 
     def _send_file(self, local: Path, remote: str | None, index: int) -> tuple[str, ...]:
         source = quote(str(local))
-        plain = self._plain(remote or "")
+        plain = self._scp_safe_path(remote or "")
         if plain is not None and local.name.isprintable():
             return (f"lc_scp {source} {self._operand(plain)}",)
         # Under a plain name first, which no shell or scp can misread.
         temporary = f".lazycluster-step-{index + 1}"
-        place = self._in_place(*_named(remote, local.name), f'mv -f -- ~/{temporary} "$t"')
+        place = self._in_working_dir(*_set_remote_path(remote, local.name), f'mv -f -- ~/{temporary} "$t"')
         return (
             f"lc_scp {source} {self._operand(temporary)}",
-            *_session(f"{place} || {{ rm -f ~/{temporary}; exit 1; }}"),
+            *_session_lines(f"{place} || {{ rm -f ~/{temporary}; exit 1; }}"),
         )
 
     def _send_tree(self, local: Path, remote: str | None, _index: int) -> tuple[str, ...]:
         make = '{ [ -d "$t" ] || mkdir -- "$t"; }'
-        receive = self._in_place(*_named(remote, local.name), make, 'cd -- "$t"', "tar -xpof -")
+        receive = self._in_working_dir(*_set_remote_path(remote, local.name), make, 'cd -- "$t"', "tar -xpof -")
         # Not -C: GNU tar takes backslashes in its argument for escapes.
         return (f"(cd {quote(str(local))} && tar -cf - .) | lc_ssh {quote(receive)}",)
 
     def _get(self, remote: str, local: Path, index: int) -> tuple[str, ...]:
         path = quote_path(remote)
         name = PurePosixPath(remote).name
-        if name in _NAMELESS or remote.rstrip("/") == "~":  # a directory, and only the host knows its name
-            own_name = self._ask(f"cd {path}", _OWN_NAME)
+        if name in _DOT_NAMES or remote.rstrip("/") == "~":  # a directory, and only the host knows its name
+            own_name = self._host_line(f"cd {path}", _DIRECTORY_NAME_COMMAND)
             return self._get_tree(path, local, f'"$({own_name})"')
         tree = (f"    {line}" for line in self._get_tree(path, local, quote(name)))
         file = (f"    {line}" for line in self._get_file(remote, local, index))
-        return (f"if {self._ask(f'[ -d {path} ]')}; then", *tree, "else", *file, "fi")
+        return (f"if {self._host_line(f'[ -d {path} ]')}; then", *tree, "else", *file, "fi")
 
-    def _ask(self, *commands: str) -> str:
+    def _host_line(self, *commands: str) -> str:
         """Return the line for commands of the library's own; on one line, so that it can be indented."""
-        return f"lc_ssh {quote(self._in_place(*commands))} </dev/null"
+        return f"lc_ssh {quote(self._in_working_dir(*commands))} </dev/null"
 
     def _get_tree(self, path: str, local: Path, name: str) -> tuple[str, ...]:
         return (
-            *_named_here(local, name),
+            *_set_local_path(local, name),
             '[ -d "$lc_t" ] || mkdir "$lc_t"',
-            f'{self._ask(f"cd {path}", "tar -cf - .")} | (cd "$lc_t" && tar -xpof -)',
+            f'{self._host_line(f"cd {path}", "tar -cf - .")} | (cd "$lc_t" && tar -xpof -)',
         )
 
     def _get_file(self, remote: str, local: Path, index: int) -> tuple[str, ...]:
-        plain = self._plain(remote)
+        plain = self._scp_safe_path(remote)
         if plain is not None:
             return (f"lc_scp {self._operand(plain)} {quote(str(local))}",)
         # Through a link with a plain name, which no shell or scp can misread.
@@ -279,55 +284,55 @@ class _ByHand:
         path = quote_path(remote)
         here = '"$PWD"/' if not remote.startswith(("/", "~")) else ""
         return (
-            self._ask(f"[ -f {path} ]", f"ln -sf -- {here}{path} ~/{link}"),
-            *_named_here(local, quote(PurePosixPath(remote).name)),
+            self._host_line(f"[ -f {path} ]", f"ln -sf -- {here}{path} ~/{link}"),
+            *_set_local_path(local, quote(PurePosixPath(remote).name)),
             f'lc_scp {self._operand(link)} "$lc_t"',
             f"lc_ssh {quote(f'rm -f -- ~/{link}')} </dev/null",
         )
 
     # Functions ---------------------------------------------------------------------------------------------------
 
-    def _function(self, step: RunFunction, payload: Path) -> tuple[str, ...]:
-        names = " ".join(map(quote_path, candidates(self.python)))
+    def _function_lines(self, step: RunFunction, payload: Path) -> tuple[str, ...]:
+        names = " ".join(map(quote_path, python_candidates(self.python)))
         # Tried first: a shim of pyenv is there for every version, and fails where that version is not switched on.
         found = f'for p in {names}; do "$p" -c "" </dev/null 2>/dev/null && exec "$p" -; done'
-        start = "\n".join([*self._stage(), f"{found}; echo no Python: {names} >&2; exit 127"])
+        start = "\n".join([*self._preamble(), f"{found}; echo no Python: {names} >&2; exit 127"])
         answer = quote(str(payload.with_suffix(".answer")))
-        reader = f"{quote(sys.executable)} -c {quote(READ_ANSWER)}"
+        reader = f"{quote(sys.executable)} -c {quote(READ_OUTCOME_PROGRAM)}"
         return (
             f"lc_ssh {quote(start)} <{quote(str(payload))} >{answer}",
-            f"{reader} {answer} {quote(self.to.host)} {quote(step.name)}",
+            f"{reader} {answer} {quote(self.destination.host)} {quote(step.name)}",
         )
 
 
-def _named(remote: str | None, name: str) -> tuple[str, ...]:
+def _set_remote_path(remote: str | None, name: str) -> tuple[str, ...]:
     """Return what sets $t on the host to where something sent belongs: a directory takes it under its own name."""
     if remote is None:
         return (f"t=./{shlex.quote(name)}",)
     return (f"t={quote_path(remote)}", f'{{ [ ! -d "$t" ] || t=$t/{shlex.quote(name)}; }}')
 
 
-def _named_here(local: Path, name: str) -> tuple[str, ...]:
+def _set_local_path(local: Path, name: str) -> tuple[str, ...]:
     """Return what sets $lc_t to where something fetched belongs here; the name is quoted already."""
     return (f'lc_t={quote(str(local))}; [ ! -d "$lc_t" ] || lc_t=$lc_t/{name}',)
 
 
-def _session(text: str) -> tuple[str, ...]:
+def _session_lines(text: str) -> tuple[str, ...]:
     """Return the line that runs text on the host; text that quoting would make hard to read comes below, as it is."""
-    if all(map(_can_be_seen, text)) and ("'" in text or "\n" in text):
+    if all(map(_is_visible, text)) and ("'" in text or "\n" in text):
         lines = text.split("\n")
         end = next(end for number in itertools.count() if (end := f"EOF{number or ''}") not in lines)
         return (f"lc_ssh <<'{end}'", *lines, end)
     return (f"lc_ssh {quote(text)} </dev/null",)
 
 
-def _function(name: str, body: Sequence[str]) -> tuple[str, ...]:
+def _define_function(name: str, body: Sequence[str]) -> tuple[str, ...]:
     return (f"{name}() {{", *(f"    {line}" for line in body), "}")
 
 
-def _command(argv: Sequence[str], *, tail: str = "", indent: str = "") -> tuple[str, ...]:
+def _wrap_argv(argv: Sequence[str], *, tail: str = "", indent: str = "") -> tuple[str, ...]:
     """Return an argument vector as lines of a shell, an option and its value on one; `tail` is shell text already."""
-    words = [f'"{word}"' if word == f"ControlPath={_SOCKET}" else quote(word) for word in argv]
+    words = [f'"{word}"' if word == f"ControlPath={_CONTROL_PATH}" else quote(word) for word in argv]
     pieces: list[str] = []
     for word in words:
         if pieces and pieces[-1] in {"-o", "-i", "-F", "-O"}:
@@ -336,14 +341,14 @@ def _command(argv: Sequence[str], *, tail: str = "", indent: str = "") -> tuple[
             pieces.append(word)
     lines = [""]
     for piece in [*pieces, *([tail] if tail else [])]:
-        if lines[-1] and len(lines[-1]) + len(piece) > _WIDTH:
+        if lines[-1] and len(lines[-1]) + len(piece) > _MAX_LINE_WIDTH:
             lines.append(f"{indent}    {piece}")
         else:
             lines[-1] += f" {piece}" if lines[-1] else piece
     return (*(f"{line} \\" for line in lines[:-1]), lines[-1])
 
 
-def _one_line(text: str) -> str:
+def _comment_text(text: str) -> str:
     """Return text for a comment: a quoted word, so that a shell without comments would do no harm either."""
     line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-    return _quoted(line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…")
+    return _quote_visible(line if len(line) <= _MAX_COMMENT_WIDTH else f"{line[: _MAX_COMMENT_WIDTH - 1]}…")

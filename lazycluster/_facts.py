@@ -92,15 +92,15 @@ def info_rows(facts: Facts) -> list[tuple[str, str]]:
         ("CPU cores", facts.cpu_cores),
         ("Memory", f"{info.memory / 2**30:.1f} GiB"),
         ("GPUs", str(info.gpu_count)),
-        *((f"GPU {gpu.index}", _described(gpu)) for gpu in info.gpus),
+        *((f"GPU {gpu.index}", _describe_gpu(gpu)) for gpu in info.gpus),
         ("Working directory", facts.working_dir),
     ]
 
 
-TABLE_COLUMNS = ("host", "OS", "Python", "CPU cores", "memory", "GPUs")
+HOST_TABLE_COLUMNS = ("host", "OS", "Python", "CPU cores", "memory", "GPUs")
 
 
-def table_row(facts: Facts) -> tuple[str, ...]:
+def host_table_row(facts: Facts) -> tuple[str, ...]:
     """Return the facts about a runtime as one row of a table of many."""
     info = facts.host_info
     gpus = collections.Counter(gpu.name for gpu in info.gpus)
@@ -114,6 +114,6 @@ def table_row(facts: Facts) -> tuple[str, ...]:
     )
 
 
-def _described(gpu: Gpu) -> str:
+def _describe_gpu(gpu: Gpu) -> str:
     memory = "" if gpu.memory is None else f", {gpu.memory / 2**30:.0f} GiB"
     return f"{gpu.name}{memory}" + "".join(f", MIG {device.profile}" for device in gpu.mig_devices)

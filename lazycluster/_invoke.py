@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 from lazycluster._functions.outcome import read_outcome
 from lazycluster._model.watch import Watch
-from lazycluster.executor import Executor, Outcome, new_outcome
+from lazycluster.executor import Executor, OutcomeFile, create_outcome_file
 from lazycluster.results import Error, Value
 from lazycluster.steps import RunFunction, function_name
 
@@ -16,7 +16,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def call(executor: Executor, function: Callable[..., R], args: Sequence[object], kwargs: Mapping[str, object]) -> R:
+def call_function(
+    executor: Executor, function: Callable[..., R], args: Sequence[object], kwargs: Mapping[str, object]
+) -> R:
     """Call a function on a host and return what it returns; whatever it raises there is raised here.
 
     Raises:
@@ -26,7 +28,7 @@ def call(executor: Executor, function: Callable[..., R], args: Sequence[object],
         ConnectionLostError: The link broke.
     """
     step = RunFunction(function, tuple(args), kwargs)
-    outcomes: list[Outcome] = []
+    outcomes: list[OutcomeFile] = []
     result = executor.execute(step, outcomes.append)
     try:
         if result.error is not None:
@@ -38,7 +40,7 @@ def call(executor: Executor, function: Callable[..., R], args: Sequence[object],
 
 
 def call_each(
-    executor: Executor, function: Callable[[T], R], items: Sequence[T], seconds: float
+    executor: Executor, function: Callable[[T], R], items: Sequence[T], time_budget: float
 ) -> list[Value[R] | Error]:
     """Call a function on a host with one item after another, in one process there, until so many seconds have passed.
 
@@ -47,14 +49,14 @@ def call_each(
 
     Raises:
         RemoteFunctionError: The process died, at nobody knows which of the items.
-        LazyclusterError: As `call()`.
+        LazyclusterError: As `call_function()`.
     """
-    from lazycluster._functions.serialize import dump_each  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+    from lazycluster._functions.serialize import serialize_batch  # noqa: PLC0415 - cloudpickle is for whoever calls functions
 
     host, name = executor.transport.host, function_name(function)
-    watch = Watch(cancellation=executor.cancellation)
-    payload = dump_each(function, items, seconds)
-    with new_outcome() as outcome:
+    watch = Watch(cancel_token=executor.cancellation)
+    payload = serialize_batch(function, items, time_budget)
+    with create_outcome_file() as outcome:
         executor.transport.call(
             payload, outcome, python=executor.python, cwd=executor.cwd, env=executor.env, watch=watch
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from lazycluster._display import count_bar
-from lazycluster._gather import Stopping, errors_of, on_all, successes_of
+from lazycluster._gather import CancelGroup, errors_by_host, gather, values_by_host
 from lazycluster._model.checks import check_environment
 from lazycluster._model.options import RuntimeOptions
 from lazycluster._transports import factory
@@ -19,9 +19,9 @@ from lazycluster.exceptions import HostsFailedError, NoRuntimesError
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
 
-_FILES, _FILES_BESIDES = 16, 256
+_OPEN_FILES_PER_HOST, _OTHER_OPEN_FILES = 16, 256
 """Open files of a host, measured as 8 at rest and 10 at work; and of everything else."""
-DIALS = 16
+DEFAULT_MAX_CONNECTIONS = 16
 """Log-ins at once, unless told otherwise: what a jump host and this machine's processors take well."""
 
 
@@ -37,12 +37,12 @@ def check_options(options: RuntimeOptions, max_connections: int) -> None:
     factory.check_options(options)
 
 
-def connect(
+def connect_hosts(
     hosts: Iterable[str],
     options: RuntimeOptions,
     *,
     working_dir: str | None = None,
-    max_connections: int = DIALS,
+    max_connections: int = DEFAULT_MAX_CONNECTIONS,
     progress: bool = False,
 ) -> dict[str, Value[Runtime] | Error]:
     """Make a runtime on each host, never more than so many at once, and return what came of it.
@@ -52,27 +52,27 @@ def connect(
         ValueError: A host is named twice, or an option cannot be right.
     """
     check_options(options, max_connections)
-    names = listed(hosts)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"named twice: {', '.join(twice)}")
-    stopping = Stopping()
-    _make_room(len(names))
-    work = {host: functools.partial(_made, host, working_dir, options, stopping) for host in names}
+    names = to_list(hosts)
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(f"named twice: {', '.join(duplicates)}")
+    cancel_group = CancelGroup()
+    _raise_open_file_limit(len(names))
+    work = {host: functools.partial(_connect_runtime, host, working_dir, options, cancel_group) for host in names}
     with count_bar("connecting", len(work), "hosts", shown=progress) as advance:
-        return on_all(
+        return gather(
             work,
             limit=max_connections,
-            done=lambda _, outcome: advance(isinstance(outcome, Value)),
-            stop=stopping.request,
-            undo=lambda _, runtime: runtime.cleanup(),
+            on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
+            cancel=cancel_group.cancel,
+            rollback=lambda _, runtime: runtime.cleanup(),
         )
 
 
-def _made(host: str, working_dir: str | None, options: RuntimeOptions, stopping: Stopping) -> Runtime:
+def _connect_runtime(host: str, working_dir: str | None, options: RuntimeOptions, cancel_group: CancelGroup) -> Runtime:
     """Make a runtime; a stop ends the log-in that is under way."""
-    transport = factory.reach(host, options)
-    with stopping.calling(transport.close):
+    transport = factory.make_transport(host, options)
+    with cancel_group.on_cancel(transport.close):
         return Runtime(host, working_dir, transport=transport)
 
 
@@ -85,7 +85,7 @@ class Members:
         hosts: Iterable[str] | None = None,
         working_dir: str | None = None,
         *,
-        max_connections: int = DIALS,
+        max_connections: int = DEFAULT_MAX_CONNECTIONS,
         on_error: Literal["raise", "skip"] = "raise",
         progress: bool = False,
         **connection_kwargs: Unpack[RuntimeOptions],
@@ -100,20 +100,20 @@ class Members:
         self._env: dict[str, str] = {}
         self.progress = progress
         self._failed: dict[str, Exception] = {}
-        for runtime in _checked(runtimes):
+        for runtime in _check_runtimes(runtimes):
             self.add_runtime(runtime)
-        names = listed(hosts)
-        self._check_new(names)
-        outcomes = connect(
+        names = to_list(hosts)
+        self._check_not_members(names)
+        outcomes = connect_hosts(
             names, connection_kwargs, working_dir=working_dir, max_connections=max_connections, progress=progress
         )
-        made = successes_of(outcomes)
-        self._failed = dict(errors_of(outcomes))
+        connected = values_by_host(outcomes)
+        self._failed = dict(errors_by_host(outcomes))
         if self._failed and on_error == "raise":
-            on_all({host: runtime.cleanup for host, runtime in made.items()})
+            gather({host: runtime.cleanup for host, runtime in connected.items()})
             errors = tuple(self._failed.items())
             raise HostsFailedError("connecting", errors, len(names)) from errors[0][1]
-        self._runtimes.update(made)
+        self._runtimes.update(connected)
 
     def __repr__(self) -> str:
         """Return the hosts."""
@@ -122,12 +122,12 @@ class Members:
     @property
     def hosts(self) -> list[str]:
         """Return the hosts, in the order given."""
-        return list(self._now())
+        return list(self._snapshot())
 
     @property
     def runtimes(self) -> list[Runtime]:
         """Return the runtimes, in the order of their hosts."""
-        return list(self._now().values())
+        return list(self._snapshot().values())
 
     @property
     def runtime_count(self) -> int:
@@ -157,8 +157,8 @@ class Members:
         if host is not None:
             return self.get_runtimes(host)[host]
         return min(
-            self.needed().values(),
-            key=lambda runtime: (runtime.closed, runtime.lost_at or 0.0, runtime.alive_task_process_count),
+            self.require_runtimes().values(),
+            key=lambda runtime: (runtime.closed, runtime.last_lost or 0.0, runtime.alive_task_process_count),
         )
 
     def get_runtimes(
@@ -171,10 +171,10 @@ class Members:
         Raises:
             ValueError: A host is not of the group.
         """
-        runtimes = self._now()
-        included = list(runtimes) if include_hosts is None else listed(include_hosts)
-        excluded = listed(exclude_hosts)
-        _check_known([*included, *excluded], runtimes)
+        runtimes = self._snapshot()
+        included = list(runtimes) if include_hosts is None else to_list(include_hosts)
+        excluded = to_list(exclude_hosts)
+        _check_members([*included, *excluded], runtimes)
         chosen = set(included) - set(excluded)
         return {host: runtime for host, runtime in runtimes.items() if host in chosen}
 
@@ -189,7 +189,7 @@ class Members:
             InvalidRuntimeError: The host cannot be used.
         """
         host = host_or_runtime if isinstance(host_or_runtime, str) else host_or_runtime.host
-        self._check_new([host])
+        self._check_not_members([host])
         runtime = host_or_runtime
         if isinstance(runtime, str):
             runtime = Runtime(runtime, self._working_dir, **self._options)
@@ -200,7 +200,7 @@ class Members:
                 return
         if isinstance(host_or_runtime, str):
             runtime.cleanup()
-        self._check_new([host])
+        self._check_not_members([host])
 
     def remove_runtime(self, host: str) -> Runtime:
         """Take a host out of the group, and return its runtime, which goes on until it is cleaned up.
@@ -209,7 +209,7 @@ class Members:
             ValueError: The host is not of the group.
         """
         with self._lock:
-            _check_known([host], self._runtimes)
+            _check_members([host], self._runtimes)
             return self._runtimes.pop(host)
 
     def set_env_variables(self, env_variables: Mapping[str, str]) -> None:
@@ -236,53 +236,53 @@ class Members:
 
     # Checks ----------------------------------------------------------------------------------------------------------
 
-    def needed(self) -> dict[str, Runtime]:
+    def require_runtimes(self) -> dict[str, Runtime]:
         """Return the runtimes by host.
 
         Raises:
             NoRuntimesError: There are none.
         """
-        runtimes = self._now()
+        runtimes = self._snapshot()
         if not runtimes:
             raise NoRuntimesError("the group has no hosts")
         return runtimes
 
-    def _now(self) -> dict[str, Runtime]:
+    def _snapshot(self) -> dict[str, Runtime]:
         """Return the runtimes as they are now, whatever other threads add and remove."""
         with self._lock:
             return dict(self._runtimes)
 
-    def _check_new(self, hosts: Iterable[str]) -> None:
-        known = [host for host in hosts if host in self._runtimes]
-        if known:
-            raise ValueError(f"of the group already: {', '.join(known)}")
+    def _check_not_members(self, hosts: Iterable[str]) -> None:
+        members = [host for host in hosts if host in self._runtimes]
+        if members:
+            raise ValueError(f"of the group already: {', '.join(members)}")
 
 
-def _checked(runtimes: Iterable[Runtime] | None) -> list[Runtime]:
+def _check_runtimes(runtimes: Iterable[Runtime] | None) -> list[Runtime]:
     """Return runtimes as a list, and say it where they are hosts."""
-    given = [runtimes] if isinstance(runtimes, (str, Runtime)) else list(runtimes or ())
-    for runtime in given:
+    candidates = [runtimes] if isinstance(runtimes, (str, Runtime)) else list(runtimes or ())
+    for runtime in candidates:
         if isinstance(runtime, str):
             raise TypeError(f"runtimes= takes objects of Runtime; names of hosts go into hosts=: {runtime!r}")
-    return [runtime for runtime in given if not isinstance(runtime, str)]
+    return [runtime for runtime in candidates if not isinstance(runtime, str)]
 
 
-def _check_known(hosts: Iterable[str], runtimes: Mapping[str, Runtime]) -> None:
+def _check_members(hosts: Iterable[str], runtimes: Mapping[str, Runtime]) -> None:
     unknown = [host for host in hosts if host not in runtimes]
     if unknown:
         raise ValueError(f"not of the group: {', '.join(unknown)} (there are: {', '.join(runtimes) or 'none'})")
 
 
-def _make_room(hosts: int) -> None:
+def _raise_open_file_limit(host_count: int) -> None:
     """Let this process have as many open files as so many hosts take, as far as the system allows (setrlimit(2))."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES_BESIDES + _FILES * hosts
+    wanted = _OTHER_OPEN_FILES + _OPEN_FILES_PER_HOST * host_count
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(ValueError, OSError):
-            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            new_limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (new_limit, hard))
 
 
-def listed(hosts: str | Iterable[str] | None) -> list[str]:
+def to_list(hosts: str | Iterable[str] | None) -> list[str]:
     """Return hosts as a list; one may be given by itself."""
     return [hosts] if isinstance(hosts, str) else list(hosts or ())

@@ -19,18 +19,26 @@ from typing import IO
 
 import attrs
 
-from lazycluster._waiting import GLANCE, Cancellation, CancelledError, Deadline, DeadlinePassedError, sheltered, start
+from lazycluster._waiting import (
+    SIGNAL_POLL_SECONDS,
+    CancelledError,
+    CancelToken,
+    Deadline,
+    DeadlinePassedError,
+    start_thread,
+    uninterruptible,
+)
 from lazycluster.results import Stream
 
 _log = logging.getLogger(__name__)
-_CHUNK = 1 << 18
-_PIPE = 1 << 20
-_SET_PIPE_SIZE = 1031  # fcntl(2), F_SETPIPE_SZ
-_STOP_SEEN_WITHIN = 0.1
+_PIPE_IO_BYTES = 1 << 18
+_PIPE_CAPACITY_BYTES = 1 << 20
+_F_SETPIPE_SZ = 1031  # fcntl(2), F_SETPIPE_SZ
+_CANCEL_POLL_SECONDS = 0.1
 """Seconds between two looks whether a program that somebody may stop is to be stopped."""
 
 
-Output = Callable[[Stream, bytes], None]
+OutputCallback = Callable[[Stream, bytes], None]
 
 
 def _popen(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
@@ -44,10 +52,10 @@ def _popen(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int | IO[byt
             argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, start_new_session=True, bufsize=0
         )
 
-    return sheltered(start, _end)
+    return uninterruptible(start, _kill_and_close)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _kill_and_close(process: subprocess.Popen[bytes]) -> None:
     """Kill a process, if it is still there, and let go of its streams."""
     if process.poll() is None:
         process.kill()
@@ -58,21 +66,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 stream.close()
 
 
-class Child:
+class LocalProcess:
     """A process whose streams are pumped by the thread that waits for it; it never blocks past its deadline.
 
     Output is handed to `on_output` as it comes. A timeout does not end the process: the caller decides, with
-    `abandon()`.
+    `close()`.
     """
 
     def __init__(
         self,
         argv: Sequence[str],
         *,
-        on_output: Output,
+        on_output: OutputCallback,
         deadline: Deadline,
         stdin: bool = True,
-        cancellation: Cancellation | None = None,
+        cancel_token: CancelToken | None = None,
     ) -> None:
         """Start the process.
 
@@ -82,34 +90,34 @@ class Child:
         self.argv = tuple(argv)
         self.deadline = deadline
         self._on_output = on_output
-        self._cancellation = cancellation
+        self._cancel_token = cancel_token
         self._pending = memoryview(b"")
         self._selector = selectors.DefaultSelector()
-        self._open: set[Stream] = set()
-        self._stand_ins: list[tuple[Stream, IO[bytes]]] = []
+        self._open_streams: set[Stream] = set()
+        self._mocked_streams: list[tuple[Stream, IO[bytes]]] = []
         pipe = subprocess.PIPE
         self._process = _popen(argv, stdin=pipe if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe)
         try:
-            self._begin(cancellation)
+            self._register_pipes(cancel_token)
         except BaseException:
-            _end(self._process)
+            _kill_and_close(self._process)
             raise
 
-    def _begin(self, cancellation: Cancellation | None) -> None:
+    def _register_pipes(self, cancel_token: CancelToken | None) -> None:
         self._stdin = self._process.stdin
         for stream, reader in ((Stream.STDOUT, self._process.stdout), (Stream.STDERR, self._process.stderr)):
             if reader is not None:
-                self._watch(stream, reader)
-        if self._stdin is not None and _descriptor(self._stdin) is not None:
+                self._register_output(stream, reader)
+        if self._stdin is not None and _fileno_or_none(self._stdin) is not None:
             os.set_blocking(self._stdin.fileno(), False)
-            _open_inputs.add(self)
-        if cancellation is not None:
-            self._selector.register(cancellation, selectors.EVENT_READ, None)
+            _open_stdin_pipes.add(self)
+        if cancel_token is not None:
+            self._selector.register(cancel_token, selectors.EVENT_READ, None)
 
-    def _watch(self, stream: Stream, reader: IO[bytes]) -> None:
-        self._open.add(stream)
-        if _descriptor(reader) is None:  # a stand-in of a test, as pytest-subprocess makes: read when it has ended
-            self._stand_ins.append((stream, reader))
+    def _register_output(self, stream: Stream, reader: IO[bytes]) -> None:
+        self._open_streams.add(stream)
+        if _fileno_or_none(reader) is None:  # a stand-in of a test, as pytest-subprocess makes: read when it has ended
+            self._mocked_streams.append((stream, reader))
             return
         os.set_blocking(reader.fileno(), False)
         self._selector.register(reader, selectors.EVENT_READ, stream)
@@ -120,30 +128,30 @@ class Child:
         return self._process.pid
 
     @property
-    def at_end(self) -> bool:
+    def at_eof(self) -> bool:
         """Tell whether both output streams have ended."""
-        return not self._open
+        return not self._open_streams
 
     @property
-    def listens(self) -> bool:
+    def is_stdin_open(self) -> bool:
         """Tell whether the process still takes standard input, as far as is known."""
         return self._stdin is not None
 
-    def feed(self, data: bytes | memoryview, *, wait: Callable[[Callable[[], bool]], bool] | None = None) -> None:
-        """Write to the standard input of the process, pumping its output meanwhile, by `wait` in place of `pump()`.
+    def write(self, data: bytes | memoryview, *, pump: Callable[[Callable[[], bool]], bool] | None = None) -> None:
+        """Write to the standard input of the process, pumping its output meanwhile, by `pump` in place of `pump()`.
 
         A process that does not read its input any more loses the rest, as it would in a pipeline.
         """
         if self._stdin is None:
             return
-        if _descriptor(self._stdin) is None:
+        if _fileno_or_none(self._stdin) is None:
             self._stdin.write(data)
             return
         self._pending = memoryview(data)
-        self._write()
+        self._write_pending()
         if self._pending and self._stdin is not None:
             self._selector.register(self._stdin, selectors.EVENT_WRITE, None)
-            if not (wait or self.pump)(lambda: not self._pending):  # both outputs have ended: nobody is there to read
+            if not (pump or self.pump)(lambda: not self._pending):  # both outputs have ended: nobody is there to read
                 self.close_stdin()
 
     def close_stdin(self) -> None:
@@ -157,56 +165,58 @@ class Child:
         self._stdin = None
         self._pending = memoryview(b"")
 
-    def forget(self) -> None:
+    def close_after_fork(self) -> None:
         """Close the standard input of the process in a forked child."""
         if self._stdin is not None:
             with contextlib.suppress(OSError):
                 self._stdin.close()
 
-    def take_stdin(self) -> Inlet:
+    def detach_stdin(self) -> PipeWriter:
         """Return the standard input of the process for other threads to write to; it is no longer this object's."""
         assert self._stdin is not None
         for stream in (self._stdin, self._process.stdout):
-            _enlarge(stream)
-        inlet = Inlet(os.dup(self._stdin.fileno()))
+            _enlarge_pipe(stream)
+        writer = PipeWriter(os.dup(self._stdin.fileno()))
         self.close_stdin()
-        return inlet
+        return writer
 
-    def pump(self, until: Callable[[], bool], *, seconds: float | None = None) -> bool:
+    def pump(self, predicate: Callable[[], bool], *, timeout: float | None = None) -> bool:
         """Move data until the condition holds, or both outputs have ended, or for so long; return whether it holds.
 
         Raises:
             DeadlinePassedError: The deadline passed first.
             CancelledError: The cancellation was requested first.
         """
-        self._read_stand_ins()
-        pause = Deadline(seconds)
-        while not until():
-            if not self._open or pause.passed:
+        self._read_mocked_streams()
+        pause = Deadline(timeout)
+        while not predicate():
+            if not self._open_streams or pause.has_passed:
                 return False
-            if self.deadline.passed:
+            if self.deadline.has_passed:
                 raise DeadlinePassedError
-            for key, _ in self._selector.select(min(self.deadline.within(GLANCE), pause.within(GLANCE))):
-                if key.fileobj is self._cancellation:
+            for key, _ in self._selector.select(
+                min(self.deadline.clamp(SIGNAL_POLL_SECONDS), pause.clamp(SIGNAL_POLL_SECONDS))
+            ):
+                if key.fileobj is self._cancel_token:
                     raise CancelledError
                 if key.fileobj is self._stdin:
-                    self._write()
+                    self._write_pending()
                 elif isinstance(key.data, Stream):
-                    self._read(key.data, key.fd)
+                    self._read_available(key.data, key.fd)
         return True
 
-    def wait(self, seconds: float) -> int | None:
-        """Return the exit status, negative for a signal, or None where the process is still there after `seconds`."""
+    def wait(self, timeout: float) -> int | None:
+        """Return the exit status, negative for a signal, or None where the process is still there after `timeout`."""
         try:
-            return self._process.wait(timeout=seconds)
+            return self._process.wait(timeout=timeout)
         except subprocess.TimeoutExpired:
             return None
 
-    def ignore_cancellation(self) -> None:
+    def ignore_cancel_token(self) -> None:
         """Go on pumping although the cancellation was requested."""
-        if self._cancellation is not None:
-            self._selector.unregister(self._cancellation)
-            self._cancellation = None
+        if self._cancel_token is not None:
+            self._selector.unregister(self._cancel_token)
+            self._cancel_token = None
 
     def kill_group(self) -> None:
         """Kill the process, if it is still there, with what it started."""
@@ -214,23 +224,23 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 _kill_group(self._process)
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         """Kill the process if it is still there, and let go of its streams.
 
         The streams of a multiplexed ssh live on in the master until the remote command ends (so nobody reads them to
         their end here).
         """
         self.close_stdin()
-        self._cancellation = None
-        _end(self._process)
+        self._cancel_token = None
+        _kill_and_close(self._process)
         self._selector.close()
-        self._open.clear()
+        self._open_streams.clear()
         _log.debug("ended with %s: pid %s", self._process.returncode, self._process.pid)
 
-    def _write(self) -> None:
+    def _write_pending(self) -> None:
         assert self._stdin is not None
         try:
-            written = os.write(self._stdin.fileno(), self._pending[:_CHUNK])
+            written = os.write(self._stdin.fileno(), self._pending[:_PIPE_IO_BYTES])
         except BlockingIOError:
             return
         except OSError:  # the process reads no more; how it ended tells the rest
@@ -241,37 +251,37 @@ class Child:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(self._stdin)
 
-    def _read(self, stream: Stream, descriptor: int) -> None:
+    def _read_available(self, stream: Stream, descriptor: int) -> None:
         try:
-            data = os.read(descriptor, _CHUNK)
+            data = os.read(descriptor, _PIPE_IO_BYTES)
         except BlockingIOError:
             return
         if data:
             self._on_output(stream, data)
         else:
             self._selector.unregister(descriptor)
-            self._open.discard(stream)
+            self._open_streams.discard(stream)
 
-    def _read_stand_ins(self) -> None:
-        if self._stand_ins:
+    def _read_mocked_streams(self) -> None:
+        if self._mocked_streams:
             self._process.wait()
-        for stream, reader in self._stand_ins:
+        for stream, reader in self._mocked_streams:
             data = reader.read()
             if data:
                 self._on_output(stream, data)
-            self._open.discard(stream)
-        self._stand_ins.clear()
+            self._open_streams.discard(stream)
+        self._mocked_streams.clear()
 
 
-def _enlarge(stream: IO[bytes] | None) -> None:
+def _enlarge_pipe(stream: IO[bytes] | None) -> None:
     """Let a pipe hold more than usual, where the system allows that (Linux)."""
-    descriptor = None if stream is None else _descriptor(stream)
+    descriptor = None if stream is None else _fileno_or_none(stream)
     if descriptor is not None and sys.platform == "linux":
         with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, _SET_PIPE_SIZE, _PIPE)
+            fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _PIPE_CAPACITY_BYTES)
 
 
-class Inlet:
+class PipeWriter:
     """The standard input of a process, for any thread to write to, without waiting for the process to read.
 
     Who writes much sees to it that it is read: what is not, is kept here.
@@ -283,7 +293,7 @@ class Inlet:
         self._pending = bytearray()
         self._changed = threading.Condition()
         self._flushing = False
-        _open_inputs.add(self)
+        _open_stdin_pipes.add(self)
 
     def write(self, data: bytes) -> bool:
         """Write data, now or as soon as there is room for it; tell whether somebody can still read it."""
@@ -298,14 +308,14 @@ class Inlet:
                 except BlockingIOError:
                     pass
                 except OSError:
-                    self._close()
+                    self._close_locked()
                     return False
                 else:
                     return True
             self._pending += data
             self._changed.notify_all()
             if not self._flushing:
-                start(threading.Thread(target=self._flush, name="lazycluster-inlet", daemon=True))
+                start_thread(threading.Thread(target=self._flush, name="lazycluster-inlet", daemon=True))
                 self._flushing = True
             return True
 
@@ -322,27 +332,27 @@ class Inlet:
                 if self._descriptor < 0:
                     return
                 try:
-                    del self._pending[: os.write(self._descriptor, self._pending[:_PIPE])]
+                    del self._pending[: os.write(self._descriptor, self._pending[:_PIPE_CAPACITY_BYTES])]
                     continue
                 except BlockingIOError:
                     pass
                 except OSError:
-                    self._close()
+                    self._close_locked()
                     return
             poll.poll(1000)
 
     def close(self) -> None:
         """End it; what waits is lost. Closing twice is fine."""
         with self._changed:
-            self._close()
+            self._close_locked()
 
-    def forget(self) -> None:
+    def close_after_fork(self) -> None:
         """Close the descriptor in a forked child, where the lock may be held by a thread that is not there."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _close(self) -> None:
+    def _close_locked(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -350,21 +360,21 @@ class Inlet:
             self._changed.notify_all()
 
 
-_open_inputs: weakref.WeakSet[Child | Inlet] = weakref.WeakSet()
+_open_stdin_pipes: weakref.WeakSet[LocalProcess | PipeWriter] = weakref.WeakSet()
 """Whose standard inputs are pipes of ours: their end is how a host sees ours."""
 
 
-def _forget_inputs() -> None:
+def _close_stdin_pipes_after_fork() -> None:
     """Close what a fork copied, or the child would hide the parent's end from the hosts."""
-    for owner in list(_open_inputs):
-        owner.forget()
-    _open_inputs.clear()
+    for owner in list(_open_stdin_pipes):
+        owner.close_after_fork()
+    _open_stdin_pipes.clear()
 
 
-os.register_at_fork(after_in_child=_forget_inputs)
+os.register_at_fork(after_in_child=_close_stdin_pipes_after_fork)
 
 
-def _descriptor(stream: IO[bytes]) -> int | None:
+def _fileno_or_none(stream: IO[bytes]) -> int | None:
     try:
         return stream.fileno()
     except (OSError, AttributeError):
@@ -372,10 +382,10 @@ def _descriptor(stream: IO[bytes]) -> int | None:
 
 
 @attrs.frozen
-class Finished:
+class Completed:
     """How a process ended: its exit status (negative for a signal, None if killed at the deadline), and its text."""
 
-    status: int | None
+    exit_code: int | None
     text: str
 
 
@@ -389,66 +399,66 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def run_detaching(
-    argv: Sequence[str], said: Path, *, seconds: float, stopping: threading.Event | None = None
-) -> Finished:
+def run_daemonizing(
+    argv: Sequence[str], stderr_path: Path, *, timeout: float, cancel_event: threading.Event | None = None
+) -> Completed:
     """Run a program that ends and leaves a daemon behind; what it says goes through a file.
 
-    After so many seconds, or when `stopping` is set, it is killed.
+    After so many seconds, or when `cancel_event` is set, it is killed.
 
     The daemon may keep the descriptors that it was given, so no pipe of ours may be among them.
 
     Raises:
         OSError: The program cannot be started.
     """
-    until = Deadline(seconds)
-    with said.open("ab") as errors:
+    deadline = Deadline(timeout)
+    with stderr_path.open("ab") as errors:
         process = _popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
         try:
-            _wait_for(process, until, stopping)
+            _wait_for_exit(process, deadline, cancel_event)
         finally:  # also after Ctrl-C, or it would go on logging in for nobody
-            late = process.poll() is None
-            if late:
+            timed_out = process.poll() is None
+            if timed_out:
                 with contextlib.suppress(ProcessLookupError):
                     _kill_group(process)  # with its ProxyCommand, which need not notice its end
                 process.wait()
-    return Finished(None if late else process.returncode, said.read_text(errors="replace"))
+    return Completed(None if timed_out else process.returncode, stderr_path.read_text(errors="replace"))
 
 
-def _wait_for(process: subprocess.Popen[bytes], until: Deadline, stopping: threading.Event | None) -> None:
-    """Wait for the end of a process, until a time or until `stopping` is set.
+def _wait_for_exit(process: subprocess.Popen[bytes], deadline: Deadline, cancel_event: threading.Event | None) -> None:
+    """Wait for the end of a process, until a time or until `cancel_event` is set.
 
     Popen.wait(timeout) polls, with naps of up to 50 ms; a thread that waits without one wakes at once.
     """
     waiter = threading.Thread(target=process.wait, name="lazycluster-wait", daemon=True)
     try:
-        start(waiter)
+        start_thread(waiter)
     except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(until.remaining)
-    while waiter.is_alive() and not until.passed and not (stopping is not None and stopping.is_set()):
-        waiter.join(until.within(_STOP_SEEN_WITHIN))
+            process.wait(deadline.remaining)
+    while waiter.is_alive() and not deadline.has_passed and not (cancel_event is not None and cancel_event.is_set()):
+        waiter.join(deadline.clamp(_CANCEL_POLL_SECONDS))
 
 
-def run_to_end(argv: Sequence[str], *, seconds: float, errors: bool = False) -> Finished:
-    """Run a program that prints little, and return its standard output; with `errors`, its standard error too.
+def run_and_capture(argv: Sequence[str], *, timeout: float, include_stderr: bool = False) -> Completed:
+    """Run a program that prints little, and return its standard output; with `include_stderr`, its standard error too.
 
     Raises:
         OSError: The program cannot be started.
     """
     pieces: list[bytes] = []
-    child = Child(
+    process = LocalProcess(
         argv,
         stdin=False,
-        deadline=Deadline(seconds),
-        on_output=lambda stream, data: pieces.append(data) if errors or stream is Stream.STDOUT else None,
+        deadline=Deadline(timeout),
+        on_output=lambda stream, data: pieces.append(data) if include_stderr or stream is Stream.STDOUT else None,
     )
-    status: int | None = None
+    exit_code: int | None = None
     try:
         with contextlib.suppress(DeadlinePassedError):
-            child.pump(lambda: False)
-            status = child.wait(child.deadline.within(seconds))
+            process.pump(lambda: False)
+            exit_code = process.wait(process.deadline.clamp(timeout))
     finally:
-        child.kill_group()  # such as the program of a `Match exec`, for which `ssh -G` waits
-        child.abandon()
-    return Finished(status, b"".join(pieces).decode(errors="replace"))
+        process.kill_group()  # such as the program of a `Match exec`, for which `ssh -G` waits
+        process.close()
+    return Completed(exit_code, b"".join(pieces).decode(errors="replace"))

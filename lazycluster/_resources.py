@@ -11,83 +11,83 @@ from collections.abc import Iterable
 
 import attrs
 
-from lazycluster._transports.interface import HostTransport, Stoppable
+from lazycluster._transports.interface import RuntimeTransport, Stoppable
 from lazycluster.exceptions import RuntimeClosedError
 from lazycluster.managed import ManagedProcess
 from lazycluster.tasks import TaskProcess
 
 _log = logging.getLogger(__name__)
-_DEAD_LINK_TIMEOUT = 3.0
+_REACHABILITY_TIMEOUT_SECONDS = 3.0
 
 
 @attrs.define(eq=False)
-class Holdings:
+class ResourceRegistry:
     """What a runtime must not leave behind, apart from it, so that nothing keeps the runtime itself alive."""
 
-    transport: HostTransport
+    transport: RuntimeTransport
     processes: dict[str, Stoppable] = attrs.field(factory=dict)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
-    releasing: threading.RLock = attrs.field(factory=threading.RLock)
-    pid: int = attrs.field(factory=os.getpid)
+    release_lock: threading.RLock = attrs.field(factory=threading.RLock)
+    creator_pid: int = attrs.field(factory=os.getpid)
     closed: bool = False
     released: bool = False
 
     def __attrs_post_init__(self) -> None:
-        _register()
-        _held.add(self)
+        _register_atexit()
+        _unreleased_registries.add(self)
 
     def release(self) -> None:
         """Stop every process, remove every directory, end the connection; again where that was interrupted."""
-        if self.pid != os.getpid():  # a fork of the owner has only what it began itself, after the fork
+        if self.creator_pid != os.getpid():  # a fork of the owner has only what it began itself, after the fork
             self.closed = self.released = True
             self.transport.clean_up()
             self.transport.close()
             return
-        with self.releasing:
+        with self.release_lock:
             if self.released:
                 return
             with self.lock:
                 self.closed = True
                 processes = list(self.processes.values())
             try:
-                self._give_back(processes)
+                self._release_resources(processes)
             except Exception:
                 self.transport.close()
                 raise
             self.transport.close()
             self.released = True
-            _held.discard(self)
+            _unreleased_registries.discard(self)
 
-    def abandon(self) -> None:
+    def disconnect(self) -> None:
         """End the connection, where nothing was made on the host yet."""
         self.closed = self.released = True
         self.transport.close()
-        _held.discard(self)
+        _unreleased_registries.discard(self)
 
     def release_in_background(self) -> None:
         """Do it in a thread, for the garbage collector, which may have come in the middle of anything."""
-        if self.pid == os.getpid():
+        if self.creator_pid == os.getpid():
             threading.Thread(target=self.release, name=f"clean-up of {self.transport.host}", daemon=True).start()
 
-    def _give_back(self, processes: list[Stoppable]) -> None:
+    def _release_resources(self, processes: list[Stoppable]) -> None:
         for process in processes:
             process.request_stop()
-        reached = self.transport.reaches_host(_DEAD_LINK_TIMEOUT)
-        if not reached:
+        reachable = self.transport.can_reach_host(_REACHABILITY_TIMEOUT_SECONDS)
+        if not reachable:
             self.transport.close()  # what waits for the host then waits no more
         for process in processes:
-            if reached:
+            if reachable:
                 process.terminate()
             else:
                 process.kill()
             if isinstance(process, TaskProcess):
-                process.tell_failure()
-        if reached:
+                process.log_failure()
+        if reachable:
             self.transport.clean_up()
-        elif self.transport.directories:
-            _log.warning("%s: not reached; left there: %s", self.transport.host, ", ".join(self.transport.directories))
+        elif self.transport.temp_dirs:
+            _log.warning("%s: not reached; left there: %s", self.transport.host, ", ".join(self.transport.temp_dirs))
 
-    def keep(self, key: str, process: Stoppable) -> str:
+    def register(self, key: str, process: Stoppable) -> str:
         """Add a process under a key and return the key; one that comes too late is stopped.
 
         Raises:
@@ -100,32 +100,32 @@ class Holdings:
         process.terminate()
         raise RuntimeClosedError(self.transport.host)
 
-    def living(self, *, only_alive: bool) -> dict[str, ManagedProcess]:
+    def get_processes(self, *, only_alive: bool) -> dict[str, ManagedProcess]:
         """Return the processes by key."""
         with self.lock:
             processes = dict(self.processes)
         return {key: process for key, process in processes.items() if process.is_alive() or not only_alive}
 
-    def forget(self, keys: Iterable[str]) -> None:
+    def discard(self, keys: Iterable[str]) -> None:
         """Drop processes that have ended."""
         with self.lock:
             for key in keys:
                 self.processes.pop(key, None)
 
 
-_held: set[Holdings] = set()
+_unreleased_registries: set[ResourceRegistry] = set()
 
 
 @functools.cache
-def _register() -> None:
+def _register_atexit() -> None:
     """Have everything given back when the program ends: once there is something, so before the masters are let go."""
-    atexit.register(_release_all)
+    atexit.register(_release_all_registries)
 
 
-def _release_all() -> None:
+def _release_all_registries() -> None:
     """Give everything back."""
-    for holdings in list(_held):
+    for registry in list(_unreleased_registries):
         try:
-            holdings.release()
+            registry.release()
         except Exception:  # noqa: BLE001 - the others are to be released, too
-            _log.warning("%s: the clean-up failed", holdings.transport.host, exc_info=True)
+            _log.warning("%s: the clean-up failed", registry.transport.host, exc_info=True)

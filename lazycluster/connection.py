@@ -10,9 +10,9 @@ from typing import IO, TYPE_CHECKING
 
 from lazycluster._files import transfer
 from lazycluster._functions import session_call
-from lazycluster._model.checks import absolute, check_command, check_timeout
+from lazycluster._model.checks import absolute_path, check_command, check_timeout
 from lazycluster._model.watch import UNWATCHED, Watch
-from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.destination import Destination
 from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
@@ -60,12 +60,12 @@ class Connection:
             host,
             user=user,
             port=port,
-            identity_file=None if identity_file is None else absolute(identity_file),
-            config_file=None if config_file is None else absolute(config_file),
+            identity_file=None if identity_file is None else absolute_path(identity_file),
+            config_file=None if config_file is None else absolute_path(config_file),
             connect_timeout=connect_timeout,
             options=tuple((options or {}).items()),
         )
-        self.sessions = Sessions(destination, password=password, env=env)
+        self.ssh_client = SshClient(destination, password=password, env=env)
         """The machinery below, which transfers, calls and tunnels share."""
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class Connection:
     @property
     def host(self) -> str:
         """Return the host as it was given."""
-        return self.sessions.host
+        return self.ssh_client.host
 
     def run(
         self,
@@ -120,7 +120,7 @@ class Connection:
         """
         check_command(command)
         check_timeout(timeout)
-        return self.sessions.run(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, watch=watch)
+        return self.ssh_client.run(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, watch=watch)
 
     def put(
         self,
@@ -143,7 +143,9 @@ class Connection:
             TransferError: It could not be sent; what stood at the target stands there still.
             ConnectError: The host could not be reached.
         """
-        transfer.put(transfer.Route(self.sessions, self.sessions), Path(local), remote, cwd=cwd, watch=watch)
+        transfer.put(
+            transfer.TransferBackend(self.ssh_client, self.ssh_client), Path(local), remote, cwd=cwd, watch=watch
+        )
 
     def get(
         self,
@@ -167,7 +169,7 @@ class Connection:
             ConnectError: The host could not be reached.
         """
         target = Path.cwd() if local is None else Path(local)
-        transfer.get(transfer.Route(self.sessions, self.sessions), remote, target, cwd=cwd, watch=watch)
+        transfer.get(transfer.TransferBackend(self.ssh_client, self.ssh_client), remote, target, cwd=cwd, watch=watch)
 
     def call(
         self,
@@ -190,19 +192,19 @@ class Connection:
             CommandTimeoutError: It took longer than `timeout`.
             ConnectionLostError: The link broke.
         """
-        session_call.call(
-            self.sessions, payload, outcome, python=python, cwd=cwd, env=env, timeout=timeout, watch=watch
+        session_call.run_function_in_session(
+            self.ssh_client, payload, outcome, python=python, cwd=cwd, env=env, timeout=timeout, watch=watch
         )
 
     def is_alive(self) -> bool:
         """Tell whether a command can be run on the host now; dials if need be, and never raises."""
-        if self.sessions.closed:
+        if self.ssh_client.closed:
             return False
         try:
-            return self.run("true", timeout=self.sessions.destination.connect_timeout).ok
+            return self.run("true", timeout=self.ssh_client.destination.connect_timeout).ok
         except LazyclusterError:
             return False
 
     def close(self) -> None:
         """End the connection. Commands under way end on the host, too. Closing twice is fine."""
-        self.sessions.close()
+        self.ssh_client.close()

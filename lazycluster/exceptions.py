@@ -24,7 +24,7 @@ class LazyclusterError(Exception):
         return type(self), self.args
 
 
-def indented(text: str) -> str:
+def indented_tail(text: str) -> str:
     """Return the last lines of an output, indented, ready to follow a message on lines of their own."""
     lines = text.rstrip().splitlines()[-_TAIL_LINES:]
     return "\n" + textwrap.indent("\n".join(lines), "    ") if lines else ""
@@ -42,7 +42,7 @@ class ConnectError(LazyclusterError, ValueError):
 
     summary: ClassVar[str] = "no connection"
     advice: ClassVar[str] = "Try `ssh -v {host} true` in a terminal."
-    """What to do. `{host}` is `by_hand`."""
+    """What to do. `{host}` is `ssh_arguments`."""
 
     host: str
     reason: str
@@ -54,16 +54,16 @@ class ConnectError(LazyclusterError, ValueError):
     def fault(self) -> str:
         """Return what is wrong, and at which hop."""
         where = f" at {self.hop}" if self.hop and self.hop != self.host else ""
-        said = self.reason.removesuffix(".")
-        return f"{self.summary}{where}{f' ({said})' if said else ''}"
+        reason = self.reason.removesuffix(".")
+        return f"{self.summary}{where}{f' ({reason})' if reason else ''}"
 
     @property
     def remedy(self) -> str:
         """Return what to do about it."""
-        return self.advice.format(host=self.by_hand, hop=self.hop or self.host)
+        return self.advice.format(host=self.ssh_arguments, hop=self.hop or self.host)
 
     @property
-    def by_hand(self) -> str:
+    def ssh_arguments(self) -> str:
         """Return what stands behind `ssh`, or `ssh-copy-id`, in a terminal to reach the host."""
         return shlex.join((*self.options, self.host))
 
@@ -170,7 +170,7 @@ class ConnectionLostError(LazyclusterError, ConnectionError):
             False: "It had not started on the host.",
             None: "It may or may not have started on the host.",
         }[self.started]
-        return f"{self.host}: connection lost during `{_short(self.command)}` ({self.reason}). {fate}"
+        return f"{self.host}: connection lost during `{_shorten(self.command)}` ({self.reason}). {fate}"
 
 
 @attrs.frozen(slots=False)
@@ -183,7 +183,7 @@ class SessionRefusedError(LazyclusterError):
 
     def __str__(self) -> str:
         return (
-            f"{self.host}: refused a session for `{_short(self.command)}` ({self.reason}). "
+            f"{self.host}: refused a session for `{_shorten(self.command)}` ({self.reason}). "
             "Check MaxSessions in its sshd_config; 0 forbids sessions."
         )
 
@@ -199,8 +199,9 @@ class LoginShellError(LazyclusterError):
 
     def __str__(self) -> str:
         return (
-            f"{self.host}: the login shell ended with exit status {self.exit_status} before `{_short(self.command)}` "
-            f"began. Check the account's shell and its start-up files: `ssh {self.host} true`.{indented(self.output)}"
+            f"{self.host}: the login shell ended with exit status {self.exit_status} before `{_shorten(self.command)}` "
+            f"began. Check the account's shell and its start-up files: `ssh {self.host} true`."
+            f"{indented_tail(self.output)}"
         )
 
 
@@ -215,14 +216,14 @@ class SupervisorError(LazyclusterError):
     def __str__(self) -> str:
         return (
             f"{self.host}: the supervisor on the host: {self.reason}. Check that `ssh {self.host} python3 -V` works; "
-            f"Runtime(..., resident=False), or --no-resident, does without it.{indented(self.output)}"
+            f"Runtime(..., resident=False), or --no-resident, does without it.{indented_tail(self.output)}"
         )
 
 
 # Commands, functions, tasks ------------------------------------------------------------------------------------------
 
 
-def _short(command: str, width: int = 200) -> str:
+def _shorten(command: str, width: int = 200) -> str:
     """Return a command on one line and not too long, for a message."""
     line = " ".join(command.split())
     return line if len(line) <= width else line[: width - 1] + "…"
@@ -239,9 +240,9 @@ class CommandTimeoutError(LazyclusterError, TimeoutError):
     stderr: bytes = attrs.field(default=b"", repr=False)
 
     def __str__(self) -> str:
-        said = indented((self.stdout + self.stderr).decode(errors="replace"))
+        output = indented_tail((self.stdout + self.stderr).decode(errors="replace"))
         took = f"took longer than its timeout of {self.timeout:g} s and was ended"
-        return f"{self.host}: `{_short(self.command)}` {took}.{said}"
+        return f"{self.host}: `{_shorten(self.command)}` {took}.{output}"
 
 
 @attrs.frozen(slots=False)
@@ -252,7 +253,7 @@ class CommandStoppedError(LazyclusterError):
     command: str
 
     def __str__(self) -> str:
-        return f"{self.host}: `{_short(self.command)}` was stopped before it ended."
+        return f"{self.host}: `{_shorten(self.command)}` was stopped before it ended."
 
 
 @attrs.frozen(slots=False)
@@ -265,7 +266,8 @@ class CommandFailedError(LazyclusterError):
     output: str = attrs.field(default="", repr=False)
 
     def __str__(self) -> str:
-        return f"{self.host}: `{_short(self.command)}` ended with exit status {self.exit_code}.{indented(self.output)}"
+        output = indented_tail(self.output)
+        return f"{self.host}: `{_shorten(self.command)}` ended with exit status {self.exit_code}.{output}"
 
 
 @attrs.frozen(slots=False)
@@ -305,7 +307,7 @@ class RemoteFunctionError(LazyclusterError):
     remote_traceback: str = attrs.field(default="", repr=False)
 
     def __str__(self) -> str:
-        return f"{self.host}: function {self.function!r} failed: {self.reason}{indented(self.remote_traceback)}"
+        return f"{self.host}: function {self.function!r} failed: {self.reason}{indented_tail(self.remote_traceback)}"
 
 
 @attrs.frozen(slots=False)
@@ -490,17 +492,17 @@ class HostsFailedError(LazyclusterError):
 
     def __reduce__(self) -> tuple[type[LazyclusterError], tuple[object, ...]]:
         """Return how to make it again from its facts."""
-        values = {host: value for host, value in self.values.items() if _is_a_pickle(value)}
+        values = {host: value for host, value in self.values.items() if _can_pickle(value)}
         return type(self), (self.action, self.errors, self.total, values)
 
     def __str__(self) -> str:
         hosts = len({host for host, _ in self.errors})
         of = f" of {self.total}" if self.total else ""
-        head = f"{_short(self.action)} failed on {hosts}{of} host{'s' if max(hosts, self.total) > 1 else ''}:"
-        return "\n".join([head, *(f"  {line}" for host, error in self.errors for line in _lines_of(host, error))])
+        head = f"{_shorten(self.action)} failed on {hosts}{of} host{'s' if max(hosts, self.total) > 1 else ''}:"
+        return "\n".join([head, *(f"  {line}" for host, error in self.errors for line in _error_lines(host, error))])
 
 
-def _is_a_pickle(value: object) -> bool:
+def _can_pickle(value: object) -> bool:
     try:
         pickle.dumps(value)
     except Exception:  # noqa: BLE001 - it calls methods that users write
@@ -508,14 +510,14 @@ def _is_a_pickle(value: object) -> bool:
     return True
 
 
-def in_words(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return an error's message, behind its kind where it is none of this library's."""
     return str(error) if isinstance(error, LazyclusterError) else f"{type(error).__name__}: {error}"
 
 
-def _lines_of(host: str, error: Exception) -> list[str]:
+def _error_lines(host: str, error: Exception) -> list[str]:
     """Return what is wrong with a host, the host's name first."""
-    text = in_words(error)
+    text = error_text(error)
     return (text if text.startswith((f"{host}:", f"{host} ")) else f"{host}: {text}").splitlines()
 
 
@@ -557,7 +559,7 @@ class RuntimeClosedError(LazyclusterError):
         return f"{self.host}: closed already. Make a new one."
 
 
-HOST_LOST = (
+HOST_LOST_ERRORS = (
     ConnectionLostError,
     ConnectError,
     LoginShellError,

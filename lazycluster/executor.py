@@ -18,19 +18,19 @@ from lazycluster._functions.outcome import read_error
 from lazycluster._model.watch import Watch
 from lazycluster._transports.interface import Transport
 from lazycluster._typing import assert_never
-from lazycluster._waiting import Cancellation
-from lazycluster.exceptions import HOST_LOST, CommandFailedError, CommandStoppedError, RemoteFunctionError
+from lazycluster._waiting import CancelToken
+from lazycluster.exceptions import HOST_LOST_ERRORS, CommandFailedError, CommandStoppedError, RemoteFunctionError
 from lazycluster.results import Collector, CommandResult, LineDecoder, StepResult, Stream
-from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe_step
 
 _log = logging.getLogger(__name__)
-_IN_MEMORY = 1 << 20
+_MAX_OUTCOME_BYTES_IN_MEMORY = 1 << 20
 """Bytes up to which the outcome of a function is kept in memory; beyond, in a temporary file without a name."""
 
-Outcome = IO[bytes]
+OutcomeFile = IO[bytes]
 
 
-class _Outcome(tempfile.SpooledTemporaryFile[bytes]):
+class _SpooledOutcome(tempfile.SpooledTemporaryFile[bytes]):
     """A file without a name, so that nothing can leave it behind; garbage collection closes it without a warning."""
 
     def __del__(self) -> None:
@@ -38,12 +38,12 @@ class _Outcome(tempfile.SpooledTemporaryFile[bytes]):
         self.close()
 
 
-def new_outcome() -> Outcome:
+def create_outcome_file() -> OutcomeFile:
     """Return an empty file for the outcome of a function."""
-    return _Outcome(max_size=_IN_MEMORY)
+    return _SpooledOutcome(max_size=_MAX_OUTCOME_BYTES_IN_MEMORY)
 
 
-def _write(text: str) -> None:
+def _write_to_stdout(text: str) -> None:
     """Print a piece of output; what standard output cannot show, or that it is closed, is no failure of the step."""
     out: TextIO | None = sys.stdout  # none where the process was started without one
     if out is None:
@@ -54,7 +54,7 @@ def _write(text: str) -> None:
         out.flush()
 
 
-class _RaisedThereError(Exception):
+class _FunctionRaisedError(Exception):
     """What a function raised on the host, whatever it is: the host itself has answered."""
 
     def __init__(self, error: Exception) -> None:
@@ -66,7 +66,7 @@ class _RaisedThereError(Exception):
 class Executor:
     """Carries out steps on a host, in a working directory and with an environment.
 
-    With `debug` output is printed while it is produced, with `labelled` line by line behind the name of the host;
+    With `debug` output is printed while it is produced, with `prefix_output` line by line behind the name of the host;
     otherwise it goes to the logger, line by line, at DEBUG.
     """
 
@@ -75,48 +75,48 @@ class Executor:
     env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     python: str | None = None
     debug: bool = False
-    labelled: bool = False
-    cancellation: Cancellation | None = None
+    prefix_output: bool = False
+    cancellation: CancelToken | None = None
 
-    def execute(self, step: Step, keep: Callable[[Outcome], None]) -> StepResult:
+    def execute(self, step: Step, on_outcome: Callable[[OutcomeFile], None]) -> StepResult:
         """Carry out one step and return what came of it; a failure is in the record.
 
-        `keep` gets the outcome of a function.
+        `on_outcome` gets the outcome of a function.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         collector = Collector()
         exit_code: int | None = None
         error: Exception | None = None
         host_lost = False
-        with self._echo() as on_output, self._progress(step) as on_progress:
+        with self._output_handler() as on_output, self._progress_handler(step) as on_progress:
             watch = Watch(on_output, on_progress, self.cancellation, collector)
             try:
-                if self.cancellation is not None and self.cancellation.requested:
-                    raise CommandStoppedError(self.transport.host, describe(step))
-                exit_code = self._carry_out(step, watch, keep)
-            except _RaisedThereError as raised:
+                if self.cancellation is not None and self.cancellation.is_cancelled:
+                    raise CommandStoppedError(self.transport.host, describe_step(step))
+                exit_code = self._execute_step(step, watch, on_outcome)
+            except _FunctionRaisedError as raised:
                 error = raised.error
             except Exception as raised:  # noqa: BLE001 - the boundary: whatever it was belongs into the record
-                error, host_lost = raised, isinstance(raised, HOST_LOST)
-        duration = time.monotonic() - begun
-        output = collector.result(describe(step), exit_code or 0, duration)
+                error, host_lost = raised, isinstance(raised, HOST_LOST_ERRORS)
+        duration = time.monotonic() - started
+        output = collector.result(describe_step(step), exit_code or 0, duration)
         if exit_code and isinstance(step, RunCommand):
             error = CommandFailedError(self.transport.host, step.command, exit_code, output.output)
-        return StepResult(describe(step), output, exit_code, duration, error, host_lost)
+        return StepResult(describe_step(step), output, exit_code, duration, error, host_lost)
 
-    def _carry_out(self, step: Step, watch: Watch, keep: Callable[[Outcome], None]) -> int | None:
+    def _execute_step(self, step: Step, watch: Watch, on_outcome: Callable[[OutcomeFile], None]) -> int | None:
         match step:
             case RunCommand():
                 return self._run(step, watch).exit_code
             case SendFile():
                 self.transport.put(step.local, step.remote, cwd=self.cwd, watch=watch)
             case GetFile():
-                local = step.local_of(self.transport.host)
-                if step.is_for_each_host:
+                local = step.local_path_for(self.transport.host)
+                if step.has_host_placeholder:
                     local.parent.mkdir(parents=True, exist_ok=True)
                 self.transport.get(step.remote, local, cwd=self.cwd, watch=watch)
             case RunFunction():
-                self._call(step, watch, keep)
+                self._call(step, watch, on_outcome)
             case _:
                 assert_never(step)
         return None
@@ -124,50 +124,50 @@ class Executor:
     def _run(self, step: RunCommand, watch: Watch) -> CommandResult:
         return self.transport.run(step.command, cwd=self.cwd, env=self.env, timeout=step.timeout, watch=watch)
 
-    def _call(self, step: RunFunction, watch: Watch, keep: Callable[[Outcome], None]) -> None:
-        from lazycluster._functions.serialize import dump  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+    def _call(self, step: RunFunction, watch: Watch, on_outcome: Callable[[OutcomeFile], None]) -> None:
+        from lazycluster._functions.serialize import serialize_call  # noqa: PLC0415 - cloudpickle is for whoever calls functions
 
-        payload = dump(step.function, *step.args, **step.kwargs)
-        outcome = new_outcome()
-        keep(outcome)
+        payload = serialize_call(step.function, *step.args, **step.kwargs)
+        outcome = create_outcome_file()
+        on_outcome(outcome)
         self.transport.call(payload, outcome, python=self.python, cwd=self.cwd, env=self.env, watch=watch)
         error = read_error(outcome, self.transport.host, step.name)
         if isinstance(error, RemoteFunctionError) and not error.remote_traceback and watch.collector is not None:
             # Its process died, or so; what it printed last may tell why.
-            printed = watch.collector.joined(Stream.STDERR).decode(errors="replace")
+            printed = watch.collector.getvalue(Stream.STDERR).decode(errors="replace")
             raise attrs.evolve(error, remote_traceback=printed) from error.__cause__
         if error is not None:
-            raise _RaisedThereError(error)
+            raise _FunctionRaisedError(error)
 
     @contextlib.contextmanager
-    def _echo(self) -> Iterator[Callable[[Stream, bytes], None]]:
+    def _output_handler(self) -> Iterator[Callable[[Stream, bytes], None]]:
         """Give what passes output on: to standard output, or line by line to the logger."""
-        if self.debug and not self.labelled:
+        if self.debug and not self.prefix_output:
             decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in Stream}
-            yield lambda stream, data: _write(decoders[stream].decode(data))
+            yield lambda stream, data: _write_to_stdout(decoders[stream].decode(data))
             return
         if not self.debug and not _log.isEnabledFor(logging.DEBUG):
             yield lambda _stream, _data: None
             return
-        decoding = {stream: LineDecoder() for stream in Stream}
+        line_decoders = {stream: LineDecoder() for stream in Stream}
 
         def on_output(stream: Stream, data: bytes) -> None:
-            self._tell(decoding[stream].feed(data))
+            self._emit_lines(line_decoders[stream].feed(data))
 
         yield on_output
-        self._tell(filter(None, (decoder.rest for decoder in decoding.values())))
+        self._emit_lines(filter(None, (decoder.rest for decoder in line_decoders.values())))
 
-    def _tell(self, lines: Iterable[str]) -> None:
+    def _emit_lines(self, lines: Iterable[str]) -> None:
         for line in lines:
             if self.debug:
-                _write(f"{self.transport.host} | {line}\n")
+                _write_to_stdout(f"{self.transport.host} | {line}\n")
             else:
                 _log.debug("%s: %s", self.transport.host, line)
 
     @contextlib.contextmanager
-    def _progress(self, step: Step) -> Iterator[Callable[[int, int | None], None]]:
-        if self.debug and not self.labelled and isinstance(step, (SendFile, GetFile)):
-            with progress_bar(f"{self.transport.host}: {describe(step)}") as advance:
+    def _progress_handler(self, step: Step) -> Iterator[Callable[[int, int | None], None]]:
+        if self.debug and not self.prefix_output and isinstance(step, (SendFile, GetFile)):
+            with progress_bar(f"{self.transport.host}: {describe_step(step)}") as advance:
                 yield advance
         else:
             yield lambda _done, _total: None

@@ -52,38 +52,38 @@ def parse_gpus(text: str) -> tuple[list[Gpu], list[str]]:
             header = [cell.partition(" [")[0] for cell in cells]
         elif header and len(cells) == len(header):
             row = dict(zip(header, cells, strict=True))
-            gpus.append(_gpu(row, len(gpus)))
-            warnings += _troubles(row, gpus[-1].index)
+            gpus.append(_gpu_from_row(row, len(gpus)))
+            warnings += _field_warnings(row, gpus[-1].index)
         else:
             warnings.append(line)
     return gpus, warnings
 
 
-def _gpu(row: dict[str, str], position: int) -> Gpu:
+def _gpu_from_row(row: dict[str, str], position: int) -> Gpu:
     """Make a record of a row."""
-    index, memory = _number(row.get("index")), _number(row.get("memory.total"))
+    index, memory = _number_or_none(row.get("index")), _number_or_none(row.get("memory.total"))
     return Gpu(
         index=position if index is None else index,
         name=row["name"],
         memory=None if memory is None else memory * _MIB,
-        driver_version=_known(row.get("driver_version")),
-        uuid=_known(row.get("uuid")),
-        utilization=_number(row.get("utilization.gpu")),
+        driver_version=_text_or_none(row.get("driver_version")),
+        uuid=_text_or_none(row.get("uuid")),
+        utilization=_number_or_none(row.get("utilization.gpu")),
     )
 
 
-def _known(cell: str | None) -> str | None:
+def _text_or_none(cell: str | None) -> str | None:
     """Return the text of a cell, None for one in brackets."""
     return cell if cell and not cell.startswith("[") else None
 
 
-def _number(cell: str | None) -> int | None:
+def _number_or_none(cell: str | None) -> int | None:
     """Return the number in a cell, with or without a unit."""
     match = re.fullmatch(r"([0-9]+)(?: (?:MiB|%))?", cell or "")
     return int(match[1]) if match else None
 
 
-def _troubles(row: dict[str, str], index: int) -> list[str]:
+def _field_warnings(row: dict[str, str], index: int) -> list[str]:
     """Say which fields name a trouble instead of a value."""
     harmless = {"[N/A]", "[Not Supported]"}
     return [

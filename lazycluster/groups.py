@@ -8,17 +8,17 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Si
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import _invoke
-from lazycluster._display import count_bar, counted, print_table
-from lazycluster._facts import TABLE_COLUMNS, table_row
-from lazycluster._gather import OnError, Stopping, collected, on_all, successes_of, values
-from lazycluster._mapping import Spread
+from lazycluster._display import count_bar, pluralize, print_table
+from lazycluster._facts import HOST_TABLE_COLUMNS, host_table_row
+from lazycluster._gather import CancelGroup, OnError, gather, unwrap_all, values_by_host, values_or_errors
+from lazycluster._mapping import MapScheduler
 from lazycluster._membership import Members
 from lazycluster._model.checks import check_command, check_port, check_timeout
 from lazycluster._model.watch import Watch
-from lazycluster._remote.ports import is_free
-from lazycluster._waiting import Cancellation
+from lazycluster._remote.ports import is_port_free
+from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError
-from lazycluster.managed import CleanedUp, ManagedProcess
+from lazycluster.managed import CleanupOnExit, ManagedProcess
 from lazycluster.results import CommandResult, Error, Stream, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import GetFile, Step, check_callable, function_name
@@ -29,7 +29,7 @@ T = TypeVar("T")
 X = TypeVar("X")
 
 
-class RuntimeGroup(Members, CleanedUp):
+class RuntimeGroup(Members, CleanupOnExit):
     """Some hosts that work together: the same command, function or file on all of them, or items spread over them.
 
     Hosts are connected in parallel. It is a context manager; at its end, or at `cleanup()`, everything that its
@@ -98,14 +98,14 @@ class RuntimeGroup(Members, CleanedUp):
         check_command(command)
         check_timeout(timeout)
 
-        def work(runtime: Runtime, cancellation: Cancellation) -> CommandResult:
+        def work(runtime: Runtime, cancellation: CancelToken) -> CommandResult:
             def tell(stream: Stream, data: bytes) -> None:
                 if on_output is not None:
                     on_output(runtime.host, stream, data)
 
-            return runtime.run(command, stdin=stdin, timeout=timeout, watch=Watch(tell, cancellation=cancellation))
+            return runtime.run(command, stdin=stdin, timeout=timeout, watch=Watch(tell, cancel_token=cancellation))
 
-        return self._on_all(work, f"`{command}`", on_error)
+        return self._run_on_all(work, f"`{command}`", on_error)
 
     @overload
     def call(
@@ -134,31 +134,31 @@ class RuntimeGroup(Members, CleanedUp):
         """
         on_error: OnError = kwargs.pop("on_error", "raise")
 
-        def work(runtime: Runtime, cancellation: Cancellation) -> T:
-            return _invoke.call(runtime.executor(cancellation=cancellation), function, args, kwargs)
+        def work(runtime: Runtime, cancellation: CancelToken) -> T:
+            return _invoke.call_function(runtime.executor(cancellation=cancellation), function, args, kwargs)
 
         check_callable(function)
-        return self._on_all(work, function_name(function), on_error)
+        return self._run_on_all(work, function_name(function), on_error)
 
-    def _on_all(
-        self, work: Callable[[Runtime, Cancellation], T], action: str, on_error: OnError
+    def _run_on_all(
+        self, work: Callable[[Runtime, CancelToken], T], action: str, on_error: OnError
     ) -> Mapping[str, T | Error]:
         """Do something on every host; where this is interrupted (Ctrl-C), it is ended on the hosts."""
         _check_on_error(on_error)
-        runtimes = self.needed()
-        stopping = Stopping()
+        runtimes = self.require_runtimes()
+        cancel_group = CancelGroup()
 
-        def stoppable(runtime: Runtime) -> T:
-            with stopping.cancellation() as cancellation:
+        def run_cancellable(runtime: Runtime) -> T:
+            with cancel_group.token() as cancellation:
                 return work(runtime, cancellation)
 
         with count_bar(action, len(runtimes), "hosts", shown=self.progress) as advance:
-            outcomes = on_all(
-                {host: functools.partial(stoppable, runtime) for host, runtime in runtimes.items()},
-                done=lambda _, outcome: advance(isinstance(outcome, Value)),
-                stop=stopping.request,
+            outcomes = gather(
+                {host: functools.partial(run_cancellable, runtime) for host, runtime in runtimes.items()},
+                on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
+                cancel=cancel_group.cancel,
             )
-        return values(outcomes, action) if on_error == "raise" else collected(outcomes)
+        return unwrap_all(outcomes, action) if on_error == "raise" else values_or_errors(outcomes)
 
     @overload
     def map(
@@ -213,14 +213,16 @@ class RuntimeGroup(Members, CleanedUp):
         _check_on_error(on_error)
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise ValueError(f"retries is a whole number from 0 on, not {retries!r}")
-        spread = Spread(list(self.needed().values()), function, iter(iterable), ordered=ordered, retries=retries)
-        return self._yielded(spread, on_error, function_name(function), _length_of(iterable))
+        spread = MapScheduler(
+            list(self.require_runtimes().values()), function, iter(iterable), ordered=ordered, retries=retries
+        )
+        return self._iter_results(spread, on_error, function_name(function), _length_of(iterable))
 
-    def _yielded(
-        self, spread: Spread[X, T], on_error: OnError, title: str, total: int | None
+    def _iter_results(
+        self, scheduler: MapScheduler[X, T], on_error: OnError, title: str, total: int | None
     ) -> Generator[T | Error, None, None]:
-        with count_bar(title, total, "items", shown=self.progress) as advance, spread:
-            for outcome in spread:
+        with count_bar(title, total, "items", shown=self.progress) as advance, scheduler:
+            for outcome in scheduler:
                 advance(isinstance(outcome, Value))
                 if isinstance(outcome, Value):
                     yield outcome.value
@@ -320,30 +322,30 @@ class RuntimeGroup(Members, CleanedUp):
         self, task: RuntimeTask, *, execute_async: bool, debug: bool, on_error: OnError
     ) -> Mapping[str, RuntimeTask | Error]:
         outcomes: dict[str, Value[RuntimeTask] | Error] = {}
-        runtimes = self.needed()
+        runtimes = self.require_runtimes()
         if len(runtimes) > 1:
-            _check_places(task.steps)
+            _check_distinct_local_paths(task.steps)
         copies = {host: task.copy() for host in runtimes}
         try:
             for host, runtime in runtimes.items():
-                outcomes[host] = _begun(runtime, copies[host], debug=debug)
+                outcomes[host] = _start_task(runtime, copies[host], debug=debug)
             if not execute_async:
                 with count_bar(
                     f"task {task.name}", len(outcomes), "hosts", shown=self.progress and not debug
                 ) as advance:
                     for host, outcome in outcomes.items():
-                        outcomes[host] = _joined(outcome)
+                        outcomes[host] = _join_task(outcome)
                         advance(isinstance(outcomes[host], Value))
         except BaseException:
-            self._stop(list(copies.values()))
+            self._terminate_tasks(list(copies.values()))
             raise
-        return values(outcomes, f"task {task.name!r}") if on_error == "raise" else collected(outcomes)
+        return unwrap_all(outcomes, f"task {task.name!r}") if on_error == "raise" else values_or_errors(outcomes)
 
     @staticmethod
-    def _stop(tasks: Sequence[RuntimeTask]) -> None:
+    def _terminate_tasks(tasks: Sequence[RuntimeTask]) -> None:
         """End tasks in the background, all at the same time."""
         processes = [task.process for task in tasks if task.process is not None]
-        on_all({str(number): process.terminate for number, process in enumerate(processes)})
+        gather({str(number): process.terminate for number, process in enumerate(processes)})
 
     def send_file(
         self,
@@ -435,14 +437,14 @@ class RuntimeGroup(Members, CleanedUp):
         wanted = [check_port(port) for port in ports]
         free = self._free_ports(wanted, exclude_hosts) if wanted else []
         for port in free:
-            if not enforce_check_on_localhost or is_free(port):
+            if not enforce_check_on_localhost or is_port_free(port):
                 return port
         raise NoPortsLeftError("the group", tuple(wanted))
 
     def _free_ports(self, ports: list[int], exclude_hosts: str | Iterable[str] | None) -> list[int]:
         runtimes = self.get_runtimes(exclude_hosts=exclude_hosts)
-        found = on_all({host: functools.partial(runtime.free_ports, ports) for host, runtime in runtimes.items()})
-        free = [set(of_host) for of_host in values(found, "asking for free ports").values()]
+        found = gather({host: functools.partial(runtime.free_ports, ports) for host, runtime in runtimes.items()})
+        free = [set(of_host) for of_host in unwrap_all(found, "asking for free ports").values()]
         return [port for port in ports if all(port in of_host for of_host in free)]
 
     def expose_port_to_runtimes(
@@ -468,11 +470,13 @@ class RuntimeGroup(Members, CleanedUp):
             host: functools.partial(runtime.expose_port_to_runtime, local_port, runtime_port)
             for host, runtime in runtimes.items()
         }
-        outcomes = on_all(work, limit=self._max_connections, undo=lambda host, key: runtimes[host].stop_process(key))
+        outcomes = gather(
+            work, limit=self._max_connections, rollback=lambda host, key: runtimes[host].stop_process(key)
+        )
         if any(isinstance(outcome, Error) for outcome in outcomes.values()):
-            made = successes_of(outcomes)
-            on_all({host: functools.partial(runtimes[host].stop_process, key) for host, key in made.items()})
-        return list(values(outcomes, f"exposing port {local_port}").values())
+            keys = values_by_host(outcomes)
+            gather({host: functools.partial(runtimes[host].stop_process, key) for host, key in keys.items()})
+        return list(unwrap_all(outcomes, f"exposing port {local_port}").values())
 
     def expose_port_from_runtime_to_group(
         self, host: str, runtime_port: int, local_port: int | None = None, group_port: int | None = None
@@ -493,11 +497,11 @@ class RuntimeGroup(Members, CleanedUp):
             HostsFailedError: It failed on some hosts; nothing of it is left.
         """
         source = self.get_runtime(host)
-        here = runtime_port if local_port is None else local_port
-        there = check_port(runtime_port if group_port is None else group_port)
-        key = source.expose_port_from_runtime(runtime_port, here)
+        resolved_local_port = runtime_port if local_port is None else local_port
+        resolved_group_port = check_port(runtime_port if group_port is None else group_port)
+        key = source.expose_port_from_runtime(runtime_port, resolved_local_port)
         try:
-            return [key, *self.expose_port_to_runtimes(here, there, exclude_hosts=host)]
+            return [key, *self.expose_port_to_runtimes(resolved_local_port, resolved_group_port, exclude_hosts=host)]
         except BaseException:
             source.stop_process(key)
             raise
@@ -519,20 +523,22 @@ class RuntimeGroup(Members, CleanedUp):
     def print_hosts(self) -> None:
         """Print the hosts with their working directories as a table."""
         rows = [(runtime.host, runtime.working_dir) for runtime in self.runtimes]
-        print_table(counted(len(rows), "host"), ("host", "working directory"), rows)
+        print_table(pluralize(len(rows), "host"), ("host", "working directory"), rows)
 
     def print_runtime_info(self) -> None:
         """Print what is known about the hosts as a table."""
         print_table(
-            counted(self.runtime_count, "host"), TABLE_COLUMNS, [table_row(runtime) for runtime in self.runtimes]
+            pluralize(self.runtime_count, "host"),
+            HOST_TABLE_COLUMNS,
+            [host_table_row(runtime) for runtime in self.runtimes],
         )
 
     # The end ---------------------------------------------------------------------------------------------------------
 
     def cleanup(self) -> None:
         """End every process and remove everything temporary on every host, all at once. Doing it twice is fine."""
-        outcomes = on_all({host: runtime.cleanup for host, runtime in self.get_runtimes().items()})
-        values(outcomes, "the clean-up")
+        outcomes = gather({host: runtime.cleanup for host, runtime in self.get_runtimes().items()})
+        unwrap_all(outcomes, "the clean-up")
 
     def close(self) -> None:
         """Do what `cleanup()` does."""
@@ -544,28 +550,28 @@ def _check_on_error(on_error: str) -> None:
         raise ValueError(f"on_error is 'raise' or 'collect', not {on_error!r}")
 
 
-def _check_places(steps: Iterable[Step]) -> None:
+def _check_distinct_local_paths(steps: Iterable[Step]) -> None:
     for step in steps:
-        if isinstance(step, GetFile) and not step.is_for_each_host:
+        if isinstance(step, GetFile) and not step.has_host_placeholder:
             raise ValueError(
                 f"each host would write to the same place, {step.local}: put {{host}} into the local path of get_file()"
             )
 
 
-def _begun(runtime: Runtime, task: RuntimeTask, *, debug: bool) -> Value[RuntimeTask] | Error:
+def _start_task(runtime: Runtime, task: RuntimeTask, *, debug: bool) -> Value[RuntimeTask] | Error:
     try:
-        return Value(runtime.execute_task(task, debug=debug, labelled=True))
+        return Value(runtime.execute_task(task, debug=debug, prefix_output=True))
     except Exception as error:  # noqa: BLE001 - the other hosts go on; Ctrl-C is none of theirs
         return Error(error)
 
 
-def _joined(begun: Value[RuntimeTask] | Error) -> Value[RuntimeTask] | Error:
-    if isinstance(begun, Value):
+def _join_task(started: Value[RuntimeTask] | Error) -> Value[RuntimeTask] | Error:
+    if isinstance(started, Value):
         try:
-            begun.value.join()
+            started.value.join()
         except LazyclusterError as error:
             return Error(error)
-    return begun
+    return started
 
 
 def _length_of(iterable: Iterable[object]) -> int | None:

@@ -1,7 +1,7 @@
 """What a host is made of: the parsers of what the probe prints (`_remote/probe.sh`).
 
-Nothing here runs anything. `parse` turns what the probe printed into a `HostInfo`, and says in `HostInfo.warnings` what
-it missed.
+Nothing here runs anything. `parse_probe_output` turns what the probe printed into a `HostInfo`, and says in
+`HostInfo.warnings` what it missed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import attrs
 from lazycluster import gpus as nvidia
 from lazycluster.gpus import Gpu, MigDevice
 
-__all__ = ["CgroupLimits", "Gpu", "HostInfo", "MigDevice", "parse", "parse_cgroups"]
+__all__ = ["CgroupLimits", "Gpu", "HostInfo", "MigDevice", "parse_cgroups", "parse_probe_output"]
 
-_MARK = "@@ lazycluster"
+_SECTION_MARK = "@@ lazycluster"
 _MIB = 1024 * 1024
 
 
@@ -67,24 +67,24 @@ class _Section:
     exit_code: int | None = None
 
 
-def parse(output: str) -> HostInfo:
+def parse_probe_output(output: str) -> HostInfo:
     """Read what the probe printed.
 
     Raises:
         ValueError: There is nothing of the probe in it.
     """
-    sections, complete = _split(output)
+    sections, complete = _split_sections(output)
     if not sections:
-        said = output.strip()
-        raise ValueError(f"this is not the output of the hardware probe: {said[:200]!r}")
+        printed = output.strip()
+        raise ValueError(f"this is not the output of the hardware probe: {printed[:200]!r}")
     text = {name: section.text for name, section in sections.items()}
     kernel, kernel_version, machine = parse_uname(text.get("uname", ""))
     sysctl = parse_sysctl(text.get("sysctl", ""))
     limits = parse_cgroups(text.get("cgroups", ""))
     python_version, python_executable = parse_python(text.get("python", ""))
-    cores = _strictest(parse_processors(text.get("processors", "")) or sysctl.get("hw.ncpu"), limits.cpus)
-    memory = _strictest(parse_meminfo(text.get("meminfo", "")) or sysctl.get("hw.memsize"), limits.memory)
-    gpus, gpu_warnings = _gpus(sections)
+    cores = _lowest_known(parse_processors(text.get("processors", "")) or sysctl.get("hw.ncpu"), limits.cpus)
+    memory = _lowest_known(parse_meminfo(text.get("meminfo", "")) or sysctl.get("hw.memsize"), limits.memory)
+    gpus, gpu_warnings = _parse_gpu_sections(sections)
     missing = {
         "the probe was cut short": not complete,
         "the number of CPU cores is unknown": cores is None,
@@ -106,13 +106,13 @@ def parse(output: str) -> HostInfo:
     )
 
 
-def _split(output: str) -> tuple[dict[str, _Section], bool]:
+def _split_sections(output: str) -> tuple[dict[str, _Section], bool]:
     """Cut the output into its sections; tell, too, whether it is complete."""
     sections: dict[str, _Section] = {}
     lines: list[str] = []
     name: str | None = None
     for line in (line.rstrip("\r") for line in output.split("\n")):
-        words = line[len(_MARK) :].split(" ")[1:] if line.startswith(f"{_MARK} ") else []
+        words = line[len(_SECTION_MARK) :].split(" ")[1:] if line.startswith(f"{_SECTION_MARK} ") else []
         match words:
             case ["begin", begun]:
                 name, lines = begun, []
@@ -129,7 +129,7 @@ def _split(output: str) -> tuple[dict[str, _Section], bool]:
     return sections, False
 
 
-def _strictest(*limits: float | None) -> float | None:
+def _lowest_known(*limits: float | None) -> float | None:
     """Return the least of the limits that are known."""
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -200,32 +200,32 @@ def parse_cgroups(text: str) -> CgroupLimits:
     for path, value in files.items():
         directory, _, name = path.rpartition("/")
         if name == "cpu.cfs_quota_us":
-            cpus += _quota(f"{value} {files.get(f'{directory}/cpu.cfs_period_us')}")
+            cpus += _parse_quota(f"{value} {files.get(f'{directory}/cpu.cfs_period_us')}")
         elif name == "cpu.max":
-            cpus += _quota(value)
+            cpus += _parse_quota(value)
         elif name in {"memory.max", "memory.limit_in_bytes"} and re.fullmatch("[0-9]+", value) and int(value) < 2**62:
             memory.append(int(value))
     return CgroupLimits(min(cpus, default=None), min(memory, default=None))
 
 
-def _quota(value: str) -> list[float]:
+def _parse_quota(value: str) -> list[float]:
     """Return the cores in "quota period", or none."""
     match = re.fullmatch("([1-9][0-9]*) ([1-9][0-9]*)", value)
     return [int(match[1]) / int(match[2])] if match else []
 
 
-def _gpus(sections: dict[str, _Section]) -> tuple[tuple[Gpu, ...], list[str]]:
+def _parse_gpu_sections(sections: dict[str, _Section]) -> tuple[tuple[Gpu, ...], list[str]]:
     """Join what `nvidia-smi` said to its two questions."""
     if "gpus" not in sections:
         return (), []
-    asked = sections["gpus"]
-    gpus, warnings = nvidia.parse_gpus(asked.text)
-    if asked.exit_code in {None, 124}:
+    section = sections["gpus"]
+    gpus, warnings = nvidia.parse_gpus(section.text)
+    if section.exit_code in {None, 124}:
         warnings.append("no answer in time")
-    elif asked.exit_code and not warnings:
-        warnings.append(f"exit status {asked.exit_code}")
-    parts = nvidia.parse_mig_devices(sections.get("mig", _Section()).text)
+    elif section.exit_code and not warnings:
+        warnings.append(f"exit status {section.exit_code}")
+    mig_devices = nvidia.parse_mig_devices(sections.get("mig", _Section()).text)
     return (
-        tuple(attrs.evolve(gpu, mig_devices=parts.get(gpu.index, ())) for gpu in gpus),
+        tuple(attrs.evolve(gpu, mig_devices=mig_devices.get(gpu.index, ())) for gpu in gpus),
         [f"nvidia-smi: {warning}" for warning in warnings],
     )

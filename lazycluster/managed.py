@@ -9,7 +9,7 @@ from typing import Protocol
 from lazycluster._typing import Self
 
 
-class CleanedUp(ABC):
+class CleanupOnExit(ABC):
     """A context manager that is cleaned up at the end of its block."""
 
     def __enter__(self) -> Self:

@@ -7,21 +7,21 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
-from lazycluster._display import counted, print_table
-from lazycluster._facts import TABLE_COLUMNS, table_row
-from lazycluster._gather import errors_of, on_all, successes_of
-from lazycluster._membership import DIALS, check_options, connect, listed
-from lazycluster._model.checks import absolute
+from lazycluster._display import pluralize, print_table
+from lazycluster._facts import HOST_TABLE_COLUMNS, host_table_row
+from lazycluster._gather import errors_by_host, gather, values_by_host
+from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, check_options, connect_hosts, to_list
+from lazycluster._model.checks import absolute_path
 from lazycluster._model.options import ManagerOptions, RuntimeOptions
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
 from lazycluster._typing import Unpack
-from lazycluster.exceptions import NoRuntimesDetectedError, in_words
+from lazycluster.exceptions import NoRuntimesDetectedError, error_text
 from lazycluster.groups import RuntimeGroup
-from lazycluster.managed import CleanedUp
-from lazycluster.runtimes import Runtime, check_needs
+from lazycluster.managed import CleanupOnExit
+from lazycluster.runtimes import Runtime, check_minimums
 
 
-class RuntimeManager(CleanedUp):
+class RuntimeManager(CleanupOnExit):
     """Finds the hosts that can be used, and makes groups of those that have what is needed.
 
     The first question tries all hosts in parallel; `detect()` tries again. Hosts that answer stay connected until a
@@ -45,19 +45,19 @@ class RuntimeManager(CleanedUp):
         config_file: str | os.PathLike[str] | None = None,
         hosts: Iterable[str] | None = None,
         *,
-        max_connections: int = DIALS,
+        max_connections: int = DEFAULT_MAX_CONNECTIONS,
         progress: bool = False,
         **connection_kwargs: Unpack[ManagerOptions],
     ) -> None:
-        self._config_file = None if config_file is None else absolute(config_file)
-        self._named = None if hosts is None else listed(hosts)
+        self._config_file = None if config_file is None else absolute_path(config_file)
+        self._explicit_hosts = None if hosts is None else to_list(hosts)
         self._max_connections = max_connections
         self._progress = progress
         self._options: RuntimeOptions = {**connection_kwargs, "config_file": self._config_file}
         check_options(self._options, max_connections)
         self._lock = threading.RLock()
         self._detected = False
-        self._names: list[str] = []
+        self._candidate_hosts: list[str] = []
         self._runtimes: dict[str, Runtime] = {}
         self._inactive: dict[str, Exception] = {}
 
@@ -67,7 +67,7 @@ class RuntimeManager(CleanedUp):
 
     @property
     def _source(self) -> str:
-        return "hosts=[...]" if self._named is not None else str(self._config_file or default_config())
+        return "hosts=[...]" if self._explicit_hosts is not None else str(self._config_file or default_config())
 
     # Which hosts there are -------------------------------------------------------------------------------------------
 
@@ -81,16 +81,16 @@ class RuntimeManager(CleanedUp):
             if self._config_file is not None and not self._config_file.is_file():
                 raise ValueError(f"no such file: {self._config_file}")
             self.cleanup()
-            names = configured_hosts(self._config_file) if self._named is None else self._named
-            self._names = list(dict.fromkeys(names))
-            outcomes = connect(
-                self._names, self._options, max_connections=self._max_connections, progress=self._progress
+            names = configured_hosts(self._config_file) if self._explicit_hosts is None else self._explicit_hosts
+            self._candidate_hosts = list(dict.fromkeys(names))
+            outcomes = connect_hosts(
+                self._candidate_hosts, self._options, max_connections=self._max_connections, progress=self._progress
             )
-            self._runtimes = successes_of(outcomes)
-            self._inactive = {host: cause_of(error) for host, error in errors_of(outcomes)}
+            self._runtimes = values_by_host(outcomes)
+            self._inactive = {host: underlying_error(error) for host, error in errors_by_host(outcomes)}
             self._detected = True
 
-    def _once(self) -> None:
+    def _detect_once(self) -> None:
         with self._lock:
             if not self._detected:
                 self.detect()
@@ -98,19 +98,19 @@ class RuntimeManager(CleanedUp):
     @property
     def hosts(self) -> list[str]:
         """Return the hosts that answered, in the order of the configuration."""
-        self._once()
-        return [host for host in self._names if host not in self._inactive]
+        self._detect_once()
+        return [host for host in self._candidate_hosts if host not in self._inactive]
 
     @property
     def inactive_hosts(self) -> dict[str, Exception]:
         """Return the hosts that cannot be used, and why."""
-        self._once()
+        self._detect_once()
         return dict(self._inactive)
 
     @property
     def runtimes(self) -> list[Runtime]:
         """Return the runtimes on the hosts that answered and that no group has taken."""
-        self._once()
+        self._detect_once()
         return list(self._runtimes.values())
 
     # Groups ----------------------------------------------------------------------------------------------------------
@@ -144,48 +144,54 @@ class RuntimeManager(CleanedUp):
             NoRuntimesDetectedError: No host is left; it lists each with the reason.
             ValueError: A host that is not known, or a number that is none.
         """
-        check_needs(min_memory, min_cpu_cores)
-        self._once()
+        check_minimums(min_memory, min_cpu_cores)
+        self._detect_once()
         if working_dir is not None and root_dir not in {None, working_dir}:
             raise ValueError(f"root_dir is another name of working_dir; {root_dir!r} is not {working_dir!r}")
         with self._lock:
-            reasons = {host: reason(host, error) for host, error in self._inactive.items()}
-            included = self._asked(include_hosts, None)
-            asked = self._asked(included, exclude_hosts)
-            candidates = self._connected([host for host in asked if host not in reasons], reasons)
-            unmet_on = functools.partial(
-                Runtime.unmet,
+            reasons = {host: failure_reason(host, error) for host, error in self._inactive.items()}
+            included = self._select_hosts(include_hosts, None)
+            selected = self._select_hosts(included, exclude_hosts)
+            candidates = self._ensure_connected([host for host in selected if host not in reasons], reasons)
+            missing_requirement = functools.partial(
+                Runtime.missing_requirement,
                 gpu_required=gpu_required,
                 min_memory=min_memory,
                 min_cpu_cores=min_cpu_cores,
                 installed_executables=installed_executables,
                 filter_commands=filter_commands,
             )
-            lacking, lost = unfit(candidates, unmet_on)
-            reasons |= lacking | lost
-            fitting = {host: runtime for host, runtime in candidates.items() if host not in reasons}
-            if not fitting:
-                tried = tuple((host, reasons[host] if host in asked else "excluded") for host in included)
+            unsuitable, failed = check_requirements(candidates, missing_requirement)
+            reasons |= unsuitable | failed
+            suitable = {host: runtime for host, runtime in candidates.items() if host not in reasons}
+            if not suitable:
+                tried = tuple((host, reasons[host] if host in selected else "excluded") for host in included)
                 raise NoRuntimesDetectedError(self._source, tried)
-            return self._group(fitting, working_dir if root_dir is None else root_dir)
+            return self._make_group(suitable, working_dir if root_dir is None else root_dir)
 
-    def _asked(self, include_hosts: str | Iterable[str] | None, exclude_hosts: str | Iterable[str] | None) -> list[str]:
-        included = self._names if include_hosts is None else listed(include_hosts)
-        excluded = listed(exclude_hosts)
-        unknown = [host for host in [*included, *excluded] if host not in self._names]
+    def _select_hosts(
+        self, include_hosts: str | Iterable[str] | None, exclude_hosts: str | Iterable[str] | None
+    ) -> list[str]:
+        included = self._candidate_hosts if include_hosts is None else to_list(include_hosts)
+        excluded = to_list(exclude_hosts)
+        unknown = [host for host in [*included, *excluded] if host not in self._candidate_hosts]
         if unknown:
             raise ValueError(f"{self._source} does not name {', '.join(unknown)}")
-        return [host for host in self._names if host in included and host not in excluded]
+        return [host for host in self._candidate_hosts if host in included and host not in excluded]
 
-    def _connected(self, hosts: list[str], reasons: dict[str, str]) -> dict[str, Runtime]:
+    def _ensure_connected(self, hosts: list[str], reasons: dict[str, str]) -> dict[str, Runtime]:
         """Return runtimes on hosts that answered; those that a group has taken are connected once more."""
-        again = [host for host in hosts if host not in self._runtimes]
-        outcomes = connect(again, self._options, max_connections=self._max_connections, progress=self._progress)
-        self._runtimes |= successes_of(outcomes)
-        reasons.update((host, reason(host, cause_of(error))) for host, error in errors_of(outcomes))
+        unconnected = [host for host in hosts if host not in self._runtimes]
+        outcomes = connect_hosts(
+            unconnected, self._options, max_connections=self._max_connections, progress=self._progress
+        )
+        self._runtimes |= values_by_host(outcomes)
+        reasons.update(
+            (host, failure_reason(host, underlying_error(error))) for host, error in errors_by_host(outcomes)
+        )
         return {host: self._runtimes[host] for host in hosts if host in self._runtimes}
 
-    def _group(self, runtimes: dict[str, Runtime], working_dir: str | None) -> RuntimeGroup:
+    def _make_group(self, runtimes: dict[str, Runtime], working_dir: str | None) -> RuntimeGroup:
         if working_dir is None:
             for host in runtimes:
                 del self._runtimes[host]
@@ -206,19 +212,19 @@ class RuntimeManager(CleanedUp):
 
     def print_hosts(self) -> None:
         """Print the hosts that answered."""
-        print_table(counted(len(self.hosts), "active host"), ("host",), [(host,) for host in self.hosts])
+        print_table(pluralize(len(self.hosts), "active host"), ("host",), [(host,) for host in self.hosts])
 
     def print_inactive_hosts(self) -> None:
         """Print the hosts that cannot be used, and why."""
-        rows = [(host, reason(host, error)) for host, error in self.inactive_hosts.items()]
-        print_table(counted(len(rows), "inactive host"), ("host", "why"), rows)
+        rows = [(host, failure_reason(host, error)) for host, error in self.inactive_hosts.items()]
+        print_table(pluralize(len(rows), "inactive host"), ("host", "why"), rows)
 
     def print_runtime_info(self) -> None:
         """Print what is known about the hosts that answered and that no group has taken."""
-        rows = [table_row(runtime) for runtime in self.runtimes]
+        rows = [host_table_row(runtime) for runtime in self.runtimes]
         taken = len(self.hosts) - len(rows)
-        besides = f" (and {taken} handed to groups)" if taken else ""
-        print_table(f"{counted(len(rows), 'active host')}{besides}", TABLE_COLUMNS, rows)
+        suffix = f" (and {taken} handed to groups)" if taken else ""
+        print_table(f"{pluralize(len(rows), 'active host')}{suffix}", HOST_TABLE_COLUMNS, rows)
 
     def cleanup(self) -> None:
         """Give back what no group has taken. Doing it twice is fine; the next question tries all hosts again."""
@@ -226,24 +232,26 @@ class RuntimeManager(CleanedUp):
             runtimes, self._runtimes = self._runtimes, {}
             self._inactive = {}
             self._detected = False
-            on_all({host: runtime.cleanup for host, runtime in runtimes.items()})
+            gather({host: runtime.cleanup for host, runtime in runtimes.items()})
 
 
-def unfit(runtimes: Mapping[str, Runtime], unmet: Callable[[Runtime], str]) -> tuple[dict[str, str], dict[str, str]]:
+def check_requirements(
+    runtimes: Mapping[str, Runtime], missing_requirement: Callable[[Runtime], str]
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return which hosts have not what is asked for, and which could not be asked, both with why.
 
-    `unmet` tells what one has not, see `Runtime.unmet()`.
+    `missing_requirement` tells what one has not, see `Runtime.missing_requirement()`.
     """
-    outcomes = on_all({host: functools.partial(unmet, runtime) for host, runtime in runtimes.items()})
-    lacking = {host: text for host, text in successes_of(outcomes).items() if text}
-    return lacking, {host: reason(host, error) for host, error in errors_of(outcomes)}
+    outcomes = gather({host: functools.partial(missing_requirement, runtime) for host, runtime in runtimes.items()})
+    unsuitable = {host: text for host, text in values_by_host(outcomes).items() if text}
+    return unsuitable, {host: failure_reason(host, error) for host, error in errors_by_host(outcomes)}
 
 
-def cause_of(error: Exception) -> Exception:
+def underlying_error(error: Exception) -> Exception:
     """Return what made a runtime impossible."""
     return error.__cause__ if isinstance(error.__cause__, Exception) else error
 
 
-def reason(host: str, error: BaseException) -> str:
+def failure_reason(host: str, error: BaseException) -> str:
     """Return why a host cannot be used, without its name in front."""
-    return in_words(error).removeprefix(f"{host}: ")
+    return error_text(error).removeprefix(f"{host}: ")

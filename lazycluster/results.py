@@ -95,24 +95,24 @@ class Collector:
     def __init__(self) -> None:
         """Begin with nothing."""
         # A BytesIO hands out what it holds without a copy, unlike a list of pieces that are joined.
-        self._kept = {stream: io.BytesIO() for stream in Stream}
+        self._buffers = {stream: io.BytesIO() for stream in Stream}
         self._order: list[tuple[Stream, int]] = []
 
-    def add(self, stream: Stream, data: bytes) -> None:
+    def write(self, stream: Stream, data: bytes) -> None:
         """Keep one piece."""
-        self._kept[stream].write(data)
+        self._buffers[stream].write(data)
         if self._order and self._order[-1][0] is stream:
             self._order[-1] = (stream, self._order[-1][1] + len(data))
         else:
             self._order.append((stream, len(data)))
 
-    def joined(self, stream: Stream) -> bytes:
+    def getvalue(self, stream: Stream) -> bytes:
         """Return all of a stream so far."""
-        return self._kept[stream].getvalue()
+        return self._buffers[stream].getvalue()
 
     def result(self, command: str, exit_code: int, duration: float) -> CommandResult:
         """Return the record of the ended command."""
-        out, err = self.joined(Stream.STDOUT), self.joined(Stream.STDERR)
+        out, err = self.getvalue(Stream.STDOUT), self.getvalue(Stream.STDERR)
         return CommandResult(command, exit_code, out, err, duration, tuple(self._order))
 
 

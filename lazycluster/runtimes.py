@@ -22,11 +22,11 @@ from lazycluster._model.checks import check_environment, check_port
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._model.options import ConnectionOptions, RuntimeOptions
 from lazycluster._model.watch import UNWATCHED, Watch
-from lazycluster._resources import Holdings
+from lazycluster._resources import ResourceRegistry
 from lazycluster._transports import factory
-from lazycluster._transports.interface import HostTransport
+from lazycluster._transports.interface import RuntimeTransport
 from lazycluster._typing import Unpack
-from lazycluster._waiting import Cancellation
+from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import (
     ConnectError,
     InvalidRuntimeError,
@@ -38,7 +38,7 @@ from lazycluster.exceptions import (
 )
 from lazycluster.executor import Executor
 from lazycluster.hardware import HostInfo
-from lazycluster.managed import CleanedUp, ManagedProcess
+from lazycluster.managed import CleanupOnExit, ManagedProcess
 from lazycluster.results import CommandResult
 from lazycluster.steps import check_callable
 from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
@@ -48,7 +48,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Runtime(Facts, CleanedUp):
+class Runtime(Facts, CleanupOnExit):
     """One host to run tasks and functions on, and to tunnel to and from.
 
     Making one logs in, makes the working directory, and learns what the machine has. It is a context manager: at the
@@ -75,36 +75,36 @@ class Runtime(Facts, CleanedUp):
         host: str,
         working_dir: str | None = None,
         *,
-        transport: HostTransport | None = None,
+        transport: RuntimeTransport | None = None,
         **connection_kwargs: Unpack[RuntimeOptions],
     ) -> None:
-        self.transport = factory.reach(host, connection_kwargs) if transport is None else transport
+        self.transport = factory.make_transport(host, connection_kwargs) if transport is None else transport
         """The way onto the host, which groups use, too."""
-        self._holdings = Holdings(self.transport)
+        self._resources = ResourceRegistry(self.transport)
         self._env: dict[str, str] = {}
         self._lock = threading.RLock()
-        self._numbers = itertools.count()
-        self._well_at = 0.0
+        self._process_numbers = itertools.count()
+        self._last_success = 0.0
         self._executions: list[tuple[RuntimeTask, Execution]] = []
         try:
             self._working_dir, self._host_info = self.transport.set_up(working_dir)
         except (LazyclusterError, ValueError) as error:
-            self._give_up()
+            self._abort_set_up()
             reason = str(error).removeprefix(f"{host}: ")
             raise InvalidRuntimeError(host, reason) from error
         except BaseException:
-            self._give_up()
+            self._abort_set_up()
             raise
         for warning in self._host_info.warnings:
             _log.warning("%s: %s", self.host, warning)
-        weakref.finalize(self, self._holdings.release_in_background).atexit = False
+        weakref.finalize(self, self._resources.release_in_background).atexit = False
 
-    def _give_up(self) -> None:
+    def _abort_set_up(self) -> None:
         """End what could not be set up; a host on which nothing was made is not asked again."""
-        if self.transport.directories:
-            self._holdings.release()
+        if self.transport.temp_dirs:
+            self._resources.release()
         else:
-            self._holdings.abandon()
+            self._resources.disconnect()
 
     def __repr__(self) -> str:
         """Return the host and the working directory."""
@@ -156,7 +156,7 @@ class Runtime(Facts, CleanedUp):
     @property
     def closed(self) -> bool:
         """Tell whether it was cleaned up."""
-        return self._holdings.closed
+        return self._resources.closed
 
     def is_valid_runtime(self) -> bool:
         """Tell whether the host answers now and has a Python to run functions in."""
@@ -180,9 +180,11 @@ class Runtime(Facts, CleanedUp):
             filter_commands: Shell commands that must print `true`, such as
                 `[ -n "$WORKSPACE" ] && echo true || echo false`.
         """
-        return not self.unmet(gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands)
+        return not self.missing_requirement(
+            gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands
+        )
 
-    def unmet(
+    def missing_requirement(
         self,
         gpu_required: bool = False,
         min_memory: int | None = None,
@@ -194,7 +196,7 @@ class Runtime(Facts, CleanedUp):
 
         The arguments are those of `check_filter()`.
         """
-        check_needs(min_memory, min_cpu_cores)
+        check_minimums(min_memory, min_cpu_cores)
         info = self._host_info
         if gpu_required and not info.gpus:
             return "it has no GPU"
@@ -202,13 +204,13 @@ class Runtime(Facts, CleanedUp):
             return f"it has {info.memory_in_mb} MB of memory, and not {min_memory}"
         if min_cpu_cores is not None and info.cpu_cores < min_cpu_cores:
             return f"it has {info.cpu_cores:g} CPU cores, and not {min_cpu_cores:g}"
-        executables = _listed(installed_executables)
+        executables = _to_list(installed_executables)
         if executables:
             words = " ".join(shlex.quote(name) for name in executables)
-            asked = self.run(f'for e in {words}; do command -v "$e" >/dev/null || echo "$e"; done')
-            if asked.stdout or not asked.ok:
-                return f"not installed: {', '.join(asked.stdout.splitlines() or executables)}"
-        for command in _listed(filter_commands):
+            result = self.run(f'for e in {words}; do command -v "$e" >/dev/null || echo "$e"; done')
+            if result.stdout or not result.ok:
+                return f"not installed: {', '.join(result.stdout.splitlines() or executables)}"
+        for command in _to_list(filter_commands):
             if self.run(command).stdout.strip().lower() != "true":
                 return f"`{command}` did not print true"
         return ""
@@ -234,7 +236,7 @@ class Runtime(Facts, CleanedUp):
         result = self.transport.run(
             command, cwd=self._working_dir, env=self.env_variables, stdin=stdin, timeout=timeout, watch=watch
         )
-        self._well_at = time.monotonic()
+        self._last_success = time.monotonic()
         return result
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -249,7 +251,7 @@ class Runtime(Facts, CleanedUp):
         """
         executor = self.executor()
         check_callable(function)
-        return _invoke.call(executor, function, args, kwargs)
+        return _invoke.call_function(executor, function, args, kwargs)
 
     def execute_task(
         self,
@@ -257,7 +259,7 @@ class Runtime(Facts, CleanedUp):
         execute_async: bool | None = True,
         debug: bool = False,
         *,
-        labelled: bool = False,
+        prefix_output: bool = False,
     ) -> RuntimeTask:
         """Carry out a task in the working directory and return it.
 
@@ -265,33 +267,33 @@ class Runtime(Facts, CleanedUp):
             task: The task; `task.join()` waits for it and raises what failed.
             execute_async: Do it in the background.
             debug: Print the output while it is produced; otherwise it goes to the logger, at DEBUG.
-            labelled: With `debug`, print it line by line, each behind the name of the host.
+            prefix_output: With `debug`, print it line by line, each behind the name of the host.
 
         Raises:
             TaskExecutionError: A step failed; in the background only `join()` raises it.
         """
-        executor = attrs.evolve(self.executor(debug=debug), labelled=labelled)
+        executor = attrs.evolve(self.executor(debug=debug), prefix_output=prefix_output)
         if not execute_async:
-            execution = task.begin(executor)
+            execution = task.new_execution(executor)
             with self._lock:
                 self._executions.append((task, execution))
             execution.run()
             task.join()
             return task
-        cancellation = Cancellation()
+        cancellation = CancelToken()
         try:
             with self._lock:
-                process = task.begin_in_background(
+                process = task.start_in_background(
                     attrs.evolve(executor, cancellation=cancellation), cancellation, self
                 )
                 self._executions.append((task, process.execution))
-                self._holdings.keep(self._key(task.name), process)
+                self._resources.register(self._new_process_key(task.name), process)
         except BaseException:  # also Ctrl-C: it may have begun, and nobody has it
-            cancellation.request()
+            cancellation.cancel()
             raise
         return task
 
-    def executor(self, *, debug: bool = False, cancellation: Cancellation | None = None) -> Executor:
+    def executor(self, *, debug: bool = False, cancellation: CancelToken | None = None) -> Executor:
         """Return what carries out steps here; groups use it, too.
 
         Raises:
@@ -307,12 +309,12 @@ class Runtime(Facts, CleanedUp):
         )
 
     @property
-    def lost_at(self) -> float | None:
+    def last_lost(self) -> float | None:
         """Return when a task failed because of the host, by `time.monotonic()`; None where something did well since."""
         with self._lock:
             ended = [(execution.ended_at, execution) for _, execution in self._executions if execution.ended_at]
-        at, last = max(ended, key=lambda pair: pair[0], default=(0.0, None))
-        return at if last is not None and last.host_lost and at > self._well_at else None
+        ended_at, last = max(ended, key=lambda pair: pair[0], default=(0.0, None))
+        return ended_at if last is not None and last.host_lost and ended_at > self._last_success else None
 
     def print_log(self) -> None:
         """Print the logs of the tasks carried out here."""
@@ -330,7 +332,7 @@ class Runtime(Facts, CleanedUp):
         for process in self.task_processes:
             process.join()
         for _, execution in executions:
-            yield from execution.returns()
+            yield from execution.iter_function_returns()
 
     def join_tasks(self) -> list[LazyclusterError]:
         """Wait for the tasks in the background, and return why those failed that did; that counts as told then."""
@@ -339,14 +341,14 @@ class Runtime(Facts, CleanedUp):
             process.join()
         failed = [process.execution for process in processes if process.execution.error is not None]
         for execution in failed:
-            execution.told = True
+            execution.error_reported = True
         return [execution.error for execution in failed if execution.error is not None]
 
     def clear_tasks(self) -> None:
         """Forget the tasks that have ended: their logs, returns and processes. Those that still run are kept."""
         with self._lock:
             tasks = {key: process for key, process in self.get_processes().items() if isinstance(process, TaskProcess)}
-            self._holdings.forget(key for key, process in tasks.items() if not process.is_alive())
+            self._resources.discard(key for key, process in tasks.items() if not process.is_alive())
             running = {id(process.execution) for process in tasks.values() if process.is_alive()}
             self._executions = [(task, execution) for task, execution in self._executions if id(execution) in running]
 
@@ -441,12 +443,12 @@ class Runtime(Facts, CleanedUp):
 
     def _expose(self, key: str, forwarding: Forwarding) -> str:
         self._check_open()
-        tunnel = self.transport.expose(forwarding, self)
-        return self._holdings.keep(self._key(key), tunnel)
+        tunnel = self.transport.open_tunnel(forwarding, self)
+        return self._resources.register(self._new_process_key(key), tunnel)
 
-    def _key(self, name: str) -> str:
+    def _new_process_key(self, name: str) -> str:
         """Return a key that no other process has, also among those of other hosts of a group."""
-        return f"{name}-{next(self._numbers)}@{self.host}"
+        return f"{name}-{next(self._process_numbers)}@{self.host}"
 
     def get_process(self, key: str) -> ManagedProcess:
         """Return the process with a key.
@@ -455,14 +457,14 @@ class Runtime(Facts, CleanedUp):
             ValueError: There is none.
         """
         try:
-            return self._holdings.processes[key]
+            return self._resources.processes[key]
         except KeyError:
-            known = ", ".join(self._holdings.processes) or "none"
+            known = ", ".join(self._resources.processes) or "none"
             raise ValueError(f"{self.host}: no process with the key {key!r} (there are: {known})") from None
 
     def get_processes(self, only_alive: bool = False) -> dict[str, ManagedProcess]:
         """Return the processes by key: tasks in the background and tunnels."""
-        return self._holdings.living(only_alive=only_alive)
+        return self._resources.get_processes(only_alive=only_alive)
 
     def stop_process(self, key: str) -> None:
         """End a process, and wait until it is gone: a tunnel with its ports, a task with its remote command.
@@ -494,18 +496,18 @@ class Runtime(Facts, CleanedUp):
 
         Logs, results and returns of the tasks stay readable.
         """
-        self._holdings.release()
+        self._resources.release()
 
     def close(self) -> None:
         """Do what `cleanup()` does."""
         self.cleanup()
 
     def _check_open(self) -> None:
-        if self._holdings.closed:
+        if self._resources.closed:
             raise RuntimeClosedError(self.host)
 
 
-def check_needs(min_memory: object, min_cpu_cores: object) -> None:
+def check_minimums(min_memory: object, min_cpu_cores: object) -> None:
     """Check what a host is to have.
 
     Raises:
@@ -516,7 +518,7 @@ def check_needs(min_memory: object, min_cpu_cores: object) -> None:
             raise ValueError(f"{name} is a number, not {value!r}")
 
 
-def _listed(items: str | list[str] | None) -> list[str]:
+def _to_list(items: str | list[str] | None) -> list[str]:
     return [items] if isinstance(items, str) else list(items or [])
 
 

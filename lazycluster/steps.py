@@ -11,7 +11,7 @@ import attrs
 
 from lazycluster._typing import assert_never
 
-_HOST = "{host}"
+_HOST_PLACEHOLDER = "{host}"
 
 
 @attrs.frozen
@@ -38,13 +38,13 @@ class GetFile:
     local: Path
 
     @property
-    def is_for_each_host(self) -> bool:
+    def has_host_placeholder(self) -> bool:
         """Tell whether each host has a place of its own here."""
-        return _HOST in str(self.local)
+        return _HOST_PLACEHOLDER in str(self.local)
 
-    def local_of(self, host: str) -> Path:
+    def local_path_for(self, host: str) -> Path:
         """Return where it goes here from one host."""
-        return Path(str(self.local).replace(_HOST, host))
+        return Path(str(self.local).replace(_HOST_PLACEHOLDER, host))
 
 
 @attrs.frozen
@@ -81,7 +81,7 @@ def function_name(function: Callable[..., object]) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
-def describe(step: Step) -> str:
+def describe_step(step: Step) -> str:
     """Return a step in words, on one line, for messages and logs."""
     match step:
         case RunCommand():

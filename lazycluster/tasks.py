@@ -12,20 +12,20 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, ParamSpec
 
 from lazycluster._functions.outcome import read_outcome, remote_traceback
-from lazycluster._model.checks import absolute, check_timeout
+from lazycluster._model.checks import absolute_path, check_timeout
 from lazycluster._typing import Self
-from lazycluster._waiting import Cancellation, Deadline, happens, start
+from lazycluster._waiting import CancelToken, Deadline, start_thread, wait_event
 from lazycluster.exceptions import (
     CommandStoppedError,
     LazyclusterError,
     RuntimeClosedError,
     TaskExecutionError,
-    indented,
+    indented_tail,
 )
-from lazycluster.executor import Executor, Outcome
+from lazycluster.executor import Executor, OutcomeFile
 from lazycluster.managed import ManagedProcess
 from lazycluster.results import StepResult
-from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, check_callable, describe
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, check_callable, describe_step
 
 if TYPE_CHECKING:
     from lazycluster.connection import Connection
@@ -42,13 +42,13 @@ class Execution:
         self.name = name
         self.host = executor.transport.host
         self.error: LazyclusterError | None = None
-        self.told = False
+        self.error_reported = False
         self.ended_at: float | None = None
         self._steps = steps
         self._executor = executor
         self._results: list[StepResult] = []
-        self._outcomes: list[tuple[str, Outcome]] = []
-        self._called = 0
+        self._outcome_files: list[tuple[str, OutcomeFile]] = []
+        self._call_count = 0
 
     @property
     def results(self) -> tuple[StepResult, ...]:
@@ -69,38 +69,40 @@ class Execution:
 
     def _run_steps(self) -> None:
         for index, step in enumerate(self._steps):
-            outcomes: list[Outcome] = []
+            outcome_files: list[OutcomeFile] = []
             try:
-                result = self._executor.execute(step, outcomes.append)
+                result = self._executor.execute(step, outcome_files.append)
             except BaseException as error:  # such as Ctrl-C in the thread that waits
-                self.error = self._failure(index, step, error)
+                self.error = self._task_error(index, step, error)
                 raise
-            self._outcomes += [(step.name, outcome) for outcome in outcomes if isinstance(step, RunFunction)]
-            self._called += len(outcomes)
+            self._outcome_files += [
+                (step.name, outcome_file) for outcome_file in outcome_files if isinstance(step, RunFunction)
+            ]
+            self._call_count += len(outcome_files)
             self._results.append(result)
             if result.error is not None:
-                self.error = self._failure(index, step, result.error)
+                self.error = self._task_error(index, step, result.error)
                 return
 
-    def _failure(self, index: int, step: Step, error: BaseException) -> LazyclusterError:
+    def _task_error(self, index: int, step: Step, error: BaseException) -> LazyclusterError:
         if isinstance(error, RuntimeClosedError):
             return error
         reason = str(error).removeprefix(f"{self.host}: ") or type(error).__name__
         if not isinstance(error, LazyclusterError):
-            reason = f"{type(error).__name__}: {reason}{indented(remote_traceback(error))}"
-        failure = TaskExecutionError(self.host, self.name, index, describe(step), reason)
+            reason = f"{type(error).__name__}: {reason}{indented_tail(remote_traceback(error))}"
+        failure = TaskExecutionError(self.host, self.name, index, describe_step(step), reason)
         failure.__cause__ = error
         return failure
 
-    def returns(self) -> Generator[object, None, None]:
+    def iter_function_returns(self) -> Generator[object, None, None]:
         """Yield what the functions returned, in order; one that raised, or never ran, raises here."""
-        self.told = True
-        unanswered = self.host_lost and isinstance(self._steps[len(self._results) - 1], RunFunction)
-        for number, (name, outcome) in enumerate(self._outcomes, start=1):
-            if unanswered and number == len(self._outcomes) and self.error is not None:
+        self.error_reported = True
+        answer_lost = self.host_lost and isinstance(self._steps[len(self._results) - 1], RunFunction)
+        for number, (name, outcome_file) in enumerate(self._outcome_files, start=1):
+            if answer_lost and number == len(self._outcome_files) and self.error is not None:
                 raise self.error  # which says more than what came of the answer
-            yield read_outcome(outcome, self.host, name).unwrap()
-        if self.error is not None and self._called < sum(isinstance(step, RunFunction) for step in self._steps):
+            yield read_outcome(outcome_file, self.host, name).unwrap()
+        if self.error is not None and self._call_count < sum(isinstance(step, RunFunction) for step in self._steps):
             raise self.error
 
     def print_log(self) -> None:
@@ -110,16 +112,16 @@ class Execution:
             if result.error is not None:
                 print(f"[{index}] failed: {self.error}")  # noqa: T201
 
-    def forget(self) -> None:
+    def close(self) -> None:
         """Let go of what the functions returned."""
-        while self._outcomes:
-            self._outcomes.pop()[1].close()
+        while self._outcome_files:
+            self._outcome_files.pop()[1].close()
 
 
 class TaskProcess:
     """A task in the background: a thread that waits for the host; a `ManagedProcess`."""
 
-    def __init__(self, execution: Execution, cancellation: Cancellation, owner: object | None = None) -> None:
+    def __init__(self, execution: Execution, cancellation: CancelToken, owner: object | None = None) -> None:
         """Start it. The owner lives as long as it runs."""
         self.name = f"task {execution.name} on {execution.host}"
         self.pid: int | None = None
@@ -128,9 +130,9 @@ class TaskProcess:
         self._owner = owner
         # Not the end of the thread: Ctrl-C in Thread.join() has it taken for ended (CPython up to 3.12).
         self._ended = threading.Event()
-        self._manager = os.getpid()
+        self._creator_pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-        start(self._thread)
+        start_thread(self._thread)
 
     def _run(self) -> None:
         try:
@@ -159,23 +161,23 @@ class TaskProcess:
 
     def is_alive(self) -> bool:
         """Tell whether it still runs."""
-        return not self._ended.is_set() and self._manager == os.getpid()  # a fork has none of the threads
+        return not self._ended.is_set() and self._creator_pid == os.getpid()  # a fork has none of the threads
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, at most so many seconds; raises nothing, see `RuntimeTask.join()`."""
         if threading.current_thread() is not self._thread and self.is_alive():
-            happens(self._ended, Deadline(timeout))
+            wait_event(self._ended, Deadline(timeout))
 
-    def tell_failure(self) -> None:
+    def log_failure(self) -> None:
         """Log a failure that nobody has asked for, once."""
-        if self.execution.error is not None and not self.execution.told:
-            self.execution.told = True
+        if self.execution.error is not None and not self.execution.error_reported:
+            self.execution.error_reported = True
             stopped = isinstance(self.execution.error.__cause__, CommandStoppedError)
             _log.log(logging.INFO if stopped else logging.WARNING, "%s", self.execution.error)
 
     def request_stop(self) -> None:
         """Ask it to end, and do not wait."""
-        self._cancellation.request()
+        self._cancellation.cancel()
 
     def terminate(self) -> None:
         """End the step under way on the host, with its children, and wait for it; no further step begins."""
@@ -243,7 +245,7 @@ class RuntimeTask:
         if process is not None:
             process.join()
         if execution is not None:
-            yield from execution.returns()
+            yield from execution.iter_function_returns()
 
     def copy(self) -> RuntimeTask:
         """Return a task with the same steps that was never carried out."""
@@ -276,7 +278,7 @@ class RuntimeTask:
         Raises:
             ValueError: There is no such file here.
         """
-        local = absolute(local_path)
+        local = absolute_path(local_path)
         if not local.exists():
             raise ValueError(f"no such file or directory: {local}")
         self._steps.append(SendFile(local, remote_path or None))
@@ -296,7 +298,7 @@ class RuntimeTask:
         """
         if not remote_path:
             raise ValueError("the remote path must not be empty")
-        self._steps.append(GetFile(remote_path, absolute("." if local_path is None else local_path)))
+        self._steps.append(GetFile(remote_path, absolute_path("." if local_path is None else local_path)))
         return self
 
     def run_function(self, /, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Self:
@@ -323,22 +325,22 @@ class RuntimeTask:
             ValueError: The connection cannot be made (`ConnectError`).
             TaskExecutionError: A step failed; the steps after it were not begun.
         """
-        connection.sessions.master()
-        self.begin(Executor(connection, debug=debug)).run()
+        connection.ssh_client.master()
+        self.new_execution(Executor(connection, debug=debug)).run()
         self.join()
         return self
 
-    def begin(self, executor: Executor) -> Execution:
+    def new_execution(self, executor: Executor) -> Execution:
         """Prepare an execution, which replaces the last one; a runtime runs it."""
         self._process = None
         self._execution = Execution(self._name, self.steps, executor)
         return self._execution
 
-    def begin_in_background(
-        self, executor: Executor, cancellation: Cancellation, owner: object | None = None
+    def start_in_background(
+        self, executor: Executor, cancellation: CancelToken, owner: object | None = None
     ) -> TaskProcess:
         """Start an execution, which replaces the last one, in a thread; the owner lives as long as it runs."""
-        self._process = TaskProcess(self.begin(executor), cancellation, owner)
+        self._process = TaskProcess(self.new_execution(executor), cancellation, owner)
         return self._process
 
     def join(self) -> None:
@@ -351,7 +353,7 @@ class RuntimeTask:
         if process is not None:
             process.join()
         if execution is not None and execution.error is not None:
-            execution.told = True
+            execution.error_reported = True
             raise execution.error
 
     def print_log(self) -> None:
@@ -364,4 +366,4 @@ class RuntimeTask:
         with contextlib.suppress(LazyclusterError):
             self.join()
         if self._execution is not None:
-            self._execution.forget()
+            self._execution.close()

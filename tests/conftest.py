@@ -18,7 +18,7 @@ from tests.ports import release_ports
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PATTERNS = ("lc-*", "lazycluster-*")
+_LIBRARY_DIRECTORY_PATTERNS = ("lc-*", "lazycluster-*")
 
 
 def pytest_configure() -> None:
@@ -42,14 +42,14 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def ports_of_its_own() -> Iterator[None]:
+def release_reserved_ports() -> Iterator[None]:
     """Give back the ports that a test has asked for."""
     yield
     release_ports()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def measured() -> Iterator[None]:
+def coverage_of_own_process() -> Iterator[None]:
     """Have coverage measure this process, and of others only those that ask for it (`local_supervisor`)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAZYCLUSTER_TEST_COVERAGE", os.environ.get("COVERAGE_PROCESS_CONFIG", ""))
@@ -58,7 +58,7 @@ def measured() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def usual_terminal() -> Iterator[None]:
+def default_terminal_environment() -> Iterator[None]:
     """Let the wishes of whoever runs the tests, of colours and widths, change nothing."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
@@ -68,41 +68,41 @@ def usual_terminal() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left(run_directory: Path) -> Iterator[None]:
+def check_no_leaks(run_directory: Path) -> Iterator[None]:
     """Fail the run where a process or a directory of the library outlives it."""
     alone = os.environ.get("CI") and "PYTEST_XDIST_WORKER" not in os.environ  # else others may be at work in /tmp
     watched = [run_directory, *([Path("/tmp")] if alone else [])]
-    before = _directories(watched)
+    before = _find_library_directories(watched)
     mark = f"LAZYCLUSTER_TEST_RUN={secrets.token_hex(8)}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(*mark.split("="))
         yield
-    ended = processes.wait_until(lambda: not _processes(mark, run_directory), timeout=10)
-    left = [] if ended else [f"process {row}" for row in _processes(mark, run_directory)]
-    left += [f"directory {path}" for path in sorted(_directories(watched) - before)]
+    ended = processes.wait_until(lambda: not _find_processes_of_run(mark, run_directory), timeout=10)
+    left = [] if ended else [f"process {row}" for row in _find_processes_of_run(mark, run_directory)]
+    left += [f"directory {path}" for path in sorted(_find_library_directories(watched) - before)]
     if left:
         pytest.fail("this run left behind:\n" + "\n".join(left), pytrace=False)
 
 
-def _directories(parents: list[Path]) -> set[Path]:
-    return {path for parent in parents for pattern in _PATTERNS for path in parent.glob(pattern)}
+def _find_library_directories(parents: list[Path]) -> set[Path]:
+    return {path for parent in parents for pattern in _LIBRARY_DIRECTORY_PATTERNS for path in parent.glob(pattern)}
 
 
-def _processes(mark: str, run_directory: Path) -> list[str]:
+def _find_processes_of_run(mark: str, run_directory: Path) -> list[str]:
     """Return the processes of this run: its descendants, and where there is /proc also those that left the tree.
 
     These have the mark in their environment; a master of ssh overwrites that with its title, which names its socket.
     """
-    own = processes.descendants(os.getpid())
+    own = processes.descendant_pids(os.getpid())
     found = []
-    for pid in sorted(processes.table().keys() - {os.getpid()}):
-        environment, command = _read(pid, "environ"), _read(pid, "cmdline")
+    for pid in sorted(processes.parent_by_pid().keys() - {os.getpid()}):
+        environment, command = _read_proc_file(pid, "environ"), _read_proc_file(pid, "cmdline")
         if pid in own or mark in environment or str(run_directory) in command:
             found.append(f"{pid}: {command.replace(chr(0), ' ')}")
     return found
 
 
-def _read(pid: int, name: str) -> str:
+def _read_proc_file(pid: int, name: str) -> str:
     try:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
     except OSError:  # it has ended, is another user's, or there is no /proc

@@ -6,10 +6,10 @@ import functools
 import socket
 import sys
 
-_reservations: list[socket.socket] = []
+_reserved_sockets: list[socket.socket] = []
 
 
-def free_port() -> int:
+def reserve_free_port() -> int:
     """Return a port on which nobody listens, and that the system gives to no other program until `release_ports`.
 
     On Linux a socket that is bound with SO_REUSEADDR and does not listen (socket(7)) lets servers bind its port, which
@@ -23,7 +23,7 @@ def free_port() -> int:
         except OSError:  # that one is taken
             reserved.close()
             continue
-        _reservations.extend((reserved, *also))
+        _reserved_sockets.extend((reserved, *also))
         if sys.platform != "linux":
             release_ports()
         return port
@@ -49,12 +49,12 @@ def _has_ipv6() -> bool:
     return True
 
 
-def reservations() -> set[int]:
+def reserved_descriptors() -> set[int]:
     """Return the descriptors that hold ports."""
-    return {reservation.fileno() for reservation in _reservations}
+    return {reservation.fileno() for reservation in _reserved_sockets}
 
 
 def release_ports() -> None:
     """Let others have the ports."""
-    while _reservations:
-        _reservations.pop().close()
+    while _reserved_sockets:
+        _reserved_sockets.pop().close()

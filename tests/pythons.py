@@ -10,26 +10,26 @@ import sys
 from pathlib import Path
 
 
-def every_python() -> dict[str, Path]:
+def find_pyenv_pythons() -> dict[str, Path]:
     """Return those of pyenv by their versions; where there are none, this one."""
     versions = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
     found = {path.parts[-3]: path for path in sorted(versions.glob("3.*/bin/python"))}
     return found or {platform.python_version(): Path(sys.executable)}
 
 
-def other_python() -> Path | None:
+def find_other_minor_python() -> Path | None:
     """Return one of another minor version than this one, None where there is none."""
-    for version, path in every_python().items():
+    for version, path in find_pyenv_pythons().items():
         if version.split(".")[1] != str(sys.version_info.minor):
             return path.with_name("python3")
     for minor in {*range(6, 20)} - {sys.version_info.minor}:
         program = shutil.which(f"python3.{minor}")
-        if program is not None and (found := _itself(program, f"3.{minor}")) is not None:
+        if program is not None and (found := _resolve_python(program, f"3.{minor}")) is not None:
             return found
     return None
 
 
-def _itself(program: str, version: str) -> Path | None:
+def _resolve_python(program: str, version: str) -> Path | None:
     """Return the Python behind a program, None where it is of another version: a shim of pyenv may be, or not run."""
     text = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
     ran = subprocess.run((program, "-c", text), capture_output=True, text=True, timeout=30, check=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import attrs
 
-from benchmarks.hosts import Farm
+from benchmarks.hosts import SshdFarm
 from benchmarks.report import Report
 from benchmarks.sites import Site
 
@@ -16,7 +16,7 @@ class Bench:
     """One run of the benchmarks; `calls` is how often small things are measured, `most_hosts` on how many at most."""
 
     site: Site
-    farm: Farm
+    farm: SshdFarm
     report: Report
     calls: int
     most_hosts: int
@@ -24,7 +24,7 @@ class Bench:
 
 
 @attrs.frozen
-class Row:
+class BenchmarkRow:
     """One row of the table, which may measure several things."""
 
     number: int

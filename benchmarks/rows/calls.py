@@ -6,24 +6,24 @@ import functools
 from collections.abc import Callable, Mapping
 
 from benchmarks import floors, ours, peers, remote
-from benchmarks.contestants import Abilities, Contestant, expect, opened
+from benchmarks.contestants import Abilities, Contestant, expect, open_contestants
 from benchmarks.measuring import Entry, Outcomes, interleave
 from benchmarks.report import Check, Measurement
 from benchmarks.rows.bench import Bench
 from benchmarks.sites import Site
-from benchmarks.targets import Faster, Times
+from benchmarks.targets import Faster, MaxRatio
 
-_CONTESTANTS = (*ours.CONTESTANTS, floors.RESIDENT, peers.EXECNET, peers.MITOGEN)
-_WARM_UP = 10
-_LARGE = 1_000_000
+_CALL_CONTESTANTS = (*ours.LAZYCLUSTER_CONTESTANTS, floors.RESIDENT_PYTHON, peers.EXECNET, peers.MITOGEN)
+_WARM_UP_ROUNDS = 10
+_LARGE_RESULT_BYTES = 1_000_000
 
 
 def measure_small(bench: Bench) -> None:
     """Compare a function that returns an int; mitogen's runs without a process of its own."""
-    bench.report.measured(
-        Measurement("warm `call(f)`, an int", outcomes(bench.site, bench.calls), floors.RESIDENT.name),
+    bench.report.add_measurement(
+        Measurement("warm `call(f)`, an int", measure_calls(bench.site, bench.calls), floors.RESIDENT_PYTHON.name),
         (
-            Check(Times(2.0), floors.RESIDENT.name),
+            Check(MaxRatio(2.0), floors.RESIDENT_PYTHON.name),
             Check(Faster(strictly=False), peers.MITOGEN.name),
         ),
     )
@@ -31,29 +31,29 @@ def measure_small(bench: Bench) -> None:
 
 def measure_large(bench: Bench) -> None:
     """Compare a function that returns 1 MB of bytes."""
-    with opened(_CONTESTANTS, bench.site) as (able, missing):
+    with open_contestants(_CALL_CONTESTANTS, bench.site) as (able, missing):
         entries = _entries(able, _fetch_large)
-        found = {**interleave(entries, bench.calls, _WARM_UP), **missing}
-    bench.report.measured(
-        Measurement("warm `call(f)`, 1 MB", found, floors.RESIDENT.name),
-        (Check(Times(1.5), floors.RESIDENT.name),),
+        found = {**interleave(entries, bench.calls, _WARM_UP_ROUNDS), **missing}
+    bench.report.add_measurement(
+        Measurement("warm `call(f)`, 1 MB", found, floors.RESIDENT_PYTHON.name),
+        (Check(MaxRatio(1.5), floors.RESIDENT_PYTHON.name),),
     )
 
 
-def outcomes(site: Site, calls: int, *besides: Contestant[Site]) -> Outcomes:
+def measure_calls(site: Site, calls: int, *besides: Contestant[Site]) -> Outcomes:
     """Measure a function that returns an int on all that call functions, and commands of some others."""
-    with opened((*_CONTESTANTS, *besides), site) as (able, missing):
+    with open_contestants((*_CALL_CONTESTANTS, *besides), site) as (able, missing):
         entries = _entries(able, lambda call: expect(remote.answer(), call(remote.answer)))
         others = {each.name for each in besides}
         entries += [Entry(name, each.command) for name, each in able.items() if name in others and each.command]
-        return {**interleave(entries, calls, _WARM_UP), **missing}
+        return {**interleave(entries, calls, _WARM_UP_ROUNDS), **missing}
 
 
 def _fetch_large(call: Callable[..., object]) -> None:
-    found = call(remote.blob, _LARGE)
+    found = call(remote.blob, _LARGE_RESULT_BYTES)
     assert isinstance(found, bytes)
-    expect(_LARGE, len(found))
+    expect(_LARGE_RESULT_BYTES, len(found))
 
 
-def _entries(able: Mapping[str, Abilities], use: Callable[[Callable[..., object]], None]) -> list[Entry]:
-    return [Entry(name, functools.partial(use, each.call)) for name, each in able.items() if each.call is not None]
+def _entries(abilities: Mapping[str, Abilities], use: Callable[[Callable[..., object]], None]) -> list[Entry]:
+    return [Entry(name, functools.partial(use, each.call)) for name, each in abilities.items() if each.call is not None]

@@ -13,22 +13,22 @@ import attrs
 from benchmarks import ours
 from benchmarks.contestants import expect
 from benchmarks.measuring import Entry, Outcomes, interleave
-from benchmarks.processes import finish, pipe
+from benchmarks.processes import pipe, run_program
 from benchmarks.report import Check, Measurement
 from benchmarks.rows.bench import Bench
-from benchmarks.sites import Master, Site, master
-from benchmarks.targets import Times
+from benchmarks.sites import ControlMaster, Site, open_master
+from benchmarks.targets import MaxRatio
 from lazycluster import Runtime, RuntimeTask
 
 _MIB = 1 << 20
-_SCP = "scp through a master"
-TAR = "tar through ssh"
-_DIRECTORIES = 50
-_FILES_EACH = 100
-_FILE_SIZE = 2048
-_TIMEOUT = 300.0
-_COPIES = 4  # of the large file at once, with one to spare
-TREE_CHECKS = (Check(Times(1.5), TAR),)
+_SCP_REFERENCE = "scp through a master"
+TAR_REFERENCE = "tar through ssh"
+_TREE_DIRECTORIES = 50
+_FILES_PER_DIRECTORY = 100
+_TREE_FILE_BYTES = 2048
+_MOVE_TIMEOUT_SECONDS = 300.0
+_DISK_COPIES = 4  # of the large file at once, with one to spare
+TREE_CHECKS = (Check(MaxRatio(1.5), TAR_REFERENCE),)
 """The target for a tree, wherever it is moved."""
 
 
@@ -47,63 +47,68 @@ def measure_file(bench: Bench) -> None:
     """Compare with scp."""
     size = (64 if bench.is_quick else 1024) * _MIB
     free = min(shutil.disk_usage(path).free for path in (bench.site.directory, bench.site.home))
-    if free < _COPIES * size:
-        bench.report.note(f"left out: it takes {_COPIES * size // _MIB} MiB of disk, and {free // _MIB} MiB are free")
+    if free < _DISK_COPIES * size:
+        bench.report.note(
+            f"left out: it takes {_DISK_COPIES * size // _MIB} MiB of disk, and {free // _MIB} MiB are free"
+        )
         return
-    with _both_sides(bench.site) as (here, there), master(bench.site) as link:
-        _write(here / "file", size)
-        shutil.copyfile(here / "file", there / "file")
-        for move in _moves(here / "file", there / "file", *_scp(link, here / "file", there / "file")):
-            found = _outcomes(bench.site, move, _SCP, rounds=9 if bench.is_quick else 3)
-            measurement = Measurement(f"{size // _MIB} MiB, {move.label}", found, _SCP, volume=size)
-            bench.report.measured(measurement, (Check(Times(1.1), _SCP),))
+    with _local_and_remote_directories(bench.site) as (local, remote), open_master(bench.site) as link:
+        _write_random_file(local / "file", size)
+        shutil.copyfile(local / "file", remote / "file")
+        for move in _make_moves(local / "file", remote / "file", *_scp_commands(link, local / "file", remote / "file")):
+            found = _measure_move(bench.site, move, _SCP_REFERENCE, rounds=9 if bench.is_quick else 3)
+            measurement = Measurement(f"{size // _MIB} MiB, {move.label}", found, _SCP_REFERENCE, volume=size)
+            bench.report.add_measurement(measurement, (Check(MaxRatio(1.1), _SCP_REFERENCE),))
 
 
 def measure_tree(bench: Bench) -> None:
     """Compare with tar."""
     for label, found in tree_outcomes(bench.site, rounds=7 if bench.is_quick else 15):
-        bench.report.measured(Measurement(label, found, TAR), TREE_CHECKS)
+        bench.report.add_measurement(Measurement(label, found, TAR_REFERENCE), TREE_CHECKS)
 
 
 def tree_outcomes(site: Site, rounds: int) -> Iterator[tuple[str, Outcomes]]:
     """Measure 5,000 files of 2 KiB either way, and yield each with its label."""
-    with _both_sides(site) as (here, there), master(site) as link:
-        for number in range(_DIRECTORIES):
-            directory = here / "tree" / f"directory-{number}"
+    with _local_and_remote_directories(site) as (local, remote), open_master(site) as link:
+        for number in range(_TREE_DIRECTORIES):
+            directory = local / "tree" / f"directory-{number}"
             directory.mkdir(parents=True)
-            for name in range(_FILES_EACH):
-                _write(directory / f"file-{name}.txt", _FILE_SIZE)
-        shutil.copytree(here / "tree", there / "tree")
-        for move in _moves(here / "tree", there / "tree", *_tar(link, here / "tree", there / "tree")):
-            yield f"{_DIRECTORIES * _FILES_EACH} files, {move.label}", _outcomes(site, move, TAR, rounds)
+            for name in range(_FILES_PER_DIRECTORY):
+                _write_random_file(directory / f"file-{name}.txt", _TREE_FILE_BYTES)
+        shutil.copytree(local / "tree", remote / "tree")
+        for move in _make_moves(local / "tree", remote / "tree", *_tar_commands(link, local / "tree", remote / "tree")):
+            yield (
+                f"{_TREE_DIRECTORIES * _FILES_PER_DIRECTORY} files, {move.label}",
+                _measure_move(site, move, TAR_REFERENCE, rounds),
+            )
 
 
 # The moves ------------------------------------------------------------------------------------------------------------
 
 
-def _moves(here: Path, there: Path, put: Callable[[], object], get: Callable[[], object]) -> tuple[_Move, _Move]:
-    sent, fetched = _target(there), _target(here)
+def _make_moves(local: Path, remote: Path, put: Callable[[], object], get: Callable[[], object]) -> tuple[_Move, _Move]:
+    sent, fetched = _target(remote), _target(local)
     return (
-        _Move("`send_file`", here, sent, RuntimeTask().send_file(here, str(sent)), put),
-        _Move("`get_file`", there, fetched, RuntimeTask().get_file(str(there), fetched), get),
+        _Move("`send_file`", local, sent, RuntimeTask().send_file(local, str(sent)), put),
+        _Move("`get_file`", remote, fetched, RuntimeTask().get_file(str(remote), fetched), get),
     )
 
 
-def _scp(link: Master, here: Path, there: Path) -> tuple[Callable[[], object], Callable[[], object]]:
-    to, back = f"{link.site.host}:{_target(there)}", f"{link.site.host}:{there}"
+def _scp_commands(link: ControlMaster, local: Path, remote: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+    to, back = f"{link.site.host}:{_target(remote)}", f"{link.site.host}:{remote}"
     return (
-        lambda: finish((*link.scp, "--", str(here), to)),
-        lambda: finish((*link.scp, "--", back, str(_target(here)))),
+        lambda: run_program((*link.scp, "--", str(local), to)),
+        lambda: run_program((*link.scp, "--", back, str(_target(local)))),
     )
 
 
-def _tar(link: Master, here: Path, there: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+def _tar_commands(link: ControlMaster, local: Path, remote: Path) -> tuple[Callable[[], object], Callable[[], object]]:
     pack = "tar -C {} -cf - ."
     unpack = "mkdir {0} && tar -C {0} -xf -"
     ssh = (*link.ssh, "--", link.site.host)
     return (
-        lambda: pipe(_local(pack.format(here)), (*ssh, unpack.format(_target(there)))),
-        lambda: pipe((*ssh, pack.format(there)), _local(unpack.format(_target(here)))),
+        lambda: pipe(_local(pack.format(local)), (*ssh, unpack.format(_target(remote)))),
+        lambda: pipe((*ssh, pack.format(remote)), _local(unpack.format(_target(local)))),
     )
 
 
@@ -118,7 +123,7 @@ def _local(script: str) -> tuple[str, ...]:
 # Measuring them -------------------------------------------------------------------------------------------------------
 
 
-def _outcomes(site: Site, move: _Move, reference: str, rounds: int) -> Outcomes:
+def _measure_move(site: Site, move: _Move, reference: str, rounds: int) -> Outcomes:
     wanted = _inventory(move.source)
 
     def check_and_remove() -> None:
@@ -127,15 +132,15 @@ def _outcomes(site: Site, move: _Move, reference: str, rounds: int) -> Outcomes:
         finally:
             _remove(move.target)
 
-    with ours.runtime_on(site) as runtime:
+    with ours.new_runtime(site) as runtime:
         entries = (
-            Entry(ours.OURS, _execution(runtime, move.task), check_and_remove, _TIMEOUT),
-            Entry(reference, move.reference, check_and_remove, _TIMEOUT),
+            Entry(ours.LAZYCLUSTER, _task_runner(runtime, move.task), check_and_remove, _MOVE_TIMEOUT_SECONDS),
+            Entry(reference, move.reference, check_and_remove, _MOVE_TIMEOUT_SECONDS),
         )
         return interleave(entries, rounds, warm_up=1)
 
 
-def _execution(runtime: Runtime, task: RuntimeTask) -> Callable[[], object]:
+def _task_runner(runtime: Runtime, task: RuntimeTask) -> Callable[[], object]:
     return lambda: runtime.execute_task(task, execute_async=False)
 
 
@@ -152,7 +157,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(path: Path, size: int) -> None:
+def _write_random_file(path: Path, size: int) -> None:
     """Write what does not compress."""
     block = random.randbytes(min(size, _MIB))
     with path.open("wb") as file:
@@ -161,13 +166,13 @@ def _write(path: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _both_sides(site: Site) -> Iterator[tuple[Path, Path]]:
+def _local_and_remote_directories(site: Site) -> Iterator[tuple[Path, Path]]:
     """Give an empty directory on this side, and one on the other, for a block."""
-    here, there = site.directory / "files", site.home / "files"
+    local, remote = site.directory / "files", site.home / "files"
     try:
-        here.mkdir()
-        there.mkdir()
-        yield here, there
+        local.mkdir()
+        remote.mkdir()
+        yield local, remote
     finally:
-        shutil.rmtree(here, ignore_errors=True)
-        shutil.rmtree(there, ignore_errors=True)
+        shutil.rmtree(local, ignore_errors=True)
+        shutil.rmtree(remote, ignore_errors=True)

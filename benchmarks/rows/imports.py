@@ -7,51 +7,54 @@ import sys
 from benchmarks import ours, peers
 from benchmarks.contestants import NOT_INSTALLED
 from benchmarks.measuring import Entry, interleave
-from benchmarks.processes import finish
-from benchmarks.report import Check, Line, Measurement
+from benchmarks.processes import run_program
+from benchmarks.report import Check, Judgement, Measurement
 from benchmarks.rows.bench import Bench
-from benchmarks.targets import Plus
+from benchmarks.targets import MaxExtraSeconds
 
-_BARE = "bare Python"
-_UNWANTED = ("rich", "multiprocessing")
-_MODULES = {
-    ours.OURS: "lazycluster",
+_BARE_PYTHON = "bare Python"
+_UNWANTED_MODULES = ("rich", "multiprocessing")
+_CONTESTANT_MODULES = {
+    ours.LAZYCLUSTER: "lazycluster",
     "execnet": "execnet",
     "mitogen": "mitogen.master",
     "asyncssh": "asyncssh",
     "parallel-ssh": "pssh.clients",
     "fabric": "fabric",
 }
-_ROUNDS = 40
-_QUICK_ROUNDS = 20
+_IMPORT_ROUNDS = 40
+_QUICK_IMPORT_ROUNDS = 20
 
 
 def measure(bench: Bench) -> None:
     """Compare interpreters that import with one that does not; and look for what is not to be imported."""
-    installed = [each.name for each in peers.CONTESTANTS if each.is_installed()]
-    entries = [Entry(_BARE, lambda: _python("pass"))]
-    entries += [_entry(name, _MODULES[name]) for name in (ours.OURS, *installed)]
-    found = interleave(entries, _QUICK_ROUNDS if bench.is_quick else _ROUNDS, warm_up=2)
-    missing = {each.name: NOT_INSTALLED for each in peers.CONTESTANTS if each.name not in installed}
-    bench.report.measured(
-        Measurement("import in a fresh Python", {**found, **missing}, _BARE), (Check(Plus(0.060), _BARE),)
+    installed = [each.name for each in peers.PEER_CONTESTANTS if each.is_installed()]
+    entries = [Entry(_BARE_PYTHON, lambda: _run_python("pass"))]
+    entries += [_entry(name, _CONTESTANT_MODULES[name]) for name in (ours.LAZYCLUSTER, *installed)]
+    found = interleave(entries, _QUICK_IMPORT_ROUNDS if bench.is_quick else _IMPORT_ROUNDS, warm_up=2)
+    missing = {each.name: NOT_INSTALLED for each in peers.PEER_CONTESTANTS if each.name not in installed}
+    bench.report.add_measurement(
+        Measurement("import in a fresh Python", {**found, **missing}, _BARE_PYTHON),
+        (Check(MaxExtraSeconds(0.060), _BARE_PYTHON),),
     )
-    loaded = _python(f"import lazycluster, sys; print(*[name for name in {_UNWANTED} if name in sys.modules])")
-    bench.report.judged(
-        Line(
+    loaded = _run_python(
+        f"import lazycluster, sys; print(*[name for name in {_UNWANTED_MODULES} if name in sys.modules])"
+    )
+    bench.report.add_judgement(
+        Judgement(
             "modules imported along",
             loaded.decode().strip() or "none",
             "unwanted ones",
             "",
-            f"neither {' nor '.join(_UNWANTED)}",
+            f"neither {' nor '.join(_UNWANTED_MODULES)}",
             not loaded.strip(),
         )
     )
 
 
 def _entry(name: str, module: str) -> Entry:
-    return Entry(name, lambda: _python(f"import {module}"))
+    return Entry(name, lambda: _run_python(f"import {module}"))
 
 
-def _python(program: str) -> bytes:
-    return finish((sys.executable, "-c", program))
+def _run_python(program: str) -> bytes:
+    return run_program((sys.executable, "-c", program))

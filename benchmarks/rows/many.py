@@ -11,59 +11,63 @@ from benchmarks import floors, ours
 from benchmarks.contestants import Abilities, expect
 from benchmarks.measuring import Entry, interleave
 from benchmarks.processes import count_children
-from benchmarks.report import Check, Line, Measurement
+from benchmarks.report import Check, Judgement, Measurement
 from benchmarks.rows.bench import Bench
-from benchmarks.targets import Times
+from benchmarks.targets import MaxRatio
 from lazycluster import Runtime
 
-_COMMANDS = 100
-_ROUNDS = 15
-_QUICK_ROUNDS = 7
-_TIMEOUT = 60.0
+_CONCURRENT_COMMANDS = 100
+_CONCURRENCY_ROUNDS = 15
+_QUICK_CONCURRENCY_ROUNDS = 7
+_COMMAND_TIMEOUT_SECONDS = 60.0
 
 
 def measure(bench: Bench) -> None:
     """Compare 100 commands from as many threads with the same number one after another in a persistent shell."""
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(_threads())
-        shell = stack.enter_context(floors.SHELL.open(bench.site))
-        entries = [Entry(floors.SHELL.name, lambda: _in_a_row(shell))]
+        pool = stack.enter_context(_started_threads())
+        shell = stack.enter_context(floors.PERSISTENT_SHELL.open(bench.site))
+        entries = [Entry(floors.PERSISTENT_SHELL.name, lambda: _run_sequentially(shell))]
         runtimes = {
-            name: stack.enter_context(ours.runtime_on(bench.site, **options)) for name, options in ours.OPTIONS.items()
+            name: stack.enter_context(ours.new_runtime(bench.site, **options))
+            for name, options in ours.VARIANT_OPTIONS.items()
         }
         entries += [_entry(name, pool, runtime) for name, runtime in runtimes.items()]
-        found = interleave(entries, _QUICK_ROUNDS if bench.is_quick else _ROUNDS, warm_up=2)
-        bench.report.measured(
-            Measurement("100 x `true` at once", found, floors.SHELL.name), (Check(Times(1.5), floors.SHELL.name),)
+        found = interleave(entries, _QUICK_CONCURRENCY_ROUNDS if bench.is_quick else _CONCURRENCY_ROUNDS, warm_up=2)
+        bench.report.add_measurement(
+            Measurement("100 x `true` at once", found, floors.PERSISTENT_SHELL.name),
+            (Check(MaxRatio(1.5), floors.PERSISTENT_SHELL.name),),
         )
-        _count(bench, pool, runtimes[ours.OURS])
+        _count_resources(bench, pool, runtimes[ours.LAZYCLUSTER])
 
 
 @contextlib.contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
+def _started_threads() -> Iterator[ThreadPoolExecutor]:
     """Keep as many threads as there are commands, all started: that is nobody's work that is measured."""
-    with ThreadPoolExecutor(_COMMANDS) as pool:
-        all_there = threading.Barrier(_COMMANDS, timeout=_TIMEOUT)
-        list(pool.map(lambda _: all_there.wait(), range(_COMMANDS)))
+    with ThreadPoolExecutor(_CONCURRENT_COMMANDS) as pool:
+        all_there = threading.Barrier(_CONCURRENT_COMMANDS, timeout=_COMMAND_TIMEOUT_SECONDS)
+        list(pool.map(lambda _: all_there.wait(), range(_CONCURRENT_COMMANDS)))
         yield pool
 
 
 def _entry(name: str, pool: ThreadPoolExecutor, runtime: Runtime) -> Entry:
-    return Entry(name, lambda: _at_once(pool, runtime))
+    return Entry(name, lambda: _run_concurrently(pool, runtime))
 
 
-def _at_once(pool: ThreadPoolExecutor, runtime: Runtime) -> None:
-    statuses = pool.map(lambda _: runtime.run("true", timeout=_TIMEOUT).exit_code, range(_COMMANDS))
-    expect([0] * _COMMANDS, list(statuses))
+def _run_concurrently(pool: ThreadPoolExecutor, runtime: Runtime) -> None:
+    statuses = pool.map(
+        lambda _: runtime.run("true", timeout=_COMMAND_TIMEOUT_SECONDS).exit_code, range(_CONCURRENT_COMMANDS)
+    )
+    expect([0] * _CONCURRENT_COMMANDS, list(statuses))
 
 
-def _in_a_row(shell: Abilities) -> None:
+def _run_sequentially(shell: Abilities) -> None:
     assert shell.command is not None
-    for _ in range(_COMMANDS):
+    for _ in range(_CONCURRENT_COMMANDS):
         shell.command()
 
 
-def _count(bench: Bench, pool: ThreadPoolExecutor, runtime: Runtime) -> None:
+def _count_resources(bench: Bench, pool: ThreadPoolExecutor, runtime: Runtime) -> None:
     """Compare the numbers of ssh processes and connections before and meanwhile; untimed, as counting takes time."""
 
     def now() -> tuple[int, int]:
@@ -71,13 +75,15 @@ def _count(bench: Bench, pool: ThreadPoolExecutor, runtime: Runtime) -> None:
 
     before = now()
     # Slower commands than `true`, so that there is something to be seen.
-    running = [pool.submit(runtime.run, "sleep 0.2", timeout=_TIMEOUT) for _ in range(_COMMANDS)]
+    running = [
+        pool.submit(runtime.run, "sleep 0.2", timeout=_COMMAND_TIMEOUT_SECONDS) for _ in range(_CONCURRENT_COMMANDS)
+    ]
     meanwhile = [now()]
     while not all(each.done() for each in running):
         meanwhile.append(now())
-    expect([0] * _COMMANDS, [each.result().exit_code for each in running])
+    expect([0] * _CONCURRENT_COMMANDS, [each.result().exit_code for each in running])
     most = tuple(max(counts) for counts in zip(*meanwhile, strict=True))
     for what, was, most_were in zip(("ssh child processes", "connections"), before, most, strict=True):
-        bench.report.judged(
-            Line(f"{what} meanwhile", str(most_were), f"{was} before", "", "no more than before", most_were <= was)
+        bench.report.add_judgement(
+            Judgement(f"{what} meanwhile", str(most_were), f"{was} before", "", "no more than before", most_were <= was)
         )

@@ -6,24 +6,24 @@ import contextlib
 from collections.abc import Sequence
 
 from benchmarks import crowd, floors, ours, remote
-from benchmarks.contestants import NOT_INSTALLED, Contestant, expect, opened
-from benchmarks.footprint import REFERENCE, Footprint, footprint_of
-from benchmarks.hosts import Hosts, LogIns
+from benchmarks.contestants import NOT_INSTALLED, Contestant, expect, open_contestants
+from benchmarks.footprint import MEMORY_REFERENCE, Footprint, measure_in_subprocess
+from benchmarks.hosts import Hosts, LoginCounter
 from benchmarks.measuring import Entry, Failure, Outcome, Outcomes, Sample, deadline, interleave
-from benchmarks.report import Check, Line, Measurement, megabytes
+from benchmarks.report import Check, Judgement, Measurement, format_megabytes
 from benchmarks.rows.bench import Bench
-from benchmarks.targets import Faster, Pace, PlusMemory, Times, describe, is_met
+from benchmarks.targets import Faster, MaxExtraBytes, MaxRatio, MinItemsPerSecond, describe_target, is_met
 
-_COUNTS = (1, 10, 50, 100)
-_NAMES_OF_ONE = 50
+_HOST_COUNTS = (1, 10, 50, 100)
+_MAX_ALIASES_OF_ONE_HOST = 50
 _COLD_ROUNDS = 3
 _MAP_HOSTS = 4
 _MAP_ROUNDS = 20
 _QUICK_MAP_ROUNDS = 5
-_ITEMS = 2000
-_PACE = Pace(1000.0, _ITEMS)
-_EXTRA_MEMORY = PlusMemory(0.5e6)
-_PATIENCE = 180.0
+_MAP_ITEMS = 2000
+_MAP_TARGET = MinItemsPerSecond(1000.0, _MAP_ITEMS)
+_MEMORY_TARGET = MaxExtraBytes(0.5e6)
+_ROUND_TIMEOUT_SECONDS = 180.0
 
 
 # Warm -----------------------------------------------------------------------------------------------------------------
@@ -31,14 +31,22 @@ _PATIENCE = 180.0
 
 def measure_warm(bench: Bench) -> None:
     """Compare `true` on all hosts at once, with connections that are there; the targets are those of the most hosts."""
-    for count in _counts(bench):
-        with opened(crowd.WARM, bench.farm.first(count), _PATIENCE) as (able, missing):
+    for count in _host_counts(bench):
+        with open_contestants(crowd.WARM_CONTESTANTS, bench.farm.first_hosts(count), _ROUND_TIMEOUT_SECONDS) as (
+            able,
+            missing,
+        ):
             entries = [
-                Entry(name, each.command, timeout=_PATIENCE) for name, each in able.items() if each.command is not None
+                Entry(name, each.command, timeout=_ROUND_TIMEOUT_SECONDS)
+                for name, each in able.items()
+                if each.command is not None
             ]
             found = {**interleave(entries, _warm_rounds(bench, count), warm_up=2), **missing}
-        checks = [Check(Faster(), peer) for peer in crowd.PEERS] if count == bench.most_hosts else []
-        bench.report.measured(Measurement(f'warm `run("true")`, {_hosts(count)}', found, floors.RAW_SSH.name), checks)
+        checks = [Check(Faster(), peer) for peer in crowd.PEER_NAMES] if count == bench.most_hosts else []
+        bench.report.add_measurement(
+            Measurement(f'warm `run("true")`, {_format_host_count(count)}', found, floors.SSH_THROUGH_MASTER.name),
+            checks,
+        )
 
 
 def _warm_rounds(bench: Bench, count: int) -> int:
@@ -50,31 +58,33 @@ def _warm_rounds(bench: Bench, count: int) -> int:
 
 def measure_cold(bench: Bench) -> None:
     """Compare connecting to all hosts and running `true` there; also to hosts that are one, which limits log-ins."""
-    for count in _counts(bench):
+    for count in _host_counts(bench):
         # The first round is for what each contestant imports; that is the same for any number of hosts.
-        found = _cold_outcomes(crowd.COLD, bench.farm.first(count), warm_up=1 if count == 1 else 0)
-        bench.report.measured(
-            Measurement(f"connect and `true`, {_hosts(count)}", found, floors.COLD_SSH.name),
-            (Check(Times(1.3), floors.COLD_SSH.name),),
+        found = _cold_outcomes(crowd.COLD_CONTESTANTS, bench.farm.first_hosts(count), warm_up=1 if count == 1 else 0)
+        bench.report.add_measurement(
+            Measurement(f"connect and `true`, {_format_host_count(count)}", found, floors.SSH_PER_COMMAND.name),
+            (Check(MaxRatio(1.3), floors.SSH_PER_COMMAND.name),),
         )
-        _judge_failures(bench, f"failures, {_hosts(count)}", found)
-    count = min(_NAMES_OF_ONE, bench.most_hosts)
+        _judge_failures(bench, f"failures, {_format_host_count(count)}", found)
+    count = min(_MAX_ALIASES_OF_ONE_HOST, bench.most_hosts)
     # Fabric's groups tell connections by address and port, and would take all for one.
-    contestants = [each for each in crowd.COLD if each.name != "fabric"]
-    found = _cold_outcomes(contestants, bench.farm.names_of_one(count), warm_up=0)
-    bench.report.measured(Measurement(f"connect and `true`, one sshd, {count} names", found, floors.COLD_SSH.name), ())
+    contestants = [each for each in crowd.COLD_CONTESTANTS if each.name != "fabric"]
+    found = _cold_outcomes(contestants, bench.farm.aliases_of_one_host(count), warm_up=0)
+    bench.report.add_measurement(
+        Measurement(f"connect and `true`, one sshd, {count} names", found, floors.SSH_PER_COMMAND.name), ()
+    )
     _judge_failures(bench, f"failures, one sshd, {count} names", found)
 
 
 def _cold_outcomes(contestants: Sequence[Contestant[Hosts]], hosts: Hosts, warm_up: int) -> Outcomes:
     able = [each for each in contestants if each.is_installed()]
-    log_ins = LogIns(hosts)
+    log_ins = LoginCounter(hosts)
     entries = [_cold_entry(each, hosts, log_ins) for each in able]
     missing = {each.name: NOT_INSTALLED for each in contestants if each not in able}
     return {**interleave(entries, _COLD_ROUNDS, warm_up), **missing}
 
 
-def _cold_entry(contestant: Contestant[Hosts], hosts: Hosts, log_ins: LogIns) -> Entry:
+def _cold_entry(contestant: Contestant[Hosts], hosts: Hosts, log_ins: LoginCounter) -> Entry:
     """Open a contestant and run a command; closing it, and whether each sshd has seen a log-in, are not timed."""
     stack = contextlib.ExitStack()
 
@@ -85,25 +95,25 @@ def _cold_entry(contestant: Contestant[Hosts], hosts: Hosts, log_ins: LogIns) ->
 
     def tidy() -> None:
         stack.close()
-        log_ins.expect_one_each()
+        log_ins.expect_login_on_each()
 
-    return Entry(contestant.name, act, tidy, timeout=_PATIENCE)
+    return Entry(contestant.name, act, tidy, timeout=_ROUND_TIMEOUT_SECONDS)
 
 
 def _judge_failures(bench: Bench, label: str, found: Outcomes) -> None:
-    bench.report.judged(
-        Line(
+    bench.report.add_judgement(
+        Judgement(
             label,
-            _failures(found[ours.OURS]),
-            f"{_failures(found[floors.COLD_SSH.name])} {floors.COLD_SSH.name}",
+            _format_failures(found[ours.LAZYCLUSTER]),
+            f"{_format_failures(found[floors.SSH_PER_COMMAND.name])} {floors.SSH_PER_COMMAND.name}",
             "",
             "none",
-            isinstance(found[ours.OURS], Sample),
+            isinstance(found[ours.LAZYCLUSTER], Sample),
         )
     )
 
 
-def _failures(outcome: Outcome) -> str:
+def _format_failures(outcome: Outcome) -> str:
     return "none" if isinstance(outcome, Sample) else outcome.reason.partition(", such as")[0].partition(": ")[2]
 
 
@@ -112,24 +122,26 @@ def _failures(outcome: Outcome) -> str:
 
 def measure_memory(bench: Bench) -> None:
     """Compare the memory on this side for each host, between two commands, with that of two ssh processes."""
-    hosts = bench.farm.first(bench.most_hosts)
-    number = len(hosts.each)
+    hosts = bench.farm.first_hosts(bench.most_hosts)
+    number = len(hosts.members)
     found: dict[str, Outcome] = {}
-    for contestant in (REFERENCE, *crowd.WARM):
+    for contestant in (MEMORY_REFERENCE, *crowd.WARM_CONTESTANTS):
         if not contestant.is_installed():
             found[contestant.name] = NOT_INSTALLED
             continue
-        with deadline(_PATIENCE, contestant.name):
-            footprint = footprint_of(contestant.name, hosts)
-        found[contestant.name] = _per_host(footprint, number, python=contestant is not REFERENCE)
+        with deadline(_ROUND_TIMEOUT_SECONDS, contestant.name):
+            footprint = measure_in_subprocess(contestant.name, hosts)
+        found[contestant.name] = _per_host(footprint, number, python=contestant is not MEMORY_REFERENCE)
         if not footprint.failed:
             bench.report.note(
-                f"{contestant.name:32}{megabytes(footprint.python)} more in Python, "
-                f"{megabytes(footprint.programs)} in {footprint.count} programs"
+                f"{contestant.name:32}{format_megabytes(footprint.python)} more in Python, "
+                f"{format_megabytes(footprint.programs)} in {footprint.count} programs"
             )
-    bench.report.measured(
-        Measurement(f"memory for each of {_hosts(number)}", found, REFERENCE.name, words=megabytes),
-        (Check(_EXTRA_MEMORY, REFERENCE.name),),
+    bench.report.add_measurement(
+        Measurement(
+            f"memory for each of {_format_host_count(number)}", found, MEMORY_REFERENCE.name, formatter=format_megabytes
+        ),
+        (Check(_MEMORY_TARGET, MEMORY_REFERENCE.name),),
     )
 
 
@@ -144,23 +156,23 @@ def _per_host(footprint: Footprint, number: int, *, python: bool) -> Outcome:
 
 def measure_map(bench: Bench) -> None:
     """Spread items that take no time over a few hosts."""
-    items = range(_ITEMS)
+    items = range(_MAP_ITEMS)
     wanted = [remote.successor(item) for item in items]
-    with crowd.group_on(bench.farm.first(_MAP_HOSTS)) as group:
-        entry = Entry(ours.OURS, lambda: expect(wanted, list(group.map(remote.successor, items))))
+    with crowd.new_group(bench.farm.first_hosts(_MAP_HOSTS)) as group:
+        entry = Entry(ours.LAZYCLUSTER, lambda: expect(wanted, list(group.map(remote.successor, items))))
         found = interleave([entry], _QUICK_MAP_ROUNDS if bench.is_quick else _MAP_ROUNDS, warm_up=2)
-    label = f"`map`, {_ITEMS} items, {_MAP_HOSTS} hosts"
-    bench.report.measured(Measurement(label, found, ours.OURS), ())
-    taken = found[ours.OURS]
+    label = f"`map`, {_MAP_ITEMS} items, {_MAP_HOSTS} hosts"
+    bench.report.add_measurement(Measurement(label, found, ours.LAZYCLUSTER), ())
+    taken = found[ours.LAZYCLUSTER]
     shown, met = ("failed", False)
     if isinstance(taken, Sample):
-        shown, met = f"{_ITEMS / taken.median:,.0f} a second", is_met(_PACE, taken.median, 0.0)
-    bench.report.judged(Line(label, shown, "-", "", describe(_PACE), met))
+        shown, met = f"{_MAP_ITEMS / taken.median:,.0f} a second", is_met(_MAP_TARGET, taken.median, 0.0)
+    bench.report.add_judgement(Judgement(label, shown, "-", "", describe_target(_MAP_TARGET), met))
 
 
-def _counts(bench: Bench) -> list[int]:
-    return sorted({min(count, bench.most_hosts) for count in _COUNTS})
+def _host_counts(bench: Bench) -> list[int]:
+    return sorted({min(count, bench.most_hosts) for count in _HOST_COUNTS})
 
 
-def _hosts(count: int) -> str:
+def _format_host_count(count: int) -> str:
     return "1 host" if count == 1 else f"{count} hosts"

@@ -14,7 +14,7 @@ import click
 
 from lazycluster.exceptions import LazyclusterError
 
-_COMMANDS = {
+_COMMAND_MODULES = {
     "list-runtimes": "listing",
     "run": "running",
     "put": "transferring",
@@ -30,34 +30,34 @@ _COMMANDS = {
 }
 """In which module of this package a command lives; the function is named like the command, with underscores."""
 
-FAILED, INTERRUPTED = 1, 130
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 """Exit statuses: something failed, on a host or here; Ctrl-C. Click's own for a wrong call is 2."""
 
 
-class _Commands(click.Group):
+class _LazyGroup(click.Group):
     """Imports a command when somebody asks for it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - overrides one that is so typed
-        return list(_COMMANDS)
+        return list(_COMMAND_MODULES)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            close = difflib.get_close_matches(name, _COMMANDS, n=1)
+        if name not in _COMMAND_MODULES and not name.startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(name, _COMMAND_MODULES, n=1)
             ctx.fail(f"No such command {name!r}." + (f" Did you mean {close[0]}?" if close else ""))
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in _COMMAND_MODULES:
             return None
-        module = importlib.import_module(f"lazycluster._cli.{_COMMANDS[cmd_name]}")
+        module = importlib.import_module(f"lazycluster._cli.{_COMMAND_MODULES[cmd_name]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="lazycluster", message="%(prog)s %(version)s")
 def lazycluster() -> None:
     """Run work on other machines over nothing but the system's own OpenSSH client.
@@ -80,26 +80,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = lazycluster.main(arguments, prog_name="lazycluster", standalone_mode=False)
     except click.ClickException as error:
-        _show(error)
+        _print_error(error)
         return error.exit_code
     except click.Abort as error:
         if error.__cause__ is None:  # at a prompt, where the cursor still is; elsewhere click has begun a new line
             click.echo(err=True)
         click.echo("lazycluster: interrupted; what was under way was ended", err=True)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever read the output has enough
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+        devnull = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):  # else Python complains of what it could not write, at the end
-            os.dup2(nowhere, stream.fileno())
-        return FAILED
+            os.dup2(devnull, stream.fileno())
+        return EXIT_FAILED
     except LazyclusterError as error:
         click.echo(f"lazycluster: {error}", err=True)
-        return FAILED
+        return EXIT_FAILED
     return result if isinstance(result, int) else 0
 
 
-def _show(error: click.ClickException) -> None:
+def _print_error(error: click.ClickException) -> None:
     """Tell of an error as click does, but behind the name that all errors are told behind here."""
-    said = io.StringIO()
-    error.show(said)
-    click.echo(re.sub(r"^Error: ", "lazycluster: ", said.getvalue(), count=1, flags=re.MULTILINE), err=True, nl=False)
+    rendered = io.StringIO()
+    error.show(rendered)
+    click.echo(
+        re.sub(r"^Error: ", "lazycluster: ", rendered.getvalue(), count=1, flags=re.MULTILINE), err=True, nl=False
+    )

@@ -14,16 +14,16 @@ from lazycluster._cli.options import (
     complete_hosts,
     config_option,
     connect_timeout_option,
+    parse_callback,
     parse_host,
-    parsed,
     resident_option,
 )
-from lazycluster._membership import DIALS
+from lazycluster._membership import DEFAULT_MAX_CONNECTIONS
 from lazycluster._model.options import RuntimeOptions
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
-from lazycluster.manager import cause_of, reason, unfit
+from lazycluster.manager import check_requirements, failure_reason, underlying_error
 from lazycluster.runtimes import Runtime
 
 P = ParamSpec("P")
@@ -36,11 +36,11 @@ _FILTERS = {
     "true": ("=COMMAND", "takes a command"),
 }
 """What there is to ask for: how it is written, and what its value must be."""
-_THERE_ARE = ", ".join(f"{name}{value}" for name, (value, _) in _FILTERS.items())
+_FILTER_SYNTAX = ", ".join(f"{name}{value}" for name, (value, _) in _FILTERS.items())
 
 
 @attrs.frozen
-class Filter:
+class HostFilter:
     """What a host must have, in the terms of `Runtime.check_filter()`."""
 
     gpu_required: bool = False
@@ -50,7 +50,7 @@ class Filter:
     filter_commands: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, texts: tuple[str, ...]) -> Filter:
+    def parse(cls, texts: tuple[str, ...]) -> HostFilter:
         """Read what was given with `--group-filter`.
 
         Raises:
@@ -73,35 +73,35 @@ class Filter:
                 case _ if name in _FILTERS:
                     raise ValueError(f"{name} {_FILTERS[name][1]}, not {value!r}")
                 case _:
-                    raise ValueError(f"{text!r} is no filter; there are: {_THERE_ARE}")
+                    raise ValueError(f"{text!r} is no filter; there are: {_FILTER_SYNTAX}")
         return filter_
 
 
 @attrs.frozen
-class Chosen:
+class SelectedHosts:
     """The hosts that a command is for, connected; those that failed; and those that have not what was asked for."""
 
     group: RuntimeGroup
     failed: dict[str, str]
-    lacking: dict[str, str]
+    filtered_out: dict[str, str]
     source: str
 
-    def check(self) -> None:
+    def require_hosts(self) -> None:
         """See that there is a host.
 
         Raises:
             NoRuntimesDetectedError: There is none.
         """
         if not self.group.runtime_count:
-            raise NoRuntimesDetectedError(self.source, (*self.failed.items(), *self.lacking.items()))
+            raise NoRuntimesDetectedError(self.source, (*self.failed.items(), *self.filtered_out.items()))
 
 
 @attrs.frozen
-class Choice:
-    """What the options of `choosing_hosts()` say: which hosts were asked for, and how they are reached."""
+class HostSelection:
+    """What the options of `host_selection_options()` say: which hosts were asked for, and how they are reached."""
 
     hosts: tuple[str, ...]
-    asked_for: Filter
+    asked_for: HostFilter
     config: Path | None
     connect_timeout: float
     resident: bool
@@ -113,7 +113,7 @@ class Choice:
         return "--hosts" if self.hosts else str(self.config or default_config())
 
     @contextlib.contextmanager
-    def group(self) -> Iterator[Chosen]:
+    def connect(self) -> Iterator[SelectedHosts]:
         """Connect, and give the group of those that can be used, if any, and why the others are not of it."""
         names = self.hosts or configured_hosts(self.config)
         options: RuntimeOptions = {
@@ -129,15 +129,15 @@ class Choice:
             progress=True,
             **options,
         ) as group:
-            failed = {host: reason(host, cause_of(error)) for host, error in group.failed_hosts.items()}
-            lacking, lost = unfit(group.get_runtimes(), self._unmet)
-            for host in (*lacking, *lost):
+            failed = {host: failure_reason(host, underlying_error(error)) for host, error in group.failed_hosts.items()}
+            filtered_out, unreachable = check_requirements(group.get_runtimes(), self._missing_requirement)
+            for host in (*filtered_out, *unreachable):
                 group.remove_runtime(host).cleanup()
-            yield Chosen(group, failed | lost, lacking, self.source)
+            yield SelectedHosts(group, failed | unreachable, filtered_out, self.source)
 
-    def _unmet(self, runtime: Runtime) -> str:
+    def _missing_requirement(self, runtime: Runtime) -> str:
         asked_for = self.asked_for
-        return runtime.unmet(
+        return runtime.missing_requirement(
             asked_for.gpu_required,
             asked_for.min_memory,
             asked_for.min_cpu_cores,
@@ -164,7 +164,7 @@ def parse_hosts(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(hosts))
 
 
-def _complete_list(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def _complete_host_list(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{host}" for host in complete_hosts(context, parameter, last)]
 
@@ -177,7 +177,7 @@ def _complete_filter(_context: click.Context, _parameter: click.Parameter, incom
 max_connections_option = click.option(
     "--max-connections",
     type=click.IntRange(min=1),
-    default=DIALS,
+    default=DEFAULT_MAX_CONNECTIONS,
     show_default=True,
     metavar="N",
     help="How many log-ins there may be at once.",
@@ -185,8 +185,8 @@ max_connections_option = click.option(
 """Gives `max_connections: int`."""
 
 
-def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
-    """Add the options that say which hosts a command is for; they are the keywords of `Choice`."""
+def host_selection_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Add the options that say which hosts a command is for; they are the keywords of `HostSelection`."""
     for option in (
         max_connections_option,
         resident_option,
@@ -195,18 +195,18 @@ def choosing_hosts(command: Callable[P, R]) -> Callable[P, R]:
         click.option(
             "--group-filter",
             "asked_for",
-            callback=parsed(Filter.parse),
+            callback=parse_callback(HostFilter.parse),
             multiple=True,
             metavar="FILTER",
             shell_complete=_complete_filter,
-            help=f"Only hosts that have this; may be given several times: {_THERE_ARE}, which must print true.",
+            help=f"Only hosts that have this; may be given several times: {_FILTER_SYNTAX}, which must print true.",
         ),
         click.option(
             "--hosts",
-            callback=parsed(parse_hosts),
+            callback=parse_callback(parse_hosts),
             multiple=True,
             metavar="A,B,...",
-            shell_complete=_complete_list,
+            shell_complete=_complete_host_list,
             help="Only these hosts; else all that the ssh configuration names.",
         ),
     ):

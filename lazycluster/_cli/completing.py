@@ -28,8 +28,8 @@ def completion(context: click.Context, shell: str | None) -> None:
     if shell not in _SHELLS:
         raise click.UsageError(f"for which shell? Name one of: {', '.join(_SHELLS)}")
     root = context.find_root()
-    made = get_completion_class(shell)
-    assert made is not None
-    completing = made(root.command, {}, "lazycluster", "_LAZYCLUSTER_COMPLETE")
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    shell_completion = completion_class(root.command, {}, "lazycluster", "_LAZYCLUSTER_COMPLETE")
     # Not source(): for bash that starts one, only to look at its version.
-    click.echo(completing.source_template % completing.source_vars())
+    click.echo(shell_completion.source_template % shell_completion.source_vars())

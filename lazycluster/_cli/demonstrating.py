@@ -15,4 +15,4 @@ def demo() -> int:
     Example:
       lazycluster demo
     """  # noqa: D301 - \b keeps click from wrapping what follows
-    return demonstration.run()
+    return demonstration.run_demo()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from lazycluster._cli import FAILED
+from lazycluster._cli import EXIT_FAILED
 from lazycluster._cli.options import complete_hosts, config_option, connect_timeout_option, json_option, python_option
-from lazycluster._display import waiting
+from lazycluster._display import show_status
 from lazycluster._doctor import Finding, Verdict, examine
 from lazycluster.exceptions import InvalidRuntimeError
 from lazycluster.runtimes import Runtime
@@ -24,17 +24,17 @@ from lazycluster.runtimes import Runtime
 if TYPE_CHECKING:
     from rich.console import Console
 
-_MARKS = {
+_VERDICT_MARKS = {
     Verdict.OK: ("✓", "green"),
     Verdict.WARNING: ("!", "yellow"),
     Verdict.FAILED: ("✗", "bold red"),
     Verdict.SKIPPED: ("-", "dim"),
 }
-_PLAIN_MARKS = {"✓": "+", "✗": "x"}
+_ASCII_MARKS = {"✓": "+", "✗": "x"}
 """For a terminal that has no such characters."""
-_WIDTH = 19
+_CHECK_NAME_WIDTH = 19
 """Of the longest name of a check."""
-_INDENT = 9
+_ADVICE_INDENT = 9
 """Of the advice, below the check."""
 
 
@@ -55,11 +55,11 @@ def info(host: str, config: Path | None, connect_timeout: float, as_json: bool) 
       lazycluster info node1 --json | jq .memory
     """  # noqa: D301 - \b keeps click from wrapping what follows
     try:
-        with waiting(f"connecting to {host} ..."):
+        with show_status(f"connecting to {host} ..."):
             runtime = Runtime(host, ".", config_file=config, connect_timeout=connect_timeout, resident=False)
     except InvalidRuntimeError as error:
-        examine_it = ("lazycluster", "doctor", host, *(() if config is None else ("--config", str(config))))
-        raise click.ClickException(f"{error}\nStep by step: {shlex.join(examine_it)}") from error
+        doctor_command = ("lazycluster", "doctor", host, *(() if config is None else ("--config", str(config))))
+        raise click.ClickException(f"{error}\nStep by step: {shlex.join(doctor_command)}") from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with runtime:
@@ -98,27 +98,27 @@ def doctor(host: str, config: Path | None, connect_timeout: float, as_json: bool
     with contextlib.closing(findings):
         if as_json:
             seen.extend(findings)
-            click.echo(json.dumps(_report(host, seen), indent=2))
+            click.echo(json.dumps(_json_report(host, seen), indent=2))
         else:
-            _print(host, _noting(findings, seen))
-    return FAILED if any(finding.verdict is Verdict.FAILED for finding in seen) else 0
+            _print_findings(host, _record_each(findings, seen))
+    return EXIT_FAILED if any(finding.verdict is Verdict.FAILED for finding in seen) else 0
 
 
-def _report(host: str, findings: Iterable[Finding]) -> dict[str, object]:
-    records = [finding.record() for finding in findings]
+def _json_report(host: str, findings: Iterable[Finding]) -> dict[str, object]:
+    records = [finding.to_dict() for finding in findings]
     well = all(record["verdict"] != Verdict.FAILED.value for record in records)
     return {"host": host, "well": well, "findings": records}
 
 
-def _noting(findings: Iterable[Finding], seen: list[Finding]) -> Iterator[Finding]:
+def _record_each(findings: Iterable[Finding], seen: list[Finding]) -> Iterator[Finding]:
     for finding in findings:
         seen.append(finding)
         yield finding
 
 
-def _print(host: str, findings: Iterable[Finding]) -> None:
+def _print_findings(host: str, findings: Iterable[Finding]) -> None:
     """Print findings as they come; those that are skipped for one reason share a line."""
-    with _shower(host) as show:
+    with _finding_printer(host) as show:
         for (verdict, _), members in itertools.groupby(findings, key=lambda finding: (finding.verdict, finding.found)):
             if verdict is Verdict.SKIPPED:
                 listed = list(members)
@@ -129,44 +129,44 @@ def _print(host: str, findings: Iterable[Finding]) -> None:
 
 
 @contextlib.contextmanager
-def _shower(host: str) -> Iterator[Callable[[Finding], None]]:
+def _finding_printer(host: str) -> Iterator[Callable[[Finding], None]]:
     """Give what shows a finding: with marks and colours on a terminal, as plain text elsewhere."""
     if not sys.stdout.isatty():
-        yield lambda finding: click.echo(as_text(finding))
+        yield lambda finding: click.echo(format_finding(finding))
         return
     from rich.console import Console  # noqa: PLC0415
 
     console = Console(highlight=False)
     with console.status(f"examining {host} ..."):
-        yield lambda finding: _show(console, finding)
+        yield lambda finding: _print_finding(console, finding)
 
 
-def as_text(finding: Finding) -> str:
+def format_finding(finding: Finding) -> str:
     """Return a finding as plain text: the verdict, the check and what was found, the advice below."""
-    line = f"{finding.verdict.value:<8} {finding.check:<{_WIDTH}} {_on_one_line(finding.found)}"
-    return f"{line}\n{' ' * _INDENT}{_on_one_line(finding.advice)}" if finding.advice else line
+    line = f"{finding.verdict.value:<8} {finding.check:<{_CHECK_NAME_WIDTH}} {_single_line(finding.found)}"
+    return f"{line}\n{' ' * _ADVICE_INDENT}{_single_line(finding.advice)}" if finding.advice else line
 
 
-def _show(console: Console, finding: Finding) -> None:
+def _print_finding(console: Console, finding: Finding) -> None:
     from rich.padding import Padding  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    mark, style = _MARKS[finding.verdict]
+    mark, style = _VERDICT_MARKS[finding.verdict]
     if not console.encoding.lower().startswith("utf"):
-        mark = _PLAIN_MARKS.get(mark, mark)
+        mark = _ASCII_MARKS.get(mark, mark)
     dim = "dim" if finding.verdict is Verdict.SKIPPED else ""
     line = Table.grid(padding=(0, 1))
     line.add_column(no_wrap=True)
-    line.add_column(min_width=_WIDTH)
+    line.add_column(min_width=_CHECK_NAME_WIDTH)
     line.add_column(ratio=1)
     line.add_row(
-        Text(mark, style), Text(finding.check, dim or "bold"), Text(_on_one_line(finding.found), dim, overflow="fold")
+        Text(mark, style), Text(finding.check, dim or "bold"), Text(_single_line(finding.found), dim, overflow="fold")
     )
     console.print(line)
     if finding.advice:
-        console.print(Padding(Text(_on_one_line(finding.advice), "cyan", overflow="fold"), (0, 0, 0, 4)))
+        console.print(Padding(Text(_single_line(finding.advice), "cyan", overflow="fold"), (0, 0, 0, 4)))
 
 
-def _on_one_line(text: str) -> str:
+def _single_line(text: str) -> str:
     return " ".join(text.split())

@@ -18,23 +18,22 @@ import attrs
 import click
 
 from lazycluster._cli.options import complete_hosts, config_option, json_option, python_option
-from lazycluster._display import counted
-from lazycluster._explain import Lines, closing, opening
-from lazycluster._explain import explain as explain_steps
-from lazycluster._model.checks import absolute
+from lazycluster._display import pluralize
+from lazycluster._explain import ShellBlock, explain_steps, setup_blocks, teardown_block
+from lazycluster._model.checks import absolute_path
 from lazycluster._ssh.destination import Destination
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.steps import RunFunction
 from lazycluster.tasks import RuntimeTask
 
-RUN_NAME = "lazycluster_explained"
+EXPLAINED_MODULE_NAME = "lazycluster_explained"
 """What `__name__` is in the file: not `__main__`, so that what stands below that condition does not run."""
-_OURS = str(Path(__file__).parents[1]) + os.sep
+_PACKAGE_PREFIX = str(Path(__file__).parents[1]) + os.sep
 """Where the library's own files are."""
 
 
 @attrs.frozen(slots=False)
-class DialledError(LazyclusterError):
+class ForbiddenProgramError(LazyclusterError):
     """A file that is only to be explained starts ssh or scp at its top level."""
 
     program: str
@@ -48,7 +47,7 @@ class DialledError(LazyclusterError):
 
 
 @attrs.frozen
-class Found:
+class FoundTask:
     """A task of a file, and the variables that hold it."""
 
     variables: tuple[str, ...]
@@ -115,43 +114,43 @@ def explain(
       lazycluster explain task.py --host gpu-1 --write-payloads payloads >task.sh && sh task.sh
     """  # noqa: D301 - \b keeps click from wrapping what follows
     try:
-        to = Destination(host, config_file=None if config is None else absolute(config))
+        destination = Destination(host, config_file=None if config is None else absolute_path(config))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--host") from error
     for option, value in (("--working-dir", working_dir), ("--python", python)):
         if value is not None and (not value or "\0" in value):
             raise click.BadParameter("it must not be empty", param_hint=option)
-    tasks = _chosen(_tasks_of(file), name, file)
-    first, last = opening(to, working_dir), closing()
-    explained = [(found, _explain(found, to, working_dir, payloads, python)) for found in tasks]
+    tasks = _select_tasks(_find_tasks(file), name, file)
+    first, last = setup_blocks(destination, working_dir), teardown_block()
+    explained = [(found, _explain_task(found, destination, working_dir, payloads, python)) for found in tasks]
     if as_json:
-        _print_json(to, first, explained, last)
+        _print_json(destination, first, explained, last)
         return
-    blocks: list[Lines] = [*first]
+    blocks: list[ShellBlock] = [*first]
     for found, steps in explained:
-        blocks += [Lines(f"Task {found.title!a} for {host}, {counted(len(steps), 'step')}."), *steps]
+        blocks += [ShellBlock(f"Task {found.title!a} for {host}, {pluralize(len(steps), 'step')}."), *steps]
     for block in [*blocks, last]:
-        _print(block)
+        _print_block(block)
 
 
-def _explain(
-    found: Found, to: Destination, working_dir: str | None, payloads: Path | None, python: str | None
-) -> tuple[Lines, ...]:
-    written = {} if payloads is None else _write_payloads(found, absolute(payloads))
+def _explain_task(
+    found: FoundTask, destination: Destination, working_dir: str | None, payloads: Path | None, python: str | None
+) -> tuple[ShellBlock, ...]:
+    written = {} if payloads is None else _write_payloads(found, absolute_path(payloads))
     steps = found.task.steps
-    return explain_steps(steps, to, working_dir, is_directory=Path.is_dir, payloads=written, python=python)
+    return explain_steps(steps, destination, working_dir, is_directory=Path.is_dir, payloads=written, python=python)
 
 
 # The file ------------------------------------------------------------------------------------------------------------
 
 
-def _tasks_of(file: Path) -> list[Found]:
+def _find_tasks(file: Path) -> list[FoundTask]:
     """Execute the top level of a file and return the tasks that it defines, in order."""
-    found: dict[int, Found] = {}
-    for variable, value in _execute(file).items():
+    found: dict[int, FoundTask] = {}
+    for variable, value in _run_file(file).items():
         if isinstance(value, RuntimeTask):
             before = found[id(value)].variables if id(value) in found else ()
-            found[id(value)] = Found((*before, variable), value)
+            found[id(value)] = FoundTask((*before, variable), value)
     if not found:
         raise click.ClickException(
             f"{file}: there is no RuntimeTask at its top level; write one there, such as: task = RuntimeTask('name')"
@@ -159,42 +158,44 @@ def _tasks_of(file: Path) -> list[Found]:
     return list(found.values())
 
 
-def _execute(file: Path) -> dict[str, object]:
+def _run_file(file: Path) -> dict[str, object]:
     """Run a file as `python FILE` would, but for its name, and return its variables."""
     sys.argv = [str(file)]
-    sys.path.insert(0, str(absolute(file).parent))
+    sys.path.insert(0, str(absolute_path(file).parent))
     try:
-        with _nothing_dialled():
-            return runpy.run_path(str(file), run_name=RUN_NAME)
+        with _forbid_ssh():
+            return runpy.run_path(str(file), run_name=EXPLAINED_MODULE_NAME)
     except SystemExit as error:
         raise click.ClickException(f"{file}: it ended by itself, with exit status {error.code!r}") from error
     except Exception as error:
-        click.echo(_traceback(error, str(file)), err=True, nl=False)
+        click.echo(_format_traceback(error, str(file)), err=True, nl=False)
         raise click.ClickException(f"{file} raised {type(error).__name__}, so there is nothing to explain.") from error
 
 
-def _traceback(error: BaseException, file: str) -> str:
+def _format_traceback(error: BaseException, file: str) -> str:
     """Return the traceback of an error from the file on, without what executed it."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename != file:
         frames = frames.tb_next
-    told = traceback.TracebackException(type(error), error, frames)
-    refused = any(isinstance(cause, DialledError) for cause in _causes(error))
+    trimmed = traceback.TracebackException(type(error), error, frames)
+    refused = any(isinstance(cause, ForbiddenProgramError) for cause in _cause_chain(error))
     if refused:  # by the library, whose own frames are no help
-        told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if _OURS not in frame.filename])
-    return "".join(told.format(chain=not refused))
+        trimmed.stack = traceback.StackSummary.from_list(
+            [frame for frame in trimmed.stack if _PACKAGE_PREFIX not in frame.filename]
+        )
+    return "".join(trimmed.format(chain=not refused))
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _cause_chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
 
 
 @contextlib.contextmanager
-def _nothing_dialled() -> Iterator[None]:
+def _forbid_ssh() -> Iterator[None]:
     """Keep whatever runs here from starting ssh and scp: a task file that makes a Runtime is a mistake to be told."""
-    forbidden = _watch_programs()
+    forbidden = _install_audit_hook()
     forbidden.add("ssh")
     forbidden.add("scp")
     try:
@@ -204,7 +205,7 @@ def _nothing_dialled() -> Iterator[None]:
 
 
 @functools.cache
-def _watch_programs() -> set[str]:
+def _install_audit_hook() -> set[str]:
     """Return a set to name programs in that may not be started from now on; such a hook cannot be taken out again."""
     forbidden: set[str] = set()
 
@@ -212,36 +213,36 @@ def _watch_programs() -> set[str]:
         if forbidden and event in {"subprocess.Popen", "os.exec", "os.posix_spawn"}:
             name = Path(os.fsdecode(arguments[0])).name if isinstance(arguments[0], (str, bytes)) else ""
             if name in forbidden and event == "os.exec":  # in a fork, which whoever made it ends at an OSError
-                raise PermissionError(errno.EPERM, str(DialledError(name)))
+                raise PermissionError(errno.EPERM, str(ForbiddenProgramError(name)))
             if name in forbidden:
-                raise DialledError(name)
+                raise ForbiddenProgramError(name)
 
     sys.addaudithook(refuse)
     return forbidden
 
 
-def _chosen(tasks: Sequence[Found], name: str | None, file: Path) -> list[Found]:
+def _select_tasks(tasks: Sequence[FoundTask], name: str | None, file: Path) -> list[FoundTask]:
     if name is None:
         return list(tasks)
     chosen = [found for found in tasks if name in {*found.variables, found.task.name}]
     if not chosen:
-        there = ", ".join(found.title for found in tasks)
-        raise click.BadParameter(f"{file} has no task {name!r}; it has: {there}", param_hint="--task")
+        known = ", ".join(found.title for found in tasks)
+        raise click.BadParameter(f"{file} has no task {name!r}; it has: {known}", param_hint="--task")
     return chosen
 
 
-def _write_payloads(found: Found, directory: Path) -> dict[int, Path]:
+def _write_payloads(found: FoundTask, directory: Path) -> dict[int, Path]:
     """Write the functions of a task to files that only this user can read; return which step is in which."""
     written: dict[int, Path] = {}
     for index, step in enumerate(found.task.steps):
         if not isinstance(step, RunFunction):
             continue
-        from lazycluster._functions.serialize import dump  # noqa: PLC0415
-        from lazycluster._functions.standalone import file_by_hand  # noqa: PLC0415 - cloudpickle is for functions
+        from lazycluster._functions.serialize import serialize_call  # noqa: PLC0415
+        from lazycluster._functions.standalone import render_standalone_file  # noqa: PLC0415 - cloudpickle is for functions
 
         name = re.sub(r"[^A-Za-z0-9_]+", "-", f"{found.variable}-{index + 1}-{step.name}").strip("-")
         path = directory / f"{name}.py"
-        text = file_by_hand(dump(step.function, *step.args, **step.kwargs))
+        text = render_standalone_file(serialize_call(step.function, *step.args, **step.kwargs))
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
@@ -256,7 +257,7 @@ def _write_payloads(found: Found, directory: Path) -> dict[int, Path]:
 # What is printed -----------------------------------------------------------------------------------------------------
 
 
-def _print(block: Lines) -> None:
+def _print_block(block: ShellBlock) -> None:
     for line in block.comment.splitlines():
         click.echo(click.style(f"# {line}", fg="cyan"))
     for line in block.lines:
@@ -265,15 +266,20 @@ def _print(block: Lines) -> None:
 
 
 def _print_json(
-    to: Destination, first: Sequence[Lines], explained: Sequence[tuple[Found, Sequence[Lines]]], last: Lines
+    destination: Destination,
+    first: Sequence[ShellBlock],
+    explained: Sequence[tuple[FoundTask, Sequence[ShellBlock]]],
+    last: ShellBlock,
 ) -> None:
     tasks = [
-        {"task": found.title, "variable": found.variable, "steps": [_as_json(block) for block in steps]}
+        {"task": found.title, "variable": found.variable, "steps": [_block_record(block) for block in steps]}
         for found, steps in explained
     ]
-    opened = [_as_json(block) for block in first]
-    click.echo(json.dumps({"host": to.host, "open": opened, "tasks": tasks, "close": _as_json(last)}, indent=2))
+    opened = [_block_record(block) for block in first]
+    click.echo(
+        json.dumps({"host": destination.host, "open": opened, "tasks": tasks, "close": _block_record(last)}, indent=2)
+    )
 
 
-def _as_json(block: Lines) -> dict[str, object]:
+def _block_record(block: ShellBlock) -> dict[str, object]:
     return {"comment": block.comment, "lines": list(block.lines)}

@@ -12,16 +12,16 @@ from lazycluster._cli.options import (
     complete_hosts,
     config_option,
     connect_timeout_option,
+    parse_callback,
     parse_host,
-    parsed,
     resident_option,
 )
-from lazycluster._display import Printer, waiting
+from lazycluster._display import Printer, show_status
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster.managed import ManagedProcess
 from lazycluster.runtimes import Runtime
 
-_GLANCE = 0.5
+_TUNNEL_CHECK_SECONDS = 0.5
 """Seconds between two looks at how the tunnel stands."""
 
 
@@ -45,8 +45,8 @@ def parse_ports(text: str) -> tuple[int, int]:
 @config_option
 @connect_timeout_option
 @resident_option
-@click.argument("host", callback=parsed(parse_host), shell_complete=complete_hosts)
-@click.argument("ports", callback=parsed(parse_ports), metavar="PORT[:PORT]")
+@click.argument("host", callback=parse_callback(parse_host), shell_complete=complete_hosts)
+@click.argument("ports", callback=parse_callback(parse_ports), metavar="PORT[:PORT]")
 def expose(
     host: str, ports: tuple[int, int], is_from: bool, config: Path | None, connect_timeout: float, resident: bool
 ) -> int:
@@ -64,31 +64,31 @@ def expose(
     service, listen = ports
     out = Printer()
     logging.getLogger("lazycluster").addHandler(logging.NullHandler())  # what it warns of is shown here
-    with waiting(f"connecting to {host} ..."):
+    with show_status(f"connecting to {host} ..."):
         runtime = Runtime(host, "~", config_file=config, connect_timeout=connect_timeout, resident=resident)
     with runtime:
         if is_from:
             key = runtime.expose_port_from_runtime(service, listen)
-            out.line(f"localhost:{listen} here is localhost:{service} on {host}; Ctrl-C ends it")
+            out.print_line(f"localhost:{listen} here is localhost:{service} on {host}; Ctrl-C ends it")
         else:
             key = runtime.expose_port_to_runtime(service, listen)
-            out.line(f"localhost:{listen} on {host} is localhost:{service} here; Ctrl-C ends it")
+            out.print_line(f"localhost:{listen} on {host} is localhost:{service} here; Ctrl-C ends it")
         try:
-            _show(out, runtime.get_process(key))
+            _report_tunnel_state(out, runtime.get_process(key))
         except KeyboardInterrupt:
-            out.line("stopped")
+            out.print_line("stopped")
     return 0
 
 
-def _show(out: Printer, tunnel: ManagedProcess) -> None:
+def _report_tunnel_state(out: Printer, tunnel: ManagedProcess) -> None:
     """Tell whenever the tunnel goes down or comes up."""
     was_up = True
     since = time.monotonic()
     while tunnel.is_alive():
-        tunnel.join(_GLANCE)
+        tunnel.join(_TUNNEL_CHECK_SECONDS)
         is_up = tunnel.is_up if isinstance(tunnel, Tunnel) else tunnel.pid is not None
         if is_up != was_up:
             now = time.monotonic()
             state = "the link is back" if is_up else "the link is gone; bringing it back"
-            out.line(f"{time.strftime('%H:%M:%S')} {state}, after {now - since:.0f} s", good=is_up)
+            out.print_line(f"{time.strftime('%H:%M:%S')} {state}, after {now - since:.0f} s", success=is_up)
             was_up, since = is_up, now

@@ -12,7 +12,7 @@ from lazycluster._cli.choosing import max_connections_option
 from lazycluster._cli.options import config_option, connect_timeout_option, json_option, resident_option
 from lazycluster._ssh.config_hosts import default_config
 from lazycluster.exceptions import NoRuntimesDetectedError
-from lazycluster.manager import RuntimeManager, reason
+from lazycluster.manager import RuntimeManager, failure_reason
 from lazycluster.runtimes import Runtime
 
 
@@ -46,8 +46,10 @@ def list_runtimes(
             click.echo(
                 json.dumps(
                     {
-                        "active": [_record(runtime, in_full=in_full) for runtime in manager.runtimes],
-                        "inactive": [{"host": host, "error": reason(host, error)} for host, error in inactive.items()],
+                        "active": [_runtime_record(runtime, in_full=in_full) for runtime in manager.runtimes],
+                        "inactive": [
+                            {"host": host, "error": failure_reason(host, error)} for host, error in inactive.items()
+                        ],
                     },
                     indent=2,
                 )
@@ -63,7 +65,7 @@ def list_runtimes(
     return 0 if active else 1
 
 
-def _record(runtime: Runtime, *, in_full: bool) -> dict[str, object]:
+def _runtime_record(runtime: Runtime, *, in_full: bool) -> dict[str, object]:
     if not in_full:
         return {"host": runtime.host}
     info = runtime.host_info

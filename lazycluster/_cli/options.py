@@ -17,7 +17,7 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 
-def parsed(parse: Callable[[V], T]) -> Callable[[click.Context, click.Parameter, V], T]:
+def parse_callback(parse: Callable[[V], T]) -> Callable[[click.Context, click.Parameter, V], T]:
     """Return a callback that reads what was given with a parser; its ValueError is told as a wrong call."""
 
     def read(_context: click.Context, _parameter: click.Parameter, value: V) -> T:
@@ -39,7 +39,7 @@ def parse_host(text: str) -> str:
     return text
 
 
-def parse_python(name: str | None) -> str | None:
+def parse_python_option(name: str | None) -> str | None:
     """Return the name or path of a Python, None where none was given.
 
     Raises:
@@ -75,7 +75,7 @@ config_option = click.option(
 connect_timeout_option = click.option(
     "--connect-timeout",
     type=float,
-    callback=parsed(check_connect_timeout),
+    callback=parse_callback(check_connect_timeout),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
@@ -89,7 +89,7 @@ resident_option = click.option("--resident/--no-resident", default=True, help="W
 python_option = click.option(
     "--python",
     metavar="NAME",
-    callback=parsed(parse_python),
+    callback=parse_callback(parse_python_option),
     help="The Python for functions on the host, as for Runtime(python=).",
 )
 """Gives `python: str | None`."""

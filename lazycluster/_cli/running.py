@@ -10,35 +10,35 @@ from typing import Any
 import attrs
 import click
 
-from lazycluster._cli import FAILED
-from lazycluster._cli.choosing import Choice, Chosen, choosing_hosts
-from lazycluster._cli.lines import Lines
-from lazycluster._cli.options import json_option, parsed
-from lazycluster._cli.together import on_each
-from lazycluster._display import counted, print_table
-from lazycluster._gather import Stopping
+from lazycluster._cli import EXIT_FAILED
+from lazycluster._cli.choosing import HostSelection, SelectedHosts, host_selection_options
+from lazycluster._cli.lines import PrefixedOutput
+from lazycluster._cli.options import json_option, parse_callback
+from lazycluster._cli.together import run_on_hosts
+from lazycluster._display import pluralize, print_table
+from lazycluster._gather import CancelGroup
 from lazycluster._model.checks import check_timeout
 from lazycluster._model.watch import Watch
-from lazycluster._processes import Output
-from lazycluster._waiting import Cancellation
+from lazycluster._processes import OutputCallback
+from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
-from lazycluster.manager import reason
+from lazycluster.manager import failure_reason
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.runtimes import Runtime
 
-HOST_FAILED = 3
-_STOPPED = "given up (Ctrl-C)"
-_INTERRUPTED = "lazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s"
+EXIT_HOST_FAILED = 3
+_CANCELLED_REASON = "given up (Ctrl-C)"
+_RUN_INTERRUPTED_MESSAGE = "lazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s"
 
 
 @click.command(
     short_help="Run a shell command on many hosts at once.", context_settings={"allow_interspersed_args": False}
 )
-@choosing_hosts
+@host_selection_options
 @click.option(
     "--timeout",
     type=float,
-    callback=parsed(check_timeout),
+    callback=parse_callback(check_timeout),
     metavar="SECONDS",
     help="End it after so long; that counts as failed.",
 )
@@ -55,7 +55,7 @@ def run(
     timeout: float | None,
     with_stdin: bool,
     as_json: bool,
-    **which: Any,  # noqa: ANN401 - see choosing_hosts
+    **selection: Any,  # noqa: ANN401 - see choosing_hosts
 ) -> int:
     """Run a shell COMMAND on many hosts at once, in their home directories.
 
@@ -84,55 +84,55 @@ def run(
     if not text.strip():
         raise click.UsageError("the command is empty")
     stdin = _read_stdin() if with_stdin else b""
-    stopping = Stopping()
-    ends: dict[str, Ended] = {}
-    with Choice(**which).group() as chosen:
+    cancel_group = CancelGroup()
+    outcomes: dict[str, CommandOutcome] = {}
+    with HostSelection(**selection).connect() as selected:
         try:
-            chosen.check()
+            selected.require_hosts()
         except NoRuntimesDetectedError as error:
             click.echo(f"lazycluster: {error}", err=True)
             if as_json:
-                _print_left(chosen)
-            return HOST_FAILED
-        lines = Lines(chosen.group.hosts, stopping.request)
+                _print_other_hosts(selected)
+            return EXIT_HOST_FAILED
+        output = PrefixedOutput(selected.group.hosts, cancel_group.cancel)
 
-        def work(runtime: Runtime, cancellation: Cancellation) -> Ended:
+        def work(runtime: Runtime, cancellation: CancelToken) -> CommandOutcome:
             def on_output(stream: Stream, data: bytes) -> None:
                 if not as_json:
-                    lines.add(runtime.host, stream, data)
+                    output.write(runtime.host, stream, data)
 
-            return _carry_out(runtime, text, stdin, timeout, on_output, cancellation)
+            return _run_on_host(runtime, text, stdin, timeout, on_output, cancellation)
 
         try:
-            on_each(
-                chosen.group,
+            run_on_hosts(
+                selected.group,
                 work,
-                stopping,
-                interrupted=_INTERRUPTED,
-                done=lambda host, outcome: ends.update({host: outcome.unwrap()}),
+                cancel_group,
+                interrupt_message=_RUN_INTERRUPTED_MESSAGE,
+                on_result=lambda host, outcome: outcomes.update({host: outcome.unwrap()}),
             )
         except click.Abort:
-            lines.end()
-            if ends and not as_json:
-                stopped = {host: _STOPPED for host in chosen.group.hosts if host not in ends}
-                _summarize(ends, chosen.failed | stopped, chosen.lacking)
+            output.flush()
+            if outcomes and not as_json:
+                stopped = {host: _CANCELLED_REASON for host in selected.group.hosts if host not in outcomes}
+                _print_summary(outcomes, selected.failed | stopped, selected.filtered_out)
             raise
-    lines.end()
-    match lines.failure:
+    output.flush()
+    match output.write_error:
         case BrokenPipeError() as failure:
             raise failure
         case OSError() as failure:
             raise click.ClickException(f"cannot write the output: {failure.strerror or failure}")
-    ends = {host: ends[host] for host in chosen.group.hosts}
+    outcomes = {host: outcomes[host] for host in selected.group.hosts}
     if as_json:
-        for host, ended in ends.items():
-            click.echo(json.dumps(_record(host, ended)))
-        _print_left(chosen)
+        for host, ended in outcomes.items():
+            click.echo(json.dumps(_outcome_record(host, ended)))
+        _print_other_hosts(selected)
     else:
-        _summarize(ends, chosen.failed, chosen.lacking)
-    if chosen.failed or any(ended.lost for ended in ends.values()):
-        return HOST_FAILED
-    return 0 if all(ended.exit_status == 0 for ended in ends.values()) else FAILED
+        _print_summary(outcomes, selected.failed, selected.filtered_out)
+    if selected.failed or any(ended.host_failed for ended in outcomes.values()):
+        return EXIT_HOST_FAILED
+    return 0 if all(ended.exit_code == 0 for ended in outcomes.values()) else EXIT_FAILED
 
 
 def _read_stdin() -> bytes:
@@ -142,74 +142,79 @@ def _read_stdin() -> bytes:
 
 
 @attrs.frozen
-class Ended:
+class CommandOutcome:
     """How the command ended on a host: with an exit status, or before that with an error; and what it had printed."""
 
     output: CommandResult
-    exit_status: int | None
+    exit_code: int | None
     error: Exception | None
 
     @property
-    def lost(self) -> bool:
+    def host_failed(self) -> bool:
         """Tell whether it is the host that failed, and not the command."""
         return self.error is not None and not isinstance(self.error, CommandTimeoutError)
 
-    def why(self, host: str) -> str:
+    def failure_reason(self, host: str) -> str:
         """Return what went wrong, without the command and its output; `''` where nothing did."""
         match self.error:
             case None:
-                return "" if self.exit_status == 0 else "failed"
+                return "" if self.exit_code == 0 else "failed"
             case CommandTimeoutError(timeout=seconds):
                 return f"took longer than its timeout of {seconds:g} s and was ended"
             case error:
-                return reason(host, error)
+                return failure_reason(host, error)
 
 
-def _carry_out(
-    runtime: Runtime, command: str, stdin: bytes, timeout: float | None, on_output: Output, cancellation: Cancellation
-) -> Ended:
-    collector, begun = Collector(), time.monotonic()
-    exit_status, error = None, None
+def _run_on_host(
+    runtime: Runtime,
+    command: str,
+    stdin: bytes,
+    timeout: float | None,
+    on_output: OutputCallback,
+    cancellation: CancelToken,
+) -> CommandOutcome:
+    collector, started = Collector(), time.monotonic()
+    exit_code, error = None, None
     try:
-        watch = Watch(on_output, cancellation=cancellation, collector=collector)
-        exit_status = runtime.run(command, stdin=stdin, timeout=timeout, watch=watch).exit_code
+        watch = Watch(on_output, cancel_token=cancellation, collector=collector)
+        exit_code = runtime.run(command, stdin=stdin, timeout=timeout, watch=watch).exit_code
     except Exception as raised:  # noqa: BLE001 - whatever it was is told with its host
         error = raised
-    return Ended(collector.result(command, exit_status or 0, time.monotonic() - begun), exit_status, error)
+    return CommandOutcome(collector.result(command, exit_code or 0, time.monotonic() - started), exit_code, error)
 
 
-def _record(host: str, ended: Ended) -> dict[str, object]:
-    output = ended.output
+def _outcome_record(host: str, outcome: CommandOutcome) -> dict[str, object]:
+    output = outcome.output
     return {
         "host": host,
-        "exit_status": ended.exit_status,
+        "exit_status": outcome.exit_code,
         "stdout": output.stdout,
         "stderr": output.stderr,
         "seconds": round(output.duration, 6),
-        **({} if ended.error is None else {"error": ended.why(host)}),
+        **({} if outcome.error is None else {"error": outcome.failure_reason(host)}),
     }
 
 
-def _print_left(chosen: Chosen) -> None:
-    for kind, reasons in (("error", chosen.failed), ("left_out", chosen.lacking)):
+def _print_other_hosts(selected: SelectedHosts) -> None:
+    for kind, reasons in (("error", selected.failed), ("left_out", selected.filtered_out)):
         for host, why in reasons.items():
             click.echo(json.dumps({"host": host, kind: why}))
 
 
-def _summarize(ends: dict[str, Ended], failures: dict[str, str], lacking: dict[str, str]) -> None:
+def _print_summary(outcomes: dict[str, CommandOutcome], failures: dict[str, str], filtered_out: dict[str, str]) -> None:
     rows = [
         (
             host,
-            "-" if ended.exit_status is None else str(ended.exit_status),
+            "-" if ended.exit_code is None else str(ended.exit_code),
             f"{ended.output.duration:.2f}",
-            ended.why(host),
+            ended.failure_reason(host),
         )
-        for host, ended in ends.items()
+        for host, ended in outcomes.items()
     ]
     rows += [(host, "-", "-", why) for host, why in failures.items()]
     failed = sum(1 for row in rows if row[3])
-    title = f"{counted(len(rows), 'host')}, {f'{failed} failed' if failed else 'all well'}"
-    title += f"; {len(lacking)} left out" if lacking else ""
-    rows += [(host, "-", "-", f"left out: {why}") for host, why in lacking.items()]
-    columns = ("host", "exit status", "seconds", "")[: 4 if failed or lacking else 3]
+    title = f"{pluralize(len(rows), 'host')}, {f'{failed} failed' if failed else 'all well'}"
+    title += f"; {len(filtered_out)} left out" if filtered_out else ""
+    rows += [(host, "-", "-", f"left out: {why}") for host, why in filtered_out.items()]
+    columns = ("host", "exit status", "seconds", "")[: 4 if failed or filtered_out else 3]
     print_table(title, columns, [row[: len(columns)] for row in rows], err=True)

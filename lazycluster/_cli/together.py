@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import click
 
-from lazycluster._gather import MOST, Stopping, on_all
-from lazycluster._waiting import Cancellation
+from lazycluster._gather import MAX_THREADS, CancelGroup, gather
+from lazycluster._waiting import CancelToken
 from lazycluster.groups import RuntimeGroup
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
@@ -18,31 +18,31 @@ from lazycluster.runtimes import Runtime
 T = TypeVar("T")
 
 
-def on_each(
+def run_on_hosts(
     group: RuntimeGroup,
-    work: Callable[[Runtime, Cancellation], T],
-    stopping: Stopping,
+    work: Callable[[Runtime, CancelToken], T],
+    cancel_group: CancelGroup,
     *,
-    interrupted: str,
-    limit: int = MOST,
-    done: Callable[[str, Value[T] | Error], object] = lambda _host, _outcome: None,
+    interrupt_message: str,
+    limit: int = MAX_THREADS,
+    on_result: Callable[[str, Value[T] | Error], object] = lambda _host, _outcome: None,
 ) -> dict[str, Value[T] | Error]:
     """Do something on every host, at most so many at a time, and return what came of it.
 
-    A request to `stopping` ends it on all; so does Ctrl-C, which says at once what `interrupted` says of that. `done`
-    is told of each outcome as it comes.
+    A request to `cancel_group` ends it on all; so does Ctrl-C, which says at once what `interrupt_message` says of
+    that. `on_result` is told of each outcome as it comes.
     """
 
-    def stoppable(runtime: Runtime) -> T:
-        with stopping.cancellation() as cancellation:
+    def run_cancellable(runtime: Runtime) -> T:
+        with cancel_group.token() as cancellation:
             return work(runtime, cancellation)
 
     def interrupt() -> None:
-        click.echo(("\n" if sys.stderr.isatty() else "") + interrupted, err=True)  # not behind the terminal's ^C
-        stopping.request()
+        click.echo(("\n" if sys.stderr.isatty() else "") + interrupt_message, err=True)  # not behind the terminal's ^C
+        cancel_group.cancel()
 
-    jobs = {runtime.host: functools.partial(stoppable, runtime) for runtime in group.runtimes}
+    jobs = {runtime.host: functools.partial(run_cancellable, runtime) for runtime in group.runtimes}
     try:
-        return on_all(jobs, limit=limit, done=done, stop=interrupt)
+        return gather(jobs, limit=limit, on_result=on_result, cancel=interrupt)
     except KeyboardInterrupt as error:
         raise click.Abort from error  # for which click begins no new line, because we have

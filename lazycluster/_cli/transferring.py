@@ -10,23 +10,23 @@ from typing import Any
 
 import click
 
-from lazycluster._cli import FAILED
-from lazycluster._cli.choosing import Choice, Chosen, choosing_hosts
-from lazycluster._cli.options import parsed
-from lazycluster._cli.together import on_each
-from lazycluster._display import counted, print_table, transfer_bars
-from lazycluster._gather import Stopping, errors_of
+from lazycluster._cli import EXIT_FAILED
+from lazycluster._cli.choosing import HostSelection, SelectedHosts, host_selection_options
+from lazycluster._cli.options import parse_callback
+from lazycluster._cli.together import run_on_hosts
+from lazycluster._display import pluralize, print_table, transfer_bars
+from lazycluster._gather import CancelGroup, errors_by_host
 from lazycluster._model.watch import Watch
-from lazycluster._waiting import Cancellation
+from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import TransferError
-from lazycluster.manager import reason
+from lazycluster.manager import failure_reason
 from lazycluster.runtimes import Runtime
 
-_AT_ONCE = 16
-_INTERRUPTED = "lazycluster: ending the transfers"
+_MAX_PARALLEL_TRANSFERS = 16
+_TRANSFER_INTERRUPTED_MESSAGE = "lazycluster: ending the transfers"
 
 
-def parse_remote(path: str | None) -> str | None:
+def parse_remote_path(path: str | None) -> str | None:
     """Return a path on the host, None where none was given.
 
     Raises:
@@ -38,10 +38,10 @@ def parse_remote(path: str | None) -> str | None:
 
 
 @click.command(short_help="Send a file or directory to many hosts at once.")
-@choosing_hosts
+@host_selection_options
 @click.argument("local", type=click.Path(exists=True, path_type=Path))
-@click.argument("remote", required=False, callback=parsed(parse_remote))
-def put(local: Path, remote: str | None, **which: Any) -> int:  # noqa: ANN401 - see choosing_hosts
+@click.argument("remote", required=False, callback=parse_callback(parse_remote_path))
+def put(local: Path, remote: str | None, **selection: Any) -> int:  # noqa: ANN401 - see choosing_hosts
     """Send the file or directory LOCAL to many hosts at once.
 
     REMOTE is a new name there, or an existing directory to put it into; a relative path starts in the home directory.
@@ -56,34 +56,34 @@ def put(local: Path, remote: str | None, **which: Any) -> int:  # noqa: ANN401 -
     def send(runtime: Runtime, watch: Watch) -> None:
         runtime.transport.put(local.absolute(), remote, cwd=runtime.working_dir, watch=watch)
 
-    with Choice(**which).group() as chosen:
-        return _moved(chosen, f"{local} sent to", send)
+    with HostSelection(**selection).connect() as selected:
+        return _transfer(selected, f"{local} sent to", send)
 
 
-def parse_directory(path: Path) -> Path:
+def parse_local_directory(path: Path) -> Path:
     """Return the absolute path of a directory that is there, or can be made.
 
     Raises:
         ValueError: Something else is there, or on the way.
     """
     path = path.absolute()
-    there = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
-    if not there.is_dir():
-        raise ValueError(f"{there} is not a directory")
+    existing = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is not a directory")
     return path
 
 
 @click.command(short_help="Fetch a file or directory from many hosts at once.")
-@choosing_hosts
-@click.argument("remote", callback=parsed(parse_remote))
+@host_selection_options
+@click.argument("remote", callback=parse_callback(parse_remote_path))
 @click.argument(
     "directory",
     required=False,
     default=".",
     type=click.Path(file_okay=False, path_type=Path),
-    callback=parsed(parse_directory),
+    callback=parse_callback(parse_local_directory),
 )
-def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - see choosing_hosts
+def get(remote: str, directory: Path, **selection: Any) -> int:  # noqa: ANN401 - see choosing_hosts
     """Fetch the file or directory REMOTE from many hosts at once, into DIRECTORY/HOST for each.
 
     A relative path starts in the home directory there. DIRECTORY is by default the current one. The exit status is 1
@@ -95,11 +95,11 @@ def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - se
       lazycluster get --hosts web-1 results
     """  # noqa: D301 - \b keeps click from wrapping what follows
 
-    def target(host: str) -> Path:
+    def host_directory(host: str) -> Path:
         return directory / host
 
     def fetch(runtime: Runtime, watch: Watch) -> None:
-        local = target(runtime.host)
+        local = host_directory(runtime.host)
         try:
             local.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -107,14 +107,14 @@ def get(remote: str, directory: Path, **which: Any) -> int:  # noqa: ANN401 - se
         runtime.transport.get(remote, local, cwd=runtime.working_dir, watch=watch)
 
     with (
-        Choice(**which).group() as chosen,
-        _no_new_empty([*map(target, chosen.group.hosts), directory, *directory.parents]),
+        HostSelection(**selection).connect() as chosen,
+        _remove_new_empty_directories([*map(host_directory, chosen.group.hosts), directory, *directory.parents]),
     ):
-        return _moved(chosen, f"{remote} fetched from", fetch)
+        return _transfer(chosen, f"{remote} fetched from", fetch)
 
 
 @contextlib.contextmanager
-def _no_new_empty(directories: Sequence[Path]) -> Iterator[None]:
+def _remove_new_empty_directories(directories: Sequence[Path]) -> Iterator[None]:
     """Remove at the end those directories that have been made meanwhile and are empty; inner ones come first."""
     new = [path for path in directories if not path.exists()]
     try:
@@ -125,32 +125,38 @@ def _no_new_empty(directories: Sequence[Path]) -> Iterator[None]:
                 path.rmdir()
 
 
-def _moved(chosen: Chosen, title: str, move: Callable[[Runtime, Watch], None]) -> int:
+def _transfer(selected: SelectedHosts, title: str, transfer_one: Callable[[Runtime, Watch], None]) -> int:
     """Move something to or from each host, with bars, and say how it went."""
-    chosen.check()
-    with transfer_bars(chosen.group.hosts) as bars:
+    selected.require_hosts()
+    with transfer_bars(selected.group.hosts) as bars:
 
-        def work(runtime: Runtime, cancellation: Cancellation) -> None:
-            moved = 0
+        def work(runtime: Runtime, cancellation: CancelToken) -> None:
+            transferred = 0
 
             def on_progress(done: int, total: int | None) -> None:
-                nonlocal moved
-                moved = done
-                bars.advance(runtime.host, done, total)
+                nonlocal transferred
+                transferred = done
+                bars.update(runtime.host, done, total)
 
             try:
-                move(runtime, Watch(on_progress=on_progress, cancellation=cancellation))
+                transfer_one(runtime, Watch(on_progress=on_progress, cancel_token=cancellation))
             except BaseException:
-                bars.end(runtime.host, good=False)
+                bars.finish(runtime.host, success=False)
                 raise
-            bars.advance(runtime.host, moved, moved)  # of a directory nobody knew the total before
-            bars.end(runtime.host, good=True)
+            bars.update(runtime.host, transferred, transferred)  # of a directory nobody knew the total before
+            bars.finish(runtime.host, success=True)
 
-        outcomes = on_each(chosen.group, work, Stopping(), interrupted=_INTERRUPTED, limit=_AT_ONCE)
-    failed = chosen.failed | {host: reason(host, error) for host, error in errors_of(outcomes)}
+        outcomes = run_on_hosts(
+            selected.group,
+            work,
+            CancelGroup(),
+            interrupt_message=_TRANSFER_INTERRUPTED_MESSAGE,
+            limit=_MAX_PARALLEL_TRANSFERS,
+        )
+    failed = selected.failed | {host: failure_reason(host, error) for host, error in errors_by_host(outcomes)}
     if failed:
         print_table(f"{len(failed)} failed", ("host", "why"), list(failed.items()), err=True)
-    total = len(outcomes) + len(chosen.failed)
-    left_out = f"; {len(chosen.lacking)} left out" if chosen.lacking else ""
-    click.echo(f"{title} {total - len(failed)} of {counted(total, 'host')}{left_out}")
-    return FAILED if failed else 0
+    total = len(outcomes) + len(selected.failed)
+    left_out = f"; {len(selected.filtered_out)} left out" if selected.filtered_out else ""
+    click.echo(f"{title} {total - len(failed)} of {pluralize(total, 'host')}{left_out}")
+    return EXIT_FAILED if failed else 0

@@ -5,32 +5,32 @@ from __future__ import annotations
 import os
 
 from lazycluster._doctor.findings import Finding, failed, ok, warning
-from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 from lazycluster._waiting import Deadline
 from lazycluster.exceptions import ConnectionLostError
 
-SESSIONS = "sessions"
-MOST = 12
+SESSIONS_CHECK = "sessions"
+MAX_SESSIONS_COUNTED = 12
 """Sessions at which the counting stops: more than sshd allows unless it is told otherwise."""
-_PARTING = 2.0
+_SESSIONS_CLOSE_SECONDS = 2.0
 
 
-def count_sessions(sessions: Sessions) -> int:
-    """Return how many sessions the host allows at once, up to `MOST`; they do nothing, and are ended.
+def count_sessions(sessions: SshClient) -> int:
+    """Return how many sessions the host allows at once, up to `MAX_SESSIONS_COUNTED`; they do nothing, and are ended.
 
     Raises:
         ConnectError: The log-in failed.
         ConnectionLostError: The link broke.
     """
     master = sessions.master()
-    if master.control is None:  # a stand-in for ssh ran
-        return MOST
+    if master.control_socket is None:  # a stand-in for ssh ran
+        return MAX_SESSIONS_COUNTED
     opened: list[ControlSocket] = []
     reader, writer = os.pipe()
     try:
-        while len(opened) < MOST:
-            opened.append(master.control.open_session("exec cat", reader))
+        while len(opened) < MAX_SESSIONS_COUNTED:
+            opened.append(master.control_socket.open_session("exec cat", reader))
     except RequestRefusedError:
         pass
     except ControlSocketError as error:
@@ -38,9 +38,9 @@ def count_sessions(sessions: Sessions) -> int:
     finally:
         os.close(reader)
         os.close(writer)
-        patience = Deadline(_PARTING)
+        deadline = Deadline(_SESSIONS_CLOSE_SECONDS)
         for session in opened:
-            session.wait_message(patience.within(_PARTING))
+            session.wait_message(deadline.clamp(_SESSIONS_CLOSE_SECONDS))
             session.close()
     return len(opened)
 
@@ -49,12 +49,14 @@ def judge_sessions(allowed: int) -> Finding:
     """Judge how many sessions there may be."""
     if allowed == 0:
         advice = "Only tunnels work. Raise MaxSessions in its sshd_config; sshd's own default is 10."
-        return failed(SESSIONS, "the host lets us log in and allows no session (MaxSessions 0)", advice)
+        return failed(SESSIONS_CHECK, "the host lets us log in and allows no session (MaxSessions 0)", advice)
     if allowed == 1:
         return warning(
-            SESSIONS,
+            SESSIONS_CHECK,
             "one at a time on a connection (MaxSessions 1)",
             "Commands and functions all go through the supervisor's one session; large files wait for a slower way. "
             "Raise MaxSessions in its sshd_config; sshd's own default is 10.",
         )
-    return ok(SESSIONS, f"{allowed} {'or more ' if allowed >= MOST else ''}at once on a connection")
+    return ok(
+        SESSIONS_CHECK, f"{allowed} {'or more ' if allowed >= MAX_SESSIONS_COUNTED else ''}at once on a connection"
+    )

@@ -5,51 +5,64 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from lazycluster._doctor.authentication import AUTHENTICATION, judge_authentication, key_files
-from lazycluster._doctor.capacity import SESSIONS, count_sessions, judge_sessions
-from lazycluster._doctor.files import FILES, judge_files, look_at_files
-from lazycluster._doctor.findings import Course, Finding, skipped
-from lazycluster._doctor.forwards import FROM_HOST, TO_HOST, judge_traffic, look_from_host, look_to_host
+from lazycluster._doctor.authentication import AUTHENTICATION_CHECK, find_key_files, judge_authentication
+from lazycluster._doctor.capacity import SESSIONS_CHECK, count_sessions, judge_sessions
+from lazycluster._doctor.files import FILES_CHECK, judge_files, probe_files
+from lazycluster._doctor.findings import CheckRunner, Finding, skipped
+from lazycluster._doctor.forwards import (
+    PORTS_FROM_HOST_CHECK,
+    PORTS_TO_HOST_CHECK,
+    judge_forwarding,
+    probe_port_from_host,
+    probe_port_to_host,
+)
 from lazycluster._doctor.link import (
-    ROUND_TRIP,
-    SUPERVISOR,
-    Link,
+    ROUND_TRIP_CHECK,
+    SUPERVISOR_CHECK,
+    SupervisorProbe,
     judge_round_trips,
     judge_supervisor,
-    look_at_link,
-    look_at_round_trips,
+    measure_round_trips,
+    probe_supervisor,
 )
 from lazycluster._doctor.login_shell import (
-    LOGIN_SHELL,
-    Shell,
-    judge_hanging,
+    LOGIN_SHELL_CHECK,
+    LoginShellProbe,
+    judge_failed_login_shell,
+    judge_hanging_login_shell,
     judge_login_shell,
-    judge_no_login_shell,
-    look_at_shell,
+    probe_login_shell,
 )
-from lazycluster._doctor.machine import CLOCK, TEMPORARY, judge_clock, judge_room, look_at_clock, look_at_room
-from lazycluster._doctor.pythons import PYTHON, Here, judge_pythons, look_for_pythons
+from lazycluster._doctor.machine import (
+    CLOCK_CHECK,
+    TEMPORARY_DIRECTORY_CHECK,
+    judge_clock,
+    judge_temp_dir,
+    probe_clock,
+    probe_temp_dir,
+)
+from lazycluster._doctor.pythons import PYTHON_CHECK, LocalPython, find_pythons, judge_pythons
 from lazycluster._doctor.reaching import (
-    CONFIGURATION,
-    HOST_KEY,
-    JUMP_HOST,
-    NAME,
-    PORT,
-    effective_config,
+    CONFIGURATION_CHECK,
+    HOST_KEY_CHECK,
+    JUMP_HOST_CHECK,
+    NAME_CHECK,
+    PORT_CHECK,
+    attempt_log_in,
+    describe_proxy,
     judge_configuration,
     judge_host_key,
     judge_jump_host,
     judge_name,
     judge_port,
-    log_in,
-    way,
+    read_effective_config,
 )
-from lazycluster._doctor.trace import LogIn, Trace
-from lazycluster._model.checks import absolute
-from lazycluster._ssh.client import Sessions
+from lazycluster._doctor.trace import LoginAttempt, LoginTrace
+from lazycluster._model.checks import absolute_path
+from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.config import EffectiveConfig
 from lazycluster._ssh.destination import Destination
-from lazycluster._transports.per_command import PerStep
+from lazycluster._transports.per_command import PerCommandTransport
 from lazycluster.connection import Connection
 from lazycluster.exceptions import CommandTimeoutError, LoginShellError
 
@@ -71,119 +84,138 @@ def examine(
     Raises:
         ValueError: A host or timeout that cannot be right.
     """
-    path = None if config_file is None else absolute(config_file)
-    to = Destination(host, config_file=path, connect_timeout=connect_timeout)
-    return _Examination(to, python).findings()
+    path = None if config_file is None else absolute_path(config_file)
+    destination = Destination(host, config_file=path, connect_timeout=connect_timeout)
+    return _Examination(destination, python).findings()
 
 
 class _Examination:
     """What is known so far, and the checks that add to it."""
 
-    def __init__(self, to: Destination, python: str | None) -> None:
-        self._to = to
+    def __init__(self, destination: Destination, python: str | None) -> None:
+        self._destination = destination
         self._python = python
-        self._course = Course()
+        self._checks = CheckRunner()
         self._config = EffectiveConfig()
-        self._login = LogIn(Trace())
-        self._shell = Shell("")
-        self._link: Link | None = None
-        self._host = PerStep(
-            Connection(to.host, config_file=to.config_file, connect_timeout=to.connect_timeout), python
+        self._attempt = LoginAttempt(LoginTrace())
+        self._login_shell = LoginShellProbe("")
+        self._supervisor: SupervisorProbe | None = None
+        self._transport = PerCommandTransport(
+            Connection(
+                destination.host, config_file=destination.config_file, connect_timeout=destination.connect_timeout
+            ),
+            python,
         )
 
     def findings(self) -> Generator[Finding, None, None]:
         """Yield a finding for each check."""
-        take = self._course.take
+        run = self._checks.run
         try:
-            yield take(CONFIGURATION, self._look_at_configuration)
-            yield from self._log_in()
-            reached = (AUTHENTICATION,)
-            yield take(SESSIONS, self._count_sessions, needs=reached)
-            yield take(LOGIN_SHELL, self._look_at_login_shell, needs=(SESSIONS,))
-            working = (LOGIN_SHELL,)
-            yield take(TEMPORARY, lambda: judge_room(look_at_room(self._sessions)), needs=working)
-            yield take(PYTHON, self._look_for_python, needs=working)
-            yield take(SUPERVISOR, self._look_at_supervisor, needs=(PYTHON,))
-            yield take(ROUND_TRIP, self._look_at_round_trips, needs=reached)
-            yield take(FILES, self._look_at_files, needs=(LOGIN_SHELL, TEMPORARY))
+            yield run(CONFIGURATION_CHECK, self._check_configuration)
+            yield from self._check_log_in()
+            needs_log_in = (AUTHENTICATION_CHECK,)
+            yield run(SESSIONS_CHECK, self._check_sessions, needs=needs_log_in)
+            yield run(LOGIN_SHELL_CHECK, self._check_login_shell, needs=(SESSIONS_CHECK,))
+            needs_login_shell = (LOGIN_SHELL_CHECK,)
+            yield run(
+                TEMPORARY_DIRECTORY_CHECK,
+                lambda: judge_temp_dir(probe_temp_dir(self._sessions)),
+                needs=needs_login_shell,
+            )
+            yield run(PYTHON_CHECK, self._check_python, needs=needs_login_shell)
+            yield run(SUPERVISOR_CHECK, self._check_supervisor, needs=(PYTHON_CHECK,))
+            yield run(ROUND_TRIP_CHECK, self._check_round_trips, needs=needs_log_in)
+            yield run(FILES_CHECK, self._check_files, needs=(LOGIN_SHELL_CHECK, TEMPORARY_DIRECTORY_CHECK))
             # Without a shell there may be tunnels; but each would leave one more shell behind that hangs.
-            tunnelling = (LOGIN_SHELL,) if self._login.hangs else reached
-            yield take(FROM_HOST, self._look_from_host, needs=tunnelling)
-            yield take(TO_HOST, self._look_to_host, needs=tunnelling)
-            yield take(CLOCK, lambda: judge_clock(look_at_clock(self._sessions)), needs=working)
+            needs_for_tunnels = (LOGIN_SHELL_CHECK,) if self._attempt.is_hanging else needs_log_in
+            yield run(PORTS_FROM_HOST_CHECK, self._check_ports_from_host, needs=needs_for_tunnels)
+            yield run(PORTS_TO_HOST_CHECK, self._check_ports_to_host, needs=needs_for_tunnels)
+            yield run(CLOCK_CHECK, lambda: judge_clock(probe_clock(self._sessions)), needs=needs_login_shell)
         finally:
-            self._host.close()
+            self._transport.close()
 
     @property
     def _connection(self) -> Connection:
-        return self._host.connection
+        return self._transport.connection
 
     @property
-    def _sessions(self) -> Sessions:
-        return self._connection.sessions
+    def _sessions(self) -> SshClient:
+        return self._connection.ssh_client
 
     # On the way --------------------------------------------------------------------------------------------------
 
-    def _look_at_configuration(self) -> Finding:
-        self._config = effective_config(self._to)
+    def _check_configuration(self) -> Finding:
+        self._config = read_effective_config(self._destination)
         return judge_configuration(self._config)
 
-    def _log_in(self) -> Iterator[Finding]:
+    def _check_log_in(self) -> Iterator[Finding]:
         """Yield what one log-in tells; where it came no further, the rest is skipped."""
         config = self._config
-        judges: dict[str, Callable[[LogIn], Finding]] = {
-            **({JUMP_HOST: lambda login: judge_jump_host(config, login)} if way(config) else {}),
-            NAME: lambda login: judge_name(config, login),
-            PORT: lambda login: judge_port(config, login),
-            HOST_KEY: lambda login: judge_host_key(config, login),
-            AUTHENTICATION: lambda login: judge_authentication(config, login, key_files(login.trace.identity_files)),
+        judges: dict[str, Callable[[LoginAttempt], Finding]] = {
+            **({JUMP_HOST_CHECK: lambda login: judge_jump_host(config, login)} if describe_proxy(config) else {}),
+            NAME_CHECK: lambda login: judge_name(config, login),
+            PORT_CHECK: lambda login: judge_port(config, login),
+            HOST_KEY_CHECK: lambda login: judge_host_key(config, login),
+            AUTHENTICATION_CHECK: lambda login: judge_authentication(
+                config, login, find_key_files(login.trace.identity_files)
+            ),
         }
-        needed = CONFIGURATION
+        previous_check = CONFIGURATION_CHECK
         for number, (check, judge) in enumerate(judges.items()):
 
-            def look(judge: Callable[[LogIn], Finding] = judge, first: bool = number == 0) -> Finding:
+            def judge_attempt(judge: Callable[[LoginAttempt], Finding] = judge, first: bool = number == 0) -> Finding:
                 if first:
-                    self._login = log_in(self._to)
-                return judge(self._login)
+                    self._attempt = attempt_log_in(self._destination)
+                return judge(self._attempt)
 
-            yield self._course.take(check, look, needs=(needed,))
-            needed = check
+            yield self._checks.run(check, judge_attempt, needs=(previous_check,))
+            previous_check = check
 
     # On the host -------------------------------------------------------------------------------------------------
 
-    def _count_sessions(self) -> Finding:
-        if self._login.hangs:
-            return skipped(SESSIONS, "not counted, because the login shell hangs")
+    def _check_sessions(self) -> Finding:
+        if self._attempt.is_hanging:
+            return skipped(SESSIONS_CHECK, "not counted, because the login shell hangs")
         return judge_sessions(count_sessions(self._sessions))
 
-    def _look_at_login_shell(self) -> Finding:
-        if self._login.hangs:
-            return judge_hanging(self._to.host, f"`true` did not end within {self._to.connect_timeout:g} s")
+    def _check_login_shell(self) -> Finding:
+        if self._attempt.is_hanging:
+            return judge_hanging_login_shell(
+                self._destination.host, f"`true` did not end within {self._destination.connect_timeout:g} s"
+            )
         try:
-            self._shell = look_at_shell(self._sessions)
+            self._login_shell = probe_login_shell(self._sessions)
         except (LoginShellError, CommandTimeoutError) as error:
-            return judge_no_login_shell(error)
-        return judge_login_shell(self._shell)
+            return judge_failed_login_shell(error)
+        return judge_login_shell(self._login_shell)
 
-    def _look_for_python(self) -> Finding:
-        return judge_pythons(look_for_pythons(self._sessions, self._python), self._python, Here())
+    def _check_python(self) -> Finding:
+        return judge_pythons(find_pythons(self._sessions, self._python), self._python, LocalPython())
 
-    def _look_at_supervisor(self) -> Finding:
-        self._link = look_at_link(self._connection, self._python)
-        return judge_supervisor(self._link)
+    def _check_supervisor(self) -> Finding:
+        self._supervisor = probe_supervisor(self._connection, self._python)
+        return judge_supervisor(self._supervisor)
 
-    def _look_at_round_trips(self) -> Finding:
-        return judge_round_trips(self._link.round_trips if self._link else look_at_round_trips(self._sessions))
-
-    def _look_at_files(self) -> Finding:
-        return judge_files(look_at_files(self._connection), self._shell.stdout.strip())
-
-    def _look_from_host(self) -> Finding:
-        return judge_traffic(FROM_HOST, look_from_host(self._host, self._shell.server, self._config.port))
-
-    def _look_to_host(self) -> Finding:
-        lost = self._course.is_lost
-        traffic = look_to_host(
-            self._host, through_host=not lost(FROM_HOST), python=self._python, has_python=not lost(PYTHON)
+    def _check_round_trips(self) -> Finding:
+        return judge_round_trips(
+            self._supervisor.round_trip_seconds if self._supervisor else measure_round_trips(self._sessions)
         )
-        return judge_traffic(TO_HOST, traffic)
+
+    def _check_files(self) -> Finding:
+        return judge_files(probe_files(self._connection), self._login_shell.stdout.strip())
+
+    def _check_ports_from_host(self) -> Finding:
+        return judge_forwarding(
+            PORTS_FROM_HOST_CHECK,
+            probe_port_from_host(self._transport, self._login_shell.server_address, self._config.port),
+        )
+
+    def _check_ports_to_host(self) -> Finding:
+        has_failed = self._checks.has_failed
+        traffic = probe_port_to_host(
+            self._transport,
+            use_second_tunnel=not has_failed(PORTS_FROM_HOST_CHECK),
+            python=self._python,
+            has_python=not has_failed(PYTHON_CHECK),
+        )
+        return judge_forwarding(PORTS_TO_HOST_CHECK, traffic)

@@ -12,78 +12,82 @@ from pathlib import Path
 import attrs
 
 from lazycluster._doctor.findings import Finding, failed, ok, warning
-from lazycluster._processes import Finished, run_to_end
+from lazycluster._processes import Completed, run_and_capture
 from lazycluster._ssh.argv import remote_operand, scp_argv
-from lazycluster._ssh.client import Sessions
-from lazycluster._ssh.diagnosis import scp_reason
+from lazycluster._ssh.client import SshClient
+from lazycluster._ssh.diagnosis import scp_failure_reason
 from lazycluster._ssh.master import Master
-from lazycluster._transports.per_command import PerStep
+from lazycluster._transports.per_command import PerCommandTransport
 from lazycluster.connection import Connection
 from lazycluster.exceptions import LazyclusterError
 
-FILES = "files"
-SFTP, LEGACY, TREE = "scp", "scp -O", "tar"
-_SIZE = 1 << 16
-_PATIENCE = 20.0
-_NO_LEGACY = "option -- O"
+FILES_CHECK = "files"
+SCP_ROUTE, SCP_LEGACY_ROUTE, TAR_ROUTE = "scp", "scp -O", "tar"
+_PROBE_FILE_BYTES = 1 << 16
+_SCP_TIMEOUT_SECONDS = 20.0
+_UNKNOWN_LEGACY_OPTION = "option -- O"
 """What a scp from before OpenSSH 8.7 says of -O; its only protocol is that one."""
-_MEANING = {
-    SFTP: "the sftp subsystem",
-    LEGACY: "scp on the host",
-    TREE: "tar on the host",
+_ROUTE_DESCRIPTIONS = {
+    SCP_ROUTE: "the sftp subsystem",
+    SCP_LEGACY_ROUTE: "scp on the host",
+    TAR_ROUTE: "tar on the host",
 }
 
 
 @attrs.frozen
-class Ways:
+class TransferProbe:
     """Why files do not go by each of the ways, '' where they do; and the seconds that all took."""
 
     failures: Mapping[str, str]
     seconds: float
 
 
-def look_at_files(connection: Connection) -> Ways:
+def probe_files(connection: Connection) -> TransferProbe:
     """Send a file and fetch it back by each way, and remove it.
 
     Raises:
         LazyclusterError: There is no directory for it on the host, or the link broke.
     """
-    host = PerStep(connection)
-    begun = time.monotonic()
+    transport = PerCommandTransport(connection)
+    start = time.monotonic()
     try:
-        there = host.create_tempdir()
+        remote_dir = transport.create_tempdir()
         with tempfile.TemporaryDirectory(prefix="lazycluster-d-") as directory:
-            here = Path(directory)
-            (here / "tree").mkdir()
-            (here / "tree" / "file").write_bytes(os.urandom(_SIZE))
+            local_dir = Path(directory)
+            (local_dir / "tree").mkdir()
+            (local_dir / "tree" / "file").write_bytes(os.urandom(_PROBE_FILE_BYTES))
             failures = {
-                SFTP: _by_scp(connection.sessions, here, there, legacy=False),
-                LEGACY: _by_scp(connection.sessions, here, there, legacy=True),
-                TREE: _by_tar(connection, here, there),
+                SCP_ROUTE: _round_trip_by_scp(connection.ssh_client, local_dir, remote_dir, legacy=False),
+                SCP_LEGACY_ROUTE: _round_trip_by_scp(connection.ssh_client, local_dir, remote_dir, legacy=True),
+                TAR_ROUTE: _round_trip_by_tar(connection, local_dir, remote_dir),
             }
     finally:
-        for path in host.directories:
+        for path in transport.temp_dirs:
             with contextlib.suppress(LazyclusterError):
-                host.delete_dir(path, cwd="/")
-    return Ways(failures, time.monotonic() - begun)
+                transport.delete_dir(path, cwd="/")
+    return TransferProbe(failures, time.monotonic() - start)
 
 
-def _by_scp(sessions: Sessions, here: Path, there: str, *, legacy: bool) -> str:
-    remote, back = remote_operand(sessions.destination, f"{there}/file"), here / "back"
-    reason = _scp(sessions, str(here / "tree" / "file"), remote, legacy=legacy)
-    return reason or _scp(sessions, remote, str(back), legacy=legacy) or _difference(here / "tree" / "file", back)
+def _round_trip_by_scp(sessions: SshClient, local_dir: Path, remote_dir: str, *, legacy: bool) -> str:
+    remote, back = remote_operand(sessions.destination, f"{remote_dir}/file"), local_dir / "back"
+    reason = _copy_by_scp(sessions, str(local_dir / "tree" / "file"), remote, legacy=legacy)
+    return (
+        reason
+        or _copy_by_scp(sessions, remote, str(back), legacy=legacy)
+        or _describe_difference(local_dir / "tree" / "file", back)
+    )
 
 
-def _by_tar(connection: Connection, here: Path, there: str) -> str:
+def _round_trip_by_tar(connection: Connection, local_dir: Path, remote_dir: str) -> str:
     try:
-        connection.put(here / "tree", f"{there}/tree")
-        connection.get(f"{there}/tree", here / "tree-back")
+        connection.put(local_dir / "tree", f"{remote_dir}/tree")
+        connection.get(f"{remote_dir}/tree", local_dir / "tree-back")
     except LazyclusterError as error:
         return str(getattr(error, "reason", error))
-    return _difference(here / "tree" / "file", here / "tree-back" / "file")
+    return _describe_difference(local_dir / "tree" / "file", local_dir / "tree-back" / "file")
 
 
-def _difference(sent: Path, back: Path) -> str:
+def _describe_difference(sent: Path, back: Path) -> str:
     try:
         same = sent.read_bytes() == back.read_bytes()
     except OSError as error:
@@ -92,55 +96,66 @@ def _difference(sent: Path, back: Path) -> str:
     return "" if same else "it came back changed"
 
 
-def _scp(sessions: Sessions, source: str, target: str, *, legacy: bool) -> str:
+def _copy_by_scp(sessions: SshClient, source: str, target: str, *, legacy: bool) -> str:
     """Copy a file one way, and return why that failed, or ''."""
 
-    def copy(master: Master) -> Finished:
+    def copy(master: Master) -> Completed:
         argv = scp_argv(
-            sessions.destination, master.socket, source, target, legacy=legacy, unsupported=sessions.unsupported
+            sessions.destination,
+            master.socket_path,
+            source,
+            target,
+            legacy=legacy,
+            unsupported_options=sessions.unsupported_options,
         )
-        return run_to_end(argv, seconds=_PATIENCE, errors=True)
+        return run_and_capture(argv, timeout=_SCP_TIMEOUT_SECONDS, include_stderr=True)
 
     try:
-        ended = sessions.run_beside(copy, "scp")
+        ended = sessions.run_with_master(copy, "scp")
     except LazyclusterError as error:
         return str(getattr(error, "reason", error))
     except OSError as error:
         return f"scp cannot be started here: {error}"
-    if ended.status == 0 or (legacy and _NO_LEGACY in ended.text):
+    if ended.exit_code == 0 or (legacy and _UNKNOWN_LEGACY_OPTION in ended.text):
         return ""
-    if ended.status is None:
-        return f"not done within {_PATIENCE:g} s"
-    return scp_reason(ended.text) or f"exit status {ended.status}"
+    if ended.exit_code is None:
+        return f"not done within {_SCP_TIMEOUT_SECONDS:g} s"
+    return scp_failure_reason(ended.text) or f"exit status {ended.exit_code}"
 
 
-def judge_files(ways: Ways, noise: str = "") -> Finding:
+def judge_files(probe: TransferProbe, noise: str = "") -> Finding:
     """Judge which ways files can go. `noise` is what start-up files print."""
-    wrong = {way: reason for way, reason in ways.failures.items() if reason}
-    right = [way for way in ways.failures if way not in wrong]
+    wrong = {way: reason for way, reason in probe.failures.items() if reason}
+    right = [way for way in probe.failures if way not in wrong]
     if not wrong:
-        return ok(FILES, f"{_SIZE >> 10} KiB there and back by {', '.join(right)}, in {ways.seconds:.2f} s")
+        return ok(
+            FILES_CHECK, f"{_PROBE_FILE_BYTES >> 10} KiB there and back by {', '.join(right)}, in {probe.seconds:.2f} s"
+        )
     found = "; ".join(
         [
-            *(f"{way} ({_MEANING[way]}) fails: {reason}" for way, reason in wrong.items()),
-            *(f"{way} ({_MEANING[way]}) works" for way in right),
+            *(f"{way} ({_ROUTE_DESCRIPTIONS[way]}) fails: {reason}" for way, reason in wrong.items()),
+            *(f"{way} ({_ROUTE_DESCRIPTIONS[way]}) works" for way in right),
         ]
     )
-    advice = [_advice(way, reason, noise) for way, reason in wrong.items()]
+    advice = [_files_advice(way, reason, noise) for way, reason in wrong.items()]
     text = " ".join(dict.fromkeys(advice))
     # Single files go by scp in either protocol, directories by tar: one of each has to work.
-    works = TREE not in wrong and (SFTP not in wrong or LEGACY not in wrong)
-    return warning(FILES, found, text) if works else failed(FILES, found, text)
+    works = TAR_ROUTE not in wrong and (SCP_ROUTE not in wrong or SCP_LEGACY_ROUTE not in wrong)
+    return warning(FILES_CHECK, found, text) if works else failed(FILES_CHECK, found, text)
 
 
-def _advice(way: str, reason: str, noise: str) -> str:
-    if noise and way in {SFTP, LEGACY} and ("too long" in reason or "protocol error" in reason or noise[:8] in reason):
+def _files_advice(route: str, reason: str, noise: str) -> str:
+    if (
+        noise
+        and route in {SCP_ROUTE, SCP_LEGACY_ROUTE}
+        and ("too long" in reason or "protocol error" in reason or noise[:8] in reason)
+    ):
         return "Keep start-up files from printing, as said of the login shell: scp takes their words for its own."
-    if way == SFTP:
+    if route == SCP_ROUTE:
         return (
             "Have the sftp subsystem served: `Subsystem sftp internal-sftp` in its sshd_config, or install sftp-server "
             "(Debian and Ubuntu: openssh-sftp-server)."
         )
-    if way == LEGACY:
+    if route == SCP_LEGACY_ROUTE:
         return "Install scp there (Debian and Ubuntu: openssh-client); only hosts without the sftp subsystem need it."
     return "Install tar there; directories go by it."

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from lazycluster._ssh.messages import clean
+from lazycluster._ssh.messages import clean_line
 from lazycluster.exceptions import ConnectError, LazyclusterError
 
-_LONGEST_QUOTE = 120
+_MAX_QUOTE_LENGTH = 120
 
 
 class Verdict(enum.Enum):
@@ -22,9 +22,9 @@ class Verdict(enum.Enum):
     SKIPPED = "skipped"
 
 
-def _printable(text: str) -> str:
+def _remove_control_characters(text: str) -> str:
     """Return words of a host without what they could do to a terminal."""
-    return "\n".join(filter(None, map(clean, text.splitlines())))
+    return "\n".join(filter(None, map(clean_line, text.splitlines())))
 
 
 @attrs.frozen
@@ -33,10 +33,10 @@ class Finding:
 
     check: str
     verdict: Verdict
-    found: str = attrs.field(converter=_printable)
-    advice: str = attrs.field(default="", converter=_printable)
+    found: str = attrs.field(converter=_remove_control_characters)
+    advice: str = attrs.field(default="", converter=_remove_control_characters)
 
-    def record(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str]:
         """Return it as plain words, for JSON."""
         return {"check": self.check, "verdict": self.verdict.value, "found": self.found, "advice": self.advice}
 
@@ -61,7 +61,7 @@ def skipped(check: str, reason: str) -> Finding:
     return Finding(check, Verdict.SKIPPED, reason)
 
 
-def from_error(check: str, error: LazyclusterError) -> Finding:
+def failed_from_error(check: str, error: LazyclusterError) -> Finding:
     """Return an error of the library as a finding, its advice apart where it has one."""
     if isinstance(error, ConnectError):
         return failed(check, error.fault, error.remedy)
@@ -69,37 +69,37 @@ def from_error(check: str, error: LazyclusterError) -> Finding:
     return failed(check, str(error).removeprefix(f"{host}: "), f"Try it by hand: `ssh -v {host} true`.")
 
 
-def quoted(text: str) -> str:
+def quote_output(text: str) -> str:
     """Return what somebody printed, on one line, in quotes, and not too long."""
     line = text.strip()
-    return repr(line if len(line) <= _LONGEST_QUOTE else f"{line[: _LONGEST_QUOTE - 3]}...")
+    return repr(line if len(line) <= _MAX_QUOTE_LENGTH else f"{line[: _MAX_QUOTE_LENGTH - 3]}...")
 
 
-class Course:
+class CheckRunner:
     """The course of an examination: which checks have failed, so that those that need them are skipped."""
 
     def __init__(self) -> None:
         """Begin with nothing known."""
-        self._causes: dict[str, str] = {}
+        self._root_causes: dict[str, str] = {}
 
-    def take(self, check: str, look: Callable[[], Finding], *, needs: Sequence[str] = ()) -> Finding:
+    def run(self, check: str, perform: Callable[[], Finding], *, needs: Sequence[str] = ()) -> Finding:
         """Return what a check finds, or that it is skipped because one that it needs has failed."""
-        cause = next((self._causes[need] for need in needs if need in self._causes), None)
+        cause = next((self._root_causes[need] for need in needs if need in self._root_causes), None)
         if cause is not None:
-            self._causes[check] = cause
+            self._root_causes[check] = cause
             return skipped(check, f"cannot be looked at before this is mended: {cause}")
         try:
-            finding = look()
+            finding = perform()
         except LazyclusterError as error:
-            finding = from_error(check, error)
+            finding = failed_from_error(check, error)
         except OSError as error:
             finding = failed(
                 check, f"on this machine: {error}", "Is its disk full, or has it run out of files to open?"
             )
         if finding.verdict is Verdict.FAILED:
-            self._causes[check] = check
+            self._root_causes[check] = check
         return finding
 
-    def is_lost(self, check: str) -> bool:
+    def has_failed(self, check: str) -> bool:
         """Tell whether a check has failed, or was skipped because of one that has."""
-        return check in self._causes
+        return check in self._root_causes

@@ -9,83 +9,83 @@ from collections.abc import Sequence
 import attrs
 
 from lazycluster._doctor.findings import Finding, ok, warning
-from lazycluster._ssh.client import Sessions
-from lazycluster._transports.resident import Resident
+from lazycluster._ssh.client import SshClient
+from lazycluster._transports.resident import ResidentTransport
 from lazycluster._waiting import DeadlinePassedError
 from lazycluster.connection import Connection
 from lazycluster.exceptions import SupervisorError
 
-SUPERVISOR, ROUND_TRIP = "supervisor", "round trip"
-SLOW = 0.1
+SUPERVISOR_CHECK, ROUND_TRIP_CHECK = "supervisor", "round trip"
+SLOW_ROUND_TRIP_SECONDS = 0.1
 """Seconds of a round trip that are worth a warning."""
-_TIMES = 7
-_GRACE = 1.0
+_ROUND_TRIP_COUNT = 7
+_SUPERVISOR_GRACE_SECONDS = 1.0
 
 
 @attrs.frozen
-class Link:
+class SupervisorProbe:
     """The seconds that the supervisor took to start, and those of some round trips through it."""
 
-    started: float
-    round_trips: tuple[float, ...]
+    start_seconds: float
+    round_trip_seconds: tuple[float, ...]
 
 
-def look_at_link(connection: Connection, python: str | None) -> Link:
+def probe_supervisor(connection: Connection, python: str | None) -> SupervisorProbe:
     """Start a supervisor, ask it for a few signs of life, and end it.
 
     Raises:
         PythonNotFoundError: There is no Python on the host.
         SupervisorError: It did not start.
     """
-    resident = Resident(connection, python, _GRACE)
+    resident = ResidentTransport(connection, python, _SUPERVISOR_GRACE_SECONDS)
     try:
-        begun = time.monotonic()
-        supervisor = resident.supervisor()
-        started = time.monotonic() - begun
+        start = time.monotonic()
+        supervisor = resident.ensure_supervisor()
+        start_seconds = time.monotonic() - start
         trips = []
-        for _ in range(_TIMES):
-            begun = time.monotonic()
-            supervisor.ask("ping", timeout=connection.sessions.destination.connect_timeout)
-            trips.append(time.monotonic() - begun)
+        for _ in range(_ROUND_TRIP_COUNT):
+            start = time.monotonic()
+            supervisor.request("ping", timeout=connection.ssh_client.destination.connect_timeout)
+            trips.append(time.monotonic() - start)
     except DeadlinePassedError:
         raise SupervisorError(connection.host, "it started, and does not answer") from None
     finally:
         resident.clean_up()
-    return Link(started, tuple(trips))
+    return SupervisorProbe(start_seconds, tuple(trips))
 
 
-def look_at_round_trips(sessions: Sessions) -> tuple[float, ...]:
+def measure_round_trips(sessions: SshClient) -> tuple[float, ...]:
     """Return the seconds of some round trips without a supervisor: sshd itself answers, and uses no session."""
     master = sessions.master()
     trips = []
-    for _ in range(_TIMES):
-        begun = time.monotonic()
-        if not master.reaches_host(sessions.destination.connect_timeout):
+    for _ in range(_ROUND_TRIP_COUNT):
+        start = time.monotonic()
+        if not master.can_reach_host(sessions.destination.connect_timeout):
             break
-        trips.append(time.monotonic() - begun)
+        trips.append(time.monotonic() - start)
     return tuple(trips)
 
 
-def judge_supervisor(link: Link) -> Finding:
+def judge_supervisor(probe: SupervisorProbe) -> Finding:
     """Say that it has started."""
-    return ok(SUPERVISOR, f"started in {link.started:.2f} s")
+    return ok(SUPERVISOR_CHECK, f"started in {probe.start_seconds:.2f} s")
 
 
 def judge_round_trips(trips: Sequence[float]) -> Finding:
     """Judge how far away the host is."""
     if not trips:
-        return warning(ROUND_TRIP, "no answer", "The link is unsteady: try again.")
-    middle = statistics.median(trips)
-    found = f"{_milliseconds(middle)} ({_milliseconds(min(trips))} to {_milliseconds(max(trips))})"
-    if middle < SLOW:
-        return ok(ROUND_TRIP, found)
+        return warning(ROUND_TRIP_CHECK, "no answer", "The link is unsteady: try again.")
+    median = statistics.median(trips)
+    found = f"{_format_milliseconds(median)} ({_format_milliseconds(min(trips))} to {_format_milliseconds(max(trips))})"
+    if median < SLOW_ROUND_TRIP_SECONDS:
+        return ok(ROUND_TRIP_CHECK, found)
     return warning(
-        ROUND_TRIP,
+        ROUND_TRIP_CHECK,
         found,
         "Each command and each function costs one of these: send few large ones rather than many small ones, and files "
         "as a directory.",
     )
 
 
-def _milliseconds(seconds: float) -> str:
+def _format_milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"

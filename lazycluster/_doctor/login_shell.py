@@ -9,18 +9,18 @@ from pathlib import PurePosixPath
 
 import attrs
 
-from lazycluster._doctor.findings import Finding, failed, ok, quoted, warning
-from lazycluster._remote.spawn import BOURNE
-from lazycluster._ssh.client import Sessions
+from lazycluster._doctor.findings import Finding, failed, ok, quote_output, warning
+from lazycluster._remote.spawn import POSIX_SHELLS
+from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.session import Session
 from lazycluster.exceptions import CommandTimeoutError, LazyclusterError, LoginShellError
 from lazycluster.results import Collector, Stream
 
-LOGIN_SHELL = "login shell"
-SLOW = 0.2
+LOGIN_SHELL_CHECK = "login shell"
+SLOW_START_UP_SECONDS = 0.2
 """Seconds that start-up files may take before they are worth a warning."""
-_PATIENCE = 15.0
+_SHELL_PROBE_TIMEOUT_SECONDS = 15.0
 _START_UP_FILES = {
     "bash": "~/.bashrc",
     "zsh": "~/.zshenv",
@@ -28,7 +28,7 @@ _START_UP_FILES = {
     "tcsh": "~/.tcshrc or ~/.cshrc",
     "csh": "~/.cshrc",
 }
-_GUARDS = {
+_NON_INTERACTIVE_GUARDS = {
     "bash": "case $- in *i*) ;; *) return ;; esac",
     "zsh": "[[ -o interactive ]] || return",
     "fish": "status is-interactive; or exit",
@@ -38,19 +38,20 @@ _GUARDS = {
 
 
 @attrs.frozen
-class Shell:
+class LoginShellProbe:
     """The login shell: its path, and what came before the first command.
 
-    `with_files` and `without_files` are the seconds of a shell that does nothing, with its start-up files and without.
-    `server` is the address and port at which the host has seen us, as it calls itself; None where it does not say.
+    `seconds_with_files` and `seconds_without_files` are the seconds of a shell that does nothing, with its start-up
+    files and without. `server_address` is the address and port at which the host has seen us, as it calls itself; None
+    where it does not say.
     """
 
     path: str
     stdout: str = ""
     stderr: str = ""
-    with_files: tuple[float, ...] = ()
-    without_files: tuple[float, ...] = ()
-    server: tuple[str, int] | None = None
+    seconds_with_files: tuple[float, ...] = ()
+    seconds_without_files: tuple[float, ...] = ()
+    server_address: tuple[str, int] | None = None
 
     @property
     def name(self) -> str:
@@ -58,14 +59,14 @@ class Shell:
         return PurePosixPath(self.path).name or "sh"
 
     @property
-    def start_up(self) -> float | None:
+    def start_up_seconds(self) -> float | None:
         """Return the seconds that start-up files take, at their fastest; None where it was not measured."""
-        if not self.with_files or not self.without_files:
+        if not self.seconds_with_files or not self.seconds_without_files:
             return None
-        return max(0.0, min(self.with_files) - min(self.without_files))
+        return max(0.0, min(self.seconds_with_files) - min(self.seconds_without_files))
 
 
-def look_at_shell(sessions: Sessions) -> Shell:
+def probe_login_shell(sessions: SshClient) -> LoginShellProbe:
     """Start a session, and shells in it.
 
     Raises:
@@ -74,28 +75,30 @@ def look_at_shell(sessions: Sessions) -> Shell:
     """
     script = sessions.script(text("doctor_login_shell"), title="look at the login shell", login_shell=False)
     facts: list[str] = []
-    noise: list[str] = ["", ""]
+    preambles: list[str] = ["", ""]
     instants: list[float] = []
 
-    def work(session: Session) -> None:
+    def read_output(session: Session) -> None:
         facts.extend((session.read_until(b"\0") or b"").decode(errors="replace") for _ in range(2))
-        noise[:] = [session.noise(stream).decode(errors="replace") for stream in (Stream.STDOUT, Stream.STDERR)]
+        preambles[:] = [session.preamble(stream).decode(errors="replace") for stream in (Stream.STDOUT, Stream.STDERR)]
         while session.read(1):
             instants.append(time.monotonic())
-        session.finish()
+        session.wait()
 
     try:
-        sessions.perform(script, work, collector=Collector(), timeout=_PATIENCE)
+        sessions.run_script(script, read_output, collector=Collector(), timeout=_SHELL_PROBE_TIMEOUT_SECONDS)
     except CommandTimeoutError:
         if len(instants) < 2:  # it is not in the shells that we start
             raise
     lengths = [end - begin for begin, end in itertools.pairwise(instants)]
     # Of each round's three dots the last and the next round's first lie next to each other.
     path, connection = [*facts, "", ""][:2]
-    return Shell(path, noise[0], noise[1], tuple(lengths[0::3]), tuple(lengths[1::3]), parse_server(connection))
+    return LoginShellProbe(
+        path, preambles[0], preambles[1], tuple(lengths[0::3]), tuple(lengths[1::3]), parse_server_address(connection)
+    )
 
 
-def parse_server(connection: str) -> tuple[str, int] | None:
+def parse_server_address(connection: str) -> tuple[str, int] | None:
     """Read the server's address and port from $SSH_CONNECTION (ssh(1), ENVIRONMENT)."""
     words = connection.split()
     if len(words) != 4 or not words[3].isdecimal() or words[2] == "UNKNOWN":
@@ -105,48 +108,48 @@ def parse_server(connection: str) -> tuple[str, int] | None:
     return None
 
 
-def judge_login_shell(shell: Shell) -> Finding:
+def judge_login_shell(probe: LoginShellProbe) -> Finding:
     """Judge a shell that runs our commands."""
-    file = _START_UP_FILES.get(shell.name, "its start-up files")
-    guard = _GUARDS.get(shell.name)
+    file = _START_UP_FILES.get(probe.name, "its start-up files")
+    guard = _NON_INTERACTIVE_GUARDS.get(probe.name)
     return_early = f"let {file} begin with `{guard}`" if guard else f"see that {file} do so in a terminal only"
-    facts = [shell.path or "not known"]
-    if shell.name not in BOURNE:
+    facts = [probe.path or "not known"]
+    if probe.name not in POSIX_SHELLS:
         facts.append("no Bourne shell, so commands run in /bin/sh")
-    if shell.start_up is not None:
-        facts.append(f"start-up files take {shell.start_up * 1000:.0f} ms")
-    if shell.stderr.strip():
-        facts.append(f"standard error begins with {quoted(shell.stderr)}, which is harmless")
+    if probe.start_up_seconds is not None:
+        facts.append(f"start-up files take {probe.start_up_seconds * 1000:.0f} ms")
+    if probe.stderr.strip():
+        facts.append(f"standard error begins with {quote_output(probe.stderr)}, which is harmless")
     advice = []
-    if shell.stdout.strip():
-        facts.append(f"start-up files print {quoted(shell.stdout)}")
+    if probe.stdout.strip():
+        facts.append(f"start-up files print {quote_output(probe.stdout)}")
         advice.append(f"What they print stands in the way of scp and sftp: {return_early}.")
-    if shell.start_up is not None and shell.start_up >= SLOW:
-        mend = (
+    if probe.start_up_seconds is not None and probe.start_up_seconds >= SLOW_START_UP_SECONDS:
+        remedy = (
             "the same mends that"
             if advice
             else f"{return_early}, so that pyenv, conda and the like wait for a terminal"
         )
-        advice.append(f"Each session waits for them, with a supervisor only the first one: {mend}.")
+        advice.append(f"Each session waits for them, with a supervisor only the first one: {remedy}.")
     found = "; ".join(facts)
-    return warning(LOGIN_SHELL, found, " ".join(advice)) if advice else ok(LOGIN_SHELL, found)
+    return warning(LOGIN_SHELL_CHECK, found, " ".join(advice)) if advice else ok(LOGIN_SHELL_CHECK, found)
 
 
-def judge_no_login_shell(error: LazyclusterError) -> Finding:
+def judge_failed_login_shell(error: LazyclusterError) -> Finding:
     """Judge a shell that ran no command."""
     if isinstance(error, LoginShellError):
-        said = f": {quoted(error.output)}" if error.output.strip() else " and printed nothing"
+        said = f": {quote_output(error.output)}" if error.output.strip() else " and printed nothing"
         return failed(
-            LOGIN_SHELL,
+            LOGIN_SHELL_CHECK,
             f"it ended with exit status {error.exit_status} before our command began{said}",
             "The account allows no commands: its shell (`getent passwd`; nologin? git-shell?), a ForceCommand, or a "
             "start-up file that calls exit.",
         )
     host = getattr(error, "host", "")
-    return judge_hanging(host, str(error).removeprefix(f"{host}: "))
+    return judge_hanging_login_shell(host, str(error).removeprefix(f"{host}: "))
 
 
-def judge_hanging(host: str, found: str) -> Finding:
+def judge_hanging_login_shell(host: str, found: str) -> Finding:
     """Judge a shell that does not come to our command."""
     advice = f"Something that its start-up files wait for does not come. Try `ssh {host} true`."
-    return failed(LOGIN_SHELL, found, advice)
+    return failed(LOGIN_SHELL_CHECK, found, advice)

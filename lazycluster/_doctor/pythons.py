@@ -10,17 +10,17 @@ from collections.abc import Sequence
 import attrs
 
 from lazycluster._doctor.findings import Finding, failed, ok, warning
-from lazycluster._functions.python_finder import candidates
-from lazycluster._ssh.client import Sessions
+from lazycluster._functions.python_finder import python_candidates
+from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.shell import quote_path
 
-PYTHON = "python3"
-OLDEST = (3, 6)
+PYTHON_CHECK = "python3"
+OLDEST_SUPERVISOR_PYTHON = (3, 6)
 """What the supervisor runs on."""
-_PATIENCE = 20.0
+_PYTHON_SEARCH_TIMEOUT_SECONDS = 20.0
 # Where installers and version managers put them, and where no PATH of a session without terminal leads.
-_PLACES = (
+_PYTHON_DIRECTORIES = (
     "/usr/bin",
     "/usr/local/bin",
     "/opt/homebrew/bin",
@@ -39,7 +39,7 @@ _PLACES = (
 
 
 @attrs.frozen
-class Python:
+class HostPython:
     """A Python on the host. `version` is empty where it did not start, as a shim of pyenv without a version."""
 
     path: str
@@ -48,7 +48,7 @@ class Python:
     on_path: bool = True
 
     @property
-    def minor(self) -> tuple[int, ...]:
+    def minor_version(self) -> tuple[int, ...]:
         """Return the major and the minor version."""
         return tuple(int(part) for part in self.version.split(".")[:2] if part.isdecimal())
 
@@ -58,81 +58,90 @@ class Python:
 
 
 @attrs.frozen
-class Here:
+class LocalPython:
     """The Python that runs this."""
 
     version: str = attrs.field(factory=platform.python_version)
     implementation: str = sys.implementation.name
 
     @property
-    def minor(self) -> str:
+    def minor_version(self) -> str:
         """Return the version that a host's Python has to have, too."""
         return ".".join(self.version.split(".")[:2])
 
-    def fits(self, python: Python) -> bool:
+    def is_compatible_with(self, python: HostPython) -> bool:
         """Tell whether functions from here run in a Python."""
-        return python.implementation == self.implementation and ".".join(map(str, python.minor)) == self.minor
+        return (
+            python.implementation == self.implementation
+            and ".".join(map(str, python.minor_version)) == self.minor_version
+        )
 
 
-def look_for_pythons(sessions: Sessions, python: str | None) -> tuple[Python, ...]:
+def find_pythons(sessions: SshClient, python: str | None) -> tuple[HostPython, ...]:
     """Return the Pythons of the host in the order in which they are tried, then those that are not on its PATH."""
-    script = finder_text(python, Here().minor)
-    ended = sessions.run(script, title="look for Python", timeout=_PATIENCE, login_shell=False)
+    script = finder_text(python, LocalPython().minor_version)
+    ended = sessions.run(script, title="look for Python", timeout=_PYTHON_SEARCH_TIMEOUT_SECONDS, login_shell=False)
     return parse_pythons(ended.stdout)
 
 
 def finder_text(python: str | None, minor: str) -> str:
     """Return the shell text that prints the Pythons; those off the PATH only if no Python is named."""
-    words = [quote_path(name) for name in candidates(python)]
+    words = [quote_path(name) for name in python_candidates(python)]
     if python is None:
         names = dict.fromkeys([f"python{minor}", "python3"])
-        words += ["--", *(_pattern(f"{place}/{name}") for place in _PLACES for name in names)]
+        words += ["--", *(_quote_glob(f"{place}/{name}") for place in _PYTHON_DIRECTORIES for name in names)]
     return f"set -- {' '.join(words)}\n{text('doctor_pythons')}"
 
 
-def _pattern(path: str) -> str:
+def _quote_glob(path: str) -> str:
     """Return a path with asterisks as a word of the shell that it replaces."""
     home, rest = ('"$HOME"', path[1:]) if path.startswith("~") else ("", path)
     return home + "*".join(shlex.quote(part) for part in rest.split("*"))
 
 
-def parse_pythons(output: str) -> tuple[Python, ...]:
+def parse_pythons(output: str) -> tuple[HostPython, ...]:
     """Read what the script printed: where, path and version of each, each ended by a NUL."""
     fields = output.split("\0")
-    found: dict[str, Python] = {}
-    for where, path, said in zip(fields[0::3], fields[1::3], fields[2::3], strict=False):
+    found: dict[str, HostPython] = {}
+    for place, path, said in zip(fields[0::3], fields[1::3], fields[2::3], strict=False):
         implementation, _, version = said.strip().partition(" ")
-        found.setdefault(path, Python(path, version, implementation or "cpython", where == "path"))
+        found.setdefault(path, HostPython(path, version, implementation or "cpython", place == "path"))
     return tuple(found.values())
 
 
-def judge_pythons(pythons: Sequence[Python], python: str | None, here: Here) -> Finding:
+def judge_pythons(pythons: Sequence[HostPython], python: str | None, local_python: LocalPython) -> Finding:
     """Judge the Python that a runtime would take, and name a better one where there is one."""
-    taken = next((each for each in pythons if each.on_path and each.version), None)
+    default = next((each for each in pythons if each.on_path and each.version), None)
     broken = next((each for each in pythons if each.on_path and not each.version), None)
-    fitting = next((each for each in pythons if each.version and here.fits(each)), None)
-    named = "" if fitting is None else f"Runtime(..., python={fitting.path!r})"
-    if taken is None:
-        what = f"{broken.path} does not start" if broken else f"no {python or 'python3'} on the PATH of a session"
+    compatible = next((each for each in pythons if each.version and local_python.is_compatible_with(each)), None)
+    named = "" if compatible is None else f"Runtime(..., python={compatible.path!r})"
+    if default is None:
+        problem = f"{broken.path} does not start" if broken else f"no {python or 'python3'} on the PATH of a session"
         others = [each for each in pythons if not each.on_path and each.version]
         known = f"; found {', '.join(map(str, others))}" if others else ""
         # conda and pyenv set the PATH in what only a terminal reads.
         install = "Install python3 there." if python is None else "Install it there, or name another one."
         advice = f"Name it: {named or f'Runtime(..., python={others[0].path!r})'}." if others else install
         rest = " Commands and files go without: Runtime(..., resident=False)."
-        return failed(PYTHON, what + known, f"{advice}{rest}")
-    if taken.minor < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        advice = f"Name a newer one: {named}." if named else f"Install Python {oldest} or newer, best {here.minor}."
-        return failed(PYTHON, f"{taken}, and the supervisor needs {oldest}", advice)
-    if here.fits(taken):
-        return ok(PYTHON, str(taken))
-    theirs = "".join(f"; {fitting} would fit" if fitting else "")
+        return failed(PYTHON_CHECK, problem + known, f"{advice}{rest}")
+    if default.minor_version < OLDEST_SUPERVISOR_PYTHON:
+        oldest = ".".join(map(str, OLDEST_SUPERVISOR_PYTHON))
+        advice = (
+            f"Name a newer one: {named}."
+            if named
+            else f"Install Python {oldest} or newer, best {local_python.minor_version}."
+        )
+        return failed(PYTHON_CHECK, f"{default}, and the supervisor needs {oldest}", advice)
+    if local_python.is_compatible_with(default):
+        return ok(PYTHON_CHECK, str(default))
+    alternative = "".join(f"; {compatible} would fit" if compatible else "")
     advice = (
-        f"Take the one that fits: {named}." if fitting else f"Install Python {here.minor} there, and name it: python=."
+        f"Take the one that fits: {named}."
+        if compatible
+        else f"Install Python {local_python.minor_version} there, and name it: python=."
     )
     return warning(
-        PYTHON,
-        f"{taken} there, {here.version} here{theirs}",
+        PYTHON_CHECK,
+        f"{default} there, {local_python.version} here{alternative}",
         f"Commands and files work; functions travel as bytecode and need the same minor version. {advice}",
     )

@@ -12,68 +12,68 @@ import attrs
 
 from lazycluster.exceptions import ConnectError
 
-_PATTERNS = {
-    "dialled": r"debug1: Connecting to (?P<it>\S+ \[\S+\] port \d+)\.",
+_DEBUG_LOG_PATTERNS = {
+    "tried_addresses": r"debug1: Connecting to (?P<it>\S+ \[\S+\] port \d+)\.",
     "connected": r"debug1: (?P<it>Connection established)\.",
     "server": r"debug1: Remote protocol version \S+ remote software version (?P<it>.+)",
     "host_key": r"debug1: Server host key: (?P<it>.+)",
-    "exchanged": r"debug1: (?P<it>SSH2_MSG_NEWKEYS received)",
+    "key_exchange": r"debug1: (?P<it>SSH2_MSG_NEWKEYS received)",
     "identity_files": r"debug1: identity file (?P<it>.+) type -?\d+",
-    "agent": r"debug1: get_agent_identities: (?P<it>agent returned \d+ keys|\S+: .+)",
+    "agent_messages": r"debug1: get_agent_identities: (?P<it>agent returned \d+ keys|\S+: .+)",
     "methods": r"debug1: Authentications that can continue: (?P<it>\S+)",
-    "offered": r"debug1: Offering public key: (?P<it>.+)",
-    "accepted": r"debug1: Server accepts key: (?P<it>.+)",
+    "offered_keys": r"debug1: Offering public key: (?P<it>.+)",
+    "accepted_keys": r"debug1: Server accepts key: (?P<it>.+)",
     "authenticated": r"(?:debug1: Authentication succeeded \((?P<it>[^)]+)\)"
     r"|Authenticated to .+ using \"(?P<this>[^\"]+)\")",
 }
-_LINES = {name: re.compile(pattern) for name, pattern in _PATTERNS.items()}
+_DEBUG_LOG_REGEXES = {name: re.compile(pattern) for name, pattern in _DEBUG_LOG_PATTERNS.items()}
 
 
 @attrs.frozen
-class Trace:
+class LoginTrace:
     """The steps that a log-in took, in ssh's words; an empty tuple for one that it did not come to.
 
-    `dialled` are the addresses tried here (none behind a jump host), `identity_files` the private keys that ssh looked
-    for, `offered` and `accepted` the public keys that it showed the host and that the host knows.
+    `tried_addresses` are the addresses tried here (none behind a jump host), `identity_files` the private keys that ssh
+    looked for, `offered_keys` and `accepted_keys` the public keys that it showed the host and that the host knows.
     """
 
-    dialled: tuple[str, ...] = ()
+    tried_addresses: tuple[str, ...] = ()
     connected: tuple[str, ...] = ()
     server: tuple[str, ...] = ()
     host_key: tuple[str, ...] = ()
-    exchanged: tuple[str, ...] = ()
+    key_exchange: tuple[str, ...] = ()
     identity_files: tuple[str, ...] = ()
-    agent: tuple[str, ...] = ()
+    agent_messages: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    offered: tuple[str, ...] = ()
-    accepted: tuple[str, ...] = ()
+    offered_keys: tuple[str, ...] = ()
+    accepted_keys: tuple[str, ...] = ()
     authenticated: tuple[str, ...] = ()
 
     @property
     def trusts_host(self) -> bool:
         """Tell whether ssh accepted the host key: keys are exchanged only then."""
-        return bool(self.exchanged or self.methods or self.authenticated)
+        return bool(self.key_exchange or self.methods or self.authenticated)
 
 
-def parse_trace(text: str) -> Trace:
+def parse_trace(text: str) -> LoginTrace:
     """Read what `ssh -o LogLevel=DEBUG1` wrote."""
     steps: dict[str, tuple[str, ...]] = {}
     for line in text.replace("\r", "\n").split("\n"):
-        for name, pattern in _LINES.items():
+        for name, pattern in _DEBUG_LOG_REGEXES.items():
             match = pattern.match(line.strip())
             if match is not None:
                 step = next(group for group in match.groups() if group is not None)
                 steps[name] = (*steps.get(name, ()), step)
-    return Trace(**steps)
+    return LoginTrace(**steps)
 
 
 @attrs.frozen
-class LogIn:
+class LoginAttempt:
     """One attempt to log in: how far it came, and why no further; no error where it came in.
 
     It hangs where it came in, and a `true` did not end in time.
     """
 
-    trace: Trace
+    trace: LoginTrace
     error: ConnectError | None = None
-    hangs: bool = False
+    is_hanging: bool = False

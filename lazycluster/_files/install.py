@@ -12,23 +12,23 @@ from typing import Final
 
 import attrs
 
-_MAX_SHOWN: Final = 100
+_MAX_NAME_BYTES: Final = 100
 """Bytes of the target's name in a temporary one, which must fit in NAME_MAX: 255, and 143 on an encrypted home."""
 
 
-def temporary_beside(target: Path) -> Path:
+def temporary_path_beside(target: Path) -> Path:
     """Return a new name on the file system of `target`; nothing is created.
 
     It lies in the directory that holds `target`, or in `target` itself where that is a directory already: that may be
     a mount point, or stand in a directory in which one may not write. A link is followed to what it stands for.
     """
-    real = _real(target)
-    shown = os.fsencode(real.name)[:_MAX_SHOWN].decode(errors="ignore")
+    real = _resolve(target)
+    shown = os.fsencode(real.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
     holder = real if real.is_dir() else real.parent
     return holder / f".{shown}.lazycluster-{secrets.token_hex(8)}"
 
 
-def place(temporary: Path, target: Path) -> None:
+def move_into_place(temporary: Path, target: Path) -> None:
     """Move a completely received file or tree to `target`, on the same file system; `temporary` is gone then.
 
     A file replaces a file at once. A tree over a directory is merged into it as `cp -r` does: its files replace those
@@ -40,7 +40,7 @@ def place(temporary: Path, target: Path) -> None:
         NotADirectoryError: The same for a file in the way of a directory.
         PermissionError: The same for a directory that may not be written to.
     """
-    plan = _plan(temporary, _real(target))
+    plan = _plan_moves(temporary, _resolve(target))
     for source, destination in plan.moves:
         _move(source, destination)
     for directory in reversed(plan.merged):
@@ -55,7 +55,7 @@ def discard(temporary: Path) -> None:
     directories = [temporary]
     for directory in directories:
         directory.chmod(stat.S_IRWXU)
-        for entry in _listing(directory):
+        for entry in _sorted_entries(directory):
             if _is_directory(entry):
                 directories.append(entry)
             else:
@@ -65,16 +65,16 @@ def discard(temporary: Path) -> None:
 
 
 @attrs.define
-class _Plan:
+class _MovePlan:
     """What is to be done: renames, and the directories of the received tree that these empty, the topmost first."""
 
     moves: list[tuple[Path, Path]] = attrs.field(factory=list)
     merged: list[Path] = attrs.field(factory=list)
 
 
-def _plan(temporary: Path, target: Path) -> _Plan:
+def _plan_moves(temporary: Path, target: Path) -> _MovePlan:
     """Look at everything before anything is changed at the target."""
-    plan = _Plan()
+    plan = _MovePlan()
     todo = [(temporary, target)]
     while todo:
         source, destination = todo.pop()
@@ -88,8 +88,8 @@ def _plan(temporary: Path, target: Path) -> _Plan:
             # A directory that is emptied must be readable and writable; its own mode is of no further use.
             source.chmod(stat.S_IRWXU)
             plan.merged.append(source)
-            todo += [(entry, destination / entry.name) for entry in _listing(source)]
-        elif _exists(destination):
+            todo += [(entry, destination / entry.name) for entry in _sorted_entries(source)]
+        elif _lexists(destination):
             raise NotADirectoryError(errno.ENOTDIR, "a file is in the way of a directory", str(destination))
         else:
             plan.moves.append((source, destination))
@@ -112,19 +112,19 @@ def _move(source: Path, destination: Path) -> None:
         destination.chmod(stat.S_IMODE(mode))
 
 
-def _listing(directory: Path) -> list[Path]:
+def _sorted_entries(directory: Path) -> list[Path]:
     """Return what a directory holds, in the order of the names."""
     return sorted(directory.iterdir())
 
 
-def _real(target: Path) -> Path:
+def _resolve(target: Path) -> Path:
     """Return what a path stands for; unlike `Path.resolve` in all versions, a loop of links is an `OSError`."""
     with suppress(FileNotFoundError):
         target.stat()
     return Path(os.path.realpath(target))
 
 
-def _exists(path: Path) -> bool:
+def _lexists(path: Path) -> bool:
     try:
         path.lstat()
     except FileNotFoundError:
@@ -134,4 +134,4 @@ def _exists(path: Path) -> bool:
 
 def _is_directory(path: Path) -> bool:
     """Tell whether there is a directory, not a link to one."""
-    return _exists(path) and stat.S_ISDIR(path.lstat().st_mode)
+    return _lexists(path) and stat.S_ISDIR(path.lstat().st_mode)

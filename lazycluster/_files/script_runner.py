@@ -10,10 +10,10 @@ from lazycluster._ssh.shell import Script
 from lazycluster.results import Collector, CommandResult
 
 
-class Dialogue(Protocol):
+class RunningScript(Protocol):
     """A script under way."""
 
-    def feed(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Send to its standard input."""
 
     def close_stdin(self) -> None:
@@ -28,12 +28,12 @@ class Dialogue(Protocol):
     def read_until(self, end: bytes) -> bytes | None:
         """Return its standard output up to a byte string, which is taken off; None where it ends before."""
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """Wait until it has ended and its output is complete."""
 
 
-class Scripts(Protocol):
-    """Runs scripts on one host: `Sessions`, each in a session of its own, or the jobs of a supervisor."""
+class ScriptRunner(Protocol):
+    """Runs scripts on one host: `SshClient`, each in a session of its own, or the jobs of a supervisor."""
 
     @property
     def host(self) -> str:
@@ -65,10 +65,10 @@ class Scripts(Protocol):
     ) -> CommandResult:
         """Run a command and return how it ended."""
 
-    def perform(
+    def run_script(
         self,
         script: Script,
-        work: Callable[[Dialogue], object],
+        work: Callable[[RunningScript], object],
         *,
         collector: Collector,
         timeout: float | None = None,

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 import attrs
 
-from lazycluster._files.tar_writer import ENCODING
+from lazycluster._files.tar_writer import NAME_ENCODING
 from lazycluster.exceptions import BrokenArchiveError, LazyclusterError, UnsafeArchiveError
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from lazycluster._typing import Self
 
-_CHUNK: Final = 1 << 18
-_MAX_NAME_RECORD: Final = 1 << 20
-_MAX_TIME: Final = 1 << 53
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_PERMISSIONS: Final = 0o777
-_ORDINARY: Final = (b"0", b"\0")
-_OCTAL: Final = re.compile(rb" *[0-7]+[ \0]*")
-_NAME_RECORDS: Final = frozenset(
+_STREAM_READ_BYTES: Final = 1 << 18
+_MAX_NAME_RECORD_BYTES: Final = 1 << 20
+_MAX_TIMESTAMP_SECONDS: Final = 1 << 53
+_CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PERMISSION_BITS: Final = 0o777
+_REGULAR_TYPES: Final = (b"0", b"\0")
+_OCTAL_FIELD: Final = re.compile(rb" *[0-7]+[ \0]*")
+_NAME_RECORD_TYPES: Final = frozenset(
     (
         tarfile.GNUTYPE_LONGNAME,
         tarfile.GNUTYPE_LONGLINK,
@@ -49,7 +49,7 @@ class ByteSource(Protocol):
         ...
 
 
-def unpack(stream: ByteSource, into: Path, *, on_progress: Callable[[int], None] | None = None) -> None:
+def extract_tar(stream: ByteSource, into: Path, *, on_progress: Callable[[int], None] | None = None) -> None:
     """Extract an uncompressed tar stream (GNU, pax, ustar, v7) into an existing, empty, private directory.
 
     The stream is read up to its end of file, also behind the end of the archive. Permissions and modification times
@@ -63,10 +63,10 @@ def unpack(stream: ByteSource, into: Path, *, on_progress: Callable[[int], None]
         BrokenArchiveError: The stream ends before the archive does, or is damaged.
         OSError: Something cannot be written; `filename` tells which.
     """
-    source = _Source(stream, on_progress)
-    tree = _Tree(into)
-    for member in _members(source):
-        if isinstance(member, _File):
+    source = _StreamReader(stream, on_progress)
+    tree = _TreeExtractor(into)
+    for member in _iter_members(source):
+        if isinstance(member, _RegularFile):
             tree.add_file(member, source)
         else:
             tree.add(member, source)
@@ -75,54 +75,54 @@ def unpack(stream: ByteSource, into: Path, *, on_progress: Callable[[int], None]
 
 
 @attrs.define
-class _Source:
+class _StreamReader:
     """A stream as the file that `tarfile` wants: it tells its position, and seeks forward only."""
 
     _stream: ByteSource
     _on_progress: Callable[[int], None] | None
     _buffer: bytes = b""
-    _at: int = 0
-    _before: int = 0
+    _buffer_position: int = 0
+    _buffer_offset: int = 0
     """The position in the stream where the buffer begins."""
 
     def read(self, size: int) -> bytes:
         """Return `size` bytes, fewer only at the end of the stream."""
-        while len(self._buffer) - self._at < size:
-            fresh = self._stream.read(_CHUNK)
+        while len(self._buffer) - self._buffer_position < size:
+            fresh = self._stream.read(_STREAM_READ_BYTES)
             if not fresh:
                 break
-            self._before += self._at
-            self._buffer = self._buffer[self._at :] + fresh
-            self._at = 0
+            self._buffer_offset += self._buffer_position
+            self._buffer = self._buffer[self._buffer_position :] + fresh
+            self._buffer_position = 0
             if self._on_progress is not None:
                 self._on_progress(len(fresh))
-        data = self._buffer[self._at : self._at + size]
-        self._at += len(data)
+        data = self._buffer[self._buffer_position : self._buffer_position + size]
+        self._buffer_position += len(data)
         return data
 
     def peek(self, size: int) -> bytes:
         """Return what `read` would, and leave it there."""
         data = self.read(size)
-        self._at -= len(data)
+        self._buffer_position -= len(data)
         return data
 
     def tell(self) -> int:
-        return self._before + self._at
+        return self._buffer_offset + self._buffer_position
 
     def seek(self, position: int) -> None:
         if position < self.tell():
             raise tarfile.StreamError("a member overlaps another")
-        while (left := position - self.tell()) and self.read(min(left, _CHUNK)):
+        while (remaining := position - self.tell()) and self.read(min(remaining, _STREAM_READ_BYTES)):
             pass
 
     def drain(self) -> None:
         """Read up to the end, so that the sender does not break on a closed pipe."""
-        while self.read(_CHUNK):
+        while self.read(_STREAM_READ_BYTES):
             pass
 
 
 @attrs.frozen
-class _File:
+class _RegularFile:
     """What the header of an ordinary file says."""
 
     name: str
@@ -130,26 +130,26 @@ class _File:
     size: int
     mtime: int
 
-    def as_member(self) -> tarfile.TarInfo:
+    def to_tarinfo(self) -> tarfile.TarInfo:
         """Return it as `tarfile` would have it."""
         member = tarfile.TarInfo(self.name)
         member.mode, member.size, member.mtime = self.mode, self.size, self.mtime
         return member
 
     @classmethod
-    def parse(cls, block: bytes) -> _File | None:
+    def parse(cls, block: bytes) -> _RegularFile | None:
         """Read the header of an ordinary file with a short name; None where it is anything else.
 
         That is nearly all of what most trees hold, and `tarfile` takes several times as long for it (POSIX.1-2017,
         pax, ustar format; GNU tar manual, Basic Tar Format).
         """
-        if len(block) < tarfile.BLOCKSIZE or block[156:157] not in _ORDINARY or block[257:262] != b"ustar":
+        if len(block) < tarfile.BLOCKSIZE or block[156:157] not in _REGULAR_TYPES or block[257:262] != b"ustar":
             return None
         name = block[:100].rstrip(b"\0")
         if block[345] and block[257:265] == tarfile.POSIX_MAGIC:
             name = block[345:500].rstrip(b"\0") + b"/" + name
         numbers = (block[100:108], block[124:136], block[136:148], block[148:156])
-        if not name or name.endswith(b"/") or b"\0" in name or not all(map(_OCTAL.fullmatch, numbers)):
+        if not name or name.endswith(b"/") or b"\0" in name or not all(map(_OCTAL_FIELD.fullmatch, numbers)):
             return None
         mode, size, mtime, checksum = (int(field.strip(b" \0"), 8) for field in numbers)
         # The checksum is the sum of all bytes, its own field counted as eight spaces.
@@ -162,7 +162,7 @@ class _EndOfArchiveError(tarfile.HeaderError):
     """A block of zeros stands where a header might (POSIX.1-2017, pax, ustar format)."""
 
 
-class _Header(tarfile.TarInfo):
+class _StrictTarInfo(tarfile.TarInfo):
     """A header that is whole: `tarfile` itself takes a damaged or missing one for the end of the archive."""
 
     @classmethod
@@ -173,7 +173,7 @@ class _Header(tarfile.TarInfo):
         if buf == bytes(tarfile.BLOCKSIZE):
             raise _EndOfArchiveError("a block of zeros")
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _NAME_RECORDS and header.size > _MAX_NAME_RECORD):
+        if header.size < 0 or (header.type in _NAME_RECORD_TYPES and header.size > _MAX_NAME_RECORD_BYTES):
             raise tarfile.ReadError(f"a record of {header.size} bytes")
         return header
 
@@ -188,22 +188,22 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-class _Archive(tarfile.TarFile):
+class _TarFile(tarfile.TarFile):
     # What the type declarations of the class lack.
     members: list[tarfile.TarInfo]
     firstmember: tarfile.TarInfo | None
 
 
-def _members(source: _Source) -> Iterator[tarfile.TarInfo | _File]:
+def _iter_members(source: _StreamReader) -> Iterator[tarfile.TarInfo | _RegularFile]:
     """Yield the members of a stream, which stands at the content of each."""
     name = ""
     try:
         # Read and seek are all that tarfile uses of a file that it reads from.
-        archive = _Archive(
-            fileobj=cast("IO[bytes]", source), tarinfo=_Header, encoding=ENCODING, errors="surrogateescape"
+        archive = _TarFile(
+            fileobj=cast("IO[bytes]", source), tarinfo=_StrictTarInfo, encoding=NAME_ENCODING, errors="surrogateescape"
         )
         while True:
-            while not archive.pax_headers and (file := _next_file(archive, source)):
+            while not archive.pax_headers and (file := _read_regular_file(archive, source)):
                 name = file.name
                 yield file
             member = archive.next()
@@ -211,7 +211,7 @@ def _members(source: _Source) -> Iterator[tarfile.TarInfo | _File]:
                 return
             archive.members.clear()
             name = member.name
-            if member.size < 0 or not abs(member.mtime) < _MAX_TIME:
+            if member.size < 0 or not abs(member.mtime) < _MAX_TIMESTAMP_SECONDS:
                 raise tarfile.ReadError("its size or time is no such thing")
             yield member
     except _EndOfArchiveError:
@@ -223,12 +223,12 @@ def _members(source: _Source) -> Iterator[tarfile.TarInfo | _File]:
         raise BrokenArchiveError(name, str(error)) from error
 
 
-def _next_file(archive: _Archive, source: _Source) -> _File | None:
+def _read_regular_file(archive: _TarFile, source: _StreamReader) -> _RegularFile | None:
     """Read the next header where it is that of an ordinary file; where it is not, have `archive` read it."""
     if archive.firstmember is not None or source.tell() > archive.offset:
         return None  # it has read one already, or has to say what is wrong
     source.seek(archive.offset)
-    file = _File.parse(source.peek(tarfile.BLOCKSIZE))
+    file = _RegularFile.parse(source.peek(tarfile.BLOCKSIZE))
     if file is not None:
         source.read(tarfile.BLOCKSIZE)
         archive.offset = source.tell() + file.size + -file.size % tarfile.BLOCKSIZE
@@ -236,7 +236,7 @@ def _next_file(archive: _Archive, source: _Source) -> _File | None:
 
 
 @attrs.define
-class _Tree:
+class _TreeExtractor:
     """What the stream has put into the directory so far. It alone decides, as nobody else writes there."""
 
     _root: Path
@@ -245,46 +245,46 @@ class _Tree:
     _links: dict[str, tarfile.TarInfo] = attrs.field(factory=dict)
     """Symbolic links, made when all else is there."""
 
-    def add(self, member: tarfile.TarInfo, source: _Source) -> None:
-        name = _inner_name(member.name)
+    def add(self, member: tarfile.TarInfo, source: _StreamReader) -> None:
+        name = _relative_name(member.name)
         self._make_parents(name, member.name)
         if member.isdir():
-            self._directory(name, member)
+            self._add_directory(name, member)
         elif name in self._directories:
             raise UnsafeArchiveError(member.name, "it would replace a directory")
         elif member.isreg():
             self._remove(name)
-            self._file(name, member, source)
+            self._write_file(name, member, source)
         elif member.issym():
             if not member.linkname or "\0" in member.linkname:
                 raise UnsafeArchiveError(member.name, "a symbolic link without a valid target")
             self._remove(name)
             self._links[name] = member
         elif member.islnk():
-            self._hard_link(name, member)
+            self._add_hard_link(name, member)
         else:
             raise UnsafeArchiveError(member.name, f"type {member.type!r} is neither file, directory nor link")
 
-    def add_file(self, file: _File, source: _Source) -> None:
+    def add_file(self, file: _RegularFile, source: _StreamReader) -> None:
         """Write an ordinary file; the short way for most of what a stream holds."""
-        name = _inner_name(file.name)
+        name = _relative_name(file.name)
         if name in self._files or name in self._links or name in self._directories:
-            self.add(file.as_member(), source)
+            self.add(file.to_tarinfo(), source)
             return
         self._make_parents(name, file.name)
         path = f"{self._root}/{name}"
-        descriptor = os.open(path, _CREATE, 0o600)
+        descriptor = os.open(path, _CREATE_FLAGS, 0o600)
         self._files.add(name)
         try:
-            left = file.size
-            while left:
-                data = source.read(min(left, _CHUNK))
+            remaining = file.size
+            while remaining:
+                data = source.read(min(remaining, _STREAM_READ_BYTES))
                 if not data:
-                    raise BrokenArchiveError(file.name, f"the stream ends {left} bytes before the file does")
-                left -= len(data)
+                    raise BrokenArchiveError(file.name, f"the stream ends {remaining} bytes before the file does")
+                remaining -= len(data)
                 while data:
                     data = data[os.write(descriptor, data) :]
-            os.fchmod(descriptor, file.mode & _PERMISSIONS)
+            os.fchmod(descriptor, file.mode & _PERMISSION_BITS)
             os.utime(descriptor, (file.mtime, file.mtime))
         except OSError as error:
             if not isinstance(error, LazyclusterError):  # which a broken link raises where it is read from
@@ -303,13 +303,13 @@ class _Tree:
         for name, directory in sorted(self._directories.items(), reverse=True):
             if directory is not None:
                 path = self._path(name)
-                path.chmod(directory.mode & _PERMISSIONS)
+                path.chmod(directory.mode & _PERMISSION_BITS)
                 os.utime(path, ns=_times(directory))
 
     def _path(self, name: str) -> Path:
         return self._root / name
 
-    def _make_parents(self, name: str, given: str) -> None:
+    def _make_parents(self, name: str, member_name: str) -> None:
         end = name.rfind("/")
         if end < 0 or name[:end] in self._directories:
             return
@@ -317,37 +317,37 @@ class _Tree:
         while end >= 0:
             parent = name[:end]
             if parent in self._files or parent in self._links:
-                raise UnsafeArchiveError(given, f"{parent!r} above it is no directory")
+                raise UnsafeArchiveError(member_name, f"{parent!r} above it is no directory")
             if parent not in self._directories:
                 self._path(parent).mkdir()
                 self._directories[parent] = None
             end = name.find("/", end + 1)
 
-    def _directory(self, name: str, member: tarfile.TarInfo) -> None:
+    def _add_directory(self, name: str, member: tarfile.TarInfo) -> None:
         if name in self._files or name in self._links:
             raise UnsafeArchiveError(member.name, "this directory would replace a file or link")
         if name not in self._directories:
             self._path(name).mkdir(0o700)
         self._directories[name] = member
 
-    def _file(self, name: str, member: tarfile.TarInfo, source: _Source) -> None:
+    def _write_file(self, name: str, member: tarfile.TarInfo, source: _StreamReader) -> None:
         path = self._path(name)
-        descriptor = os.open(path, _CREATE, 0o600)
+        descriptor = os.open(path, _CREATE_FLAGS, 0o600)
         self._files.add(name)
         try:
             for extent in _extents(member):
-                _copy(source, descriptor, extent, path=path, member=member)
-            with _naming(path):
+                _copy_extent(source, descriptor, extent, path=path, member=member)
+            with _adding_path_to_errors(path):
                 if member.issparse():
                     os.ftruncate(descriptor, member.size)
-                os.fchmod(descriptor, member.mode & _PERMISSIONS)
+                os.fchmod(descriptor, member.mode & _PERMISSION_BITS)
                 os.utime(descriptor, ns=_times(member))
         finally:
-            with _naming(path):
+            with _adding_path_to_errors(path):
                 os.close(descriptor)
 
-    def _hard_link(self, name: str, member: tarfile.TarInfo) -> None:
-        first = _inner_name(member.linkname, member.name)
+    def _add_hard_link(self, name: str, member: tarfile.TarInfo) -> None:
+        first = _relative_name(member.linkname, member.name)
         if first == name and (name in self._files or name in self._links):
             return
         if first in self._links:
@@ -367,14 +367,14 @@ class _Tree:
             self._files.remove(name)
 
 
-def _inner_name(name: str, given: str | None = None) -> str:
+def _relative_name(name: str, member_name: str | None = None) -> str:
     """Return a name of the stream relative to the target, without `.` and empty parts; the target itself is ''.
 
-    Errors name the member as `given`, which is the name itself where it is left out.
+    Errors name the member as `member_name`, which is the name itself where it is left out.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
-        raise UnsafeArchiveError(given or name, f"{name!r} leads out of the target or is no valid name")
+        raise UnsafeArchiveError(member_name or name, f"{name!r} leads out of the target or is no valid name")
     return "/".join(parts)
 
 
@@ -389,14 +389,16 @@ def _extents(member: tarfile.TarInfo) -> list[tuple[int, int]]:
     return extents
 
 
-def _copy(source: _Source, descriptor: int, extent: tuple[int, int], *, path: Path, member: tarfile.TarInfo) -> None:
+def _copy_extent(
+    source: _StreamReader, descriptor: int, extent: tuple[int, int], *, path: Path, member: tarfile.TarInfo
+) -> None:
     offset, size = extent
     end = offset + size
     while offset < end:
-        data = source.read(min(end - offset, _CHUNK))
+        data = source.read(min(end - offset, _STREAM_READ_BYTES))
         if not data:
             raise BrokenArchiveError(member.name, f"the stream ends {end - offset} bytes before the file does")
-        with _naming(path):
+        with _adding_path_to_errors(path):
             # A full disk may take a part; the next call then fails, or takes the rest.
             while data:
                 written = os.pwrite(descriptor, data, offset)
@@ -412,7 +414,7 @@ def _times(member: tarfile.TarInfo) -> tuple[int, int]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _adding_path_to_errors(path: Path) -> Iterator[None]:
     """Put the path into errors of calls that know only the descriptor."""
     try:
         yield

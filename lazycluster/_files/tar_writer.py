@@ -23,11 +23,11 @@ END_MARKER: Final = ".lazycluster-complete"
 """The last member of every packed stream, an empty file. GNU tar takes a stream that was cut between two members for a
 whole one and exits with 0; whoever extracts looks for this file, and removes it."""
 
-_CHUNK: Final = 1 << 20
-_COALESCED: Final = 1 << 18
-_USTAR: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s247x")
+_FILE_READ_BYTES: Final = 1 << 20
+_WRITE_BUFFER_BYTES: Final = 1 << 18
+_USTAR_HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s247x")
 _OCTAL_LIMIT: Final = 8**11
-ENCODING: Final = sys.getfilesystemencoding()
+NAME_ENCODING: Final = sys.getfilesystemencoding()
 """Of the names in a stream; with surrogateescape they are the bytes that they are on disk."""
 
 
@@ -39,7 +39,7 @@ class ByteSink(Protocol):
         ...
 
 
-def pack(source: Path, out: ByteSink, *, on_progress: Callable[[int], None] | None = None) -> None:
+def write_tar(source: Path, out: ByteSink, *, on_progress: Callable[[int], None] | None = None) -> None:
     """Write the content of a directory to `out` as an uncompressed tar stream, its members named `./...`.
 
     GNU format, because GNU tar, bsdtar and busybox tar all read its long names and large sizes, and a name in it is
@@ -53,44 +53,44 @@ def pack(source: Path, out: ByteSink, *, on_progress: Callable[[int], None] | No
     Raises:
         OSError: Something cannot be read, or a file became shorter while it was read; `filename` tells which.
     """
-    _Packer(out, on_progress).pack(source)
+    _TarWriter(out, on_progress).write_tree(source)
 
 
 @attrs.define
-class _Packer:
+class _TarWriter:
     """The state of one `pack`: what waits to be written, and the first names of files with several."""
 
     _out: ByteSink
     _on_progress: Callable[[int], None] | None
-    _waiting: list[bytes] = attrs.field(factory=list)
-    _waiting_bytes: int = 0
-    _written: int = 0
-    _first_names: dict[tuple[int, int], str] = attrs.field(factory=dict)
+    _pending: list[bytes] = attrs.field(factory=list)
+    _pending_bytes: int = 0
+    _written_bytes: int = 0
+    _first_name_by_inode: dict[tuple[int, int], str] = attrs.field(factory=dict)
 
-    def pack(self, source: Path) -> None:
+    def write_tree(self, source: Path) -> None:
         root = source.stat()
-        self._header(".", tarfile.DIRTYPE, root, mode=root.st_mode | stat.S_IRWXU)
+        self._write_header(".", tarfile.DIRTYPE, root, mode=root.st_mode | stat.S_IRWXU)
         # A stack, not recursion: trees may be deeper than Python's stack. A directory's second header lies below
         # its content.
-        todo: list[tuple[str, str, os.stat_result | None]] = [*self._listing(os.fspath(source), ".")]
+        todo: list[tuple[str, str, os.stat_result | None]] = [*self._list_directory(os.fspath(source), ".")]
         while todo:
-            path, name, left = todo.pop()
-            if left is not None:
-                self._header(name, tarfile.DIRTYPE, left)
+            path, name, directory_status = todo.pop()
+            if directory_status is not None:
+                self._write_header(name, tarfile.DIRTYPE, directory_status)
                 continue
             status = os.lstat(path)
             if stat.S_ISDIR(status.st_mode):
-                self._header(name, tarfile.DIRTYPE, status, mode=status.st_mode | stat.S_IRWXU)
+                self._write_header(name, tarfile.DIRTYPE, status, mode=status.st_mode | stat.S_IRWXU)
                 todo.append((path, name, status))
-                todo.extend(self._listing(path, name))
+                todo.extend(self._list_directory(path, name))
             else:
-                self._member(path, name, status)
-        self._header(f"./{END_MARKER}", tarfile.REGTYPE, root, mode=0o600)
-        self._put(bytes(2 * tarfile.BLOCKSIZE))
-        self._put(bytes(-self._written % tarfile.RECORDSIZE))
+                self._write_member(path, name, status)
+        self._write_header(f"./{END_MARKER}", tarfile.REGTYPE, root, mode=0o600)
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self._written_bytes % tarfile.RECORDSIZE))
         self._flush()
 
-    def _listing(self, path: str, name: str) -> Iterator[tuple[str, str, None]]:
+    def _list_directory(self, path: str, name: str) -> Iterator[tuple[str, str, None]]:
         """Yield path and member name of what a directory holds, the last name first."""
         with os.scandir(path) as entries:
             names = sorted((entry.name for entry in entries), reverse=True)
@@ -100,25 +100,25 @@ class _Packer:
             else:
                 yield f"{path}/{entry}", f"{name}/{entry}", None
 
-    def _member(self, path: str, name: str, status: os.stat_result) -> None:
+    def _write_member(self, path: str, name: str, status: os.stat_result) -> None:
         if stat.S_ISLNK(status.st_mode):
             # Path.readlink() would tidy the target up; it is kept as it is.
-            self._header(name, tarfile.SYMTYPE, status, linkname=os.readlink(path))  # noqa: PTH115
+            self._write_header(name, tarfile.SYMTYPE, status, linkname=os.readlink(path))  # noqa: PTH115
         elif not stat.S_ISREG(status.st_mode):
             _log.warning("%s is left out: it is neither file, directory nor link", path)
-        elif (first := self._first_name(name, status)) is not None:
-            self._header(name, tarfile.LNKTYPE, status, linkname=first)
+        elif (first := self._earlier_name(name, status)) is not None:
+            self._write_header(name, tarfile.LNKTYPE, status, linkname=first)
         else:
-            self._file(path, name)
+            self._write_file(path, name)
 
-    def _first_name(self, name: str, status: os.stat_result) -> str | None:
+    def _earlier_name(self, name: str, status: os.stat_result) -> str | None:
         """Return the name under which this very file is in the stream already."""
         if status.st_nlink == 1:
             return None
-        first = self._first_names.setdefault((status.st_dev, status.st_ino), name)
+        first = self._first_name_by_inode.setdefault((status.st_dev, status.st_ino), name)
         return first if first != name else None
 
-    def _file(self, path: str, name: str) -> None:
+    def _write_file(self, path: str, name: str) -> None:
         # Not through a link and not waiting for a FIFO's writer, if one of these took the place of the file just now.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -126,19 +126,19 @@ class _Packer:
             if not stat.S_ISREG(status.st_mode):
                 _log.warning("%s is left out: it is no longer a file", path)
                 return
-            self._header(name, tarfile.REGTYPE, status, size=status.st_size)
-            left = status.st_size
-            while left:
-                data = _read(descriptor, min(left, _CHUNK), path)
+            self._write_header(name, tarfile.REGTYPE, status, size=status.st_size)
+            remaining = status.st_size
+            while remaining:
+                data = _read_chunk(descriptor, min(remaining, _FILE_READ_BYTES), path)
                 if not data:
-                    raise OSError(errno.EIO, f"became shorter by {left} bytes while it was read", path)
-                left -= len(data)
-                self._put(data)
-            self._put(bytes(-status.st_size % tarfile.BLOCKSIZE))
+                    raise OSError(errno.EIO, f"became shorter by {remaining} bytes while it was read", path)
+                remaining -= len(data)
+                self._write(data)
+            self._write(bytes(-status.st_size % tarfile.BLOCKSIZE))
         finally:
             os.close(descriptor)
 
-    def _header(
+    def _write_header(
         self,
         name: str,
         kind: bytes,
@@ -154,25 +154,25 @@ class _Packer:
         info.mtime = status.st_mtime_ns // 1_000_000_000
         info.size = size
         info.linkname = linkname
-        self._put(header(info))
+        self._write(encode_tar_header(info))
 
-    def _put(self, data: bytes) -> None:
-        self._waiting.append(data)
-        self._waiting_bytes += len(data)
-        self._written += len(data)
-        if self._waiting_bytes >= _COALESCED:
+    def _write(self, data: bytes) -> None:
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        self._written_bytes += len(data)
+        if self._pending_bytes >= _WRITE_BUFFER_BYTES:
             self._flush()
 
     def _flush(self) -> None:
-        data = b"".join(self._waiting)
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        data = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
         self._out.write(data)
         if self._on_progress is not None:
             self._on_progress(len(data))
 
 
-def _read(descriptor: int, size: int, path: str) -> bytes:
+def _read_chunk(descriptor: int, size: int, path: str) -> bytes:
     """Read at most `size` bytes; an error names the path, which one of `os.read` does not."""
     try:
         return os.read(descriptor, size)
@@ -180,7 +180,7 @@ def _read(descriptor: int, size: int, path: str) -> bytes:
         raise OSError(error.errno, error.strerror, path) from error
 
 
-def header(info: tarfile.TarInfo) -> bytes:
+def encode_tar_header(info: tarfile.TarInfo) -> bytes:
     """Return the header of a member of owner 0 in GNU format, as `TarInfo.tobuf` does.
 
     That takes most of the time of packing small files, so the ordinary header, of short names and numbers that fit in
@@ -191,8 +191,8 @@ def header(info: tarfile.TarInfo) -> bytes:
     mtime = int(info.mtime)
     fits = len(name) <= tarfile.LENGTH_NAME and len(link) <= tarfile.LENGTH_LINK
     if not fits or not 0 <= mtime < _OCTAL_LIMIT or info.size >= _OCTAL_LIMIT:
-        return info.tobuf(tarfile.GNU_FORMAT, ENCODING, "surrogateescape")
+        return info.tobuf(tarfile.GNU_FORMAT, NAME_ENCODING, "surrogateescape")
     numbers = b"%07o\0" % info.mode, b"%07o\0" % 0, b"%07o\0" % 0, b"%011o\0" % info.size, b"%011o\0" % mtime
     # The checksum is the sum of all bytes, its own field counted as eight spaces.
-    block = _USTAR.pack(name, *numbers, b" " * 8, info.type, link, tarfile.GNU_MAGIC)
+    block = _USTAR_HEADER.pack(name, *numbers, b" " * 8, info.type, link, tarfile.GNU_MAGIC)
     return b"%b%06o\0%b" % (block[:148], sum(block), block[155:])

@@ -15,10 +15,10 @@ import attrs
 
 from lazycluster._functions import bytecode
 from lazycluster._remote import call_program
-from lazycluster._remote.ports import is_free
+from lazycluster._remote.ports import is_port_free
 from lazycluster.exceptions import PythonVersionMismatchError
 
-_BOOTSTRAP = (
+_PYTHON_BOOTSTRAP = (
     "import sys;sys.path[:]=[p for p in sys.path if p];import gc,os,zlib;g=gc.isenabled();gc.disable();"
     "sys.path[:]=map(os.path.abspath,sys.path);"
     "r=lambda n,b:any(b.extend(d)or not d or len(b)>=n for d in iter(lambda:os.read(0,n-len(b)),None))and bytes(b);"
@@ -30,12 +30,12 @@ before the function runs. Garbage is collected again, if it was, once the progra
 is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
 """
 
-_SUPERVISOR = ("protocol", "process_tree", "spawn", "temp_dirs", "send_queue", "child", "workers", "supervisor")
-_PACKAGE = "lazycluster._remote"
-LOADER = f"""\
+_SUPERVISOR_MODULES = ("protocol", "process_tree", "spawn", "temp_dirs", "send_queue", "child", "workers", "supervisor")
+_REMOTE_PACKAGE = "lazycluster._remote"
+LOADER_SOURCE = f"""\
 import sys
 def _load(name, code):
-    full = "{_PACKAGE}." + name
+    full = "{_REMOTE_PACKAGE}." + name
     module = type(sys)(full)
     sys.modules[full] = module
     exec(compile(code, "<" + full + ">", "exec") if isinstance(code, str) else code, vars(module))
@@ -44,15 +44,15 @@ def _load(name, code):
 """Makes a module from its code or source. It is to be imported under the name that it has on the manager, and is taken
 out of `sys.modules` before a function runs: the host may have a lazycluster of its own.
 """
-ASKS = "@@ lazycluster asks for the source"
+SOURCE_REQUEST = "@@ lazycluster asks for the source"
 """What a host says, with a token, that cannot run the bytecode it was sent."""
-_FROM_SOURCE = """\
+_LOAD_FROM_SOURCE = """\
 import gc, zlib
 exec(zlib.decompress(rest))
 if collects:
     gc.enable()
 """
-_FROM_BYTECODE = """\
+_LOAD_FROM_BYTECODE = """\
 import gc, marshal, os, zlib
 _made_for = {implementation!r}, {magic!r}
 if _made_for == (sys.implementation.name, getattr(sys.modules.get("_frozen_importlib_external"), "MAGIC_NUMBER", None)):
@@ -67,19 +67,19 @@ if collects:
 
 
 @attrs.frozen
-class Program:
-    """What a host runs: `python3 -c <bootstrap>`, the first thing on whose standard input is `text`.
+class HostProgram:
+    """What a host runs: `python3 -c <bootstrap>`, the first thing on whose standard input is `stdin_prefix`.
 
-    `source` is what it is sent then, should it ask for that (`ASKS`).
+    `source` is what it is sent then, should it ask for that (`SOURCE_REQUEST`).
     """
 
     bootstrap: str
-    text: bytes = attrs.field(repr=lambda text: f"<{len(text)} bytes>")
+    stdin_prefix: bytes = attrs.field(repr=lambda text: f"<{len(text)} bytes>")
     source: bytes = attrs.field(default=b"", repr=lambda text: f"<{len(text)} bytes>")
 
 
 @attrs.frozen
-class Greeting:
+class PythonInfo:
     """Which Python answers on the host: its version as X.Y.Z."""
 
     version: str
@@ -87,7 +87,7 @@ class Greeting:
     implementation: str = "cpython"
 
 
-def program(token: str, grace: float = 5.0) -> Program:
+def build_call_program(token: str, grace: float = 5.0) -> HostProgram:
     """Return the program for one call.
 
     `token` is letters and digits that mark the greeting among what start-up files print. `grace` is how many seconds
@@ -95,87 +95,95 @@ def program(token: str, grace: float = 5.0) -> Program:
     """
     if not (token.isascii() and token.isalnum()):
         raise ValueError(f"token {token!r} is not letters and digits")
-    start = f"call_program.main({token!r}, watchdog.fork, lambda worker: watchdog.watch(worker, {grace!r}))\n"
-    return _program(f"{LOADER}{_FROM_SOURCE}{start}", _sources(("process_tree", "watchdog", "call_program")))
+    start = (
+        f"call_program.main({token!r}, watchdog.fork_worker, lambda worker: watchdog.watch_worker(worker, {grace!r}))\n"
+    )
+    return _build_program(
+        f"{LOADER_SOURCE}{_LOAD_FROM_SOURCE}{start}", _compressed_sources(("process_tree", "watchdog", "call_program"))
+    )
 
 
-def supervisor(token: str, mark: str, grace: float, working_dir: str | None, probe: str) -> Program:
-    """Return the program of a supervisor; see `lazycluster._remote.supervisor.main()`."""
+def build_supervisor_program(token: str, mark: str, grace: float, working_dir: str | None, probe: str) -> HostProgram:
+    """Return the program of a supervisor; see `lazycluster._remote.build_supervisor_program.main()`."""
     directory = None if working_dir is None else os.fsencode(working_dir)
     start = f"sys.exit(supervisor.main({token!r}, {mark!r}, {grace!r}, {directory!r}, {probe!r}))\n"
-    source = _sources(_SUPERVISOR)
-    chosen = _FROM_BYTECODE.format(
+    source = _compressed_sources(_SUPERVISOR_MODULES)
+    chosen = _LOAD_FROM_BYTECODE.format(
         implementation=sys.implementation.name,
         magic=importlib.util.MAGIC_NUMBER,
-        asks=f"{ASKS} {token}\n".encode(),
+        asks=f"{SOURCE_REQUEST} {token}\n".encode(),
         size=len(source),
     )
-    return attrs.evolve(_program(f"{LOADER}{chosen}{start}", _bytecode(_SUPERVISOR)), source=source)
+    return attrs.evolve(
+        _build_program(f"{LOADER_SOURCE}{chosen}{start}", _compressed_bytecode(_SUPERVISOR_MODULES)), source=source
+    )
 
 
-def _program(text: str, rest: bytes) -> Program:
+def _build_program(text: str, rest: bytes) -> HostProgram:
     """Return the program that runs a text, which finds the rest as `rest`."""
     sent = zlib.compress(text.encode()) + rest
-    return Program(_BOOTSTRAP.format(len(sent)), sent)
+    return HostProgram(_PYTHON_BOOTSTRAP.format(len(sent)), sent)
 
 
 @functools.cache
-def _sources(modules: tuple[str, ...]) -> bytes:
+def _compressed_sources(modules: tuple[str, ...]) -> bytes:
     """Return what makes modules: compressed once for all hosts, for that takes as long as much else of a log-in."""
-    return zlib.compress(modules_text(modules).encode())
+    return zlib.compress(modules_source(modules).encode())
 
 
 @functools.cache
-def _bytecode(modules: tuple[str, ...]) -> bytes:
+def _compressed_bytecode(modules: tuple[str, ...]) -> bytes:
     """Return modules as bytecode, compressed once for all hosts."""
-    return zlib.compress(bytecode.compiled({name: _source(name) for name in modules}))
+    return zlib.compress(bytecode.compile_modules({name: _read_module_source(name) for name in modules}))
 
 
 @functools.cache
-def calls_preparation() -> bytes:
+def calls_extension() -> bytes:
     """Return what a supervisor loads before its first call, besides the sources of cloudpickle."""
     install = (
-        "def install(functions, data):\n"
-        "    late_site.catch_up()\n"
-        "    call_program.install(data)\n"
-        "    functions.work = call_program.work\n"
-        "    functions.done_record = call_program.done_record\n"
-        "    functions.warm_up = call_program.warm_up\n"
+        "def install(loaded_code, data):\n"
+        "    late_site.run_site_main()\n"
+        "    call_program.prepare(data)\n"
+        "    loaded_code.run_call = call_program.run_call\n"
+        "    loaded_code.done_record = call_program.done_record\n"
+        "    loaded_code.warm_up = call_program.warm_up\n"
     )
-    return zlib.compress(f"{LOADER}{modules_text(('late_site', 'call_program'))}{install}".encode())
+    return zlib.compress(f"{LOADER_SOURCE}{modules_source(('late_site', 'call_program'))}{install}".encode())
 
 
 @functools.cache
-def ports_preparation() -> bytes:
+def ports_extension() -> bytes:
     """Return what a supervisor loads before it is asked for free ports."""
-    source = f"import errno, socket\n{inspect.getsource(is_free)}\n"
-    return zlib.compress(f"{source}def install(functions, data):\n    functions.is_free = is_free\n".encode())
+    source = f"import errno, socket\n{inspect.getsource(is_port_free)}\n"
+    return zlib.compress(
+        f"{source}def install(loaded_code, data):\n    loaded_code.is_port_free = is_port_free\n".encode()
+    )
 
 
 @functools.cache
-def modules_text(modules: tuple[str, ...]) -> str:
-    """Return the text that makes modules, each importing earlier ones only; `LOADER` has to be there."""
-    return "".join(f"_load({name!r}, {_source(name)!r})\n" for name in modules)
+def modules_source(modules: tuple[str, ...]) -> str:
+    """Return the text that makes modules, each importing earlier ones only; `LOADER_SOURCE` has to be there."""
+    return "".join(f"_load({name!r}, {_read_module_source(name)!r})\n" for name in modules)
 
 
-def _source(module: str) -> str:
-    return (importlib.resources.files(_PACKAGE) / f"{module}.py").read_text("utf-8")
+def _read_module_source(module: str) -> str:
+    return (importlib.resources.files(_REMOTE_PACKAGE) / f"{module}.py").read_text("utf-8")
 
 
-def parse_greeting(line: bytes, token: str) -> Greeting | None:
+def parse_greeting(line: bytes, token: str) -> PythonInfo | None:
     """Parse a line of the host's standard output; None where it is not the greeting of the program with that token."""
-    _, mark, rest = line.partition(f"{call_program.GREETING} {token} ".encode())
+    _, mark, rest = line.partition(f"{call_program.CALL_START_MARKER} {token} ".encode())
     words = rest.decode("ascii", "replace").rstrip("\r\n").split(" ", 2)
     if not mark or len(words) != 3:
         return None
     implementation, version, executable = words
-    return Greeting(version, executable.encode("ascii", "replace").decode("unicode_escape"), implementation)
+    return PythonInfo(version, executable.encode("ascii", "replace").decode("unicode_escape"), implementation)
 
 
-def check_python(greeting: Greeting, host: str) -> None:
+def check_python_version(python: PythonInfo, host: str) -> None:
     """Raise PythonVersionMismatchError unless the host's Python understands the manager's bytecode."""
-    here = (sys.implementation.name, *platform.python_version_tuple()[:2])
-    if here != (greeting.implementation, *greeting.version.split(".")[:2]):
-        known = greeting.implementation == sys.implementation.name
-        theirs = greeting.version if known else f"{greeting.version} ({greeting.implementation})"
-        raise PythonVersionMismatchError(host, ".".join(here[1:]), theirs, greeting.executable)
+    local_version = (sys.implementation.name, *platform.python_version_tuple()[:2])
+    if local_version != (python.implementation, *python.version.split(".")[:2]):
+        known = python.implementation == sys.implementation.name
+        host_version = python.version if known else f"{python.version} ({python.implementation})"
+        raise PythonVersionMismatchError(host, ".".join(local_version[1:]), host_version, python.executable)

@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from importlib.machinery import ModuleSpec
 
-_NEVER = frozenset({"__mp_main__", "cloudpickle", "lazycluster"})
-_REFLECTION = frozenset({"__dict__", "attrgetter", "getattr", "globals", "hasattr", "import_module", "vars"})
+_NEVER_SENT_PACKAGES = frozenset({"__mp_main__", "cloudpickle", "lazycluster"})
+_REFLECTION_NAMES = frozenset({"__dict__", "attrgetter", "getattr", "globals", "hasattr", "import_module", "vars"})
 """Code with one of these names may look up any attribute of a module."""
-_MADE_BY_IMPORT = frozenset(
+_IMPORT_SYSTEM_ATTRIBUTES = frozenset(
     {"__builtins__", "__cached__", "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__"}
 )
-_IMPORT_NAME = dis.opmap["IMPORT_NAME"]
-_LONGEST_TEXT = 256 * 1024  # characters of a file that is sent only for the lines of tracebacks
+_IMPORT_NAME_OPCODE = dis.opmap["IMPORT_NAME"]
+_MAX_TRACEBACK_TEXT_CHARACTERS = 256 * 1024  # characters of a file that is sent only for the lines of tracebacks
 
 
 @attrs.frozen
-class Source:
+class ModuleSource:
     """The source of a module that is not loaded here."""
 
     file: str
@@ -41,23 +41,23 @@ class Source:
     text: str
 
 
-def travels(module: ModuleType) -> bool:
+def is_user_module(module: ModuleType) -> bool:
     """Tell whether a module is not installed: the user's script, what lies beside it, an editable project."""
-    facts = _facts(module)
+    facts = _module_namespace(module)
     name = facts.get("__name__")
-    if not isinstance(name, str) or name.partition(".")[0] in _NEVER:
+    if not isinstance(name, str) or name.partition(".")[0] in _NEVER_SENT_PACKAGES:
         return False
     file, path = facts.get("__file__"), facts.get("__path__")
     if name == "__main__":
         return True
     if isinstance(file, str):
         return file.endswith((".py", ".pyc")) and not is_installed(file)
-    return _is_own_namespace(path)
+    return _is_user_namespace_package(path)
 
 
-def is_module(thing: object) -> TypeGuard[ModuleType]:
+def is_module(obj: object) -> TypeGuard[ModuleType]:
     """Tell whether something is a module; what only says so of itself (cffi's libraries do) is none."""
-    return issubclass(type(thing), ModuleType)
+    return issubclass(type(obj), ModuleType)
 
 
 def is_installed(file: str) -> bool:
@@ -68,104 +68,108 @@ def is_installed(file: str) -> bool:
 @functools.cache
 def _is_installed(file: str) -> bool:
     # Looked at once: for every call of a function each loaded module is asked for.
-    return any(_is_below(form, _installations()) for form in (os.path.realpath(file), str(Path(file).absolute())))
+    return any(_is_under(form, _installation_roots()) for form in (os.path.realpath(file), str(Path(file).absolute())))
 
 
 @functools.cache
-def _is_below(file: str, roots: tuple[str, ...]) -> bool:
+def _is_under(file: str, roots: tuple[str, ...]) -> bool:
     parts = Path(file).parts
     return "site-packages" in parts or "dist-packages" in parts or file.startswith(roots)
 
 
 @functools.cache
-def _installations() -> tuple[str, ...]:
+def _installation_roots() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
     roots = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     roots |= {*site.getsitepackages(), site.getusersitepackages()}
     return tuple(form + os.sep for root in roots for form in {root, os.path.realpath(root)})
 
 
-def _facts(module: ModuleType) -> dict[str, object]:
+def _module_namespace(module: ModuleType) -> dict[str, object]:
     """Return the namespace of a module without waking a lazy one (`importlib.util.LazyLoader`)."""
     facts: dict[str, object] = object.__getattribute__(module, "__dict__")
     return facts
 
 
-def _is_own_namespace(path: object) -> bool:
+def _is_user_namespace_package(path: object) -> bool:
     """Tell whether a `__path__` is that of a namespace package of which no part is installed."""
-    entries = _entries(path)
+    entries = _path_entries(path)
     return bool(entries) and not any(is_installed(entry) for entry in entries)
 
 
-def _entries(path: object) -> list[str]:
+def _path_entries(path: object) -> list[str]:
     """Return the entries of a `__path__`; anything may stand there."""
     return [str(entry) for entry in path] if isinstance(path, Iterable) else []
 
 
 @functools.lru_cache(maxsize=1024)
-def imports(code: CodeType, package: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def find_imports(code: CodeType, package: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return the absolute name of each module that the code imports, with what it takes from it."""
-    return tuple(_imports(code, package))
+    return tuple(_iter_imports(code, package))
 
 
-def _imports(code: CodeType, package: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    if _IMPORT_NAME in code.co_code[::2]:
+def _iter_imports(code: CodeType, package: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if _IMPORT_NAME_OPCODE in code.co_code[::2]:
         before: deque[object] = deque([None, None], maxlen=2)
         for instruction in dis.get_instructions(code):
             if instruction.opname == "IMPORT_NAME":
-                level, taken = before
-                name = _absolute(instruction.argval, level, package)
+                level, from_names = before
+                name = _absolute_module_name(instruction.argval, level, package)
                 if name:
-                    yield name, taken if isinstance(taken, tuple) else ()
+                    yield name, from_names if isinstance(from_names, tuple) else ()
             elif instruction.opname != "EXTENDED_ARG":
                 before.append(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _imports(constant, package)
+            yield from _iter_imports(constant, package)
 
 
-def _absolute(name: str, level: object, package: str) -> str:
+def _absolute_module_name(name: str, level: object, package: str) -> str:
     try:
         return importlib.util.resolve_name("." * level + name, package) if isinstance(level, int) else ""
     except ImportError:  # a relative import outside of a package: fails there as it does here
         return ""
 
 
-def names(code: CodeType) -> set[str]:
+def referenced_names(code: CodeType) -> set[str]:
     """Return every global and attribute that the code names, with those of the functions within it."""
     found = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            found |= names(constant)
+            found |= referenced_names(constant)
     return found
 
 
-def find_source(name: str) -> Source | None:
+def find_source(name: str) -> ModuleSource | None:
     """Find the source of a module that is not loaded, importing nothing; None where it is installed, or no Python."""
-    if name.partition(".")[0] in _NEVER:
+    if name.partition(".")[0] in _NEVER_SENT_PACKAGES:
         return None
     parent = name.rpartition(".")[0]
-    spec = _spec(name, _search_path(parent) if parent else None)
+    spec = _find_spec(name, _search_path(parent) if parent else None)
     if spec is None:
         return None
     if spec.origin is None:
-        return Source("", is_package=True, text="") if _is_own_namespace(spec.submodule_search_locations) else None
+        return (
+            ModuleSource("", is_package=True, text="")
+            if _is_user_namespace_package(spec.submodule_search_locations)
+            else None
+        )
     if not spec.origin.endswith(".py") or is_installed(spec.origin):
         return None
     read = getattr(spec.loader, "get_source", None)
     text = read(name) if read else importlib.util.decode_source(Path(spec.origin).read_bytes())
-    return Source(spec.origin, spec.submodule_search_locations is not None, text or "")
+    return ModuleSource(spec.origin, spec.submodule_search_locations is not None, text or "")
 
 
 def _search_path(package: str) -> Sequence[str]:
     if package in sys.modules:
-        return _entries(_facts(sys.modules[package]).get("__path__"))
+        return _path_entries(_module_namespace(sys.modules[package]).get("__path__"))
     parent = package.rpartition(".")[0]
-    spec = _spec(package, _search_path(parent) if parent else None)
+    spec = _find_spec(package, _search_path(parent) if parent else None)
     return list(spec.submodule_search_locations or ()) if spec else ()
 
 
-def _spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+def _find_spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
         spec = finder.find_spec(name, path)
         if spec is not None:
@@ -174,114 +178,116 @@ def _spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
 
 
 @attrs.define
-class Survey:
+class CallDependencies:
     """What the code of one call has been seen to need.
 
-    `shells` are modules whose contents go by value, `sources` those that the code imports and that are not loaded
-    here, `texts` files for the lines of tracebacks.
+    `modules_by_value` are modules whose contents go by value, `module_sources` those that the code imports and that are
+    not loaded here, `traceback_texts` files for the lines of tracebacks.
     """
 
-    registered: frozenset[str] = frozenset()
+    user_registered: frozenset[str] = frozenset()
     """What the user registered with cloudpickle."""
-    registered_here: list[ModuleType] = attrs.field(factory=list)
+    temporarily_registered: list[ModuleType] = attrs.field(factory=list)
     """What was registered for the time of the call."""
-    asked: set[object] = attrs.field(factory=set)
+    checked_modules: set[object] = attrs.field(factory=set)
     """The names of modules that were looked at, whether they go by value."""
-    shells: dict[str, ModuleType] = attrs.field(factory=dict)
-    sources: dict[str, Source] = attrs.field(factory=dict)
-    texts: dict[str, str] = attrs.field(factory=dict)
-    left_out: dict[tuple[str, str], str] = attrs.field(factory=dict)
-    _names: set[str] = attrs.field(factory=set)
-    _looked_into: set[str] = attrs.field(factory=set)
-    _starred: set[str] = attrs.field(factory=set)
-    _defined: set[tuple[str, str]] = attrs.field(factory=set)
-    _taken: set[tuple[str, str]] = attrs.field(factory=set)
+    modules_by_value: dict[str, ModuleType] = attrs.field(factory=dict)
+    module_sources: dict[str, ModuleSource] = attrs.field(factory=dict)
+    traceback_texts: dict[str, str] = attrs.field(factory=dict)
+    omitted_attributes: dict[tuple[str, str], str] = attrs.field(factory=dict)
+    _referenced_names: set[str] = attrs.field(factory=set)
+    _accessed_modules: set[str] = attrs.field(factory=set)
+    _star_imports: set[str] = attrs.field(factory=set)
+    _definitions: set[tuple[str, str]] = attrs.field(factory=set)
+    _already_returned: set[tuple[str, str]] = attrs.field(factory=set)
 
-    def by_value(self, module: ModuleType) -> bool:
+    def is_by_value(self, module: ModuleType) -> bool:
         """Tell whether a loaded module goes by value."""
-        name = str(_facts(module).get("__name__"))
+        name = str(_module_namespace(module).get("__name__"))
         if sys.modules.get(name) is not module:
             return False
         parents = {name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)}
-        return travels(module) or bool(parents & self.registered)
+        return is_user_module(module) or bool(parents & self.user_registered)
 
-    def see_shell(self, name: str) -> None:
+    def add_module(self, name: str) -> None:
         """Note a module that has to exist on the host, and its parents."""
         while name:
             module = sys.modules.get(name)
-            if module is not None and self.by_value(module):
-                self.shells[name] = module
+            if module is not None and self.is_by_value(module):
+                self.modules_by_value[name] = module
             name = name.rpartition(".")[0]
 
-    def see_module(self, name: str) -> None:
+    def add_accessed_module(self, name: str) -> None:
         """Note a module of which the code holds the module object, or imports it."""
-        self.see_shell(name)
-        self._looked_into.add(name)
+        self.add_module(name)
+        self._accessed_modules.add(name)
 
-    def see_function(self, function: FunctionType) -> None:
+    def add_function(self, function: FunctionType) -> None:
         """Note what a function that goes by value names and imports."""
-        self._see_definition(function)
+        self._add_definition(function)
         namespace = function.__globals__
-        self._see_code(function.__code__, str(namespace.get("__package__") or ""))
+        self._add_code(function.__code__, str(namespace.get("__package__") or ""))
         file = function.__code__.co_filename
-        if file not in self.texts:
+        if file not in self.traceback_texts:
             text = "".join(linecache.getlines(file, namespace))
-            self.texts[file] = text if len(text) <= _LONGEST_TEXT else ""
+            self.traceback_texts[file] = text if len(text) <= _MAX_TRACEBACK_TEXT_CHARACTERS else ""
 
-    def see_class(self, cls: type) -> None:
+    def add_class(self, cls: type) -> None:
         """Note a class that goes by value."""
-        self._see_definition(cls)
+        self._add_definition(cls)
 
-    def _see_definition(self, thing: FunctionType | type) -> None:
-        module = sys.modules.get(str(thing.__module__))
-        if module is not None and _facts(module).get(thing.__name__) is thing and self.by_value(module):
-            self.see_shell(module.__name__)
-            self._defined.add((module.__name__, thing.__name__))
+    def _add_definition(self, obj: FunctionType | type) -> None:
+        module = sys.modules.get(str(obj.__module__))
+        if module is not None and _module_namespace(module).get(obj.__name__) is obj and self.is_by_value(module):
+            self.add_module(module.__name__)
+            self._definitions.add((module.__name__, obj.__name__))
 
-    def _see_code(self, code: CodeType, package: str) -> None:
-        self._names |= names(code)
-        for name, taken in imports(code, package):
+    def _add_code(self, code: CodeType, package: str) -> None:
+        self._referenced_names |= referenced_names(code)
+        for name, taken in find_imports(code, package):
             if "*" in taken:
-                self._starred.add(name)
+                self._star_imports.add(name)
             for wanted in (name, *(f"{name}.{item}" for item in taken)):
-                self._see_import(wanted)
+                self._add_import(wanted)
 
-    def _see_import(self, name: str) -> None:
+    def _add_import(self, name: str) -> None:
         parent = name.rpartition(".")[0]
         if parent:
-            self._see_import(parent)
+            self._add_import(parent)
         if name in sys.modules:
-            self.see_module(name)
-        elif name not in self.sources:
+            self.add_accessed_module(name)
+        elif name not in self.module_sources:
             source = find_source(name)
             if source is not None:
-                self.sources[name] = source
-                self._see_source(name, source)
+                self.module_sources[name] = source
+                self._add_source(name, source)
 
-    def _see_source(self, name: str, source: Source) -> None:
+    def _add_source(self, name: str, source: ModuleSource) -> None:
         try:
             code = compile(source.text, source.file, "exec", dont_inherit=True)
         except (SyntaxError, ValueError):  # the import fails there as it does here
             return
-        self._see_code(code, name if source.is_package else name.rpartition(".")[0])
+        self._add_code(code, name if source.is_package else name.rpartition(".")[0])
 
-    def take(self) -> list[tuple[ModuleType, str, object]]:
+    def pop_needed_attributes(self) -> list[tuple[ModuleType, str, object]]:
         """Return the contents of modules that have been needed since the last time: module, name, value."""
         needed = []
-        for name, module in sorted(self.shells.items()):
-            contents = _facts(module)
-            for attribute in sorted(self._needed_of(name, contents)):
-                if (name, attribute) not in self._taken:
-                    self._taken.add((name, attribute))
+        for name, module in sorted(self.modules_by_value.items()):
+            contents = _module_namespace(module)
+            for attribute in sorted(self._needed_attributes(name, contents)):
+                if (name, attribute) not in self._already_returned:
+                    self._already_returned.add((name, attribute))
                     needed.append((module, attribute, contents[attribute]))
         return needed
 
-    def _needed_of(self, name: str, contents: dict[str, object]) -> set[str]:
-        defined = {attribute for module, attribute in self._defined if module == name}
-        if name not in self._looked_into:
+    def _needed_attributes(self, name: str, namespace: dict[str, object]) -> set[str]:
+        defined = {attribute for module, attribute in self._definitions if module == name}
+        if name not in self._accessed_modules:
             return defined
-        everything = name != "__main__" and (name in self._starred or bool(self._names & _REFLECTION))
-        named = set(contents) if everything else self._names & (set(contents) | {"__getattr__"})
-        if "__getattr__" in contents:
+        everything = name != "__main__" and (
+            name in self._star_imports or bool(self._referenced_names & _REFLECTION_NAMES)
+        )
+        named = set(namespace) if everything else self._referenced_names & (set(namespace) | {"__getattr__"})
+        if "__getattr__" in namespace:
             named.add("__getattr__")
-        return (named & set(contents) - _MADE_BY_IMPORT) | defined
+        return (named & set(namespace) - _IMPORT_SYSTEM_ATTRIBUTES) | defined

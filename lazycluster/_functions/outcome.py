@@ -22,35 +22,41 @@ def read_outcome(file: IO[bytes], host: str, function: str) -> Value[object] | E
 
     Error holds the exception of the function, whose cause is a RemoteTraceback, or RemoteFunctionError.
     """
-    answer = _answer(file, host, function)
+    answer = _find_answer_record(file, host, function)
     if isinstance(answer, Error):
         return answer
-    return _value(file, host, function) if answer.kind == call_program.VALUE else _error(file, answer, host, function)
+    return (
+        _read_value(file, host, function)
+        if answer.kind == call_program.VALUE_RECORD
+        else _read_exception(file, answer, host, function)
+    )
 
 
 def read_error(file: IO[bytes], host: str, function: str) -> Exception | None:
     """Return the exception in the answer of a host, None where the function returned; its value is not unpickled."""
-    answer = _answer(file, host, function)
+    answer = _find_answer_record(file, host, function)
     if not isinstance(answer, Error):
-        if answer.kind == call_program.VALUE:
+        if answer.kind == call_program.VALUE_RECORD:
             return None
-        answer = _error(file, answer, host, function)
+        answer = _read_exception(file, answer, host, function)
     return answer.error if isinstance(answer.error, Exception) else None
 
 
-def _answer(file: IO[bytes], host: str, function: str) -> _Record | Error:
+def _find_answer_record(file: IO[bytes], host: str, function: str) -> _AnswerRecord | Error:
     """Find the record of the answer, and leave the file at its start."""
     file.seek(0, os.SEEK_END)
     size = file.tell()
-    ended = _record(file, size)
-    if ended is None or ended.kind != call_program.ENDED:
-        return _failed(host, function, f"the host's answer is incomplete ({size} bytes came): the connection broke")
-    answer = _record(file, ended.start)
-    if answer is not None and answer.kind == call_program.ENDED:  # its process said so itself, before it died
-        answer = _record(file, answer.start)
-    if answer is None or (answer.kind == call_program.VALUE and answer.start != 0):
+    ended = _read_record(file, size)
+    if ended is None or ended.kind != call_program.END_RECORD:
+        return _function_error(
+            host, function, f"the host's answer is incomplete ({size} bytes came): the connection broke"
+        )
+    answer = _read_record(file, ended.start)
+    if answer is not None and answer.kind == call_program.END_RECORD:  # its process said so itself, before it died
+        answer = _read_record(file, answer.start)
+    if answer is None or (answer.kind == call_program.VALUE_RECORD and answer.start != 0):
         file.seek(ended.start)
-        return _failed(host, function, f"its process {file.read(ended.length).decode(errors='replace')}")
+        return _function_error(host, function, f"its process {file.read(ended.length).decode(errors='replace')}")
     file.seek(answer.start)
     return answer
 
@@ -63,37 +69,39 @@ def remote_traceback(error: BaseException) -> str:
 
 
 @attrs.frozen
-class _Record:
+class _AnswerRecord:
     kind: bytes
     start: int
     length: int
 
 
-def _record(file: IO[bytes], end: int) -> _Record | None:
+def _read_record(file: IO[bytes], end: int) -> _AnswerRecord | None:
     """Find the record of the answer that ends at a position."""
-    stop = end - call_program.TRAILER.size
+    stop = end - call_program.RECORD_TRAILER.size
     if stop < 0:
         return None
     file.seek(stop)
-    magic, kind, length = call_program.TRAILER.unpack(file.read(call_program.TRAILER.size))
-    return _Record(kind, stop - length, length) if magic == call_program.MAGIC and length <= stop else None
+    magic, kind, length = call_program.RECORD_TRAILER.unpack(file.read(call_program.RECORD_TRAILER.size))
+    return _AnswerRecord(kind, stop - length, length) if magic == call_program.RECORD_MAGIC and length <= stop else None
 
 
-def _value(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
+def _read_value(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
     try:
         return Value(_Unpickler(file).load())
     except Exception as error:  # noqa: BLE001 - unpickling runs any code; told with the cause
-        return _failed(host, function, f"its result cannot be unpickled here: {type(error).__name__}: {error}", error)
+        return _function_error(
+            host, function, f"its result cannot be unpickled here: {type(error).__name__}: {error}", error
+        )
 
 
-def _error(file: IO[bytes], answer: _Record, host: str, function: str) -> Error:
-    lengths = call_program.TEXTS.unpack(file.read(call_program.TEXTS.size))
+def _read_exception(file: IO[bytes], answer: _AnswerRecord, host: str, function: str) -> Error:
+    lengths = call_program.ERROR_TEXT_LENGTHS.unpack(file.read(call_program.ERROR_TEXT_LENGTHS.size))
     reason, text = (file.read(length).decode(errors="backslashreplace") for length in lengths)
-    if answer.length == call_program.TEXTS.size + sum(lengths):
+    if answer.length == call_program.ERROR_TEXT_LENGTHS.size + sum(lengths):
         return Error(RemoteFunctionError(host, function, reason, text))
     try:
         form = _Unpickler(file).load()
-        error = call_program.rebuild(*form) if isinstance(form, tuple) else form
+        error = call_program.rebuild_exception(*form) if isinstance(form, tuple) else form
     except Exception as problem:  # noqa: BLE001 - as above
         failure = RemoteFunctionError(host, function, reason, text)
         failure.__cause__ = problem
@@ -104,7 +112,7 @@ def _error(file: IO[bytes], answer: _Record, host: str, function: str) -> Error:
     return Error(error)
 
 
-def _failed(host: str, function: str, reason: str, cause: Exception | None = None) -> Error:
+def _function_error(host: str, function: str, reason: str, cause: Exception | None = None) -> Error:
     error = RemoteFunctionError(host, function, reason)
     error.__cause__ = cause
     return Error(error)

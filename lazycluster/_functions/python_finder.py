@@ -9,29 +9,29 @@ from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.shell import quote_path
 
 
-def candidates(python: str | None) -> tuple[str, ...]:
+def python_candidates(python: str | None) -> tuple[str, ...]:
     """Return the names under which a Python is looked for on the host, in order."""
     if python is not None:
         return (python,)
     return (f"python{sys.version_info[0]}.{sys.version_info[1]}", "python3")
 
 
-def start_python(python: str | None, bootstrap: str) -> str:
+def exec_python_script(python: str | None, bootstrap: str) -> str:
     """Return the shell text that becomes the first Python found, or ends with 127."""
     return _set(python, lc_bootstrap=bootstrap) + text("find_python", "start_python")
 
 
-def start_and_mind_python(python: str | None, bootstrap: str, *, mark: str, directories: str) -> str:
+def run_python_script(python: str | None, bootstrap: str, *, mark: str, temp_dir_prefix: str) -> str:
     """Return the shell text that runs the first Python found, or ends with 127, and cleans up after one that fails.
 
     Should it be killed, the shell ends what has the variable `mark` in its environment, and removes the temporary
-    directories whose names begin with `directories`.
+    directories whose names begin with `temp_dir_prefix`.
     """
-    values = _set(python, lc_bootstrap=bootstrap, lc_mark=mark, lc_directories=directories)
+    values = _set(python, lc_bootstrap=bootstrap, lc_mark=mark, lc_directories=temp_dir_prefix)
     return values + text("find_python", "find_marked", "end_marked", "start_supervisor")
 
 
 def _set(python: str | None, **values: str) -> str:
     """Return the lines that set variables, and the Pythons to try as parameters."""
-    words = " ".join(quote_path(name) for name in candidates(python))
+    words = " ".join(quote_path(name) for name in python_candidates(python))
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()) + f"set -- {words}\n"

@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
-from lazycluster._functions.bootstrap import Greeting, check_python, parse_greeting, program
-from lazycluster._functions.python_finder import candidates, start_python
+from lazycluster._functions.bootstrap import PythonInfo, build_call_program, check_python_version, parse_greeting
+from lazycluster._functions.python_finder import exec_python_script, python_candidates
 from lazycluster._model.watch import Watch
-from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
 from lazycluster.results import Collector, Stream
@@ -18,12 +18,12 @@ from lazycluster.results import Collector, Stream
 if TYPE_CHECKING:
     from lazycluster._functions.serialize import Payload
 
-_CHUNK = 1 << 18
-_NOT_FOUND = 127
+_ANSWER_READ_BYTES = 1 << 18
+_EXIT_COMMAND_NOT_FOUND = 127
 
 
-def call(
-    sessions: Sessions,
+def run_function_in_session(
+    ssh_client: SshClient,
     payload: Payload,
     outcome: IO[bytes],
     *,
@@ -35,9 +35,9 @@ def call(
 ) -> None:
     """Run a function; see `Connection.call()`."""
     token = secrets.token_hex(8)
-    sent = program(token)
-    script = sessions.script(
-        start_python(python, sent.bootstrap),
+    host_program = build_call_program(token)
+    script = ssh_client.script(
+        exec_python_script(python, host_program.bootstrap),
         title=f"python: {payload.function}",
         cwd=cwd,
         env=env,
@@ -45,31 +45,33 @@ def call(
         login_shell=False,
     )
     collector = watch.collector or Collector()
-    greetings: list[Greeting] = []
+    greetings: list[PythonInfo] = []
 
     def work(session: Session) -> None:
         outcome.seek(0)
         outcome.truncate()
-        session.feed(sent.text)
-        greeting = _greeting(session, token)
-        check_python(greeting, sessions.host)
+        session.write(host_program.stdin_prefix)
+        greeting = _read_python_greeting(session, token)
+        check_python_version(greeting, ssh_client.host)
         greetings.append(greeting)
         with contextlib.suppress(SessionEndedError):  # the answer says why nobody reads any more
-            session.feed(payload.data)
-        while data := session.read(_CHUNK):
+            session.write(payload.full_request)
+        while data := session.read(_ANSWER_READ_BYTES):
             outcome.write(data)
-        session.finish()
+        session.wait()
 
-    exit_code = sessions.perform(script, work, collector=collector, timeout=timeout, watch=watch)
+    exit_code = ssh_client.run_script(script, work, collector=collector, timeout=timeout, watch=watch)
     if greetings:
         return
-    if exit_code == _NOT_FOUND:
-        raise PythonNotFoundError(sessions.host, " and ".join(candidates(python)))
-    said = collector.joined(Stream.STDERR).decode(errors="replace").strip()
-    raise RemoteFunctionError(sessions.host, payload.function, f"Python ended with exit status {exit_code}", said)
+    if exit_code == _EXIT_COMMAND_NOT_FOUND:
+        raise PythonNotFoundError(ssh_client.host, " and ".join(python_candidates(python)))
+    stderr_text = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
+    raise RemoteFunctionError(
+        ssh_client.host, payload.function, f"Python ended with exit status {exit_code}", stderr_text
+    )
 
 
-def _greeting(session: Session, token: str) -> Greeting:
+def _read_python_greeting(session: Session, token: str) -> PythonInfo:
     while (line := session.read_until(b"\n")) is not None:
         greeting = parse_greeting(line, token)
         if greeting is not None:

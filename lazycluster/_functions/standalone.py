@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import sys
 
-from lazycluster._functions.bootstrap import LOADER, modules_text
+from lazycluster._functions.bootstrap import LOADER_SOURCE, modules_source
 from lazycluster._functions.serialize import Payload, cloudpickle_source
 
-_HEAD = """\
+_FILE_HEADER = """\
 # {function}, pickled by lazycluster for Python {major}.{minor}. Whoever runs this file runs what is in the pickle.
 import sys
 if sys.version_info[:2] != ({major}, {minor}):
@@ -16,23 +16,23 @@ if sys.version_info[:2] != ({major}, {minor}):
 sys.path[:] = [p for p in sys.path if p]
 """
 # In a function, because `call` empties the namespace of __main__ for the function that it calls.
-_START = """\
-def _start(call):
+_FILE_MAIN = """\
+def _start(call_program):
     import base64, os, tempfile
     answer = os.dup(1)
     os.dup2(2, 1)
-    call.install(base64.b64decode(b'''
+    call_program.prepare(base64.b64decode(b'''
 {cloudpickle}'''))
     request = tempfile.TemporaryFile()
     request.write(base64.b64decode(b'''
 {request}'''))
     request.seek(0)
-    call.work(os.dup(request.fileno()), answer, call.DONE)
+    call_program.run_call(os.dup(request.fileno()), answer, call_program.DONE_RECORD)
 _start(call_program)
 """
 
 
-def file_by_hand(payload: Payload) -> str:
+def render_standalone_file(payload: Payload) -> str:
     """Return the text of the file, which is ASCII.
 
     What the function prints goes to standard error, its answer, for `read_outcome`, to standard output. Nothing watches
@@ -40,8 +40,9 @@ def file_by_hand(payload: Payload) -> str:
     """
     major, minor = sys.version_info[:2]
     name = payload.function.encode("ascii", "backslashreplace").decode("ascii")
-    start = _START.format(
+    start = _FILE_MAIN.format(
         cloudpickle=base64.encodebytes(cloudpickle_source()).decode("ascii"),
-        request=base64.encodebytes(payload.request()).decode("ascii"),
+        request=base64.encodebytes(payload.encode_request()).decode("ascii"),
     )
-    return f"{_HEAD.format(function=name, major=major, minor=minor)}{LOADER}{modules_text(('call_program',))}{start}"
+    header = _FILE_HEADER.format(function=name, major=major, minor=minor)
+    return f"{header}{LOADER_SOURCE}{modules_source(('call_program',))}{start}"

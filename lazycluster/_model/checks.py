@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-_LONGEST_CONNECT_TIMEOUT = 1e6
+_MAX_CONNECT_TIMEOUT_SECONDS = 1e6
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def absolute(path: str | os.PathLike[str]) -> Path:
+def absolute_path(path: str | os.PathLike[str]) -> Path:
     """Return a local path that no later change of the working directory moves; links are not followed."""
     return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links
 
@@ -55,8 +55,8 @@ def check_connect_timeout(seconds: float) -> float:
     Raises:
         ValueError: It is not a positive number of seconds, or more than ssh takes.
     """
-    if not _is_duration(seconds) or seconds >= _LONGEST_CONNECT_TIMEOUT:
-        longest = f" (less than {_LONGEST_CONNECT_TIMEOUT:,.0f})"
+    if not _is_duration(seconds) or seconds >= _MAX_CONNECT_TIMEOUT_SECONDS:
+        longest = f" (less than {_MAX_CONNECT_TIMEOUT_SECONDS:,.0f})"
         raise ValueError(f"connect_timeout is a positive number of seconds, not {seconds!r}{longest}")
     return seconds
 

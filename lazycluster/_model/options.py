@@ -23,15 +23,15 @@ class ConnectionOptions(_LoginOptions, total=False):
     config_file: str | os.PathLike[str] | None
 
 
-class _HostOptions(TypedDict, total=False):
+class _TransportOptions(TypedDict, total=False):
     python: str | None
     resident: bool
     grace: float
 
 
-class RuntimeOptions(ConnectionOptions, _HostOptions, total=False):
+class RuntimeOptions(ConnectionOptions, _TransportOptions, total=False):
     """The keywords of `Runtime`: those of `Connection`, and its own."""
 
 
-class ManagerOptions(_LoginOptions, _HostOptions, total=False):
+class ManagerOptions(_LoginOptions, _TransportOptions, total=False):
     """The keywords of `Runtime` that a `RuntimeManager` hands on: all but the configuration, which is its own."""

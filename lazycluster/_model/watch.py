@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import attrs
 
-from lazycluster._waiting import Cancellation
+from lazycluster._waiting import CancelToken
 from lazycluster.results import Collector, Stream
 
 
@@ -28,7 +28,7 @@ class Watch:
 
     on_output: Callable[[Stream, bytes], None] = _ignore_output
     on_progress: Callable[[int, int | None], None] = _ignore_progress
-    cancellation: Cancellation | None = None
+    cancel_token: CancelToken | None = None
     collector: Collector | None = None
 
 

@@ -8,209 +8,211 @@ import selectors
 from collections import deque
 from collections.abc import Callable
 
-from lazycluster._remote.process_tree import Ending, Row, descendants, marked
+from lazycluster._remote.process_tree import ProcessEntry, TreeTerminator, descendants, find_marked
 from lazycluster._remote.protocol import (
     ENDED,
-    GRANT_INPUT,
-    GRANTED,
+    INPUT_WINDOW_UPDATE,
     OUTCOME,
-    PIECE,
-    WINDOW,
-    number,
+    STREAM_CHUNK_BYTES,
+    WINDOW_BYTES,
+    WINDOW_UPDATE_THRESHOLD_BYTES,
+    encode_number,
     pack,
 )
-from lazycluster._remote.send_queue import Outbox
-from lazycluster._remote.spawn import enlarge, waiting
+from lazycluster._remote.send_queue import SendQueue
+from lazycluster._remote.spawn import enlarge_pipe, readable_bytes
 
-_PIPE = 1 << 16
+_DEFAULT_PIPE_BYTES = 1 << 16
 
 
-class Reader:
+class PipeReader:
     """One stream that a job writes to."""
 
     def __init__(self, descriptor: int, kind: int) -> None:
         """Take the reading end of a pipe."""
         self.descriptor = descriptor
         self.kind = kind
-        self.watched = False
-        self.capacity = _PIPE
-        self.left: int | None = None
+        self.is_registered = False
+        self.capacity = _DEFAULT_PIPE_BYTES
+        self.remaining_bytes: int | None = None
         """Bytes that the pipe can hold of a process that has ended; what comes later is of another one."""
 
     @property
-    def piece(self) -> int:
+    def chunk_bytes(self) -> int:
         """Return how much to read at once: more where it was seen that there is much."""
-        return PIECE if self.capacity == _PIPE else 4 * PIECE
+        return STREAM_CHUNK_BYTES if self.capacity == _DEFAULT_PIPE_BYTES else 4 * STREAM_CHUNK_BYTES
 
 
-class Job:
-    """A command or function; `name` is its number on the channel."""
+class Child:
+    """A command or function; `number` is its number on the channel."""
 
     def __init__(
         self,
-        name: int,
+        number: int,
         grace: float,
         selector: "selectors.BaseSelector",
-        outbox: Outbox,
-        on_end: "Callable[[Job], None]",
+        send_queue: SendQueue,
+        on_end: "Callable[[Child], None]",
     ) -> None:
         """Begin without a process; `on_end` is called when there is nothing more to tell about it."""
-        self.name = name
+        self.number = number
         self.grace = grace
         self.pid = 0
-        self.status: int | None = None
-        self.ending: Ending | None = None
-        self.over = False
-        self.done = b""
+        self.wait_status: int | None = None
+        self.terminator: TreeTerminator | None = None
+        self.finished = False
+        self.done_record = b""
         """How an outcome ends after which its process needs no further watching."""
-        self._said_done = False
-        self._tail = b""
-        self._forsaken = False
-        self.collected: bytearray | None = None
+        self._done_record_seen = False
+        self._outcome_tail = b""
+        self._detached = False
+        self.captured_output: bytearray | None = None
         """Where output goes that is not sent."""
         self._selector = selector
-        self._outbox = outbox
+        self._send_queue = send_queue
         self._on_end = on_end
-        self._credit = WINDOW
-        self._readers: list[Reader] = []
-        self._input: deque[memoryview] = deque()
+        self._send_window = WINDOW_BYTES
+        self._readers: list[PipeReader] = []
+        self._pending_input: deque[memoryview] = deque()
         self._input_ended = False
-        self._input_descriptor = -1
-        self._input_watched = False
-        self._taken = 0
+        self._input_writer = -1
+        self._input_is_registered = False
+        self._unacknowledged_bytes = 0
 
-    def begin(self, pid: int, feeding: int, streams: "tuple[tuple[int, int], ...]") -> None:
+    def process_started(self, pid: int, input_writer: int, streams: "tuple[tuple[int, int], ...]") -> None:
         """Take over a process with our ends of its pipes, which do not block; -1 for no input."""
         self.pid = pid
         for descriptor, kind in streams:
-            self._readers.append(Reader(descriptor, kind))
-        self.watch()
-        self._input_descriptor = feeding
-        self._feed()
+            self._readers.append(PipeReader(descriptor, kind))
+        self.update_reading()
+        self._input_writer = input_writer
+        self._flush_input()
 
     # Input -----------------------------------------------------------------------------------------------------------
 
     @property
     def needs_input(self) -> bool:
         """Tell whether it is to have a pipe for its standard input."""
-        return bool(self._input) or not self._input_ended
+        return bool(self._pending_input) or not self._input_ended
 
-    def give_setting(self, data: bytes) -> None:
+    def prepend_input(self, data: bytes) -> None:
         """Put something before the input that is no part of it."""
-        self._input.appendleft(memoryview(data))
-        self._taken -= len(data)
+        self._pending_input.appendleft(memoryview(data))
+        self._unacknowledged_bytes -= len(data)
 
-    def give(self, data: bytes) -> None:
+    def write_input(self, data: bytes) -> None:
         """Take a piece of its input."""
         if data:
-            self._input.append(memoryview(data))
-        self._feed()
+            self._pending_input.append(memoryview(data))
+        self._flush_input()
 
     def end_input(self) -> None:
         """Take note that its input is complete."""
         self._input_ended = True
-        self._feed()
+        self._flush_input()
 
-    def _feed(self) -> None:
+    def _flush_input(self) -> None:
         """Write what it has not read yet, as far as it takes it."""
         if not self.pid:
             return
         try:
-            while self._input and self._input_descriptor >= 0:
-                written = os.write(self._input_descriptor, self._input[0])
-                self._taken += written
-                if written == len(self._input[0]):
-                    self._input.popleft()
+            while self._pending_input and self._input_writer >= 0:
+                written = os.write(self._input_writer, self._pending_input[0])
+                self._unacknowledged_bytes += written
+                if written == len(self._pending_input[0]):
+                    self._pending_input.popleft()
                 else:
-                    self._input[0] = self._input[0][written:]
+                    self._pending_input[0] = self._pending_input[0][written:]
         except BlockingIOError:
             pass
         except OSError:
             self.close_input()
-        if self._input_descriptor < 0:  # it reads no more: what still comes for it goes nowhere
-            self._taken += sum(map(len, self._input))
-            self._input.clear()
-        if self._taken >= GRANTED and not self._input_ended:
-            self._outbox.send(GRANT_INPUT, self.name, number(self._taken))
-            self._taken = 0
-        if self._input_ended and not self._input:
+        if self._input_writer < 0:  # it reads no more: what still comes for it goes nowhere
+            self._unacknowledged_bytes += sum(map(len, self._pending_input))
+            self._pending_input.clear()
+        if self._unacknowledged_bytes >= WINDOW_UPDATE_THRESHOLD_BYTES and not self._input_ended:
+            self._send_queue.send(INPUT_WINDOW_UPDATE, self.number, encode_number(self._unacknowledged_bytes))
+            self._unacknowledged_bytes = 0
+        if self._input_ended and not self._pending_input:
             self.close_input()
-        elif bool(self._input) != self._input_watched:
-            self._input_watched = not self._input_watched
-            if self._input_watched:
-                self._selector.register(self._input_descriptor, selectors.EVENT_WRITE, self._feed)
+        elif bool(self._pending_input) != self._input_is_registered:
+            self._input_is_registered = not self._input_is_registered
+            if self._input_is_registered:
+                self._selector.register(self._input_writer, selectors.EVENT_WRITE, self._flush_input)
             else:
-                self._selector.unregister(self._input_descriptor)
+                self._selector.unregister(self._input_writer)
 
     def close_input(self) -> None:
         """End its standard input."""
-        if self._input_descriptor >= 0:
-            if self._input_watched:
-                self._selector.unregister(self._input_descriptor)
-                self._input_watched = False
-            os.close(self._input_descriptor)
-            self._input_descriptor = -1
+        if self._input_writer >= 0:
+            if self._input_is_registered:
+                self._selector.unregister(self._input_writer)
+                self._input_is_registered = False
+            os.close(self._input_writer)
+            self._input_writer = -1
 
     # Output ----------------------------------------------------------------------------------------------------------
 
-    def grant(self, size: int) -> None:
+    def increase_window(self, size: int) -> None:
         """Take leave to send so many bytes more."""
-        self._credit += size
-        self.watch()
-        if self.status is not None:
-            self.settle()
+        self._send_window += size
+        self.update_reading()
+        if self.wait_status is not None:
+            self.report_end_if_complete()
 
-    def watch(self) -> None:
+    def update_reading(self) -> None:
         """Look out for output where there is leave to send it, or nobody to send it to."""
-        wanted = self.over or self._forsaken or (self._credit > 0 and not self._outbox.congested)
+        should_read = self.finished or self._detached or (self._send_window > 0 and not self._send_queue.congested)
         for reader in self._readers:
-            if wanted and not reader.watched:
+            if should_read and not reader.is_registered:
                 self._selector.register(
-                    reader.descriptor, selectors.EVENT_READ, lambda reader=reader: self._read(reader)
+                    reader.descriptor, selectors.EVENT_READ, lambda reader=reader: self._read_output(reader)
                 )
-            elif not wanted and reader.watched:
+            elif not should_read and reader.is_registered:
                 self._selector.unregister(reader.descriptor)
-            reader.watched = wanted
+            reader.is_registered = should_read
 
-    def _read(self, reader: Reader) -> bool:
+    def _read_output(self, reader: PipeReader) -> bool:
         """Send on what a stream holds; tell whether there may be more of it now."""
-        heard = not (self.over or self._forsaken)
-        if reader.descriptor < 0 or (heard and self._credit <= 0):  # so since the selector saw it
+        is_forwarded = not (self.finished or self._detached)
+        if reader.descriptor < 0 or (is_forwarded and self._send_window <= 0):  # so since the selector saw it
             return False
         try:
-            data = os.read(reader.descriptor, min(reader.piece, self._credit) if heard else reader.piece)
+            data = os.read(
+                reader.descriptor, min(reader.chunk_bytes, self._send_window) if is_forwarded else reader.chunk_bytes
+            )
         except BlockingIOError:
             return False
         except OSError:
             data = b""
         if not data:
-            self._drop(reader)
-            if self.status is not None and not self._readers:
-                self.settle()
+            self._close_reader(reader)
+            if self.wait_status is not None and not self._readers:
+                self.report_end_if_complete()
             return False
-        if len(data) == PIECE and reader.capacity == _PIPE:
-            reader.capacity = enlarge(reader.descriptor)
-        if not heard:
+        if len(data) == STREAM_CHUNK_BYTES and reader.capacity == _DEFAULT_PIPE_BYTES:
+            reader.capacity = enlarge_pipe(reader.descriptor)
+        if not is_forwarded:
             return True  # of a process that was left in the background, or so
-        if reader.left is not None:
-            reader.left -= len(data)
-        if self.collected is not None:
-            self.collected += data
+        if reader.remaining_bytes is not None:
+            reader.remaining_bytes -= len(data)
+        if self.captured_output is not None:
+            self.captured_output += data
             return True
-        self._credit -= len(data)
-        self._outbox.send_piece(reader.kind, self.name, data)
-        if reader.kind == OUTCOME and self.done:
-            self._tail = (self._tail + data[-len(self.done) :])[-len(self.done) :]
-            if self._tail == self.done:
-                self._said_done = True
-                self.exited(0)
+        self._send_window -= len(data)
+        self._send_queue.send_chunk(reader.kind, self.number, data)
+        if reader.kind == OUTCOME and self.done_record:
+            self._outcome_tail = (self._outcome_tail + data[-len(self.done_record) :])[-len(self.done_record) :]
+            if self._outcome_tail == self.done_record:
+                self._done_record_seen = True
+                self.process_exited(0)
                 return False
-        if self._credit <= 0:
-            self.watch()
+        if self._send_window <= 0:
+            self.update_reading()
         return True
 
-    def _drop(self, reader: Reader) -> None:
-        if reader.watched:
+    def _close_reader(self, reader: PipeReader) -> None:
+        if reader.is_registered:
             self._selector.unregister(reader.descriptor)
         os.close(reader.descriptor)
         reader.descriptor = -1
@@ -218,71 +220,73 @@ class Job:
 
     # The end ---------------------------------------------------------------------------------------------------------
 
-    def exited(self, status: int) -> None:
+    def process_exited(self, wait_status: int) -> None:
         """Take note of what waitpid(2) says of its process."""
-        if self.status is None:
-            self.status = status
+        if self.wait_status is None:
+            self.wait_status = wait_status
             for reader in self._readers:
-                reader.left = waiting(reader.descriptor, reader.capacity)
-            self.settle()
+                reader.remaining_bytes = readable_bytes(reader.descriptor, reader.capacity)
+            self.report_end_if_complete()
 
-    def settle(self) -> None:
+    def report_end_if_complete(self) -> None:
         """End it once its process has ended, its output is on its way, and what it started is gone if it must."""
-        if self.ending is not None or self.over or self.status is None:
+        if self.terminator is not None or self.finished or self.wait_status is None:
             return
-        readers = [] if self._forsaken else list(self._readers)
-        while readers and self._credit > 0:
-            if not (readers[0].left and readers[0].left > 0 and self._read(readers[0])):
+        readers = [] if self._detached else list(self._readers)
+        while readers and self._send_window > 0:
+            if not (readers[0].remaining_bytes and readers[0].remaining_bytes > 0 and self._read_output(readers[0])):
                 readers.pop(0)
-        if readers or self._is_over():
+        if readers or self._is_finished():
             return  # the rest is sent with the next grant; or the last of the streams has ended it
-        how = b"done" if self._said_done else b"signal" if os.WIFSIGNALED(self.status) else b"exit"
-        self.end(how, number(self.status))
+        kind = b"done" if self._done_record_seen else b"signal" if os.WIFSIGNALED(self.wait_status) else b"exit"
+        self.report_end(kind, encode_number(self.wait_status))
 
-    def _is_over(self) -> bool:
-        return self.over
+    def _is_finished(self) -> bool:
+        return self.finished
 
-    def end(self, how: bytes, what: "bytes | str") -> None:
+    def report_end(self, kind: bytes, detail: "bytes | str") -> None:
         """Tell the end: `exit` or `signal` and what waitpid(2) said, `cd` or `failed` and why."""
-        if self.collected is None and not self._forsaken:
-            self._outbox.send(ENDED, self.name, pack(how, what if isinstance(what, bytes) else os.fsencode(what)))
-        self.leave()
+        if self.captured_output is None and not self._detached:
+            self._send_queue.send(
+                ENDED, self.number, pack(kind, detail if isinstance(detail, bytes) else os.fsencode(detail))
+            )
+        self.finish()
         self._on_end(self)
 
-    def forsake(self) -> None:
+    def detach(self) -> None:
         """Tell nothing more of it, as nobody waits for it; it is being ended."""
-        self._forsaken = True
+        self._detached = True
         self.close_input()
-        self.watch()
-        self.settle()
+        self.update_reading()
+        self.report_end_if_complete()
 
-    def leave(self) -> None:
+    def finish(self) -> None:
         """Tell nothing more of it; a process that it left in the background may print on."""
-        self.over = True
+        self.finished = True
         self.close_input()
-        self.watch()
+        self.update_reading()
 
     def stop(self, mark: str) -> None:
         """Begin to end its process with all that it started; asked a second time, at once."""
-        if self.ending is not None:
-            self.ending.hurry()
+        if self.terminator is not None:
+            self.terminator.escalate()
         elif self.pid:
-            self.ending = Ending(
-                lambda table: self._members(f"{mark}{self.name}.".encode(), table), self.grace, self.pid
+            self.terminator = TreeTerminator(
+                lambda table: self._find_processes(f"{mark}{self.number}.".encode(), table), self.grace, self.pid
             )
 
-    def _members(self, mark: bytes, table: "list[Row]") -> "set[int]":
+    def _find_processes(self, mark: bytes, table: "list[ProcessEntry]") -> "set[int]":
         """Return the processes of the job: below its own, of its session, and orphans with its mark."""
-        found = descendants(table, self.pid, self.pid) | ({self.pid} if self.status is None else set())
+        found = descendants(table, self.pid, self.pid) | ({self.pid} if self.wait_status is None else set())
         orphans = [row for row in table if row.parent in {1, os.getpid()} and row.pid not in found]
-        for pid in marked(orphans, mark):
+        for pid in find_marked(orphans, mark):
             found |= {pid} | descendants(table, pid)
         return found
 
-    def stopped(self) -> None:
+    def tree_terminated(self) -> None:
         """Take note that all of it is gone, or cannot be killed."""
-        self.ending = None
-        if self.status is None:
-            self.end(b"failed", "it could not be killed")
+        self.terminator = None
+        if self.wait_status is None:
+            self.report_end(b"failed", "it could not be killed")
         else:
-            self.settle()
+            self.report_end_if_complete()

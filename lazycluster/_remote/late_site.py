@@ -19,26 +19,26 @@ class _Flags(tuple):  # type: ignore[type-arg]  # Python 3.6 cannot subscript it
     no_site = 0
 
     def __getattr__(self, name: str) -> object:
-        return getattr(_given, name)
+        return getattr(_original_flags, name)
 
     def __repr__(self) -> str:
-        return repr(_given).replace("no_site=1", "no_site=0")
+        return repr(_original_flags).replace("no_site=1", "no_site=0")
 
 
-_given = sys.flags
+_original_flags = sys.flags
 
 
-def catch_up() -> None:
+def run_site_main() -> None:
     """Find site-packages, and run what they and `sitecustomize` want run at the start of each Python.
 
     Raises:
         RuntimeError: One of them ends the Python that it is run in.
     """
-    if not _given.no_site:
+    if not _original_flags.no_site:
         return
     try:
         site.main()
     except SystemExit as error:
         raise RuntimeError(f"sitecustomize, or a .pth file in site-packages, ends Python: {error!r}") from error
-    place = repr(_given).partition("no_site=")[0].count("=")
-    sys.flags = _Flags((*_given[:place], 0, *_given[place + 1 :]))  # type: ignore[assignment]
+    place = repr(_original_flags).partition("no_site=")[0].count("=")
+    sys.flags = _Flags((*_original_flags[:place], 0, *_original_flags[place + 1 :]))  # type: ignore[assignment]

@@ -7,7 +7,7 @@ import inspect
 import socket
 
 
-def is_free(port: int) -> bool:
+def is_port_free(port: int) -> bool:
     """Tell whether a server could bind a port on every address, IPv4 and IPv6, as far as the machine has them."""
     addresses = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, ""), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")]
     for family, address in addresses:
@@ -29,7 +29,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listens on just now, chosen by the system."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -37,7 +37,7 @@ def free_port() -> int:
         return port
 
 
-def check_program() -> str:
+def port_check_program() -> str:
     """Return a Python program (3.6 and newer) that reads ports, one a line, and prints those that are free."""
-    loop = "for line in sys.stdin:\n    if is_free(int(line)):\n        print(int(line))\n"
-    return f"import errno, socket, sys\n{inspect.getsource(is_free)}\n{loop}"
+    loop = "for line in sys.stdin:\n    if is_port_free(int(line)):\n        print(int(line))\n"
+    return f"import errno, socket, sys\n{inspect.getsource(is_port_free)}\n{loop}"

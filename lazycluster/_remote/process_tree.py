@@ -11,25 +11,27 @@ from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_CHILD_SUBREAPER = 36
-_UNKILLABLE = 2.0  # seconds to wait for processes that SIGKILL was sent to
-_LOOKS = 2  # in the moment of its exec a process shows no environment, so nothing found counts when found twice
+_KILL_TIMEOUT_SECONDS = 2.0  # seconds to wait for processes that SIGKILL was sent to
+_EMPTY_SCANS_REQUIRED = (
+    2  # in the moment of its exec a process shows no environment, so nothing found counts when found twice
+)
 
 
-class Row:
-    """A process that is no zombie. `born` is its start in the kernel's ticks: with it a number is nobody else's."""
+class ProcessEntry:
+    """A process that is not a zombie. `start_time` is in the kernel's ticks: with it, a reused pid is told apart."""
 
-    __slots__ = ("born", "group", "parent", "pid", "session")
+    __slots__ = ("group", "parent", "pid", "session", "start_time")
 
-    def __init__(self, pid: int, parent: int, group: int, session: int, born: int = 0) -> None:
+    def __init__(self, pid: int, parent: int, group: int, session: int, start_time: int = 0) -> None:
         """Keep what the kernel says."""
         self.pid = pid
         self.parent = parent
         self.group = group
         self.session = session
-        self.born = born
+        self.start_time = start_time
 
 
-def adopt_orphans() -> bool:
+def become_subreaper() -> bool:
     """Become the parent of what loses its own below this process; tell whether the kernel can do that (Linux 3.4)."""
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
@@ -48,12 +50,12 @@ def _prctl(option: int, value: int) -> bool:
     return False
 
 
-def how_ended(status: int) -> str:
+def describe_wait_status(wait_status: int) -> str:
     """Return in words how a function's process ended, from what waitpid(2) says."""
-    if os.WIFSIGNALED(status):
-        signal_number = os.WTERMSIG(status)
+    if os.WIFSIGNALED(wait_status):
+        signal_number = os.WTERMSIG(wait_status)
         return f"was killed by signal {signal_number} ({signal_name(signal_number)})"
-    return f"ended with exit status {os.WEXITSTATUS(status)} before the function returned (os._exit?)"
+    return f"ended with exit status {os.WEXITSTATUS(wait_status)} before the function returned (os._exit?)"
 
 
 def signal_name(signal_number: int) -> str:
@@ -66,7 +68,7 @@ def signal_name(signal_number: int) -> str:
         return "unknown"
 
 
-def descendants(table: "list[Row]", root: int, group: int = 0) -> "set[int]":
+def descendants(table: "list[ProcessEntry]", root: int, group: int = 0) -> "set[int]":
     """Return the processes below `root`, and those of the process group or session `group` that lost their parent."""
     found = {root}
     while True:
@@ -77,7 +79,7 @@ def descendants(table: "list[Row]", root: int, group: int = 0) -> "set[int]":
         found |= more
 
 
-def marked(table: "list[Row]", mark: bytes) -> "set[int]":
+def find_marked(table: "list[ProcessEntry]", mark: bytes) -> "set[int]":
     """Return the processes that have a mark in the environment that they began with (proc_pid_environ(5))."""
     found = set()
     for row in table:
@@ -87,10 +89,10 @@ def marked(table: "list[Row]", mark: bytes) -> "set[int]":
     return found
 
 
-def process_table() -> "list[Row]":
+def process_table() -> "list[ProcessEntry]":
     """Return every process that is no zombie."""
     if not os.access("/proc/self/stat", os.R_OK):
-        return _process_table_of_ps()
+        return _process_table_from_ps()
     table = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -98,11 +100,13 @@ def process_table() -> "list[Row]":
                 # proc_pid_stat(5): pid (comm) state ppid pgrp session ...; comm may hold anything, parentheses too
                 fields = file.read().rpartition(b")")[2].split()
                 if fields[0] != b"Z":
-                    table.append(Row(int(entry.name), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19])))
+                    table.append(
+                        ProcessEntry(int(entry.name), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+                    )
     return table
 
 
-def _process_table_of_ps() -> "list[Row]":
+def _process_table_from_ps() -> "list[ProcessEntry]":
     reading, writing = os.pipe()
     argv = ["ps", "-A", "-o", "pid=", "-o", "ppid=", "-o", "pgid=", "-o", "stat="]
     ps = os.fork()
@@ -117,59 +121,59 @@ def _process_table_of_ps() -> "list[Row]":
         rows = [line.split() for line in file]
     os.waitpid(ps, 0)
     return [
-        Row(int(row[0]), int(row[1]), int(row[2]), int(row[2]))
+        ProcessEntry(int(row[0]), int(row[1]), int(row[2]), int(row[2]))
         for row in rows
         if int(row[0]) != ps and row[3][:1] != b"Z"
     ]
 
 
-class Ending:
+class TreeTerminator:
     """Ends processes, one look at a time: SIGTERM to each when it is first seen, SIGKILL when the grace is over.
 
     What a process starts that was told to end and lives yet, such as the `rm` of a trap, is its own way of ending:
     that is told only when it is left alone.
     """
 
-    def __init__(self, find: "Callable[[list[Row]], set[int]]", grace: float, first: int = 0) -> None:
+    def __init__(self, find: "Callable[[list[ProcessEntry]], set[int]]", grace: float, root_pid: int = 0) -> None:
         """Prepare to end what `find` finds in the table of processes, and what was found before.
 
-        The process `first` comes first: a function would else see a child of its end, and might return as if nothing
+        The process `root_pid` comes first: a function would else see a child of its end, and might return as if nothing
         had happened.
         """
         self._find = find
-        self._first = first
+        self._root_pid = root_pid
         self._known: set[tuple[int, int]] = set()
-        self._empty = 0
-        self._late = time.monotonic() + grace
-        self.left: set[int] = set()
+        self._empty_scans = 0
+        self._kill_at = time.monotonic() + grace
+        self.unkillable: set[int] = set()
         """What could not be killed."""
 
-    def hurry(self) -> None:
+    def escalate(self) -> None:
         """End the grace."""
-        self._late = min(self._late, time.monotonic())
+        self._kill_at = min(self._kill_at, time.monotonic())
 
-    def step(self, table: "list[Row]") -> bool:
+    def step(self, table: "list[ProcessEntry]") -> bool:
         """Send the signals that are due, and tell whether nothing is left, or what is left cannot be killed."""
         now = time.monotonic()
         rows = {row.pid: row for row in table}
-        found = self._find(table) | {pid for pid, born in self._known if pid in rows and rows[pid].born == born}
+        found = self._find(table) | {pid for pid, born in self._known if pid in rows and rows[pid].start_time == born}
         found = {pid for pid in found if pid in rows and pid != os.getpid()}
         if not found:
-            self._empty += 1
-            return self._empty >= _LOOKS
-        self._empty = 0
-        fresh = {pid for pid in found if (pid, rows[pid].born) not in self._known}
-        kill = now >= self._late
-        below = found - fresh
+            self._empty_scans += 1
+            return self._empty_scans >= _EMPTY_SCANS_REQUIRED
+        self._empty_scans = 0
+        unsignalled = {pid for pid in found if (pid, rows[pid].start_time) not in self._known}
+        kill = now >= self._kill_at
+        below = found - unsignalled
         while below:
-            below = {pid for pid in fresh if rows[pid].parent in below}
-            fresh -= below
-        for pid in sorted(found if kill else fresh, key=self._first.__ne__):
+            below = {pid for pid in unsignalled if rows[pid].parent in below}
+            unsignalled -= below
+        for pid in sorted(found if kill else unsignalled, key=self._root_pid.__ne__):
             for number in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGCONT):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, number)
-        self._known |= {(pid, rows[pid].born) for pid in fresh}
-        if now < self._late + _UNKILLABLE:
+        self._known |= {(pid, rows[pid].start_time) for pid in unsignalled}
+        if now < self._kill_at + _KILL_TIMEOUT_SECONDS:
             return False
-        self.left = found
+        self.unkillable = found
         return True

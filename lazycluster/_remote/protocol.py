@@ -9,79 +9,79 @@ Standard library only, and the syntax of Python 3.6. Nothing here does input or 
 
 import struct
 
-PROTOCOL = 1
+PROTOCOL_VERSION = 1
 """The version of what is described here; the greeting names it."""
 
-HEADER = struct.Struct(">HBxII")
+FRAME_HEADER = struct.Struct(">HBxII")
 """Magic, kind, job, length of the body."""
 
-MAGIC = 0xF5C7
-LARGEST = 1 << 22
+FRAME_MAGIC = 0xF5C7
+MAX_BODY_BYTES = 1 << 22
 """Bytes in the body of a frame, at most."""
-PIECE = 1 << 16
+STREAM_CHUNK_BYTES = 1 << 16
 """Bytes in the body of a frame that carries a piece of a stream."""
-WINDOW = 1 << 22
+WINDOW_BYTES = 1 << 22
 """Bytes of a job that may be on their way in one direction: more than ssh's own window of 2 MiB per channel."""
-GRANTED = WINDOW // 4
+WINDOW_UPDATE_THRESHOLD_BYTES = WINDOW_BYTES // 4
 """Bytes that are taken in before leave is given for as many more."""
 
 # From the runtime to the host.
-RUN, CALL, INPUT, INPUT_END, GRANT, STOP, ASK, PREPARE, FORSAKE = range(1, 10)
+RUN, CALL, INPUT, INPUT_END, WINDOW_UPDATE, STOP, REQUEST, PREPARE, DETACH = range(1, 10)
 # From the host to the runtime.
-GREETING, STARTED, OUTPUT, ERRORS, OUTCOME, GRANT_INPUT, ENDED, ANSWER, FAREWELL, PULSE = range(16, 26)
+HELLO, STARTED, STDOUT, STDERR, OUTCOME, INPUT_WINDOW_UPDATE, ENDED, RESPONSE, GOODBYE, KEEPALIVE = range(16, 26)
 
-STREAMS = frozenset((INPUT, OUTPUT, ERRORS, OUTCOME))
+STREAM_KINDS = frozenset((INPUT, STDOUT, STDERR, OUTCOME))
 """The kinds whose bodies are pieces of a stream."""
 
-NAMES = {
+FRAME_NAMES = {
     RUN: "RUN",
     CALL: "CALL",
     INPUT: "INPUT",
     INPUT_END: "INPUT_END",
-    GRANT: "GRANT",
+    WINDOW_UPDATE: "WINDOW_UPDATE",
     STOP: "STOP",
-    ASK: "ASK",
+    REQUEST: "REQUEST",
     PREPARE: "PREPARE",
-    FORSAKE: "FORSAKE",
-    GREETING: "GREETING",
+    DETACH: "DETACH",
+    HELLO: "HELLO",
     STARTED: "STARTED",
-    OUTPUT: "OUTPUT",
-    ERRORS: "ERRORS",
+    STDOUT: "STDOUT",
+    STDERR: "STDERR",
     OUTCOME: "OUTCOME",
-    GRANT_INPUT: "GRANT_INPUT",
+    INPUT_WINDOW_UPDATE: "INPUT_WINDOW_UPDATE",
     ENDED: "ENDED",
-    ANSWER: "ANSWER",
-    FAREWELL: "FAREWELL",
-    PULSE: "PULSE",
+    RESPONSE: "RESPONSE",
+    GOODBYE: "GOODBYE",
+    KEEPALIVE: "KEEPALIVE",
 }
 
-_LENGTH = struct.Struct(">I")
+_FIELD_LENGTH = struct.Struct(">I")
 
 
 class FrameError(Exception):
-    """What came is no frame of this protocol; `rest` begins with it."""
+    """What came is no frame of this protocol; `trailing_data` begins with it."""
 
-    def __init__(self, reason: str, rest: bytes = b"") -> None:
+    def __init__(self, reason: str, trailing_data: bytes = b"") -> None:
         """Keep the first bytes of what came."""
-        super().__init__(f"{reason}: {rest[:80]!r}")
-        self.rest = rest
+        super().__init__(f"{reason}: {trailing_data[:80]!r}")
+        self.trailing_data = trailing_data
 
 
-def header(kind: int, job: int, length: int) -> bytes:
+def encode_header(kind: int, number: int, length: int) -> bytes:
     """Return the header of a frame, for a body that is sent behind it."""
-    return HEADER.pack(MAGIC, kind, job, length)
+    return FRAME_HEADER.pack(FRAME_MAGIC, kind, number, length)
 
 
-def frame(kind: int, job: int = 0, body: bytes = b"") -> bytes:
+def encode_frame(kind: int, number: int = 0, body: bytes = b"") -> bytes:
     """Return a frame."""
-    if len(body) > LARGEST:
+    if len(body) > MAX_BODY_BYTES:
         raise ValueError(f"a frame of {len(body)} bytes")
-    return HEADER.pack(MAGIC, kind, job, len(body)) + body
+    return FRAME_HEADER.pack(FRAME_MAGIC, kind, number, len(body)) + body
 
 
 def pack(*fields: bytes) -> bytes:
     """Return a body of several fields, each behind its length."""
-    return b"".join(_LENGTH.pack(len(field)) + field for field in fields)
+    return b"".join(_FIELD_LENGTH.pack(len(field)) + field for field in fields)
 
 
 def unpack(body: bytes) -> "list[bytes]":
@@ -91,24 +91,24 @@ def unpack(body: bytes) -> "list[bytes]":
         FrameError: It is not made of fields.
     """
     fields = []
-    at = 0
-    while at < len(body):
-        start = at + _LENGTH.size
+    offset = 0
+    while offset < len(body):
+        start = offset + _FIELD_LENGTH.size
         if start > len(body):
-            raise FrameError("a field without a length", body[at:])
-        at = start + _LENGTH.unpack_from(body, at)[0]
-        if at > len(body):
+            raise FrameError("a field without a length", body[offset:])
+        offset = start + _FIELD_LENGTH.unpack_from(body, offset)[0]
+        if offset > len(body):
             raise FrameError("a field that is cut short", body[start:])
-        fields.append(bytes(body[start:at]))
+        fields.append(bytes(body[start:offset]))
     return fields
 
 
-def number(value: int) -> bytes:
+def encode_number(value: int) -> bytes:
     """Return a whole number as a field, or as the body of a grant."""
     return b"%d" % value
 
 
-class Decoder:
+class FrameDecoder:
     """Turns bytes, in whatever pieces they come, into frames.
 
     A frame that carries a piece of a stream may be given in several: what has come of it is handed on at once.
@@ -117,11 +117,11 @@ class Decoder:
     def __init__(self) -> None:
         """Begin between two frames."""
         self._buffer = bytearray()
-        self._kind = self._job = self._missing = 0
-        self._foreign = False
+        self._kind = self._number = self._bytes_missing = 0
+        self._is_corrupt = False
 
     @property
-    def rest(self) -> bytes:
+    def trailing_data(self) -> bytes:
         """Return what has come of a frame that is not complete, or of what is no frame."""
         return bytes(self._buffer)
 
@@ -131,40 +131,40 @@ class Decoder:
         Raises:
             FrameError: What came is no frame; the frames before it were returned.
         """
-        if self._foreign:
-            raise FrameError("this is no frame of the supervisor's protocol", self.rest)
+        if self._is_corrupt:
+            raise FrameError("this is no frame of the supervisor's protocol", self.trailing_data)
         found = []  # type: list[tuple[int, int, bytes]]
-        at = 0
-        if self._missing:
-            at = self._go_on(data, at, found)
+        offset = 0
+        if self._bytes_missing:
+            offset = self._decode_chunk(data, offset, found)
         elif self._buffer:
             self._buffer += data
             data = bytes(self._buffer)
             self._buffer.clear()
-        while len(data) - at >= HEADER.size:
-            magic, kind, job, length = HEADER.unpack_from(data, at)
-            if magic != MAGIC or kind not in NAMES or length > LARGEST:
-                self._foreign = True
+        while len(data) - offset >= FRAME_HEADER.size:
+            magic, kind, job, length = FRAME_HEADER.unpack_from(data, offset)
+            if magic != FRAME_MAGIC or kind not in FRAME_NAMES or length > MAX_BODY_BYTES:
+                self._is_corrupt = True
                 break
-            end = at + HEADER.size + length
+            end = offset + FRAME_HEADER.size + length
             if end <= len(data):
-                found.append((kind, job, data[at + HEADER.size : end]))
-            elif kind in STREAMS:
-                self._kind, self._job, self._missing = kind, job, length
-                end = self._go_on(data, at + HEADER.size, found)
+                found.append((kind, job, data[offset + FRAME_HEADER.size : end]))
+            elif kind in STREAM_KINDS:
+                self._kind, self._number, self._bytes_missing = kind, job, length
+                end = self._decode_chunk(data, offset + FRAME_HEADER.size, found)
             else:
                 break
-            at = end
-        if at < len(data):
-            self._buffer += data[at:]
-        if self._foreign and not found:
+            offset = end
+        if offset < len(data):
+            self._buffer += data[offset:]
+        if self._is_corrupt and not found:
             return self.feed(b"")
         return found
 
-    def _go_on(self, data: bytes, at: int, found: "list[tuple[int, int, bytes]]") -> int:
+    def _decode_chunk(self, data: bytes, offset: int, found: "list[tuple[int, int, bytes]]") -> int:
         """Hand on what is there of the body of a stream's frame; return where it ends."""
-        piece = data[at : at + self._missing]
-        self._missing -= len(piece)
+        piece = data[offset : offset + self._bytes_missing]
+        self._bytes_missing -= len(piece)
         if piece:
-            found.append((self._kind, self._job, piece))
-        return at + len(piece)
+            found.append((self._kind, self._number, piece))
+        return offset + len(piece)

@@ -7,11 +7,11 @@ import errno
 import os
 import stat
 
-_BROUGHT_UP = ".lazycluster-deep-"
-_TOLD = 20  # paths of which the reason is told
+_MOVED_UP_PREFIX = ".lazycluster-deep-"
+_MAX_REPORTED_FAILURES = 20  # paths of which the reason is told
 
 
-class Directories:
+class TempDirs:
     """Paths on the host, and the temporary ones among them."""
 
     def __init__(self, prefix: str) -> None:
@@ -19,49 +19,49 @@ class Directories:
         self.home = os.getcwd()
         self._prefix = prefix
         self._count = 0
-        self._temporary: list[str] = []
+        self._paths: list[str] = []
 
-    def full(self, path: str) -> str:
+    def absolute_path(self, path: str) -> str:
         """Return a path that does not depend on the current directory; `~` and `~user` are this machine's."""
         return os.path.normpath(os.path.join(self.home, os.path.expanduser(path)))
 
-    def make(self, path: str) -> str:
+    def make_working_dir(self, path: str) -> str:
         """Make a directory where it is missing, and return its full path."""
-        full = self.full(path)
-        os.makedirs(full, exist_ok=True)
-        os.chdir(full)  # it can be entered
+        absolute = self.absolute_path(path)
+        os.makedirs(absolute, exist_ok=True)
+        os.chdir(absolute)  # it can be entered
         os.chdir(self.home)
-        return full
+        return absolute
 
-    def make_temporary(self) -> str:
+    def make_temp_dir(self) -> str:
         """Make a temporary directory, and return its path."""
         self._count += 1
         path = f"{self._prefix}{self._count}"
         os.mkdir(path, 0o700)
-        self._temporary.append(path)
+        self._paths.append(path)
         return path
 
-    def forget(self, paths: "list[str]") -> None:
+    def discard(self, paths: "list[str]") -> None:
         """Leave directories alone that somebody else has removed."""
-        self._temporary = [path for path in self._temporary if path not in paths]
+        self._paths = [path for path in self._paths if path not in paths]
 
-    def remove(self) -> "list[str]":
+    def remove_all(self) -> "list[str]":
         """Remove the temporary directories, and return what could not be removed, with the reason."""
         os.chdir("/")
-        left: list[str] = []
-        for path in self._temporary:
-            left += remove_tree(path)
-        self._temporary = []
-        return left
+        failures: list[str] = []
+        for path in self._paths:
+            failures += remove_tree(path)
+        self._paths = []
+        return failures
 
 
-def _brought_up(path: str, to: str) -> str:
+def _move_up(path: str, new_path: str) -> str:
     """Move a directory whose path is too long to be named, while that of its parent is not, and return its new path."""
     parent, name = os.path.split(path)
     os.chdir(parent)
-    os.rename(name, to)
+    os.rename(name, new_path)
     os.chdir("/")
-    return to
+    return new_path
 
 
 def remove_tree(path: str) -> "list[str]":
@@ -69,30 +69,30 @@ def remove_tree(path: str) -> "list[str]":
 
     Links are not followed, nor is what has taken the place of the directory itself.
     """
-    left: list[str] = []
+    failures: list[str] = []
     todo = [path]
     directories: list[str] = []
     while todo:
-        at = todo.pop()
+        current = todo.pop()
         try:
-            if not stat.S_ISDIR(os.lstat(at).st_mode):
-                os.unlink(at)
+            if not stat.S_ISDIR(os.lstat(current).st_mode):
+                os.unlink(current)
                 continue
-            directories.append(at)
-            os.chmod(at, 0o700)
-            todo += [f"{at}/{name}" for name in os.listdir(at)]
+            directories.append(current)
+            os.chmod(current, 0o700)
+            todo += [f"{current}/{name}" for name in os.listdir(current)]
         except FileNotFoundError:
             pass
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG and at != path:
-                todo.append(_brought_up(at, f"{path}/{_BROUGHT_UP}{len(directories)}"))
+            if error.errno == errno.ENAMETOOLONG and current != path:
+                todo.append(_move_up(current, f"{path}/{_MOVED_UP_PREFIX}{len(directories)}"))
             else:
-                left.append(f"{at}: {error.strerror}")
+                failures.append(f"{current}: {error.strerror}")
     for directory in reversed(directories):
         try:
             os.rmdir(directory)
         except FileNotFoundError:
             pass
         except OSError as error:
-            left.append(f"{directory}: {error.strerror}")
-    return left[:_TOLD]
+            failures.append(f"{directory}: {error.strerror}")
+    return failures[:_MAX_REPORTED_FAILURES]

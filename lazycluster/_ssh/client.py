@@ -17,22 +17,22 @@ import attrs
 
 from lazycluster._model.checks import check_environment
 from lazycluster._model.watch import UNWATCHED, Watch
-from lazycluster._processes import Finished
+from lazycluster._processes import Completed
 from lazycluster._ssh.argv import session_argv
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.diagnosis import (
-    MasterGone,
-    cannot_start,
+    LostCommandState,
     diagnose,
-    master_gone,
-    session_refused,
-    unsupported_options,
+    diagnose_lost_master,
+    find_unsupported_options,
+    session_refusal_reason,
+    start_failure,
 )
 from lazycluster._ssh.master import Master
 from lazycluster._ssh.session import Session, SessionEndedError
-from lazycluster._ssh.session_limit import NoSlotError, SessionSlots
+from lazycluster._ssh.session_limit import NoSessionAvailableError, SessionLimit
 from lazycluster._ssh.shell import Script
-from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
+from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
     CommandTimeoutError,
@@ -50,45 +50,45 @@ T = TypeVar("T")
 Work = Callable[[Session], object]
 """What is done with a session between its start and its end; `finish()` is called for it."""
 
-_ALL_TAKEN = "the supervisor has the only session that the host allows"
-_CLOSE_PATIENCE = 1.0
-_PARTING = 2.0
+_ONLY_SESSION_IN_USE = "the supervisor has the only session that the host allows"
+_CLOSE_LOCK_SECONDS = 1.0
+_STOP_GRACE_MARGIN_SECONDS = 2.0
 """Seconds beyond the grace period that a stop waits for the host to have ended a command."""
-_REFUSAL_PATIENCE = 20.0
+_SESSION_REFUSAL_RETRY_SECONDS = 20.0
 """Seconds in which a host that refuses even a single session is asked again: it may still count an ended one."""
 
 
 @attrs.define
-class _Owned:
+class _MasterHolder:
     """What must not be left behind, apart from its owner so that nothing keeps that one alive."""
 
     master: Master | None = None
 
-    def release(self) -> None:
+    def disconnect(self) -> None:
         if self.master is not None:
-            self.master.let_go()
+            self.master.disconnect()
 
 
-_all: weakref.WeakSet[Sessions] = weakref.WeakSet()
+_live_clients: weakref.WeakSet[SshClient] = weakref.WeakSet()
 
 
-def _start_afresh() -> None:
+def _reset_after_fork() -> None:
     """Let a forked child dial for itself: the masters are its parent's, and locks may be held by threads it lacks."""
-    for sessions in list(_all):
-        sessions.start_afresh()
+    for client in list(_live_clients):
+        client.reset()
 
 
-os.register_at_fork(after_in_child=_start_afresh)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 @atexit.register
-def _end_all() -> None:
+def _disconnect_all() -> None:
     """End the masters when the program ends: after the runtimes, whose module registers later, have cleaned up."""
-    for sessions in list(_all):
-        sessions.let_go()
+    for client in list(_live_clients):
+        client.disconnect()
 
 
-class Sessions:
+class SshClient:
     """Owns one master, and runs scripts in sessions through it. Any thread may use it."""
 
     def __init__(
@@ -98,23 +98,23 @@ class Sessions:
         self.destination = destination
         self.password = password
         self._env = check_environment(env)
-        self._unsupported: frozenset[str] = frozenset()
+        self._unsupported_options: frozenset[str] = frozenset()
         self._closed = False
-        self._reached = False
-        self._jobs = itertools.count()
-        self._supervisors = itertools.count(1)
-        self.start_afresh()
-        _all.add(self)
+        self._has_connected = False
+        self._script_numbers = itertools.count()
+        self._supervisor_numbers = itertools.count(1)
+        self.reset()
+        _live_clients.add(self)
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Begin without a master and with nothing under way."""
         self.token = secrets.token_hex(8)
         """Marks every process that is started on the host, in its environment; a forked child's are another's."""
         self._lock = threading.RLock()
-        self._stopping = threading.Event()
-        self._slots = SessionSlots()
-        self._owned = _Owned()
-        weakref.finalize(self, self._owned.release).atexit = False  # see _end_all()
+        self._closing = threading.Event()
+        self._session_limit = SessionLimit()
+        self._master_holder = _MasterHolder()
+        weakref.finalize(self, self._master_holder.disconnect).atexit = False  # see _end_all()
 
     @property
     def host(self) -> str:
@@ -132,19 +132,19 @@ class Sessions:
         return self._closed
 
     @property
-    def connected(self) -> bool:
+    def is_connected(self) -> bool:
         """Tell whether there is a master, and it has not ended."""
-        master = self._owned.master
-        return master is not None and not master.gone
+        master = self._master_holder.master
+        return master is not None and not master.has_exited
 
     @property
-    def unsupported(self) -> frozenset[str]:
+    def unsupported_options(self) -> frozenset[str]:
         """Return the ssh_config(5) keywords, in lower case, that this client was found not to know."""
-        return self._unsupported
+        return self._unsupported_options
 
-    def next_supervisor(self) -> int:
+    def next_supervisor_number(self) -> int:
         """Return a number for a supervisor."""
-        return next(self._supervisors)
+        return next(self._supervisor_numbers)
 
     def script(
         self,
@@ -156,21 +156,21 @@ class Sessions:
         stdin_size: int = 0,
         raw_stdin: bool = False,
         login_shell: bool = True,
-        marked: bool = True,
-        own_shell: bool = True,
+        mark_processes: bool = True,
+        new_shell: bool = True,
     ) -> Script:
         """Return a command as a script for one session; its processes are marked as ours unless they end ours."""
         return Script(
             command,
-            mark=f"lazycluster-{secrets.token_hex(8)}",
-            job=f"{self.token if marked else 'clean-up'}.{next(self._jobs)}.",
+            output_mark=f"lazycluster-{secrets.token_hex(8)}",
+            process_mark=f"{self.token if mark_processes else 'clean-up'}.{next(self._script_numbers)}.",
             title=command if title is None else title,
             cwd=cwd,
             env={**self._env, **check_environment(env)},
             stdin_size=stdin_size,
             raw_stdin=raw_stdin,
             login_shell=login_shell,
-            own_shell=own_shell,
+            new_shell=new_shell,
         )
 
     def run(
@@ -184,25 +184,31 @@ class Sessions:
         watch: Watch = UNWATCHED,
         title: str | None = None,
         login_shell: bool = True,
-        marked: bool = True,
+        mark_processes: bool = True,
     ) -> CommandResult:
         """Run a command and return how it ended; see `Connection.run()`."""
         script = self.script(
-            command, title=title, cwd=cwd, env=env, stdin_size=len(stdin), login_shell=login_shell, marked=marked
+            command,
+            title=title,
+            cwd=cwd,
+            env=env,
+            stdin_size=len(stdin),
+            login_shell=login_shell,
+            mark_processes=mark_processes,
         )
         collector = watch.collector or Collector()
-        begun = time.monotonic()
-        feed = [stdin] if stdin else []
+        started_at = time.monotonic()
+        chunks = [stdin] if stdin else []
 
         def work(session: Session) -> None:
-            for data in feed:
-                session.feed(data)
-            session.finish()
+            for data in chunks:
+                session.write(data)
+            session.wait()
 
-        exit_code = self.perform(script, work, collector=collector, timeout=timeout, watch=watch)
-        return collector.result(command, exit_code, time.monotonic() - begun)
+        exit_code = self.run_script(script, work, collector=collector, timeout=timeout, watch=watch)
+        return collector.result(command, exit_code, time.monotonic() - started_at)
 
-    def perform(
+    def run_script(
         self,
         script: Script,
         work: Work,
@@ -210,12 +216,12 @@ class Sessions:
         collector: Collector,
         timeout: float | None = None,
         watch: Watch = UNWATCHED,
-        lasting: bool = False,
+        long_lived: bool = False,
     ) -> int:
         """Run a script in a session and return its exit status.
 
         `work` feeds and reads the session and finishes it. It is called again only where the host cannot have begun.
-        A lasting session is one whose end nobody waits for.
+        A long-lived session is one that lasts as long as its client, such as the supervisor's.
 
         Raises:
             CommandTimeoutError: `timeout` seconds have passed since the log-in; the script was ended.
@@ -225,88 +231,88 @@ class Sessions:
         """
 
         def on_output(stream: Stream, data: bytes) -> None:
-            collector.add(stream, data)
+            collector.write(stream, data)
             watch.on_output(stream, data)
 
         master = self.master()
         deadline = Deadline(timeout)
-        patience = Deadline(_REFUSAL_PATIENCE)
-        redialled = False
+        refusal_deadline = Deadline(_SESSION_REFUSAL_RETRY_SECONDS)
+        reconnected = False
         try:
             while True:
-                with self._slots.taken(deadline, watch.cancellation, lasting=lasting):
-                    session = self._session(master, script, work, on_output, deadline, watch)
-                    if session.started or session.exit_status not in {255, None}:
-                        self._slots.accepted()
+                with self._session_limit.acquire(deadline, watch.cancel_token, long_lived=long_lived):
+                    session = self._run_session(master, script, work, on_output, deadline, watch)
+                    if session.has_started or session.ssh_exit_code not in {255, None}:
+                        self._session_limit.record_success()
                         return self._exit_code(session, script, master, collector)
-                    refusal = session_refused(session.said)
-                    if refusal is not None and not self._slots.refused() and patience.passed:
+                    refusal = session_refusal_reason(session.diagnostic)
+                    if refusal is not None and not self._session_limit.record_refusal() and refusal_deadline.has_passed:
                         raise SessionRefusedError(self.host, script.title, refusal)
                 if refusal is not None:
-                    self._slots.wait_for_change(deadline, 0.1)
-                    if deadline.passed:
+                    self._session_limit.wait_for_change(deadline, 0.1)
+                    if deadline.has_passed:
                         raise DeadlinePassedError
-                elif not self._learn_options(session.said):
-                    if redialled or master_gone(session.said) is not MasterGone.NOT_STARTED:
-                        raise self._failure(master, session, script)
-                    redialled = True
-                    self._drop(master)
+                elif not self._record_unsupported_options(session.diagnostic):
+                    if reconnected or diagnose_lost_master(session.diagnostic) is not LostCommandState.NOT_STARTED:
+                        raise self._session_error(master, session, script)
+                    reconnected = True
+                    self._discard_master(master)
                 master = self.master()
         except CancelledError:  # while it waited for a slot
             raise CommandStoppedError(self.host, script.title) from None
-        except NoSlotError:
-            raise SessionRefusedError(self.host, script.title, _ALL_TAKEN) from None
+        except NoSessionAvailableError:
+            raise SessionRefusedError(self.host, script.title, _ONLY_SESSION_IN_USE) from None
         except DeadlinePassedError:
             raise CommandTimeoutError(
                 self.host,
                 script.title,
                 timeout or 0.0,
-                collector.joined(Stream.STDOUT),
-                collector.joined(Stream.STDERR),
+                collector.getvalue(Stream.STDOUT),
+                collector.getvalue(Stream.STDERR),
             ) from None
 
-    def run_beside(
-        self, program: Callable[[Master], Finished], what: str, cancellation: Cancellation | None = None
-    ) -> Finished:
+    def run_with_master(
+        self, program: Callable[[Master], Completed], title: str, cancel_token: CancelToken | None = None
+    ) -> Completed:
         """Run another OpenSSH program through the master, holding a session's slot; again where it got no session.
 
         Raises:
             SessionRefusedError: The host allows no session.
         """
-        patience = Deadline(_REFUSAL_PATIENCE)
+        refusal_deadline = Deadline(_SESSION_REFUSAL_RETRY_SECONDS)
         while True:
             master = self.master()
-            with self._taken_for(what, cancellation):
+            with self._acquired_session(title, cancel_token):
                 ended = program(master)
-                refusal = None if ended.status == 0 else session_refused(ended.text)
+                refusal = None if ended.exit_code == 0 else session_refusal_reason(ended.text)
                 if refusal is None:
                     return ended
-                if not self._slots.refused() and patience.passed:
-                    raise SessionRefusedError(self.host, what, refusal)
-            self._slots.wait_for_change(patience, 0.1)
+                if not self._session_limit.record_refusal() and refusal_deadline.has_passed:
+                    raise SessionRefusedError(self.host, title, refusal)
+            self._session_limit.wait_for_change(refusal_deadline, 0.1)
 
     @contextlib.contextmanager
-    def _taken_for(self, what: str, cancellation: Cancellation | None) -> Iterator[None]:
+    def _acquired_session(self, title: str, cancel_token: CancelToken | None) -> Iterator[None]:
         try:
-            with self._slots.taken(Deadline(None), cancellation):
+            with self._session_limit.acquire(Deadline(None), cancel_token):
                 yield
         except CancelledError:
-            raise CommandStoppedError(self.host, what) from None
-        except NoSlotError:
-            raise SessionRefusedError(self.host, what, _ALL_TAKEN) from None
+            raise CommandStoppedError(self.host, title) from None
+        except NoSessionAvailableError:
+            raise SessionRefusedError(self.host, title, _ONLY_SESSION_IN_USE) from None
 
-    def check(self, master: Master, what: str) -> None:
+    def check_master(self, master: Master, title: str) -> None:
         """See that a master still answers, while something waits for it.
 
         Raises:
             ConnectionLostError: It does not. It is killed, and the next use dials anew.
         """
-        if not master.gone and not master.check():
-            self._drop(master)
-            raise ConnectionLostError(self.host, what, "the ssh process of the connection does not answer")
+        if not master.has_exited and not master.check():
+            self._discard_master(master)
+            raise ConnectionLostError(self.host, title, "the ssh process of the connection does not answer")
 
-    def master(self, *, within: float | None = None) -> Master:
-        """Return a master that answers, dialling if there is none, for `within` seconds or as long as is usual.
+    def master(self, *, timeout: float | None = None) -> Master:
+        """Return a master that answers, dialling if there is none, for `timeout` seconds or as long as is usual.
 
         Raises:
             ConnectError: The log-in failed; its kinds say why.
@@ -314,48 +320,48 @@ class Sessions:
         """
         with self._lock:
             self._check_open()
-            master = self._owned.master
-            if master is not None and not master.gone and master.check() and not self.closed:
+            master = self._master_holder.master
+            if master is not None and not master.has_exited and master.check() and not self.closed:
                 return master
             if master is not None:
-                self._drop(master)
+                self._discard_master(master)
             self._check_open()
-            to = self.destination
-            if within is not None:
-                to = attrs.evolve(to, connect_timeout=min(within, to.connect_timeout))
+            destination = self.destination
+            if timeout is not None:
+                destination = attrs.evolve(destination, connect_timeout=min(timeout, destination.connect_timeout))
             try:
-                master = Master.dial(to, password=self.password, stopping=self._stopping)
+                master = Master.connect(destination, password=self.password, cancel_event=self._closing)
             except ConnectError:
                 self._check_open()
                 raise
             if self.closed:  # meanwhile
                 master.close()
                 raise RuntimeClosedError(self.host)
-            self._owned.master = master
-            self._reached = True
+            self._master_holder.master = master
+            self._has_connected = True
             return master
 
-    def reaches_host(self, seconds: float) -> bool:
+    def can_reach_host(self, timeout: float) -> bool:
         """Tell within about so many seconds whether a host that was reached before can be reached now."""
-        if not self._reached:
+        if not self._has_connected:
             return False
         try:
-            return self.master(within=seconds).reaches_host(seconds)
+            return self.master(timeout=timeout).can_reach_host(timeout)
         except LazyclusterError:
             return False
 
-    def let_go(self) -> None:
+    def disconnect(self) -> None:
         """Let the master end without waiting for it."""
-        self._owned.release()
+        self._master_holder.disconnect()
 
     def close(self) -> None:
         """End the master, and with it every session. Closing twice is fine."""
         self._closed = True
-        self._stopping.set()
-        if not self._lock.acquire(timeout=_CLOSE_PATIENCE):
+        self._closing.set()
+        if not self._lock.acquire(timeout=_CLOSE_LOCK_SECONDS):
             return  # a log-in is still being ended; it ends what it makes
         try:
-            master, self._owned.master = self._owned.master, None
+            master, self._master_holder.master = self._master_holder.master, None
         finally:
             self._lock.release()
         if master is not None:
@@ -365,13 +371,13 @@ class Sessions:
         if self._closed:
             raise RuntimeClosedError(self.host)
 
-    def _drop(self, master: Master) -> None:
+    def _discard_master(self, master: Master) -> None:
         with self._lock:
-            if self._owned.master is master:
-                self._owned.master = None
-        master.close(stuck=not master.gone)
+            if self._master_holder.master is master:
+                self._master_holder.master = None
+        master.close(force=not master.has_exited)
 
-    def _session(
+    def _run_session(
         self,
         master: Master,
         script: Script,
@@ -380,7 +386,9 @@ class Sessions:
         deadline: Deadline,
         watch: Watch,
     ) -> Session:
-        argv = session_argv(self.destination, master.socket, script.words, unsupported=self._unsupported)
+        argv = session_argv(
+            self.destination, master.socket_path, script.command_words, unsupported_options=self._unsupported_options
+        )
         try:
             session = Session(
                 argv,
@@ -388,52 +396,52 @@ class Sessions:
                 on_output=on_output,
                 deadline=deadline,
                 watch=watch,
-                check=lambda: self.check(master, script.title),
+                check=lambda: self.check_master(master, script.title),
             )
         except OSError as error:
-            raise cannot_start(self.host, error) from error
+            raise start_failure(self.host, error) from error
         except CancelledError:
             raise CommandStoppedError(self.host, script.title) from None
         try:
             try:
                 work(session)
             except SessionEndedError:
-                session.finish()
+                session.wait()
         except CancelledError:
-            session.give_up(patience=script.grace + _PARTING)
+            session.cancel(timeout=script.grace + _STOP_GRACE_MARGIN_SECONDS)
             raise CommandStoppedError(self.host, script.title) from None
         except BaseException:
-            session.give_up()
+            session.cancel()
             raise
         return session
 
     def _exit_code(self, session: Session, script: Script, master: Master, collector: Collector) -> int:
-        if session.status == "cd":
-            reason = collector.joined(Stream.STDERR).decode(errors="replace").strip()
+        if session.reported_status == "cd":
+            reason = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
             raise WorkingDirectoryError(self.host, script.cwd or "", reason)
-        if session.status is not None:
-            return int(session.status)
-        if session.started and (master.gone or not master.check()):
-            raise ConnectionLostError(self.host, script.title, master.reason, started=True)
-        if session.exit_status is not None and session.exit_status < 0:
-            reason = f"the ssh process of the session was ended by signal {-session.exit_status}"
-            raise ConnectionLostError(self.host, script.title, reason, started=session.started or None)
-        if not session.started and master.control is not None:
-            raise LoginShellError(self.host, script.title, session.exit_status, session.said)
+        if session.reported_status is not None:
+            return int(session.reported_status)
+        if session.has_started and (master.has_exited or not master.check()):
+            raise ConnectionLostError(self.host, script.title, master.exit_reason, started=True)
+        if session.ssh_exit_code is not None and session.ssh_exit_code < 0:
+            reason = f"the ssh process of the session was ended by signal {-session.ssh_exit_code}"
+            raise ConnectionLostError(self.host, script.title, reason, started=session.has_started or None)
+        if not session.has_started and master.control_socket is not None:
+            raise LoginShellError(self.host, script.title, session.ssh_exit_code, session.diagnostic)
         # The host's shell itself was killed, or a stand-in for ssh ran.
-        return 255 if session.exit_status is None else session.exit_status
+        return 255 if session.ssh_exit_code is None else session.ssh_exit_code
 
-    def _learn_options(self, said: str) -> bool:
+    def _record_unsupported_options(self, stderr: str) -> bool:
         """Note keywords that this client does not know; tell whether there are new ones."""
-        unsupported = unsupported_options(said) - self._unsupported
-        self._unsupported |= unsupported
+        unsupported = find_unsupported_options(stderr) - self._unsupported_options
+        self._unsupported_options |= unsupported
         return bool(unsupported)
 
-    def _failure(self, master: Master, session: Session, script: Script) -> LazyclusterError:
+    def _session_error(self, master: Master, session: Session, script: Script) -> LazyclusterError:
         if self._closed:
             return RuntimeClosedError(self.host)
-        if master.control is None:
-            return diagnose(self.host, session.said, status=session.exit_status)
-        started = False if master_gone(session.said) is MasterGone.NOT_STARTED else None
-        reason = master.reason if master.gone else session.said.strip() or "the session broke off"
+        if master.control_socket is None:
+            return diagnose(self.host, session.diagnostic, exit_code=session.ssh_exit_code)
+        started = False if diagnose_lost_master(session.diagnostic) is LostCommandState.NOT_STARTED else None
+        reason = master.exit_reason if master.has_exited else session.diagnostic.strip() or "the session broke off"
         return ConnectionLostError(self.host, script.title, reason, started)

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import attrs
 
-_DEEPEST_INCLUDE = 16  # the limit of ssh itself (readconf.c, READCONF_MAX_DEPTH)
-_SYSTEM_DIRECTORY = Path("/etc/ssh")
-_SPACE = " \t"  # what separates words for ssh (misc.c, argv_split); a non-breaking space is a letter like any other
-_LINE_END = " \t\r\n\f"  # what ssh takes off the end of a line (readconf.c, process_config_line_depth)
-_KEYWORD = re.compile(r'[ \t\r]*"?(\w+)"?(?:[ \t\r]*=[ \t\r]*|[ \t\r]+)(.*)', re.ASCII | re.DOTALL)
-_FORWARDS = ("localforward", "remoteforward", "dynamicforward")
+_MAX_INCLUDE_DEPTH = 16  # the limit of ssh itself (readconf.c, READCONF_MAX_DEPTH)
+_SYSTEM_CONFIG_DIRECTORY = Path("/etc/ssh")
+_ARGUMENT_SEPARATORS = (
+    " \t"  # what separates words for ssh (misc.c, argv_split); a non-breaking space is a letter like any other
+)
+_TRAILING_WHITESPACE = " \t\r\n\f"  # what ssh takes off the end of a line (readconf.c, process_config_line_depth)
+_KEYWORD_LINE = re.compile(r'[ \t\r]*"?(\w+)"?(?:[ \t\r]*=[ \t\r]*|[ \t\r]+)(.*)', re.ASCII | re.DOTALL)
+_FORWARDING_KEYWORDS = ("localforward", "remoteforward", "dynamicforward")
 
 
 def host_names(
-    path: Path, *, text_of: Callable[[Path], str | None], glob: Callable[[str], Iterable[Path]], home: Path
+    path: Path, *, read_text: Callable[[Path], str | None], glob: Callable[[str], Iterable[Path]], home: Path
 ) -> tuple[str, ...]:
     """Return the hosts that a configuration file and those it includes name, each once, in the order of the files.
 
@@ -31,35 +33,37 @@ def host_names(
 
     Args:
         path: The file to begin with.
-        text_of: Returns the text of a file, None where it cannot be read.
+        read_text: Returns the text of a file, None where it cannot be read.
         glob: Returns the files that fit an absolute pattern.
         home: The home directory of the user, as the password database has it.
     """
-    return tuple(dict.fromkeys(name for name, _ in hosts_with_files(path, text_of=text_of, glob=glob, home=home)))
+    return tuple(dict.fromkeys(name for name, _ in hosts_with_files(path, read_text=read_text, glob=glob, home=home)))
 
 
 def hosts_with_files(
-    path: Path, *, text_of: Callable[[Path], str | None], glob: Callable[[str], Iterable[Path]], home: Path
+    path: Path, *, read_text: Callable[[Path], str | None], glob: Callable[[str], Iterable[Path]], home: Path
 ) -> tuple[tuple[str, Path], ...]:
     """Return the same hosts, each as often as it is named, with the file that names it."""
-    walk = _Walk(text_of, glob, home, _SYSTEM_DIRECTORY if path.parent == _SYSTEM_DIRECTORY else home / ".ssh")
-    return tuple(walk.names(path, ()))
+    walk = _ConfigWalker(
+        read_text, glob, home, _SYSTEM_CONFIG_DIRECTORY if path.parent == _SYSTEM_CONFIG_DIRECTORY else home / ".ssh"
+    )
+    return tuple(walk.iter_hosts(path, ()))
 
 
 @attrs.frozen
-class _Walk:
-    text_of: Callable[[Path], str | None]
+class _ConfigWalker:
+    read_text: Callable[[Path], str | None]
     glob: Callable[[str], Iterable[Path]]
     home: Path
     relative_to: Path
 
-    def names(self, path: Path, above: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    def iter_hosts(self, path: Path, including: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
         """Yield the hosts of a file that was included by those above it."""
-        if path in above:  # ssh gives up on such files; here nothing new can come of it
+        if path in including:  # ssh gives up on such files; here nothing new can come of it
             return
         scope: Sequence[str] | None = ("*",)  # the patterns of the block that a line stands in; None in a Match block
-        for line in (self.text_of(path) or "").split("\n"):
-            keyword, spans = parse_line(line)
+        for line in (self.read_text(path) or "").split("\n"):
+            keyword, spans = parse_config_line(line)
             words = tuple(span.text for span in spans)
             if keyword == "host":
                 scope = words
@@ -67,11 +71,15 @@ class _Walk:
                 yield from ((host, path) for host in hosts)
             elif keyword == "match":
                 scope = ("*",) if [word.lower() for word in words] == ["all"] else None
-            elif keyword == "include" and scope is not None and len(above) < _DEEPEST_INCLUDE:
-                for included in self._files(words):
-                    yield from (named for named in self.names(included, (*above, path)) if fits(named[0], scope))
+            elif keyword == "include" and scope is not None and len(including) < _MAX_INCLUDE_DEPTH:
+                for included in self._included_files(words):
+                    yield from (
+                        named
+                        for named in self.iter_hosts(included, (*including, path))
+                        if matches_patterns(named[0], scope)
+                    )
 
-    def _files(self, patterns: Iterable[str]) -> Iterator[Path]:
+    def _included_files(self, patterns: Iterable[str]) -> Iterator[Path]:
         for pattern in patterns:
             if pattern.startswith("~/"):
                 full = f"{self.home}{pattern[1:]}"
@@ -80,14 +88,14 @@ class _Walk:
             yield from self.glob(full)
 
 
-def fits(name: str, patterns: Iterable[str]) -> bool:
+def matches_patterns(name: str, patterns: Iterable[str]) -> bool:
     """Tell whether a host fits a pattern list; a negated pattern that fits rules it out (ssh_config(5), PATTERNS)."""
     fitting = [p for p in patterns if fnmatch.fnmatchcase(name.lower(), p.lstrip("!").replace("[", "[[]").lower())]
     return bool(fitting) and not any(pattern.startswith("!") for pattern in fitting)
 
 
 @attrs.frozen
-class Word:
+class ConfigArgument:
     """An argument in a line: what ssh makes of it, and from where to where it stands there."""
 
     text: str
@@ -95,42 +103,42 @@ class Word:
     end: int
 
 
-def parse_line(line: str) -> tuple[str, tuple[Word, ...]]:
+def parse_config_line(line: str) -> tuple[str, tuple[ConfigArgument, ...]]:
     """Return the keyword of a line in lower case and its arguments; an empty keyword where it says nothing."""
-    match = _KEYWORD.match(line.rstrip(_LINE_END))
+    match = _KEYWORD_LINE.match(line.rstrip(_TRAILING_WHITESPACE))
     if match is None:
         return "", ()
     try:
-        return match[1].lower(), tuple(_arguments(match.string, match.start(2)))
+        return match[1].lower(), tuple(_split_arguments(match.string, match.start(2)))
     except ValueError:
         return "", ()
 
 
-def _arguments(text: str, position: int) -> Iterator[Word]:
+def _split_arguments(text: str, position: int) -> Iterator[ConfigArgument]:
     """Split arguments as ssh does: quotes of both kinds, backslashes before quotes, backslashes and spaces, comments.
 
     Raises:
         ValueError: A quote is not closed.
     """
     while position < len(text):
-        if text[position] in _SPACE:
+        if text[position] in _ARGUMENT_SEPARATORS:
             position += 1
         elif text[position] == "#":
             return
         else:
-            word, end = _argument(text, position)
-            yield Word(word, position, end)
+            word, end = _parse_argument(text, position)
+            yield ConfigArgument(word, position, end)
             position = end
 
 
-def _argument(text: str, position: int) -> tuple[str, int]:
+def _parse_argument(text: str, position: int) -> tuple[str, int]:
     word, quote = [], ""
     while position < len(text):
         char, following = text[position], text[position + 1 : position + 2]
         if char == "\\" and following and (following in "\\'\"" or (not quote and following == " ")):
             word.append(following)
             position += 1
-        elif not quote and char in _SPACE:
+        elif not quote and char in _ARGUMENT_SEPARATORS:
             break
         elif char == quote:
             quote = ""
@@ -190,12 +198,12 @@ class EffectiveConfig:
         return tuple(file for file in self.settings.get("identityfile", ()) if file.lower() != "none")
 
     @property
-    def forwards(self) -> tuple[tuple[str, str], ...]:
+    def forwardings(self) -> tuple[tuple[str, str], ...]:
         """Return the forwardings of the user's own, as keyword and value."""
-        return tuple((keyword, value) for keyword in _FORWARDS for value in self.settings.get(keyword, ()))
+        return tuple((keyword, value) for keyword in _FORWARDING_KEYWORDS for value in self.settings.get(keyword, ()))
 
 
-def parse_effective(output: str) -> EffectiveConfig:
+def parse_effective_config(output: str) -> EffectiveConfig:
     """Read what `ssh -G host` prints: on each line a keyword, a space and the value."""
     settings: dict[str, tuple[str, ...]] = {}
     for line in output.splitlines():

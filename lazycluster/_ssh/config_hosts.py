@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lazycluster._ssh.config import host_names, hosts_with_files
 
-_INCLUDED = 1 << 20
+_MAX_CONFIG_CHARACTERS = 1 << 20
 """Characters of a file that are read; a configuration is no longer, but a pattern may fit anything."""
 
 
@@ -32,24 +32,24 @@ def configured_hosts(config_file: Path | None = None) -> tuple[str, ...]:
     Args:
         config_file: The file; default: the user's own. One that cannot be read names none.
     """
-    return host_names(config_file or default_config(), text_of=_text_of, glob=_files, home=home())
+    return host_names(config_file or default_config(), read_text=_read_text, glob=_glob_files, home=home())
 
 
-def files_naming(host: str, config_file: Path) -> tuple[Path, ...]:
+def files_naming_host(host: str, config_file: Path) -> tuple[Path, ...]:
     """Return those that name a host, of a configuration file and the files that it includes, each once."""
-    named = hosts_with_files(config_file, text_of=_text_of, glob=_files, home=home())
+    named = hosts_with_files(config_file, read_text=_read_text, glob=_glob_files, home=home())
     return tuple(dict.fromkeys(file for name, file in named if name == host))
 
 
-def _text_of(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     try:
         if not path.is_file():
             return None
         with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(_INCLUDED)
+            return file.read(_MAX_CONFIG_CHARACTERS)
     except OSError:
         return None
 
 
-def _files(pattern: str) -> list[Path]:
+def _glob_files(pattern: str) -> list[Path]:
     return [Path(found) for found in sorted(glob.glob(pattern))]  # noqa: PTH207 - an absolute pattern

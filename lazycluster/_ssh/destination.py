@@ -33,19 +33,21 @@ RESERVED_OPTIONS = frozenset(
 """ssh_config(5) keywords that decide whether a call works at all, in lower case; a caller cannot set them."""
 
 
-def _check_name(what: str, name: str) -> None:
+def _check_name(parameter: str, name: str) -> None:
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{what} must not be empty")
+        raise ValueError(f"{parameter} must not be empty")
     if name.startswith("-"):
-        raise ValueError(f"{what} must not begin with a dash, ssh would take it for an option: {name!r}")
+        raise ValueError(f"{parameter} must not begin with a dash, ssh would take it for an option: {name!r}")
     if any(not character.isprintable() or character.isspace() for character in name):
-        raise ValueError(f"{what} must not hold spaces or control characters: {name!r}")
+        raise ValueError(f"{parameter} must not hold spaces or control characters: {name!r}")
     forbidden = sorted(_SHELL_CHARACTERS.intersection(name))
     if forbidden:
-        raise ValueError(f"{what} must not hold {' '.join(forbidden)} (ssh itself refuses that since 9.6): {name!r}")
+        raise ValueError(
+            f"{parameter} must not hold {' '.join(forbidden)} (ssh itself refuses that since 9.6): {name!r}"
+        )
 
 
-def _options(options: Mapping[str, str] | Iterable[tuple[str, str]] | None) -> tuple[tuple[str, str], ...]:
+def _option_pairs(options: Mapping[str, str] | Iterable[tuple[str, str]] | None) -> tuple[tuple[str, str], ...]:
     pairs = options.items() if isinstance(options, Mapping) else options or ()
     return tuple((str(keyword), str(value)) for keyword, value in pairs)
 
@@ -63,7 +65,7 @@ class Destination:
     identity_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     config_file: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     connect_timeout: float = 10.0
-    options: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_options)
+    options: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_option_pairs)
 
     def __attrs_post_init__(self) -> None:
         _check_name("the host", self.host)

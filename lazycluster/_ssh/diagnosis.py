@@ -11,7 +11,7 @@ import re
 import signal
 from collections.abc import Sequence
 
-from lazycluster._ssh.messages import RULES, Rule, clean, lines_of, system_kind
+from lazycluster._ssh.messages import DIAGNOSIS_RULES, DiagnosisRule, clean_line, clean_lines, system_error_type
 from lazycluster.exceptions import (
     AuthenticationError,
     ConnectError,
@@ -24,133 +24,137 @@ UNNAMED_HOP = "a jump host"
 """Stands for the hop that failed where ssh does not say which of the jump hosts it was."""
 
 # What the way to the destination led through, a jump host or ProxyCommand, has ended: ssh has no peer to name then.
-_RELAY_BROKE = re.compile(r"(?:Connection (?:closed|reset) by|(?:banner exchange: )?Connection to) UNKNOWN port")
-_EXCHANGE_BROKE = re.compile(
+_RELAY_FAILED = re.compile(r"(?:Connection (?:closed|reset) by|(?:banner exchange: )?Connection to) UNKNOWN port")
+_KEY_EXCHANGE_FAILED = re.compile(
     r"(?:kex|ssh)_exchange_identification: (?:read: |write: )?(?:Connection (?:closed|reset)|Broken pipe)"
     r"|.*(?:Exceeded MaxStartups|Not allowed at this time)"
 )
 _CLOSED_BY = re.compile(r"Connection (?:closed|reset) by (?P<hop>(?!UNKNOWN )\S+)")
-_STDIO_FAILED = re.compile(r"stdio forwarding failed|.*(?:mux_client_request_stdio_fwd|Stdio forwarding request fail)")
-_CHANNEL = re.compile(r"channel \d+: open failed: (?P<code>[^:]+)(?:: (?P<why>.+))?")
+_STDIO_FORWARDING_FAILED = re.compile(
+    r"stdio forwarding failed|.*(?:mux_client_request_stdio_fwd|Stdio forwarding request fail)"
+)
+_CHANNEL_OPEN_FAILED = re.compile(r"channel \d+: open failed: (?P<code>[^:]+)(?:: (?P<why>.+))?")
 # A ProxyCommand is any program: only a line that complains is taken for its reason, or each banner would be one.
-_COMPLAINT = re.compile(
+_ERROR_WORDS = re.compile(
     r"\b(?:errors?|err|fatal|fail(?:ed|ure)?|refused|denied|not found|no such|timed? ?out|unreachable|could not"
     r"|can ?not|can't|unable|unknown|invalid|bad)\b",
     re.IGNORECASE,
 )
-_PASSWORD_PROMPT = re.compile(
+_UNANSWERED_PROMPT = re.compile(
     r"(?:\S+@(?P<hop>\S+)'s password|\(\S+?@(?P<asker>\S+)\) .*|password\b.*|enter passphrase .*):$", re.IGNORECASE
 )
 
 
-def diagnose(host: str, stderr: str, *, status: int | None, timed_out: bool = False) -> ConnectError:
+def diagnose(host: str, stderr: str, *, exit_code: int | None, timed_out: bool = False) -> ConnectError:
     """Return why ssh made no connection.
 
     Args:
         host: The destination as the user named it.
         stderr: All that ssh said: its log (-E), then its standard error, in which the ssh of each jump host speaks, or
             what it wrote on its terminal.
-        status: Its exit status, negative for a signal; None when it had not ended.
+        exit_code: Its exit status, negative for a signal; None when it had not ended.
         timed_out: It was ended because its time was up.
     """
-    lines = lines_of(stderr)
-    error = _by_rule(host, lines) or _beyond_the_jump(host, lines)
+    lines = clean_lines(stderr)
+    error = _apply_rules(host, lines) or _diagnose_jump_host(host, lines)
     if error is None and timed_out:
-        error = _waiting(host, lines, clean(stderr.rpartition("\n")[2]))
-    return error or _broken_off(host, lines) or ConnectError(host, _last_words(lines, status))
+        error = _diagnose_timeout(host, lines, clean_line(stderr.rpartition("\n")[2]))
+    return error or _diagnose_closed_connection(host, lines) or ConnectError(host, _last_lines(lines, exit_code))
 
 
-def _by_rule(host: str, lines: Sequence[str]) -> ConnectError | None:
+def _apply_rules(host: str, lines: Sequence[str]) -> ConnectError | None:
     # Where the relay broke, everything else was said by the relay.
-    relayed = any(_RELAY_BROKE.match(line) or _EXCHANGE_BROKE.match(line) for line in lines)
-    for rule in RULES:
+    relayed = any(_RELAY_FAILED.match(line) or _KEY_EXCHANGE_FAILED.match(line) for line in lines)
+    for rule in DIAGNOSIS_RULES:
         for line in lines:
             match = rule.pattern.match(line)
             if match is not None:
-                facts = match.groupdict()
-                kind = system_kind(facts["why"]) if facts.get("why") else rule.kind
-                hop = (_name(facts.get("hop")) or UNNAMED_HOP) if relayed else ""
-                return kind(host, _reason(rule, line, lines), hop)
+                groups = match.groupdict()
+                error_type = system_error_type(groups["why"]) if groups.get("why") else rule.error_type
+                hop = (_strip_port(groups.get("hop")) or UNNAMED_HOP) if relayed else ""
+                return error_type(host, _reason_with_details(rule, line, lines), hop)
     return None
 
 
-def relay_broke(stderr: str) -> bool:
+def has_relay_failed(stderr: str) -> bool:
     """Tell whether a jump host or ProxyCommand gave up, whose own words then say why."""
-    return any(_RELAY_BROKE.match(line) for line in lines_of(stderr))
+    return any(_RELAY_FAILED.match(line) for line in clean_lines(stderr))
 
 
-def _name(host: str | None) -> str:
+def _strip_port(host: str | None) -> str:
     """Return a host without the brackets and port of `[host]:port`, as known_hosts has it (sshd(8))."""
     bracketed = re.fullmatch(r"\[(.+)\]:\d+", host or "")
     return bracketed[1] if bracketed else host or ""
 
 
-def _reason(rule: Rule, line: str, lines: Sequence[str]) -> str:
+def _reason_with_details(rule: DiagnosisRule, line: str, lines: Sequence[str]) -> str:
     """Return the decisive line with those that explain it."""
     details = [other for other in lines if rule.detail is not None and other != line and rule.detail.match(other)]
     return "; ".join([line.removeprefix("ssh: "), *dict.fromkeys(details)])
 
 
-def _beyond_the_jump(host: str, lines: Sequence[str]) -> ConnectError | None:
+def _diagnose_jump_host(host: str, lines: Sequence[str]) -> ConnectError | None:
     """Judge what a jump host said when it could not connect us to what lies behind it."""
-    if not any(_STDIO_FAILED.match(line) for line in lines):
+    if not any(_STDIO_FORWARDING_FAILED.match(line) for line in lines):
         return None
-    opening = next(((line, match) for line in lines if (match := _CHANNEL.match(line))), None)
+    opening = next(((line, match) for line in lines if (match := _CHANNEL_OPEN_FAILED.match(line))), None)
     if opening is None:
-        return ConnectError(host, _last_words(lines, None), UNNAMED_HOP)
+        return ConnectError(host, _last_lines(lines, None), UNNAMED_HOP)
     line, match = opening
     if match["code"] != "connect failed":
         return ConnectError(host, f"the jump host refuses to forward: {line}", UNNAMED_HOP)
     # Each relay behind the hop that failed reports a broken one: with more than one it was not the destination.
-    hop = UNNAMED_HOP if sum(1 for other in lines if _RELAY_BROKE.match(other)) > 1 else ""
-    return system_kind(match["why"] or "")(host, f"seen from the jump host: {line}", hop)
+    hop = UNNAMED_HOP if sum(1 for other in lines if _RELAY_FAILED.match(other)) > 1 else ""
+    return system_error_type(match["why"] or "")(host, f"seen from the jump host: {line}", hop)
 
 
-def _waiting(host: str, lines: Sequence[str], prompt: str) -> ConnectError:
+def _diagnose_timeout(host: str, lines: Sequence[str], prompt: str) -> ConnectError:
     """Judge an ssh that went on waiting; a prompt is the line that it had not ended."""
-    match = _PASSWORD_PROMPT.match(prompt)
+    match = _UNANSWERED_PROMPT.match(prompt)
     if match is not None and lines.count(prompt) > 1:
         return AuthenticationError(host, f"refused at {prompt!r}")
     if match is not None:
-        return AuthenticationError(host, f"no answer to {prompt!r}", _name(match["hop"] or match["asker"]))
+        return AuthenticationError(host, f"no answer to {prompt!r}", _strip_port(match["hop"] or match["asker"]))
     if prompt:
         return ConnectTimeoutError(host, f"ssh waited at {prompt!r}")
     touch = [line for line in lines if line.startswith("Confirm user presence")]
-    return _broken_off(host, lines) or ConnectTimeoutError(host, "".join(touch[-1:]))
+    return _diagnose_closed_connection(host, lines) or ConnectTimeoutError(host, "".join(touch[-1:]))
 
 
-def _broken_off(host: str, lines: Sequence[str]) -> ConnectError | None:
+def _diagnose_closed_connection(host: str, lines: Sequence[str]) -> ConnectError | None:
     """Judge a connection that was closed, or given up, before the log-in began."""
-    late = next((line for line in lines if line.startswith("Connection timed out during banner exchange")), None)
-    if late is not None:
-        return ConnectTimeoutError(host, late)
-    broken = next((line for line in lines if _EXCHANGE_BROKE.match(line)), None)
+    banner_timeout = next(
+        (line for line in lines if line.startswith("Connection timed out during banner exchange")), None
+    )
+    if banner_timeout is not None:
+        return ConnectTimeoutError(host, banner_timeout)
+    broken = next((line for line in lines if _KEY_EXCHANGE_FAILED.match(line)), None)
     if broken is None:
         return None
-    relayed = any(_RELAY_BROKE.match(line) for line in lines)
+    relayed = any(_RELAY_FAILED.match(line) for line in lines)
     named = next((match["hop"] for match in map(_CLOSED_BY.match, lines) if match), None)
     if not relayed or named is not None:
         return ConnectionThrottledError(host, broken, named or "" if relayed else "")
     # It was a ProxyCommand, which then may have said why, or the destination behind it.
-    words = [line for line in lines if not _is_ours(line) and _COMPLAINT.search(line)]
+    words = [line for line in lines if not _is_broken_connection_line(line) and _ERROR_WORDS.search(line)]
     if words:
         return ConnectError(host, "; ".join(words[-3:]))
     return ConnectionThrottledError(host, f"{broken}, and the jump host or ProxyCommand did not say why")
 
 
-def _is_ours(line: str) -> bool:
-    return bool(_RELAY_BROKE.match(line) or _EXCHANGE_BROKE.match(line))
+def _is_broken_connection_line(line: str) -> bool:
+    return bool(_RELAY_FAILED.match(line) or _KEY_EXCHANGE_FAILED.match(line))
 
 
-def _last_words(lines: Sequence[str], status: int | None) -> str:
+def _last_lines(lines: Sequence[str], exit_code: int | None) -> str:
     if lines:
         return "; ".join(lines[-3:])
-    if status is not None and status < 0:
-        return f"ssh was ended by signal {-status}, {signal.strsignal(-status)}"
-    return "ssh said nothing" if status is None else f"ssh ended with exit status {status} and said nothing"
+    if exit_code is not None and exit_code < 0:
+        return f"ssh was ended by signal {-exit_code}, {signal.strsignal(-exit_code)}"
+    return "ssh said nothing" if exit_code is None else f"ssh ended with exit status {exit_code} and said nothing"
 
 
-def cannot_start(host: str, error: OSError) -> ConnectError:
+def start_failure(host: str, error: OSError) -> ConnectError:
     """Return why no ssh could be started here: it is missing, or this process has run out of something."""
     if isinstance(error, (FileNotFoundError, PermissionError)) and error.filename in {None, "ssh", "scp"}:
         return SshNotFoundError(host, str(error))
@@ -165,33 +169,33 @@ _SESSION_REFUSED = re.compile(
     r"|channel \d+: open failed: (?P<channel>(?:administratively prohibited|resource shortage|connect failed)"
     r": open failed.*)"
 )
-_NOT_STARTED = re.compile(
+_COMMAND_NOT_STARTED = re.compile(
     r"Control socket connect\(.*\): |mux_client_hello_exchange: |muxclient: master hello exchange failed"
     r"|mux_client_request_session: (?:master alive|write packet|.*send fds)|mux_client_request_alive: "
     r"|(?:kex|ssh)_exchange_identification: |(?:banner exchange: )?Connection (?:closed by|reset by|to) UNKNOWN port"
 )
-_MAYBE_STARTED = re.compile(
+_COMMAND_MAYBE_STARTED = re.compile(
     r"mux_client_request_session: (?:read from master|unexpected response)|mux_client_read_packet"
     r"|Control master terminated unexpectedly|Shared connection to .* closed|client_loop: |packet_write_wait: "
 )
 
 
-class MasterGone(enum.Enum):
+class LostCommandState(enum.Enum):
     """What the loss of its master means for the command of a session."""
 
     NOT_STARTED = "not started"
     MAYBE_STARTED = "may have started"
 
 
-def session_refused(stderr: str) -> str | None:
+def session_refusal_reason(stderr: str) -> str | None:
     """Return why the host refused one more session on a connection (MaxSessions), or None if it did not."""
-    for match in map(_SESSION_REFUSED.match, lines_of(stderr)):
+    for match in map(_SESSION_REFUSED.match, clean_lines(stderr)):
         if match is not None:
             return match["why"] or match["open"] or match["channel"]
     return None
 
 
-def master_gone(stderr: str) -> MasterGone | None:
+def diagnose_lost_master(stderr: str) -> LostCommandState | None:
     """Return what a session said about a master that is not there or broke off, or None.
 
     A session that has reached its master and then loses it ends with 255 and says nothing at all (measured with OpenSSH
@@ -201,78 +205,84 @@ def master_gone(stderr: str) -> MasterGone | None:
         stderr: What the client said before the command began, and nothing of the command's own output. The client must
             have been kept from dialling by itself (ProxyCommand=false).
     """
-    lines = lines_of(stderr)
-    if session_refused(stderr) is not None:
+    lines = clean_lines(stderr)
+    if session_refusal_reason(stderr) is not None:
         return None
-    if any(_MAYBE_STARTED.match(line) for line in lines):
-        return MasterGone.MAYBE_STARTED
-    return MasterGone.NOT_STARTED if any(_NOT_STARTED.match(line) for line in lines) else None
+    if any(_COMMAND_MAYBE_STARTED.match(line) for line in lines):
+        return LostCommandState.MAYBE_STARTED
+    return LostCommandState.NOT_STARTED if any(_COMMAND_NOT_STARTED.match(line) for line in lines) else None
 
 
-def unsupported_options(stderr: str) -> frozenset[str]:
+def find_unsupported_options(stderr: str) -> frozenset[str]:
     """Return the keywords, in lower case, given with -o that this ssh does not know.
 
     It stops at the first, so the next attempt may name another. Those of the user's own files are not returned: leaving
     them out is not for us.
     """
     pattern = re.compile(r"command-line:? line 0: Bad configuration option: (\S+)")
-    return frozenset(match[1].lower() for match in map(pattern.match, lines_of(stderr)) if match)
+    return frozenset(match[1].lower() for match in map(pattern.match, clean_lines(stderr)) if match)
 
 
 # Forwardings and files -----------------------------------------------------------------------------------------------
 
-_LISTEN_HERE = re.compile(r"bind \S+: |channel_setup_fwd_listener\w*: cannot listen|Could not request local forwarding")
-_LISTEN_THERE = re.compile(r".*(?:remote port forwarding failed for listen p|Could not request remote forwarding)")
+_LOCAL_LISTEN_FAILED = re.compile(
+    r"bind \S+: |channel_setup_fwd_listener\w*: cannot listen|Could not request local forwarding"
+)
+_REMOTE_LISTEN_FAILED = re.compile(
+    r".*(?:remote port forwarding failed for listen p|Could not request remote forwarding)"
+)
 
 
-class ForwardFailure(enum.Enum):
+class ForwardingFailure(enum.Enum):
     """Why a forwarding does not carry traffic."""
 
-    LISTEN_HERE = "the port to listen on is taken on this machine"
-    LISTEN_THERE = "the host does not listen on the port: it is taken there, or not allowed"
+    LOCAL_LISTEN = "the port to listen on is taken on this machine"
+    REMOTE_LISTEN = "the host does not listen on the port: it is taken there, or not allowed"
     PROHIBITED = "the host does not allow the forwarding"
     NO_ANSWER = "the host forwards, and nothing answers at the far end"
 
 
-def forwarding_refused(log: str) -> ForwardFailure | None:
+def diagnose_forwarding(log: str) -> ForwardingFailure | None:
     """Return why a forwarding failed, from the log of the ssh that made it; of several reasons the gravest.
 
     A remote forwarding that is not allowed and one whose port is taken read the same (RFC 4254, section 7.1).
     """
-    lines = lines_of(log)
-    if any(_LISTEN_HERE.match(line) for line in lines):
-        return ForwardFailure.LISTEN_HERE
-    if any(_LISTEN_THERE.match(line) for line in lines):
-        return ForwardFailure.LISTEN_THERE
-    opened = [(match["code"], match["why"]) for match in map(_CHANNEL.match, lines) if match]
+    lines = clean_lines(log)
+    if any(_LOCAL_LISTEN_FAILED.match(line) for line in lines):
+        return ForwardingFailure.LOCAL_LISTEN
+    if any(_REMOTE_LISTEN_FAILED.match(line) for line in lines):
+        return ForwardingFailure.REMOTE_LISTEN
+    opened = [(match["code"], match["why"]) for match in map(_CHANNEL_OPEN_FAILED.match, lines) if match]
     if any(code in {"administratively prohibited", "unknown channel type"} for code, _ in opened):
-        return ForwardFailure.PROHIBITED
+        return ForwardingFailure.PROHIBITED
     # With "open failed" for the reason it was no forwarding: so sshd words the refusal of a session above MaxSessions.
-    return ForwardFailure.NO_ANSWER if any(why != "open failed" for _, why in opened) else None
+    return ForwardingFailure.NO_ANSWER if any(why != "open failed" for _, why in opened) else None
 
 
-_DISK_FULL = "disk full, or over quota?"
+_DISK_FULL_HINT = "disk full, or over quota?"
 
 
-def scp_reason(stderr: str) -> str:
+def scp_failure_reason(stderr: str) -> str:
     """Return what went wrong with a file, in one line of scp's; '' if it did not say."""
-    lines = lines_of(stderr)
-    said = [line.removeprefix("scp: ") for line in lines if line.startswith("scp: ")]
-    said = [line for line in said if not line.startswith(("failed to upload", "Connection closed"))]
+    lines = clean_lines(stderr)
+    scp_lines = [line.removeprefix("scp: ") for line in lines if line.startswith("scp: ")]
+    scp_lines = [line for line in scp_lines if not line.startswith(("failed to upload", "Connection closed"))]
     others = [
-        line for line in lines if not line.startswith("scp: ") and not _is_ours(line) and line != "lost connection"
+        line
+        for line in lines
+        if not line.startswith("scp: ") and not _is_broken_connection_line(line) and line != "lost connection"
     ]
-    reason = next(iter(said or others[-1:] or lines), "").removeprefix("scp: ").removeprefix("ssh: ")
+    reason = next(iter(scp_lines or others[-1:] or lines), "").removeprefix("scp: ").removeprefix("ssh: ")
     if reason.startswith("Received message too long"):  # the first words of a start-up file, taken for a length
-        return ": ".join([reason, *said[1:2]])
+        return ": ".join([reason, *scp_lines[1:2]])
     # SFTP version 3 has no status for a full disk: "Failure" (draft-ietf-secsh-filexfer-02, section 7).
-    return f"{reason} ({_DISK_FULL})" if re.match(r"write remote .*: Failure$", reason) else reason
+    return f"{reason} ({_DISK_FULL_HINT})" if re.match(r"write remote .*: Failure$", reason) else reason
 
 
-def tar_reason(stderr: str) -> str:
+def tar_failure_reason(stderr: str) -> str:
     """Return what went wrong with a tree, in the lines of the host's tar; '' if it did not say."""
     lines = [
-        line for line in lines_of(stderr) if not line.endswith("Exiting with failure status due to previous errors")
+        line for line in clean_lines(stderr) if not line.endswith("Exiting with failure status due to previous errors")
     ]
-    short = any(re.search(r": Wrote only \d+ of \d+ bytes$", line) for line in lines)  # GNU tar's words for it
-    return "; ".join(lines[-5:]) + (f" ({_DISK_FULL})" if short else "")
+    disk_full = any(re.search(r": Wrote only \d+ of \d+ bytes$", line) for line in lines)  # GNU tar's words for it
+    return "; ".join(lines[-5:]) + (f" ({_DISK_FULL_HINT})" if disk_full else "")

@@ -23,26 +23,26 @@ def text(*names: str) -> str:
     return "".join(f"{line}\n" for line in lines if line and not line.startswith("#"))
 
 
-PREPARE_FILE = text("split_path", "target", "file_target", "prepare_file")
+RESOLVE_FILE_TARGET = text("split_path", "target", "file_target", "prepare_file")
 RECEIVE_FILE = text("split_path", "target", "file_target", "receive_file")
-PLACE_FILE = 'mv -f -- "$1" "$2"\n'
+MOVE_FILE = 'mv -f -- "$1" "$2"\n'
 """$1 temporary name, $2 name."""
 
-REMOVE = 'rm -rf -- "$1"\n'
+REMOVE_PATH = 'rm -rf -- "$1"\n'
 """$1 path."""
 
 CREATE_LINK = text("create_link")
 RECEIVE_TREE = text("split_path", "target", "receive_tree")
 FETCH = text("split_path", "fetch")
 MAKE_WORKING_DIRECTORY = text("make_working_directory")
-END_MARKED = text("find_marked", "end_marked") + 'lc_end_marked "$@"\n'
+KILL_MARKED_PROCESSES = text("find_marked", "end_marked") + 'lc_end_marked "$@"\n'
 """$1 what marks the processes in their environment; the others are directories to remove."""
 
-PROBE = text("probe")
+PROBE_SCRIPT = text("probe")
 """As `sh -c PROBE sh python3.12 python3` it asks for these Pythons, in this order."""
 
 
-def probe(python: str | None = None) -> str:
+def build_probe_script(python: str | None = None) -> str:
     """Return the probe as a script for `sh`, asking for one Python by name or path (`~/` is the host's home).
 
     Without a name that is `pythonX.Y` of the version running here, then `python3`.
@@ -53,4 +53,4 @@ def probe(python: str | None = None) -> str:
         words = f'"$HOME"/{shlex.quote(python[2:])}'
     else:
         words = shlex.quote(python)
-    return f"set -- {words}\n{PROBE}"
+    return f"set -- {words}\n{PROBE_SCRIPT}"

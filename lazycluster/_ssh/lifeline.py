@@ -8,66 +8,66 @@ import os
 
 from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.mux import ControlSocket, RequestRefusedError
-from lazycluster._ssh.shell import BOOTSTRAP, escape
+from lazycluster._ssh.shell import SHELL_BOOTSTRAP, escape_for_printf
 
 _log = logging.getLogger(__name__)
-_PARTING = 5.0
+_LIFELINE_CLOSE_SECONDS = 5.0
 """Seconds for the host to confirm the end of a keeper."""
 
 
-class Keeper:
+class Lifeline:
     """Ends a master's connection from the host's side when this process dies, and cleans up there before.
 
     It is a session without an ssh process here, where the host allows one; elsewhere it does nothing. While it is open
     sshd also keeps Nagle's algorithm off for the whole connection.
     """
 
-    def __init__(self, control: ControlSocket, on_lost: str = ":") -> None:
-        """Open the session; `on_lost` is what the host's shell does when this side is gone.
+    def __init__(self, control: ControlSocket, on_disconnect: str = ":") -> None:
+        """Open the session; `on_disconnect` is what the host's shell does when this side is gone.
 
         Raises:
             ControlSocketError: The master is gone.
         """
         self._session: ControlSocket | None = None
-        reader, self._writer = os.pipe()
+        reader, self._write_fd = os.pipe()
         try:
-            os.write(self._writer, escape(lifeline_text(on_lost)) + b"\n")
-            self._session = control.open_session(BOOTSTRAP, reader)
+            os.write(self._write_fd, escape_for_printf(lifeline_text(on_disconnect)) + b"\n")
+            self._session = control.open_session(SHELL_BOOTSTRAP, reader)
         except RequestRefusedError as error:
             _log.debug("no session for a keeper: %s", error)
-            self._close_writer()
+            self._close_pipe()
         except BaseException:
-            self._close_writer()
+            self._close_pipe()
             raise
         finally:
             os.close(reader)
 
     def close(self) -> None:
         """Let the session end without a consequence. Closing twice is fine."""
-        if self._writer >= 0:
+        if self._write_fd >= 0:
             with contextlib.suppress(BrokenPipeError):  # the master is gone, and its session with it
-                os.write(self._writer, b"\n")
-            self._close_writer()
+                os.write(self._write_fd, b"\n")
+            self._close_pipe()
             if self._session is not None:  # closed before, the host would take it for our end
-                self._session.wait_message(_PARTING)
-        self._end()
+                self._session.wait_message(_LIFELINE_CLOSE_SECONDS)
+        self._close_session()
 
-    def lose(self) -> None:
+    def drop(self) -> None:
         """Let the host believe that this process is gone."""
-        self._close_writer()
-        self._end()
+        self._close_pipe()
+        self._close_session()
 
-    def _end(self) -> None:
+    def _close_session(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
 
-    def _close_writer(self) -> None:
-        if self._writer >= 0:
-            os.close(self._writer)
-            self._writer = -1
+    def _close_pipe(self) -> None:
+        if self._write_fd >= 0:
+            os.close(self._write_fd)
+            self._write_fd = -1
 
 
 def lifeline_text(on_lost: str = ":") -> str:
-    """Return what the session runs; `on_lost` is a command of the host's shell."""
+    """Return what the session runs; `on_disconnect` is a command of the host's shell."""
     return f"lc_on_lost() {{\n{on_lost}\n}}\n{text('lifeline')}"

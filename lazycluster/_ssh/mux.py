@@ -22,23 +22,23 @@ import attrs
 
 from lazycluster._model.forwarding import Forwarding, ForwardType
 
-_VERSION = 4
-_HELLO = 0x00000001
-_NEW_SESSION = 0x10000002
-_ALIVE_CHECK = 0x10000004
-_TERMINATE = 0x10000005
-_OPEN_FORWARD = 0x10000006
-_CLOSE_FORWARD = 0x10000007
-_NEW_STDIO_FORWARD = 0x10000008
-_OK = 0x80000001
-_FAILURE = 0x80000003
-_IS_ALIVE = 0x80000005
-_SESSION_OPENED = 0x80000006
+_MUX_VERSION = 4
+_MUX_MSG_HELLO = 0x00000001
+_MUX_C_NEW_SESSION = 0x10000002
+_MUX_C_ALIVE_CHECK = 0x10000004
+_MUX_C_TERMINATE = 0x10000005
+_MUX_C_OPEN_FWD = 0x10000006
+_MUX_C_CLOSE_FWD = 0x10000007
+_MUX_C_NEW_STDIO_FWD = 0x10000008
+_MUX_S_OK = 0x80000001
+_MUX_S_FAILURE = 0x80000003
+_MUX_S_ALIVE = 0x80000005
+_MUX_S_SESSION_OPENED = 0x80000006
 _NO_ESCAPE_CHARACTER = 0xFFFFFFFF
-_FORWARD_TYPES = {ForwardType.LOCAL: 1, ForwardType.REMOTE: 2}
-_LARGEST = 1 << 20
+_MUX_FWD_TYPES = {ForwardType.LOCAL: 1, ForwardType.REMOTE: 2}
+_MAX_MUX_MESSAGE_BYTES = 1 << 20
 
-_held: weakref.WeakSet[ControlSocket] = weakref.WeakSet()
+_open_control_sockets: weakref.WeakSet[ControlSocket] = weakref.WeakSet()
 
 
 class ControlSocketError(Exception):
@@ -50,13 +50,13 @@ class RequestRefusedError(Exception):
 
 
 @attrs.frozen
-class Reply:
+class MuxReply:
     """One message of the master: its type, and what follows it."""
 
     type: int
     body: bytes
 
-    def word(self, index: int) -> int:
+    def uint32(self, index: int) -> int:
         """Return one of the 32-bit words of the body."""
         start = 4 * index
         if len(self.body) < start + 4:
@@ -66,10 +66,10 @@ class Reply:
     @property
     def reason(self) -> str:
         """Return the reason of a refusal: a string behind the request's id."""
-        return self.body[8 : 8 + self.word(1)].decode(errors="replace")
+        return self.body[8 : 8 + self.uint32(1)].decode(errors="replace")
 
 
-def encode(*fields: int | str) -> bytes:
+def encode_message(*fields: int | str) -> bytes:
     """Return a message: its length, then 32-bit words and strings that carry their length."""
     body = b"".join(
         struct.pack(">I", field) if isinstance(field, int) else struct.pack(">I", len(raw := field.encode())) + raw
@@ -91,16 +91,16 @@ class ControlSocket:
         self._path = path
         self._timeout = timeout
         self._lock = threading.Lock()
-        self._request = 0
-        self._broken = False
+        self._request_id = 0
+        self._out_of_sync = False
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(timeout)
             self._socket.connect(str(path))
             hello = self._receive()
-            if hello.type != _HELLO or hello.word(0) != _VERSION:
+            if hello.type != _MUX_MSG_HELLO or hello.uint32(0) != _MUX_VERSION:
                 raise ControlSocketError("the control socket does not speak version 4 of the multiplexing protocol")
-            self._socket.sendall(encode(_HELLO, _VERSION))
+            self._socket.sendall(encode_message(_MUX_MSG_HELLO, _MUX_VERSION))
         except FileNotFoundError:
             self.close()
             raise
@@ -110,7 +110,7 @@ class ControlSocket:
         except ControlSocketError:
             self.close()
             raise
-        _held.add(self)
+        _open_control_sockets.add(self)
 
     def check(self) -> int:
         """Return the master's process id if it answers.
@@ -118,10 +118,10 @@ class ControlSocket:
         Raises:
             ControlSocketError: It does not, or not in time.
         """
-        reply = self._ask(_ALIVE_CHECK)
-        if reply.type != _IS_ALIVE:
+        reply = self._send_request(_MUX_C_ALIVE_CHECK)
+        if reply.type != _MUX_S_ALIVE:
             raise ControlSocketError(f"the master answered a check with {reply.type:#x}")
-        return reply.word(1)
+        return reply.uint32(1)
 
     def open_forward(self, forwarding: Forwarding) -> None:
         """Open a forwarding.
@@ -130,11 +130,11 @@ class ControlSocket:
             RequestRefusedError: The port to listen on is taken, or the host does not allow it.
             ControlSocketError: The master is gone.
         """
-        self._expect(_OK, self._ask(_OPEN_FORWARD, *_forward_fields(forwarding)))
+        self._expect(_MUX_S_OK, self._send_request(_MUX_C_OPEN_FWD, *_forward_fields(forwarding)))
 
     def close_forward(self, forwarding: Forwarding) -> None:
         """Close a forwarding; connections that it carries go on."""
-        self._expect(_OK, self._ask(_CLOSE_FORWARD, *_forward_fields(forwarding)))
+        self._expect(_MUX_S_OK, self._send_request(_MUX_C_CLOSE_FWD, *_forward_fields(forwarding)))
 
     def probe(self, host: str, port: int, *, timeout: float | None = None) -> None:
         """Open a connection from the host to an address that it can reach, and close it, within `timeout` seconds.
@@ -145,12 +145,15 @@ class ControlSocket:
         """
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            other = ControlSocket(self._path, timeout=self._timeout if timeout is None else timeout)
+            connection = ControlSocket(self._path, timeout=self._timeout if timeout is None else timeout)
             try:
                 descriptors = (theirs.fileno(), theirs.fileno())
-                other._expect(_SESSION_OPENED, other._ask(_NEW_STDIO_FORWARD, "", host, port, descriptors=descriptors))
+                connection._expect(
+                    _MUX_S_SESSION_OPENED,
+                    connection._send_request(_MUX_C_NEW_STDIO_FWD, "", host, port, descriptors=descriptors),
+                )
             finally:
-                other.close()
+                connection.close()
 
     def open_session(self, command: str, stdin: int) -> ControlSocket:
         """Run a command in a session of its own, reading from a descriptor and printing nowhere.
@@ -162,51 +165,51 @@ class ControlSocket:
             RequestRefusedError: The host allows no (further) session.
             ControlSocketError: The master is gone.
         """
-        other = ControlSocket(self._path, timeout=self._timeout)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+        connection = ControlSocket(self._path, timeout=self._timeout)
+        devnull = os.open(os.devnull, os.O_WRONLY)
         try:
             # Fields: reserved, tty, X11 forwarding, agent forwarding, subsystem, escape character, terminal, command.
             fields = ("", 0, 0, 0, 0, _NO_ESCAPE_CHARACTER, "dumb", command)
-            reply = other._ask(_NEW_SESSION, *fields, descriptors=(stdin, nowhere, nowhere))
-            other._expect(_SESSION_OPENED, reply)
+            reply = connection._send_request(_MUX_C_NEW_SESSION, *fields, descriptors=(stdin, devnull, devnull))
+            connection._expect(_MUX_S_SESSION_OPENED, reply)
         except BaseException:
-            other.close()
+            connection.close()
             raise
         finally:
-            os.close(nowhere)
-        return other
+            os.close(devnull)
+        return connection
 
     def terminate(self) -> None:
         """Ask the master to end at once; it does, and does not answer."""
         with self._lock, contextlib.suppress(OSError):
-            self._socket.sendall(encode(_TERMINATE, 0))
+            self._socket.sendall(encode_message(_MUX_C_TERMINATE, 0))
 
-    def wait_closed(self, seconds: float | None, wake: int | None = None) -> bool:
-        """Wait until the master has closed its end, at most so many seconds, or until `wake` is readable; return which.
+    def wait_closed(self, timeout: float | None, wake_fd: int | None = None) -> bool:
+        """Wait until the master closes its end, the time is up or `wake_fd` is readable; return whether it is closed.
 
         Nothing else may be asked over this connection meanwhile.
         """
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if timeout is None else time.monotonic() + timeout
         while not self.closed:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            found = readable([self._socket.fileno(), *([] if wake is None else [wake])], left)
-            if not found or wake in found or left == 0:
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            found = wait_readable([self._socket.fileno(), *([] if wake_fd is None else [wake_fd])], remaining)
+            if not found or wake_fd in found or remaining == 0:
                 return self.closed
         return True
 
-    def wait_message(self, seconds: float) -> None:
+    def wait_message(self, timeout: float) -> None:
         """Wait until the master says something unasked, such as that a session has ended, or closes its end."""
-        readable([self._socket.fileno()], seconds)
+        wait_readable([self._socket.fileno()], timeout)
 
     @property
     def closed(self) -> bool:
         """Tell whether either side has closed the connection."""
         with self._lock:  # so that no other thread's answer is on its way, which would look like something to read
             try:
-                while readable([self._socket.fileno()], 0):
-                    if not self._socket.recv(1 << 16, 0 if self._broken else socket.MSG_PEEK):
+                while wait_readable([self._socket.fileno()], 0):
+                    if not self._socket.recv(1 << 16, 0 if self._out_of_sync else socket.MSG_PEEK):
                         return True
-                    if not self._broken:
+                    if not self._out_of_sync:
                         return False
             except (OSError, ValueError):
                 return True
@@ -217,36 +220,36 @@ class ControlSocket:
         with self._lock:
             self._socket.close()
 
-    def forget(self) -> None:
+    def close_after_fork(self) -> None:
         """Close the descriptor in a forked child, without a word to the master."""
         self._socket.close()
 
-    def _ask(self, kind: int, *fields: int | str, descriptors: tuple[int, ...] = ()) -> Reply:
+    def _send_request(self, message_type: int, *fields: int | str, descriptors: tuple[int, ...] = ()) -> MuxReply:
         with self._lock:
-            if self._broken:
+            if self._out_of_sync:
                 raise ControlSocketError("the master did not answer before")
-            self._request += 1
+            self._request_id += 1
             # Until the answer is here, and for ever where it comes late, or Ctrl-C before it: it would be taken for
             # that of the next request. The socket stays open: its end is how we see the master's.
-            self._broken = True
+            self._out_of_sync = True
             try:
-                self._socket.sendall(encode(kind, self._request, *fields))
+                self._socket.sendall(encode_message(message_type, self._request_id, *fields))
                 for descriptor in descriptors:
                     socket.send_fds(self._socket, [b"\0"], [descriptor])
                 reply = self._receive()
             except OSError as error:
                 raise ControlSocketError(f"no answer from the master: {error}") from error
-            self._broken = False
+            self._out_of_sync = False
             return reply
 
-    def _receive(self) -> Reply:
-        length = struct.unpack(">I", self._exactly(4))[0]
-        if not 4 <= length <= _LARGEST:
+    def _receive(self) -> MuxReply:
+        length = struct.unpack(">I", self._receive_exactly(4))[0]
+        if not 4 <= length <= _MAX_MUX_MESSAGE_BYTES:
             raise ControlSocketError("the master's answer is garbled")
-        message = self._exactly(length)
-        return Reply(int.from_bytes(message[:4], "big"), message[4:])
+        message = self._receive_exactly(length)
+        return MuxReply(int.from_bytes(message[:4], "big"), message[4:])
 
-    def _exactly(self, size: int) -> bytes:
+    def _receive_exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
             piece = self._socket.recv(size - len(data))
@@ -256,24 +259,24 @@ class ControlSocket:
         return data
 
     @staticmethod
-    def _expect(kind: int, reply: Reply) -> None:
-        if reply.type != kind:
+    def _expect(message_type: int, reply: MuxReply) -> None:
+        if reply.type != message_type:
             raise RequestRefusedError(reply.reason or f"answer {reply.type:#x}")
 
 
-def readable(descriptors: list[int], seconds: float | None) -> set[int]:
+def wait_readable(descriptors: list[int], timeout: float | None) -> set[int]:
     """Return which descriptors can be read, waiting so long at most; by poll, because select ends at 1023."""
     if min(descriptors) < 0:
         return set()
     poll = select.poll()
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
-    return {descriptor for descriptor, _ in poll.poll(None if seconds is None else math.ceil(seconds * 1000))}
+    return {descriptor for descriptor, _ in poll.poll(None if timeout is None else math.ceil(timeout * 1000))}
 
 
 def _forward_fields(forwarding: Forwarding) -> tuple[int | str, ...]:
     return (
-        _FORWARD_TYPES[forwarding.type],
+        _MUX_FWD_TYPES[forwarding.type],
         forwarding.listen_host,
         forwarding.listen_port,
         forwarding.connect_host,
@@ -281,11 +284,11 @@ def _forward_fields(forwarding: Forwarding) -> tuple[int | str, ...]:
     )
 
 
-def _forget_all() -> None:
+def _close_after_fork() -> None:
     """Close what a fork copied, or the child would keep the parent's masters after the parent's death."""
-    for held in list(_held):
-        held.forget()
-    _held.clear()
+    for control_socket in list(_open_control_sockets):
+        control_socket.close_after_fork()
+    _open_control_sockets.clear()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(after_in_child=_close_after_fork)

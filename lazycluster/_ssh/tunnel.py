@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lazycluster._model.forwarding import Forwarding
-from lazycluster._ssh.tunnel_manager import Carrier, Load
-from lazycluster._waiting import Deadline, happens
+from lazycluster._ssh.tunnel_manager import TunnelManager, TunnelState
+from lazycluster._waiting import Deadline, wait_event
 
 
 class Tunnel:
@@ -17,7 +17,9 @@ class Tunnel:
     one of their ends closes them, or that ssh ends.
     """
 
-    def __init__(self, carrier: Carrier, forwardings: Sequence[Forwarding], *, owner: object | None = None) -> None:
+    def __init__(
+        self, tunnel_manager: TunnelManager, forwardings: Sequence[Forwarding], *, owner: object | None = None
+    ) -> None:
         """Open the forwardings, all or none, and see that traffic flows. The owner lives as long as the tunnel runs.
 
         Raises:
@@ -29,11 +31,11 @@ class Tunnel:
         """
         if not forwardings:
             raise ValueError("a tunnel needs a forwarding")
-        self._carrier = carrier
+        self._tunnel_manager = tunnel_manager
         self.forwardings = tuple(forwardings)
-        self.name = f"tunnel to {carrier.host}: " + ", ".join(map(str, self.forwardings))
-        self._load = Load(self.name, self.forwardings, owner)
-        carrier.carry(self._load)
+        self.name = f"tunnel to {tunnel_manager.host}: " + ", ".join(map(str, self.forwardings))
+        self._state = TunnelState(self.name, self.forwardings, owner)
+        tunnel_manager.open_tunnel(self._state)
 
     def __repr__(self) -> str:
         """Return what it carries, and whether it does."""
@@ -42,36 +44,40 @@ class Tunnel:
     @property
     def pid(self) -> int | None:
         """Return the process id of the ssh that carries it, None while that is being brought back."""
-        link = self._carrier.link
-        return None if link is None or not self.is_alive() else link.pid
+        connection = self._tunnel_manager.connection
+        return None if connection is None or not self.is_alive() else connection.pid
 
     @property
     def exitcode(self) -> int | None:
         """Return None while it runs, 0 once it was stopped."""
-        return self._load.exitcode
+        return self._state.exit_code
 
     def is_alive(self) -> bool:
         """Tell whether it has not been stopped; also while it is being brought back."""
-        return not self._load.ended.is_set()
+        return not self._state.ended.is_set()
 
     @property
     def is_up(self) -> bool:
         """Tell whether its connection stands just now, and all of it is open there."""
-        link = self._carrier.link
-        return link is not None and not link.gone and len(self._load.standing) == len(self.forwardings)
+        connection = self._tunnel_manager.connection
+        return (
+            connection is not None
+            and not connection.has_exited
+            and len(self._state.open_forwardings) == len(self.forwardings)
+        )
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it was stopped, at most so many seconds."""
-        happens(self._load.ended, Deadline(timeout))
+        wait_event(self._state.ended, Deadline(timeout))
 
     def terminate(self) -> None:
         """Close its ports on both ends; the last tunnel of a host ends the connection. Stopping twice is fine."""
-        self._carrier.stop(self._load, gently=True)
+        self._tunnel_manager.stop_tunnel(self._state, graceful=True)
 
     def kill(self) -> None:
         """Close its ports without waiting for the host; the last tunnel of a host kills the ssh process."""
-        self._carrier.stop(self._load, gently=False)
+        self._tunnel_manager.stop_tunnel(self._state, graceful=False)
 
     def request_stop(self) -> None:
         """Ask it to end, and do not wait."""
-        self._carrier.stop(self._load, gently=True, wait=False)
+        self._tunnel_manager.stop_tunnel(self._state, graceful=True, wait=False)

@@ -19,16 +19,16 @@ from collections.abc import Sequence
 import attrs
 
 from lazycluster._model.forwarding import Forwarding, ForwardType
-from lazycluster._remote.ports import is_free
+from lazycluster._remote.ports import is_port_free
 from lazycluster._ssh.destination import Destination
-from lazycluster._ssh.mux import readable
-from lazycluster._ssh.tunnel_connection import LOCALHOST, Link, LinkLostError
-from lazycluster._waiting import happens, start
+from lazycluster._ssh.mux import wait_readable
+from lazycluster._ssh.tunnel_connection import LOCALHOST, TunnelConnection, TunnelConnectionLostError
+from lazycluster._waiting import start_thread, wait_event
 from lazycluster.exceptions import ConnectError, PortInUseError, TunnelError
 
 _log = logging.getLogger(__name__)
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
-_LOSSES = 2
+_MIN_RECONNECT_DELAY_SECONDS, _MAX_RECONNECT_DELAY_SECONDS = 0.5, 15.0
+_MAX_LOST_CONNECTIONS_BEFORE_OPEN = 2
 """How many connections may break before a tunnel that never stood is given up: the first may have been dead before."""
 
 
@@ -36,55 +36,55 @@ _LOSSES = 2
 class BackOff:
     """When to try again: after pauses that grow."""
 
-    at: float = 0.0
-    pause: float = attrs.field(factory=lambda: _SHORTEST_PAUSE)
+    retry_at: float = 0.0
+    delay: float = attrs.field(factory=lambda: _MIN_RECONNECT_DELAY_SECONDS)
 
-    def later(self) -> None:
+    def record_failure(self) -> None:
         """Let the next try be after a pause, and the pause after that be longer."""
-        self.at = time.monotonic() + self.pause
-        self.pause = min(2 * self.pause, _LONGEST_PAUSE)
+        self.retry_at = time.monotonic() + self.delay
+        self.delay = min(2 * self.delay, _MAX_RECONNECT_DELAY_SECONDS)
 
     @property
-    def failed(self) -> bool:
+    def has_failed(self) -> bool:
         """Tell whether a try was in vain."""
-        return self.pause != _SHORTEST_PAUSE
+        return self.delay != _MIN_RECONNECT_DELAY_SECONDS
 
     @property
     def remaining(self) -> float:
         """Return the seconds until the next try."""
-        return max(0.0, self.at - time.monotonic())
+        return max(0.0, self.retry_at - time.monotonic())
 
 
 @attrs.define(eq=False)
-class Item:
+class ForwardingState:
     """One forwarding, whether it stands on the connection that there is now, and when it is tried again."""
 
     forwarding: Forwarding
-    stands: bool = False
+    is_open: bool = False
     back_off: BackOff = attrs.field(factory=BackOff)
 
-    def down(self) -> None:
+    def mark_closed(self) -> None:
         """Note that it is to be opened at once."""
-        self.stands, self.back_off = False, BackOff()
+        self.is_open, self.back_off = False, BackOff()
 
 
-def _items(forwardings: Sequence[Forwarding]) -> tuple[Item, ...]:
-    return tuple(map(Item, forwardings))
+def _forwarding_states(forwardings: Sequence[Forwarding]) -> tuple[ForwardingState, ...]:
+    return tuple(map(ForwardingState, forwardings))
 
 
 @attrs.define(eq=False)
-class Load:
+class TunnelState:
     """What one tunnel has carried, and how that stands. The owner lives as long as it is carried."""
 
     name: str
-    items: tuple[Item, ...] = attrs.field(converter=_items)
+    forwarding_states: tuple[ForwardingState, ...] = attrs.field(converter=_forwarding_states)
     owner: object | None = None
-    begun: bool = False
+    has_opened: bool = False
     """Every forwarding stood once: from then on what fails is tried again."""
-    losses: int = 0
-    stopping: bool = False
-    gently: bool = True
-    exitcode: int | None = None
+    lost_connections: int = 0
+    stop_requested: bool = False
+    graceful: bool = True
+    exit_code: int | None = None
     error: Exception | None = None
     settled: threading.Event = attrs.field(factory=threading.Event)
     ended: threading.Event = attrs.field(factory=threading.Event)
@@ -92,113 +92,113 @@ class Load:
     @property
     def forwardings(self) -> tuple[Forwarding, ...]:
         """Return what it consists of."""
-        return tuple(item.forwarding for item in self.items)
+        return tuple(state.forwarding for state in self.forwarding_states)
 
     @property
-    def standing(self) -> list[Forwarding]:
+    def open_forwardings(self) -> list[Forwarding]:
         """Return what of it is open."""
-        return [item.forwarding for item in self.items if item.stands]
+        return [state.forwarding for state in self.forwarding_states if state.is_open]
 
-    def begin(self) -> None:
+    def mark_opened(self) -> None:
         """Let it be carried from now on."""
-        self.begun = True
+        self.has_opened = True
         self.settled.set()
 
     def fail(self, error: Exception) -> None:
         """Give it up before it has begun: it is ended like any other, and whoever waits for it gets the error."""
-        self.error, self.stopping = error, True
+        self.error, self.stop_requested = error, True
 
-    def end(self, exitcode: int = 0) -> None:
+    def mark_ended(self, exit_code: int = 0) -> None:
         """Let go of it. Ending twice is fine."""
-        self.exitcode = exitcode if self.exitcode is None else self.exitcode
+        self.exit_code = exit_code if self.exit_code is None else self.exit_code
         self.settled.set()
         self.ended.set()
         self.owner = None
 
 
-class _Bell:
+class _Waker:
     """Wakes a thread that waits for descriptors."""
 
     def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
-        os.set_blocking(self._write, False)
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        os.set_blocking(self._write_fd, False)
 
     def fileno(self) -> int:
-        return self._read
+        return self._read_fd
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it has rung often enough
-            os.write(self._write, b"x")
+            os.write(self._write_fd, b"x")
 
-    def hush(self) -> None:
+    def drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._read, 1 << 12):
+            while os.read(self._read_fd, 1 << 12):
                 pass
 
     def close(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
+        os.close(self._read_fd)
+        os.close(self._write_fd)
 
 
-_all: weakref.WeakSet[Carrier] = weakref.WeakSet()
+_live_tunnel_managers: weakref.WeakSet[TunnelManager] = weakref.WeakSet()
 
 
-def _start_afresh() -> None:
+def _reset_after_fork() -> None:
     """Let a forked child have a connection of its own: what there is belongs to its parent."""
-    for carrier in list(_all):
-        carrier.start_afresh()
+    for tunnel_manager in list(_live_tunnel_managers):
+        tunnel_manager.reset()
 
 
-os.register_at_fork(after_in_child=_start_afresh)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-class Carrier:
+class TunnelManager:
     """Carries the tunnels of one host through one connection, for as long as there are any. Any thread may use it.
 
     When the link breaks it is dialled again, with pauses that grow from 0.5 s to 15 s, and all that was open is opened
     again. A forwarding that cannot be, its port being taken meanwhile, is tried again in the same way.
     """
 
-    def __init__(self, to: Destination, *, password: str | None = None) -> None:
+    def __init__(self, destination: Destination, *, password: str | None = None) -> None:
         """Remember whom to dial; nothing is dialled yet."""
-        self.host = to.host
-        self._to = to
+        self.host = destination.host
+        self._destination = destination
         self._password = password
-        self._begin_empty()
-        _all.add(self)
+        self._initialize()
+        _live_tunnel_managers.add(self)
 
-    def _begin_empty(self) -> None:
+    def _initialize(self) -> None:
         self._lock = threading.RLock()  # a destructor that stops a tunnel may run anywhere
-        self._loads: list[Load] = []
-        self._unwanted = threading.Event()
+        self._tunnels: list[TunnelState] = []
+        self._connect_cancelled = threading.Event()
         self._thread: threading.Thread | None = None
-        self._bell: _Bell | None = None
-        self._link: Link | None = None
+        self._waker: _Waker | None = None
+        self._connection: TunnelConnection | None = None
         self._back_off = BackOff()
-        self._told = False
+        self._outage_reported = False
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Begin without a connection, in a forked child: there its parent's tunnels have ended."""
-        loads, bell = self._loads, self._bell
-        self._begin_empty()
-        if bell is not None:
-            bell.close()
-        for load in loads:
-            load.exitcode = 0
-            load.settled, load.ended = threading.Event(), threading.Event()  # others may have held their locks
-            load.settled.set()
-            load.ended.set()
+        tunnels, waker = self._tunnels, self._waker
+        self._initialize()
+        if waker is not None:
+            waker.close()
+        for tunnel in tunnels:
+            tunnel.exit_code = 0
+            tunnel.settled, tunnel.ended = threading.Event(), threading.Event()  # others may have held their locks
+            tunnel.settled.set()
+            tunnel.ended.set()
 
     # What others want ----------------------------------------------------------------------------------------------
 
     @property
-    def link(self) -> Link | None:
+    def connection(self) -> TunnelConnection | None:
         """Return the connection, None while there is none."""
-        return self._link
+        return self._connection
 
-    def carry(self, load: Load) -> None:
-        """Open all forwardings of a load, dialling if need be; when this returns traffic flows.
+    def open_tunnel(self, tunnel: TunnelState) -> None:
+        """Open all forwardings of a tunnel, dialling if need be; when this returns traffic flows.
 
         Where one cannot be opened none of them is left, nor a connection that nobody else uses.
 
@@ -208,202 +208,211 @@ class Carrier:
             ConnectError: The log-in failed.
             TunnelError: The link broke meanwhile, or the host does not answer.
         """
-        for forwarding in load.forwardings:
-            if forwarding.type is ForwardType.LOCAL and not is_free(forwarding.listen_port):
+        for forwarding in tunnel.forwardings:
+            if forwarding.type is ForwardType.LOCAL and not is_port_free(forwarding.listen_port):
                 raise PortInUseError(LOCALHOST, forwarding.listen_port)
         try:
-            self._add(load)
-            happens(load.settled)
+            self._add(tunnel)
+            wait_event(tunnel.settled)
         except BaseException:
-            self.stop(load, gently=False)
+            self.stop_tunnel(tunnel, graceful=False)
             raise
-        error, load.error = load.error, None
+        error, tunnel.error = tunnel.error, None
         if error is not None:
             # Several may have waited for the same log-in, and each needs an exception of its own to raise.
             raise copy.copy(error).with_traceback(error.__traceback__) from error.__cause__
 
-    def stop(self, load: Load, *, gently: bool, wait: bool = True) -> None:
-        """Close the forwardings of a load, and the connection if nobody else uses it. Stopping twice is fine."""
+    def stop_tunnel(self, tunnel: TunnelState, *, graceful: bool, wait: bool = True) -> None:
+        """Close the forwardings of a tunnel, and the connection if nobody else uses it. Stopping twice is fine."""
         with self._lock:
-            load.gently = load.gently and gently
-            if load in self._loads:
-                load.stopping = True
-                others = any(not other.stopping for other in self._loads)
+            tunnel.graceful = tunnel.graceful and graceful
+            if tunnel in self._tunnels:
+                tunnel.stop_requested = True
+                others = any(not other.stop_requested for other in self._tunnels)
                 if not others:
-                    self._unwanted.set()
-                elif self._link is None:  # nothing of it is open, and nobody waits for the log-in for its sake
-                    self._loads.remove(load)
-                self._ring()
-            ended = load not in self._loads
+                    self._connect_cancelled.set()
+                elif self._connection is None:  # nothing of it is open, and nobody waits for the log-in for its sake
+                    self._tunnels.remove(tunnel)
+                self._wake()
+            ended = tunnel not in self._tunnels
         if ended:
-            load.end()
+            tunnel.mark_ended()
         elif wait and threading.current_thread() is not self._thread:
-            happens(load.ended)
+            wait_event(tunnel.ended)
 
-    def _add(self, load: Load) -> None:
+    def _add(self, tunnel: TunnelState) -> None:
         with self._lock:
-            taken = {(kind.type, kind.listen_port) for other in self._loads for kind in other.forwardings}
-            for forwarding in load.forwardings:
+            taken = {(kind.type, kind.listen_port) for other in self._tunnels for kind in other.forwardings}
+            for forwarding in tunnel.forwardings:
                 # ssh itself would say that the second was open, and close it with the first.
                 if (forwarding.type, forwarding.listen_port) in taken:
                     here = forwarding.type is ForwardType.LOCAL
                     raise PortInUseError(LOCALHOST if here else self.host, forwarding.listen_port)
                 taken.add((forwarding.type, forwarding.listen_port))
             if self._thread is None:
-                self._begin()
-            self._loads.append(load)
-            self._unwanted.clear()
-            self._ring()
+                self._start_thread()
+            self._tunnels.append(tunnel)
+            self._connect_cancelled.clear()
+            self._wake()
 
-    def _begin(self) -> None:
+    def _start_thread(self) -> None:
         """Start the thread, which waits for the lock and then finds what there is to do."""
-        self._bell = _Bell()
-        self._thread = threading.Thread(target=self._serve, args=(self._bell,), name=f"tunnels to {self.host}")
+        self._waker = _Waker()
+        self._thread = threading.Thread(target=self._run, args=(self._waker,), name=f"tunnels to {self.host}")
         self._thread.daemon = True
         try:
-            start(self._thread)
+            start_thread(self._thread)
         except BaseException:
-            self._bell.close()
-            self._bell = self._thread = None
+            self._waker.close()
+            self._waker = self._thread = None
             raise
 
-    def _ring(self) -> None:
-        if self._bell is not None:
-            self._bell.ring()
+    def _wake(self) -> None:
+        if self._waker is not None:
+            self._waker.wake()
 
     # What the thread does ------------------------------------------------------------------------------------------
 
-    def _serve(self, bell: _Bell) -> None:
+    def _run(self, waker: _Waker) -> None:
         try:
-            while self._step(bell):
+            while self._run_step(waker):
                 pass
         except BaseException as error:
-            self._give_up(bell, error)
+            self._fail_all(waker, error)
             raise
 
-    def _step(self, bell: _Bell) -> bool:
+    def _run_step(self, waker: _Waker) -> bool:
         """Do the next thing that there is to do, or wait for one; return whether there can be more."""
         with self._lock:
-            stopped = [load for load in self._loads if load.stopping]
-            living = [load for load in self._loads if not load.stopping]
-            if not self._loads:  # the link went with the last
-                self._close(bell)
+            stopped = [tunnel for tunnel in self._tunnels if tunnel.stop_requested]
+            active = [tunnel for tunnel in self._tunnels if not tunnel.stop_requested]
+            if not self._tunnels:  # the link went with the last
+                self._finish_thread(waker)
                 return False
         if stopped:
-            self._end(stopped, last=not living)
-        elif self._link is None:
-            self._dial(living, bell)
-        elif self._link.lost():
-            self._lose(self._link.reason)
+            self._close_stopped(stopped, last=not active)
+        elif self._connection is None:
+            self._connect(active, waker)
+        elif self._connection.is_lost():
+            self._handle_lost_connection(self._connection.exit_reason)
         else:
-            self._open_next(self._link, living, bell)
+            self._open_next(self._connection, active, waker)
         return True
 
-    def _close(self, bell: _Bell) -> None:
-        self._thread = self._bell = None
-        self._back_off, self._told = BackOff(), False
-        bell.close()
+    def _finish_thread(self, waker: _Waker) -> None:
+        self._thread = self._waker = None
+        self._back_off, self._outage_reported = BackOff(), False
+        waker.close()
 
-    def _end(self, stopped: Sequence[Load], *, last: bool) -> None:
+    def _close_stopped(self, stopped: Sequence[TunnelState], *, last: bool) -> None:
         """Close what was stopped, with the connection where that was all, and only then say that it has ended."""
-        forwardings = [forwarding for load in stopped for forwarding in load.standing]
-        gently = any(load.gently for load in stopped)
-        if self._link is not None:
+        forwardings = [forwarding for tunnel in stopped for forwarding in tunnel.open_forwardings]
+        graceful = any(tunnel.graceful for tunnel in stopped)
+        if self._connection is not None:
             if last:
-                self._link.end(forwardings, gently=gently)
-                self._link = None
+                self._connection.close(forwardings, graceful=graceful)
+                self._connection = None
             else:
                 try:
-                    self._link.close(forwardings, gently=gently)
-                except LinkLostError as error:
-                    self._lose(str(error))
+                    self._connection.close_forwardings(forwardings, graceful=graceful)
+                except TunnelConnectionLostError as error:
+                    self._handle_lost_connection(str(error))
         with self._lock:
-            self._loads = [load for load in self._loads if load not in stopped]
-        for load in stopped:
-            for item in load.items:
-                item.down()
-            load.end()
+            self._tunnels = [tunnel for tunnel in self._tunnels if tunnel not in stopped]
+        for tunnel in stopped:
+            for state in tunnel.forwarding_states:
+                state.mark_closed()
+            tunnel.mark_ended()
 
-    def _dial(self, living: Sequence[Load], bell: _Bell) -> None:
-        new = [load for load in living if not load.begun]
-        if not new and self._back_off.remaining:
-            readable([bell.fileno()], self._back_off.remaining)
-            bell.hush()
+    def _connect(self, active: Sequence[TunnelState], waker: _Waker) -> None:
+        opening = [tunnel for tunnel in active if not tunnel.has_opened]
+        if not opening and self._back_off.remaining:
+            wait_readable([waker.fileno()], self._back_off.remaining)
+            waker.drain()
             return
         try:
-            link = Link.dial(self._to, self._password, self._unwanted)
+            connection = TunnelConnection.connect(self._destination, self._password, self._connect_cancelled)
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
-            first = len(new) < len(living) and not self._told and not self._unwanted.is_set()
-            self._told = self._told or first
-            level = logging.WARNING if first else logging.DEBUG
+            is_first_failure = (
+                len(opening) < len(active) and not self._outage_reported and not self._connect_cancelled.is_set()
+            )
+            self._outage_reported = self._outage_reported or is_first_failure
+            level = logging.WARNING if is_first_failure else logging.DEBUG
             _log.log(level, "tunnels to %s: the link is not back yet: %s", self.host, error)
-            self._back_off.later()
+            self._back_off.record_failure()
             with self._lock:
-                for load in new:
-                    if not load.stopping:
-                        load.fail(error)
+                for tunnel in opening:
+                    if not tunnel.stop_requested:
+                        tunnel.fail(error)
         else:
-            self._link, self._back_off, self._told = link, BackOff(), False
-            if len(new) < len(living):
+            self._connection, self._back_off, self._outage_reported = connection, BackOff(), False
+            if len(opening) < len(active):
                 _log.warning("tunnels to %s: the link is back", self.host)
 
-    def _lose(self, reason: str) -> None:
+    def _handle_lost_connection(self, reason: str) -> None:
         """Let go of a connection that is gone or stuck; what it carried is opened again on the next."""
-        if self._link is not None:
-            self._link.end(gently=False)  # before others see that there is none, and take its ports for free
-            self._link = None
+        if self._connection is not None:
+            self._connection.close(graceful=False)  # before others see that there is none, and take its ports for free
+            self._connection = None
         self._back_off = BackOff()
-        self._back_off.later()
+        self._back_off.record_failure()
         with self._lock:
-            living = [load for load in self._loads if not load.stopping]
-            for load in self._loads:
-                for item in load.items:
-                    item.down()
-        for load in living:
-            load.losses += not load.begun
-            if load.losses >= _LOSSES:
-                load.fail(ConnectError(self.host, f"the connection of a tunnel broke: {reason}"))
-        begun = sum(load.begun for load in living)
-        if begun:
-            _log.warning("tunnels to %s: the link is gone (%s); bringing back %d", self.host, reason, begun)
+            active = [tunnel for tunnel in self._tunnels if not tunnel.stop_requested]
+            for tunnel in self._tunnels:
+                for state in tunnel.forwarding_states:
+                    state.mark_closed()
+        for tunnel in active:
+            tunnel.lost_connections += not tunnel.has_opened
+            if tunnel.lost_connections >= _MAX_LOST_CONNECTIONS_BEFORE_OPEN:
+                tunnel.fail(ConnectError(self.host, f"the connection of a tunnel broke: {reason}"))
+        reopening = sum(tunnel.has_opened for tunnel in active)
+        if reopening:
+            _log.warning("tunnels to %s: the link is gone (%s); bringing back %d", self.host, reason, reopening)
 
-    def _open_next(self, link: Link, living: Sequence[Load], bell: _Bell) -> None:
-        down = [(item.back_off.remaining, load, item) for load in living for item in load.items if not item.stands]
-        for remaining, load, item in down:
+    def _open_next(self, connection: TunnelConnection, active: Sequence[TunnelState], waker: _Waker) -> None:
+        closed = [
+            (state.back_off.remaining, tunnel, state)
+            for tunnel in active
+            for state in tunnel.forwarding_states
+            if not state.is_open
+        ]
+        for remaining, tunnel, state in closed:
             if not remaining:
-                self._open(link, load, item)
+                self._open_forwarding(connection, tunnel, state)
                 return
-        link.wait(min([remaining for remaining, _, _ in down], default=_LONGEST_PAUSE), bell.fileno())
-        bell.hush()
+        connection.wait(
+            min([remaining for remaining, _, _ in closed], default=_MAX_RECONNECT_DELAY_SECONDS), waker.fileno()
+        )
+        waker.drain()
 
-    def _open(self, link: Link, load: Load, item: Item) -> None:
+    def _open_forwarding(self, connection: TunnelConnection, tunnel: TunnelState, state: ForwardingState) -> None:
         try:
-            link.open(item.forwarding)
-        except LinkLostError as error:
-            self._lose(str(error))
+            connection.open_forwarding(state.forwarding)
+        except TunnelConnectionLostError as error:
+            self._handle_lost_connection(str(error))
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
-            if not load.begun:
-                load.fail(error)
+            if not tunnel.has_opened:
+                tunnel.fail(error)
                 return
-            level = logging.DEBUG if item.back_off.failed else logging.WARNING
-            item.back_off.later()
-            _log.log(level, "%s: not open again yet: %s", load.name, error)
+            level = logging.DEBUG if state.back_off.has_failed else logging.WARNING
+            state.back_off.record_failure()
+            _log.log(level, "%s: not open again yet: %s", tunnel.name, error)
         else:
-            if item.back_off.failed:
-                _log.warning("%s: open again", load.name)
-            item.stands, item.back_off = True, BackOff()
-            if not load.begun and all(each.stands for each in load.items):
-                load.begin()
+            if state.back_off.has_failed:
+                _log.warning("%s: open again", tunnel.name)
+            state.is_open, state.back_off = True, BackOff()
+            if not tunnel.has_opened and all(each.is_open for each in tunnel.forwarding_states):
+                tunnel.mark_opened()
 
-    def _give_up(self, bell: _Bell, error: BaseException) -> None:
+    def _fail_all(self, waker: _Waker, error: BaseException) -> None:
         """End everything after an error that nobody foresaw, so that nobody waits for ever."""
         with self._lock:
-            loads, self._loads = self._loads, []
-            link, self._link = self._link, None
-            self._close(bell)
-        for load in loads:
-            if not load.begun:
-                load.error = TunnelError(self.host, load.name, f"{type(error).__name__}: {error}")
-            load.end(exitcode=1)
-        if link is not None:
-            link.end(gently=False)
+            tunnels, self._tunnels = self._tunnels, []
+            connection, self._connection = self._connection, None
+            self._finish_thread(waker)
+        for tunnel in tunnels:
+            if not tunnel.has_opened:
+                tunnel.error = TunnelError(self.host, tunnel.name, f"{type(error).__name__}: {error}")
+            tunnel.mark_ended(exit_code=1)
+        if connection is not None:
+            connection.close(graceful=False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from lazycluster._model.options import ConnectionOptions, RuntimeOptions
-from lazycluster._transports.interface import HostTransport
-from lazycluster._transports.per_command import PerStep
-from lazycluster._transports.resident import Resident
+from lazycluster._transports.interface import RuntimeTransport
+from lazycluster._transports.per_command import PerCommandTransport
+from lazycluster._transports.resident import ResidentTransport
 from lazycluster.connection import Connection
 
 
-def reach(host: str, options: RuntimeOptions) -> HostTransport:
+def make_transport(host: str, options: RuntimeOptions) -> RuntimeTransport:
     """Return the transport of a host, which does not connect yet. Tests replace this function.
 
     Raises:
@@ -20,7 +20,7 @@ def reach(host: str, options: RuntimeOptions) -> HostTransport:
 
 
 def check_options(options: RuntimeOptions, host: str = "any-host") -> None:
-    """Check the keywords of a runtime, also where a test has replaced `reach`.
+    """Check the keywords of a runtime, also where a test has replaced `make_transport`.
 
     Raises:
         TypeError: A keyword is unknown.
@@ -29,7 +29,7 @@ def check_options(options: RuntimeOptions, host: str = "any-host") -> None:
     _make(host, options)
 
 
-def _make(host: str, options: RuntimeOptions) -> HostTransport:
+def _make(host: str, options: RuntimeOptions) -> RuntimeTransport:
     unknown = [name for name in options if name not in RuntimeOptions.__annotations__]
     if unknown:
         known = ", ".join(sorted(RuntimeOptions.__annotations__))
@@ -42,4 +42,4 @@ def _make(host: str, options: RuntimeOptions) -> HostTransport:
         raise ValueError(f"grace is a number of seconds, not {grace!r}")
     keywords: ConnectionOptions = remaining
     connection = Connection(host, **keywords)
-    return Resident(connection, python, grace) if resident else PerStep(connection, python)
+    return ResidentTransport(connection, python, grace) if resident else PerCommandTransport(connection, python)

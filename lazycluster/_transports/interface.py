@@ -65,11 +65,11 @@ class Stoppable(ManagedProcess, Protocol):
         """Ask it to end."""
 
 
-class HostTransport(Transport, Protocol):
+class RuntimeTransport(Transport, Protocol):
     """A transport under a runtime: it also makes directories, asks the machine, opens tunnels, and cleans up."""
 
     @property
-    def directories(self) -> list[str]:
+    def temp_dirs(self) -> list[str]:
         """Return the temporary directories that are to be removed."""
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
@@ -90,10 +90,10 @@ class HostTransport(Transport, Protocol):
     def free_ports(self, ports: Sequence[int]) -> list[int]:
         """Return those of the ports that a server could listen on."""
 
-    def expose(self, forwarding: Forwarding, owner: object) -> Stoppable:
+    def open_tunnel(self, forwarding: Forwarding, owner: object) -> Stoppable:
         """Open a tunnel; the owner lives as long as it does."""
 
-    def reaches_host(self, seconds: float) -> bool:
+    def can_reach_host(self, timeout: float) -> bool:
         """Tell within about so many seconds whether a host that was reached before can be reached now."""
 
     def clean_up(self) -> None:

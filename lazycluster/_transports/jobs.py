@@ -1,4 +1,4 @@
-"""Scripts on a host as jobs of its supervisor: what `Sessions` does with one ssh process for each."""
+"""Scripts on a host as jobs of its supervisor: what `SshClient` does with one ssh process for each."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import attrs
 
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import protocol
-from lazycluster._remote.supervisor import INPUT_ENDED, LOGIN_SHELL
+from lazycluster._remote.supervisor import FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL
 from lazycluster._ssh.session import SessionEndedError
 from lazycluster._ssh.shell import Script
-from lazycluster._transports.supervisor_client import Ended, Job, Supervisor
+from lazycluster._transports.supervisor_client import ExitInfo, RemoteChild, SupervisorClient
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -25,13 +25,13 @@ from lazycluster.exceptions import (
 )
 from lazycluster.results import Collector, CommandResult, Stream
 
-PARTING = 0.9
+COMMAND_CANCEL_SECONDS = 0.9
 """Seconds for the host to end a job that is given up, within the second that a caller may be kept waiting."""
-_STOPPING = 2.0
+_STOP_GRACE_MARGIN_SECONDS = 2.0
 """Seconds beyond the grace period that a stop waits for the host to have ended a job."""
 
 
-class Supervised(Protocol):
+class SupervisorProvider(Protocol):
     """What jobs need of their runtime's way onto the host."""
 
     @property
@@ -42,23 +42,23 @@ class Supervised(Protocol):
     def grace(self) -> float:
         """Return the seconds between SIGTERM and SIGKILL."""
 
-    def supervisor(self, cwd: str | None) -> Supervisor:
+    def ensure_supervisor(self, cwd: str | None) -> SupervisorClient:
         """Return a supervisor that lives, for a job in a directory."""
 
-    def environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
+    def child_environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
         """Return the environment of a job."""
 
 
 @attrs.frozen
-class Jobs:
+class ChildRunner:
     """Runs scripts as jobs. Any thread may use it."""
 
-    on: Supervised
+    provider: SupervisorProvider
 
     @property
     def host(self) -> str:
         """Return the host as it was given."""
-        return self.on.host
+        return self.provider.host
 
     def script(
         self,
@@ -70,14 +70,14 @@ class Jobs:
         raw_stdin: bool = False,
         login_shell: bool = True,
     ) -> Script:
-        """Return a command as a script; see `Sessions.script()`."""
+        """Return a command as a script; see `SshClient.script()`."""
         return Script(
             command,
-            mark="",
-            job="",
+            output_mark="",
+            process_mark="",
             title=command if title is None else title,
             cwd=cwd,
-            env=self.on.environment(env),
+            env=self.provider.child_environment(env),
             raw_stdin=raw_stdin,
             login_shell=login_shell,
         )
@@ -96,33 +96,33 @@ class Jobs:
     ) -> CommandResult:
         """Run a command and return how it ended; see `Connection.run()`."""
         collector = watch.collector or Collector()
-        begun = time.monotonic()
+        started_at = time.monotonic()
         name = command if title is None else title
-        flags = LOGIN_SHELL if login_shell else 0
-        job, rest = self.start(
-            protocol.RUN, name, command, cwd=cwd, env=self.on.environment(env), data=stdin, flags=flags
+        flags = FLAG_LOGIN_SHELL if login_shell else 0
+        child, rest = self.start_child(
+            protocol.RUN, name, command, cwd=cwd, env=self.provider.child_environment(env), stdin=stdin, flags=flags
         )
-        ended = self.carry(job, _feeding(rest), timeout=timeout, watch=watch, collector=collector)
-        return collector.result(command, self.exit_code(ended, name, cwd), time.monotonic() - begun)
+        exit_info = self.communicate(child, _stdin_writer(rest), timeout=timeout, watch=watch, collector=collector)
+        return collector.result(command, self.exit_code(exit_info, name, cwd), time.monotonic() - started_at)
 
-    def perform(
+    def run_script(
         self,
         script: Script,
-        work: Callable[[Job], object],
+        work: Callable[[RemoteChild], object],
         *,
         collector: Collector,
         timeout: float | None = None,
         watch: Watch = UNWATCHED,
     ) -> int:
-        """Run a script and return its exit status; `work` feeds and reads it; see `Sessions.perform()`."""
-        flags = (LOGIN_SHELL if script.login_shell else 0) | (0 if script.raw_stdin else INPUT_ENDED)
-        job, _ = self.start(
-            protocol.RUN, script.title, script.command, cwd=script.cwd, env=script.env, data=None, flags=flags
+        """Run a script and return its exit status; `work` feeds and reads it; see `SshClient.run_script()`."""
+        flags = (FLAG_LOGIN_SHELL if script.login_shell else 0) | (0 if script.raw_stdin else FLAG_INPUT_ENDED)
+        child, _ = self.start_child(
+            protocol.RUN, script.title, script.command, cwd=script.cwd, env=script.env, stdin=None, flags=flags
         )
-        ended = self.carry(job, work, timeout=timeout, watch=watch, collector=collector)
-        return self.exit_code(ended, script.title, script.cwd)
+        exit_info = self.communicate(child, work, timeout=timeout, watch=watch, collector=collector)
+        return self.exit_code(exit_info, script.title, script.cwd)
 
-    def start(
+    def start_child(
         self,
         kind: int,
         title: str,
@@ -130,41 +130,51 @@ class Jobs:
         *,
         cwd: str | None,
         env: Mapping[str, str],
-        data: bytes | None,
+        stdin: bytes | None,
         flags: int = 0,
-        before: Callable[[Supervisor], object] = lambda _supervisor: None,
-    ) -> tuple[Job, bytes]:
-        """Start a job, and return it with what is still to be fed to it of `data`; None: it is fed later.
+        prepare: Callable[[SupervisorClient], object] = lambda _supervisor: None,
+    ) -> tuple[RemoteChild, bytes]:
+        """Start a job, and return it with what is still to be fed to it of `stdin`; None: it is fed later.
 
-        `before` prepares the supervisor that is used. It is tried again where the supervisor turns out to be gone, and
+        `prepare` prepares the supervisor that is used. It is tried again where the supervisor turns out to be gone, and
         nothing was started.
         """
-        first, rest = (b"", b"") if data is None else (data[: protocol.PIECE], data[protocol.PIECE :])
-        if data is not None and not rest:
-            flags |= INPUT_ENDED
+        first, rest = (
+            (b"", b"")
+            if stdin is None
+            else (stdin[: protocol.STREAM_CHUNK_BYTES], stdin[protocol.STREAM_CHUNK_BYTES :])
+        )
+        if stdin is not None and not rest:
+            flags |= FLAG_INPUT_ENDED
         directory = b"" if cwd is None else os.fsencode(cwd)
         variables = [os.fsencode(word) for pair in env.items() for word in pair]
         fields = (
-            protocol.number(flags),
+            protocol.encode_number(flags),
             directory,
-            b"%r" % self.on.grace,
+            b"%r" % self.provider.grace,
             text.encode("utf-8", "surrogateescape"),
             first,
             *variables,
         )
-        for again in (True, False):
-            supervisor = self.on.supervisor(cwd)
+        for can_retry in (True, False):
+            supervisor = self.provider.ensure_supervisor(cwd)
             try:
-                before(supervisor)
-                return supervisor.start(kind, title, *fields), rest
+                prepare(supervisor)
+                return supervisor.start_child(kind, title, *fields), rest
             except ConnectionLostError:
-                if not again:
+                if not can_retry:
                     raise
         raise AssertionError("unreachable")
 
-    def carry(
-        self, job: Job, work: Callable[[Job], object], *, timeout: float | None, watch: Watch, collector: Collector
-    ) -> Ended:
+    def communicate(
+        self,
+        child: RemoteChild,
+        work: Callable[[RemoteChild], object],
+        *,
+        timeout: float | None,
+        watch: Watch,
+        collector: Collector,
+    ) -> ExitInfo:
         """Follow a job to its end; `work` feeds and reads it, and finishes it.
 
         Raises:
@@ -174,50 +184,50 @@ class Jobs:
         """
 
         def on_output(stream: Stream, data: bytes) -> None:
-            collector.add(stream, data)
+            collector.write(stream, data)
             watch.on_output(stream, data)
 
-        job.on_output = on_output
-        job.deadline = Deadline(timeout)
-        job.cancellation = watch.cancellation
+        child.on_output = on_output
+        child.deadline = Deadline(timeout)
+        child.cancel_token = watch.cancel_token
         try:
             try:
-                work(job)
+                work(child)
             except SessionEndedError:
-                job.finish()
+                child.wait()
         except CancelledError:
-            job.give_up(patience=self.on.grace + _STOPPING)
-            raise CommandStoppedError(self.host, job.title) from None
+            child.cancel(timeout=self.provider.grace + _STOP_GRACE_MARGIN_SECONDS)
+            raise CommandStoppedError(self.host, child.title) from None
         except DeadlinePassedError:
-            job.give_up(patience=PARTING)
-            out, err = (collector.joined(stream) for stream in Stream)
-            raise CommandTimeoutError(self.host, job.title, timeout or 0.0, out, err) from None
+            child.cancel(timeout=COMMAND_CANCEL_SECONDS)
+            out, err = (collector.getvalue(stream) for stream in Stream)
+            raise CommandTimeoutError(self.host, child.title, timeout or 0.0, out, err) from None
         except ConnectionLostError as error:
-            raise (attrs.evolve(error, started=True) if job.started else error) from error.__cause__
+            raise (attrs.evolve(error, started=True) if child.has_started else error) from error.__cause__
         except BaseException:
-            job.give_up(patience=PARTING)
+            child.cancel(timeout=COMMAND_CANCEL_SECONDS)
             raise
-        assert job.ended is not None
-        return job.ended
+        assert child.exit_info is not None
+        return child.exit_info
 
-    def exit_code(self, ended: Ended, title: str, cwd: str | None) -> int:
+    def exit_code(self, exit_info: ExitInfo, title: str, cwd: str | None) -> int:
         """Return the exit status.
 
         Raises:
             WorkingDirectoryError: The directory cannot be entered.
         """
-        if ended.how == "cd":
-            raise WorkingDirectoryError(self.host, cwd or "", ended.what)
-        if ended.how == "failed":
-            raise SupervisorError(self.host, f"`{title}`: {ended.what}")
-        return ended.exit_code
+        if exit_info.kind == "cd":
+            raise WorkingDirectoryError(self.host, cwd or "", exit_info.detail)
+        if exit_info.kind == "failed":
+            raise SupervisorError(self.host, f"`{title}`: {exit_info.detail}")
+        return exit_info.exit_code
 
 
-def _feeding(data: bytes) -> Callable[[Job], object]:
-    def work(job: Job) -> None:
+def _stdin_writer(data: bytes) -> Callable[[RemoteChild], object]:
+    def work(child: RemoteChild) -> None:
         if data:
-            job.feed(data)
-            job.close_stdin()
-        job.finish()
+            child.write(data)
+            child.close_stdin()
+        child.wait()
 
     return work

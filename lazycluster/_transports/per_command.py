@@ -11,52 +11,52 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from lazycluster._functions.python_finder import start_python
+from lazycluster._functions.python_finder import exec_python_script
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.watch import UNWATCHED, Watch
-from lazycluster._remote.ports import check_program
-from lazycluster._ssh.host_scripts import END_MARKED, MAKE_WORKING_DIRECTORY, probe
-from lazycluster._ssh.shell import JOB_VARIABLE, quote_path
+from lazycluster._remote.ports import port_check_program
+from lazycluster._ssh.host_scripts import KILL_MARKED_PROCESSES, MAKE_WORKING_DIRECTORY, build_probe_script
+from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, quote_path
 from lazycluster._ssh.tunnel import Tunnel
-from lazycluster._ssh.tunnel_manager import Carrier
+from lazycluster._ssh.tunnel_manager import TunnelManager
 from lazycluster.connection import Connection
 from lazycluster.exceptions import CommandFailedError, LazyclusterError, PythonNotFoundError
-from lazycluster.hardware import HostInfo, parse
+from lazycluster.hardware import HostInfo, parse_probe_output
 from lazycluster.results import CommandResult
 
 if TYPE_CHECKING:
     from lazycluster._functions.serialize import Payload
 
 _log = logging.getLogger(__name__)
-SET_UP_TIMEOUT = 60.0
-_CLEAN_UP_TIMEOUT = 120.0
+SET_UP_TIMEOUT_SECONDS = 60.0
+_CLEAN_UP_TIMEOUT_SECONDS = 120.0
 
-_all: weakref.WeakSet[ConnectedHost] = weakref.WeakSet()
-
-
-def _start_afresh() -> None:
-    for host in list(_all):
-        host.start_afresh()
+_live_transports: weakref.WeakSet[SshTransport] = weakref.WeakSet()
 
 
-os.register_at_fork(after_in_child=_start_afresh)
+def _reset_after_fork() -> None:
+    for transport in list(_live_transports):
+        transport.reset()
 
 
-class ConnectedHost(ABC):
+os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+class SshTransport(ABC):
     """What every host behind a `Connection` can do, once it can run a script."""
 
     def __init__(self, connection: Connection, python: str | None = None) -> None:
         """Use a connection; `python` is the one for functions."""
         self.connection = connection
         self._python = python
-        self._directories: list[str] = []
-        sessions = connection.sessions
-        self._carrier = Carrier(sessions.destination, password=sessions.password)
-        _all.add(self)
+        self._temp_dirs: list[str] = []
+        ssh_client = connection.ssh_client
+        self._tunnel_manager = TunnelManager(ssh_client.destination, password=ssh_client.password)
+        _live_transports.add(self)
 
-    def start_afresh(self) -> None:
+    def reset(self) -> None:
         """Begin without anything on the host, in a forked child: all that is its parent's."""
-        self._directories = []
+        self._temp_dirs = []
 
     @property
     def host(self) -> str:
@@ -64,12 +64,12 @@ class ConnectedHost(ABC):
         return self.connection.host
 
     @property
-    def directories(self) -> list[str]:
+    def temp_dirs(self) -> list[str]:
         """Return the temporary directories that are to be removed."""
-        return list(self._directories)
+        return list(self._temp_dirs)
 
     @abstractmethod
-    def shell(self, script: str, title: str, *, cwd: str | None = None, stdin: bytes = b"") -> CommandResult:
+    def run_sh(self, script: str, title: str, *, cwd: str | None = None, stdin: bytes = b"") -> CommandResult:
         """Run text of the library's own in the host's /bin/sh."""
 
     def create_dir(self, path: str, *, cwd: str) -> None:
@@ -78,35 +78,37 @@ class ConnectedHost(ABC):
         Raises:
             CommandFailedError: It cannot be made.
         """
-        checked(self.host, self.shell(f"mkdir -p -- {_needed(path)}", f"create_dir {path}", cwd=cwd))
+        check_result(self.host, self.run_sh(f"mkdir -p -- {_quote_nonempty_path(path)}", f"create_dir {path}", cwd=cwd))
 
     def delete_dir(self, path: str, *, cwd: str) -> bool:
         """Delete a directory with all that is in it; tell whether nothing of it is left."""
-        word = _needed(path)
-        deleted = self.shell(f"rm -rf -- {word} && [ ! -e {word} ]", f"delete_dir {path}", cwd=cwd).ok
-        if deleted and path in self._directories:
-            self.forget_directory(path)
+        word = _quote_nonempty_path(path)
+        deleted = self.run_sh(f"rm -rf -- {word} && [ ! -e {word} ]", f"delete_dir {path}", cwd=cwd).ok
+        if deleted and path in self._temp_dirs:
+            self.discard_temp_dir(path)
         return deleted
 
-    def forget_directory(self, path: str) -> None:
+    def discard_temp_dir(self, path: str) -> None:
         """Note that a temporary directory is gone."""
-        self._directories.remove(path)
+        self._temp_dirs.remove(path)
 
-    def expose(self, forwarding: Forwarding, owner: object) -> Tunnel:
+    def open_tunnel(self, forwarding: Forwarding, owner: object) -> Tunnel:
         """Open a tunnel; the owner lives as long as it does. All tunnels of a host share one connection."""
-        return Tunnel(self._carrier, [forwarding], owner=owner)
+        return Tunnel(self._tunnel_manager, [forwarding], owner=owner)
 
-    def reaches_host(self, seconds: float) -> bool:
+    def can_reach_host(self, timeout: float) -> bool:
         """Tell within about so many seconds whether a host that was reached before can be reached now."""
-        return self.connection.sessions.reaches_host(seconds)
+        return self.connection.ssh_client.can_reach_host(timeout)
 
-    def end_marked(self) -> None:
+    def kill_marked_processes(self) -> None:
         """End every process that was started on the host, and remove the temporary directories."""
-        sessions = self.connection.sessions
-        words = [shlex.quote(f"{JOB_VARIABLE}={sessions.token}."), *map(shlex.quote, self._directories)]
-        script = f"set -- {' '.join(words)}\n{END_MARKED}"
+        ssh_client = self.connection.ssh_client
+        words = [shlex.quote(f"{PROCESS_MARK_VARIABLE}={ssh_client.token}."), *map(shlex.quote, self._temp_dirs)]
+        script = f"set -- {' '.join(words)}\n{KILL_MARKED_PROCESSES}"
         try:
-            result = sessions.run(script, title="clean up", timeout=_CLEAN_UP_TIMEOUT, login_shell=False, marked=False)
+            result = ssh_client.run(
+                script, title="clean up", timeout=_CLEAN_UP_TIMEOUT_SECONDS, login_shell=False, mark_processes=False
+            )
         except LazyclusterError as error:
             _log.warning("%s: the clean-up failed: %s", self.host, error)
         else:
@@ -114,21 +116,21 @@ class ConnectedHost(ABC):
                 _log.warning("%s: the clean-up left something: %s", self.host, result.stderr.strip())
 
 
-class PerStep(ConnectedHost):
+class PerCommandTransport(SshTransport):
     """Runs each command in an ssh process of its own; a host needs no Python but for functions and ports."""
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
         """Make the working directory and probe the machine, in one round trip."""
         directory = "" if working_dir is None else quote_path(working_dir)
-        script = f"set -- {directory}\n{MAKE_WORKING_DIRECTORY}\n{probe(self._python)}"
-        result = self.shell(script, "set up a runtime")
+        script = f"set -- {directory}\n{MAKE_WORKING_DIRECTORY}\n{build_probe_script(self._python)}"
+        result = self.run_sh(script, "set up a runtime")
         path, separator, facts = result.stdout_bytes.partition(b"\0")
         if not separator:
             raise CommandFailedError(self.host, "set up a runtime", result.exit_code, result.output)
         made = path.decode("utf-8", "surrogateescape")
         if working_dir is None:
-            self._directories.append(made)
-        return made, parse(facts.decode(errors="replace"))
+            self._temp_dirs.append(made)
+        return made, parse_probe_output(facts.decode(errors="replace"))
 
     def run(
         self,
@@ -167,10 +169,10 @@ class PerStep(ConnectedHost):
         """Fetch a file or a directory; see `Connection.get()`."""
         self.connection.get(remote, local, cwd=cwd, watch=watch)
 
-    def shell(self, script: str, title: str, *, cwd: str | None = None, stdin: bytes = b"") -> CommandResult:
+    def run_sh(self, script: str, title: str, *, cwd: str | None = None, stdin: bytes = b"") -> CommandResult:
         """Run text of the library's own in the host's /bin/sh."""
-        return self.connection.sessions.run(
-            script, title=title, cwd=cwd, stdin=stdin, timeout=SET_UP_TIMEOUT, login_shell=False
+        return self.connection.ssh_client.run(
+            script, title=title, cwd=cwd, stdin=stdin, timeout=SET_UP_TIMEOUT_SECONDS, login_shell=False
         )
 
     def is_alive(self) -> bool:
@@ -179,9 +181,9 @@ class PerStep(ConnectedHost):
 
     def create_tempdir(self) -> str:
         """Make a temporary directory, and return its path."""
-        result = checked(self.host, self.shell(f"set --\n{MAKE_WORKING_DIRECTORY}", "create_tempdir"))
+        result = check_result(self.host, self.run_sh(f"set --\n{MAKE_WORKING_DIRECTORY}", "create_tempdir"))
         path = result.stdout_bytes.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        self._directories.append(path)
+        self._temp_dirs.append(path)
         return path
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
@@ -191,22 +193,24 @@ class PerStep(ConnectedHost):
             PythonNotFoundError: There is no Python on the host to try it with.
         """
         asked = "".join(f"{port}\n" for port in ports)
-        result = self.shell(start_python(self._python, check_program()), "check ports", stdin=asked.encode())
+        result = self.run_sh(
+            exec_python_script(self._python, port_check_program()), "check ports", stdin=asked.encode()
+        )
         if result.exit_code == 127:
             raise PythonNotFoundError(self.host, self._python or "python3")
-        return [int(line) for line in checked(self.host, result).stdout.split()]
+        return [int(line) for line in check_result(self.host, result).stdout.split()]
 
     def clean_up(self) -> None:
         """End what is left of the runtime on the host, and remove its temporary directories."""
-        if self._directories or self.connection.sessions.connected:
-            self.end_marked()
+        if self._temp_dirs or self.connection.ssh_client.is_connected:
+            self.kill_marked_processes()
 
     def close(self) -> None:
         """End the connection and what it runs."""
         self.connection.close()
 
 
-def checked(host: str, result: CommandResult) -> CommandResult:
+def check_result(host: str, result: CommandResult) -> CommandResult:
     """Return a result.
 
     Raises:
@@ -217,7 +221,7 @@ def checked(host: str, result: CommandResult) -> CommandResult:
     return result
 
 
-def _needed(path: str) -> str:
+def _quote_nonempty_path(path: str) -> str:
     if not path:
         raise ValueError("the path must not be empty")
     return quote_path(path)

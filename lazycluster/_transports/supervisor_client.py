@@ -14,51 +14,59 @@ from typing import TypeAlias
 import attrs
 
 from lazycluster._functions import bootstrap
-from lazycluster._functions.bootstrap import Greeting
-from lazycluster._functions.python_finder import candidates, start_and_mind_python
+from lazycluster._functions.bootstrap import PythonInfo
+from lazycluster._functions.python_finder import python_candidates, run_python_script
 from lazycluster._model.watch import Watch
-from lazycluster._processes import Inlet
+from lazycluster._processes import PipeWriter
 from lazycluster._remote import protocol, supervisor
-from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.session import Session, SessionEndedError
-from lazycluster._ssh.shell import JOB_VARIABLE
-from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError, happens, start, take
-from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented
+from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
+from lazycluster._waiting import (
+    CancelledError,
+    CancelToken,
+    Deadline,
+    DeadlinePassedError,
+    queue_get,
+    start_thread,
+    wait_event,
+)
+from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented_tail
 from lazycluster.results import Collector, Stream
 
 _log = logging.getLogger(__name__)
-_NOT_FOUND = 127
-_QUOTED = 2000
+_EXIT_COMMAND_NOT_FOUND = 127
+_MAX_QUOTED_BYTES = 2000
 """Bytes that are quoted of what start-up files print."""
-_STREAMS = {protocol.OUTPUT: Stream.STDOUT, protocol.ERRORS: Stream.STDERR}
+_STREAM_BY_FRAME_KIND = {protocol.STDOUT: Stream.STDOUT, protocol.STDERR: Stream.STDERR}
 
-Event: TypeAlias = "tuple[int, bytes] | Exception"
+ChildEvent: TypeAlias = "tuple[int, bytes] | Exception"
 Environment: TypeAlias = Mapping[str, str]
 
 
 @attrs.frozen
-class Settings:
+class SupervisorSettings:
     """What a supervisor begins with.
 
-    `working_dir` is a directory to make where it is missing, `''` a temporary one, None no directory at all; `probe`
-    is a script that asks what the machine has, `''` for none. `grace` is in seconds.
+    `working_dir` is a directory to make where it is missing, `''` a temporary one, None no directory at all;
+    `probe_script` is a script that asks what the machine has, `''` for none. `grace` is in seconds.
     """
 
     python: str | None = None
     grace: float = 5.0
     working_dir: str | None = None
-    probe: str = attrs.field(default="", repr=False)
+    probe_script: str = attrs.field(default="", repr=False)
 
 
 @attrs.frozen
 class Hello:
     """What a supervisor said first."""
 
-    python: Greeting
+    python: PythonInfo
     pid: int
     working_dir: str
-    facts: str = attrs.field(repr=False)
-    failure: str = ""
+    probe_output: str = attrs.field(repr=False)
+    working_dir_error: str = ""
     """Why there is no working directory."""
 
     @classmethod
@@ -69,12 +77,12 @@ class Hello:
             FrameError: It is none.
         """
         version, *fields = protocol.unpack(body) or [b""]
-        if version != protocol.number(protocol.PROTOCOL) or len(fields) != 7:
+        if version != protocol.encode_number(protocol.PROTOCOL_VERSION) or len(fields) != 7:
             raise protocol.FrameError(f"a greeting of protocol {version!r}", body)
         implementation, release, executable, failure, pid, working_dir, facts = fields
         texts = [field.decode("utf-8", "surrogateescape") for field in (release, executable, implementation)]
         return cls(
-            Greeting(*texts),
+            PythonInfo(*texts),
             int(pid),
             working_dir.decode("utf-8", "surrogateescape"),
             facts.decode(errors="replace"),
@@ -83,42 +91,42 @@ class Hello:
 
 
 @attrs.frozen
-class Ended:
+class ExitInfo:
     """How a job ended: `exit` or `signal` with what waitpid(2) said, `cd` or `failed` with a reason.
 
     A function whose process has said itself that it is done is `done`.
     """
 
-    how: str
-    what: str
+    kind: str
+    detail: str
 
     @property
     def exit_code(self) -> int:
         """Return the exit status; 128 and its number for a signal, as shells have it."""
-        code = os.waitstatus_to_exitcode(int(self.what))
+        code = os.waitstatus_to_exitcode(int(self.detail))
         return code if code >= 0 else 128 - code
 
 
-class Job:
+class RemoteChild:
     """A command or function under way on the host. The thread that waits for it handles what comes for it."""
 
-    def __init__(self, supervisor: Supervisor, name: int, title: str) -> None:
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.ended: Ended | None = None
-        self.started = False
+    def __init__(self, supervisor: SupervisorClient, number: int, title: str) -> None:
+        self.events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
+        self.exit_info: ExitInfo | None = None
+        self.has_started = False
         self.deadline = Deadline(None)
-        self.cancellation: Cancellation | None = None
+        self.cancel_token: CancelToken | None = None
         self.on_output: Callable[[Stream, bytes], None] = lambda _stream, _data: None
         self.on_outcome: Callable[[bytes], object] = lambda _data: None
         self.title = title
-        self.name = name
+        self.number = number
         self._supervisor = supervisor
-        self._window = protocol.WINDOW
-        self._taken = 0
-        self._reading: bytearray | None = None
-        self._input_ended = False
+        self._send_window = protocol.WINDOW_BYTES
+        self._unacknowledged_bytes = 0
+        self._stdout_buffer: bytearray | None = None
+        self._stdin_closed = False
 
-    def pump(self, until: Callable[[], bool]) -> bool:
+    def pump(self, predicate: Callable[[], bool]) -> bool:
         """Handle what comes until a condition holds or the job has ended; return whether the condition holds.
 
         Raises:
@@ -126,55 +134,55 @@ class Job:
             CancelledError: The cancellation was requested first.
             ConnectionLostError: The link broke, or the supervisor ended.
         """
-        wake = contextlib.nullcontext() if self.cancellation is None else self.cancellation.calling(self._wake)
+        wake = contextlib.nullcontext() if self.cancel_token is None else self.cancel_token.on_cancel(self._wake)
         with wake:
-            while not until():
-                if self.ended is not None:
+            while not predicate():
+                if self.exit_info is not None:
                     return False
-                if self.cancellation is not None and self.cancellation.requested:
+                if self.cancel_token is not None and self.cancel_token.is_cancelled:
                     raise CancelledError
-                if self.deadline.passed:
+                if self.deadline.has_passed:
                     raise DeadlinePassedError
-                self._handle(take(self.events, self.deadline))
+                self._handle_event(queue_get(self.events, self.deadline))
         return True
 
     def _wake(self) -> None:
-        self.events.put((protocol.PULSE, b""))
+        self.events.put((protocol.KEEPALIVE, b""))
 
-    def _handle(self, event: Event) -> None:
+    def _handle_event(self, event: ChildEvent) -> None:
         if isinstance(event, Exception):
             raise event
         kind, body = event
         match kind:
-            case protocol.OUTPUT | protocol.ERRORS | protocol.OUTCOME:
-                self._take_in(kind, body)
+            case protocol.STDOUT | protocol.STDERR | protocol.OUTCOME:
+                self._receive_data(kind, body)
             case protocol.STARTED:
-                self.started = True
-            case protocol.GRANT_INPUT:
-                self._window += int(body)
+                self.has_started = True
+            case protocol.INPUT_WINDOW_UPDATE:
+                self._send_window += int(body)
             case protocol.ENDED:
                 how, what = protocol.unpack(body)
-                self.ended = Ended(how.decode("ascii"), what.decode(errors="replace"))
+                self.exit_info = ExitInfo(how.decode("ascii"), what.decode(errors="replace"))
             case _:
                 pass
 
-    def _take_in(self, kind: int, body: bytes) -> None:
-        self.started = True
+    def _receive_data(self, kind: int, body: bytes) -> None:
+        self.has_started = True
         if kind == protocol.OUTCOME:
             self.on_outcome(body)
-        elif kind == protocol.OUTPUT and self._reading is not None:
-            self._reading += body
+        elif kind == protocol.STDOUT and self._stdout_buffer is not None:
+            self._stdout_buffer += body
         else:
-            self.on_output(_STREAMS[kind], body)
-        self._taken += len(body)
-        if self._taken >= protocol.GRANTED:
-            self._send(protocol.GRANT, protocol.number(self._taken))
-            self._taken = 0
+            self.on_output(_STREAM_BY_FRAME_KIND[kind], body)
+        self._unacknowledged_bytes += len(body)
+        if self._unacknowledged_bytes >= protocol.WINDOW_UPDATE_THRESHOLD_BYTES:
+            self._send_frame(protocol.WINDOW_UPDATE, protocol.encode_number(self._unacknowledged_bytes))
+            self._unacknowledged_bytes = 0
 
-    def _send(self, kind: int, body: bytes = b"") -> None:
-        self._supervisor.send(protocol.frame(kind, self.name, body))
+    def _send_frame(self, kind: int, body: bytes = b"") -> None:
+        self._supervisor.send(protocol.encode_frame(kind, self.number, body))
 
-    def feed(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Send to the standard input of the job, as it takes it.
 
         Raises:
@@ -182,27 +190,27 @@ class Job:
         """
         view = memoryview(data)
         while view:
-            if self.deadline.passed:
+            if self.deadline.has_passed:
                 raise DeadlinePassedError
-            if not self.pump(lambda: self._window > 0) or self.ended is not None:
+            if not self.pump(lambda: self._send_window > 0) or self.exit_info is not None:
                 raise SessionEndedError
-            piece = view[: min(protocol.PIECE, self._window)]
-            self._window -= len(piece)
-            self._send(protocol.INPUT, bytes(piece))
+            piece = view[: min(protocol.STREAM_CHUNK_BYTES, self._send_window)]
+            self._send_window -= len(piece)
+            self._send_frame(protocol.INPUT, bytes(piece))
             view = view[len(piece) :]
 
-    def _kept(self) -> bytearray:
+    def _get_stdout_buffer(self) -> bytearray:
         """Return the standard output that nobody has read yet; from the first call on it is kept."""
-        if self._reading is None:
-            self._reading = bytearray()
-        return self._reading
+        if self._stdout_buffer is None:
+            self._stdout_buffer = bytearray()
+        return self._stdout_buffer
 
     def read(self, size: int) -> bytes:
         """Return so many bytes of standard output, fewer only at its end.
 
         The first call keeps standard output from going to `on_output` from then on.
         """
-        reading = self._kept()
+        reading = self._get_stdout_buffer()
         self.pump(lambda: len(reading) >= size)
         data = bytes(reading[:size])
         del reading[:size]
@@ -210,7 +218,7 @@ class Job:
 
     def read_some(self) -> bytes:
         """Return what there is of standard output, waiting for some; nothing only at its end."""
-        reading = self._kept()
+        reading = self._get_stdout_buffer()
         self.pump(lambda: bool(reading))
         data = bytes(reading)
         reading.clear()
@@ -218,7 +226,7 @@ class Job:
 
     def read_until(self, end: bytes) -> bytes | None:
         """Return standard output up to a byte string, which is taken off; None where it ends before."""
-        reading = self._kept()
+        reading = self._get_stdout_buffer()
         self.pump(lambda: end in reading)
         data, found, rest = bytes(reading).partition(end)
         reading[:] = rest
@@ -226,78 +234,78 @@ class Job:
 
     def close_stdin(self) -> None:
         """End the standard input of the job."""
-        if not self._input_ended:
-            self._input_ended = True
-            self._send(protocol.INPUT_END)
+        if not self._stdin_closed:
+            self._stdin_closed = True
+            self._send_frame(protocol.INPUT_END)
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """Wait until the job has ended and its output is complete.
 
         Raises:
-            DeadlinePassedError: It did not in time; call `give_up()`.
-            CancelledError: It was to be stopped; call `give_up()`.
+            DeadlinePassedError: It did not in time; call `cancel()`.
+            CancelledError: It was to be stopped; call `cancel()`.
         """
-        self.pump(lambda: self.ended is not None)
+        self.pump(lambda: self.exit_info is not None)
 
-    def give_up(self, *, patience: float) -> None:
+    def cancel(self, *, timeout: float) -> None:
         """End the job on the host with its children, and wait for that, so many seconds at most."""
-        self._send(protocol.STOP)
-        self.deadline = Deadline(patience)
-        self.cancellation = None
+        self._send_frame(protocol.STOP)
+        self.deadline = Deadline(timeout)
+        self.cancel_token = None
         with contextlib.suppress(DeadlinePassedError, ConnectionLostError):
-            self.finish()
-        if self.ended is None:
-            self._send(protocol.FORSAKE)
-            self._supervisor.forget(self.name)
+            self.wait()
+        if self.exit_info is None:
+            self._send_frame(protocol.DETACH)
+            self._supervisor.discard(self.number)
 
 
-class Supervisor:
+class SupervisorClient:
     """One supervisor on a host, from its start to its end. Any thread may use it."""
 
-    def __init__(self, sessions: Sessions, settings: Settings) -> None:
-        """Begin to start it; `wait()` waits until it is there."""
-        self._sessions = sessions
+    def __init__(self, ssh_client: SshClient, settings: SupervisorSettings) -> None:
+        """Begin to start it; `wait_until_ready()` waits until it is there."""
+        self._ssh_client = ssh_client
         self._settings = settings
         self._numbers = itertools.count(1)
         # Its own, behind that of all that is ours: an earlier one that is about to end is not to take it along.
-        self._token = f"{sessions.token}.s{sessions.next_supervisor()}"
+        self._token = f"{ssh_client.token}.s{ssh_client.next_supervisor_number()}"
         self._lock = threading.Lock()
-        self._jobs: dict[int, queue.SimpleQueue[Event]] = {}
+        self._event_queues: dict[int, queue.SimpleQueue[ChildEvent]] = {}
         self._titles: dict[int, str] = {}
         self._session: Session | None = None
-        self._inlet: Inlet | None = None
-        self._prepared: set[str] = set()
-        self._cancellation = Cancellation()
+        self._stdin: PipeWriter | None = None
+        self._loaded: set[str] = set()
+        self._cancel_token = CancelToken()
         self._collector = Collector()
-        self._noise = bytearray()
+        self._preamble = bytearray()
         self._hello: Hello | None = None
         self._ready = threading.Event()
         self._failure: Exception | None = None
-        self._farewell: list[str] | None = None
-        self._reported: str | None = None
-        self._thread = threading.Thread(target=self._live, name=f"supervisor of {sessions.host}", daemon=True)
-        start(self._thread)
+        self._leftovers: list[str] | None = None
+        self._reported_status: str | None = None
+        self._thread = threading.Thread(target=self._run, name=f"supervisor of {ssh_client.host}", daemon=True)
+        start_thread(self._thread)
 
     def __repr__(self) -> str:
         """Return the host and how it stands."""
-        return f"<Supervisor of {self._sessions.host}, {'alive' if self.alive else 'ended'}>"
+        return f"<Supervisor of {self._ssh_client.host}, {'alive' if self.is_running else 'ended'}>"
 
     @property
-    def alive(self) -> bool:
+    def is_running(self) -> bool:
         """Tell whether it can be used, as far as is known."""
         return self._failure is None
 
     @property
-    def reason(self) -> str:
+    def exit_reason(self) -> str:
         """Return why it has ended."""
         failure = self._failure
         if failure is None:
             return "the link is gone"
         if isinstance(failure, SupervisorError):
-            return failure.reason + indented(failure.output)
+            return failure.reason + indented_tail(failure.output)
         return failure.reason if isinstance(failure, ConnectionLostError) else str(failure)
 
-    def wait(self, seconds: float) -> Hello:
+    def wait_until_ready(self, timeout: float) -> Hello:
         """Wait until it has greeted, and return what it said.
 
         Raises:
@@ -306,44 +314,44 @@ class Supervisor:
             SupervisorError: It did not start, or not in time.
         """
         try:
-            came = happens(self._ready, Deadline(seconds))
+            came = wait_event(self._ready, Deadline(timeout))
         except BaseException:
-            self._cancellation.request()
+            self._cancel_token.cancel()
             raise
         if self._failure is not None:
             raise self._failure
         if not came or self._hello is None:
-            self._cancellation.request()
-            reason = f"no greeting within {seconds:g} s: {self._how_far()}"
-            raise SupervisorError(self._sessions.host, reason, self._said())
+            self._cancel_token.cancel()
+            reason = f"no greeting within {timeout:g} s: {self._startup_progress()}"
+            raise SupervisorError(self._ssh_client.host, reason, self._diagnostic())
         return self._hello
 
-    def _how_far(self) -> str:
+    def _startup_progress(self) -> str:
         """Return how far the start has come."""
         if self._session is None:
             return "no session is open"
-        if self._inlet is not None:
+        if self._stdin is not None:
             return "it has begun, and looks at the machine"
-        return "Python has not begun" if self.has_shell else "the login shell has not begun"
+        return "Python has not begun" if self.has_shell_started else "the login shell has not begun"
 
     @property
-    def has_shell(self) -> bool:
+    def has_shell_started(self) -> bool:
         """Tell whether a shell that was to start it has begun on the host."""
-        return self._session is not None and self._session.started
+        return self._session is not None and self._session.has_started
 
     # Jobs ------------------------------------------------------------------------------------------------------------
 
-    def start(self, kind: int, title: str, *fields: bytes) -> Job:
+    def start_child(self, kind: int, title: str, *fields: bytes) -> RemoteChild:
         """Start a job.
 
         Raises:
             ConnectionLostError: The supervisor has ended; nothing was started.
         """
-        job = Job(self, next(self._numbers), title)
-        self._begin(kind, job.name, title, job.events, fields)
-        return job
+        child = RemoteChild(self, next(self._numbers), title)
+        self._register_and_send(kind, child.number, title, child.events, fields)
+        return child
 
-    def ask(self, what: str, *arguments: bytes, timeout: float) -> list[bytes]:
+    def request(self, method: str, *arguments: bytes, timeout: float) -> list[bytes]:
         """Ask something that takes the host no time, and return the answer.
 
         Raises:
@@ -351,9 +359,11 @@ class Supervisor:
             ConnectionLostError: The link broke.
             DeadlinePassedError: No answer came in time.
         """
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._begin(protocol.ASK, next(self._numbers), what, events, (what.encode("ascii"), *arguments))
-        event = take(events, Deadline(timeout))
+        events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
+        self._register_and_send(
+            protocol.REQUEST, next(self._numbers), method, events, (method.encode("ascii"), *arguments)
+        )
+        event = queue_get(events, Deadline(timeout))
         if isinstance(event, Exception):
             raise event
         state, *answer = protocol.unpack(event[1])
@@ -361,165 +371,183 @@ class Supervisor:
             raise OSError(answer[0].decode(errors="replace"))
         return answer
 
-    def prepare(self, what: str, text: Callable[[], bytes], data: Callable[[], bytes] = bytes) -> None:
+    def ensure_loaded(self, name: str, source: Callable[[], bytes], data: Callable[[], bytes] = bytes) -> None:
         """Have the host load something once, before what needs it."""
-        if what not in self._prepared:
+        if name not in self._loaded:
             with self._lock:
-                if what not in self._prepared:
+                if name not in self._loaded:
                     # Sent under the lock: no other thread may take it for done before.
-                    self.send(protocol.frame(protocol.PREPARE, 0, protocol.pack(text(), data())))
-                    self._prepared.add(what)
+                    self.send(protocol.encode_frame(protocol.PREPARE, 0, protocol.pack(source(), data())))
+                    self._loaded.add(name)
 
-    def _begin(
-        self, kind: int, name: int, title: str, events: queue.SimpleQueue[Event], fields: tuple[bytes, ...]
+    def _register_and_send(
+        self, kind: int, number: int, title: str, events: queue.SimpleQueue[ChildEvent], fields: tuple[bytes, ...]
     ) -> None:
-        message = protocol.frame(kind, name, protocol.pack(*fields))
+        message = protocol.encode_frame(kind, number, protocol.pack(*fields))
         with self._lock:
             if self._failure is None:
-                self._jobs[name] = events
-                self._titles[name] = title
+                self._event_queues[number] = events
+                self._titles[number] = title
         if self._failure is not None:
-            raise self._lost(title, started=False)
+            raise self._connection_lost_error(title, started=False)
         self.send(message)
 
     def send(self, message: bytes) -> None:
         """Send a frame; where the supervisor is gone, it goes nowhere."""
-        if self._inlet is not None:
-            self._inlet.write(message)
+        if self._stdin is not None:
+            self._stdin.write(message)
 
-    def forget(self, name: int) -> None:
+    def discard(self, number: int) -> None:
         """Drop what still comes for a job."""
         with self._lock:
-            self._jobs.pop(name, None)
-            self._titles.pop(name, None)
+            self._event_queues.pop(number, None)
+            self._titles.pop(number, None)
 
     # The end ---------------------------------------------------------------------------------------------------------
 
-    def close(self, seconds: float) -> list[str]:
+    def close(self, timeout: float) -> list[str]:
         """Have it end everything and go; return what it had to leave, or says why it did not end well.
 
         Raises:
             SupervisorError: It has not gone in time, or had ended before, without cleaning up.
         """
-        if self._inlet is not None:
-            self._inlet.close()
+        if self._stdin is not None:
+            self._stdin.close()
         else:
-            self._cancellation.request()
-        self._thread.join(seconds)
-        if self._farewell is None:
-            raise SupervisorError(self._sessions.host, str(self._failure or "it does not end"), self._said())
-        return self._farewell
+            self._cancel_token.cancel()
+        self._thread.join(timeout)
+        if self._leftovers is None:
+            raise SupervisorError(self._ssh_client.host, str(self._failure or "it does not end"), self._diagnostic())
+        return self._leftovers
 
     # The thread that reads -------------------------------------------------------------------------------------------
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         """Start the supervisor in a session, and hand on what it says, until it ends."""
         failure: Exception
         try:
-            code = self._perform()
-            failure = self._ended(code)
+            code = self._run_session()
+            failure = self._exit_error(code)
         except Exception as error:  # noqa: BLE001 - for everybody who waits
             failure = error
         with self._lock:
             self._failure = failure
-            jobs, self._jobs = self._jobs, {}
+            event_queues, self._event_queues = self._event_queues, {}
             titles, self._titles = self._titles, {}
-        if self._inlet is not None:
-            self._inlet.close()
+        if self._stdin is not None:
+            self._stdin.close()
         self._ready.set()
-        for name, events in jobs.items():
-            events.put(self._lost(titles[name], started=None))
-        self._cancellation.close()
-        if self._farewell is None:
-            _log.debug("%s: the supervisor is gone: %s", self._sessions.host, failure)
+        for number, events in event_queues.items():
+            events.put(self._connection_lost_error(titles[number], started=None))
+        self._cancel_token.close()
+        if self._leftovers is None:
+            _log.debug("%s: the supervisor is gone: %s", self._ssh_client.host, failure)
 
-    def _perform(self) -> int:
-        settings, sessions = self._settings, self._sessions
-        mark = f"{JOB_VARIABLE}={self._token}."
-        sent = bootstrap.supervisor(self._token, mark, settings.grace, settings.working_dir, settings.probe)
-        text = start_and_mind_python(
-            settings.python, sent.bootstrap, mark=mark, directories=f"lazycluster-{self._token}."
+    def _run_session(self) -> int:
+        settings, ssh_client = self._settings, self._ssh_client
+        mark = f"{PROCESS_MARK_VARIABLE}={self._token}."
+        host_program = bootstrap.build_supervisor_program(
+            self._token, mark, settings.grace, settings.working_dir, settings.probe_script
         )
-        script = sessions.script(
-            text, title="lazycluster supervisor", raw_stdin=True, login_shell=False, marked=False, own_shell=False
+        text = run_python_script(
+            settings.python, host_program.bootstrap, mark=mark, temp_dir_prefix=f"lazycluster-{self._token}."
         )
-        watch = Watch(cancellation=self._cancellation)
-        return sessions.perform(
-            script, lambda session: self._follow(session, sent), collector=self._collector, watch=watch, lasting=True
+        script = ssh_client.script(
+            text,
+            title="lazycluster supervisor",
+            raw_stdin=True,
+            login_shell=False,
+            mark_processes=False,
+            new_shell=False,
+        )
+        watch = Watch(cancel_token=self._cancel_token)
+        return ssh_client.run_script(
+            script,
+            lambda session: self._communicate(session, host_program),
+            collector=self._collector,
+            watch=watch,
+            long_lived=True,
         )
 
-    def _follow(self, session: Session, sent: bootstrap.Program) -> None:
-        self._noise.clear()
+    def _communicate(self, session: Session, host_program: bootstrap.HostProgram) -> None:
+        self._preamble.clear()
         self._session = session
-        session.feed(sent.text)
-        mark, asks = (f"{words} {self._token}".encode() for words in (supervisor.MARK, bootstrap.ASKS))
+        session.write(host_program.stdin_prefix)
+        mark, asks = (
+            f"{words} {self._token}".encode()
+            for words in (supervisor.SUPERVISOR_START_MARKER, bootstrap.SOURCE_REQUEST)
+        )
         while (line := session.read_until(b"\n")) is not None and not line.endswith(mark):
             if line.endswith(asks):
-                session.feed(sent.source)
+                session.write(host_program.source)
                 continue
-            self._noise += line[:_QUOTED] + b"\n"
-            del self._noise[:-_QUOTED]
+            self._preamble += line[:_MAX_QUOTED_BYTES] + b"\n"
+            del self._preamble[:-_MAX_QUOTED_BYTES]
         if line is None:
-            self._noise[:0] = session.said.encode()[-_QUOTED:]
+            self._preamble[:0] = session.diagnostic.encode()[-_MAX_QUOTED_BYTES:]
             raise SessionEndedError
-        self._inlet = session.take_stdin()
+        self._stdin = session.detach_stdin()
         try:
-            self._read(session)
+            self._read_frames(session)
         finally:
-            session.abandon()
+            session.close()
 
-    def _read(self, session: Session) -> None:
-        decoder = protocol.Decoder()
-        for data in session.stream():
+    def _read_frames(self, session: Session) -> None:
+        decoder = protocol.FrameDecoder()
+        for data in session.iter_raw_stdout():
             try:
-                for kind, name, body in decoder.feed(data):
-                    self._dispatch(kind, name, body)
+                for kind, number, body in decoder.feed(data):
+                    self._dispatch(kind, number, body)
             except protocol.FrameError as error:
-                self._reported = session.reported(error.rest)
-                if self._reported is None:
-                    raise SupervisorError(self._sessions.host, str(error), self._said()) from error
-            if self._farewell is not None or self._reported is not None:
+                self._reported_status = session.parse_status_report(error.trailing_data)
+                if self._reported_status is None:
+                    raise SupervisorError(self._ssh_client.host, str(error), self._diagnostic()) from error
+            if self._leftovers is not None or self._reported_status is not None:
                 return
-            self._reported = session.reported(decoder.rest)
-            if self._reported is not None:
+            self._reported_status = session.parse_status_report(decoder.trailing_data)
+            if self._reported_status is not None:
                 return
 
-    def _dispatch(self, kind: int, name: int, body: bytes) -> None:
-        if kind == protocol.GREETING:
+    def _dispatch(self, kind: int, number: int, body: bytes) -> None:
+        if kind == protocol.HELLO:
             self._hello = Hello.parse(body)
             self._ready.set()
-        elif kind == protocol.FAREWELL:
-            self._farewell = [path.decode(errors="replace") for path in protocol.unpack(body)]
-        elif kind in {protocol.ENDED, protocol.ANSWER}:
+        elif kind == protocol.GOODBYE:
+            self._leftovers = [path.decode(errors="replace") for path in protocol.unpack(body)]
+        elif kind in {protocol.ENDED, protocol.RESPONSE}:
             with self._lock:
-                events = self._jobs.pop(name, None)
-                self._titles.pop(name, None)
+                events = self._event_queues.pop(number, None)
+                self._titles.pop(number, None)
             if events is not None:
                 events.put((kind, body))
         else:
-            events = self._jobs.get(name)
+            events = self._event_queues.get(number)
             if events is not None:
                 events.put((kind, body))
 
-    def _ended(self, code: int) -> Exception:
+    def _exit_error(self, exit_code: int) -> Exception:
         """Return why it has ended."""
-        host = self._sessions.host
-        if self._reported is not None:
-            code = int(self._reported)
-        if self._farewell is not None:
+        host = self._ssh_client.host
+        if self._reported_status is not None:
+            exit_code = int(self._reported_status)
+        if self._leftovers is not None:
             return SupervisorError(host, "it was closed", "")
-        if self._hello is None and code == _NOT_FOUND:
-            return PythonNotFoundError(host, " and ".join(candidates(self._settings.python)))
-        how = f"it ended with exit status {code}" if code < 128 else f"it was killed by signal {code - 128}"
-        return SupervisorError(host, how, self._said())
+        if self._hello is None and exit_code == _EXIT_COMMAND_NOT_FOUND:
+            return PythonNotFoundError(host, " and ".join(python_candidates(self._settings.python)))
+        how = (
+            f"it ended with exit status {exit_code}"
+            if exit_code < 128
+            else f"it was killed by signal {exit_code - 128}"
+        )
+        return SupervisorError(host, how, self._diagnostic())
 
-    def _said(self) -> str:
+    def _diagnostic(self) -> str:
         """Return what start-up files and the supervisor itself printed."""
-        return (bytes(self._noise) + self._collector.joined(Stream.STDERR)).decode(errors="replace").strip()
+        return (bytes(self._preamble) + self._collector.getvalue(Stream.STDERR)).decode(errors="replace").strip()
 
-    def _lost(self, title: str, *, started: bool | None) -> Exception:
+    def _connection_lost_error(self, title: str, *, started: bool | None) -> Exception:
         failure = self._failure
         if isinstance(failure, ConnectionLostError):
             return attrs.evolve(failure, command=title, started=started)
-        reason = f"the supervisor on the host is gone: {self.reason}"
-        return ConnectionLostError(self._sessions.host, title, reason, started)
+        reason = f"the supervisor on the host is gone: {self.exit_reason}"
+        return ConnectionLostError(self._ssh_client.host, title, reason, started)

@@ -48,7 +48,7 @@ __all__ = [
     "write_config",
 ]
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "FakeHost": "fake_host",
     "FakeTransport": "fake_transport",
     "LocalSshd": "local_sshd",
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> object:
     """Import a name of this package when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'asked')}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS.get(name, 'asked')}"), name)
     globals()[name] = value
     return value
 

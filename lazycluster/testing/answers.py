@@ -11,10 +11,10 @@ import attrs
 
 from lazycluster.testing.asked import Ran
 
-Wanted: TypeAlias = str | re.Pattern[str] | Callable[[Ran], bool]
+CommandMatcher: TypeAlias = str | re.Pattern[str] | Callable[[Ran], bool]
 """Which commands a line is for: one text, those that a pattern matches as a whole, or those that a function picks."""
 
-_SHOWN = 10
+_MAX_ANSWERS_IN_MESSAGE = 10
 
 
 @attrs.frozen(slots=False)
@@ -26,7 +26,7 @@ class UnexpectedCommandError(AssertionError):
     scripted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        known = "".join(f"\n    {line}" for line in self.scripted[-_SHOWN:]) or " nothing"
+        known = "".join(f"\n    {line}" for line in self.scripted[-_MAX_ANSWERS_IN_MESSAGE:]) or " nothing"
         return (
             f"{self.host}: the test does not say what this command answers: {self.command!r}\n"
             f"Say it before it is run: fake_host.on({self.command!r}, stdout=...), or have every command answer with "
@@ -42,12 +42,12 @@ def _as_bytes(text: str | bytes) -> bytes:
     return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
 
 
-def _all_as_bytes(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
+def _contents_as_bytes(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
     return {path: _as_bytes(content) for path, content in files.items()}
 
 
 @attrs.frozen
-class Answer:
+class ScriptedAnswer:
     """What a command prints at once, and how it ends `delay` seconds later."""
 
     stdout: bytes = attrs.field(default=b"", converter=_as_bytes)
@@ -55,7 +55,7 @@ class Answer:
     exit_code: int = attrs.field(default=0, kw_only=True)
     delay: float = attrs.field(default=0.0, kw_only=True)
     error: Exception | None = attrs.field(default=None, kw_only=True)
-    writes: Mapping[str, bytes] = attrs.field(factory=dict, kw_only=True, converter=_all_as_bytes)
+    writes: Mapping[str, bytes] = attrs.field(factory=dict, kw_only=True, converter=_contents_as_bytes)
 
     def __attrs_post_init__(self) -> None:
         code, delay = self.exit_code, self.delay
@@ -66,53 +66,53 @@ class Answer:
 
 
 @attrs.define
-class _Line:
-    wanted: Wanted
-    answer: Answer
-    left: int | None
+class _ScriptedCommand:
+    matcher: CommandMatcher
+    answer: ScriptedAnswer
+    remaining_uses: int | None
 
-    def is_for(self, asked: Ran) -> bool:
-        match self.wanted:
+    def matches(self, call: Ran) -> bool:
+        match self.matcher:
             case str(text):
-                return asked.command == text
+                return call.command == text
             case re.Pattern() as pattern:
-                return pattern.fullmatch(asked.command) is not None
+                return pattern.fullmatch(call.command) is not None
             case pick:
-                return bool(pick(asked))
+                return bool(pick(call))
 
     def __str__(self) -> str:
-        name = None if isinstance(self.wanted, str) else getattr(self.wanted, "__qualname__", None)
-        words = repr(self.wanted) if name is None else f"{name}()"
-        return words if self.left is None else f"{words}, {self.left} times"
+        name = None if isinstance(self.matcher, str) else getattr(self.matcher, "__qualname__", None)
+        words = repr(self.matcher) if name is None else f"{name}()"
+        return words if self.remaining_uses is None else f"{words}, {self.remaining_uses} times"
 
 
-class Answers:
+class AnswerTable:
     """The table. Any thread may use it."""
 
     def __init__(self) -> None:
-        self._lines: list[_Line] = []
+        self._entries: list[_ScriptedCommand] = []
         self._lock = threading.RLock()  # a function that picks may add lines
 
-    def add(self, wanted: Wanted, answer: Answer, times: int | None = None) -> None:
+    def add(self, matcher: CommandMatcher, answer: ScriptedAnswer, times: int | None = None) -> None:
         """Add a line, which serves so many times, or always."""
-        if not isinstance(wanted, (str, re.Pattern)) and not callable(wanted):
-            raise TypeError(f"commands are named by a text, a compiled pattern or a function, not by {wanted!r}")
+        if not isinstance(matcher, (str, re.Pattern)) and not callable(matcher):
+            raise TypeError(f"commands are named by a text, a compiled pattern or a function, not by {matcher!r}")
         if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
             raise ValueError(f"times is a whole number from 1 on, or None for always, not {times!r}")
         with self._lock:
-            self._lines.append(_Line(wanted, answer, times))
+            self._entries.append(_ScriptedCommand(matcher, answer, times))
 
-    def find(self, asked: Ran) -> Answer | None:
+    def find(self, call: Ran) -> ScriptedAnswer | None:
         """Return what a command answers, by the last line that is for it and not used up; None where there is none."""
         with self._lock:
-            for line in reversed(self._lines):
-                if line.left != 0 and line.is_for(asked):
-                    if line.left is not None:
-                        line.left -= 1
+            for line in reversed(self._entries):
+                if line.remaining_uses != 0 and line.matches(call):
+                    if line.remaining_uses is not None:
+                        line.remaining_uses -= 1
                     return line.answer
         return None
 
-    def described(self) -> tuple[str, ...]:
+    def describe(self) -> tuple[str, ...]:
         """Return the lines in words."""
         with self._lock:
-            return tuple(str(line) for line in self._lines)
+            return tuple(str(line) for line in self._entries)

@@ -10,7 +10,7 @@ import attrs
 
 from lazycluster._functions.serialize import Payload
 from lazycluster._model.forwarding import Forwarding
-from lazycluster.testing.in_process import unpickled
+from lazycluster.testing.in_process import unpickle_call
 
 
 @attrs.frozen
@@ -39,13 +39,13 @@ class Called:
     @property
     def args(self) -> tuple[object, ...]:
         """Return copies of the positional arguments, as they were sent; of a `map()` the items that went together."""
-        _, args, kwargs = unpickled(self.payload)
+        _, args, kwargs = unpickle_call(self.payload)
         return args if kwargs is not None else tuple(cast("tuple[float, list[object]]", args)[1])
 
     @property
     def kwargs(self) -> dict[str, object]:
         """Return copies of the keyword arguments, as they were sent."""
-        return unpickled(self.payload)[2] or {}
+        return unpickle_call(self.payload)[2] or {}
 
 
 @attrs.frozen

@@ -14,7 +14,7 @@ from lazycluster._model.options import RuntimeOptions
 from lazycluster._typing import Self
 from lazycluster.testing.fake_transport import FakeTransport
 from lazycluster.testing.scripted_host import ScriptedHost
-from lazycluster.testing.standing_in import standing_in
+from lazycluster.testing.standing_in import patch_transports
 
 
 class FakeHost(ScriptedHost):
@@ -35,24 +35,24 @@ class FakeHost(ScriptedHost):
         """Make its directory; a host's files need no `with` block, and are removed at its end."""
         # The real path: a function that asks for its current directory is told that.
         self._directory = Path(os.path.realpath(tempfile.mkdtemp(prefix="lazycluster-fake-")))
-        self._remove = weakref.finalize(self, shutil.rmtree, str(self._directory), ignore_errors=True)
+        self._remove_directory = weakref.finalize(self, shutil.rmtree, str(self._directory), ignore_errors=True)
         super().__init__(self._directory / "host")
-        self._others: dict[str, ScriptedHost] = {}
-        self._stack = contextlib.ExitStack()
+        self._named_hosts: dict[str, ScriptedHost] = {}
+        self._exit_stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Stand in from now on."""
-        self._stack.enter_context(standing_in(self.connect, self._check))
+        self._exit_stack.enter_context(patch_transports(self.connect, self._check_host_reachable))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stand in no more, end what is still under way, and remove the files."""
-        self._stack.close()
-        for way in list(self.ways):
+        self._exit_stack.close()
+        for way in list(self.transports):
             way.abandon()
-        self._remove()
+        self._remove_directory()
 
     def host(self, name: str) -> ScriptedHost:
         """Return a host of its own for one name: with its own files, facts, ports and calls.
@@ -62,22 +62,22 @@ class FakeHost(ScriptedHost):
         Raises:
             ValueError: The name has been used: whoever used it is on this host already.
         """
-        if name not in self._others:
-            if any(way.host == name for way in self.ways):
+        if name not in self._named_hosts:
+            if any(way.host == name for way in self.transports):
                 raise ValueError(f"{name!r} has been reached already; call host({name!r}) before that")
-            self._others[name] = ScriptedHost(self._directory / f"host-{len(self._others) + 1}", self)
-        return self._others[name]
+            self._named_hosts[name] = ScriptedHost(self._directory / f"host-{len(self._named_hosts) + 1}", self)
+        return self._named_hosts[name]
 
     def connect(self, host: str, options: RuntimeOptions | None = None) -> FakeTransport:
         """Return a way onto a host, such as a `Runtime(host, **options)` has."""
-        given: RuntimeOptions = options or {}
+        effective_options: RuntimeOptions = options or {}
         return FakeTransport(
-            self._others.get(host, self),
+            self._named_hosts.get(host, self),
             host,
-            env=given.get("env"),
-            python=given.get("python"),
-            resident=given.get("resident", True),
+            env=effective_options.get("env"),
+            python=effective_options.get("python"),
+            resident=effective_options.get("resident", True),
         )
 
-    def _check(self, host: str) -> None:
-        self._others.get(host, self).check_reachable(host)
+    def _check_host_reachable(self, host: str) -> None:
+        self._named_hosts.get(host, self).check_reachable(host)

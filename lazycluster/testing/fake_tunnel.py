@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from lazycluster._model.forwarding import Forwarding
-from lazycluster._waiting import Deadline, happens
+from lazycluster._waiting import Deadline, wait_event
 
 
 class FakeTunnel:
@@ -38,7 +38,7 @@ class FakeTunnel:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it was stopped, at most so many seconds."""
-        happens(self._stopped, Deadline(timeout))
+        wait_event(self._stopped, Deadline(timeout))
 
     def request_stop(self) -> None:
         """Stop it."""
@@ -54,7 +54,7 @@ class FakeTunnel:
         self.request_stop()
 
 
-class Listeners:
+class FakeTunnelRegistry:
     """The tunnels that listen on one machine. Any thread may use it."""
 
     def __init__(self) -> None:
@@ -62,18 +62,18 @@ class Listeners:
         self._tunnels: list[FakeTunnel] = []
         self._lock = threading.Lock()
 
-    def are_on(self, port: int) -> bool:
+    def is_listening_on(self, port: int) -> bool:
         """Tell whether one listens on a port."""
         with self._lock:
-            return self._are_on(port)
+            return self._is_listening_on(port)
 
-    def _are_on(self, port: int) -> bool:
+    def _is_listening_on(self, port: int) -> bool:
         return any(tunnel.is_alive() and tunnel.forwarding.listen_port == port for tunnel in self._tunnels)
 
     def add(self, tunnel: FakeTunnel) -> bool:
         """Add one, unless its port is taken; tell whether it was added."""
         with self._lock:
-            if self._are_on(tunnel.forwarding.listen_port):
+            if self._is_listening_on(tunnel.forwarding.listen_port):
                 return False
             self._tunnels.append(tunnel)
             return True

@@ -12,17 +12,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from lazycluster._files.install import discard, place, temporary_beside
-from lazycluster._files.tar_reader import unpack
-from lazycluster._files.tar_writer import END_MARKER, pack
-from lazycluster._model.checks import absolute
+from lazycluster._files.install import discard, move_into_place, temporary_path_beside
+from lazycluster._files.tar_reader import extract_tar
+from lazycluster._files.tar_writer import END_MARKER, write_tar
+from lazycluster._model.checks import absolute_path
 from lazycluster.exceptions import LazyclusterError, TransferError, WorkingDirectoryError
 
-_TILDE = re.compile(r"~([A-Za-z0-9_][A-Za-z0-9_.-]*)?(?:/(.*))?", re.DOTALL)
-_NAMELESS = {"", ".", "..", "~"}
-_IN_MEMORY = 1 << 20
+_TILDE_PATH = re.compile(r"~([A-Za-z0-9_][A-Za-z0-9_.-]*)?(?:/(.*))?", re.DOTALL)
+_PATH_ENDS_WITHOUT_NAME = {"", ".", "..", "~"}
+_MAX_TAR_BYTES_IN_MEMORY = 1 << 20
 
-Progress = Callable[[int, int | None], None]
+ProgressCallback = Callable[[int, int | None], None]
 
 
 class HostFiles:
@@ -36,11 +36,11 @@ class HostFiles:
         """Use an empty directory."""
         self.root = root
         self.home = root / "home" / "me"
-        self.temporary = root / "tmp"
+        self.temp_root = root / "tmp"
         self.home.mkdir(parents=True)
-        self.temporary.mkdir()
+        self.temp_root.mkdir()
 
-    def full(self, path: str, cwd: str | None = None) -> str:
+    def absolute_path(self, path: str, cwd: str | None = None) -> str:
         """Return a path of the host in full; a relative one starts in `cwd`, or in the home directory.
 
         Raises:
@@ -48,28 +48,28 @@ class HostFiles:
         """
         if not path or "\0" in path:
             raise ValueError(f"a path must not be empty and cannot hold NUL: {path!r}")
-        tilde = _TILDE.fullmatch(path)
+        tilde = _TILDE_PATH.fullmatch(path)
         if tilde is not None:
             home = str(self.home if tilde[1] is None else self.home.parent / tilde[1])
             return posixpath.normpath(posixpath.join(home, tilde[2] or ""))
-        start = str(self.home) if cwd is None else self.full(cwd)
+        start = str(self.home) if cwd is None else self.absolute_path(cwd)
         return posixpath.normpath(posixpath.join(start, path))
 
-    def local(self, path: str, cwd: str | None = None) -> Path:
+    def local_path(self, path: str, cwd: str | None = None) -> Path:
         """Return the path here that plays a path of the host; there need not be anything."""
-        full = self.full(path, cwd)
+        full = self.absolute_path(path, cwd)
         root = str(self.root)
         return Path(full if full == root or full.startswith(f"{root}/") else f"{root}/{full.lstrip('/')}")
 
     # Directories ------------------------------------------------------------------------------------------------------
 
-    def enter(self, host: str, cwd: str | None) -> Path:
+    def resolve_cwd(self, host: str, cwd: str | None) -> Path:
         """Return the directory to work in.
 
         Raises:
             WorkingDirectoryError: It is not there, or no directory.
         """
-        path = self.home if cwd is None else self.local(cwd)
+        path = self.home if cwd is None else self.local_path(cwd)
         reason = "" if os.access(path, os.X_OK) else "Permission denied"
         if not path.is_dir():
             reason = "Not a directory" if path.exists() else "No such file or directory"
@@ -83,16 +83,16 @@ class HostFiles:
         Raises:
             OSError: It cannot be made.
         """
-        self.local(path, cwd).mkdir(parents=True, exist_ok=True)
-        return self.full(path, cwd)
+        self.local_path(path, cwd).mkdir(parents=True, exist_ok=True)
+        return self.absolute_path(path, cwd)
 
-    def make_temporary(self) -> str:
+    def make_temp_dir(self) -> str:
         """Make a temporary directory, and return its path."""
-        return tempfile.mkdtemp(prefix="lazycluster-", dir=self.temporary)
+        return tempfile.mkdtemp(prefix="lazycluster-", dir=self.temp_root)
 
     def delete(self, path: str, cwd: str | None = None) -> bool:
         """Delete what is there, as `rm -rf` does; tell whether nothing of it is left."""
-        local = self.local(path, cwd)
+        local = self.local_path(path, cwd)
         if PurePosixPath(path).name in {"", ".."}:  # rm refuses that; so does `.`, which has no name
             return False
         with contextlib.suppress(OSError):
@@ -101,35 +101,37 @@ class HostFiles:
 
     def write(self, path: str, cwd: str | None, content: bytes) -> None:
         """Write a file, and make its parents where they are missing."""
-        local = self.local(path, cwd)
+        local = self.local_path(path, cwd)
         local.parent.mkdir(parents=True, exist_ok=True)
         local.write_bytes(content)
 
     # Transfers --------------------------------------------------------------------------------------------------------
 
-    def put(self, host: str, local: Path, remote: str | None, cwd: str | None, progress: Progress) -> None:
+    def put(self, host: str, local: Path, remote: str | None, cwd: str | None, progress: ProgressCallback) -> None:
         """Send a file or a directory; see `Connection.put()`."""
-        with _naming(host, "send", str(local)):
-            self.enter(host, cwd)
+        with _raising_transfer_errors(host, "send", str(local)):
+            self.resolve_cwd(host, cwd)
             status = local.stat()
-            name = absolute(local).name
+            name = absolute_path(local).name
             if not name:
                 raise TransferError(host, "send", str(local), "the root directory has no name to send it under")
             if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
                 raise TransferError(host, "send", str(local), "neither a regular file nor a directory")
-            given = remote or "."
-            reason, target = self._target(given, name, cwd, is_directory=stat.S_ISDIR(status.st_mode))
+            remote_path = remote or "."
+            reason, target = self._check_put_target(remote_path, name, cwd, is_directory=stat.S_ISDIR(status.st_mode))
             if reason:
-                raise TransferError(host, "send", str(local), reason, given)
-            _transfer(local, target, progress)
+                raise TransferError(host, "send", str(local), reason, remote_path)
+            _copy_atomically(local, target, progress)
 
-    def _target(self, given: str, name: str, cwd: str | None, *, is_directory: bool) -> tuple[str, Path]:
+    def _check_put_target(
+        self, remote_path: str, name: str, cwd: str | None, *, is_directory: bool
+    ) -> tuple[str, Path]:
         """Return why something cannot be put there, or '', and where it belongs here."""
-        full, path = self.full(given, cwd), self.local(given, cwd)
+        full, path = self.absolute_path(remote_path, cwd), self.local_path(remote_path, cwd)
         if path.is_dir():
             full, path = posixpath.join(full, name), path / name
-        elif given.endswith("/") and not is_directory:
-            return f"no such directory: {given}", path
+        elif remote_path.endswith("/") and not is_directory:
+            return f"no such directory: {remote_path}", path
         reason = ""
         if not path.parent.is_dir():
             reason = f"no such directory: {posixpath.dirname(full)}"
@@ -142,40 +144,40 @@ class HostFiles:
             reason = f"is no regular file: {full}"
         return reason, path
 
-    def get(self, host: str, remote: str, local: Path, cwd: str | None, progress: Progress) -> None:
+    def get(self, host: str, remote: str, local: Path, cwd: str | None, progress: ProgressCallback) -> None:
         """Fetch a file or a directory; see `Connection.get()`."""
         if not remote:
             raise ValueError("the path on the host must not be empty")
-        with _naming(host, "fetch", remote):
-            self.enter(host, cwd)
-            source = self.local(remote, cwd)
+        with _raising_transfer_errors(host, "fetch", remote):
+            self.resolve_cwd(host, cwd)
+            source = self.local_path(remote, cwd)
             if not source.exists() or (remote.endswith("/") and not source.is_dir()):
                 raise TransferError(host, "fetch", remote, "no such file or directory")
             if not source.is_dir() and not source.is_file():
                 raise TransferError(host, "fetch", remote, "neither a regular file nor a directory")
             name = PurePosixPath(remote).name
-            target = local / (source.name if name in _NAMELESS else name) if local.is_dir() else local
-            _transfer(source, target, progress)
+            target = local / (source.name if name in _PATH_ENDS_WITHOUT_NAME else name) if local.is_dir() else local
+            _copy_atomically(source, target, progress)
 
 
-def _transfer(source: Path, target: Path, progress: Progress) -> None:
+def _copy_atomically(source: Path, target: Path, progress: ProgressCallback) -> None:
     """Copy a file or a tree under a temporary name, and put it into its place."""
-    temporary = temporary_beside(target)
+    temporary = temporary_path_beside(target)
     temporary.parent.stat()
     try:
         if source.is_dir():
-            _copy_tree(source, temporary, progress)
+            _copy_tree_as_tar(source, temporary, progress)
         else:
             shutil.copyfile(source, temporary)
-            _take_over(source, temporary)
+            _copy_mode_and_times(source, temporary)
             size = temporary.stat().st_size
             progress(size, size)
-        place(temporary, target)
+        move_into_place(temporary, target)
     finally:
         discard(temporary)
 
 
-def _copy_tree(source: Path, target: Path, progress: Progress) -> None:
+def _copy_tree_as_tar(source: Path, target: Path, progress: ProgressCallback) -> None:
     """Copy a tree by the archive that would go over the wire."""
     moved = 0
 
@@ -184,16 +186,16 @@ def _copy_tree(source: Path, target: Path, progress: Progress) -> None:
         moved += count
         progress(moved, None)
 
-    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as stream:
-        pack(source, stream, on_progress=on_progress)
+    with tempfile.SpooledTemporaryFile(_MAX_TAR_BYTES_IN_MEMORY) as stream:
+        write_tar(source, stream, on_progress=on_progress)
         stream.seek(0)
         target.mkdir(mode=0o700)
-        unpack(stream, target)
+        extract_tar(stream, target)
     (target / END_MARKER).unlink()
-    _take_over(source, target)
+    _copy_mode_and_times(source, target)
 
 
-def _take_over(source: Path, target: Path) -> None:
+def _copy_mode_and_times(source: Path, target: Path) -> None:
     """Give something the mode and the time of its original."""
     status = source.stat()
     target.chmod(status.st_mode & 0o777)
@@ -201,7 +203,7 @@ def _take_over(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _naming(host: str, action: str, path: str) -> Iterator[None]:
+def _raising_transfer_errors(host: str, action: str, path: str) -> Iterator[None]:
     """Turn what goes wrong into a `TransferError` that names the path."""
     try:
         yield
@@ -211,5 +213,5 @@ def _naming(host: str, action: str, path: str) -> Iterator[None]:
         raise TransferError(host, action, path, str(error).removeprefix(f"{host}: ")) from error
     except OSError as error:
         reason = error.strerror or str(error)
-        named = f" ({error.filename})" if error.filename and str(error.filename) != path else ""
-        raise TransferError(host, action, path, f"{reason}{named}") from error
+        file_note = f" ({error.filename})" if error.filename and str(error.filename) != path else ""
+        raise TransferError(host, action, path, f"{reason}{file_note}") from error

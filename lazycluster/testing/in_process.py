@@ -21,33 +21,33 @@ import attrs
 
 from lazycluster._functions.outcome import _Unpickler
 from lazycluster._functions.serialize import Payload
-from lazycluster._remote.call_program import DONE, InMemory, answer
+from lazycluster._remote.call_program import DONE_RECORD, MemoryWriter, load_and_call
 
-Loaded: TypeAlias = tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]
+UnpickledCall: TypeAlias = tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]
 
 
 @attrs.frozen
-class Answered:
+class FunctionEnded:
     """A function has ended; `outcome` is what `read_outcome()` reads."""
 
     outcome: bytes = attrs.field(repr=False)
 
 
 @attrs.frozen
-class NotBegun:
+class FunctionNotStarted:
     """A function was not called: its working directory is gone."""
 
     error: OSError
 
 
-Event: TypeAlias = bytes | Answered | NotBegun | None
+InProcessEvent: TypeAlias = bytes | FunctionEnded | FunctionNotStarted | None
 """What comes of a function: something that it printed, or its end; None: a reason to look again how things stand."""
 
-_turn = threading.Lock()
+_process_state_lock = threading.Lock()
 """Held for the function under way: the current directory and the environment are those of the process."""
 
 
-class _HereUnpickler(_Unpickler):
+class _InProcessUnpickler(_Unpickler):
     """Unpickles what was to be sent, without changing the modules that it came from."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:  # noqa: ANN401 - overrides one that is so typed
@@ -64,65 +64,67 @@ class _HereUnpickler(_Unpickler):
         return set_state
 
 
-def unpickled(payload: Payload) -> Loaded:
+def unpickle_call(payload: Payload) -> UnpickledCall:
     """Return new copies of a function and its arguments; contents of modules that were sent are passed over."""
-    unpickler = _HereUnpickler(io.BytesIO(payload.pickles))
+    unpickler = _InProcessUnpickler(io.BytesIO(payload.pickles))
     function = unpickler.load()
-    _pass_over(unpickler)
+    _skip_module_contents(unpickler)
     args, kwargs = unpickler.load()
-    _pass_over(unpickler)
+    _skip_module_contents(unpickler)
     return function, args, kwargs
 
 
-def _pass_over(unpickler: _HereUnpickler) -> None:
+def _skip_module_contents(unpickler: _InProcessUnpickler) -> None:
     for _ in iter(unpickler.load, None):
         pass
 
 
-class FunctionUnderWay:
+class InProcessCall:
     """A function in a thread of its own, one at a time in this process."""
 
-    def __init__(self, payload: Payload, cwd: Path, env: Mapping[str, str], events: queue.SimpleQueue[Event]) -> None:
+    def __init__(
+        self, payload: Payload, cwd: Path, env: Mapping[str, str], events: queue.SimpleQueue[InProcessEvent]
+    ) -> None:
         """Start it, or have it wait for its turn; what comes of it is put into `events`."""
         self._payload = payload
         self._cwd = cwd
         self._env = env
         self._events = events
         self._lock = threading.Lock()
-        self._stage = contextlib.ExitStack()
-        self._given_up = False
+        self._exit_stack = contextlib.ExitStack()
+        self._is_detached = False
         self._thread = threading.Thread(target=self._run, name=f"function {payload.function}", daemon=True)
         self._thread.start()
 
-    def give_up(self) -> None:
+    def detach(self) -> None:
         """Let go of it: others get their turn, and what it does from now on is nobody's. Nothing can end a thread."""
         with self._lock:
-            self._given_up = True
-            self._stage.close()
+            self._is_detached = True
+            self._exit_stack.close()
 
     def _run(self) -> None:
-        if not self._enter():
+        if not self._enter_process_state():
             return
-        outcome = InMemory()
+        outcome = MemoryWriter()
         try:
-            answer(outcome, lambda: unpickled(self._payload))
+            load_and_call(outcome, lambda: unpickle_call(self._payload))
         finally:
             with self._lock:
-                self._stage.close()
-        self._events.put(Answered(bytes(outcome.data) + DONE))
+                self._exit_stack.close()
+        self._events.put(FunctionEnded(bytes(outcome.data) + DONE_RECORD))
 
-    def _enter(self) -> bool:
-        _turn.acquire()
+    def _enter_process_state(self) -> bool:
+        _process_state_lock.acquire()
         with self._lock:
-            if self._given_up:
-                _turn.release()
+            if self._is_detached:
+                _process_state_lock.release()
                 return False
-            self._stage.callback(_turn.release)
+            self._exit_stack.callback(_process_state_lock.release)
             try:
-                self._stage.enter_context(_surroundings(self._cwd, self._env, self._events.put))
+                self._exit_stack.enter_context(_process_state(self._cwd, self._env, self._events.put))
             except OSError as error:
-                self._stage.close()
-                self._events.put(NotBegun(error))
+                self._exit_stack.close()
+                self._events.put(FunctionNotStarted(error))
                 return False
             return True
 
@@ -131,22 +133,22 @@ class FunctionUnderWay:
 
 
 @contextlib.contextmanager
-def _surroundings(cwd: Path, env: Mapping[str, str], printed: Callable[[bytes], object]) -> Iterator[None]:
+def _process_state(cwd: Path, env: Mapping[str, str], on_output: Callable[[bytes], object]) -> Iterator[None]:
     """Set the current directory, the environment and the output of this thread and of those that it starts."""
     directory = Path.cwd()
     environment = dict(os.environ)
-    others = frozenset(threading.enumerate()) - {threading.current_thread()}
+    other_threads = frozenset(threading.enumerate()) - {threading.current_thread()}
     streams = sys.stdout, sys.stderr
     os.chdir(cwd)
     os.environ.update(env)
-    ours = [cast("TextIO", _Output(printed, stream, others)) for stream in streams]
-    sys.stdout, sys.stderr = ours
+    replacements = [cast("TextIO", _PerThreadStream(on_output, stream, other_threads)) for stream in streams]
+    sys.stdout, sys.stderr = replacements
     try:
         yield
     finally:
-        if sys.stdout is ours[0]:  # else somebody has replaced it, such as pytest
+        if sys.stdout is replacements[0]:  # else somebody has replaced it, such as pytest
             sys.stdout = streams[0]
-        if sys.stderr is ours[1]:
+        if sys.stderr is replacements[1]:
             sys.stderr = streams[1]
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
@@ -154,27 +156,27 @@ def _surroundings(cwd: Path, env: Mapping[str, str], printed: Callable[[bytes], 
         os.chdir(directory)
 
 
-class _Output:
+class _PerThreadStream:
     """A standard stream that hands on what some threads print, and leaves that of the others to them."""
 
     def __init__(
-        self, printed: Callable[[bytes], object], stream: TextIO | None, others: frozenset[threading.Thread]
+        self, on_output: Callable[[bytes], object], stream: TextIO | None, other_threads: frozenset[threading.Thread]
     ) -> None:
-        sink = io.BufferedWriter(_Sink(printed))
-        self._ours = io.TextIOWrapper(sink, "utf-8", "backslashreplace", line_buffering=True)
-        self._theirs = stream
-        self._others = others
+        sink = io.BufferedWriter(_CallbackRawIO(on_output))
+        self._captured = io.TextIOWrapper(sink, "utf-8", "backslashreplace", line_buffering=True)
+        self._original = stream
+        self._other_threads = other_threads
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._theirs if threading.current_thread() in self._others else self._ours, name)
+        return getattr(self._original if threading.current_thread() in self._other_threads else self._captured, name)
 
 
-class _Sink(io.RawIOBase):
+class _CallbackRawIO(io.RawIOBase):
     """Takes bytes and hands them on."""
 
-    def __init__(self, printed: Callable[[bytes], object]) -> None:
+    def __init__(self, on_output: Callable[[bytes], object]) -> None:
         super().__init__()
-        self._printed = printed
+        self._on_output = on_output
 
     def writable(self) -> bool:
         return True
@@ -182,5 +184,5 @@ class _Sink(io.RawIOBase):
     def write(self, data: object, /) -> int:
         copied = bytes(cast("bytes", data))
         if copied:
-            self._printed(copied)
+            self._on_output(copied)
         return len(copied)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, TypedDict
 
 import attrs
 
-from lazycluster._remote.ports import free_port
+from lazycluster._remote.ports import find_free_port
 from lazycluster.exceptions import LazyclusterError
-from lazycluster.testing.processes import Guarded, children, end, run, wait_until
+from lazycluster.testing.processes import GuardedProcess, child_pids, kill_all, run_checked, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from lazycluster._typing import Self
 
-_ADDRESS = "127.0.0.1"
-_SHADOW = Path("/etc/shadow")
-_START_TIMEOUT = 10.0
-_ATTEMPTS = 5  # between the choice of a free port and sshd's bind, somebody else may take it
-_SSHD_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/sbin")
-_SFTP_SERVERS = (
+_LOOPBACK_ADDRESS = "127.0.0.1"
+_SHADOW_FILE = Path("/etc/shadow")
+_START_TIMEOUT_SECONDS = 10.0
+_MAX_START_ATTEMPTS = 5  # between the choice of a free port and sshd's bind, somebody else may take it
+_SSHD_SEARCH_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/sbin")
+_SFTP_SERVER_PATHS = (
     "/usr/lib/openssh/sftp-server",
     "/usr/libexec/openssh/sftp-server",
     "/usr/libexec/sftp-server",
@@ -98,7 +98,7 @@ class LocalSshd:
         self._options = dict(options or {})
         self._environment = dict(environment or {})
         self._directory: Path | None = None
-        self._sshd: Guarded | None = None
+        self._sshd: GuardedProcess | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -150,51 +150,51 @@ class LocalSshd:
 
     def config(self, *, name: str | None = None, port: int | None = None) -> str:
         """Return the section of a client configuration; another port is that of a relay in front of this sshd."""
-        return _section(
+        return _format_section(
             "Host",
             name or self.host,
             {
-                "HostName": _ADDRESS,
+                "HostName": _LOOPBACK_ADDRESS,
                 "Port": str(port or self.port),
                 "User": self.user,
-                "IdentityFile": _path(self.identity_file),
+                "IdentityFile": _quote_config_path(self.identity_file),
                 "IdentitiesOnly": "yes",
-                "UserKnownHostsFile": _path(self.known_hosts),
+                "UserKnownHostsFile": _quote_config_path(self.known_hosts),
                 "GlobalKnownHostsFile": "/dev/null",
                 "StrictHostKeyChecking": "yes",
-                **({"HostKeyAlias": self._known_name} if port not in {None, self.port} else {}),
+                **({"HostKeyAlias": self._known_hosts_name} if port not in {None, self.port} else {}),
             },
         )
 
     @property
-    def _known_name(self) -> str:
-        return f"[{_ADDRESS}]:{self.port}"
+    def _known_hosts_name(self) -> str:
+        return f"[{_LOOPBACK_ADDRESS}]:{self.port}"
 
     # Its processes ----------------------------------------------------------------------------------------------------
 
     @property
     def pid(self) -> int:
         """The process that listens."""
-        return self._running.pid
+        return self._running_sshd.pid
 
     def processes(self) -> tuple[int, ...]:
         """Return the process that listens and everything that came from it, also in sessions of their own.
 
         On Linux that includes processes whose parents have ended. Empty when stopped.
         """
-        return tuple(sorted(self._sshd.descendants())) if self._sshd else ()
+        return tuple(sorted(self._sshd.living_pids())) if self._sshd else ()
 
     def connections(self) -> int:
         """Return how many connections are open."""
-        return len(children(self.pid))
+        return len(child_pids(self.pid))
 
     def kill_connections(self) -> None:
         """End every connection at once, with all that its sessions started, as the end of the machine would."""
-        sshd = self._running
-        end(lambda: sshd.descendants() - {sshd.pid})
+        sshd = self._running_sshd
+        kill_all(lambda: sshd.living_pids() - {sshd.pid})
 
     @property
-    def _running(self) -> Guarded:
+    def _running_sshd(self) -> GuardedProcess:
         if self._sshd is None:
             raise LocalSshdError("it is not running; call start() first")
         return self._sshd
@@ -211,7 +211,7 @@ class LocalSshd:
         if self._sshd is not None:
             raise LocalSshdError("it is running already")
         program = find_sshd()
-        self._start(program, _ATTEMPTS)
+        self._start(program, _MAX_START_ATTEMPTS)
 
     def stop(self) -> None:
         """End it and everything that its sessions started, wait until they are gone, and remove its directory."""
@@ -227,10 +227,10 @@ class LocalSshd:
     def _start(self, program: str, attempts: int) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="lazycluster-sshd-"))
         try:
-            self._prepare()
+            self._write_files()
             log = self.directory / "log"
             argv = (program, "-D", "-f", str(self.directory / "sshd_config"), "-E", str(log))
-            self._sshd = Guarded(argv, self.directory, log)
+            self._sshd = GuardedProcess(argv, self.directory, log)
             self._wait_for_banner()
         except BaseException as error:
             self.stop()
@@ -239,43 +239,43 @@ class LocalSshd:
             else:
                 raise
 
-    def _prepare(self) -> None:
+    def _write_files(self) -> None:
         """Write what it takes into its directory."""
         if self._home is True:
             self.home.mkdir(mode=0o700)
         self._make_keys()
-        self.port = free_port()
-        (self.directory / "sshd_config").write_text(_lines(self._server_config()))
-        self.known_hosts.write_text(f"{self._known_name} {(self.directory / 'host_key.pub').read_text()}")
+        self.port = find_free_port()
+        (self.directory / "sshd_config").write_text(_format_lines(self._server_config()))
+        self.known_hosts.write_text(f"{self._known_hosts_name} {(self.directory / 'host_key.pub').read_text()}")
         write_config(self.config_file, self)
 
     def _make_keys(self) -> None:
         """Make the host key and the user's key; without a passphrase, they live as long as the sshd."""
         make = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lazycluster-test", "-f")
         try:
-            run((*make, str(self.directory / "host_key")))
-            run((*make, str(self.identity_file)))
+            run_checked((*make, str(self.directory / "host_key")))
+            run_checked((*make, str(self.identity_file)))
         except OSError as error:
             raise LocalSshdError(f"no keys: {error}. It takes ssh-keygen: install openssh-client") from error
         shutil.copyfile(f"{self.identity_file}.pub", self.directory / "authorized_keys")
 
     def _wait_for_banner(self) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT
-        while not self._answers():
-            if self._running.has_ended():
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        while not self._is_answering():
+            if self._running_sshd.has_ended():
                 raise LocalSshdError("it ended at once", self.log)
             if time.monotonic() > deadline:
-                raise LocalSshdError(f"it did not answer within {_START_TIMEOUT:g} s", self.log)
+                raise LocalSshdError(f"it did not answer within {_START_TIMEOUT_SECONDS:g} s", self.log)
             time.sleep(0.005)
-        wait_until(lambda: self.connections() == 0, _START_TIMEOUT)  # that of the question itself is closing
+        wait_until(lambda: self.connections() == 0, _START_TIMEOUT_SECONDS)  # that of the question itself is closing
 
-    def _answers(self) -> bool:
+    def _is_answering(self) -> bool:
         """Tell whether it greets (RFC 4253, 4.2): it and no other sshd, to which the port went meanwhile."""
         try:
-            with socket.create_connection((_ADDRESS, self.port), timeout=1) as connection:
+            with socket.create_connection((_LOOPBACK_ADDRESS, self.port), timeout=1) as connection:
                 if connection.recv(4) != b"SSH-":
                     return False
-                wait_until(lambda: self.connections() > 0 or self._running.has_ended(), _START_TIMEOUT)
+                wait_until(lambda: self.connections() > 0 or self._running_sshd.has_ended(), _START_TIMEOUT_SECONDS)
                 return self.connections() > 0
         except OSError:
             return False
@@ -286,18 +286,18 @@ class LocalSshd:
         """Return sshd_config(5), as the keywords and values of its lines."""
         config = {
             "Port": str(self.port),
-            "ListenAddress": _ADDRESS,
-            "HostKey": _path(self.directory / "host_key"),
-            "AuthorizedKeysFile": _path(self.directory / "authorized_keys"),
+            "ListenAddress": _LOOPBACK_ADDRESS,
+            "HostKey": _quote_config_path(self.directory / "host_key"),
+            "AuthorizedKeysFile": _quote_config_path(self.directory / "authorized_keys"),
             "PidFile": "none",
             "StrictModes": "no",  # the keys are ours alone; the directories above them may be anybody's
-            "UsePAM": "yes" if _is_locked() else "no",
+            "UsePAM": "yes" if _is_account_locked() else "no",
             "PermitRootLogin": "yes",
             "PrintMotd": "no",
             "PrintLastLog": "no",
             "MaxStartups": "100:30:200",
             "LogLevel": "VERBOSE",
-            "Subsystem": f"sftp {_sftp_server()}",
+            "Subsystem": f"sftp {_find_sftp_server()}",
         }
         variables = dict(self._environment)
         if self._home is not False or self._shell is not None:
@@ -305,7 +305,7 @@ class LocalSshd:
             # Until the launcher sets the real one: the user's login shell, which runs it, is to read no start-up file.
             variables["HOME"] = str(self.directory / "none")
         if variables:
-            config["SetEnv"] = " ".join(_quote(f"{key}={value}") for key, value in variables.items())
+            config["SetEnv"] = " ".join(_quote_config_value(f"{key}={value}") for key, value in variables.items())
         replaced = {keyword.lower() for keyword in self._options}
         return {key: value for key, value in config.items() if key.lower() not in replaced} | self._options
 
@@ -357,7 +357,7 @@ def find_sshd() -> str:
     Raises:
         SshdNotFoundError: There is none.
     """
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SSHD_DIRECTORIES])
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SSHD_SEARCH_DIRECTORIES])
     found = shutil.which("sshd", path=path)
     if found is None:
         raise SshdNotFoundError("sshd not found: install openssh-server")
@@ -368,33 +368,33 @@ def find_sshd() -> str:
     return str(Path(found).absolute())
 
 
-def _sftp_server() -> str:
-    return next((path for path in _SFTP_SERVERS if Path(path).exists()), "internal-sftp")
+def _find_sftp_server() -> str:
+    return next((path for path in _SFTP_SERVER_PATHS if Path(path).exists()), "internal-sftp")
 
 
-def _is_locked() -> bool:
+def _is_account_locked() -> bool:
     """Return whether the account is locked (shadow(5)): then sshd lets it in through PAM only."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     try:
-        rows = _SHADOW.read_text().splitlines()
+        rows = _SHADOW_FILE.read_text().splitlines()
     except OSError:  # nobody but root can read it, and the sshd of nobody else does
         return False
     return any(row.startswith(f"{user}:!") for row in rows)
 
 
-def _section(keyword: str, name: str, options: Mapping[str, str]) -> str:
+def _format_section(keyword: str, name: str, options: Mapping[str, str]) -> str:
     return f"{keyword} {name}\n" + "".join(f"    {key} {value}\n" for key, value in options.items())
 
 
-def _lines(options: Mapping[str, str]) -> str:
+def _format_lines(options: Mapping[str, str]) -> str:
     return "".join(f"{key} {value}\n" for key, value in options.items())
 
 
-def _quote(text: str) -> str:
+def _quote_config_value(text: str) -> str:
     """Quote an argument as both configuration files take it."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _path(path: Path) -> str:
+def _quote_config_path(path: Path) -> str:
     """Quote a path, in which ssh and sshd would expand a percent sign."""
-    return _quote(str(path).replace("%", "%%"))
+    return _quote_config_value(str(path).replace("%", "%%"))

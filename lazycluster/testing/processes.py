@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-_PROC = Path("/proc")
+_PROC_DIRECTORY = Path("/proc")
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-def run(argv: Sequence[str]) -> None:
+def run_checked(argv: Sequence[str]) -> None:
     """Run a program to its end; `OSError` with its output where it cannot be started or fails."""
     ended = subprocess.run(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
@@ -38,22 +38,22 @@ def run(argv: Sequence[str]) -> None:
 # The process table ---------------------------------------------------------------------------------------------------
 
 
-def table() -> dict[int, int]:
+def parent_by_pid() -> dict[int, int]:
     """Return the parent of every living process; a zombie does not live."""
-    rows = _proc_rows() if (_PROC / "self" / "stat").exists() else _ps_rows()
+    rows = _read_proc_rows() if (_PROC_DIRECTORY / "self" / "stat").exists() else _read_ps_rows()
     return {pid: parent for pid, parent, state in rows if not state.startswith(("Z", "X"))}
 
 
-def _proc_rows() -> Iterable[tuple[int, int, str]]:
+def _read_proc_rows() -> Iterable[tuple[int, int, str]]:
     """Yield pid, parent and state from /proc/PID/stat (proc(5)); the name, in parentheses, may hold anything."""
-    for entry in _PROC.iterdir():
+    for entry in _PROC_DIRECTORY.iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # ended since it was listed
                 state, parent, *_ = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 yield int(entry.name), int(parent), state
 
 
-def _ps_rows() -> Iterable[tuple[int, int, str]]:
+def _read_ps_rows() -> Iterable[tuple[int, int, str]]:
     """Yield pid, parent and state as POSIX ps and `stat` of the BSDs tell them, without the row of that ps."""
     with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,stat="], stdout=subprocess.PIPE, text=True) as ps:
         output, _ = ps.communicate()
@@ -63,14 +63,14 @@ def _ps_rows() -> Iterable[tuple[int, int, str]]:
             yield int(pid), int(parent), state
 
 
-def children(pid: int) -> set[int]:
+def child_pids(pid: int) -> set[int]:
     """Return the living children of a process."""
-    return {child for child, parent in table().items() if parent == pid}
+    return {child for child, parent in parent_by_pid().items() if parent == pid}
 
 
-def descendants(root: int) -> set[int]:
+def descendant_pids(root: int) -> set[int]:
     """Return the living descendants of a process, without itself, whatever their sessions and process groups."""
-    parents = table()
+    parents = parent_by_pid()
     found: set[int] = set()
     generation = {root}
     while generation:
@@ -92,20 +92,20 @@ def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
     return True
 
 
-def end(find: Callable[[], set[int]], timeout: float = 10.0) -> None:
-    """Kill the processes that `find` finds, and wait until they are gone.
+def kill_all(find_pids: Callable[[], set[int]], timeout: float = 10.0) -> None:
+    """Kill the processes that `find_pids` finds, and wait until they are gone.
 
     They are stopped first, and looked for until no new one appears, so that none forks away in between.
     """
     stopped: set[int] = set()
-    while new := find() - stopped:
-        _signal(new, signal.SIGSTOP)
+    while new := find_pids() - stopped:
+        _send_signal(new, signal.SIGSTOP)
         stopped |= new
-    _signal(stopped, signal.SIGKILL)
-    wait_until(lambda: stopped.isdisjoint(table()), timeout)
+    _send_signal(stopped, signal.SIGKILL)
+    wait_until(lambda: stopped.isdisjoint(parent_by_pid()), timeout)
 
 
-def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+def _send_signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
@@ -114,7 +114,7 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
 # The guard -----------------------------------------------------------------------------------------------------------
 
 
-class Guarded:
+class GuardedProcess:
     """A program that runs under a guard of its own, for as long as this object and this process live."""
 
     def __init__(self, argv: Sequence[str], directory: Path, log: Path) -> None:
@@ -129,31 +129,31 @@ class Guarded:
 
     def has_ended(self) -> bool:
         """Return whether the program ended by itself."""
-        return self.pid not in table()
+        return self.pid not in parent_by_pid()
 
-    def descendants(self) -> set[int]:
+    def living_pids(self) -> set[int]:
         """Return the program and all its descendants; on Linux also those whose parents are gone."""
-        return descendants(self._guard.pid) if self._guard.returncode is None else set()
+        return descendant_pids(self._guard.pid) if self._guard.returncode is None else set()
 
     def stop(self, timeout: float = 15.0) -> None:
         """Let the guard end the program with its descendants and remove the directory; wait for that."""
         self._guard.communicate(b"q", timeout=timeout)  # a byte, because a fork of this process may hold the pipe too
 
 
-def guard(directory: str, argv: Sequence[str]) -> None:  # pragma: no cover: runs in a process of its own
+def run_guard(directory: str, argv: Sequence[str]) -> None:  # pragma: no cover: runs in a process of its own
     """Start the program, wait for the end of the owner, then end all that came from it and remove the directory."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     program = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     os.write(1, b"%d\n" % program.pid)
-    threading.Thread(target=_reap, daemon=True).start()
+    threading.Thread(target=_reap_children, daemon=True).start()
     os.read(0, 1)
     for _ in range(5):  # once is enough, unless a process of another user started one of ours in between
-        end(lambda: descendants(os.getpid()))
+        kill_all(lambda: descendant_pids(os.getpid()))
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _reap() -> None:  # pragma: no cover: runs in a process of its own
+def _reap_children() -> None:  # pragma: no cover: runs in a process of its own
     """Wait for each child, adopted ones too, until there is none."""
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -161,4 +161,4 @@ def _reap() -> None:  # pragma: no cover: runs in a process of its own
 
 
 if __name__ == "__main__":  # pragma: no cover
-    guard(sys.argv[1], sys.argv[2:])
+    run_guard(sys.argv[1], sys.argv[2:])

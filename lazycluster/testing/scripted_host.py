@@ -9,14 +9,14 @@ import attrs
 
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.gpus import Gpu
-from lazycluster.testing.answers import Answer, Wanted
+from lazycluster.testing.answers import CommandMatcher, ScriptedAnswer
 from lazycluster.testing.asked import Asked, Ran
-from lazycluster.testing.machine import Machine
+from lazycluster.testing.machine import HostState
 
-_GPU_MEMORY = 16 * 2**30
+_GPU_MEMORY_BYTES = 16 * 2**30
 
 
-class ScriptedHost(Machine):
+class ScriptedHost(HostState):
     """One fake host.
 
     Attributes:
@@ -33,7 +33,7 @@ class ScriptedHost(Machine):
 
     def on(
         self,
-        command: Wanted,
+        command: CommandMatcher,
         *,
         stdout: str | bytes = "",
         stderr: str | bytes = "",
@@ -57,8 +57,8 @@ class ScriptedHost(Machine):
             writes: Files that it writes, by their paths: a relative one starts where the command runs.
             times: How often it answers so; then what was said before counts again. Default: always.
         """
-        answer = Answer(stdout, stderr, exit_code=exit_code, delay=delay, error=error, writes=writes or {})
-        self.answers.add(command, answer, times)
+        answer = ScriptedAnswer(stdout, stderr, exit_code=exit_code, delay=delay, error=error, writes=writes or {})
+        self.answer_table.add(command, answer, times)
 
     def has(
         self,
@@ -81,7 +81,7 @@ class ScriptedHost(Machine):
             executable = "/usr/bin/python3" if python_version else None
             info = attrs.evolve(info, python_version=python_version or None, python_executable=executable)
         if gpus is not None:
-            records = map(_gpu, range(gpus)) if isinstance(gpus, int) else gpus
+            records = map(_fake_gpu, range(gpus)) if isinstance(gpus, int) else gpus
             info = attrs.evolve(info, gpus=tuple(records))
         self.info = attrs.evolve(
             info,
@@ -95,7 +95,7 @@ class ScriptedHost(Machine):
         `~` is the host's home. A relative path starts in the working directory of the runtime that was made last, in
         the home directory before there is one.
         """
-        return self.files.local(remote, self.working_dir)
+        return self.files.local_path(remote, self.working_dir)
 
     def go_down(self, error: LazyclusterError | None = None) -> None:
         """Be unreachable from now on; what is under way raises `ConnectionLostError`.
@@ -103,9 +103,9 @@ class ScriptedHost(Machine):
         Args:
             error: What every use raises. Default: `HostUnreachableError`.
         """
-        self._error = error
+        self._down_error = error
         self._is_down = True
-        for way in list(self.ways):
+        for way in list(self.transports):
             way.wake()
 
     def come_up(self) -> None:
@@ -128,13 +128,13 @@ class ScriptedHost(Machine):
     @property
     def closed(self) -> bool:
         """Tell whether every runtime and connection that reached it was closed; False where none did."""
-        return bool(self.ways) and all(way.closed for way in self.ways)
+        return bool(self.transports) and all(way.closed for way in self.transports)
 
     @property
     def cleaned_up(self) -> bool:
         """Tell whether no temporary directory of a runtime or of `create_tempdir()` is left."""
-        return not any(way.directories for way in self.ways)
+        return not any(transport.temp_dirs for transport in self.transports)
 
 
-def _gpu(index: int) -> Gpu:
-    return Gpu(index, "Fake GPU", memory=_GPU_MEMORY, driver_version="1.0", uuid=f"GPU-{index}", utilization=0)
+def _fake_gpu(index: int) -> Gpu:
+    return Gpu(index, "Fake GPU", memory=_GPU_MEMORY_BYTES, driver_version="1.0", uuid=f"GPU-{index}", utilization=0)

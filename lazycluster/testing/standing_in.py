@@ -8,60 +8,60 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 from lazycluster._model.options import RuntimeOptions
-from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.client import SshClient
 from lazycluster._transports import factory
-from lazycluster._transports.interface import HostTransport
+from lazycluster._transports.interface import RuntimeTransport
 from lazycluster.connection import Connection
 from lazycluster.exceptions import RuntimeClosedError
 from lazycluster.testing.fake_transport import FakeTransport
 
-Way: TypeAlias = Callable[[str, RuntimeOptions], FakeTransport]
+TransportFactory: TypeAlias = Callable[[str, RuntimeOptions], FakeTransport]
 
 
 @contextlib.contextmanager
-def standing_in(way: Way, check: Callable[[str], None]) -> Iterator[None]:
-    """Have runtimes that are made meanwhile, and every connection, reach hosts by `way`.
+def patch_transports(connect: TransportFactory, check_reachable: Callable[[str], None]) -> Iterator[None]:
+    """Have runtimes that are made meanwhile, and every connection, make_transport hosts by `connect`.
 
-    `check` raises where a host is down; it takes the place of the log-in.
+    `check_reachable` raises where a host is down; it takes the place of the log-in.
     """
-    ways: weakref.WeakKeyDictionary[Connection, FakeTransport] = weakref.WeakKeyDictionary()
+    transports: weakref.WeakKeyDictionary[Connection, FakeTransport] = weakref.WeakKeyDictionary()
 
-    def reach(host: str, options: RuntimeOptions) -> HostTransport:
+    def make_transport(host: str, options: RuntimeOptions) -> RuntimeTransport:
         factory.check_options(options, host)  # refuses arguments that cannot be right, and dials nothing
-        return way(host, options)
+        return connect(host, options)
 
-    def of(connection: Connection) -> FakeTransport:
-        if connection not in ways:
-            ways[connection] = way(connection.host, {"env": connection.sessions.env, "resident": False})
-        return ways[connection]
+    def transport_of(connection: Connection) -> FakeTransport:
+        if connection not in transports:
+            transports[connection] = connect(connection.host, {"env": connection.ssh_client.env, "resident": False})
+        return transports[connection]
 
     def close(connection: Connection) -> None:
-        of(connection).close()
-        connection.sessions.close()
+        transport_of(connection).close()
+        connection.ssh_client.close()
 
-    def master(sessions: Sessions) -> None:
+    def master(sessions: SshClient) -> None:
         if sessions.closed:
             raise RuntimeClosedError(sessions.host)
-        check(sessions.host)
+        check_reachable(sessions.host)
 
-    def routed(name: str) -> property:
+    def redirect(name: str) -> property:
         def get(connection: Connection) -> object:
-            return getattr(of(connection), name)
+            return getattr(transport_of(connection), name)
 
         return property(get)
 
-    methods = {name: routed(name) for name in ("run", "call", "put", "get", "is_alive")}
+    methods = {name: redirect(name) for name in ("run", "call", "put", "get", "is_alive")}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(factory, {"reach": reach}))
-        stack.enter_context(_replaced(Connection, {**methods, "close": close}))
-        stack.enter_context(_replaced(Sessions, {"master": master}))
+        stack.enter_context(_patch_attributes(factory, {"make_transport": make_transport}))
+        stack.enter_context(_patch_attributes(Connection, {**methods, "close": close}))
+        stack.enter_context(_patch_attributes(SshClient, {"master": master}))
         yield
 
 
 @contextlib.contextmanager
-def _replaced(owner: object, things: Mapping[str, object]) -> Iterator[None]:
-    before = {name: vars(owner)[name] for name in things}
-    for name, thing in things.items():
+def _patch_attributes(owner: object, attributes: Mapping[str, object]) -> Iterator[None]:
+    before = {name: vars(owner)[name] for name in attributes}
+    for name, thing in attributes.items():
         setattr(owner, name, thing)
     try:
         yield

@@ -23,19 +23,19 @@ from lazycluster.testing import FakeHost, LocalSshd, SshdNotFoundError, find_ssh
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-WAYS = [
+TRANSPORT_KINDS = [
     pytest.param("per-step", marks=pytest.mark.real),
     pytest.param("resident", marks=pytest.mark.real),
     "fake",
 ]
-HOST = "local"
+HOST_ALIAS = "local"
 
 
 @attrs.define
-class Case:
+class TransportCase:
     """One way onto a host, for one test. What it makes is closed at the end of the test."""
 
-    way: str
+    kind: str
     home: Path
     options: RuntimeOptions
     fake: FakeHost | None = None
@@ -44,7 +44,7 @@ class Case:
     def runtime(self, working_dir: str | None = None, **options: Unpack[RuntimeOptions]) -> Runtime:
         keywords = self.options.copy()
         keywords.update(options)
-        return self.stack.enter_context(Runtime(HOST, working_dir, **keywords))
+        return self.stack.enter_context(Runtime(HOST_ALIAS, working_dir, **keywords))
 
     def script(
         self,
@@ -61,7 +61,7 @@ class Case:
             self.fake.on(command, stdout=stdout, stderr=stderr, exit_code=exit_code, delay=delay, writes=writes)
         return command
 
-    def there(self, path: str) -> Path:
+    def local_path(self, path: str) -> Path:
         """Return where an absolute path of the host lies on this machine, which all of these hosts are on."""
         return Path(path) if self.fake is None else self.fake.path(path)
 
@@ -75,26 +75,26 @@ def sshd(run_directory: Path) -> Iterator[LocalSshd]:
         if os.environ.get("CI") == "true" or os.environ.get("LAZYCLUSTER_REQUIRE_SSHD") == "1":
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
-    with LocalSshd(name=HOST, environment={"TMPDIR": str(run_directory)}) as server:
+    with LocalSshd(name=HOST_ALIAS, environment={"TMPDIR": str(run_directory)}) as server:
         yield server
 
 
-@pytest.fixture(params=WAYS)
-def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+@pytest.fixture(params=TRANSPORT_KINDS)
+def case(request: pytest.FixtureRequest) -> Iterator[TransportCase]:
     with ExitStack() as stack:
         if request.param == "fake":
             fake = stack.enter_context(FakeHost())
-            made = Case("fake", fake.path("~"), {}, fake)
+            made = TransportCase("fake", fake.path("~"), {}, fake)
         else:
             server: LocalSshd = request.getfixturevalue("sshd")
             options: RuntimeOptions = {"config_file": str(server.config_file), "resident": request.param == "resident"}
-            made = Case(request.param, server.home, options)
+            made = TransportCase(request.param, server.home, options)
         with made.stack:
             yield made
 
 
 @pytest.fixture(scope="session")
-def shared() -> Iterator[dict[str, Runtime]]:
+def shared_runtimes() -> Iterator[dict[str, Runtime]]:
     """Keep a runtime for each real way, which takes its time to be made."""
     runtimes: dict[str, Runtime] = {}
     yield runtimes
@@ -103,23 +103,25 @@ def shared() -> Iterator[dict[str, Runtime]]:
 
 
 @pytest.fixture
-def runtime(case: Case, request: pytest.FixtureRequest) -> Iterator[Runtime]:
+def runtime(case: TransportCase, request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """Return a runtime with a temporary working directory, which is empty; tests leave it open and in its place."""
     if case.fake is not None:
         yield case.runtime()
         return
-    shared: dict[str, Runtime] = request.getfixturevalue("shared")  # after the sshd, so that it ends before that
-    if case.way not in shared:
-        shared[case.way] = Runtime(HOST, **case.options)
-    runtime = shared[case.way]
+    shared: dict[str, Runtime] = request.getfixturevalue(
+        "shared_runtimes"
+    )  # after the sshd, so that it ends before that
+    if case.kind not in shared:
+        shared[case.kind] = Runtime(HOST_ALIAS, **case.options)
+    runtime = shared[case.kind]
     yield runtime
     assert runtime.get_processes(only_alive=True) == {}, "a test stops or joins what it begins"
     runtime.clear_tasks()
     runtime.set_env_variables({})
-    for path in case.there(runtime.working_dir).iterdir():
+    for path in case.local_path(runtime.working_dir).iterdir():
         discard(path)
 
 
-def done(runtime: Runtime, task: RuntimeTask) -> RuntimeTask:
+def execute_and_wait(runtime: Runtime, task: RuntimeTask) -> RuntimeTask:
     """Carry a task out, and wait for it."""
     return runtime.execute_task(task, execute_async=False)

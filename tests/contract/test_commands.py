@@ -19,7 +19,7 @@ from lazycluster import (
 )
 from lazycluster.testing import Ran
 from lazycluster.testing.processes import wait_until
-from tests.contract.conftest import HOST, Case, done
+from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 
 # How they end --------------------------------------------------------------------------------------------------------
 
@@ -40,7 +40,7 @@ from tests.contract.conftest import HOST, Case, done
     ],
 )
 def test_how_it_ended_and_what_it_printed(
-    case: Case, runtime: Runtime, command: str, stdout: str, stderr: str, exit_code: int
+    case: TransportCase, runtime: Runtime, command: str, stdout: str, stderr: str, exit_code: int
 ) -> None:
     case.script(command, stdout=stdout, stderr=stderr, exit_code=exit_code)
 
@@ -53,7 +53,7 @@ def test_how_it_ended_and_what_it_printed(
     assert 0 <= result.duration < 10
 
 
-def test_output_is_bytes_too(case: Case, runtime: Runtime) -> None:
+def test_output_is_bytes_too(case: TransportCase, runtime: Runtime) -> None:
     command = case.script("printf '\\377\\000\\r\\n'", stdout=b"\xff\0\r\n")
 
     result = runtime.run(command)
@@ -62,7 +62,7 @@ def test_output_is_bytes_too(case: Case, runtime: Runtime) -> None:
     assert result.stdout == "\N{REPLACEMENT CHARACTER}\0\r\n"
 
 
-def test_much_output_is_complete(case: Case, runtime: Runtime) -> None:
+def test_much_output_is_complete(case: TransportCase, runtime: Runtime) -> None:
     size = 3_000_000
     command = case.script(f"head -c {size} /dev/zero", stdout=bytes(size))
 
@@ -84,13 +84,13 @@ def test_a_timeout_that_is_none(runtime: Runtime, timeout: float) -> None:
 # In tasks ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_log_has_what_each_step_printed_in_order(case: Case, runtime: Runtime) -> None:
+def test_the_log_has_what_each_step_printed_in_order(case: TransportCase, runtime: Runtime) -> None:
     task = RuntimeTask("talk")
     for text in ("one", "two", "three"):
         task.run_command(case.script(f"echo {text}", stdout=f"{text}\n"))
     task.run_command(case.script("echo odd >&2", stderr="odd\n")).run_command(case.script("true"))
 
-    done(runtime, task)
+    execute_and_wait(runtime, task)
 
     assert task.execution_log == ["one\n", "two\n", "three\n", "odd\n", ""]
     assert [result.exit_code for result in task.results] == [0] * 5
@@ -100,39 +100,39 @@ def test_the_log_has_what_each_step_printed_in_order(case: Case, runtime: Runtim
     assert all(result.ok and result.error is None for result in task.results)
 
 
-def test_a_step_that_fails_ends_the_task(case: Case, runtime: Runtime) -> None:
+def test_a_step_that_fails_ends_the_task(case: TransportCase, runtime: Runtime) -> None:
     case.script("echo before", stdout="before\n")
     case.script("echo wrong >&2; exit 4", stderr="wrong\n", exit_code=4)
     task = RuntimeTask("three").run_command("echo before").run_command("echo wrong >&2; exit 4")
     task.run_command(case.script("echo after > after", writes={"after": "after\n"}))
 
     with pytest.raises(TaskExecutionError) as caught:
-        done(runtime, task)
+        execute_and_wait(runtime, task)
 
     error = caught.value
-    assert (error.host, error.task, error.step_index) == (HOST, "three", 1)
+    assert (error.host, error.task, error.step_index) == (HOST_ALIAS, "three", 1)
     assert isinstance(error.__cause__, CommandFailedError)
     assert (error.__cause__.command, error.__cause__.exit_code) == ("echo wrong >&2; exit 4", 4)
     assert "wrong" in str(error)
     assert task.execution_log == ["before\n", "wrong\n"]
     assert [result.ok for result in task.results] == [True, False]
-    assert not (case.there(runtime.working_dir) / "after").exists()
+    assert not (case.local_path(runtime.working_dir) / "after").exists()
 
 
-def test_what_one_step_leaves_is_there_for_the_next(case: Case, runtime: Runtime) -> None:
+def test_what_one_step_leaves_is_there_for_the_next(case: TransportCase, runtime: Runtime) -> None:
     task = RuntimeTask().run_command(case.script("mkdir sub; cd sub", writes={"sub/file": ""}))
     task.run_command(case.script("pwd", stdout=f"{runtime.working_dir}\n"))
 
-    done(runtime, task)
+    execute_and_wait(runtime, task)
 
     assert task.execution_log == ["", f"{runtime.working_dir}\n"], "each begins in the working directory"
-    assert (case.there(runtime.working_dir) / "sub").is_dir()
+    assert (case.local_path(runtime.working_dir) / "sub").is_dir()
 
 
 # Time ----------------------------------------------------------------------------------------------------------------
 
 
-def test_one_that_takes_longer_than_its_timeout_is_ended(case: Case, runtime: Runtime) -> None:
+def test_one_that_takes_longer_than_its_timeout_is_ended(case: TransportCase, runtime: Runtime) -> None:
     command = case.script("echo begun; echo odd >&2; sleep 1000", stdout="begun\n", stderr="odd\n", delay=1000)
     begun = time.monotonic()
 
@@ -141,29 +141,29 @@ def test_one_that_takes_longer_than_its_timeout_is_ended(case: Case, runtime: Ru
 
     assert isinstance(caught.value, TimeoutError)
     assert 0.4 < time.monotonic() - begun < 5
-    assert (caught.value.host, caught.value.command, caught.value.timeout) == (HOST, command, 0.5)
+    assert (caught.value.host, caught.value.command, caught.value.timeout) == (HOST_ALIAS, command, 0.5)
     assert (caught.value.stdout, caught.value.stderr) == (b"begun\n", b"odd\n")
     assert runtime.run(case.script("echo on", stdout="on\n")).stdout == "on\n"
 
 
-def test_one_that_ends_in_time_does_not_notice_its_timeout(case: Case, runtime: Runtime) -> None:
+def test_one_that_ends_in_time_does_not_notice_its_timeout(case: TransportCase, runtime: Runtime) -> None:
     assert runtime.run(case.script("sleep 0.01", delay=0.01), timeout=60).ok
     for for_ever in (1e12, float("inf")):  # more than system calls can count
         assert runtime.run(case.script("sleep 0.01", delay=0.01), timeout=for_ever).ok
 
 
-def test_a_timeout_of_a_step(case: Case, runtime: Runtime) -> None:
+def test_a_timeout_of_a_step(case: TransportCase, runtime: Runtime) -> None:
     task = RuntimeTask().run_command(case.script("echo begun; sleep 1000", stdout="begun\n", delay=1000), timeout=0.3)
 
     with pytest.raises(TaskExecutionError) as caught:
-        done(runtime, task)
+        execute_and_wait(runtime, task)
 
     assert isinstance(caught.value.__cause__, CommandTimeoutError)
     assert task.execution_log == ["begun\n"]
     assert task.results[0].exit_code is None
 
 
-def test_stopping_a_task_ends_its_command(case: Case, runtime: Runtime) -> None:
+def test_stopping_a_task_ends_its_command(case: TransportCase, runtime: Runtime) -> None:
     command = case.script("echo begun; sleep 1000", stdout="begun\n", delay=1000)
     task = RuntimeTask("sleeper").run_command(command).run_command("echo never")
     runtime.execute_task(task)
@@ -185,7 +185,7 @@ def test_stopping_a_task_ends_its_command(case: Case, runtime: Runtime) -> None:
     assert len(task.results) == 1
 
 
-def test_closing_a_runtime_stops_its_tasks(case: Case) -> None:
+def test_closing_a_runtime_stops_its_tasks(case: TransportCase) -> None:
     runtime = case.runtime()
     task = RuntimeTask().run_command(case.script("sleep 1000", delay=1000))
     runtime.execute_task(task)
@@ -201,7 +201,7 @@ def test_closing_a_runtime_stops_its_tasks(case: Case) -> None:
 # Where they run ------------------------------------------------------------------------------------------------------
 
 
-def test_the_environment(case: Case) -> None:
+def test_the_environment(case: TransportCase) -> None:
     awkward = "two\nlines, 'single', \"double\", $HOME `id` \\n ü !"
     runtime = case.runtime(env={"OF_CONNECTION": "1", "BOTH": "connection"})
     runtime.set_env_variables({"AWKWARD": awkward, "BOTH": "runtime"})
@@ -220,21 +220,21 @@ def test_the_environment(case: Case) -> None:
         assert asked.env == expected
 
 
-def test_a_working_directory_that_is_not_there(case: Case) -> None:
+def test_a_working_directory_that_is_not_there(case: TransportCase) -> None:
     runtime = case.runtime()
-    case.there(runtime.working_dir).rmdir()
+    case.local_path(runtime.working_dir).rmdir()
 
     with pytest.raises(WorkingDirectoryError) as caught:
         runtime.run("true")
 
-    assert (caught.value.host, caught.value.path) == (HOST, runtime.working_dir)
+    assert (caught.value.host, caught.value.path) == (HOST_ALIAS, runtime.working_dir)
     assert caught.value.reason, "per step it is in the words of the host's shell"
 
 
 # Several at once -----------------------------------------------------------------------------------------------------
 
 
-def test_tasks_run_at_the_same_time(case: Case, runtime: Runtime) -> None:
+def test_tasks_run_at_the_same_time(case: TransportCase, runtime: Runtime) -> None:
     """The first ends when the second has begun."""
     waits = "until [ -e begun ]; do sleep 0.01; done; echo seen"
     first = RuntimeTask("first").run_command(case.script(waits, stdout="seen\n", delay=0.01))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lazycluster import Runtime, RuntimeTask, TaskExecutionError, TransferError
-from tests.contract.conftest import HOST, Case, done
+from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 
 NAMES = ["plain", "with space", 'it\'s "quoted"', "new\nline", "-dash", "*", "$HOME", "ünï", "~", "back\\slash"]
 
@@ -40,28 +40,28 @@ def tree(directory: Path) -> Path:
 
 
 def send(runtime: Runtime, local: Path, remote: str | None = None) -> None:
-    done(runtime, RuntimeTask("sending").send_file(local, remote))
+    execute_and_wait(runtime, RuntimeTask("sending").send_file(local, remote))
 
 
 def fetch(runtime: Runtime, remote: str, local: Path) -> None:
-    done(runtime, RuntimeTask("fetching").get_file(remote, local))
+    execute_and_wait(runtime, RuntimeTask("fetching").get_file(remote, local))
 
 
 def refused(runtime: Runtime, task: RuntimeTask) -> TransferError:
     """Return why a task failed; nothing half done is left in the working directory."""
     with pytest.raises(TaskExecutionError) as caught:
-        done(runtime, task)
+        execute_and_wait(runtime, task)
     error = caught.value.__cause__
     assert isinstance(error, TransferError)
-    assert error.host == HOST
-    assert str(error).startswith(f"{HOST}: cannot ")
+    assert error.host == HOST_ALIAS
+    assert str(error).startswith(f"{HOST_ALIAS}: cannot ")
     return error
 
 
 @pytest.fixture
-def there(case: Case, runtime: Runtime) -> Path:
+def there(case: TransportCase, runtime: Runtime) -> Path:
     """Return where the working directory of the host lies on this machine."""
-    return case.there(runtime.working_dir)
+    return case.local_path(runtime.working_dir)
 
 
 # There and back ------------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_a_file_of_any_name(runtime: Runtime, there: Path, tmp_path: Path, name:
     remote = f"./{name}" if name == "~" else name
     task = RuntimeTask().send_file(tmp_path / name).get_file(remote, tmp_path / "back")
 
-    done(runtime, task)
+    execute_and_wait(runtime, task)
 
     assert task.execution_log == ["", ""]
     assert [result.exit_code for result in task.results] == [None, None]
@@ -86,7 +86,7 @@ def test_a_directory_of_any_name(runtime: Runtime, there: Path, tmp_path: Path, 
     source = tree(tmp_path / name)
     remote = f"./{name}" if name == "~" else name
 
-    done(runtime, RuntimeTask().send_file(source).get_file(remote, tmp_path / "back"))
+    execute_and_wait(runtime, RuntimeTask().send_file(source).get_file(remote, tmp_path / "back"))
 
     assert content(there / name) == content(source) == content(tmp_path / "back")
     for copy in (there / name, tmp_path / "back"):
@@ -100,7 +100,7 @@ def test_modes_and_times_of_a_file_are_kept(runtime: Runtime, there: Path, tmp_p
     (tmp_path / "file").chmod(0o640)
     os.utime(tmp_path / "file", (1_000_000_000, 1_000_000_000))
 
-    done(runtime, RuntimeTask().send_file(tmp_path / "file").get_file("file", tmp_path / "back"))
+    execute_and_wait(runtime, RuntimeTask().send_file(tmp_path / "file").get_file("file", tmp_path / "back"))
 
     for copy in (there / "file", tmp_path / "back"):
         assert stat.S_IMODE(copy.stat().st_mode) == 0o640
@@ -116,7 +116,7 @@ def test_empty_ones_and_big_ones(runtime: Runtime, there: Path, tmp_path: Path) 
     for name in ("big", "empty", "nothing"):
         task.send_file(tmp_path / name).get_file(name, tmp_path / f"{name}-back")
 
-    done(runtime, task)
+    execute_and_wait(runtime, task)
 
     assert (there / "big").read_bytes() == (tmp_path / "big-back").read_bytes() == data
     assert (tmp_path / "empty-back").read_bytes() == b""
@@ -128,7 +128,7 @@ def test_empty_ones_and_big_ones(runtime: Runtime, there: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_relative_absolute_and_of_the_home(
-    case: Case, runtime: Runtime, there: Path, tmp_path: Path, kind: str
+    case: TransportCase, runtime: Runtime, there: Path, tmp_path: Path, kind: str
 ) -> None:
     source = tmp_path / "source"
     tree(source) if kind == "directory" else source.write_text("x")
@@ -137,8 +137,8 @@ def test_relative_absolute_and_of_the_home(
     targets = {
         "relative": there / "relative",
         "sub/../sub/./relative": there / "sub" / "relative",
-        f"{absolute}/absolute": case.there(absolute) / "absolute",
-        f"~/{kind}, {case.way}": case.home / f"{kind}, {case.way}",  # the real ways share a home
+        f"{absolute}/absolute": case.local_path(absolute) / "absolute",
+        f"~/{kind}, {case.kind}": case.home / f"{kind}, {case.kind}",  # the real ways share a home
     }
     for number, (remote, expected) in enumerate(targets.items()):
         send(runtime, source, remote)
@@ -156,7 +156,7 @@ def test_default_targets(runtime: Runtime, there: Path, tmp_path: Path, monkeypa
     task.get_file("file")
     monkeypatch.chdir(tmp_path)
 
-    done(runtime, task)
+    execute_and_wait(runtime, task)
 
     assert content(there) == {"file": "x"}
     assert content(tmp_path / "away") == {"file": "x"}, "as the current directory was when the step was added"
@@ -197,7 +197,7 @@ def test_a_file_onto_a_file_and_into_a_directory(runtime: Runtime, there: Path, 
     task.send_file(tmp_path / "new", "into/")
     task.get_file("old", tmp_path / "back").get_file("old", tmp_path / "replaced")
 
-    done(runtime, task)
+    execute_and_wait(runtime, task)
 
     assert content(there) == {"old": "new", "into": "/", "into/new": "new"}
     assert content(tmp_path / "back") == {"old": "new"}
@@ -232,7 +232,7 @@ def test_links_on_the_way(runtime: Runtime, there: Path, tmp_path: Path) -> None
     (tmp_path / "new").write_text("new")
     (tmp_path / "link").symlink_to("new")
 
-    done(
+    execute_and_wait(
         runtime,
         RuntimeTask()
         .send_file(tmp_path / "new", "to directory")
@@ -375,9 +375,9 @@ def test_mistakes_are_told_when_the_step_is_added(tmp_path: Path) -> None:
         RuntimeTask().get_file("")
 
 
-def test_a_working_directory_that_is_not_there(case: Case, tmp_path: Path) -> None:
+def test_a_working_directory_that_is_not_there(case: TransportCase, tmp_path: Path) -> None:
     runtime = case.runtime()
-    case.there(runtime.working_dir).rmdir()
+    case.local_path(runtime.working_dir).rmdir()
     (tmp_path / "file").touch()
     (tmp_path / "tree").mkdir()
     tasks = [RuntimeTask().send_file(tmp_path / name) for name in ("file", "tree")]

@@ -26,7 +26,7 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.testing.processes import wait_until
-from tests.contract.conftest import HOST, Case, done
+from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 
 
 class Adder:
@@ -130,7 +130,9 @@ def test_anything_that_can_be_called(
     expected: object,
 ) -> None:
     assert runtime.call(function, *args, **kwargs) == expected
-    assert list(done(runtime, RuntimeTask().run_function(function, *args, **kwargs)).function_returns) == [expected]
+    assert list(execute_and_wait(runtime, RuntimeTask().run_function(function, *args, **kwargs)).function_returns) == [
+        expected
+    ]
 
 
 def test_what_is_returned_is_of_the_class_that_went_there(runtime: Runtime) -> None:
@@ -161,11 +163,11 @@ def test_what_was_closed_over_is_a_copy(runtime: Runtime) -> None:
     assert [runtime.call(add, 10), runtime.call(add, 10)] == [11, 11]
 
 
-def test_returns_come_in_the_order_of_the_functions(case: Case, runtime: Runtime) -> None:
+def test_returns_come_in_the_order_of_the_functions(case: TransportCase, runtime: Runtime) -> None:
     task = RuntimeTask().run_function(factorial, 3).run_command(case.script("true")).run_function(len, "ab")
     task.run_function(lambda: None)
 
-    done(runtime, task)
+    execute_and_wait(runtime, task)
 
     assert list(task.function_returns) == [6, 2, None]
     assert list(task.function_returns) == [6, 2, None], "again"
@@ -174,7 +176,7 @@ def test_returns_come_in_the_order_of_the_functions(case: Case, runtime: Runtime
 # Where ---------------------------------------------------------------------------------------------------------------
 
 
-def test_it_runs_in_the_working_directory_with_the_environment(case: Case) -> None:
+def test_it_runs_in_the_working_directory_with_the_environment(case: TransportCase) -> None:
     runtime = case.runtime(env={"OF_CONNECTION": "1"})
     runtime.set_env_variables({"GREETING": "two\nlines 'and' \"quotes\""})
     here, environment = Path.cwd(), dict(os.environ)
@@ -208,8 +210,8 @@ def test_what_it_does_to_its_environment_stays_there(runtime: Runtime, monkeypat
     assert runtime.call(lambda: os.environ.get("LAZYCLUSTER_TEST_ADDED")) is None
 
 
-def test_it_reads_and_writes_files_of_the_host(case: Case, runtime: Runtime) -> None:
-    (case.there(runtime.working_dir) / "in").write_text("given")
+def test_it_reads_and_writes_files_of_the_host(case: TransportCase, runtime: Runtime) -> None:
+    (case.local_path(runtime.working_dir) / "in").write_text("given")
 
     def copy() -> str:
         text = Path("in").read_text()
@@ -219,32 +221,32 @@ def test_it_reads_and_writes_files_of_the_host(case: Case, runtime: Runtime) -> 
         return text
 
     assert runtime.call(copy) == "given"
-    assert (case.there(runtime.working_dir) / "out").read_text() == "givengiven"
-    assert (case.there(runtime.working_dir) / "absolute").read_text() == "3"
+    assert (case.local_path(runtime.working_dir) / "out").read_text() == "givengiven"
+    assert (case.local_path(runtime.working_dir) / "absolute").read_text() == "3"
     assert (case.home / "of home").read_text() == "4"
 
 
-def test_a_working_directory_that_is_not_there(case: Case) -> None:
+def test_a_working_directory_that_is_not_there(case: TransportCase) -> None:
     runtime = case.runtime()
-    case.there(runtime.working_dir).rmdir()
+    case.local_path(runtime.working_dir).rmdir()
 
     with pytest.raises(WorkingDirectoryError) as caught:
         runtime.call(int)
 
-    assert (caught.value.host, caught.value.path) == (HOST, runtime.working_dir)
+    assert (caught.value.host, caught.value.path) == (HOST_ALIAS, runtime.working_dir)
 
 
 # What it prints ------------------------------------------------------------------------------------------------------
 
 
 def test_what_it_prints_is_the_log_of_its_step(
-    case: Case, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+    case: TransportCase, runtime: Runtime, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What programs that it starts print is there, too, but not in the log of a fake host."""
     task = RuntimeTask().run_command(case.script("echo before", stdout="before\n")).run_function(talk)
     task.run_command(case.script("echo after", stdout="after\n"))
 
-    done(runtime, task)
+    execute_and_wait(runtime, task)
 
     assert task.execution_log == ["before\n", "printed\ncomplained\nno end", "after\n"]
     assert list(task.function_returns) == ["returned"]
@@ -253,7 +255,9 @@ def test_what_it_prints_is_the_log_of_its_step(
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_it_prints_is_seen_while_it_runs(case: Case, runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_prints_is_seen_while_it_runs(
+    case: TransportCase, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It prints, and does not end before somebody has seen that."""
 
     def wait() -> None:
@@ -272,7 +276,7 @@ def test_what_it_prints_is_seen_while_it_runs(case: Case, runtime: Runtime, caps
     assert wait_until(printed, timeout=10)
     assert task.process is not None
     assert task.process.is_alive()
-    (case.there(runtime.working_dir) / "seen").touch()
+    (case.local_path(runtime.working_dir) / "seen").touch()
     task.join()
 
 
@@ -282,7 +286,7 @@ def test_bytes_and_binary_files_can_be_printed(runtime: Runtime) -> None:
         sys.stdout.flush()
         return sys.stdout.encoding.lower()
 
-    task = done(runtime, RuntimeTask().run_function(noisy))
+    task = execute_and_wait(runtime, RuntimeTask().run_function(noisy))
 
     assert list(task.function_returns) == ["utf-8"]
     assert task.results[0].output.stderr_bytes == b"\x93lzcall\nV\xff" * 10
@@ -312,7 +316,7 @@ def test_an_exception_is_raised_here_as_its_own_type_with_its_traceback(
     assert str(caught.value) == str(kind(*args, **kwargs))
     assert vars(caught.value).get("code") == kwargs.get("code")
     text = "".join(traceback.format_exception(caught.value))
-    assert f"raised on {HOST}:" in text
+    assert f"raised on {HOST_ALIAS}:" in text
     assert "in raising\n    raise kind(*args, **kwargs)" in text
     cause = caught.value.__cause__
     assert isinstance(cause, RemoteTraceback)
@@ -332,15 +336,15 @@ def test_a_chain_of_causes_is_in_the_traceback(runtime: Runtime) -> None:
     assert "ZeroDivisionError: division by zero" in str(caught.value.__cause__)
 
 
-def test_a_task_wraps_the_exception_and_stops(case: Case, runtime: Runtime) -> None:
+def test_a_task_wraps_the_exception_and_stops(case: TransportCase, runtime: Runtime) -> None:
     task = RuntimeTask("risky").run_function(len, "first").run_function(raising, PlainError, "no luck")
     task.run_command(case.script("touch never", writes={"never": ""})).run_function(len, "never")
 
     with pytest.raises(TaskExecutionError) as caught:
-        done(runtime, task)
+        execute_and_wait(runtime, task)
 
     error = caught.value
-    assert (error.host, error.task, error.step_index) == (HOST, "risky", 1)
+    assert (error.host, error.task, error.step_index) == (HOST_ALIAS, "risky", 1)
     assert "task 'risky' failed at step 1, run_function(raising): PlainError: no luck" in str(error)
     assert type(error.__cause__) is PlainError
     assert "in raising" in "".join(traceback.format_exception(error))
@@ -349,7 +353,7 @@ def test_a_task_wraps_the_exception_and_stops(case: Case, runtime: Runtime) -> N
     assert next(returns) == 5
     with pytest.raises(PlainError, match="no luck"):
         next(returns)
-    assert not (case.there(runtime.working_dir) / "never").exists()
+    assert not (case.local_path(runtime.working_dir) / "never").exists()
 
 
 async def coroutine() -> int:
@@ -374,7 +378,7 @@ def test_what_cannot_be_raised_or_returned_here_is_told(
         runtime.call(function, *args)
 
     assert reason in str(caught.value)
-    assert caught.value.host == HOST
+    assert caught.value.host == HOST_ALIAS
     assert "Traceback" in caught.value.remote_traceback
 
 
@@ -387,14 +391,14 @@ def test_what_is_lazy_is_refused(runtime: Runtime, function: Callable[..., objec
         runtime.call(function)
 
 
-def test_what_cannot_be_sent_is_told_before_anything_runs(case: Case, runtime: Runtime) -> None:
+def test_what_cannot_be_sent_is_told_before_anything_runs(case: TransportCase, runtime: Runtime) -> None:
     lock = threading.Lock()
     for function, args in ((lambda: lock, ()), (len, (lock,)), (len, (sys._getframe(),))):
         with pytest.raises(FunctionNotSerializableError) as caught:
             runtime.call(function, *args)
         assert "cannot be sent to a host" in str(caught.value)
     with pytest.raises(TaskExecutionError) as failed:
-        done(runtime, RuntimeTask().run_function(repr, lock))
+        execute_and_wait(runtime, RuntimeTask().run_function(repr, lock))
     assert isinstance(failed.value.__cause__, FunctionNotSerializableError)
     if case.fake is not None:
         assert case.fake.calls == []

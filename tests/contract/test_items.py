@@ -11,25 +11,25 @@ import pytest
 
 from lazycluster import CommandStoppedError, FunctionNotSerializableError, RemoteFunctionError, RemoteTraceback
 from lazycluster._invoke import call_each
-from lazycluster._waiting import Cancellation
+from lazycluster._waiting import CancelToken
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
-from tests.contract.conftest import Case
+from tests.contract.conftest import TransportCase
 
 LONG = 60.0
 
 
-def test_values_in_order(case: Case) -> None:
+def test_values_in_order(case: TransportCase) -> None:
     items = [0, 1.5, "text", b"bytes", None, [1, {"a": (2, 3)}], {4}]
     assert call_each(case.runtime().executor(), lambda item: [item], items, LONG) == [Value([item]) for item in items]
 
 
-def test_the_process_is_one(case: Case) -> None:
+def test_the_process_is_one(case: TransportCase) -> None:
     outcomes = call_each(case.runtime().executor(), lambda _: os.getpid(), range(5), LONG)
     assert len({outcome.unwrap() for outcome in outcomes}) == 1
 
 
-def test_errors_stand_where_they_happened(case: Case) -> None:
+def test_errors_stand_where_they_happened(case: TransportCase) -> None:
     runtime = case.runtime()
 
     def inverse(number: int) -> float:
@@ -44,7 +44,7 @@ def test_errors_stand_where_they_happened(case: Case) -> None:
     assert "call.py" not in second.error.__cause__.text
 
 
-def test_a_result_that_cannot_be_sent_back_is_one_of_many(case: Case) -> None:
+def test_a_result_that_cannot_be_sent_back_is_one_of_many(case: TransportCase) -> None:
     def lock_or_item(item: int) -> object:
         return threading.Lock() if item == 1 else item
 
@@ -55,7 +55,7 @@ def test_a_result_that_cannot_be_sent_back_is_one_of_many(case: Case) -> None:
     assert "its result cannot be sent back" in str(second.error)
 
 
-def test_sys_exit_ends_no_other_item(case: Case) -> None:
+def test_sys_exit_ends_no_other_item(case: TransportCase) -> None:
     def leave(item: int) -> int:
         if item == 0:
             raise SystemExit(3)
@@ -66,7 +66,7 @@ def test_sys_exit_ends_no_other_item(case: Case) -> None:
     assert second == Value(1)
 
 
-def test_the_time_is_up(case: Case) -> None:
+def test_the_time_is_up(case: TransportCase) -> None:
     def slow(item: int) -> int:
         time.sleep(0.2)
         return item
@@ -76,12 +76,12 @@ def test_the_time_is_up(case: Case) -> None:
     assert len(call_each(executor, slow, range(100), 0.3)) == 2
 
 
-def test_an_item_that_cannot_be_sent(case: Case) -> None:
+def test_an_item_that_cannot_be_sent(case: TransportCase) -> None:
     with pytest.raises(FunctionNotSerializableError):
         call_each(case.runtime().executor(), str, [threading.Lock()], LONG)
 
 
-def test_a_process_that_dies(case: Case) -> None:
+def test_a_process_that_dies(case: TransportCase) -> None:
     if case.fake is not None:
         pytest.skip("functions of the fake run in this process")
 
@@ -92,7 +92,7 @@ def test_a_process_that_dies(case: Case) -> None:
         call_each(case.runtime().executor(), die, [3], LONG)
 
 
-def test_a_fork_that_comes_back(case: Case) -> None:
+def test_a_fork_that_comes_back(case: TransportCase) -> None:
     if case.fake is not None:
         pytest.skip("functions of the fake run in this process")
 
@@ -105,8 +105,8 @@ def test_a_fork_that_comes_back(case: Case) -> None:
     assert call_each(case.runtime().executor(), forking, [1, 2, 3], LONG) == [Value(1), Value(2), Value(3)]
 
 
-def test_a_stop(case: Case) -> None:
-    cancellation = Cancellation()
+def test_a_stop(case: TransportCase) -> None:
+    cancellation = CancelToken()
     executor = case.runtime().executor(cancellation=cancellation)
     errors: list[BaseException] = []
 
@@ -118,7 +118,7 @@ def test_a_stop(case: Case) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    cancellation.request()
+    cancellation.cancel()
     assert wait_until(lambda: not thread.is_alive(), timeout=10)
     cancellation.close()
     assert len(errors) == 1

@@ -20,8 +20,8 @@ from lazycluster import (
     RuntimeClosedError,
     RuntimeTask,
 )
-from tests.contract.conftest import HOST, Case, done
-from tests.ports import free_port
+from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
+from tests.ports import reserve_free_port
 
 # Made, or refused ----------------------------------------------------------------------------------------------------
 
@@ -32,26 +32,26 @@ from tests.ports import free_port
         ("", {}),
         ("-oProxyCommand=touch pwned", {}),
         ("two\nlines", {}),
-        (HOST, {"port": 0}),
-        (HOST, {"port": 65536}),
-        (HOST, {"env": {"no-identifier": "x"}}),
-        (HOST, {"options": {"ControlMaster": "no"}}),
+        (HOST_ALIAS, {"port": 0}),
+        (HOST_ALIAS, {"port": 65536}),
+        (HOST_ALIAS, {"env": {"no-identifier": "x"}}),
+        (HOST_ALIAS, {"options": {"ControlMaster": "no"}}),
     ],
 )
-def test_arguments_that_cannot_be_right(case: Case, host: str, keywords: dict[str, object]) -> None:
+def test_arguments_that_cannot_be_right(case: TransportCase, host: str, keywords: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         Runtime(host, **{**case.options, **keywords})  # type: ignore[arg-type]  # the mistakes that are tested
 
 
-def test_a_keyword_that_does_not_exist(case: Case) -> None:
+def test_a_keyword_that_does_not_exist(case: TransportCase) -> None:
     with pytest.raises(TypeError, match=r"'pasword'.*there are: .*password"):
-        Runtime(HOST, pasword="secret", **case.options)  # type: ignore[call-arg]  # the mistake that is tested
+        Runtime(HOST_ALIAS, pasword="secret", **case.options)  # type: ignore[call-arg]  # the mistake that is tested
 
 
 @pytest.mark.parametrize("obstacle", ["a file", "a file in the way"])
-def test_a_working_directory_that_cannot_be_made(case: Case, obstacle: str) -> None:
+def test_a_working_directory_that_cannot_be_made(case: TransportCase, obstacle: str) -> None:
     directory = case.runtime().create_tempdir()
-    (case.there(directory) / "file").touch()
+    (case.local_path(directory) / "file").touch()
     path = f"{directory}/file" if obstacle == "a file" else f"{directory}/file/work"
 
     with pytest.raises(InvalidRuntimeError) as caught:
@@ -59,13 +59,13 @@ def test_a_working_directory_that_cannot_be_made(case: Case, obstacle: str) -> N
 
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value.__cause__, CommandFailedError)
-    assert str(caught.value).startswith(f"{HOST} cannot be used as a runtime: ")
+    assert str(caught.value).startswith(f"{HOST_ALIAS} cannot be used as a runtime: ")
     assert f"{directory}/file" in str(caught.value)
     assert "File exists" in str(caught.value) or "Not a directory" in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["", "with\0nul"])
-def test_a_working_directory_that_has_no_name(case: Case, path: str) -> None:
+def test_a_working_directory_that_has_no_name(case: TransportCase, path: str) -> None:
     with pytest.raises((ValueError, InvalidRuntimeError)):
         case.runtime(path)
 
@@ -73,9 +73,9 @@ def test_a_working_directory_that_has_no_name(case: Case, path: str) -> None:
 # The working directory -----------------------------------------------------------------------------------------------
 
 
-def test_a_temporary_one_is_private_and_removed(case: Case) -> None:
+def test_a_temporary_one_is_private_and_removed(case: TransportCase) -> None:
     runtime = case.runtime()
-    path = case.there(runtime.working_dir)
+    path = case.local_path(runtime.working_dir)
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     (path / "deep" / "er").mkdir(parents=True)
     (path / "deep" / "er" / "file").touch()
@@ -88,65 +88,65 @@ def test_a_temporary_one_is_private_and_removed(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", ["with space/and 'quotes' \"$HOME\"", "ünï *\nends\n", "-dash", "plain"])
-def test_one_of_any_name_is_made_used_and_kept(case: Case, tmp_path: Path, name: str) -> None:
+def test_one_of_any_name_is_made_used_and_kept(case: TransportCase, tmp_path: Path, name: str) -> None:
     parent = case.runtime().create_tempdir()
     path = f"{parent}/{name}"
     (tmp_path / "local").write_text("sent")
     runtime = case.runtime(path)
     task = RuntimeTask().send_file(tmp_path / "local", "sent").get_file("sent", tmp_path / "fetched")
 
-    done(runtime, task.run_function(os.getcwd))
+    execute_and_wait(runtime, task.run_function(os.getcwd))
     runtime.close()
 
     assert runtime.working_dir == path
     assert runtime.env_variables["WORKING_DIR"] == path
     assert list(task.function_returns) == [path]
     assert (tmp_path / "fetched").read_text() == "sent"
-    assert (case.there(path) / "sent").read_text() == "sent"
+    assert (case.local_path(path) / "sent").read_text() == "sent"
 
 
 @pytest.mark.parametrize(("given", "made"), [("~/{way} home", "{way} home"), ("{way}/rel", "{way}/rel"), ("~", ".")])
-def test_one_below_the_home(case: Case, given: str, made: str) -> None:
-    path = case.home / made.format(way=case.way)
+def test_one_below_the_home(case: TransportCase, given: str, made: str) -> None:
+    path = case.home / made.format(way=case.kind)
 
-    runtime = case.runtime(given.format(way=case.way))
+    runtime = case.runtime(given.format(way=case.kind))
 
     assert runtime.working_dir == str(path)
     assert runtime.call(os.getcwd) == str(path)
     assert path.is_dir()
 
 
-def test_an_absolute_one_outside_of_what_a_fake_host_calls_by_its_own_name(case: Case, tmp_path: Path) -> None:
+def test_an_absolute_one_outside_of_what_a_fake_host_calls_by_its_own_name(case: TransportCase, tmp_path: Path) -> None:
     """A fake host keeps it below a directory of its own, and a function finds itself there."""
     path = f"{tmp_path}/work"
 
     runtime = case.runtime(path)
 
     assert runtime.working_dir == path
-    assert runtime.call(os.getcwd) == str(case.there(path))
-    assert case.there(path).is_dir()
+    assert runtime.call(os.getcwd) == str(case.local_path(path))
+    assert case.local_path(path).is_dir()
     assert Path(path).exists() is (case.fake is None)
 
 
-def test_two_on_one_host_do_not_share_a_directory_or_an_end(case: Case) -> None:
+def test_two_on_one_host_do_not_share_a_directory_or_an_end(case: TransportCase) -> None:
     first, second = case.runtime(), case.runtime()
-    (case.there(first.working_dir) / "file").write_text("first")
+    (case.local_path(first.working_dir) / "file").write_text("first")
 
     first.close()
 
     assert first.working_dir != second.working_dir
-    assert not case.there(first.working_dir).exists()
-    assert case.there(second.working_dir).is_dir()
+    assert not case.local_path(first.working_dir).exists()
+    assert case.local_path(second.working_dir).is_dir()
     assert second.call(os.listdir) == []
 
 
 # What it knows -------------------------------------------------------------------------------------------------------
 
 
-def test_facts(case: Case, runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+def test_facts(case: TransportCase, runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
     info = runtime.host_info
 
-    assert (runtime.host, runtime.class_name) == (HOST, "Runtime")
+    assert (runtime.host, runtime.class_name) == (HOST_ALIAS, "Runtime")
     assert info.cpu_cores > 0
     assert info.memory > 0
     assert runtime.cpu_cores == f"{info.cpu_cores:g}"
@@ -157,10 +157,10 @@ def test_facts(case: Case, runtime: Runtime, capsys: pytest.CaptureFixture[str])
     assert set(runtime.info) == {
         "host", "os", "python_version", "cpu_cores", "memory", "memory_in_mb", "gpu_count", "gpus", "working_dir",
     }  # fmt: skip
-    assert repr(runtime) == f"<Runtime {HOST}:{runtime.working_dir}>"
+    assert repr(runtime) == f"<Runtime {HOST_ALIAS}:{runtime.working_dir}>"
     runtime.print_info()
     printed = capsys.readouterr().out
-    assert printed.startswith(f"Runtime {HOST}\n")
+    assert printed.startswith(f"Runtime {HOST_ALIAS}\n")
     assert f"CPU cores          {runtime.cpu_cores}\n" in printed
     assert runtime.is_valid_runtime()
 
@@ -178,7 +178,7 @@ def test_filters_by_facts(runtime: Runtime, filters: dict[str, int], passes: boo
     assert runtime.check_filter(**filters) is passes  # type: ignore[arg-type]  # a table of keywords
 
 
-def test_filters_by_commands(case: Case, runtime: Runtime) -> None:
+def test_filters_by_commands(case: TransportCase, runtime: Runtime) -> None:
     if case.fake is not None:
         case.fake.executables = {"ls", "cat", "sh"}
     case.script("echo true", stdout="true\n")
@@ -199,8 +199,8 @@ def test_filters_by_commands(case: Case, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("path", ["plain", "a/b c/d", "it's", "-dash", "new\nline", "*", "$HOME"])
-def test_a_directory_of_any_name_is_made_and_deleted(case: Case, runtime: Runtime, path: str) -> None:
-    there = case.there(runtime.working_dir) / path
+def test_a_directory_of_any_name_is_made_and_deleted(case: TransportCase, runtime: Runtime, path: str) -> None:
+    there = case.local_path(runtime.working_dir) / path
 
     runtime.create_dir(path)
     runtime.create_dir(path)
@@ -213,38 +213,41 @@ def test_a_directory_of_any_name_is_made_and_deleted(case: Case, runtime: Runtim
     assert runtime.delete_dir(path), "nothing of it is left"
 
 
-def test_directories_of_the_home_and_absolute_ones(case: Case, runtime: Runtime) -> None:
+def test_directories_of_the_home_and_absolute_ones(case: TransportCase, runtime: Runtime) -> None:
     absolute = f"{runtime.create_tempdir()}/deep/er"
-    for path, there in ((f"~/made {case.way}", case.home / f"made {case.way}"), (absolute, case.there(absolute))):
+    for path, there in (
+        (f"~/made {case.kind}", case.home / f"made {case.kind}"),
+        (absolute, case.local_path(absolute)),
+    ):
         runtime.create_dir(path)
         assert there.is_dir()
         assert runtime.delete_dir(path)
         assert not there.exists()
 
 
-def test_a_directory_that_cannot_be_made(case: Case, runtime: Runtime) -> None:
-    (case.there(runtime.working_dir) / "file").touch()
+def test_a_directory_that_cannot_be_made(case: TransportCase, runtime: Runtime) -> None:
+    (case.local_path(runtime.working_dir) / "file").touch()
 
     for path in ("file", "file/below"):
         with pytest.raises(CommandFailedError) as caught:
             runtime.create_dir(path)
-        assert caught.value.host == HOST
+        assert caught.value.host == HOST_ALIAS
         assert path in str(caught.value)
     with pytest.raises(ValueError, match="must not be empty"):
         runtime.create_dir("")
 
 
-def test_what_is_not_deleted(case: Case, runtime: Runtime) -> None:
+def test_what_is_not_deleted(case: TransportCase, runtime: Runtime) -> None:
     for path in ("", "/", "//"):
         with pytest.raises(ValueError, match="refusing to delete"):
             runtime.delete_dir(path)
     for path in (".", "..", "./"):
         assert not runtime.delete_dir(path)
-    assert case.there(runtime.working_dir).is_dir()
+    assert case.local_path(runtime.working_dir).is_dir()
 
 
-def test_deleting_a_link_or_a_file(case: Case, runtime: Runtime) -> None:
-    there = case.there(runtime.working_dir)
+def test_deleting_a_link_or_a_file(case: TransportCase, runtime: Runtime) -> None:
+    there = case.local_path(runtime.working_dir)
     (there / "kept").mkdir()
     (there / "link").symlink_to("kept")
     (there / "file").touch()
@@ -254,26 +257,26 @@ def test_deleting_a_link_or_a_file(case: Case, runtime: Runtime) -> None:
     assert os.listdir(there) == ["kept"]  # noqa: PTH208 - names
 
 
-def test_temporary_directories_are_removed_with_the_runtime(case: Case) -> None:
+def test_temporary_directories_are_removed_with_the_runtime(case: TransportCase) -> None:
     runtime = case.runtime()
     paths = [runtime.create_tempdir() for _ in range(3)]
     assert len({*paths, runtime.working_dir}) == 4
     for path in paths:
-        assert stat.S_IMODE(case.there(path).stat().st_mode) == 0o700
+        assert stat.S_IMODE(case.local_path(path).stat().st_mode) == 0o700
     assert runtime.delete_dir(paths[0])
-    (case.there(paths[1]) / "file").touch()
+    (case.local_path(paths[1]) / "file").touch()
 
     runtime.close()
 
-    assert not any(case.there(path).exists() for path in paths)
+    assert not any(case.local_path(path).exists() for path in paths)
 
 
 # Ports and tunnels ---------------------------------------------------------------------------------------------------
 
 
-def test_ports_that_are_free_and_that_are_not(case: Case, runtime: Runtime) -> None:
+def test_ports_that_are_free_and_that_are_not(case: TransportCase, runtime: Runtime) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        taken, free = server.getsockname()[1], free_port()
+        taken, free = server.getsockname()[1], reserve_free_port()
         if case.fake is not None:
             case.fake.ports_in_use = {taken}
         assert not runtime.has_free_port(taken)
@@ -281,10 +284,10 @@ def test_ports_that_are_free_and_that_are_not(case: Case, runtime: Runtime) -> N
         assert runtime.get_free_port([taken, free]) == free
         with pytest.raises(NoPortsLeftError) as caught:
             runtime.get_free_port([taken])
-        assert (caught.value.host, caught.value.ports) == (HOST, (taken,))
+        assert (caught.value.host, caught.value.ports) == (HOST_ALIAS, (taken,))
         with pytest.raises(PortInUseError) as refused:
             runtime.expose_port_to_runtime(80, taken)
-        assert (refused.value.host, refused.value.port) == (HOST, taken)
+        assert (refused.value.host, refused.value.port) == (HOST_ALIAS, taken)
     with pytest.raises(NoPortsLeftError, match="the list is empty"):
         runtime.get_free_port([])
 
@@ -305,7 +308,7 @@ def test_ports_that_are_none(runtime: Runtime, port: int) -> None:
 @pytest.mark.parametrize("direction", ["to", "from"])
 def test_a_tunnel_is_a_process_until_it_is_stopped(runtime: Runtime, direction: str) -> None:
     """That traffic flows is tested with the real ways only: through a fake one none does."""
-    listen, connect = free_port(), free_port()
+    listen, connect = reserve_free_port(), reserve_free_port()
 
     def expose() -> str:
         if direction == "to":
@@ -314,14 +317,14 @@ def test_a_tunnel_is_a_process_until_it_is_stopped(runtime: Runtime, direction: 
 
     key = expose()
     process = runtime.get_process(key)
-    assert re.fullmatch(rf"{direction}-runtime-{listen}-\d+@{HOST}", key), "unique among the hosts of a group"
+    assert re.fullmatch(rf"{direction}-runtime-{listen}-\d+@{HOST_ALIAS}", key), "unique among the hosts of a group"
     assert (process.is_alive(), process.exitcode) == (True, None)
     assert str(listen) in process.name
     assert runtime.get_processes(only_alive=True) == {key: process}
     assert (runtime.alive_process_count, runtime.alive_task_process_count) == (1, 0)
     with pytest.raises(PortInUseError) as caught:
         expose()
-    assert (caught.value.host, caught.value.port) == (HOST if direction == "to" else "localhost", listen)
+    assert (caught.value.host, caught.value.port) == (HOST_ALIAS if direction == "to" else "localhost", listen)
     assert runtime.has_free_port(listen) is (direction == "from" and not listens_here(listen))
 
     runtime.stop_process(key)
@@ -351,9 +354,9 @@ def test_a_key_that_there_is_not(runtime: Runtime) -> None:
 # The end -------------------------------------------------------------------------------------------------------------
 
 
-def test_after_the_end_everything_says_so(case: Case) -> None:
+def test_after_the_end_everything_says_so(case: TransportCase) -> None:
     runtime = case.runtime()
-    task = done(runtime, RuntimeTask().run_function(len, "four"))
+    task = execute_and_wait(runtime, RuntimeTask().run_function(len, "four"))
     runtime.close()
     runtime.close()
     runtime.cleanup()
@@ -369,7 +372,7 @@ def test_after_the_end_everything_says_so(case: Case) -> None:
         runtime.create_tempdir,
         lambda: runtime.has_free_port(80),
         lambda: runtime.get_free_port([80]),
-        lambda: runtime.expose_port_from_runtime(80, free_port()),
+        lambda: runtime.expose_port_from_runtime(80, reserve_free_port()),
         lambda: runtime.expose_port_to_runtime(80),
     ]
     for use in uses:
@@ -380,18 +383,18 @@ def test_after_the_end_everything_says_so(case: Case) -> None:
     assert runtime.host_info.cpu_cores > 0
 
 
-def test_the_end_of_a_block_is_its_end_also_by_an_error(case: Case) -> None:
+def test_the_end_of_a_block_is_its_end_also_by_an_error(case: TransportCase) -> None:
     with pytest.raises(KeyError), case.runtime() as runtime:
         raise KeyError
 
-    assert not case.there(runtime.working_dir).exists()
+    assert not case.local_path(runtime.working_dir).exists()
     with pytest.raises(RuntimeClosedError):
         runtime.run("true")
 
 
-def test_tunnels_end_with_the_runtime(case: Case) -> None:
+def test_tunnels_end_with_the_runtime(case: TransportCase) -> None:
     runtime = case.runtime()
-    process = runtime.get_process(runtime.expose_port_from_runtime(free_port(), free_port()))
+    process = runtime.get_process(runtime.expose_port_from_runtime(reserve_free_port(), reserve_free_port()))
 
     runtime.close()
 

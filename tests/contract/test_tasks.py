@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from lazycluster import Runtime, RuntimeTask, StepResult, TaskExecutionError
-from tests.contract.conftest import HOST, Case, done
+from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 
 
 def failing() -> None:
@@ -18,7 +18,7 @@ def failing() -> None:
 # Executed ------------------------------------------------------------------------------------------------------------
 
 
-def test_both_ways_to_execute_return_the_task(case: Case, runtime: Runtime) -> None:
+def test_both_ways_to_execute_return_the_task(case: TransportCase, runtime: Runtime) -> None:
     task = RuntimeTask("named").run_command(case.script("echo done", stdout="done\n"))
     assert (task.name, task.process, task.results, task.execution_log) == ("named", None, (), [])
 
@@ -31,17 +31,17 @@ def test_both_ways_to_execute_return_the_task(case: Case, runtime: Runtime) -> N
     [process] = runtime.task_processes
     assert process is task.process
     assert (process.exitcode, process.is_alive()) == (0, False)
-    assert process.name == f"task named on {HOST}"
+    assert process.name == f"task named on {HOST_ALIAS}"
     assert task.execution_log == ["done\n"]
 
 
 def test_a_task_without_steps(runtime: Runtime) -> None:
-    task = done(runtime, RuntimeTask())
+    task = execute_and_wait(runtime, RuntimeTask())
 
     assert (task.execution_log, list(task.function_returns), task.results) == ([], [], ())
 
 
-def test_one_that_fails_in_the_background_raises_where_it_is_joined(case: Case, runtime: Runtime) -> None:
+def test_one_that_fails_in_the_background_raises_where_it_is_joined(case: TransportCase, runtime: Runtime) -> None:
     task = RuntimeTask("wrong").run_command(case.script("exit 3", exit_code=3)).run_function(len, "never")
 
     runtime.execute_task(task)
@@ -55,7 +55,7 @@ def test_one_that_fails_in_the_background_raises_where_it_is_joined(case: Case, 
         list(task.function_returns)
 
 
-def test_returns_wait_for_the_task(case: Case, runtime: Runtime) -> None:
+def test_returns_wait_for_the_task(case: TransportCase, runtime: Runtime) -> None:
     task = RuntimeTask().run_command(case.script("sleep 0.2", delay=0.2)).run_function(len, "four")
 
     runtime.execute_task(task)
@@ -63,15 +63,15 @@ def test_returns_wait_for_the_task(case: Case, runtime: Runtime) -> None:
     assert list(task.function_returns) == [4]
 
 
-def test_it_can_be_executed_again_and_replaces_what_there_was(case: Case, runtime: Runtime) -> None:
+def test_it_can_be_executed_again_and_replaces_what_there_was(case: TransportCase, runtime: Runtime) -> None:
     command = case.script("echo first", stdout="first\n")
     task = RuntimeTask().run_command(command).run_function(len, "four")
     steps = task.steps
-    done(runtime, task)
+    execute_and_wait(runtime, task)
     assert task.execution_log == ["first\n", ""]
 
     task.run_command(case.script("echo added", stdout="added\n"))
-    done(runtime, task)
+    execute_and_wait(runtime, task)
 
     assert task.execution_log == ["first\n", "", "added\n"]
     assert list(task.function_returns) == [4]
@@ -79,18 +79,18 @@ def test_it_can_be_executed_again_and_replaces_what_there_was(case: Case, runtim
     assert list(runtime.function_returns) == [4, 4], "the runtime keeps what each execution returned"
 
 
-def test_one_task_on_two_runtimes(case: Case) -> None:
+def test_one_task_on_two_runtimes(case: TransportCase) -> None:
     first, second = case.runtime(), case.runtime()
     task = RuntimeTask("where").run_function(lambda: __import__("os").getcwd())
     copies = [first.execute_task(task.copy()), second.execute_task(task.copy())]
 
     assert [list(copy.function_returns) for copy in copies] == [[first.working_dir], [second.working_dir]]
-    assert list(done(first, task).function_returns) == [first.working_dir]
-    assert list(done(second, task).function_returns) == [second.working_dir]
+    assert list(execute_and_wait(first, task).function_returns) == [first.working_dir]
+    assert list(execute_and_wait(second, task).function_returns) == [second.working_dir]
     assert list(first.function_returns) == [first.working_dir] * 2
 
 
-def test_several_tasks_and_their_returns_in_the_order_of_their_begin(case: Case, runtime: Runtime) -> None:
+def test_several_tasks_and_their_returns_in_the_order_of_their_begin(case: TransportCase, runtime: Runtime) -> None:
     case.script("sleep 0.2", delay=0.2)
     slow = RuntimeTask().run_command("sleep 0.2").run_function(len, "1")
     quick = RuntimeTask().run_function(len, "22").run_function(len, "333")
@@ -108,12 +108,12 @@ def test_several_tasks_and_their_returns_in_the_order_of_their_begin(case: Case,
 # What came of it -----------------------------------------------------------------------------------------------------
 
 
-def test_results(case: Case, runtime: Runtime) -> None:
+def test_results(case: TransportCase, runtime: Runtime) -> None:
     case.script("echo out; echo err >&2; exit 7", stdout="out\n", stderr="err\n", exit_code=7)
     task = RuntimeTask().run_function(operator.add, 1, 2).run_command("echo out; echo err >&2; exit 7")
 
     with pytest.raises(TaskExecutionError):
-        done(runtime, task)
+        execute_and_wait(runtime, task)
 
     called, ran = task.results
     assert all(isinstance(result, StepResult) and 0 <= result.duration < 10 for result in task.results)
@@ -124,11 +124,11 @@ def test_results(case: Case, runtime: Runtime) -> None:
     assert sorted(ran.log.splitlines()) == ["err", "out"]
 
 
-def test_the_log_is_printed(case: Case, runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_is_printed(case: TransportCase, runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
     task = RuntimeTask("shown").run_command(case.script("echo one", stdout="one\n")).run_function(print, "two")
     task.run_function(failing)
     with pytest.raises(TaskExecutionError):
-        done(runtime, task)
+        execute_and_wait(runtime, task)
     capsys.readouterr()
 
     task.print_log()
@@ -136,11 +136,13 @@ def test_the_log_is_printed(case: Case, runtime: Runtime, capsys: pytest.Capture
     runtime.print_log()
 
     assert lines[:3] == ["[0] one", "[1] two", "[2] "]
-    assert lines[3].startswith(f"[2] failed: {HOST}: task 'shown' failed at step 2, run_function(failing): LookupError")
-    assert capsys.readouterr().out.splitlines() == [f"{HOST}: shown", *lines]
+    assert lines[3].startswith(
+        f"[2] failed: {HOST_ALIAS}: task 'shown' failed at step 2, run_function(failing): LookupError"
+    )
+    assert capsys.readouterr().out.splitlines() == [f"{HOST_ALIAS}: shown", *lines]
 
 
-def test_debug_prints_what_comes(case: Case, runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_prints_what_comes(case: TransportCase, runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
     task = RuntimeTask().run_command(case.script("echo shown", stdout="shown\n")).run_function(print, "too")
 
     runtime.execute_task(task, execute_async=False, debug=True)
@@ -150,20 +152,20 @@ def test_debug_prints_what_comes(case: Case, runtime: Runtime, capsys: pytest.Ca
 
 
 def test_without_debug_it_goes_to_the_logger(
-    case: Case, runtime: Runtime, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    case: TransportCase, runtime: Runtime, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = RuntimeTask().run_command(case.script("echo logged; printf rest", stdout="logged\nrest"))
 
     with caplog.at_level("DEBUG", logger="lazycluster"):
-        done(runtime, task.run_function(print, "too"))
+        execute_and_wait(runtime, task.run_function(print, "too"))
 
     ours = [record.getMessage() for record in caplog.records if record.name == "lazycluster.executor"]
-    assert ours == [f"{HOST}: logged", f"{HOST}: rest", f"{HOST}: too"]
+    assert ours == [f"{HOST_ALIAS}: logged", f"{HOST_ALIAS}: rest", f"{HOST_ALIAS}: too"]
     assert capsys.readouterr().out == ""
 
 
 def test_cleaning_up_lets_go_of_the_returns(runtime: Runtime) -> None:
-    task = done(runtime, RuntimeTask().run_function(len, "four"))
+    task = execute_and_wait(runtime, RuntimeTask().run_function(len, "four"))
 
     task.cleanup()
 

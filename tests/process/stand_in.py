@@ -8,7 +8,7 @@ from typing import Any
 from pytest_subprocess.fake_process import FakeProcess
 from pytest_subprocess.process_recorder import ProcessRecorder
 
-MACHINE = b"""
+HOST_FACTS_OUTPUT = b"""
 @@ lazycluster begin uname
 Linux 6.1.0 x86_64
 @@ lazycluster end uname 0
@@ -28,16 +28,16 @@ MemTotal: 16777216 kB
 """
 
 
-def log_in(fp: FakeProcess, *, occurrences: int = 1) -> ProcessRecorder:
+def register_log_in(fp: FakeProcess, *, occurrences: int = 1) -> ProcessRecorder:
     """Let the log-in succeed."""
     return fp.register(["ssh", "-f", fp.any()], occurrences=occurrences)
 
 
-def command(fp: FakeProcess, label: str, **keywords: Any) -> ProcessRecorder:
+def register_command(fp: FakeProcess, label: str, **keywords: Any) -> ProcessRecorder:
     """Register one command of a session by its label."""
     return fp.register(["ssh", "-T", fp.any(), label], **keywords)
 
 
-def words(recorders: Iterable[ProcessRecorder]) -> list[list[str]]:
+def recorded_argvs(recorders: Iterable[ProcessRecorder]) -> list[list[str]]:
     """Return the argument vectors of the calls that were recorded."""
     return [[str(word) for word in call.args] for recorder in recorders for call in recorder.calls]

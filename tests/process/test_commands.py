@@ -30,9 +30,9 @@ from lazycluster import (
     UnknownHostKeyError,
 )
 from lazycluster._ssh import client as sessions_module
-from lazycluster._ssh.shell import BOOTSTRAP
+from lazycluster._ssh.shell import SHELL_BOOTSTRAP
 
-from .stand_in import command, log_in, words
+from .stand_in import recorded_argvs, register_command, register_log_in
 
 REFUSED = "mux_client_request_session: session request failed: Session open refused by peer\r\n"
 STALE = "Control socket connect(/tmp/lazycluster-x/m): Connection refused\r\n"
@@ -49,16 +49,16 @@ def test_constructing_runs_nothing(fp: FakeProcess) -> None:
 
 
 def test_one_log_in_for_many_commands(fp: FakeProcess) -> None:
-    master = log_in(fp)
-    session = command(fp, "true", occurrences=3)
+    master = register_log_in(fp)
+    session = register_command(fp, "true", occurrences=3)
     with Connection("web1") as connection:
         assert [connection.run("true").exit_code for _ in range(3)] == [0, 0, 0]
     assert (len(master.calls), len(session.calls)) == (1, 3)
 
 
 def test_threads_share_one_log_in(fp: FakeProcess) -> None:
-    master = log_in(fp)
-    command(fp, "true", occurrences=20)
+    master = register_log_in(fp)
+    register_command(fp, "true", occurrences=20)
     with Connection("web1") as connection:
         threads = [threading.Thread(target=connection.run, args=("true",)) for _ in range(20)]
         for thread in threads:
@@ -69,10 +69,10 @@ def test_threads_share_one_log_in(fp: FakeProcess) -> None:
 
 
 def test_master_and_sessions_meet_at_one_private_socket(fp: FakeProcess) -> None:
-    recorders = [log_in(fp), command(fp, "true")]
+    recorders = [register_log_in(fp), register_command(fp, "true")]
     connection = Connection("web1", user="me", port=2222, options={"Compression": "yes"})
     connection.run("true")
-    (master, session) = words(recorders)
+    (master, session) = recorded_argvs(recorders)
     paths = {word for call in (master, session) for word in call if word.startswith("ControlPath=")}
     assert len(paths) == 1
     directory = Path(paths.pop().removeprefix("ControlPath=")).parent
@@ -80,16 +80,16 @@ def test_master_and_sessions_meet_at_one_private_socket(fp: FakeProcess) -> None
     for call in (master, session):
         assert {"User=me", "Port=2222", "Compression=yes"} <= set(call)
     assert master[-2:] == ["--", "web1"]
-    assert session[-4:] == ["--", "web1", BOOTSTRAP, "true"]
+    assert session[-4:] == ["--", "web1", SHELL_BOOTSTRAP, "true"]
     connection.close()
     assert not directory.exists()
 
 
 def test_how_processes_are_started(fp: FakeProcess) -> None:
     """Never by a shell, never in reach of a terminal's Ctrl-C, never with our own standard input."""
-    recorders = [log_in(fp), command(fp, "true"), fp.register(["scp", fp.any()])]
-    command(fp, "'prepare x'", stdout=b"/d\0x\0")
-    command(fp, "'place x'")
+    recorders = [register_log_in(fp), register_command(fp, "true"), fp.register(["scp", fp.any()])]
+    register_command(fp, "'prepare x'", stdout=b"/d\0x\0")
+    register_command(fp, "'place x'")
     with Connection("web1") as connection:
         connection.run("true")
         connection.put(__file__, "x")
@@ -104,8 +104,8 @@ def test_how_processes_are_started(fp: FakeProcess) -> None:
 
 
 def test_the_script_travels_over_standard_input(fp: FakeProcess) -> None:
-    log_in(fp)
-    session = command(fp, "'echo $SECRET'")
+    register_log_in(fp)
+    session = register_command(fp, "'echo $SECRET'")
     with Connection("web1", env={"SECRET": "hunter2"}) as connection:
         connection.run("echo $SECRET", cwd="/w x", stdin=b"data")
     (call,) = session.calls
@@ -113,8 +113,8 @@ def test_the_script_travels_over_standard_input(fp: FakeProcess) -> None:
 
 
 def test_a_result(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, "make", stdout=b"out\xff", stderr=b"err", returncode=7)
+    register_log_in(fp)
+    register_command(fp, "make", stdout=b"out\xff", stderr=b"err", returncode=7)
     with Connection("web1") as connection:
         result = connection.run("make")
     assert (result.command, result.exit_code) == ("make", 7)
@@ -144,8 +144,8 @@ def test_no_environment(fp: FakeProcess) -> None:
 
 
 def test_after_the_end(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, "true")
+    register_log_in(fp)
+    register_command(fp, "true")
     connection = Connection("web1")
     connection.run("true")
     connection.close()
@@ -157,11 +157,11 @@ def test_after_the_end(fp: FakeProcess) -> None:
 
 
 def test_is_alive(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, "true")
+    register_log_in(fp)
+    register_command(fp, "true")
     with Connection("web1") as connection:
         assert connection.is_alive()
-        command(fp, "true", returncode=1)
+        register_command(fp, "true", returncode=1)
         assert not connection.is_alive()
 
 
@@ -172,8 +172,8 @@ def test_is_alive_never_raises(fp: FakeProcess) -> None:
 
 
 def test_a_task_over_a_connection(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, "nproc", stdout="8\n", occurrences=2)
+    register_log_in(fp)
+    register_command(fp, "nproc", stdout="8\n", occurrences=2)
     task = RuntimeTask("t").run_command("nproc")
     with Connection("web1") as connection:
         assert task.execute(connection) is task
@@ -224,8 +224,8 @@ def test_a_log_in_that_fails_leaves_no_directory(fp: FakeProcess, run_directory:
 
 def test_after_a_failed_log_in_the_next_use_dials_again(fp: FakeProcess) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr="ssh: connect to host web1 port 22: No route to host", returncode=255)
-    log_in(fp)
-    command(fp, "true")
+    register_log_in(fp)
+    register_command(fp, "true")
     with Connection("web1") as connection:
         with pytest.raises(HostUnreachableError):
             connection.run("true")
@@ -237,8 +237,8 @@ THROTTLED = "kex_exchange_identification: Connection closed by remote host\r\nCo
 
 def test_above_max_startups_the_log_in_is_tried_again(fp: FakeProcess) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr=THROTTLED, returncode=255, occurrences=2)
-    log_in(fp)
-    command(fp, "true")
+    register_log_in(fp)
+    register_command(fp, "true")
     with Connection("web1") as connection:
         assert connection.run("true").ok
     assert len(fp.calls) == 4
@@ -264,10 +264,10 @@ def test_no_ssh_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_ssh_vanishes_after_the_log_in(fp: FakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log_in(fp)
+    register_log_in(fp)
     fp.pass_command(["ssh", "-T", fp.any()])
     with Connection("web1") as connection:
-        connection.sessions.master()
+        connection.ssh_client.master()
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(SshNotFoundError):
             connection.run("true")
@@ -277,7 +277,7 @@ def test_ssh_vanishes_after_the_log_in(fp: FakeProcess, tmp_path: Path, monkeypa
 
 
 def test_an_older_client_is_asked_again_without_what_it_does_not_know(fp: FakeProcess) -> None:
-    master = log_in(fp)
+    master = register_log_in(fp)
     said = "command-line: line 0: Bad configuration option: {}\r\n"
     sessions = [
         fp.register(["ssh", "-T", fp.any(), "nproc"], stderr=said.format("forkafterauthentication"), returncode=255),
@@ -291,7 +291,7 @@ def test_an_older_client_is_asked_again_without_what_it_does_not_know(fp: FakePr
         assert connection.run("true").ok  # and it is remembered
     asked = [
         {word.partition("=")[0] for word in call} & {"SessionType", "StdinNull", "ForkAfterAuthentication"}
-        for call in words(sessions)
+        for call in recorded_argvs(sessions)
     ]
     assert asked == [
         {"SessionType", "StdinNull", "ForkAfterAuthentication"},
@@ -304,9 +304,9 @@ def test_an_older_client_is_asked_again_without_what_it_does_not_know(fp: FakePr
 
 
 def test_an_option_that_the_user_gave_is_not_left_out(fp: FakeProcess) -> None:
-    log_in(fp)
+    register_log_in(fp)
     said = "command-line: line 0: Bad configuration option: nonsense\r\n"
-    command(fp, "true", stderr=said, returncode=255, occurrences=2)
+    register_command(fp, "true", stderr=said, returncode=255, occurrences=2)
     with Connection("web1", options={"Nonsense": "x"}) as connection, pytest.raises(SshConfigurationError):
         connection.run("true")
 
@@ -315,25 +315,25 @@ def test_an_option_that_the_user_gave_is_not_left_out(fp: FakeProcess) -> None:
 
 
 def test_a_refused_session_waits_and_is_tried_again(fp: FakeProcess) -> None:
-    master = log_in(fp)
-    command(fp, "true", stderr=REFUSED, returncode=255, occurrences=2)
-    command(fp, "true", stdout="at last")
+    master = register_log_in(fp)
+    register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=2)
+    register_command(fp, "true", stdout="at last")
     with Connection("web1") as connection:
         assert connection.run("true").stdout == "at last"
     assert (len(master.calls), len(fp.calls)) == (1, 4)
 
 
 def test_where_another_session_runs_a_refusal_lowers_the_limit(fp: FakeProcess) -> None:
-    log_in(fp)
+    register_log_in(fp)
     inside, leave = threading.Event(), threading.Event()
 
     def wait(process: FakePopen) -> None:
         inside.set()
         leave.wait(30)
 
-    command(fp, "first", callback=wait)
-    command(fp, "second", stderr=REFUSED, returncode=255)
-    command(fp, "second", stdout="done")
+    register_command(fp, "first", callback=wait)
+    register_command(fp, "second", stderr=REFUSED, returncode=255)
+    register_command(fp, "second", stdout="done")
     with Connection("web1") as connection:
         first = threading.Thread(target=connection.run, args=("first",))
         first.start()
@@ -351,16 +351,16 @@ def test_where_another_session_runs_a_refusal_lowers_the_limit(fp: FakeProcess) 
 
 
 def test_a_host_that_allows_no_session(fp: FakeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "_REFUSAL_PATIENCE", 0.3)
-    log_in(fp)
-    command(fp, "true", stderr=REFUSED, returncode=255, occurrences=50)
+    monkeypatch.setattr(sessions_module, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
+    register_log_in(fp)
+    register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=50)
     with Connection("web1") as connection, pytest.raises(SessionRefusedError, match=r"refused by peer.*MaxSessions"):
         connection.run("true")
 
 
 def test_a_timeout_bounds_the_wait_for_a_session(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, "true", stderr=REFUSED, returncode=255, occurrences=100)
+    register_log_in(fp)
+    register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=100)
     with Connection("web1") as connection:
         begun = time.monotonic()
         with pytest.raises(CommandTimeoutError, match=r"timeout of 0.3 s"):
@@ -372,27 +372,31 @@ def test_a_timeout_bounds_the_wait_for_a_session(fp: FakeProcess) -> None:
 
 
 def test_a_stale_control_socket_is_replaced_once(fp: FakeProcess) -> None:
-    master = log_in(fp, occurrences=2)
-    session = command(fp, "true", stderr=STALE, returncode=255)
-    again = command(fp, "true", stdout="fresh")
+    master = register_log_in(fp, occurrences=2)
+    session = register_command(fp, "true", stderr=STALE, returncode=255)
+    again = register_command(fp, "true", stdout="fresh")
     with Connection("web1") as connection:
         assert connection.run("true").stdout == "fresh"
     assert len(master.calls) == 2
-    sockets = [next(word for word in call if word.startswith("ControlPath=")) for call in words([session, again])]
+    sockets = [
+        next(word for word in call if word.startswith("ControlPath=")) for call in recorded_argvs([session, again])
+    ]
     assert sockets[0] != sockets[1]
 
 
 def test_a_control_socket_that_stays_stale_is_an_error(fp: FakeProcess) -> None:
-    master = log_in(fp, occurrences=2)
-    command(fp, "true", stderr=STALE, returncode=255, occurrences=2)
+    master = register_log_in(fp, occurrences=2)
+    register_command(fp, "true", stderr=STALE, returncode=255, occurrences=2)
     with Connection("web1") as connection, pytest.raises(LazyclusterError, match="web1: "):
         connection.run("true")
     assert len(master.calls) == 2
 
 
 def test_a_command_that_may_have_begun_is_not_run_twice(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, "true", stderr="mux_client_request_session: read from master failed: Broken pipe\r\n", returncode=255)
+    register_log_in(fp)
+    register_command(
+        fp, "true", stderr="mux_client_request_session: read from master failed: Broken pipe\r\n", returncode=255
+    )
     with Connection("web1") as connection, pytest.raises(LazyclusterError, match="web1: "):
         connection.run("true")
     assert len(fp.calls) == 2

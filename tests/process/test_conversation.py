@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster._ssh.prompts import Ask, Conversation, converse
+from lazycluster._ssh.prompts import AskUser, InteractiveOutcome, run_interactive
 from lazycluster.testing import processes
 
 HOST_KEY = """\
@@ -30,19 +30,19 @@ if answer == "no":
     sys.exit(255)
 """
 
-Run = Callable[..., Conversation]
+Run = Callable[..., InteractiveOutcome]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Hold a conversation with a program written in Python."""
 
-    def run(body: str, ask: Ask, *, seconds: float = 10.0) -> Conversation:
+    def run(body: str, ask: AskUser, *, seconds: float = 10.0) -> InteractiveOutcome:
         program = tmp_path / "program"
         prelude = "import getpass, os, signal, subprocess, sys, time\nhere = os.path.dirname(__file__)\n"
         program.write_text(f"#!{sys.executable}\n{prelude}{body}", encoding="utf-8")
         program.chmod(0o700)
-        return converse([str(program)], ask, seconds=seconds)
+        return run_interactive([str(program)], ask, timeout=seconds)
 
     return run
 
@@ -63,7 +63,7 @@ def test_a_host_key_is_shown_and_the_persons_answer_typed(run: Run) -> None:
     person = Person("maybe", "yes", "s3cret")
     ended = run(HOST_KEY + "print('[' + getpass.getpass(\"u@h's password: \") + ']')", person)
 
-    assert (ended.status, ended.unanswered) == (0, "")
+    assert (ended.exit_code, ended.unanswered_prompt) == (0, "")
     first, second, third = person.asked
     assert first[0].splitlines() == [
         "The authenticity of host '[h]:22 ([1.2.3.4]:22)' can't be established.",
@@ -80,7 +80,7 @@ def test_a_host_key_is_shown_and_the_persons_answer_typed(run: Run) -> None:
 def test_a_no_is_typed_as_well(run: Run) -> None:
     ended = run(HOST_KEY, Person("no"))
 
-    assert ended.status == 255
+    assert ended.exit_code == 255
     assert ended.text.endswith("Host key verification failed.\r\n")
 
 
@@ -93,7 +93,7 @@ sys.exit(5)
 """
     person = Person("wrong", "also wrong")
 
-    assert run(body, person).status == 5
+    assert run(body, person).exit_code == 5
     assert [text for text, _ in person.asked] == [
         "u@h's password:",
         "Permission denied, please try again.\nu@h's password:",
@@ -105,14 +105,14 @@ def test_what_is_asked_while_the_echo_is_off_is_a_secret_whatever_the_words(run:
     person = Person("123456")
     ended = run(f"sys.exit(getpass.getpass({prompt!r}) != '123456')", person)
 
-    assert ended.status == 0
+    assert ended.exit_code == 0
     assert person.asked == [(prompt.strip(), True)]
 
 
 def test_what_only_looks_like_a_prompt_is_not_answered(run: Run) -> None:
     body = 'sys.stdout.write("u@h\'s password: "); sys.stdout.flush(); time.sleep(1.5); print()'
 
-    assert run(body, Person()).status == 0
+    assert run(body, Person()).exit_code == 0
 
 
 def test_what_is_shown_cannot_steer_the_terminal(run: Run) -> None:
@@ -126,10 +126,10 @@ def test_what_is_shown_cannot_steer_the_terminal(run: Run) -> None:
 def test_without_an_answer_the_program_is_ended(run: Run, tmp_path: Path) -> None:
     ended = run("open(here + '/pid', 'w').write(str(os.getpid()))\n" + HOST_KEY, Person(None))
 
-    assert ended.status is None
-    assert ended.unanswered.startswith("Are you sure")
+    assert ended.exit_code is None
+    assert ended.unanswered_prompt.startswith("Are you sure")
     pid = int((tmp_path / "pid").read_text())
-    assert processes.wait_until(lambda: pid not in processes.table(), timeout=5)
+    assert processes.wait_until(lambda: pid not in processes.parent_by_pid(), timeout=5)
 
 
 def test_a_script_that_is_ended_may_clean_up(run: Run, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ getpass.getpass("u@h's password: ")
     run(body, Person(None))
 
     pids = {int(pid) for pid in (tmp_path / "pids").read_text().split()}
-    assert processes.wait_until(lambda: not pids & set(processes.table()), timeout=5)
+    assert processes.wait_until(lambda: not pids & set(processes.parent_by_pid()), timeout=5)
 
 
 def test_the_persons_time_does_not_count(run: Run) -> None:
@@ -163,14 +163,14 @@ def test_the_persons_time_does_not_count(run: Run) -> None:
         time.sleep(1.2)
         return "yes"
 
-    assert run(HOST_KEY, slow, seconds=1.0).status == 0
+    assert run(HOST_KEY, slow, seconds=1.0).exit_code == 0
 
 
 def test_the_programs_time_is_limited(run: Run) -> None:
     begun = time.monotonic()
     ended = run("time.sleep(60)", Person(), seconds=0.5)
 
-    assert (ended.status, ended.unanswered) == (None, "")
+    assert (ended.exit_code, ended.unanswered_prompt) == (None, "")
     assert time.monotonic() - begun < 10
 
 
@@ -181,7 +181,7 @@ def test_ctrl_c_at_a_question_ends_the_program(run: Run, tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         run("open(here + '/pid', 'w').write(str(os.getpid()))\n" + HOST_KEY, interrupted)
     pid = int((tmp_path / "pid").read_text())
-    assert processes.wait_until(lambda: pid not in processes.table(), timeout=5)
+    assert processes.wait_until(lambda: pid not in processes.parent_by_pid(), timeout=5)
 
 
 @pytest.mark.parametrize("secret", ["line\nbreak", "\x03", "\ud800"])
@@ -198,7 +198,7 @@ def test_a_program_that_ends_while_it_is_answered_is_no_error(run: Run, tmp_path
         return "too late"
 
     ended = run("open(here + '/pid', 'w').write(str(os.getpid()))\ngetpass.getpass(\"u@h's password: \")", late)
-    assert ended.status == -signal.SIGKILL
+    assert ended.exit_code == -signal.SIGKILL
 
 
 def test_secrets_are_in_no_log_and_no_repr(run: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -210,4 +210,4 @@ def test_secrets_are_in_no_log_and_no_repr(run: Run, caplog: pytest.LogCaptureFi
 
 def test_a_program_that_is_not_there() -> None:
     with pytest.raises(FileNotFoundError):
-        converse(["/nonexistent/ssh-copy-id"], Person(), seconds=1)
+        run_interactive(["/nonexistent/ssh-copy-id"], Person(), timeout=1)

@@ -62,8 +62,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     assert ssh is not None
     (tmp_path / "ssh").symlink_to(ssh)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(first_contact, "_at_terminal", lambda: True)
-    monkeypatch.setattr(first_contact, "_dial", machine.dial)
+    monkeypatch.setattr(first_contact, "_is_interactive", lambda: True)
+    monkeypatch.setattr(first_contact, "_run_true", machine.dial)
     return machine
 
 
@@ -199,7 +199,7 @@ def test_whether_a_host_key_is_trusted_is_for_the_user_to_say(machine: Machine, 
         Machine.dial(machine, to)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(first_contact, "_dial", dial)
+        patch.setattr(first_contact, "_run_true", dial)
         result = machine.add("--try", typed=f"{answer}\n")
 
     assert "key fingerprint is SHA256:x.\nAre you sure" in result.output
@@ -212,7 +212,7 @@ def test_whether_a_host_key_is_trusted_is_for_the_user_to_say(machine: Machine, 
 def test_where_there_is_no_terminal_nothing_is_asked(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, attempt: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(first_contact, "_at_terminal", lambda: False)
+    monkeypatch.setattr(first_contact, "_is_interactive", lambda: False)
     machine.outcomes = [REFUSED]
     result = machine.add(*attempt)
 

@@ -18,7 +18,7 @@ import pexpect
 import pytest
 
 from lazycluster._ssh.diagnosis import diagnose
-from lazycluster._ssh.prompts import LoginEnd, LoginOutcome, Question, log_in, recognise
+from lazycluster._ssh.prompts import LoginEndReason, LoginOutcome, PromptKind, classify_prompt, log_in
 from lazycluster.exceptions import AuthenticationError, ConnectTimeoutError, UnknownHostKeyError
 from lazycluster.testing import processes
 
@@ -66,7 +66,7 @@ def run(tmp_path: Path) -> Run:
         program.write_text(f"#!{sys.executable}\n{PRELUDE}{body}", encoding="utf-8")
         program.chmod(0o700)
         deadline = time.monotonic() + seconds
-        return log_in([str(program), "-f"], password, deadline=deadline, names=names, stopping=stopping)
+        return log_in([str(program), "-f"], password, deadline=deadline, host_names=names, cancel_event=stopping)
 
     return run
 
@@ -84,7 +84,7 @@ def answers(tmp_path: Path) -> Callable[[], list[str]]:
 
 def has_ended(tmp_path: Path, name: str = "pid") -> bool:
     pid = int((tmp_path / name).read_text())
-    return processes.wait_until(lambda: pid not in processes.table(), timeout=5)
+    return processes.wait_until(lambda: pid not in processes.parent_by_pid(), timeout=5)
 
 
 # Prompts that are answered -------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def has_ended(tmp_path: Path, name: str = "pid") -> bool:
 def test_a_prompt_is_answered_once(run: Run, answers: Callable[[], list[str]], tmp_path: Path, prompt: str) -> None:
     outcome = run(f"ask({prompt!r}); sys.exit(3)")
 
-    assert (outcome.end, outcome.status, outcome.prompt) == (LoginEnd.EXITED, 3, "")
+    assert (outcome.end_reason, outcome.exit_code, outcome.prompt) == (LoginEndReason.EXITED, 3, "")
     assert answers() == [SECRET]
     assert SECRET not in outcome.text
     assert has_ended(tmp_path)
@@ -137,11 +137,11 @@ while not all(os.path.exists(os.path.join(here, name)) for name in ("helper", "b
 
     pids = {int((tmp_path / name).read_text()) for name in ("helper", "background")}
     try:
-        assert (outcome.end, outcome.status) == (LoginEnd.EXITED, 0)
+        assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, 0)
         assert took < 5
-        assert not processes.wait_until(lambda: not pids <= processes.table().keys(), timeout=0.3)
+        assert not processes.wait_until(lambda: not pids <= processes.parent_by_pid().keys(), timeout=0.3)
     finally:
-        processes.end(lambda: pids & processes.table().keys())
+        processes.kill_all(lambda: pids & processes.parent_by_pid().keys())
 
 
 def test_a_passphrase_that_does_not_fit_lets_ssh_go_on(run: Run, answers: Callable[[], list[str]]) -> None:
@@ -150,17 +150,17 @@ def test_a_passphrase_that_does_not_fit_lets_ssh_go_on(run: Run, answers: Callab
         f"for prompt in ({key.format('a')!r}, {key.format('a')!r}, {key.format('b')!r}, {PROMPT!r}): ask(prompt)"
     )
 
-    assert (outcome.end, outcome.status) == (LoginEnd.EXITED, 0)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, 0)
     assert answers() == [SECRET, "", SECRET, SECRET]
 
 
 def test_a_passphrase_is_typed_whatever_the_hosts_are_called(run: Run, answers: Callable[[], list[str]]) -> None:
-    assert run("ask(\"Enter passphrase for key '/u@jump': \")", names=()).status == 0
+    assert run("ask(\"Enter passphrase for key '/u@jump': \")", names=()).exit_code == 0
     assert answers() == [SECRET]
 
 
 def test_an_empty_password_is_one(run: Run, answers: Callable[[], list[str]]) -> None:
-    assert run(f"ask({PROMPT!r})", password="").status == 0
+    assert run(f"ask({PROMPT!r})", password="").exit_code == 0
     assert answers() == [""]
 
 
@@ -171,10 +171,10 @@ def test_an_empty_password_is_one(run: Run, answers: Callable[[], list[str]]) ->
 def test_a_second_time_is_a_refusal(run: Run, answers: Callable[[], list[str]], tmp_path: Path, prompt: str) -> None:
     outcome = run(f"ask({prompt!r}); print('Permission denied, please try again.'); ask({prompt!r})")
 
-    assert (outcome.end, outcome.status, outcome.prompt) == (LoginEnd.REFUSED, None, prompt.strip())
+    assert (outcome.end_reason, outcome.exit_code, outcome.prompt) == (LoginEndReason.REFUSED, None, prompt.strip())
     assert answers() == [SECRET]
     assert has_ended(tmp_path)
-    assert type(diagnose("dest", outcome.text, status=outcome.status, timed_out=True)) is AuthenticationError
+    assert type(diagnose("dest", outcome.text, exit_code=outcome.exit_code, timed_out=True)) is AuthenticationError
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_another_host_does_not_get_the_password(
 ) -> None:
     outcome = run(f"ask({prompt!r})")
 
-    assert (outcome.end, outcome.status) == (LoginEnd.OTHER_HOST, None)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.OTHER_HOST, None)
     assert outcome.prompt == prompt.rpartition("\n")[2].strip()
     assert answers() == []
     assert has_ended(tmp_path)
@@ -194,7 +194,7 @@ def test_another_host_does_not_get_the_password(
 
 def test_a_jump_host_that_asks_is_named(run: Run) -> None:
     outcome = run('ask("u@jump\'s password: ")')
-    error = diagnose("dest", outcome.text, status=outcome.status, timed_out=True)
+    error = diagnose("dest", outcome.text, exit_code=outcome.exit_code, timed_out=True)
 
     assert (type(error), error.hop) == (AuthenticationError, "jump")
 
@@ -209,10 +209,10 @@ note("accepted", answer)
 """
     )
 
-    assert (outcome.end, outcome.status) == (LoginEnd.UNKNOWN_HOST_KEY, None)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.UNKNOWN_HOST_KEY, None)
     assert not (tmp_path / "accepted").exists()
     assert has_ended(tmp_path)
-    assert type(diagnose("dest", outcome.text, status=outcome.status)) is UnknownHostKeyError
+    assert type(diagnose("dest", outcome.text, exit_code=outcome.exit_code)) is UnknownHostKeyError
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_prompt_for_anything_else_is_quoted_when_the_time_is_up(
     outcome = run(body, seconds=1.5)
 
     assert time.monotonic() - begun < 5
-    assert (outcome.end, outcome.status) == (LoginEnd.TIMED_OUT, None)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.TIMED_OUT, None)
     assert outcome.prompt
     assert outcome.prompt in body
     assert answers() == []
@@ -256,10 +256,15 @@ wait()
         seconds=1.5,
     )
 
-    assert (outcome.end, outcome.status, outcome.text, outcome.prompt) == (LoginEnd.TIMED_OUT, None, "", "")
+    assert (outcome.end_reason, outcome.exit_code, outcome.text, outcome.prompt) == (
+        LoginEndReason.TIMED_OUT,
+        None,
+        "",
+        "",
+    )
     assert has_ended(tmp_path)
     assert has_ended(tmp_path, "helper")
-    assert type(diagnose("dest", outcome.text, status=None, timed_out=True)) is ConnectTimeoutError
+    assert type(diagnose("dest", outcome.text, exit_code=None, timed_out=True)) is ConnectTimeoutError
 
 
 def test_one_that_is_stopped_is_ended(run: Run, tmp_path: Path) -> None:
@@ -276,7 +281,7 @@ def test_one_that_is_stopped_is_ended(run: Run, tmp_path: Path) -> None:
     stopper.join()
 
     assert time.monotonic() - begun < 30
-    assert (outcome.end, outcome.status) == (LoginEnd.TIMED_OUT, None)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.TIMED_OUT, None)
     assert has_ended(tmp_path)
 
 
@@ -304,19 +309,19 @@ def test_one_that_never_stops_talking_is_ended(run: Run, tmp_path: Path) -> None
     outcome = run(f"ask({PROMPT!r})\nwhile True: print('x' * 999)", seconds=1.5)
 
     assert time.monotonic() - begun < 5
-    assert (outcome.end, outcome.status) == (LoginEnd.TIMED_OUT, None)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.TIMED_OUT, None)
     assert 100_000 < len(outcome.text) < 1_000_000
     assert has_ended(tmp_path)
 
 
 def test_one_that_closes_its_terminal_is_waited_for(run: Run) -> None:
-    assert run("os.closerange(0, 3); time.sleep(0.3); os._exit(4)").status == 4
+    assert run("os.closerange(0, 3); time.sleep(0.3); os._exit(4)").exit_code == 4
 
 
 def test_one_that_closes_its_terminal_and_stays_is_ended(run: Run, tmp_path: Path) -> None:
     outcome = run("os.closerange(0, 3); wait()", seconds=1.0)
 
-    assert (outcome.end, outcome.status) == (LoginEnd.TIMED_OUT, None)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.TIMED_OUT, None)
     assert has_ended(tmp_path)
 
 
@@ -326,13 +331,13 @@ def test_one_that_closes_its_terminal_and_stays_is_ended(run: Run, tmp_path: Pat
 def test_a_death_by_a_signal_is_told_apart(run: Run) -> None:
     outcome = run("os.kill(os.getpid(), signal.SIGTERM)")
 
-    assert (outcome.end, outcome.status) == (LoginEnd.EXITED, -signal.SIGTERM)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, -signal.SIGTERM)
 
 
 def test_a_failure_is_told_with_all_that_was_said(run: Run) -> None:
     outcome = run("sys.stdout.buffer.write(b'x' * 100_000 + b'\\xff' + b'\\r\\nlast words\\r\\n'); sys.exit(255)")
 
-    assert (outcome.end, outcome.status) == (LoginEnd.EXITED, 255)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, 255)
     assert outcome.text.count("x") == 100_000
     assert outcome.text.endswith("\N{REPLACEMENT CHARACTER}\r\r\nlast words\r\r\n")
 
@@ -340,7 +345,7 @@ def test_a_failure_is_told_with_all_that_was_said(run: Run) -> None:
 def test_one_that_dies_at_its_prompt_is_no_error(run: Run) -> None:
     outcome = run(f"sys.stderr.write({PROMPT!r}); sys.stderr.flush(); os._exit(255)")
 
-    assert (outcome.end, outcome.status) == (LoginEnd.EXITED, 255)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, 255)
 
 
 def test_a_process_that_somebody_else_waited_for_has_ended_with_no_status(run: Run) -> None:
@@ -350,12 +355,12 @@ def test_a_process_that_somebody_else_waited_for_has_ended_with_no_status(run: R
     finally:
         signal.signal(signal.SIGCHLD, before)
 
-    assert (outcome.end, outcome.status, outcome.text) == (LoginEnd.EXITED, None, "Gone.\r\n")
+    assert (outcome.end_reason, outcome.exit_code, outcome.text) == (LoginEndReason.EXITED, None, "Gone.\r\n")
 
 
 def test_a_program_that_is_not_there_cannot_be_started(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
-        log_in([str(tmp_path / "ssh")], SECRET, deadline=time.monotonic() + 5, names=())
+        log_in([str(tmp_path / "ssh")], SECRET, deadline=time.monotonic() + 5, host_names=())
 
     assert str(tmp_path / "ssh") in str(raised.value)
     assert SECRET not in repr(raised.value)
@@ -367,7 +372,7 @@ def test_the_environment_is_handed_on(tmp_path: Path) -> None:
     program.chmod(0o700)
 
     for env, expected in ((None, " never"), ({"A": "b", "SSH_ASKPASS_REQUIRE": "force"}, "b never")):
-        outcome = log_in([str(program)], SECRET, deadline=time.monotonic() + 5, names=(), env=env)
+        outcome = log_in([str(program)], SECRET, deadline=time.monotonic() + 5, host_names=(), env=env)
         assert outcome.text == f"{expected}\r\n"
 
 
@@ -377,7 +382,7 @@ def test_the_environment_is_handed_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("password", ["a\nb", "a\x03", "a\x7f", "\tb", "\udc80x"])
 def test_what_cannot_be_typed_is_refused_before_anything_runs(tmp_path: Path, password: str) -> None:
     with pytest.raises(ValueError, match="the password") as raised:
-        log_in([str(tmp_path / "none")], password, deadline=0, names=())
+        log_in([str(tmp_path / "none")], password, deadline=0, host_names=())
 
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
@@ -388,7 +393,7 @@ def test_the_password_is_in_no_log_and_no_record(run: Run, caplog: pytest.LogCap
     caplog.set_level(logging.DEBUG)
     outcome = run(f"print('You said', ask({PROMPT!r})); note('argv', sys.argv); note('env', os.environ)")
 
-    assert outcome.status == 0
+    assert outcome.exit_code == 0
     assert "You said [password]" in outcome.text
     assert SECRET not in outcome.text + repr(outcome) + caplog.text
     assert outcome.text not in repr(outcome)
@@ -407,12 +412,12 @@ def test_no_descriptor_is_left_open(run: Run) -> None:
 
 
 def test_a_deadline_in_the_past_ends_it_at_once() -> None:
-    before = processes.children(os.getpid())
+    before = processes.child_pids(os.getpid())
     begun = time.monotonic()
 
-    assert log_in(["sleep", "60"], SECRET, deadline=0, names=()).end is LoginEnd.TIMED_OUT
+    assert log_in(["sleep", "60"], SECRET, deadline=0, host_names=()).end_reason is LoginEndReason.TIMED_OUT
     assert time.monotonic() - begun < 5
-    assert processes.children(os.getpid()) == before
+    assert processes.child_pids(os.getpid()) == before
 
 
 def test_many_log_ins_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
@@ -421,7 +426,7 @@ def test_many_log_ins_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     program.chmod(0o700)
 
     def one(number: int) -> int | None:
-        return log_in([str(program)], str(number), deadline=time.monotonic() + 30, names=("dest",)).status
+        return log_in([str(program)], str(number), deadline=time.monotonic() + 30, host_names=("dest",)).exit_code
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(one, range(16))) == list(range(16))
@@ -437,23 +442,23 @@ def test_many_log_ins_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
         (f"{PROMPT}\r\n", None),
         ("Welcome.\r\n", None),
         ("Your password: is old\r\n$ ", None),
-        (f"Welcome.\r\n{PROMPT}", Question.PASSWORD),
-        (f"\r{PROMPT}", Question.PASSWORD),
-        ("u@other's password: ", Question.PASSWORD_OF_ANOTHER_HOST),
-        ("Please type 'yes', 'no' or the fingerprint: ", Question.HOST_KEY),
-        ("Are you sure you want to continue connecting (yes/no)? ", Question.HOST_KEY),
-        ("Enter passphrase for key 'a b': ", Question.PASSPHRASE),
+        (f"Welcome.\r\n{PROMPT}", PromptKind.PASSWORD),
+        (f"\r{PROMPT}", PromptKind.PASSWORD),
+        ("u@other's password: ", PromptKind.PASSWORD_OF_ANOTHER_HOST),
+        ("Please type 'yes', 'no' or the fingerprint: ", PromptKind.HOST_KEY),
+        ("Are you sure you want to continue connecting (yes/no)? ", PromptKind.HOST_KEY),
+        ("Enter passphrase for key 'a b': ", PromptKind.PASSPHRASE),
         ("Bad passphrase, try again for key", None),
     ],
 )
-def test_only_an_unfinished_line_asks(shown: str, expected: Question | None) -> None:
-    assert recognise(shown, {"dest"}) is expected
+def test_only_an_unfinished_line_asks(shown: str, expected: PromptKind | None) -> None:
+    assert classify_prompt(shown, {"dest"}) is expected
 
 
 @pytest.mark.parametrize("piece", ["a", "a@", "(a@b) ", "Enter passphrase for ", "u@dest's password", "password for "])
 def test_a_host_cannot_make_it_slow(piece: str) -> None:
     begun = time.process_time()
-    recognise(piece * 50_000, {"dest"})
+    classify_prompt(piece * 50_000, {"dest"})
 
     assert time.process_time() - begun < 1
 
@@ -466,4 +471,4 @@ def test_a_process_that_goes_while_it_is_ended_is_no_error(run: Run, monkeypatch
         raise ProcessLookupError
 
     monkeypatch.setattr(os, "killpg", kill_twice)
-    assert run("wait()", seconds=0.5).end is LoginEnd.TIMED_OUT
+    assert run("wait()", seconds=0.5).end_reason is LoginEndReason.TIMED_OUT

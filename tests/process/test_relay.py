@@ -72,7 +72,7 @@ def test_more_than_fits_on_the_way_goes_through(echo: int) -> None:
         sender.start()
         assert processes.wait_until(lambda: relay.connections == 1, timeout=10)
         # Nobody reads, so that everything on the way fills up.
-        assert processes.wait_until(lambda: not all(f.wants_to_read() for f in relay._flows[0]), timeout=10)
+        assert processes.wait_until(lambda: not all(f.can_read() for f in relay._flow_pairs[0]), timeout=10)
         got = 0
         while got < size:
             got += len(connection.recv(1 << 20))

@@ -28,7 +28,7 @@ from lazycluster import (
 )
 from lazycluster.testing.processes import wait_until
 
-from .stand_in import MACHINE, command, log_in, words
+from .stand_in import HOST_FACTS_OUTPUT, recorded_argvs, register_command, register_log_in
 
 Make = Callable[..., Runtime]
 
@@ -38,15 +38,17 @@ def make(fp: FakeProcess) -> Iterator[Make]:
     """Make runtimes on a host that answers; they are cleaned up after the test."""
     made: list[Runtime] = []
 
-    def make(working_dir: str | None = "/work", answer: bytes = b"/work\0" + MACHINE, **keywords: str) -> Runtime:
-        log_in(fp)
-        command(fp, quote("set up a runtime"), stdout=answer)
+    def make(
+        working_dir: str | None = "/work", answer: bytes = b"/work\0" + HOST_FACTS_OUTPUT, **keywords: str
+    ) -> Runtime:
+        register_log_in(fp)
+        register_command(fp, quote("set up a runtime"), stdout=answer)
         made.append(Runtime("web1", working_dir, resident=False, **keywords))  # type: ignore[arg-type]  # of a table
         return made[-1]
 
     yield make
     for runtime in made:
-        command(fp, quote("clean up"))
+        register_command(fp, quote("clean up"))
         runtime.cleanup()
 
 
@@ -98,8 +100,8 @@ def test_warnings_of_the_probe_are_logged(make: Make, caplog: pytest.LogCaptureF
     ],
 )
 def test_a_host_that_cannot_be_used(fp: FakeProcess, answer: dict[str, object], reason: str) -> None:
-    log_in(fp)
-    command(fp, quote("set up a runtime"), **answer)
+    register_log_in(fp)
+    register_command(fp, quote("set up a runtime"), **answer)
     with pytest.raises(InvalidRuntimeError, match=f"(?s)^web1 cannot be used as a runtime: .*{reason}") as caught:
         Runtime("web1", "/work", resident=False)
     assert isinstance(caught.value, ValueError)
@@ -107,9 +109,9 @@ def test_a_host_that_cannot_be_used(fp: FakeProcess, answer: dict[str, object], 
 
 
 def test_a_temporary_directory_is_removed_though_the_probe_fails(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, quote("set up a runtime"), stdout=b"/tmp/lazycluster-x\0")
-    clean = command(fp, quote("clean up"))
+    register_log_in(fp)
+    register_command(fp, quote("set up a runtime"), stdout=b"/tmp/lazycluster-x\0")
+    clean = register_command(fp, quote("clean up"))
     with pytest.raises(InvalidRuntimeError):
         Runtime("web1", resident=False)
     assert len(clean.calls) == 1
@@ -129,7 +131,7 @@ def test_a_host_that_cannot_be_reached(fp: FakeProcess, resident: bool) -> None:
 
 def test_run(fp: FakeProcess, make: Make) -> None:
     runtime = make()
-    command(fp, quote("ls x"), stderr="no such file", returncode=2)
+    register_command(fp, quote("ls x"), stderr="no such file", returncode=2)
     result = runtime.run("ls x")
     assert (result.ok, result.exit_code, result.stderr) == (False, 2, "no such file")
 
@@ -177,7 +179,7 @@ def test_check_filter_by_executables(
     runtime = make()
     asked = fp.register(["ssh", "-T", fp.any()], returncode=status)
     assert runtime.check_filter(installed_executables=executables) is (status == 0)
-    assert f"for e in {words_asked.replace(chr(39), '?')};" in words([asked])[0][-1]
+    assert f"for e in {words_asked.replace(chr(39), '?')};" in recorded_argvs([asked])[0][-1]
 
 
 @pytest.mark.parametrize(
@@ -185,24 +187,24 @@ def test_check_filter_by_executables(
 )
 def test_check_filter_by_commands(fp: FakeProcess, make: Make, printed: str, passes: bool) -> None:
     runtime = make()
-    command(fp, "check", stdout=printed)
+    register_command(fp, "check", stdout=printed)
     assert runtime.check_filter(filter_commands="check") is passes
-    command(fp, "check", stdout="true")
-    command(fp, "also", stdout=printed)
+    register_command(fp, "check", stdout="true")
+    register_command(fp, "also", stdout=printed)
     assert runtime.check_filter(filter_commands=["check", "also"]) is passes
 
 
 def test_is_valid_runtime(fp: FakeProcess, make: Make) -> None:
     runtime = make()
-    command(fp, "true")
+    register_command(fp, "true")
     assert runtime.is_valid_runtime()
-    command(fp, "true", returncode=1)
+    register_command(fp, "true", returncode=1)
     assert not runtime.is_valid_runtime()
 
 
 def test_without_python_it_is_not_valid(fp: FakeProcess, make: Make) -> None:
-    runtime = make(answer=b"/work\0" + MACHINE.replace(b"3.11.7 /usr/bin/python3", b""))
-    command(fp, "true")
+    runtime = make(answer=b"/work\0" + HOST_FACTS_OUTPUT.replace(b"3.11.7 /usr/bin/python3", b""))
+    register_command(fp, "true")
     assert not runtime.is_valid_runtime()
     assert runtime.python_version == ""
 
@@ -212,24 +214,24 @@ def test_without_python_it_is_not_valid(fp: FakeProcess, make: Make) -> None:
 
 def test_create_dir(fp: FakeProcess, make: Make) -> None:
     runtime = make()
-    command(fp, quote("create_dir a b"))
+    register_command(fp, quote("create_dir a b"))
     runtime.create_dir("a b")
-    command(fp, quote("create_dir /no"), stderr="mkdir: Permission denied", returncode=1)
+    register_command(fp, quote("create_dir /no"), stderr="mkdir: Permission denied", returncode=1)
     with pytest.raises(CommandFailedError, match="Permission denied"):
         runtime.create_dir("/no")
 
 
 def test_create_tempdir(fp: FakeProcess, make: Make) -> None:
     runtime = make()
-    command(fp, "create_tempdir", stdout=b"/tmp/lazycluster-x\0")
+    register_command(fp, "create_tempdir", stdout=b"/tmp/lazycluster-x\0")
     assert runtime.create_tempdir() == "/tmp/lazycluster-x"
-    command(fp, quote("delete_dir /tmp/lazycluster-x"))
+    register_command(fp, quote("delete_dir /tmp/lazycluster-x"))
     assert runtime.delete_dir("/tmp/lazycluster-x")
 
 
 def test_delete_dir(fp: FakeProcess, make: Make) -> None:
     runtime = make()
-    command(fp, quote("delete_dir a b"), returncode=1)
+    register_command(fp, quote("delete_dir a b"), returncode=1)
     assert not runtime.delete_dir("a b")
     calls = len(fp.calls)
     for path in ("", "/", "//"):
@@ -242,14 +244,14 @@ def test_delete_dir(fp: FakeProcess, make: Make) -> None:
 
 def test_ports(fp: FakeProcess, make: Make) -> None:
     runtime = make()
-    command(fp, quote("check ports"), stdout="8081\n8082\n")
+    register_command(fp, quote("check ports"), stdout="8081\n8082\n")
     assert runtime.get_free_port(range(8080, 8083)) == 8081
-    command(fp, quote("check ports"), stdout="")
+    register_command(fp, quote("check ports"), stdout="")
     with pytest.raises(NoPortsLeftError, match="none of the 3 ports from 8080 to 8082 is free"):
         runtime.get_free_port([8080, 8081, 8082])
-    command(fp, quote("check ports"), stdout="80\n")
+    register_command(fp, quote("check ports"), stdout="80\n")
     assert runtime.has_free_port(80)
-    command(fp, quote("check ports"), returncode=127)
+    register_command(fp, quote("check ports"), returncode=127)
     with pytest.raises(PythonNotFoundError):
         runtime.has_free_port(80)
 
@@ -274,7 +276,7 @@ def test_ports_that_are_none(fp: FakeProcess, make: Make) -> None:
 
 def test_a_port_in_use_on_the_host(fp: FakeProcess, make: Make) -> None:
     runtime = make()
-    command(fp, quote("check ports"), stdout="")
+    register_command(fp, quote("check ports"), stdout="")
     with pytest.raises(PortInUseError, match="web1: port 8080 is in use"):
         runtime.expose_port_to_runtime(80, 8080)
     assert runtime.get_processes() == {}
@@ -285,14 +287,14 @@ def test_a_port_in_use_on_the_host(fp: FakeProcess, make: Make) -> None:
 
 def test_a_task_in_the_foreground(fp: FakeProcess, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     runtime = make()
-    command(fp, "make", stdout="built\n")
+    register_command(fp, "make", stdout="built\n")
     task = RuntimeTask("t").run_command("make")
     assert runtime.execute_task(task, execute_async=False, debug=True) is task
     assert capsys.readouterr().out == "built\n"
     assert (task.execution_log, task.process, runtime.task_processes) == (["built\n"], None, [])
     runtime.print_log()
     assert capsys.readouterr().out == "web1: t\n[0] built\n"
-    command(fp, "make", returncode=1)
+    register_command(fp, "make", returncode=1)
     with pytest.raises(TaskExecutionError):
         runtime.execute_task(task, execute_async=False)
 
@@ -305,7 +307,7 @@ def test_a_task_in_the_background(fp: FakeProcess, make: Make) -> None:
         inside.set()
         leave.wait(30)
 
-    command(fp, "make", callback=wait)
+    register_command(fp, "make", callback=wait)
     task = runtime.execute_task(RuntimeTask("t").run_command("make"))
     assert inside.wait(10)
     (key,) = runtime.get_processes()
@@ -327,7 +329,7 @@ def test_a_task_in_the_background(fp: FakeProcess, make: Make) -> None:
 
 def test_function_returns_of_no_functions(fp: FakeProcess, make: Make) -> None:
     runtime = make()
-    command(fp, "make")
+    register_command(fp, "make")
     runtime.execute_task(RuntimeTask("t").run_command("make"))
     assert list(runtime.function_returns) == []
 
@@ -336,9 +338,9 @@ def test_function_returns_of_no_functions(fp: FakeProcess, make: Make) -> None:
 
 
 def test_after_the_end(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
-    command(fp, quote("clean up"))
+    register_log_in(fp)
+    register_command(fp, quote("set up a runtime"), stdout=b"/work\0" + HOST_FACTS_OUTPUT)
+    register_command(fp, quote("clean up"))
     runtime = Runtime("web1", "/work", resident=False)
     runtime.close()
     runtime.cleanup()
@@ -361,9 +363,9 @@ def test_after_the_end(fp: FakeProcess) -> None:
 
 
 def test_a_runtime_that_is_forgotten_cleans_up(fp: FakeProcess) -> None:
-    log_in(fp)
-    command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
-    clean = command(fp, quote("clean up"))
+    register_log_in(fp)
+    register_command(fp, quote("set up a runtime"), stdout=b"/work\0" + HOST_FACTS_OUTPUT)
+    clean = register_command(fp, quote("clean up"))
     Runtime("web1", "/work", resident=False)
     gc.collect()
     assert wait_until(lambda: len(clean.calls) == 1, timeout=10)  # in a thread of its own
@@ -373,8 +375,8 @@ def test_a_subclass_is_named_after_itself(fp: FakeProcess) -> None:
     class Worker(Runtime):
         pass
 
-    log_in(fp)
-    command(fp, quote("set up a runtime"), stdout=b"/work\0" + MACHINE)
-    command(fp, quote("clean up"))
+    register_log_in(fp)
+    register_command(fp, quote("set up a runtime"), stdout=b"/work\0" + HOST_FACTS_OUTPUT)
+    register_command(fp, quote("clean up"))
     with Worker("web1", "/work", resident=False) as worker:
         assert (worker.class_name, repr(worker)) == ("Worker", "<Worker web1:/work>")

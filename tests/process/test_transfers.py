@@ -13,7 +13,7 @@ from lazycluster import ConnectError, Connection, SessionRefusedError, SshNotFou
 from lazycluster._model.watch import Watch
 from lazycluster._ssh import client as sessions_module
 
-from .stand_in import command, log_in, words
+from .stand_in import recorded_argvs, register_command, register_log_in
 
 NO_SFTP = "subsystem request failed on channel 0\r\nscp: Connection closed\r\n"
 REFUSED = "mux_client_request_session: session request failed: Session open refused by peer\r\nlost connection\r\n"
@@ -28,14 +28,14 @@ def source(tmp_path: Path) -> Path:
 
 def prepared(fp: FakeProcess, target: str, directory: str = "/home/me", name: str = "a.txt") -> None:
     """Let the host say where the file will be."""
-    log_in(fp)
-    command(fp, quote(f"prepare {target}"), stdout=f"{directory}\0{name}\0".encode())
+    register_log_in(fp)
+    register_command(fp, quote(f"prepare {target}"), stdout=f"{directory}\0{name}\0".encode())
 
 
 def fetched(fp: FakeProcess, path: str, directory: str = "/home/me", name: str = "a.txt", size: int = 4) -> None:
     """Let the host say which file there is."""
-    log_in(fp)
-    command(fp, quote(f"fetch {path}"), stdout=f"f\0{directory}\0{name}\0{size}\0".encode())
+    register_log_in(fp)
+    register_command(fp, quote(f"fetch {path}"), stdout=f"f\0{directory}\0{name}\0{size}\0".encode())
 
 
 def download(process: FakePopen) -> None:
@@ -45,29 +45,29 @@ def download(process: FakePopen) -> None:
 def test_sending(fp: FakeProcess, source: Path) -> None:
     prepared(fp, "sub/a.txt", "/home/me/sub")
     scp = fp.register(["scp", fp.any()])
-    place = command(fp, quote("place sub/a.txt"))
+    place = register_command(fp, quote("place sub/a.txt"))
     moved: list[tuple[int, int | None]] = []
     with Connection("web1", port=2222) as connection:
         connection.put(source, "sub/a.txt", watch=Watch(on_progress=lambda done, total: moved.append((done, total))))
-    ((*_, separator, local, remote),) = words([scp])
+    ((*_, separator, local, remote),) = recorded_argvs([scp])
     assert (separator, local) == ("--", str(source))
     directory, _, temporary = remote.rpartition("/")
     assert directory == "web1:/home/me/sub"
     assert temporary.startswith(".lazycluster-")
     assert len(place.calls) == 1
     assert moved[-1] == (4, 4)
-    assert {"-p", "Port=2222", "BatchMode=yes", "ProxyCommand=false"} <= set(words([scp])[0])
+    assert {"-p", "Port=2222", "BatchMode=yes", "ProxyCommand=false"} <= set(recorded_argvs([scp])[0])
 
 
 def test_a_path_that_scp_would_not_take_goes_through_a_link(fp: FakeProcess, source: Path) -> None:
     prepared(fp, "a.txt", "/data/with space")
-    command(fp, quote("link to /data/with space"), stdout=b"/tmp/l/x\0")
+    register_command(fp, quote("link to /data/with space"), stdout=b"/tmp/l/x\0")
     scp = fp.register(["scp", fp.any()])
-    command(fp, quote("place a.txt"))
-    removed = command(fp, quote("remove /tmp/l"))
+    register_command(fp, quote("place a.txt"))
+    removed = register_command(fp, quote("remove /tmp/l"))
     with Connection("web1") as connection:
         connection.put(source, "a.txt")
-    assert words([scp])[0][-1].startswith("web1:/tmp/l/x/.lazycluster-")
+    assert recorded_argvs([scp])[0][-1].startswith("web1:/tmp/l/x/.lazycluster-")
     assert len(removed.calls) == 1
 
 
@@ -80,10 +80,10 @@ def test_a_name_with_a_colon_or_a_dash_is_no_host_and_no_option(
     for name in ("a:b", "-a"):
         prepared(fp, name, name=name)
         scp = fp.register(["scp", fp.any()])
-        command(fp, quote(f"place {name}"))
+        register_command(fp, quote(f"place {name}"))
         with Connection("web1") as connection:
             connection.put(name, name)
-        assert words([scp])[0][-2] == str(tmp_path / name)
+        assert recorded_argvs([scp])[0][-2] == str(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -97,20 +97,20 @@ def test_a_name_with_a_colon_or_a_dash_is_no_host_and_no_option(
 def test_sending_fails(fp: FakeProcess, source: Path, said: str, reason: str) -> None:
     prepared(fp, "a.txt")
     fp.register(["scp", fp.any()], stderr=said, returncode=1)
-    command(fp, quote("place a.txt"))
+    register_command(fp, quote("place a.txt"))
     removed = fp.register(["ssh", "-T", fp.any()])  # the label names the temporary file
     with Connection("web1") as connection, pytest.raises(TransferError, match=reason) as caught:
         connection.put(source, "a.txt")
     assert f"web1: cannot send '{source}' to 'a.txt'" in str(caught.value)
-    (call,) = words([removed])
+    (call,) = recorded_argvs([removed])
     assert call[-1].startswith("'remove /home/me/.lazycluster-")
     assert not any("place a.txt" in str(called) for called in fp.calls)
 
 
 @pytest.mark.parametrize("said", ["no such directory: /no\n", "is a directory: /home/me/a.txt\n", ""])
 def test_the_host_takes_no_file_there(fp: FakeProcess, source: Path, said: str) -> None:
-    log_in(fp)
-    command(fp, quote("prepare a.txt"), stderr=said, returncode=1)
+    register_log_in(fp)
+    register_command(fp, quote("prepare a.txt"), stderr=said, returncode=1)
     with Connection("web1") as connection, pytest.raises(TransferError, match=said.strip() or "exit status 1"):
         connection.put(source, "a.txt")
     assert len(fp.calls) == 2
@@ -140,7 +140,7 @@ def test_fetching(fp: FakeProcess, tmp_path: Path) -> None:
     scp = fp.register(["scp", fp.any()], callback=download)
     with Connection("web1") as connection:
         connection.get("a.txt", tmp_path)
-    *_, remote, temporary = words([scp])[0]
+    *_, remote, temporary = recorded_argvs([scp])[0]
     assert remote == "web1:/home/me/a.txt"
     assert Path(temporary).parent == tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
@@ -168,8 +168,8 @@ def test_fetching_fails_and_the_old_file_stays(fp: FakeProcess, tmp_path: Path) 
 
 @pytest.mark.parametrize("answer", [b"", b"f\0/home/me\0", b"noise"])
 def test_an_answer_that_makes_no_sense(fp: FakeProcess, tmp_path: Path, answer: bytes) -> None:
-    log_in(fp)
-    command(fp, quote("fetch a.txt"), stdout=answer)
+    register_log_in(fp)
+    register_command(fp, quote("fetch a.txt"), stdout=answer)
     with Connection("web1") as connection, pytest.raises(TransferError, match=r"web1: cannot fetch 'a.txt'"):
         connection.get("a.txt", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -178,10 +178,10 @@ def test_an_answer_that_makes_no_sense(fp: FakeProcess, tmp_path: Path, answer: 
 def test_without_the_sftp_subsystem_the_older_protocol_is_used(fp: FakeProcess, source: Path) -> None:
     prepared(fp, "a.txt")
     scp = [fp.register(["scp", fp.any()], stderr=NO_SFTP, returncode=255), fp.register(["scp", fp.any()])]
-    command(fp, quote("place a.txt"))
+    register_command(fp, quote("place a.txt"))
     with Connection("web1") as connection:
         connection.put(source, "a.txt")
-    first, second = words(scp)
+    first, second = recorded_argvs(scp)
     assert ("-O" in first, "-O" in second) == (False, True)
     assert first[-2:] == second[-2:]
 
@@ -198,13 +198,13 @@ def test_a_session_refused_is_waited_for(fp: FakeProcess, source: Path) -> None:
     prepared(fp, "a.txt")
     fp.register(["scp", fp.any()], stderr=REFUSED, returncode=255, occurrences=2)
     fp.register(["scp", fp.any()])
-    command(fp, quote("place a.txt"))
+    register_command(fp, quote("place a.txt"))
     with Connection("web1") as connection:
         connection.put(source, "a.txt")
 
 
 def test_no_session_at_all(fp: FakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "_REFUSAL_PATIENCE", 0.3)
+    monkeypatch.setattr(sessions_module, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
     fetched(fp, "a.txt")
     fp.register(["scp", fp.any()], stderr=REFUSED, returncode=255, occurrences=50)
     with Connection("web1") as connection, pytest.raises((TransferError, SessionRefusedError), match="refused"):

@@ -16,7 +16,7 @@ from typing import TypeVar
 from lazycluster import CommandResult, Connection, Runtime
 from lazycluster._model.watch import Watch
 from lazycluster._ssh.master import Master
-from lazycluster._transports.per_command import ConnectedHost
+from lazycluster._transports.per_command import SshTransport
 from lazycluster._typing import Self
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd
@@ -26,7 +26,7 @@ from tests.real.observed import command_line
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
+def assert_eventually(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
     assert wait_until(condition, timeout), f"not within {timeout:g} s: {what}"
 
 
@@ -35,53 +35,53 @@ def is_idle(server: LocalSshd) -> bool:
     return server.processes() == (server.pid,)
 
 
-def becomes_idle(server: LocalSshd, timeout: float = 10.0) -> None:
-    eventually(lambda: is_idle(server), f"nothing left on the host, but {commands(server)}", timeout)
+def assert_becomes_idle(server: LocalSshd, timeout: float = 10.0) -> None:
+    assert_eventually(lambda: is_idle(server), f"nothing left on the host, but {list_command_lines(server)}", timeout)
 
 
-def commands(server: LocalSshd) -> list[str]:
+def list_command_lines(server: LocalSshd) -> list[str]:
     return [command_line(pid) for pid in server.processes()]
 
 
-def running(server: LocalSshd, text: str) -> list[int]:
+def find_host_pids(server: LocalSshd, text: str) -> list[int]:
     """Return the processes on the host that were started as `text`."""
     return [pid for pid in server.processes() if command_line(pid) == text]
 
 
-def dials(server: LocalSshd) -> int:
+def count_connections(server: LocalSshd) -> int:
     """Return how many connections were opened so far, closed ones too (sshd's LogLevel VERBOSE says so)."""
     return server.log.count("Connection from ")
 
 
-def log_ins(server: LocalSshd) -> int:
+def count_log_ins(server: LocalSshd) -> int:
     """Return how many log-ins succeeded so far, by whatever method."""
     return len(re.findall(r"Accepted \S+ for ", server.log))
 
 
 def master_of(connection: Connection) -> Master:
-    return connection.sessions.master()
+    return connection.ssh_client.master()
 
 
 def connection_of(runtime: Runtime) -> Connection:
     transport = runtime.transport
-    assert isinstance(transport, ConnectedHost)
+    assert isinstance(transport, SshTransport)
     return transport.connection
 
 
-def pid_of(connection: Connection) -> int:
+def master_pid_of(connection: Connection) -> int:
     pid = master_of(connection).pid
     assert pid is not None
     return pid
 
 
-class InBackground:
-    """A command that runs while the test goes on: `printed()` waits for its output, `join()` for its end."""
+class BackgroundCommand:
+    """A command that runs while the test goes on: `wait_output()` waits for its output, `join()` for its end."""
 
     def __init__(self, connection: Connection, command: str, *, timeout: float | None = None) -> None:
         self.output = b""
         self.error: Exception | None = None
         self.result: CommandResult | None = None
-        self.ended = 0.0
+        self.end_time = 0.0
         """The instant at which it ended, as `time.monotonic()` tells it."""
 
         def on_output(stream: Stream, data: bytes) -> None:
@@ -92,13 +92,15 @@ class InBackground:
                 self.result = connection.run(command, timeout=timeout, watch=Watch(on_output))
             except Exception as error:  # noqa: BLE001 - it is raised where the test waits
                 self.error = error
-            self.ended = time.monotonic()
+            self.end_time = time.monotonic()
 
         self.thread = threading.Thread(target=run, daemon=True)
         self.thread.start()
 
-    def printed(self, text: bytes, timeout: float = 10.0) -> None:
-        eventually(lambda: text in self.output or self.error is not None, f"the command printed {text!r}", timeout)
+    def wait_output(self, text: bytes, timeout: float = 10.0) -> None:
+        assert_eventually(
+            lambda: text in self.output or self.error is not None, f"the command printed {text!r}", timeout
+        )
         assert self.error is None, self.error
 
     def join(self, timeout: float) -> CommandResult:
@@ -110,7 +112,7 @@ class InBackground:
         return self.result
 
 
-def in_parallel(functions: list[Callable[[], T]]) -> list[T]:
+def call_in_parallel(functions: list[Callable[[], T]]) -> list[T]:
     """Call all of them at the same instant, each in a thread, and return what they returned."""
     barrier = threading.Barrier(len(functions))
     results: dict[int, T] = {}
@@ -134,7 +136,7 @@ def in_parallel(functions: list[Callable[[], T]]) -> list[T]:
     return [results[index] for index in range(len(functions))]
 
 
-class Program:
+class ClientProgram:
     """A Python program that uses the library, in a process of its own; a context manager that ends it.
 
     Its text finds `connection`, not yet dialled, and `say()`, which prints a line at once.
@@ -173,12 +175,12 @@ class Program:
             self.process.kill()
         self._stack.close()
 
-    def line(self) -> str:
+    def read_line(self) -> str:
         """Return the next line that it prints."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def finish(self, timeout: float = 30.0) -> tuple[int, str, str]:
+    def wait(self, timeout: float = 30.0) -> tuple[int, str, str]:
         """Wait for its end, and return its exit status and the rest of what it printed."""
         stdout, stderr = self.process.communicate(timeout=timeout)
         return self.process.returncode, stdout, stderr

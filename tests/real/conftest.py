@@ -16,7 +16,7 @@ from lazycluster.testing.local_sshd import find_sshd
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_HERE = Path(__file__).parent
+_REAL_TESTS_DIRECTORY = Path(__file__).parent
 
 
 class MakeSshd(Protocol):
@@ -27,12 +27,12 @@ class MakeSshd(Protocol):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _HERE in item.path.parents:
+        if _REAL_TESTS_DIRECTORY in item.path.parents:
             item.add_marker(pytest.mark.real)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def needs_sshd() -> None:
+def require_sshd() -> None:
     """Skip the tests where there is no sshd; in CI fail them."""
     try:
         find_sshd()
@@ -43,14 +43,14 @@ def needs_sshd() -> None:
 
 
 @pytest.fixture(scope="session")
-def sshd(needs_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
+def sshd(require_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
     """Return the sshd that the tests share; its home is empty at first, and not to be relied on."""
     with LocalSshd(environment={"TMPDIR": str(run_directory)}) as server:
         yield server
 
 
 @pytest.fixture
-def temporary_of_one_to_kill(run_directory: Path) -> Iterator[Path]:
+def short_tmpdir(run_directory: Path) -> Iterator[Path]:
     """Return a TMPDIR for a manager that is to be killed.
 
     Its path is short enough for sockets, and the directories of these, which nobody was left to remove, go with it.
@@ -66,7 +66,7 @@ def resident(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def make_sshd(needs_sshd: None, run_directory: Path) -> Iterator[MakeSshd]:
+def make_sshd(require_sshd: None, run_directory: Path) -> Iterator[MakeSshd]:
     """Return a function that starts an sshd for this test alone."""
     with ExitStack() as stack:
 

@@ -26,8 +26,8 @@ from lazycluster import (
 )
 from lazycluster._ssh.shell import Script
 from lazycluster.testing import LocalSshd
-from tests.real.clients import eventually, in_parallel
-from tests.real.observed import command_line, leaves_nothing, relayed, unique
+from tests.real.clients import assert_eventually, call_in_parallel
+from tests.real.observed import assert_no_leaks, command_line, running_relay, unique_sleep_seconds
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd
@@ -55,7 +55,7 @@ def endless(number: str, *, before: str = "") -> RuntimeTask:
 def test_twenty_tasks_at_once_from_several_threads(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     """Above the ten sessions that sshd allows, with all four kinds of step."""
     (tmp_path / "sent").write_text("content")
-    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
 
         def one(number: int) -> RuntimeTask:
             task = RuntimeTask(f"task {number}").run_command(f"mkdir {number}; sleep 0.05; echo {number}")
@@ -63,7 +63,7 @@ def test_twenty_tasks_at_once_from_several_threads(sshd: LocalSshd, tmp_path: Pa
             task.get_file(f"{number}/there", tmp_path / f"back {number}")
             return runtime.execute_task(task)
 
-        tasks = in_parallel([lambda number=number: one(number) for number in range(20)])  # type: ignore[misc]
+        tasks = call_in_parallel([lambda number=number: one(number) for number in range(20)])  # type: ignore[misc]
         for task in tasks:
             task.join()
 
@@ -147,7 +147,7 @@ def test_joining_raises_what_failed(runtime: Runtime) -> None:
 
 
 def test_a_timeout_in_the_background(sshd: LocalSshd, runtime: Runtime) -> None:
-    number = unique()
+    number = unique_sleep_seconds()
     task = RuntimeTask().run_command(f"echo begun; setsid sleep {number} & sleep {number}", timeout=0.5)
     runtime.execute_task(task)
     begun = time.monotonic()
@@ -156,7 +156,7 @@ def test_a_timeout_in_the_background(sshd: LocalSshd, runtime: Runtime) -> None:
     assert time.monotonic() - begun < 4
     assert isinstance(caught.value.__cause__, CommandTimeoutError)
     assert task.execution_log == ["begun\n"]
-    eventually(lambda: not sleeping(sshd, number), "its processes are gone")
+    assert_eventually(lambda: not sleeping(sshd, number), "its processes are gone")
 
 
 def test_function_returns_wait_and_are_in_the_order_of_the_tasks(runtime: Runtime, tmp_path: Path) -> None:
@@ -239,12 +239,12 @@ def test_a_task_may_be_executed_again_and_elsewhere(runtime: Runtime, make_sshd:
 def test_clearing_forgets_what_has_ended_and_keeps_what_runs(
     sshd: LocalSshd, runtime: Runtime, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    number = unique()
+    number = unique_sleep_seconds()
     done = runtime.execute_task(RuntimeTask("done").run_function(int, "1"))
     done.join()
     runtime.execute_task(RuntimeTask("waited for").run_function(int, "2"), execute_async=False)
     running = runtime.execute_task(RuntimeTask("running").run_command(f"echo up; sleep {number}"))
-    eventually(lambda: bool(sleeping(sshd, number)), "it runs")
+    assert_eventually(lambda: bool(sleeping(sshd, number)), "it runs")
 
     runtime.clear_tasks()
 
@@ -259,7 +259,7 @@ def test_clearing_forgets_what_has_ended_and_keeps_what_runs(
     runtime.clear_tasks()
     assert runtime.get_processes() == {}
     assert list(runtime.function_returns) == []
-    eventually(lambda: not sleeping(sshd, number), "it is gone")
+    assert_eventually(lambda: not sleeping(sshd, number), "it is gone")
 
 
 def test_everything_can_be_read_after_the_end_of_the_runtime(
@@ -285,9 +285,9 @@ def test_everything_can_be_read_after_the_end_of_the_runtime(
 
 
 def test_stopping_a_task_ends_its_command_with_its_children(sshd: LocalSshd, runtime: Runtime) -> None:
-    number = unique()
+    number = unique_sleep_seconds()
     task = runtime.execute_task(endless(number, before="echo begun; "))
-    eventually(lambda: len(sleeping(sshd, number)) >= 3, "it has its children")
+    assert_eventually(lambda: len(sleeping(sshd, number)) >= 3, "it has its children")
     [key] = runtime.get_processes()
     other = runtime.execute_task(RuntimeTask("other").run_command(f"sleep 0.3; echo {number} other"))
 
@@ -297,7 +297,7 @@ def test_stopping_a_task_ends_its_command_with_its_children(sshd: LocalSshd, run
 
     process = runtime.get_process(key)
     assert (process.is_alive(), process.exitcode) == (False, -signal.SIGTERM)
-    eventually(lambda: not sleeping(sshd, f"sleep {number}"), "its processes are gone")
+    assert_eventually(lambda: not sleeping(sshd, f"sleep {number}"), "its processes are gone")
     with pytest.raises(TaskExecutionError, match="was stopped before it ended") as caught:
         task.join()
     assert isinstance(caught.value.__cause__, CommandStoppedError)
@@ -313,21 +313,21 @@ def test_a_command_that_ignores_sigterm_is_killed(
     sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
     monkeypatch.setattr("lazycluster._ssh.client.Script", functools.partial(Script, grace=1))
-    number = unique()
+    number = unique_sleep_seconds()
     with Runtime(sshd.host, resident=resident, grace=1, **sshd.connection_kwargs) as runtime:
         runtime.execute_task(RuntimeTask().run_command(f"trap '' TERM HUP INT; sleep {number}; sleep {number}"))
-        eventually(lambda: bool(sleeping(sshd, f"sleep {number}")), "it runs")
+        assert_eventually(lambda: bool(sleeping(sshd, f"sleep {number}")), "it runs")
         [key] = runtime.get_processes()
         runtime.stop_process(key)
-        eventually(lambda: not sleeping(sshd, number), "it is gone after the grace", timeout=5)
+        assert_eventually(lambda: not sleeping(sshd, number), "it is gone after the grace", timeout=5)
 
 
 def test_a_task_that_waits_for_a_free_session_can_be_stopped(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxSessions": "1"})
-    number = unique()
-    with leaves_nothing(server), Runtime(server.host, resident=False, **server.connection_kwargs) as runtime:
+    number = unique_sleep_seconds()
+    with assert_no_leaks(server), Runtime(server.host, resident=False, **server.connection_kwargs) as runtime:
         running = runtime.execute_task(RuntimeTask("running").run_command(f"sleep {number}"))
-        eventually(lambda: bool(sleeping(server, number)), "it runs")
+        assert_eventually(lambda: bool(sleeping(server, number)), "it runs")
         waiting = runtime.execute_task(RuntimeTask("waiting").run_command("touch never"))
         [first, second] = runtime.get_processes()
         begun = time.monotonic()
@@ -351,19 +351,19 @@ def test_an_unknown_key_is_named_with_those_that_there_are(runtime: Runtime) -> 
 
 
 def test_a_link_that_breaks_is_raised_by_join(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
-    number = unique()
+    number = unique_sleep_seconds()
     with (
-        leaves_nothing(sshd),
-        relayed(sshd, tmp_path) as (relay, keywords),
+        assert_no_leaks(sshd),
+        running_relay(sshd, tmp_path) as (relay, keywords),
         Runtime(sshd.host, str(tmp_path / "work"), resident=resident, **keywords) as runtime,
     ):
         task = runtime.execute_task(endless(number))
-        eventually(lambda: len(sleeping(sshd, number)) >= 3, "it runs")
+        assert_eventually(lambda: len(sleeping(sshd, number)) >= 3, "it runs")
         runtime.run("true")  # what the host says is said in order: by now also that the other has started
         relay.drop()
         with pytest.raises(TaskExecutionError, match="connection lost") as caught:
             task.join()
         assert isinstance(caught.value.__cause__, ConnectionLostError)
         assert caught.value.__cause__.started is True
-        eventually(lambda: not sleeping(sshd, number), "the host has ended its processes")
+        assert_eventually(lambda: not sleeping(sshd, number), "the host has ended its processes")
         assert runtime.run("echo again").stdout == "again\n"

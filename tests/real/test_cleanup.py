@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
-from lazycluster._ssh.host_scripts import END_MARKED
+from lazycluster._ssh.host_scripts import KILL_MARKED_PROCESSES
 from lazycluster.testing import LocalSshd
-from tests.ports import free_port
-from tests.real.clients import Program, connection_of, eventually, pid_of
+from tests.ports import reserve_free_port
+from tests.real.clients import ClientProgram, assert_eventually, connection_of, master_pid_of
 from tests.real.observed import (
-    Echo,
+    EchoServer,
+    assert_no_leaks,
     command_line,
-    echoes,
-    everything,
-    leaves_nothing,
-    listeners,
-    relayed,
-    unique,
+    is_echoing,
+    list_resources,
+    listening_addresses,
+    running_relay,
+    unique_sleep_seconds,
 )
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def sleeping(server: LocalSshd, command: str) -> list[int]:
 class Busy:
     """A runtime with everything that it can have: tasks under way, tunnels, directories, daemons of commands."""
 
-    def __init__(self, server: LocalSshd, service: Echo, resident: bool, **keywords: Any) -> None:
+    def __init__(self, server: LocalSshd, service: EchoServer, resident: bool, **keywords: Any) -> None:
         self.server = server
-        self.number = unique()
-        self.ports = [free_port(), free_port()]
+        self.number = unique_sleep_seconds()
+        self.ports = [reserve_free_port(), reserve_free_port()]
         self.runtime = Runtime(server.host, resident=resident, **(keywords or server.connection_kwargs))
         runtime = self.runtime
         runtime.expose_port_from_runtime(service.port, self.ports[0])
@@ -58,13 +58,13 @@ class Busy:
             runtime.execute_task(RuntimeTask("function").run_function(wait_for_ever, self.number)),
         ]
         runtime.execute_task(RuntimeTask("done").run_function(bytes, 2000)).join()
-        eventually(lambda: len(sleeping(server, f"sleep {self.number}")) >= 5, "all of it runs")
-        assert all(echoes(port) for port in self.ports)
+        assert_eventually(lambda: len(sleeping(server, f"sleep {self.number}")) >= 5, "all of it runs")
+        assert all(is_echoing(port) for port in self.ports)
 
     def left(self) -> list[str]:
         """Return what is still there of it."""
         processes = [command_line(pid) for pid in sleeping(self.server, f"sleep {self.number}")]
-        return [*filter(None, processes), *(f"port {port}" for port in self.ports if listeners(port))]
+        return [*filter(None, processes), *(f"port {port}" for port in self.ports if listening_addresses(port))]
 
 
 def wait_for_ever(number: str) -> None:
@@ -76,7 +76,7 @@ def wait_for_ever(number: str) -> None:
 
 @pytest.mark.parametrize("way", ["close", "with", "with and exception"])
 def test_everything_is_gone_when_it_returns(sshd: LocalSshd, way: str, resident: bool) -> None:
-    with leaves_nothing(sshd), Echo() as service:
+    with assert_no_leaks(sshd), EchoServer() as service:
         busy = Busy(sshd, service, resident)
         runtime = busy.runtime
         begun = time.monotonic()
@@ -101,7 +101,7 @@ def test_everything_is_gone_when_it_returns(sshd: LocalSshd, way: str, resident:
 
 
 def test_what_it_was_called_on_twice_at_once(sshd: LocalSshd, resident: bool) -> None:
-    with leaves_nothing(sshd), Echo() as service:
+    with assert_no_leaks(sshd), EchoServer() as service:
         busy = Busy(sshd, service, resident)
         threads = [threading.Thread(target=busy.runtime.cleanup) for _ in range(4)]
         for thread in threads:
@@ -114,19 +114,21 @@ def test_what_it_was_called_on_twice_at_once(sshd: LocalSshd, resident: bool) ->
 def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(
     sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
-    assert "-lt 50 " in END_MARKED, "the grace, in tenths of a second"
-    monkeypatch.setattr("lazycluster._transports.per_command.END_MARKED", END_MARKED.replace("-lt 50 ", "-lt 5 "))
-    own, strange = unique(), unique()
+    assert "-lt 50 " in KILL_MARKED_PROCESSES, "the grace, in tenths of a second"
+    monkeypatch.setattr(
+        "lazycluster._transports.per_command.KILL_MARKED_PROCESSES", KILL_MARKED_PROCESSES.replace("-lt 50 ", "-lt 5 ")
+    )
+    own, strange = unique_sleep_seconds(), unique_sleep_seconds()
     with Connection(sshd.host, **sshd.connection_kwargs) as stranger:
         stranger.run(f"setsid sleep {strange} >/dev/null 2>&1 </dev/null &")
         with (
-            leaves_nothing(sshd),
+            assert_no_leaks(sshd),
             Runtime(sshd.host, resident=resident, grace=0.5, **sshd.connection_kwargs) as runtime,
         ):
             runtime.run(f"trap '' HUP; setsid sleep {own} >/dev/null 2>&1 </dev/null &")
             task = RuntimeTask().run_command(f"(setsid sh -c 'trap \"\" TERM; sleep {own}; sleep {own}' &)")
             runtime.execute_task(task, execute_async=False)
-            eventually(lambda: len(sleeping(sshd, f"sleep {own}")) >= 2, "both run")
+            assert_eventually(lambda: len(sleeping(sshd, f"sleep {own}")) >= 2, "both run")
         assert not sleeping(sshd, f"sleep {own}")
         [pid] = sleeping(sshd, f"sleep {strange}")
         os.kill(pid, signal.SIGKILL)
@@ -134,7 +136,7 @@ def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(
 
 def test_a_named_working_directory_stays_with_its_content(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     work = tmp_path / "work"
-    with leaves_nothing(sshd), Runtime(sshd.host, str(work), resident=resident, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, str(work), resident=resident, **sshd.connection_kwargs) as runtime:
         runtime.run("echo kept >file")
         temporary = Path(runtime.create_tempdir())
         assert temporary.is_dir()
@@ -143,17 +145,17 @@ def test_a_named_working_directory_stays_with_its_content(sshd: LocalSshd, tmp_p
 
 
 def test_files_that_cannot_be_listed_or_written_go_too(sshd: LocalSshd, resident: bool) -> None:
-    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         runtime.run("mkdir -p a/b; touch a/b/c 'new\nline' -- -dash; chmod 000 a/b a; ln -s / root; mkfifo pipe")
         runtime.run("mkdir ' ' && cd ' ' && touch '*' '..x' && chmod 555 .")
     assert Path("/etc/passwd").exists(), "no link was followed"
 
 
 def test_what_comes_too_late_is_refused_and_leaves_nothing(sshd: LocalSshd, resident: bool) -> None:
-    with leaves_nothing(sshd):
+    with assert_no_leaks(sshd):
         runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
         runtime.cleanup()
-        port = free_port()
+        port = reserve_free_port()
         for use in (
             lambda: runtime.expose_port_from_runtime(9, port),
             lambda: runtime.expose_port_to_runtime(9, port),
@@ -161,7 +163,7 @@ def test_what_comes_too_late_is_refused_and_leaves_nothing(sshd: LocalSshd, resi
         ):
             with pytest.raises(RuntimeClosedError):
                 use()
-        assert listeners(port) == []
+        assert listening_addresses(port) == []
 
 
 # The link is gone ----------------------------------------------------------------------------------------------------
@@ -174,8 +176,8 @@ def test_a_dead_link_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path, residen
     """
     daemons = 0 if resident else 2
     server = make_sshd(environment={"TMPDIR": str(tmp_path)})
-    with Echo() as service, relayed(server, tmp_path) as (relay, keywords):
-        before = everything(server).keys()
+    with EchoServer() as service, running_relay(server, tmp_path) as (relay, keywords):
+        before = list_resources(server).keys()
         busy = Busy(server, service, resident, **keywords)
         relay.cut()
         begun = time.monotonic()
@@ -183,42 +185,42 @@ def test_a_dead_link_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path, residen
         took = time.monotonic() - begun
 
         assert took < 5
-        assert listeners(busy.ports[0]) == []
-        new = [(thing, words) for thing, words in everything(server).items() if thing not in before]
+        assert listening_addresses(busy.ports[0]) == []
+        new = [(thing, words) for thing, words in list_resources(server).items() if thing not in before]
         assert [each for each in new if each[1].startswith("ssh: ") or each[0].startswith("thread")] == []
         assert all(process.exitcode is not None for process in busy.runtime.task_processes)
         relay.restore()
-        eventually(lambda: server.connections() == 0, "the host has noticed")
-        eventually(lambda: len(busy.left()) <= daemons, f"the tasks have ended, but {busy.left()}", timeout=8)
+        assert_eventually(lambda: server.connections() == 0, "the host has noticed")
+        assert_eventually(lambda: len(busy.left()) <= daemons, f"the tasks have ended, but {busy.left()}", timeout=8)
         assert all(f"sleep {busy.number}" == left for left in busy.left()), "what daemons of commands there are"
 
 
 def test_a_link_that_broke_and_is_back_is_used_to_clean_up(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
-    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords):
+    with assert_no_leaks(sshd), running_relay(sshd, tmp_path) as (relay, keywords):
         with Runtime(sshd.host, resident=resident, **keywords) as runtime:
-            number = unique()
+            number = unique_sleep_seconds()
             runtime.run(f"setsid sleep {number} >/dev/null 2>&1 </dev/null &")
             relay.drop()
-            eventually(lambda: not connection_of(runtime).sessions.connected, "the break is noticed")
+            assert_eventually(lambda: not connection_of(runtime).ssh_client.is_connected, "the break is noticed")
         assert not Path(runtime.working_dir).exists()
         assert not sleeping(sshd, f"sleep {number}")
 
 
 def test_a_host_that_is_gone_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
     server = make_sshd(environment={"TMPDIR": str(tmp_path)})
-    with Echo() as service:
+    with EchoServer() as service:
         busy = Busy(server, service, resident)
         server.stop()
         begun = time.monotonic()
         busy.runtime.cleanup()
         assert time.monotonic() - begun < 5
-        eventually(lambda: not any(listeners(port) for port in busy.ports), "no port is left")
+        assert_eventually(lambda: not any(listening_addresses(port) for port in busy.ports), "no port is left")
 
 
 def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd, resident: bool) -> None:
-    with leaves_nothing(sshd):
+    with assert_no_leaks(sshd):
         runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
-        os.kill(pid_of(connection_of(runtime)), signal.SIGSTOP)
+        os.kill(master_pid_of(connection_of(runtime)), signal.SIGSTOP)
         begun = time.monotonic()
         runtime.cleanup()
         assert time.monotonic() - begun < 10
@@ -228,9 +230,9 @@ def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd, resident: bool
 
 
 def test_a_runtime_that_is_forgotten_is_cleaned_up(sshd: LocalSshd, resident: bool) -> None:
-    with leaves_nothing(sshd):
+    with assert_no_leaks(sshd):
         runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
-        number = unique()
+        number = unique_sleep_seconds()
         runtime.run(f"setsid sleep {number} >/dev/null 2>&1 </dev/null &")
         runtime.execute_task(RuntimeTask("done").run_command("true")).join()
         runtime.create_tempdir()
@@ -240,15 +242,15 @@ def test_a_runtime_that_is_forgotten_is_cleaned_up(sshd: LocalSshd, resident: bo
         gc.collect()
 
         assert gone() is None, "nothing keeps it: not the end of the program, nor what it has run"
-        eventually(lambda: not working_dir.exists(), "its directory is removed")
-        eventually(lambda: not sleeping(sshd, f"sleep {number}"), "its daemons are ended")
+        assert_eventually(lambda: not working_dir.exists(), "its directory is removed")
+        assert_eventually(lambda: not sleeping(sshd, f"sleep {number}"), "its daemons are ended")
 
 
 def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tasks(
     sshd: LocalSshd, tmp_path: Path, resident: bool
 ) -> None:
     go = tmp_path / "go"
-    with leaves_nothing(sshd):
+    with assert_no_leaks(sshd):
         runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
         command = f"while [ ! -e {go} ]; do sleep 0.01; done; pwd"
         task = runtime.execute_task(RuntimeTask().run_command(command))
@@ -262,26 +264,26 @@ def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tasks(
         gc.collect()
 
         assert task.execution_log == [f"{working_dir}\n"]
-        eventually(lambda: gone() is None and not working_dir.exists(), "it is cleaned up")
+        assert_eventually(lambda: gone() is None and not working_dir.exists(), "it is cleaned up")
 
 
 def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tunnels(sshd: LocalSshd, resident: bool) -> None:
     """As in `Runtime("host").expose_port_from_runtime(8787)`."""
-    with leaves_nothing(sshd), Echo() as service:
-        port = free_port()
+    with assert_no_leaks(sshd), EchoServer() as service:
+        port = reserve_free_port()
         runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
         process = runtime.get_process(runtime.expose_port_from_runtime(service.port, port))
         working_dir = Path(runtime.working_dir)
         gone = weakref.ref(runtime)
         del runtime
         gc.collect()
-        assert echoes(port)
+        assert is_echoing(port)
         process.terminate()
         del process
         gc.collect()
 
-        assert listeners(port) == []
-        eventually(lambda: gone() is None and not working_dir.exists(), "it is cleaned up")
+        assert listening_addresses(port) == []
+        assert_eventually(lambda: gone() is None and not working_dir.exists(), "it is cleaned up")
 
 
 _PROGRAM = """
@@ -314,8 +316,8 @@ ENDINGS = {
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_leaving_the_program_leaves_nothing(sshd: LocalSshd, ending: str, resident: bool) -> None:
     end, status, said = ENDINGS[ending]
-    number, ports = unique(), [free_port(), free_port()]
-    with leaves_nothing(sshd), Echo() as service:
+    number, ports = unique_sleep_seconds(), [reserve_free_port(), reserve_free_port()]
+    with assert_no_leaks(sshd), EchoServer() as service:
         text = _PROGRAM.format(
             host=sshd.host,
             config=str(sshd.config_file),
@@ -325,16 +327,16 @@ def test_leaving_the_program_leaves_nothing(sshd: LocalSshd, ending: str, reside
             end=end,
             resident=resident,
         )
-        with Program(text) as program:
-            working_dir = Path(program.line())
-            code, _, errors = program.finish(30)
+        with ClientProgram(text) as program:
+            working_dir = Path(program.read_line())
+            code, _, errors = program.wait(30)
 
         assert code == status, errors
         assert said in errors
         assert (errors == "") is (said == "")
         assert not working_dir.exists()
         assert not sleeping(sshd, f"sleep {number}")
-        assert not any(listeners(port) for port in ports)
+        assert not any(listening_addresses(port) for port in ports)
 
 
 def test_a_fork_of_the_program_does_not_clean_up_what_is_its_parents(sshd: LocalSshd, resident: bool) -> None:
@@ -350,8 +352,8 @@ def test_a_fork_of_the_program_does_not_clean_up_what_is_its_parents(sshd: Local
     assert runtime.run('[ -d "$WORKING_DIR" ]').ok
     say("done")
     """
-    with leaves_nothing(sshd), Program(text) as program:
-        assert program.finish(30)[:2] == (0, "done\n")
+    with assert_no_leaks(sshd), ClientProgram(text) as program:
+        assert program.wait(30)[:2] == (0, "done\n")
 
 
 def test_importing_starts_nothing(sshd: LocalSshd) -> None:
@@ -364,8 +366,8 @@ def test_importing_starts_nothing(sshd: LocalSshd) -> None:
         assert name not in sys.modules, name
     say("done")
     """
-    with leaves_nothing(sshd), Program(text) as program:
-        assert program.finish(30) == (0, "done\n", "")
+    with assert_no_leaks(sshd), ClientProgram(text) as program:
+        assert program.wait(30) == (0, "done\n", "")
 
 
 def test_nothing_is_left_in_the_directories_for_temporary_files(
@@ -388,8 +390,8 @@ def test_nothing_is_left_in_the_directories_for_temporary_files(
         runtime.create_tempdir()
         runtime.transport.run("cat", stdin=bytes(100000))
     """
-    with Program(text, environment={"TMPDIR": str(ours)}) as program:
-        assert program.finish(60) == (0, "", "")
+    with ClientProgram(text, environment={"TMPDIR": str(ours)}) as program:
+        assert program.wait(60) == (0, "", "")
 
     left = [path.name for path in theirs.iterdir()]
     assert [name for name in left if not name.startswith("tmp.")] == []

@@ -22,8 +22,14 @@ from hypothesis import strategies as st
 
 from lazycluster._cli import main
 from lazycluster._ssh import config_hosts
-from lazycluster._ssh.config import EffectiveConfig, parse_effective
-from lazycluster._ssh.config_edit import add, line_for_all, lines_naming, remove, replace
+from lazycluster._ssh.config import EffectiveConfig, parse_effective_config
+from lazycluster._ssh.config_edit import (
+    add_host,
+    global_setting_line_number,
+    host_line_numbers,
+    remove_host,
+    replace_host,
+)
 from lazycluster.testing import LocalSshd, processes
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -33,7 +39,7 @@ def ask_ssh(config: Path, name: str) -> EffectiveConfig:
     ended = subprocess.run(
         ("ssh", "-G", "-F", config, "--", name), check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-    return parse_effective(ended.stdout)
+    return parse_effective_config(ended.stdout)
 
 
 @pytest.fixture
@@ -100,7 +106,7 @@ def settle(config: Path, text: str, *names: str) -> list[EffectiveConfig]:
 def holds(config: Path, text: str, name: str) -> bool:
     """Tell whether what was asked for is what ssh takes, save for what the file sets for all hosts."""
     (found,) = settle(config, text, name)
-    free = [keyword for keyword in WANTED if line_for_all(text, keyword) is None]
+    free = [keyword for keyword in WANTED if global_setting_line_number(text, keyword) is None]
     return "/mine" in found.identity_files and all(found.value(keyword) == WANTED[keyword] for keyword in free)
 
 
@@ -109,23 +115,23 @@ def holds(config: Path, text: str, name: str) -> bool:
 def test_a_new_host_is_as_was_asked_for_and_all_others_are_as_before(config: Path, text: str) -> None:
     others = ("web", "a", "b", "x")
     before = settle(config, text, *others)
-    added = add(text, "new", SETTINGS)
+    added = add_host(text, "new", SETTINGS)
 
     assert settle(config, added, *others) == before
     assert holds(config, added, "new")
-    assert settle(config, remove(added, "new"), "new", *others) == settle(config, text, "new", *others)
+    assert settle(config, remove_host(added, "new"), "new", *others) == settle(config, text, "new", *others)
 
 
 @many
 @given(TEXTS)
 def test_a_host_that_goes_or_is_replaced_takes_nothing_with_it(config: Path, text: str) -> None:
-    if lines_naming(text, "web"):
+    if host_line_numbers(text, "web"):
         others = ("a", "b", "x", "new")
         before = settle(config, text, *others)
 
-        assert settle(config, remove(text, "web"), *others) == before
-        assert settle(config, replace(text, "web", SETTINGS), *others) == before
-        assert holds(config, replace(text, "web", SETTINGS), "web")
+        assert settle(config, remove_host(text, "web"), *others) == before
+        assert settle(config, replace_host(text, "web", SETTINGS), *others) == before
+        assert holds(config, replace_host(text, "web", SETTINGS), "web")
 
 
 # add-runtime ----------------------------------------------------------------------------------------------------------
@@ -141,7 +147,7 @@ def test_a_first_host_in_a_file_of_its_own(cli: Cli, config: Path) -> None:
     found = ask_ssh(config, "web")
     assert (found.hostname, found.user, found.port, found.proxy_jump) == ("::1", "me", 2222, "bastion")
     assert found.identity_files == (str(key).replace("%", "%%"),)  # as ssh is to expand it
-    assert found.forwards == (("localforward", "8080 [localhost]:80"),)
+    assert found.forwardings == (("localforward", "8080 [localhost]:80"),)
 
 
 def test_the_users_own_configuration_is_the_one_of_the_password_database(
@@ -229,7 +235,7 @@ def test_what_would_not_hold_is_not_written(cli: Cli, config: Path) -> None:
 
 
 def test_a_match_that_hangs_does_not_hang_us(cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycluster._ssh.config_file._ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("lazycluster._ssh.config_file._CONFIG_CHECK_TIMEOUT_SECONDS", 0.5)
     pid = config.with_name("pid")
     config.write_text(f'Host a\nMatch exec "echo $$ >{pid}; exec sleep 30"\n  Port 1\n')
     begun = time.monotonic()
@@ -238,7 +244,7 @@ def test_a_match_that_hangs_does_not_hang_us(cli: Cli, config: Path, monkeypatch
     assert status == 1
     assert "`ssh -G web` did not end within 0.5 s" in err
     assert time.monotonic() - begun < 10
-    assert processes.wait_until(lambda: int(pid.read_text()) not in processes.table(), timeout=5)
+    assert processes.wait_until(lambda: int(pid.read_text()) not in processes.parent_by_pid(), timeout=5)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +399,7 @@ class Account:
 
 
 @pytest.fixture(scope="module")
-def account(needs_sshd: None) -> Iterator[Account]:
+def account(require_sshd: None) -> Iterator[Account]:
     if os.geteuid() != 0 or shutil.which("useradd") is None:
         pytest.skip("only root can make an account with a password")
     if shutil.which("ssh-copy-id") is None:

@@ -27,7 +27,7 @@ DEAD = "Host dead\n    HostName 127.0.0.1\n    Port {port}\n"
 
 
 @pytest.fixture(scope="module")
-def servers(needs_sshd: None, run_directory: Path) -> Iterator[list[LocalSshd]]:
+def servers(require_sshd: None, run_directory: Path) -> Iterator[list[LocalSshd]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(LocalSshd(name=name, environment={"TMPDIR": str(run_directory)})) for name in HOSTS]
 

@@ -29,15 +29,23 @@ from lazycluster import (
 from lazycluster._model.watch import Watch
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.real.clients import InBackground, Program, becomes_idle, dials, eventually, pid_of, running
-from tests.real.observed import programs_started
+from tests.real.clients import (
+    BackgroundCommand,
+    ClientProgram,
+    assert_becomes_idle,
+    assert_eventually,
+    count_connections,
+    find_host_pids,
+    master_pid_of,
+)
+from tests.real.observed import record_program_starts
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd
 
 
 @pytest.fixture(scope="module")
-def host(needs_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
+def host(require_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
     with LocalSshd(environment={"TMPDIR": str(run_directory)}) as server:
         yield server
 
@@ -53,17 +61,17 @@ def connection(host: LocalSshd, shared: Connection) -> Iterator[Connection]:
     """Return a connection on which nothing runs, and see that nothing does afterwards."""
     before = set(running_commands(host))
     yield shared
-    eventually(lambda: set(running_commands(host)) <= before, f"every command has ended: {host.processes()}", 10)
+    assert_eventually(lambda: set(running_commands(host)) <= before, f"every command has ended: {host.processes()}", 10)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cut_cable(needs_sshd: None, run_directory: Path) -> Iterator[tuple[float, InBackground]]:
+def cut_cable(require_sshd: None, run_directory: Path) -> Iterator[tuple[float, BackgroundCommand]]:
     """Cut the cable under a command; it is noticed while the other tests run, and the last test looks at that."""
     with LocalSshd(environment={"TMPDIR": str(run_directory)}) as server, Relay(server.port) as relay:
         config = write_config(server.directory / "through-relay", server.config(port=relay.port))
         with Connection(server.host, config_file=config) as connection:
-            command = InBackground(connection, "echo up; sleep 1022")
-            command.printed(b"up")
+            command = BackgroundCommand(connection, "echo up; sleep 1022")
+            command.wait_output(b"up")
             relay.cut()
             yield time.monotonic(), command
 
@@ -278,8 +286,8 @@ def test_an_exit_status_of_255_is_told_from_a_lost_link(host: LocalSshd) -> None
     with Connection(host.host, **host.connection_kwargs) as connection:
         assert connection.run("exit 255").exit_code == 255
         assert connection.run("ssh -F none -o BatchMode=yes nosuch.invalid true").exit_code == 255
-        command = InBackground(connection, "echo up; sleep 1002")
-        command.printed(b"up")
+        command = BackgroundCommand(connection, "echo up; sleep 1002")
+        command.wait_output(b"up")
         host.kill_connections()
         with pytest.raises(ConnectionLostError) as caught:
             command.join(5)
@@ -340,8 +348,8 @@ _NOT_KEPT = """
 
 
 def test_two_hundred_megabytes_are_neither_lost_nor_held_many_times(host: LocalSshd) -> None:
-    with Program(_LARGE, server=host) as program:
-        status, stdout, stderr = program.finish(60)
+    with ClientProgram(_LARGE, server=host) as program:
+        status, stdout, stderr = program.wait(60)
     assert (status, stderr) == (0, "")
     *sizes, memory = stdout.splitlines()
     assert sizes == ["100000000 100000000"] * 2
@@ -351,12 +359,12 @@ def test_two_hundred_megabytes_are_neither_lost_nor_held_many_times(host: LocalS
 
 
 def becomes_idle_but_shared(host: LocalSshd) -> None:
-    eventually(lambda: running_commands(host) == [], "no command runs")
+    assert_eventually(lambda: running_commands(host) == [], "no command runs")
 
 
 def test_what_does_not_come_here_takes_no_memory_here(host: LocalSshd) -> None:
-    with Program(_NOT_KEPT, server=host) as program:
-        status, stdout, stderr = program.finish(60)
+    with ClientProgram(_NOT_KEPT, server=host) as program:
+        status, stdout, stderr = program.wait(60)
     assert (status, stderr) == (0, "")
     assert int(stdout) < 20 * 2**20
 
@@ -405,7 +413,7 @@ def test_output_streams_to_the_log(
     def said() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "lazycluster.executor"]
 
-    eventually(lambda: said() == ["local: first"], "the first line is in the log while the command runs")
+    assert_eventually(lambda: said() == ["local: first"], "the first line is in the log while the command runs")
     assert execution.thread.is_alive()
     go.touch()
     execution.join()
@@ -427,7 +435,7 @@ def test_output_streams_to_standard_output(
         seen += capsys.readouterr().out
         return seen == "first\nsec"
 
-    eventually(first, "what was printed is shown, the unfinished line too")
+    assert_eventually(first, "what was printed is shown, the unfinished line too")
     assert execution.thread.is_alive()
     go.touch()
     execution.join()
@@ -496,7 +504,7 @@ def test_a_timeout_ends_the_wait_and_the_command_with_its_children(host: LocalSs
     assert (caught.value.stdout, caught.value.stderr) == (b"begun\nall\n", b"oops\n")
     for word in (host.host, "timeout of 1 s", "begun", "oops"):
         assert word in str(caught.value)
-    eventually(lambda: running_commands(host) == [], "all its children have ended", 4)
+    assert_eventually(lambda: running_commands(host) == [], "all its children have ended", 4)
 
 
 def test_what_ignores_the_request_to_end_is_killed_after_the_grace(host: LocalSshd, connection: Connection) -> None:
@@ -507,7 +515,7 @@ def test_what_ignores_the_request_to_end_is_killed_after_the_grace(host: LocalSs
         connection.run(command, timeout=0.5)
     assert time.monotonic() - begun < 3.5
     assert running_commands(host)
-    eventually(lambda: running_commands(host) == [], "what ignored SIGTERM is killed", 8)
+    assert_eventually(lambda: running_commands(host) == [], "what ignored SIGTERM is killed", 8)
     assert time.monotonic() - begun > 4
 
 
@@ -515,7 +523,7 @@ def test_what_cleans_up_when_asked_to_end_has_the_time_for_it(host: LocalSshd, c
     (host.home / "cleaned").unlink(missing_ok=True)
     with pytest.raises(CommandTimeoutError):
         connection.run("trap 'sleep 1.5; touch cleaned; exit' TERM; while :; do sleep 0.1; done", timeout=0.5)
-    eventually((host.home / "cleaned").exists, "it has cleaned up")
+    assert_eventually((host.home / "cleaned").exists, "it has cleaned up")
 
 
 def test_a_command_that_ends_in_time_is_not_disturbed(connection: Connection) -> None:
@@ -525,7 +533,7 @@ def test_a_command_that_ends_in_time_is_not_disturbed(connection: Connection) ->
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), True, "1"])
 def test_a_timeout_that_is_none_is_refused_before_anything_runs(connection: Connection, timeout: object) -> None:
     given: Any = timeout
-    with programs_started() as started, pytest.raises(ValueError, match="positive number of seconds"):
+    with record_program_starts() as started, pytest.raises(ValueError, match="positive number of seconds"):
         connection.run("true", timeout=given)
     assert started == []
 
@@ -551,10 +559,10 @@ def test_a_background_child_does_not_keep_the_call(host: LocalSshd, connection: 
     result = connection.run("sleep 1017 & echo $!")
     assert time.monotonic() - begun < 5
     pid = int(result.stdout)
-    assert running(host, "sleep 1017") == [pid]
+    assert find_host_pids(host, "sleep 1017") == [pid]
 
     assert connection.run(f"kill {pid}; echo gone").stdout == "gone\n"
-    assert running(host, "sleep 1017") == []
+    assert find_host_pids(host, "sleep 1017") == []
 
 
 def test_a_background_child_that_goes_on_printing_does_not_mix_into_other_commands(
@@ -572,7 +580,7 @@ def test_many_abandoned_children_do_not_use_up_the_sessions(host: LocalSshd, con
         for _ in range(12):
             assert connection.run("sleep 1018 & echo up", timeout=5).stdout == "up\n"
     finally:
-        for pid in running(host, "sleep 1018"):
+        for pid in find_host_pids(host, "sleep 1018"):
             os.kill(pid, signal.SIGKILL)
 
 
@@ -583,13 +591,13 @@ def test_a_link_that_is_reset_is_an_error_at_once(host: LocalSshd, tmp_path: Pat
     with Relay(host.port) as relay:
         config = write_config(tmp_path / "config", host.config(port=relay.port))
         with Connection(host.host, config_file=config) as connection:
-            command = InBackground(connection, "echo up; sleep 1021")
-            command.printed(b"up")
+            command = BackgroundCommand(connection, "echo up; sleep 1021")
+            command.wait_output(b"up")
             relay.drop()
             with pytest.raises(ConnectionLostError, match="sleep 1021") as caught:
                 command.join(3)
             assert caught.value.started is True
-            eventually(lambda: not running(host, "sleep 1021"), "the host has ended the command", 8)
+            assert_eventually(lambda: not find_host_pids(host, "sleep 1021"), "the host has ended the command", 8)
             assert connection.run("echo back").stdout == "back\n"
 
 
@@ -598,15 +606,15 @@ def test_the_interval_after_which_a_cut_cable_is_noticed_can_be_set(host: LocalS
         config = write_config(tmp_path / "config", host.config(port=relay.port))
         options = {"ServerAliveInterval": "1", "ServerAliveCountMax": "1"}
         with Connection(host.host, config_file=config, options=options) as connection:
-            command = InBackground(connection, "echo up; sleep 1023")
-            command.printed(b"up")
+            command = BackgroundCommand(connection, "echo up; sleep 1023")
+            command.wait_output(b"up")
             relay.cut()
             with pytest.raises(ConnectionLostError, match="not responding"):
                 command.join(5)
             relay.restore()
             relay.drop()
             assert connection.run("echo back").stdout == "back\n"
-    eventually(lambda: not running(host, "sleep 1023"), "the host has ended the command", 8)
+    assert_eventually(lambda: not find_host_pids(host, "sleep 1023"), "the host has ended the command", 8)
 
 
 def test_a_slow_link_changes_nothing(host: LocalSshd, tmp_path: Path) -> None:
@@ -622,8 +630,8 @@ def test_a_slow_link_changes_nothing(host: LocalSshd, tmp_path: Path) -> None:
 def test_a_host_that_is_killed_in_the_middle_of_a_command(make_sshd: MakeSshd) -> None:
     server = make_sshd()
     with Connection(server.host, **server.connection_kwargs, connect_timeout=5) as connection:
-        command = InBackground(connection, "echo up; sleep 1024")
-        command.printed(b"up")
+        command = BackgroundCommand(connection, "echo up; sleep 1024")
+        command.wait_output(b"up")
         server.stop()
         with pytest.raises(ConnectionLostError):
             command.join(5)
@@ -636,14 +644,14 @@ def test_a_lost_link_leaves_nothing_of_the_connection_here(host: LocalSshd) -> N
     directory = Path(tempfile.gettempdir())
     before = set(directory.glob("lazycluster-m-*"))
     connection = Connection(host.host, **host.connection_kwargs)
-    command = InBackground(connection, "echo up; sleep 1025")
-    command.printed(b"up")
-    os.kill(pid_of(connection), signal.SIGKILL)
+    command = BackgroundCommand(connection, "echo up; sleep 1025")
+    command.wait_output(b"up")
+    os.kill(master_pid_of(connection), signal.SIGKILL)
     with pytest.raises(ConnectionLostError):
         command.join(5)
     connection.close()
     assert set(directory.glob("lazycluster-m-*")) == before
-    eventually(lambda: not running(host, "sleep 1025"), "the host has ended the command", 8)
+    assert_eventually(lambda: not find_host_pids(host, "sleep 1025"), "the host has ended the command", 8)
 
 
 # Noise ---------------------------------------------------------------------------------------------------------------
@@ -663,7 +671,7 @@ QUIET = {
 
 
 @pytest.fixture(scope="module")
-def noisy(needs_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
+def noisy(require_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
     with LocalSshd(shell="bash", environment={"TMPDIR": str(run_directory)}) as server:
         yield server
 
@@ -703,22 +711,22 @@ def test_a_start_up_file_that_ends_the_shell_is_no_success_of_the_command(
 
 def test_a_host_that_forces_another_command(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"ForceCommand": "echo only this"})
-    before = dials(server)
+    before = count_connections(server)
     with Connection(server.host, **server.connection_kwargs) as connection:
         with pytest.raises(LoginShellError, match="only this"):
             connection.run("true")
-        assert dials(server) == before + 1
-    becomes_idle(server)
+        assert count_connections(server) == before + 1
+    assert_becomes_idle(server)
 
 
 # Has waited since the beginning --------------------------------------------------------------------------------------
 
 
-def test_a_cut_cable_is_noticed_by_ssh(cut_cable: tuple[float, InBackground]) -> None:
+def test_a_cut_cable_is_noticed_by_ssh(cut_cable: tuple[float, BackgroundCommand]) -> None:
     begun, command = cut_cable
     with pytest.raises(ConnectionLostError, match="not responding") as caught:
         command.join(max(1.0, begun + 30 - time.monotonic()))
     # By ServerAlive after 20 s, in whole seconds, each late one being one more; TCP itself would take minutes.
-    assert 10 < command.ended - begun < 30
+    assert 10 < command.end_time - begun < 30
     assert caught.value.started is True
     assert "sleep 1022" in str(caught.value)

@@ -22,9 +22,9 @@ import pytest
 
 from lazycluster._doctor import Finding, Verdict, examine
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.ports import free_port
-from tests.real.clients import becomes_idle, eventually
-from tests.real.observed import bare_host, lacking
+from tests.ports import reserve_free_port
+from tests.real.clients import assert_becomes_idle, assert_eventually
+from tests.real.observed import options_without_python, skip_or_fail
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd
@@ -60,7 +60,7 @@ def examined(host: str, config_file: Path, *, connect_timeout: float = 10.0) -> 
 def at(server: LocalSshd) -> dict[str, Finding]:
     """Examine a server, and see that it is left as it was."""
     found = examined(server.host, server.config_file)
-    becomes_idle(server)
+    assert_becomes_idle(server)
     return found
 
 
@@ -126,13 +126,13 @@ def test_findings_come_one_by_one_and_an_examination_may_end_early(sshd: LocalSs
 
     findings.close()
 
-    becomes_idle(sshd)
+    assert_becomes_idle(sshd)
 
 
 @pytest.mark.parametrize("shell", ["fish", "tcsh", "zsh"])
 def test_other_login_shells(make_sshd: MakeSshd, shell: str) -> None:
     if shutil.which(shell) is None:
-        lacking(f"there is no {shell} on this machine")
+        skip_or_fail(f"there is no {shell} on this machine")
     found = at(make_sshd(shell=shell))
 
     assert wrong(found) == {}
@@ -143,8 +143,8 @@ def test_behind_a_jump_host(sshd: LocalSshd, make_sshd: MakeSshd, tmp_path: Path
     jump = make_sshd(name="jump")
     config = write_config(tmp_path / "config", jump, sshd.config(name="far") + "    ProxyJump jump\n")
     found = examined("far", config)
-    becomes_idle(sshd)
-    becomes_idle(jump)
+    assert_becomes_idle(sshd)
+    assert_becomes_idle(jump)
 
     assert wrong(found) == {}
     assert found["jump host"].verdict is Verdict.OK
@@ -164,7 +164,7 @@ def test_a_name_that_does_not_resolve(tmp_path: Path) -> None:
 
 
 def test_a_dead_port(sshd: LocalSshd, tmp_path: Path) -> None:
-    port = free_port()
+    port = reserve_free_port()
     finding = assert_ends_at(examined(sshd.host, rewritten(sshd, tmp_path, Port=str(port))), "port")
 
     assert "Connection refused" in finding.found
@@ -186,7 +186,7 @@ def test_a_port_that_says_nothing_takes_no_longer_than_the_time_to_connect(sshd:
 
 
 def test_a_jump_host_that_is_down(sshd: LocalSshd, tmp_path: Path) -> None:
-    port = free_port()
+    port = reserve_free_port()
     down = sshd.config(name="jump", port=port)
     config = write_config(tmp_path / "config", down, sshd.config(name="far") + "    ProxyJump jump\n")
     finding = assert_ends_at(examined("far", config), "jump host")
@@ -208,7 +208,7 @@ def test_a_host_that_its_jump_host_cannot_reach(
 
     assert found["jump host"].verdict is Verdict.OK
     assert words in assert_ends_at(found, check).found
-    becomes_idle(jump)
+    assert_becomes_idle(jump)
 
 
 def test_an_unknown_host_key(sshd: LocalSshd, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_no_sftp_subsystem(make_sshd: MakeSshd) -> None:
 
 @pytest.mark.parametrize(("program", "way"), [("scp", "scp -O"), ("tar", "tar")])
 def test_a_program_is_missing(make_sshd: MakeSshd, tmp_path: Path, program: str, way: str) -> None:
-    options = bare_host(tmp_path, {"python3": Path(sys.executable).resolve()})
+    options = options_without_python(tmp_path, {"python3": Path(sys.executable).resolve()})
     (tmp_path / "bin" / program).unlink()
     found = at(make_sshd(options=options))
 
@@ -352,12 +352,12 @@ def test_a_program_is_missing(make_sshd: MakeSshd, tmp_path: Path, program: str,
 
 def test_start_up_files_that_print_and_take_their_time(make_sshd: MakeSshd) -> None:
     if shutil.which("bash") is None:
-        lacking("there is no bash on this machine")
+        skip_or_fail("there is no bash on this machine")
     server = make_sshd(shell="bash")
     (server.home / ".bashrc").write_text("printf 'welcome \\033[31mback\\n'\nsleep 0.3\n")
     found = at(server)
     if "welcome" not in found["login shell"].found:
-        lacking("this bash reads no start-up file below sshd")
+        skip_or_fail("this bash reads no start-up file below sshd")
 
     assert wrong(found) == {"login shell": "warning", "files": "failed"}
     assert r"print 'welcome \x1b[31mback'" in found["login shell"].found
@@ -386,11 +386,11 @@ def test_a_shell_that_hangs(make_sshd: MakeSshd) -> None:
     assert wrong(found) == {"login shell": "failed"}
     assert "`true` did not end within 4 s" in found["login shell"].found
     assert len(server.log.split("Starting session: ")) == 2  # one, and no more that hang
-    eventually(lambda: server.connections() <= 1, "the connections are closed")
+    assert_eventually(lambda: server.connections() <= 1, "the connections are closed")
 
 
 def test_no_python_on_the_path(make_sshd: MakeSshd, tmp_path: Path) -> None:
-    server = make_sshd(options=bare_host(tmp_path, {}))
+    server = make_sshd(options=options_without_python(tmp_path, {}))
     conda = tmp_path / "bare-home" / "miniconda3" / "bin"
     conda.mkdir(parents=True)
     (conda / "python3").symlink_to(Path(sys.executable).resolve())
@@ -407,7 +407,7 @@ def test_no_python_on_the_path(make_sshd: MakeSshd, tmp_path: Path) -> None:
 
 def test_a_python_of_another_version(make_sshd: MakeSshd, tmp_path: Path) -> None:
     fake = "#!/bin/sh\necho cpython 3.7.1\n"
-    found = at(make_sshd(options=bare_host(tmp_path, {"python3": fake})))
+    found = at(make_sshd(options=options_without_python(tmp_path, {"python3": fake})))
 
     assert found["python3"].verdict is Verdict.WARNING
     assert "3.7.1" in found["python3"].found
@@ -426,7 +426,7 @@ def test_a_port_that_is_taken_on_the_host_is_no_finding(sshd: LocalSshd, monkeyp
     with socket.socket() as bound, socket.socket(socket.AF_INET6) as too:
         bound.bind(("127.0.0.1", 0))
         too.bind(("::1", bound.getsockname()[1]))
-        ports = iter([bound.getsockname()[1], bound.getsockname()[1], free_port()])
+        ports = iter([bound.getsockname()[1], bound.getsockname()[1], reserve_free_port()])
         monkeypatch.setattr(secrets, "choice", lambda _ports: next(ports))
         found = at(sshd)
 
@@ -440,7 +440,7 @@ def test_a_slow_link(sshd: LocalSshd, tmp_path: Path) -> None:
 
     assert wrong(found) == {"round trip": "warning"}
     assert "start-up files take" in found["login shell"].found
-    becomes_idle(sshd)
+    assert_becomes_idle(sshd)
 
 
 # The command line ----------------------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ def test_doctor_in_a_pipe(sshd: LocalSshd) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "\x1b" not in ended.stdout
     assert [line[9:29].strip() for line in ended.stdout.splitlines()] == ALL
-    becomes_idle(sshd)
+    assert_becomes_idle(sshd)
 
 
 def test_doctor_of_a_host_that_is_not_there(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ def test_ctrl_c_leaves_nothing(make_sshd: MakeSshd) -> None:
 
     assert process.returncode == 130, (stdout, stderr)
     assert "Traceback" not in stderr
-    becomes_idle(server)
+    assert_becomes_idle(server)
 
 
 def test_ctrl_c_ends_a_log_in_that_gets_no_answer(sshd: LocalSshd, tmp_path: Path) -> None:
@@ -534,7 +534,9 @@ def test_ctrl_c_ends_a_log_in_that_gets_no_answer(sshd: LocalSshd, tmp_path: Pat
         with subprocess.Popen(
             (*argv, "--connect-timeout", "60"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
-            eventually(lambda: any("LogLevel=DEBUG1" in line for line in processes_with(str(config))), "ssh dials", 20)
+            assert_eventually(
+                lambda: any("LogLevel=DEBUG1" in line for line in processes_with(str(config))), "ssh dials", 20
+            )
             begun = time.monotonic()
             process.send_signal(signal.SIGINT)
             _, stderr = process.communicate(timeout=30)
@@ -554,7 +556,7 @@ def test_info(sshd: LocalSshd) -> None:
     facts = json.loads(of_programs.stdout)
     assert facts["memory"] > 0
     assert facts["gpus"] is not None
-    becomes_idle(sshd)
+    assert_becomes_idle(sshd)
 
 
 def test_info_of_a_host_that_is_not_there(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import pexpect
 import pytest
 
 from lazycluster import Connection, Runtime, RuntimeTask, TaskExecutionError
-from lazycluster._explain import closing, explain, opening
-from lazycluster._functions.serialize import dump
-from lazycluster._functions.standalone import file_by_hand
+from lazycluster._explain import explain_steps, setup_blocks, teardown_block
+from lazycluster._functions.serialize import serialize_call
+from lazycluster._functions.standalone import render_standalone_file
 from lazycluster._ssh.destination import Destination
 from lazycluster.testing import LocalSshd
-from tests.real.clients import eventually
-from tests.real.observed import lacking
+from tests.real.clients import assert_eventually
+from tests.real.observed import skip_or_fail
 from tests.real.test_commands import TEXTS
 from tests.real.test_files import NAMES, described, file, tree
 
@@ -35,7 +35,7 @@ def shell(request: pytest.FixtureRequest) -> str:
     """Return a shell that runs the lines here."""
     name: str = request.param
     if shutil.which(name) is None:
-        lacking(f"there is no {name} on this machine")
+        skip_or_fail(f"there is no {name} on this machine")
     return name
 
 
@@ -57,8 +57,8 @@ def here(tmp_path: Path) -> Path:
 
 def lines_for(host: LocalSshd, task: RuntimeTask, working_dir: str | None = None, **keywords: object) -> str:
     to = Destination(host.host, config_file=host.config_file)
-    steps = explain(task.steps, to, working_dir, is_directory=Path.is_dir, **keywords)  # type: ignore[arg-type]
-    return "".join(f"{block}\n\n" for block in (*opening(to, working_dir), *steps, closing()))
+    steps = explain_steps(task.steps, to, working_dir, is_directory=Path.is_dir, **keywords)  # type: ignore[arg-type]
+    return "".join(f"{block}\n\n" for block in (*setup_blocks(to, working_dir), *steps, teardown_block()))
 
 
 def run(shell: str, text: str, directory: Path) -> subprocess.CompletedProcess[bytes]:
@@ -99,7 +99,7 @@ def test_commands(host: LocalSshd, here: Path, shell: str, working_dir: str | No
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode() == "".join(result.output.stdout for result in expected.results)
     assert done.stderr.decode() == "".join(result.output.stderr for result in expected.results)
-    eventually(lambda: host.connections() == 0, "the connection is closed")
+    assert_eventually(lambda: host.connections() == 0, "the connection is closed")
 
 
 def test_the_step_that_fails_is_the_last_one_and_gives_its_status(host: LocalSshd, here: Path, shell: str) -> None:
@@ -111,16 +111,16 @@ def test_the_step_that_fails_is_the_last_one_and_gives_its_status(host: LocalSsh
         by_library(host, task)
     assert (done.returncode, done.stdout) == (37, b"begun\n")
     assert list(host.home.iterdir()) == []
-    eventually(lambda: host.connections() == 0, "the connection is closed after a failure, too")
+    assert_eventually(lambda: host.connections() == 0, "the connection is closed after a failure, too")
 
 
 def test_a_connection_that_cannot_be_made_is_told_once_and_nothing_is_run(
     here: Path, shell: str, host: LocalSshd
 ) -> None:
     to = Destination("no-such-host.invalid", config_file=host.config_file)
-    steps = explain(RuntimeTask().run_command("x").steps, to, is_directory=Path.is_dir)
+    steps = explain_steps(RuntimeTask().run_command("x").steps, to, is_directory=Path.is_dir)
 
-    done = run(shell, "\n".join(map(str, (*opening(to, None), *steps, closing()))), here)
+    done = run(shell, "\n".join(map(str, (*setup_blocks(to, None), *steps, teardown_block()))), here)
 
     assert done.returncode == 255
     assert len(done.stderr.splitlines()) == 1
@@ -129,7 +129,7 @@ def test_a_connection_that_cannot_be_made_is_told_once_and_nothing_is_run(
 @pytest.mark.parametrize("account", ["fish", "tcsh", "zsh", "bash"])
 def test_whatever_the_login_shell_is(make_sshd: object, here: Path, account: str) -> None:
     if shutil.which(account) is None:
-        lacking(f"there is no {account} on this machine")
+        skip_or_fail(f"there is no {account} on this machine")
     server = make_sshd(shell=account)  # type: ignore[operator]
     task = RuntimeTask()
     for text in COMMANDS:
@@ -257,7 +257,7 @@ def test_functions(host: LocalSshd, here: Path, shell: str) -> None:
     task = RuntimeTask().run_function(double, 21).run_function(fail).run_command("touch never")
     payloads = {index: here / f"it's {index}.py" for index in (0, 1)}
     for index, function in enumerate((lambda: double(21), fail)):
-        payloads[index].write_text(file_by_hand(dump(function)))
+        payloads[index].write_text(render_standalone_file(serialize_call(function)))
 
     done = run(shell, lines_for(host, task, "~/a work dir", payloads=payloads), here)
 
@@ -288,7 +288,7 @@ def test_a_script_does_not_leave_out_a_function_in_silence(host: LocalSshd, here
 @pytest.mark.parametrize("bracketed", [True, False], ids=["as one paste", "as if typed"])
 def test_pasted_into_a_terminal(host: LocalSshd, here: Path, argv: tuple[str, ...], bracketed: bool) -> None:
     if shutil.which(argv[0]) is None:
-        lacking(f"there is no {argv[0]} on this machine")
+        skip_or_fail(f"there is no {argv[0]} on this machine")
     odd = file(here / "what! a 'fi\nle' `id` $HOME \t;x")
     task = RuntimeTask().run_command("false; echo 'it!works' > here; touch second # it's; touch oops").send_file(odd)
     task.run_command("exit 3").run_command("echo it goes on").get_file("here", here / "back")
@@ -313,7 +313,7 @@ def test_pasted_into_a_terminal(host: LocalSshd, here: Path, argv: tuple[str, ..
     assert sorted(path.name for path in (host.home / "work! dir").iterdir()) == sorted(["here", "second", odd.name])
     assert (here / "back").read_text() == "it!works\n"
     assert sorted(path.name for path in here.iterdir() if path.name != "history") == ["back", odd.name]
-    eventually(lambda: host.connections() == 0, "the connection is closed")
+    assert_eventually(lambda: host.connections() == 0, "the connection is closed")
 
 
 def _pieces(text: str) -> list[str]:

@@ -30,18 +30,18 @@ from lazycluster import (
 from lazycluster._model.watch import Watch
 from lazycluster._transports.interface import Transport
 from lazycluster.testing import LocalSshd
-from lazycluster.testing.processes import children
-from tests.real.clients import Program, eventually, in_parallel
+from lazycluster.testing.processes import child_pids
+from tests.real.clients import ClientProgram, assert_eventually, call_in_parallel
 from tests.real.observed import (
+    assert_no_leaks,
     command_line,
-    lacking,
-    leaves_nothing,
-    programs_started,
-    read_only,
-    relayed,
-    sessions_opened,
-    small_disk,
-    write_program,
+    count_sessions,
+    mounted_small_disk,
+    read_only_directory,
+    record_program_starts,
+    running_relay,
+    skip_or_fail,
+    write_script,
 )
 
 if TYPE_CHECKING:
@@ -445,7 +445,7 @@ def test_a_directory_in_which_one_may_not_write(connection: Connection, here: Pa
     if kind == "file":
         file(target / "name", "old")
 
-    with read_only(target):
+    with read_only_directory(target):
         with pytest.raises(TransferError, match="cannot write in the directory") as sending:
             connection.put(source, str(target))
         with pytest.raises(TransferError, match=r"Read-only file system|Permission denied") as fetching:
@@ -461,7 +461,7 @@ def test_a_directory_in_which_one_may_not_write(connection: Connection, here: Pa
 def test_a_full_disk_leaves_the_old_file(
     connection: Connection, here: Path, there: Path, kind: str, action: str
 ) -> None:
-    with small_disk(there / "disk") as disk:
+    with mounted_small_disk(there / "disk") as disk:
         source = here / "big"
         if kind == "tree":
             source.mkdir()
@@ -557,7 +557,7 @@ def test_a_link_that_breaks_in_the_middle_leaves_the_old_file(
     sshd: LocalSshd, here: Path, there: Path, tmp_path: Path, kind: str, action: str, resident: bool
 ) -> None:
     interrupted = Interrupted(kind, action, here, there)
-    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords):
+    with assert_no_leaks(sshd), running_relay(sshd, tmp_path) as (relay, keywords):
         relay.delay = 0.02
         with reached(sshd, resident, **keywords) as connection:
             error = interrupted(connection, relay.drop)
@@ -565,7 +565,7 @@ def test_a_link_that_breaks_in_the_middle_leaves_the_old_file(
             assert isinstance(error, TransferError)
             assert (error.action, error.host) == (action, "local")
             assert str(interrupted.source) in error.path
-            eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
+            assert_eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
 
             relay.delay = 0
             interrupted.transfer(connection, lambda _done, _total: None)
@@ -580,7 +580,7 @@ def test_a_host_that_dies_in_the_middle_leaves_the_old_file(
     server = make_sshd()
     interrupted = Interrupted(kind, action, here, there)
     with (
-        relayed(server, tmp_path) as (relay, keywords),
+        running_relay(server, tmp_path) as (relay, keywords),
         reached(server, resident, connect_timeout=5, **keywords) as connection,
     ):
         relay.delay = 0.02
@@ -599,17 +599,17 @@ def test_an_scp_that_is_killed_leaves_the_old_file(
     interrupted = Interrupted("file", action, here, there)
 
     def kill() -> None:
-        [scp] = [pid for pid in children(os.getpid()) if command_line(pid).startswith("scp ")]
+        [scp] = [pid for pid in child_pids(os.getpid()) if command_line(pid).startswith("scp ")]
         os.kill(scp, signal.SIGKILL)
 
-    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords):
+    with assert_no_leaks(sshd), running_relay(sshd, tmp_path) as (relay, keywords):
         relay.delay = 0.02
         with Connection(sshd.host, **keywords) as connection:
             error = interrupted(connection, kill)
 
             assert isinstance(error, TransferError)
             assert "SIGKILL" in error.reason or "-9" in error.reason
-            eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
+            assert_eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
 
 
 @pytest.mark.parametrize(("kind", "resident"), KINDS)
@@ -619,8 +619,8 @@ def test_a_transfer_that_is_stopped_leaves_the_old_file(
 ) -> None:
     interrupted = Interrupted(kind, action, here, there)
     with (
-        leaves_nothing(sshd),
-        relayed(sshd, tmp_path) as (relay, keywords),
+        assert_no_leaks(sshd),
+        running_relay(sshd, tmp_path) as (relay, keywords),
         Runtime(sshd.host, resident=resident, **keywords) as runtime,
     ):
         relay.delay = 0.1
@@ -630,13 +630,13 @@ def test_a_transfer_that_is_stopped_leaves_the_old_file(
         else:
             task.get_file(str(interrupted.source), interrupted.old.parent)
         runtime.execute_task(task.run_command("touch never"))
-        eventually(lambda: bool(interrupted.temporary), "some of it is there")
+        assert_eventually(lambda: bool(interrupted.temporary), "some of it is there")
         [key] = runtime.get_processes()
         runtime.stop_process(key)
 
         assert runtime.get_process(key).exitcode == -signal.SIGTERM
         relay.delay = 0
-        eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
+        assert_eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
         with pytest.raises(TaskExecutionError, match="was stopped before it ended"):
             task.join()
         assert len(task.results) == 1
@@ -678,7 +678,7 @@ def test_a_host_cannot_write_outside_of_the_target(
             archive.addfile(info, io.BytesIO(b"evil"))
     programs = tmp_path / "programs"
     programs.mkdir()
-    write_program(programs / "tar", f"exec cat {tmp_path}/evil.tar\n")
+    write_script(programs / "tar", f"exec cat {tmp_path}/evil.tar\n")
     server = make_sshd(environment={"PATH": f"{programs}:{os.environ['PATH']}"})
 
     with (
@@ -700,7 +700,7 @@ def test_a_stream_that_is_cut_short_is_not_taken_for_a_tree(
 ) -> None:
     programs = tmp_path / "programs"
     programs.mkdir()
-    write_program(programs / "tar", f"/bin/tar -cf - . | head -c {cut}\n")
+    write_script(programs / "tar", f"/bin/tar -cf - . | head -c {cut}\n")
     server = make_sshd(environment={"PATH": f"{programs}:{os.environ['PATH']}"})
     file(there / "file")
 
@@ -732,7 +732,7 @@ def round_trip(connection: Connection, here: Path, there: Path) -> None:
 @pytest.mark.parametrize("subsystem", ["other /bin/true", "sftp /no/such/sftp-server"])
 def test_a_host_without_sftp(make_sshd: MakeSshd, here: Path, there: Path, subsystem: str) -> None:
     server = make_sshd(options={"Subsystem": subsystem})
-    with leaves_nothing(server), Connection(server.host, **server.connection_kwargs) as connection:
+    with assert_no_leaks(server), Connection(server.host, **server.connection_kwargs) as connection:
         round_trip(connection, here, there)
         with pytest.raises(TransferError, match="no such directory"):
             connection.put(here / "a: 'file'", f"{there}/no/such")
@@ -742,11 +742,11 @@ def test_a_host_without_sftp(make_sshd: MakeSshd, here: Path, there: Path, subsy
 def test_a_login_shell_of_any_kind(make_sshd: MakeSshd, here: Path, there: Path, shell: str | tuple[str, str]) -> None:
     program = shell if isinstance(shell, str) else shell[0]
     if shutil.which(program) is None:
-        lacking(f"there is no {program} on this machine")
+        skip_or_fail(f"there is no {program} on this machine")
     server = make_sshd(shell=shell)
     with Connection(server.host, **server.connection_kwargs) as connection:
         connection.run("true")  # fish makes files in the home at its first start
-    with leaves_nothing(server), Connection(server.host, **server.connection_kwargs) as connection:
+    with assert_no_leaks(server), Connection(server.host, **server.connection_kwargs) as connection:
         round_trip(connection, here, there)
 
 
@@ -754,7 +754,7 @@ def test_a_host_that_allows_one_session_at_a_time(make_sshd: MakeSshd, here: Pat
     server = make_sshd(options={"MaxSessions": "1"})
     with Connection(server.host, **server.connection_kwargs) as connection:
         round_trip(connection, here, there)
-        in_parallel([functools.partial(connection.put, here / "back", f"{there}/{number}") for number in range(3)])
+        call_in_parallel([functools.partial(connection.put, here / "back", f"{there}/{number}") for number in range(3)])
         assert all(described(there / str(number)) == described(here / "back") for number in range(3))
 
 
@@ -788,16 +788,16 @@ def test_a_file_takes_one_scp_and_a_tree_one_session(make_sshd: MakeSshd, here: 
             (connection.put, many, there),
             (connection.get, there / "many", here / "back"),
         ):
-            before = sessions_opened(server)
-            with programs_started() as programs:
+            before = count_sessions(server)
+            with record_program_starts() as programs:
                 transfer(str(source), str(target))
             assert [argv[0] for argv in programs] == ["ssh"]
-            assert sessions_opened(server) == before + 1
+            assert count_sessions(server) == before + 1
         for transfer, source, target in (
             (connection.put, many / "file 1", there),
             (connection.get, there / "file 1", here),
         ):
-            with programs_started() as programs:
+            with record_program_starts() as programs:
                 transfer(str(source), str(target))
             assert [argv[0] for argv in programs].count("scp") == 1
             assert {argv[0] for argv in programs} == {"ssh", "scp"}
@@ -828,11 +828,11 @@ def test_nothing_but_openssh_is_executed(sshd: LocalSshd, here: Path, there: Pat
     """Traced by the kernel: the manager, the ssh and scp that it starts, and what these start."""
     strace = shutil.which("strace")
     if strace is None:
-        lacking("there is no strace on this machine")
+        skip_or_fail("there is no strace on this machine")
     trace = tmp_path / "trace"
     prefix = (strace, "-f", "-qq", "-e", "trace=execve", "-o", str(trace))
-    with Program(transfers(here, there), server=sshd, prefix=prefix) as program:
-        assert program.finish(60) == (0, "done\n", "")
+    with ClientProgram(transfers(here, there), server=sshd, prefix=prefix) as program:
+        assert program.wait(60) == (0, "done\n", "")
 
     calls = [line.split("execve(", 1)[1] for line in trace.read_text().splitlines() if "execve(" in line]
     programs = [call.split('"')[1] for call in calls if call.endswith("= 0")]
@@ -855,14 +855,17 @@ def test_neither_a_shell_nor_other_programs_are_needed_here(
         prefix = (str(shutil.which("unshare")), "-m", str(shutil.which("busybox") or "/bin/sh"), "sh", "-c", hide, "sh")
         environment["PATH"] += ":/usr/bin:/bin:/usr/sbin"
 
-    with Program(transfers(here, there), server=sshd, environment=environment, prefix=prefix) as program:
-        assert program.finish(60) == (0, "done\n", "")
+    with ClientProgram(transfers(here, there), server=sshd, environment=environment, prefix=prefix) as program:
+        assert program.wait(60) == (0, "done\n", "")
 
 
 def test_no_process_of_this_program_is_anything_but_ssh_and_scp(
     sshd: LocalSshd, here: Path, there: Path, resident: bool
 ) -> None:
-    with programs_started() as programs, Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
+    with (
+        record_program_starts() as programs,
+        Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime,
+    ):
         task = RuntimeTask().send_file(file(here / "file")).send_file(tree(here / "tree")).run_command("ls")
         task.get_file("file", there).get_file("tree", there).run_function(os.getcwd)
         runtime.execute_task(task, execute_async=False)
@@ -926,8 +929,8 @@ def test_a_progress_bar_is_shown_on_a_terminal_with_debug(sshd: LocalSshd, here:
     """
     ours, theirs = pty.openpty()
     try:
-        with Program(text.format(terminal=os.ttyname(theirs)), server=sshd) as program:
-            assert program.finish(60)[0] == 0
+        with ClientProgram(text.format(terminal=os.ttyname(theirs)), server=sshd) as program:
+            assert program.wait(60)[0] == 0
         os.set_blocking(ours, False)
         shown = os.read(ours, 1 << 20).decode()
     finally:

@@ -37,21 +37,21 @@ from lazycluster import (
     SupervisorError,
     TaskExecutionError,
 )
-from lazycluster._functions.bootstrap import program
-from lazycluster._functions.serialize import dump
+from lazycluster._functions.bootstrap import build_call_program
+from lazycluster._functions.serialize import serialize_call
 from lazycluster.testing import LocalSshd
-from tests.real.clients import eventually, in_parallel
+from tests.real.clients import assert_eventually, call_in_parallel
 from tests.real.observed import (
-    bare_host,
+    assert_no_leaks,
     command_line,
-    lacking,
-    leaves_nothing,
-    programs_started,
-    relayed,
-    second_python,
-    sessions_opened,
-    unique,
-    write_program,
+    count_sessions,
+    options_without_python,
+    record_program_starts,
+    require_other_python,
+    running_relay,
+    skip_or_fail,
+    unique_sleep_seconds,
+    write_script,
 )
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def test_the_registry_of_cloudpickle_stays_as_it_was(runtime: Runtime) -> None:
 
 
 def test_several_at_once(runtime: Runtime) -> None:
-    results = in_parallel([functools.partial(runtime.call, operator.mul, number, number) for number in range(12)])
+    results = call_in_parallel([functools.partial(runtime.call, operator.mul, number, number) for number in range(12)])
 
     assert results == [number * number for number in range(12)]
 
@@ -331,7 +331,7 @@ def test_what_it_prints_is_seen_while_it_runs(
         shown += capsys.readouterr().out
         return "waiting\n" in shown
 
-    eventually(printed, "it is shown")
+    assert_eventually(printed, "it is shown")
     assert task.process is not None
     assert task.process.is_alive()
     seen.touch()
@@ -483,7 +483,7 @@ def test_the_death_of_its_process_is_named(runtime: Runtime, function: Callable[
 
 
 def test_what_cannot_be_sent_is_refused_before_anything_is(sshd: LocalSshd, runtime: Runtime) -> None:
-    before = sessions_opened(sshd)
+    before = count_sessions(sshd)
 
     with pytest.raises(FunctionNotSerializableError, match="inside the function") as caught:
         runtime.call(closure_over(threading.Lock()))
@@ -491,7 +491,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(sshd: LocalSshd, runt
         run(runtime, closure_over(threading.Lock()))
 
     assert "lock" in caught.value.reason
-    assert sessions_opened(sshd) == before
+    assert count_sessions(sshd) == before
     with pytest.raises(ValueError, match="a function is needed"):
         RuntimeTask().run_function(None)  # type: ignore[arg-type]  # the mistake that is tested
 
@@ -528,7 +528,7 @@ def test_a_hundred_megabytes_there_and_back_in_bounded_memory(sshd: LocalSshd, t
     """The result goes to a file as it comes; what is sent is held as an object, a pickle and a request at most."""
     (tmp_path / "big.py").write_text(_BIG)
     argv = (sys.executable, str(tmp_path / "big.py"), sshd.host, str(sshd.config_file), str(resident))
-    with leaves_nothing(sshd):
+    with assert_no_leaks(sshd):
         ended = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
 
     assert ended.stderr == ""
@@ -544,18 +544,18 @@ def test_a_hundred_megabytes_there_and_back_in_bounded_memory(sshd: LocalSshd, t
 def test_what_a_function_takes_here(sshd: LocalSshd, runtime: Runtime, resident: bool) -> None:
     """Nothing where a supervisor is there already; else one process and one session."""
     runtime.call(int)
-    before = sessions_opened(sshd)
-    with programs_started() as programs:
+    before = count_sessions(sshd)
+    with record_program_starts() as programs:
         runtime.call(int)
     assert [argv[0] for argv in programs] == ([] if resident else ["ssh"])
-    assert sessions_opened(sshd) == before + (0 if resident else 1)
+    assert count_sessions(sshd) == before + (0 if resident else 1)
 
 
 def test_another_minor_version_is_refused_before_the_function_is_sent(
     make_sshd: MakeSshd, tmp_path: Path, resident: bool
 ) -> None:
-    other = second_python()
-    server = make_sshd(options=bare_host(tmp_path, {"python3": other}))
+    other = require_other_python()
+    server = make_sshd(options=options_without_python(tmp_path, {"python3": other}))
     with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         version = runtime.python_version
         assert not version.startswith(f"{HERE}.")
@@ -572,7 +572,9 @@ def test_another_minor_version_is_refused_before_the_function_is_sent(
 
 
 def test_the_python_of_the_same_minor_version_is_preferred(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
-    options = bare_host(tmp_path, {"python3": second_python(), f"python{HERE}": Path(sys.executable).resolve()})
+    options = options_without_python(
+        tmp_path, {"python3": require_other_python(), f"python{HERE}": Path(sys.executable).resolve()}
+    )
     server = make_sshd(options=options)
     with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.call(lambda: sys.version) == sys.version
@@ -580,13 +582,13 @@ def test_the_python_of_the_same_minor_version_is_preferred(make_sshd: MakeSshd, 
 
 
 def test_python3_is_taken_where_there_is_no_other_name(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
-    server = make_sshd(options=bare_host(tmp_path, {"python3": Path(sys.executable).resolve()}))
+    server = make_sshd(options=options_without_python(tmp_path, {"python3": Path(sys.executable).resolve()}))
     with Runtime(server.host, resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.call(lambda: sys.version) == sys.version
 
 
 def test_a_host_without_python_runs_commands_all_the_same(make_sshd: MakeSshd, tmp_path: Path) -> None:
-    server = make_sshd(options=bare_host(tmp_path, {}))
+    server = make_sshd(options=options_without_python(tmp_path, {}))
     with Runtime(server.host, resident=False, **server.connection_kwargs) as runtime:
         assert runtime.python_version == ""
         assert not runtime.is_valid_runtime()
@@ -602,8 +604,8 @@ def test_a_host_without_python_runs_commands_all_the_same(make_sshd: MakeSshd, t
 def test_a_host_without_python_has_no_supervisor_and_says_what_there_is_instead(
     make_sshd: MakeSshd, tmp_path: Path
 ) -> None:
-    server = make_sshd(options=bare_host(tmp_path, {}))
-    with leaves_nothing(server), pytest.raises(InvalidRuntimeError, match=r"resident=False") as caught:
+    server = make_sshd(options=options_without_python(tmp_path, {}))
+    with assert_no_leaks(server), pytest.raises(InvalidRuntimeError, match=r"resident=False") as caught:
         Runtime(server.host, **server.connection_kwargs)
     assert isinstance(caught.value.__cause__, PythonNotFoundError)
     assert f"looked for python{HERE} and python3" in str(caught.value)
@@ -611,13 +613,13 @@ def test_a_host_without_python_has_no_supervisor_and_says_what_there_is_instead(
 
 @pytest.mark.parametrize("where", ["{home}/my own python", "~/my own python", "known"])
 def test_a_python_that_is_named_is_taken(make_sshd: MakeSshd, tmp_path: Path, where: str, resident: bool) -> None:
-    programs: dict[str, Path | str] = {"python3": second_python()}
+    programs: dict[str, Path | str] = {"python3": require_other_python()}
     program = f'OWN=yes exec {Path(sys.executable).resolve()} "$@"\n'
     if where == "known":
         programs[where] = program
-    server = make_sshd(options=bare_host(tmp_path, programs))
+    server = make_sshd(options=options_without_python(tmp_path, programs))
     home = tmp_path / "bare-home"
-    write_program(home / "my own python", program)
+    write_script(home / "my own python", program)
 
     with Runtime(server.host, python=where.format(home=home), resident=resident, **server.connection_kwargs) as runtime:
         assert runtime.call(lambda: os.environ["OWN"]) == "yes"
@@ -631,7 +633,7 @@ def test_a_python_that_is_named_and_not_there(sshd: LocalSshd) -> None:
         with pytest.raises(PythonNotFoundError, match="looked for /no/such/python"):
             runtime.call(int)
         assert runtime.python_version == ""
-    with leaves_nothing(sshd), pytest.raises(InvalidRuntimeError, match="looked for /no/such/python") as caught:
+    with assert_no_leaks(sshd), pytest.raises(InvalidRuntimeError, match="looked for /no/such/python") as caught:
         Runtime(sshd.host, python=python, **sshd.connection_kwargs)
     assert isinstance(caught.value.__cause__, PythonNotFoundError)
 
@@ -640,10 +642,10 @@ def test_a_shim_for_a_version_that_is_not_switched_on_is_passed_over(
     make_sshd: MakeSshd, tmp_path: Path, resident: bool
 ) -> None:
     """pyenv's shims stand on the PATH for every version that is installed, and end with 127 for most of them."""
-    options = bare_host(tmp_path, {"python3": Path(sys.executable).resolve()})
+    options = options_without_python(tmp_path, {"python3": Path(sys.executable).resolve()})
     shims = tmp_path / "shims"
     shims.mkdir()
-    write_program(shims / f"python{HERE}", f"echo 'pyenv: python{HERE}: command not found' >&2\nexit 127\n")
+    write_script(shims / f"python{HERE}", f"echo 'pyenv: python{HERE}: command not found' >&2\nexit 127\n")
     launcher = tmp_path / "launch-bare"
     launcher.write_text(launcher.read_text().replace("PATH=", f"PATH={shims}:", 1))
     server = make_sshd(options=options)
@@ -655,13 +657,13 @@ def test_a_shim_for_a_version_that_is_not_switched_on_is_passed_over(
 
 def test_a_python_that_cannot_start_is_told_with_its_words(make_sshd: MakeSshd, tmp_path: Path) -> None:
     broken = "echo 'python3: error while loading shared libraries: libnone.so' >&2\nexit 1\n"
-    server = make_sshd(options=bare_host(tmp_path, {"python3": broken}))
+    server = make_sshd(options=options_without_python(tmp_path, {"python3": broken}))
     with (
         Runtime(server.host, resident=False, **server.connection_kwargs) as runtime,
         pytest.raises(RemoteFunctionError, match="ended with exit status 1") as caught,
     ):
         runtime.call(int)
-    with leaves_nothing(server), pytest.raises(InvalidRuntimeError, match="ended with exit status 1") as refused:
+    with assert_no_leaks(server), pytest.raises(InvalidRuntimeError, match="ended with exit status 1") as refused:
         Runtime(server.host, **server.connection_kwargs)
     assert isinstance(refused.value.__cause__, SupervisorError)
     for error in (caught.value, refused.value):
@@ -673,7 +675,7 @@ def test_start_up_files_that_print_and_login_shells_of_any_kind(
     make_sshd: MakeSshd, shell: str, resident: bool
 ) -> None:
     if shutil.which(shell) is None:
-        lacking(f"there is no {shell} on this machine")
+        skip_or_fail(f"there is no {shell} on this machine")
     server = make_sshd(shell=shell)
     for name in (".bashrc", ".tcshrc", ".config/fish/config.fish"):
         (server.home / name).parent.mkdir(parents=True, exist_ok=True)
@@ -690,7 +692,7 @@ def test_nothing_is_left_on_the_host(make_sshd: MakeSshd) -> None:
     server = make_sshd()
     with Connection(server.host, **server.connection_kwargs) as connection:
         connection.run("true")
-        with leaves_nothing(server):
+        with assert_no_leaks(server):
             task = RuntimeTask().run_function(tempfile.gettempdir)
             assert list(task.execute(connection).function_returns)
             with pytest.raises(TaskExecutionError):
@@ -711,17 +713,17 @@ def sleeping(server: LocalSshd, number: str) -> list[int]:
 
 
 def test_stopping_ends_the_function_with_everything_that_it_started(sshd: LocalSshd, resident: bool) -> None:
-    number = unique()
+    number = unique_sleep_seconds()
     with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         task = runtime.execute_task(RuntimeTask("endless").run_function(with_children, number))
-        eventually(lambda: len(sleeping(sshd, number)) >= 3, "it has started its children")
+        assert_eventually(lambda: len(sleeping(sshd, number)) >= 3, "it has started its children")
         [key] = runtime.get_processes()
         begun = time.monotonic()
         runtime.stop_process(key)
         took = time.monotonic() - begun
 
         assert took < 4
-        eventually(lambda: not sleeping(sshd, number), "all are gone", timeout=8)
+        assert_eventually(lambda: not sleeping(sshd, number), "all are gone", timeout=8)
         with pytest.raises(TaskExecutionError, match="was stopped before it ended"):
             task.join()
         assert runtime.get_process(key).exitcode == -signal.SIGTERM
@@ -730,42 +732,42 @@ def test_stopping_ends_the_function_with_everything_that_it_started(sshd: LocalS
 def test_a_timeout_ends_the_function_with_everything_that_it_started(
     sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazycluster._functions.session_call.program", functools.partial(program, grace=1.0))
-    number = unique()
+    monkeypatch.setattr("lazycluster._functions.session_call.program", functools.partial(build_call_program, grace=1.0))
+    number = unique_sleep_seconds()
     with Connection(sshd.host, **sshd.connection_kwargs) as connection, (tmp_path / "outcome").open("w+b") as outcome:
         connection.run("true")
         begun = time.monotonic()
         with pytest.raises(CommandTimeoutError, match="took longer than its timeout of 1 s"):
-            connection.call(dump(with_children, number, "trap '' TERM"), outcome, timeout=1)
+            connection.call(serialize_call(with_children, number, "trap '' TERM"), outcome, timeout=1)
         assert time.monotonic() - begun < 5
-        eventually(lambda: not sleeping(sshd, number), "all are gone", timeout=8)
+        assert_eventually(lambda: not sleeping(sshd, number), "all are gone", timeout=8)
 
 
 def test_a_link_that_breaks_is_told_and_ends_the_function(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
-    number = unique()
+    number = unique_sleep_seconds()
     work = str(tmp_path / "work")
     with (
-        relayed(sshd, tmp_path) as (relay, keywords),
+        running_relay(sshd, tmp_path) as (relay, keywords),
         Runtime(sshd.host, work, resident=resident, **keywords) as runtime,
     ):
         task = runtime.execute_task(RuntimeTask("cut off").run_function(with_children, number))
-        eventually(lambda: len(sleeping(sshd, number)) >= 3, "it has started its children")
+        assert_eventually(lambda: len(sleeping(sshd, number)) >= 3, "it has started its children")
         relay.drop()
         with pytest.raises(TaskExecutionError) as caught:
             task.join()
 
         assert isinstance(caught.value.__cause__, ConnectionLostError)
         assert caught.value.__cause__.started
-        eventually(lambda: not sleeping(sshd, number), "all are gone", timeout=8)
+        assert_eventually(lambda: not sleeping(sshd, number), "all are gone", timeout=8)
         assert runtime.call(os.getcwd) == work
 
 
 def test_what_the_function_leaves_in_the_background_does_not_keep_the_call_waiting(
     sshd: LocalSshd, resident: bool
 ) -> None:
-    number = unique()
+    number = unique_sleep_seconds()
     with Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         begun = time.monotonic()
         runtime.call(lambda: subprocess.Popen(("sleep", number), start_new_session=True).pid)
         assert time.monotonic() - begun < 5
-    eventually(lambda: not sleeping(sshd, number), "the end of the runtime is its end")
+    assert_eventually(lambda: not sleeping(sshd, number), "the end of the runtime is its end")

@@ -33,10 +33,10 @@ from lazycluster import (
 from lazycluster.results import CommandResult, Error
 from lazycluster.testing import LocalSshd, Relay, write_config
 from lazycluster.testing.processes import wait_until
-from tests.ports import free_port
+from tests.ports import reserve_free_port
 from tests.real import observed
-from tests.real.clients import dials, eventually, log_ins, running
-from tests.real.observed import Echo, echoes, leaves_nothing, listeners, unique
+from tests.real.clients import assert_eventually, count_connections, count_log_ins, find_host_pids
+from tests.real.observed import EchoServer, assert_no_leaks, is_echoing, listening_addresses, unique_sleep_seconds
 from tests.unit.interrupting import interrupt
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Hosts:
             server.kill_connections()
 
     def running(self, number: int, text: str) -> list[int]:
-        return running(self.servers[number], text)
+        return find_host_pids(self.servers[number], text)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def hosts(make_sshd: MakeSshd, tmp_path: Path) -> Hosts:
 
 @pytest.fixture
 def group(hosts: Hosts) -> Iterator[RuntimeGroup]:
-    with leaves_nothing(hosts.servers[0]), switched_on(hosts), hosts.group() as group:
+    with assert_no_leaks(hosts.servers[0]), switched_on(hosts), hosts.group() as group:
         yield group
 
 
@@ -124,7 +124,7 @@ def test_tasks_go_to_the_others_until_a_host_is_connected_anew(hosts: Hosts, gro
 
 @pytest.mark.parametrize("for_good", [False, True])
 def test_a_host_dies_during_a_command(hosts: Hosts, group: RuntimeGroup, for_good: bool) -> None:
-    mark = unique()
+    mark = unique_sleep_seconds()
     sleep = f'if [ -e stay ]; then sleep {mark}; fi; echo "well, $PWD"'
     group.get_runtime("web2").run("touch stay")
     thread = at(lambda: bool(hosts.running(1, f"sleep {mark}")), lambda: hosts.lose(group, "web2", for_good=for_good))
@@ -159,7 +159,7 @@ def test_a_host_whose_connections_are_cut_during_a_map_goes_on(hosts: Hosts, tmp
         time.sleep(0.001)
         return item, os.environ["SSH_CONNECTION"].split()[3]
 
-    with leaves_nothing(hosts.servers[0]), hosts.group(working_dir=str(tmp_path)) as group:
+    with assert_no_leaks(hosts.servers[0]), hosts.group(working_dir=str(tmp_path)) as group:
         mapped = group.map(work, itertools.count())
         found = [next(mapped) for _ in range(300)]
         hosts.servers[1].kill_connections()
@@ -212,7 +212,7 @@ def test_a_host_dies_while_a_file_is_sent(hosts: Hosts, group: RuntimeGroup, tmp
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_a_host_dies_while_it_is_connected_to(hosts: Hosts, tmp_path: Path, on_error: str) -> None:
-    with leaves_nothing(hosts.servers[0]), Relay(hosts.servers[1].port, delay=0.1) as relay:
+    with assert_no_leaks(hosts.servers[0]), Relay(hosts.servers[1].port, delay=0.1) as relay:
         config = write_config(
             tmp_path / "relayed",
             hosts.servers[0],
@@ -224,7 +224,7 @@ def test_a_host_dies_while_it_is_connected_to(hosts: Hosts, tmp_path: Path, on_e
             hosts.servers[1].stop()
             relay.drop()
 
-        thread = at(lambda: dials(hosts.servers[1]) > 0, vanish)
+        thread = at(lambda: count_connections(hosts.servers[1]) > 0, vanish)
         with ExitStack() as stack:
             if on_error == "skip":
                 group = stack.enter_context(hosts.group(config_file=config, on_error=on_error, connect_timeout=3.0))
@@ -257,10 +257,10 @@ def test_why_each_of_them_cannot_be_used(hosts: Hosts, tmp_path: Path) -> None:
     (tmp_path / "known").write_text(
         f"[127.0.0.1]:{good.port} {(other.directory / 'host_key.pub').read_text()}\n"  # another's key
     )
-    with leaves_nothing(good), socket.create_server(("127.0.0.1", 0)) as silent:
+    with assert_no_leaks(good), socket.create_server(("127.0.0.1", 0)) as silent:
         key = f"    IdentityFile {good.identity_file}\n"
         dead = {
-            "refused": f"    HostName 127.0.0.1\n    Port {free_port()}\n",
+            "refused": f"    HostName 127.0.0.1\n    Port {reserve_free_port()}\n",
             "silent": f"    HostName 127.0.0.1\n    Port {silent.getsockname()[1]}\n",
             "nowhere": "    HostName nowhere.invalid\n",
             "changed": f"    HostName 127.0.0.1\n    Port {good.port}\n{options}{key}",
@@ -303,11 +303,11 @@ def test_a_jump_host_takes_all_of_them(make_sshd: MakeSshd, tmp_path: Path, limi
     jump, behind = (make_sshd(name=name, options={"MaxStartups": limit}) for name in ("jump", "behind"))
     names, text = aliases(behind, "behind", 20, "    ProxyJump jump\n")
     config = write_config(tmp_path / "jump", jump, text)
-    with leaves_nothing(jump):
+    with assert_no_leaks(jump):
         with RuntimeGroup(hosts=names, config_file=config, connect_timeout=60.0) as group:
             assert group.hosts == names
             assert {result.stdout for result in group.run("echo well").values()} == {"well\n"}
-        assert log_ins(jump) >= 20
+        assert count_log_ins(jump) >= 20
     if limit == "3:100:3":
         assert "drop connection" in jump.log
 
@@ -316,19 +316,19 @@ def test_the_usual_limit_of_log_ins_fails_nobody(hosts: Hosts, tmp_path: Path) -
     every = [aliases(server, f"{server.host}-", 12) for server in hosts.servers]
     names = [name for of_server, _ in every for name in of_server]
     config = write_config(tmp_path / "many", *(text for _, text in every))
-    with leaves_nothing(hosts.servers[0]):
+    with assert_no_leaks(hosts.servers[0]):
         with hosts.group(names, config_file=config, max_connections=36, connect_timeout=60.0) as group:
             assert group.hosts == names
-            with Echo() as service:
-                ports = {host: free_port() for host in names}
+            with EchoServer() as service:
+                ports = {host: reserve_free_port() for host in names}
                 assert len(ports) == 36
                 keys = [
                     runtime.expose_port_to_runtime(service.port, ports[runtime.host]) for runtime in group.runtimes[:3]
                 ]
-                assert all(echoes(port) for port in list(ports.values())[:3])
+                assert all(is_echoing(port) for port in list(ports.values())[:3])
                 for key in keys:
                     group.stop_process(key)
-        eventually(lambda: all(server.connections() == 0 for server in hosts.servers), "all have logged out")
+        assert_eventually(lambda: all(server.connections() == 0 for server in hosts.servers), "all have logged out")
 
 
 # The user's own ------------------------------------------------------------------------------------------------------
@@ -352,14 +352,14 @@ def test_a_master_of_the_users_own_is_left_alone(hosts: Hosts, tmp_path: Path) -
         assert hosts.servers[0].connections() == own
     finally:
         subprocess.run((*ssh[:3], "-O", "exit", "web1"), capture_output=True, check=False)
-    eventually(lambda: not Path(socket_path).exists(), "the user's own master has ended")
+    assert_eventually(lambda: not Path(socket_path).exists(), "the user's own master has ended")
 
 
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, resident: bool) -> None:
-    mark = unique()
+    mark = unique_sleep_seconds()
     command = f"sleep {mark}"
     task = RuntimeTask().run_command(command)
 
@@ -369,10 +369,10 @@ def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, resident: bool
     def ends(work: Callable[[], object], *busy: int) -> None:
         interrupt(work, lambda: all(hosts.running(number, command) for number in busy))
         ended = time.monotonic()
-        eventually(lambda: not any(hosts.running(number, command) for number in busy), "it is ended")
+        assert_eventually(lambda: not any(hosts.running(number, command) for number in busy), "it is ended")
         assert time.monotonic() - ended < 4, "when the caller goes on it is over, and nobody waits for a grace of 5 s"
 
-    with leaves_nothing(hosts.servers[0]), hosts.group(resident=resident) as group:
+    with assert_no_leaks(hosts.servers[0]), hosts.group(resident=resident) as group:
         ends(lambda: group.run(command), 0, 1, 2)
         ends(lambda: group.call(wait), 0, 1, 2)
         ends(lambda: list(group.map(wait, itertools.count())), 0, 1, 2)
@@ -383,7 +383,7 @@ def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, resident: bool
 
 @pytest.mark.parametrize("password", [None, "secret"])
 def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path, password: str | None) -> None:
-    with leaves_nothing(hosts.servers[0]), socket.create_server(("127.0.0.1", 0)) as silent:
+    with assert_no_leaks(hosts.servers[0]), socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         sections = [f"Host silent{number}\n    HostName 127.0.0.1\n    Port {port}\n" for number in range(5)]
         config = write_config(tmp_path / "silent", *hosts.servers, *sections)
@@ -391,14 +391,14 @@ def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path, password: str | 
         begun = time.monotonic()
         interrupt(
             lambda: hosts.group(names, config_file=config, connect_timeout=60.0, max_connections=8, password=password),
-            lambda: all(log_ins(server) for server in hosts.servers) and len(ssh_of(config)) >= 5,
+            lambda: all(count_log_ins(server) for server in hosts.servers) and len(ssh_of(config)) >= 5,
         )
         assert time.monotonic() - begun < 30, "half of a time-out"
         assert not ssh_of(config)
 
 
 def ssh_of(config: Path) -> list[int]:
-    return observed.running(str(config))
+    return observed.find_local_pids(str(config))
 
 
 # Ports ---------------------------------------------------------------------------------------------------------------
@@ -406,71 +406,75 @@ def ssh_of(config: Path) -> list[int]:
 
 def test_a_service_here_for_every_host(hosts: Hosts, group: RuntimeGroup) -> None:
     """All hosts are on this machine, so that each needs a port of its own: one of them gets it."""
-    with Echo() as service:
-        port = free_port()
+    with EchoServer() as service:
+        port = reserve_free_port()
         [key] = group.expose_port_to_runtimes(service.port, port, exclude_hosts=["web2", "web3"])
         assert key == f"to-runtime-{port}-0@web1"
-        assert echoes(port)
+        assert is_echoing(port)
         assert not group.has_free_port(port)
         group.stop_process(key)
-        eventually(lambda: listeners(port) == [], "the port is free again")
+        assert_eventually(lambda: listening_addresses(port) == [], "the port is free again")
         assert group.has_free_port(port)
 
 
 def test_nothing_is_left_where_one_host_cannot(hosts: Hosts, group: RuntimeGroup) -> None:
-    with Echo() as service:
-        port = free_port()
+    with EchoServer() as service:
+        port = reserve_free_port()
         with pytest.raises(HostsFailedError) as caught:
             group.expose_port_to_runtimes(service.port, port)
         assert len(caught.value.errors) == 2, "the three are one machine, and one of them was the first"
         assert all(isinstance(error, PortInUseError) for error in caught.value.exceptions)
-        assert listeners(port) == []
+        assert listening_addresses(port) == []
         assert all(runtime.alive_process_count == 0 for runtime in group.runtimes)
-        eventually(lambda: all(server.connections() == 1 for server in hosts.servers), "no connection for tunnels")
+        assert_eventually(
+            lambda: all(server.connections() == 1 for server in hosts.servers), "no connection for tunnels"
+        )
 
 
 def test_a_service_of_one_host_for_another(hosts: Hosts, group: RuntimeGroup) -> None:
     group.remove_runtime("web3").cleanup()
-    with Echo() as service:
-        here, there = free_port(), free_port()
+    with EchoServer() as service:
+        here, there = reserve_free_port(), reserve_free_port()
         keys = group.expose_port_from_runtime_to_group("web1", service.port, here, there)
         assert keys == [f"from-runtime-{here}-0@web1", f"to-runtime-{there}-0@web2"]
-        assert echoes(there, b"x" * 100_000), "from one host, by way of this machine, to the other"
-        assert echoes(here)
+        assert is_echoing(there, b"x" * 100_000), "from one host, by way of this machine, to the other"
+        assert is_echoing(here)
         for key in keys:
             group.stop_process(key)
-        eventually(lambda: not listeners(here) + listeners(there), "the ports are free again")
+        assert_eventually(
+            lambda: not listening_addresses(here) + listening_addresses(there), "the ports are free again"
+        )
 
-        taken = free_port()
+        taken = reserve_free_port()
         with socket.create_server(("127.0.0.1", taken)):
             with pytest.raises(HostsFailedError, match=f"web2: port {taken} is in use"):
                 group.expose_port_from_runtime_to_group("web1", service.port, here, taken)
-            assert listeners(here) == []
+            assert listening_addresses(here) == []
             with pytest.raises(PortInUseError, match=f"localhost: port {taken} is in use"):
                 group.expose_port_from_runtime_to_group("web1", service.port, taken)
         assert [runtime.alive_process_count for runtime in group.runtimes] == [0, 0]
 
 
 def test_many_tunnels_to_one_host_are_one_process(hosts: Hosts, group: RuntimeGroup) -> None:
-    before = dials(hosts.servers[0])
-    with Echo() as service:
+    before = count_connections(hosts.servers[0])
+    with EchoServer() as service:
         for _ in range(5):
-            group.expose_port_to_runtimes(service.port, free_port(), exclude_hosts=["web2", "web3"])
+            group.expose_port_to_runtimes(service.port, reserve_free_port(), exclude_hosts=["web2", "web3"])
         processes = group.get_runtime("web1").get_processes()
         assert len({process.pid for process in processes.values()}) == 1
-        assert dials(hosts.servers[0]) == before + 1
+        assert count_connections(hosts.servers[0]) == before + 1
 
 
 # The end -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_group_that_ends_with_a_dead_host(hosts: Hosts) -> None:
-    with leaves_nothing(hosts.servers[0]), switched_on(hosts):
+    with assert_no_leaks(hosts.servers[0]), switched_on(hosts):
         group = hosts.group()
-        group.run(f"nohup sleep {unique()} >/dev/null 2>&1 &")
+        group.run(f"nohup sleep {unique_sleep_seconds()} >/dev/null 2>&1 &")
         hosts.lose(group, "web2", for_good=True)
         begun = time.monotonic()
         group.cleanup()
         assert time.monotonic() - begun < 30
         living = hosts.servers[::2]
-        eventually(lambda: not any(server.connections() for server in living), "the others are left")
+        assert_eventually(lambda: not any(server.connections() for server in living), "the others are left")

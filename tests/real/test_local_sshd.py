@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster._remote.ports import free_port
+from lazycluster._remote.ports import find_free_port
 from lazycluster.testing import LocalSshd, LocalSshdError, Relay, SshdNotFoundError, local_sshd, processes, write_config
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def scp(server: LocalSshd, *arguments: str) -> Ended:
 
 
 def is_alive(pid: int) -> bool:
-    return pid in processes.table()
+    return pid in processes.parent_by_pid()
 
 
 def descends(server: LocalSshd, count: int) -> bool:
@@ -125,7 +125,7 @@ def test_a_start_up_file_of_the_home_is_read_once(make_sshd: MakeSshd, tmp_path:
     assert ssh(make_sshd(home=tmp_path, shell="zsh"), "echo done").stdout.splitlines() == ["noise", "done"]
 
 
-def test_the_users_own_home_is_used_when_asked_for(needs_sshd: None) -> None:
+def test_the_users_own_home_is_used_when_asked_for(require_sshd: None) -> None:
     with LocalSshd(home=False) as server:
         assert ssh(server, "pwd").returncode == 0
         assert server.home == Path(f"~{server.user}").expanduser()
@@ -199,7 +199,7 @@ time.sleep(1000)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_it_does_not_outlive_its_owner(needs_sshd: None, number: signal.Signals) -> None:
+def test_it_does_not_outlive_its_owner(require_sshd: None, number: signal.Signals) -> None:
     owner = subprocess.Popen((sys.executable, "-c", _OWNER), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     config, pid = owner.stdout.readline().split()
@@ -215,7 +215,7 @@ def test_it_does_not_outlive_its_owner(needs_sshd: None, number: signal.Signals)
     assert client.returncode == 255
 
 
-def test_it_can_be_started_again(needs_sshd: None) -> None:
+def test_it_can_be_started_again(require_sshd: None) -> None:
     server = LocalSshd()
     for _ in range(2):
         server.start()
@@ -231,7 +231,7 @@ def test_what_it_is_made_of_is_asked_for_too_early() -> None:
             getattr(LocalSshd(), name)
 
 
-def test_a_configuration_that_sshd_refuses_is_told_with_its_log(needs_sshd: None) -> None:
+def test_a_configuration_that_sshd_refuses_is_told_with_its_log(require_sshd: None) -> None:
     server = LocalSshd(options={"MaxSessions": "many"})
 
     with pytest.raises(LocalSshdError, match=r"(?s)ended at once.*MaxSessions"):
@@ -239,27 +239,27 @@ def test_a_configuration_that_sshd_refuses_is_told_with_its_log(needs_sshd: None
     assert server.processes() == ()
 
 
-def test_a_server_that_does_not_answer_is_told(needs_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_sshd, "_START_TIMEOUT", 0.1)
-    monkeypatch.setattr(LocalSshd, "_answers", lambda _server: False)
+def test_a_server_that_does_not_answer_is_told(require_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_sshd, "_START_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(LocalSshd, "_is_answering", lambda _server: False)
 
     with pytest.raises(LocalSshdError, match=r"did not answer within 0\.1 s"):
         LocalSshd().start()
 
 
-def test_a_port_that_was_taken_meanwhile_is_replaced(needs_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = free_port
+def test_a_port_that_was_taken_meanwhile_is_replaced(require_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = find_free_port
     with Relay(target=1) as taken, LocalSshd() as taken_too:
         ports = iter([taken.port, taken_too.port])
-        monkeypatch.setattr(local_sshd, "free_port", lambda: next(ports, 0) or choose())
+        monkeypatch.setattr(local_sshd, "find_free_port", lambda: next(ports, 0) or choose())
         with LocalSshd() as server:
             assert server.port not in {taken.port, taken_too.port}
             assert ssh(server, "true").returncode == 0
 
 
-def test_a_port_that_is_always_taken_is_an_error(needs_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_always_taken_is_an_error(require_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with Relay(target=1) as taken:
-        monkeypatch.setattr(local_sshd, "free_port", lambda: taken.port)
+        monkeypatch.setattr(local_sshd, "find_free_port", lambda: taken.port)
         with pytest.raises(LocalSshdError, match="already in use"):
             LocalSshd().start()
 
@@ -268,11 +268,11 @@ def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(LocalSshdError, match="no shell nosuchshell"):
         LocalSshd(shell="nosuchshell").start()
     with pytest.raises(ChildProcessError, match=r"ssh-keygen ended with exit status \d+: .*nosuchfile"):
-        processes.run(("ssh-keygen", "-l", "-f", "nosuchfile"))
+        processes.run_checked(("ssh-keygen", "-l", "-f", "nosuchfile"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LocalSshdError, match="install openssh-client"):
         LocalSshd().start()
-    monkeypatch.setattr(local_sshd, "_SSHD_DIRECTORIES", (str(tmp_path),))
+    monkeypatch.setattr(local_sshd, "_SSHD_SEARCH_DIRECTORIES", (str(tmp_path),))
     with pytest.raises(SshdNotFoundError, match="sshd not found: install openssh-server"):
         LocalSshd().start()
 
@@ -284,11 +284,11 @@ def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_locked_account_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shadow: str | None, expected: bool
 ) -> None:
-    monkeypatch.setattr(local_sshd, "_SHADOW", tmp_path / "shadow")
+    monkeypatch.setattr(local_sshd, "_SHADOW_FILE", tmp_path / "shadow")
     if shadow is not None:
         (tmp_path / "shadow").write_text(shadow.format(user=LocalSshd().user))
 
-    assert local_sshd._is_locked() is expected
+    assert local_sshd._is_account_locked() is expected
 
 
 # The process table ---------------------------------------------------------------------------------------------------
@@ -298,13 +298,13 @@ def test_ps_and_proc_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     child = subprocess.Popen(("sleep", "1000"))
     zombie = subprocess.Popen(("true",))
     try:
-        assert processes.wait_until(lambda: processes.children(os.getpid()) >= {child.pid}, timeout=10)
-        assert processes.wait_until(lambda: zombie.pid not in processes.table(), timeout=10)
-        monkeypatch.setattr(processes, "_PROC", Path("/nowhere"))
-        assert processes.children(os.getpid()) >= {child.pid}
-        assert zombie.pid not in processes.table()
+        assert processes.wait_until(lambda: processes.child_pids(os.getpid()) >= {child.pid}, timeout=10)
+        assert processes.wait_until(lambda: zombie.pid not in processes.parent_by_pid(), timeout=10)
+        monkeypatch.setattr(processes, "_PROC_DIRECTORY", Path("/nowhere"))
+        assert processes.child_pids(os.getpid()) >= {child.pid}
+        assert zombie.pid not in processes.parent_by_pid()
     finally:
-        processes.end(lambda: {child.pid, zombie.pid} & processes.table().keys())
+        processes.kill_all(lambda: {child.pid, zombie.pid} & processes.parent_by_pid().keys())
         child.wait()
         zombie.wait()
     assert child.returncode == -signal.SIGKILL

@@ -41,16 +41,24 @@ from lazycluster import (
     UnknownHostKeyError,
 )
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.ports import free_port
-from tests.real.clients import Program, becomes_idle, dials, eventually, in_parallel, log_ins, pid_of
-from tests.real.observed import command_line, is_alive, programs_started, running
+from tests.ports import reserve_free_port
+from tests.real.clients import (
+    ClientProgram,
+    assert_becomes_idle,
+    assert_eventually,
+    call_in_parallel,
+    count_connections,
+    count_log_ins,
+    master_pid_of,
+)
+from tests.real.observed import command_line, find_local_pids, is_alive, record_program_starts
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd
 
 
 @pytest.fixture(scope="module")
-def host(needs_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
+def host(require_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
     with LocalSshd(environment={"TMPDIR": str(run_directory)}) as server:
         yield server
 
@@ -60,7 +68,7 @@ def nothing_stays(host: LocalSshd, run_directory: Path) -> Iterator[None]:
     """Assert that each test leaves no connection, no directory, and no process that names its files."""
     before = set(run_directory.glob("lazycluster-m-*"))  # of managers that other tests have killed
     yield
-    becomes_idle(host)
+    assert_becomes_idle(host)
     assert set(run_directory.glob("lazycluster-m-*")) - before == set()
 
 
@@ -103,7 +111,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("name", "keywords", "text"), WRONG)
 def test_what_cannot_be_right_is_refused_before_anything_runs(name: str, keywords: dict[str, Any], text: str) -> None:
-    with programs_started() as started:
+    with record_program_starts() as started:
         with pytest.raises(ValueError, match=re.escape(text)):
             Connection(name, **keywords)
         with pytest.raises(ValueError, match=re.escape(text)):
@@ -113,18 +121,18 @@ def test_what_cannot_be_right_is_refused_before_anything_runs(name: str, keyword
 
 @pytest.mark.parametrize("name", ["A B", "1A", "", "A=B", "A\nB", "A-B"])
 def test_environment_names_are_checked_at_every_entrance(host: LocalSshd, name: str) -> None:
-    before = dials(host)
+    before = count_connections(host)
     connection = Connection(host.host, **host.connection_kwargs)
-    with programs_started() as started, pytest.raises(ValueError, match="not a name for an environment variable"):
+    with record_program_starts() as started, pytest.raises(ValueError, match="not a name for an environment variable"):
         connection.run("true", env={name: "x"})
     assert started == []
-    assert dials(host) == before
+    assert count_connections(host) == before
 
 
 @pytest.mark.parametrize("command", ["", "a\0b"])
 def test_a_command_that_is_none_is_refused_before_anything_runs(host: LocalSshd, command: str) -> None:
     connection = Connection(host.host, **host.connection_kwargs)
-    with programs_started() as started, pytest.raises(ValueError, match="command must be text"):
+    with record_program_starts() as started, pytest.raises(ValueError, match="command must be text"):
         connection.run(command)
     assert started == []
 
@@ -157,9 +165,9 @@ def refused(config: Path, kind: type[ConnectError], *words: str, host: str = "lo
     assert text.startswith(f"{host}: {error.summary}")
     for word in words:
         assert word in text
-    assert text.endswith(error.advice.format(host=error.by_hand, hop=error.hop or host))
-    assert error.by_hand.startswith(f"-F {config} ")
-    assert error.by_hand.endswith(f" {host}")
+    assert text.endswith(error.advice.format(host=error.ssh_arguments, hop=error.hop or host))
+    assert error.ssh_arguments.startswith(f"-F {config} ")
+    assert error.ssh_arguments.endswith(f" {host}")
     return error
 
 
@@ -223,12 +231,12 @@ def test_refused_authentication(host: LocalSshd, tmp_path: Path) -> None:
     _other_key(tmp_path)
     config = config_of(host, tmp_path, f"Host *\n IdentityFile {tmp_path}/other")
     config.write_text(config.read_text().replace(f'IdentityFile "{host.identity_file}"', ""))
-    before = log_ins(host)
+    before = count_log_ins(host)
 
     error = refused(config, AuthenticationError, "Permission denied", f"ssh-copy-id -F {config} local", "127.0.0.1")
 
     assert error.hop == ""
-    assert log_ins(host) == before
+    assert count_log_ins(host) == before
 
 
 def test_a_user_that_does_not_exist(host: LocalSshd, tmp_path: Path) -> None:
@@ -255,12 +263,12 @@ def test_an_unknown_name(host: LocalSshd, tmp_path: Path) -> None:
 
 
 def test_a_port_where_nobody_listens(host: LocalSshd, tmp_path: Path) -> None:
-    port = free_port()
+    port = reserve_free_port()
     refused(config_of(host, tmp_path, port=port), PortRefusedError, f"port {port}", "127.0.0.1", "sshd runs there")
 
 
 def test_attempts_that_the_user_asked_for_end_with_the_time(host: LocalSshd, tmp_path: Path) -> None:
-    config = config_of(host, tmp_path, "ConnectionAttempts 1000", port=free_port())
+    config = config_of(host, tmp_path, "ConnectionAttempts 1000", port=reserve_free_port())
     refused(config, ConnectTimeoutError, "give it longer (connect_timeout)", connect_timeout=1.0)
 
 
@@ -322,7 +330,7 @@ def test_a_host_that_does_not_answer(
         refused(
             config, ConnectTimeoutError, "no answer in time", "give it longer (connect_timeout)", connect_timeout=0.5
         )
-    assert running(str(tmp_path)) == []
+    assert find_local_pids(str(tmp_path)) == []
 
 
 def test_a_proxy_command_that_hangs_is_ended_with_its_children(host: LocalSshd, tmp_path: Path) -> None:
@@ -330,8 +338,8 @@ def test_a_proxy_command_that_hangs_is_ended_with_its_children(host: LocalSshd, 
 
     refused(config, ConnectTimeoutError, connect_timeout=1.0)
 
-    eventually(lambda: running(str(tmp_path)) == [], "the ProxyCommand is gone")
-    eventually(lambda: running("sleep 1009") == [], "its child is gone")
+    assert_eventually(lambda: find_local_pids(str(tmp_path)) == [], "the ProxyCommand is gone")
+    assert_eventually(lambda: find_local_pids("sleep 1009") == [], "its child is gone")
 
 
 def test_a_proxy_command_that_hangs_while_a_password_is_given(host: LocalSshd, tmp_path: Path) -> None:
@@ -339,8 +347,8 @@ def test_a_proxy_command_that_hangs_while_a_password_is_given(host: LocalSshd, t
 
     refused(config, ConnectTimeoutError, connect_timeout=1.0, password="secret")
 
-    eventually(lambda: running(str(tmp_path)) == [], "the ProxyCommand is gone")
-    eventually(lambda: running("sleep 1010") == [], "its child is gone")
+    assert_eventually(lambda: find_local_pids(str(tmp_path)) == [], "the ProxyCommand is gone")
+    assert_eventually(lambda: find_local_pids("sleep 1010") == [], "its child is gone")
 
 
 def test_a_proxy_command_that_fails_tells_why(host: LocalSshd, tmp_path: Path) -> None:
@@ -349,7 +357,7 @@ def test_a_proxy_command_that_fails_tells_why(host: LocalSshd, tmp_path: Path) -
 
 
 def test_a_host_that_closes_at_once(host: LocalSshd, tmp_path: Path) -> None:
-    with Relay(free_port()) as relay:  # which closes what it cannot hand on
+    with Relay(reserve_free_port()) as relay:  # which closes what it cannot hand on
         config = config_of(host, tmp_path, port=relay.port)
         refused(config, ConnectionThrottledError, "MaxStartups", connect_timeout=1.0)
 
@@ -360,7 +368,7 @@ def held(server: LocalSshd, count: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-        eventually(lambda: server.connections() >= count, "the connections are taken")
+        assert_eventually(lambda: server.connections() >= count, "the connections are taken")
         yield
 
 
@@ -378,7 +386,7 @@ def test_too_many_log_ins_at_once_are_tried_again(make_sshd: MakeSshd) -> None:
             waiting = threading.Thread(target=connection.run, args=("true",))
             before = server.log.count("MaxStartups")
             waiting.start()
-            eventually(lambda: server.log.count("MaxStartups") > before, "a log-in was refused")
+            assert_eventually(lambda: server.log.count("MaxStartups") > before, "a log-in was refused")
         waiting.join(10)
         assert not waiting.is_alive()
         assert connection.run("echo in").stdout == "in\n"
@@ -391,7 +399,7 @@ def test_connections_of_which_sshd_drops_many_all_come_in(make_sshd: MakeSshd) -
             stack.enter_context(Connection(server.host, **server.connection_kwargs, connect_timeout=20))
             for _ in range(10)
         ]
-        results = in_parallel([lambda c=c: c.run("echo in").stdout for c in connections])  # type: ignore[misc]
+        results = call_in_parallel([lambda c=c: c.run("echo in").stdout for c in connections])  # type: ignore[misc]
     assert results == ["in\n"] * 10
 
 
@@ -471,13 +479,13 @@ def test_no_prompt_blocks_where_there_is_a_terminal_and_a_window_to_ask_in(make_
     environment = {**_window(tmp_path), "SSH_AUTH_SOCK": ""}
     text = f"CASES = {cases!r}" + textwrap.dedent(_TRY_ALL)
 
-    with Program(text, environment=environment, prefix=_ON_A_TERMINAL) as program:
-        status, stdout, stderr = program.finish(40)
+    with ClientProgram(text, environment=environment, prefix=_ON_A_TERMINAL) as program:
+        status, stdout, stderr = program.wait(40)
 
     assert (status, stderr) == (0, "")
     assert stdout.splitlines() == [f"{expected} True" for _, _, expected in PROMPTING]
     assert not (tmp_path / "asked").exists()
-    assert running("sleep 1011") == []
+    assert find_local_pids("sleep 1011") == []
 
 
 def _window(directory: Path) -> dict[str, str]:
@@ -511,18 +519,18 @@ def _behind(target: LocalSshd, directory: Path, *sections: str, jump: str = "jum
 
 def test_a_jump_host_just_works(host: LocalSshd, make_sshd: MakeSshd, tmp_path: Path) -> None:
     jump = make_sshd(name="jump")
-    before = dials(host)
+    before = count_connections(host)
     with Connection("local", config_file=_behind(host, tmp_path, jump.config())) as connection:
         assert connection.run("echo $SSH_CONNECTION >/dev/null; echo behind").stdout == "behind\n"
         (tmp_path / "file").write_text("x")
         connection.put(tmp_path / "file", "through-jump")
-        results = in_parallel([lambda n=n: connection.run(f"echo {n}").stdout for n in range(20)])  # type: ignore[misc]
+        results = call_in_parallel([lambda n=n: connection.run(f"echo {n}").stdout for n in range(20)])  # type: ignore[misc]
         assert results == [f"{n}\n" for n in range(20)]
-        assert (dials(host) - before, jump.connections()) == (1, 1)
-        pid = pid_of(connection)
-    eventually(lambda: jump.connections() == 0, "the connection to the jump host is gone")
-    eventually(lambda: not is_alive(pid), "the master is gone")
-    assert running(str(tmp_path / "config")) == []
+        assert (count_connections(host) - before, jump.connections()) == (1, 1)
+        pid = master_pid_of(connection)
+    assert_eventually(lambda: jump.connections() == 0, "the connection to the jump host is gone")
+    assert_eventually(lambda: not is_alive(pid), "the master is gone")
+    assert find_local_pids(str(tmp_path / "config")) == []
 
 
 def test_a_jump_host_given_as_an_option(host: LocalSshd, make_sshd: MakeSshd, tmp_path: Path) -> None:
@@ -543,7 +551,7 @@ def test_two_jump_hosts(host: LocalSshd, make_sshd: MakeSshd, tmp_path: Path) ->
 
 def test_a_jump_host_that_is_down(host: LocalSshd, make_sshd: MakeSshd, tmp_path: Path) -> None:
     jump = make_sshd(name="jump")
-    section = jump.config().replace(f"Port {jump.port}", f"Port {free_port()}")
+    section = jump.config().replace(f"Port {jump.port}", f"Port {reserve_free_port()}")
 
     error = refused(_behind(host, tmp_path, section), PortRefusedError, "at 127.0.0.1", "connection refused")
 
@@ -576,12 +584,12 @@ def test_a_jump_host_that_does_not_answer_is_ended_too(host: LocalSshd, make_ssh
         config = _behind(host, tmp_path, jump.config(port=port))
         refused(config, ConnectTimeoutError, connect_timeout=1.0)
         refused(config, ConnectTimeoutError, connect_timeout=1.0, password="secret")
-        eventually(lambda: running(str(config)) == [], "the ssh to the jump host is gone")
+        assert_eventually(lambda: find_local_pids(str(config)) == [], "the ssh to the jump host is gone")
 
 
 def test_a_host_that_is_down_behind_its_jump_host(host: LocalSshd, make_sshd: MakeSshd, tmp_path: Path) -> None:
     jump = make_sshd(name="jump")
-    section = host.config().replace(f"Port {host.port}", f"Port {free_port()}")
+    section = host.config().replace(f"Port {host.port}", f"Port {reserve_free_port()}")
     config = write_config(tmp_path / "config", "Host local\n ProxyJump jump\n", section, jump.config())
     error = refused(config, PortRefusedError, "Connection refused", "jump host")
     assert error.hop == ""
@@ -616,7 +624,7 @@ class Account:
 
 
 @pytest.fixture(scope="module")
-def account(needs_sshd: None) -> Iterator[Account]:
+def account(require_sshd: None) -> Iterator[Account]:
     if os.geteuid() != 0 or shutil.which("useradd") is None:
         pytest.skip("only root can make an account with a password")
     user = f"lzc{secrets.token_hex(4)}"
@@ -663,13 +671,13 @@ def test_a_password_is_asked_for_once_and_never_seen(account: Account, caplog: p
     server = account.server
     before = server.log.count("Accepted password")
     with watched_processes() as seen, account.connection() as connection:
-        results = in_parallel([lambda n=n: connection.run(f"echo {n}").stdout for n in range(16)])  # type: ignore[misc]
+        results = call_in_parallel([lambda n=n: connection.run(f"echo {n}").stdout for n in range(16)])  # type: ignore[misc]
         assert results == [f"{n}\n" for n in range(16)]
         assert connection.run("id -un; pwd").stdout.split()[0] == account.user
         assert server.log.count("Accepted password") == before + 1
         assert server.connections() == 1
-        looked_at = [repr(connection), repr(connection.sessions), repr(connection.sessions.destination)]
-        looked_at.append(repr(pid_of(connection)))
+        looked_at = [repr(connection), repr(connection.ssh_client), repr(connection.ssh_client.destination)]
+        looked_at.append(repr(master_pid_of(connection)))
     assert any("ssh" in line and account.user in line for line in seen)
     for text in [*seen, *looked_at, caplog.text, server.log]:
         assert PASSWORD not in text
@@ -678,7 +686,7 @@ def test_a_password_is_asked_for_once_and_never_seen(account: Account, caplog: p
 
 def test_a_password_is_given_again_where_a_master_is_replaced(account: Account) -> None:
     with account.connection() as connection:
-        os.kill(pid_of(connection), 9)
+        os.kill(master_pid_of(connection), 9)
         assert connection.run("echo again").stdout == "again\n"
 
 
@@ -714,7 +722,7 @@ def test_a_wrong_password_is_refused_at_once_and_never_shown(
         return "\n".join((str(caught.value), repr(caught.value), shown))
 
     with bounded(8):
-        texts = in_parallel([lambda: attempt("password"), lambda: attempt("keyboard-interactive")])
+        texts = call_in_parallel([lambda: attempt("password"), lambda: attempt("keyboard-interactive")])
 
     for text in (*texts, caplog.text):
         assert wrong not in text
@@ -763,7 +771,7 @@ def test_the_password_is_not_given_to_a_jump_host(account: Account, host: LocalS
 
     assert account.server.log.count("password for") == before
     assert PASSWORD not in str(caught.value)
-    eventually(lambda: running(str(config)) == [], "the ssh to the jump host is gone")
+    assert_eventually(lambda: find_local_pids(str(config)) == [], "the ssh to the jump host is gone")
 
 
 def test_a_password_behind_a_jump_host(account: Account, make_sshd: MakeSshd, tmp_path: Path) -> None:
@@ -784,12 +792,12 @@ def test_a_passphrase(make_sshd: MakeSshd, tmp_path: Path, caplog: pytest.LogCap
     with watched_processes() as seen, connection:
         assert connection.run("echo in").stdout == "in\n"
         assert connection.run("echo still").stdout == "still\n"
-        assert log_ins(server) == 1
+        assert count_log_ins(server) == 1
     assert not any("open sesame" in text for text in (*seen, caplog.text))
 
     refused(config, AuthenticationError, "Permission denied", identity_file=key)
     refused(config, AuthenticationError, "Permission denied", identity_file=key, password="wrong")
-    becomes_idle(server)
+    assert_becomes_idle(server)
 
 
 def test_a_password_that_is_not_needed_does_no_harm(host: LocalSshd) -> None:

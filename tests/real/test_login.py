@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lazycluster._ssh.diagnosis import diagnose
-from lazycluster._ssh.prompts import LoginEnd, LoginOutcome, log_in
+from lazycluster._ssh.prompts import LoginEndReason, LoginOutcome, log_in
 from lazycluster.exceptions import AuthenticationError, ConnectError, UnknownHostKeyError
 from lazycluster.testing import LocalSshd
 
@@ -29,7 +29,7 @@ class Ssh:
 
     def log_in(self, host: str, password: str, *options: str, names: tuple[str, ...] = ("127.0.0.1",)) -> LoginOutcome:
         argv = ("ssh", "-f", "-N", "-T", "-M", "-S", str(self.socket), "-E", str(self.log), "-F", str(self.config))
-        return log_in((*argv, *options, "--", host), password, deadline=time.monotonic() + 20, names=names)
+        return log_in((*argv, *options, "--", host), password, deadline=time.monotonic() + 20, host_names=names)
 
     def _through(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = ("ssh", "-F", str(self.config), "-S", str(self.socket), "-o", "ProxyCommand=false", *arguments)
@@ -47,7 +47,7 @@ class Ssh:
 
     def error(self, outcome: LoginOutcome) -> ConnectError:
         log = self.log.read_text() if self.log.exists() else ""
-        return diagnose("dest", log + outcome.text, status=outcome.status, timed_out=outcome.status is None)
+        return diagnose("dest", log + outcome.text, exit_code=outcome.exit_code, timed_out=outcome.exit_code is None)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_passphrase_logs_in_and_the_master_stays(
 
     begun = time.monotonic()
     outcome = client.log_in(sshd.host, PASSPHRASE, *background)
-    assert (outcome.end, outcome.status) == (LoginEnd.EXITED, 0)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, 0)
     assert time.monotonic() - begun < 10
     try:
         assert client.echo(sshd.host) == "hello\n"
@@ -101,7 +101,7 @@ def test_a_master_behind_a_jump_host_outlives_the_terminal(
     client = ssh(config_of(tmp_path / "config", config, "    ProxyJump jump\n", sshd.config(name="jump")))
 
     outcome = client.log_in("dest", PASSPHRASE, *background)
-    assert (outcome.end, outcome.status) == (LoginEnd.EXITED, 0)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, 0)
     try:
         assert client.echo("dest") == "hello\n"
         time.sleep(0.3)  # nothing to wait for: it must not end
@@ -117,7 +117,7 @@ def test_a_wrong_passphrase_is_a_refused_authentication(
     client = ssh(config_of(tmp_path / "config", config))
     outcome = client.log_in(sshd.host, "wrong", "-o", "PreferredAuthentications=publickey")
 
-    assert (outcome.end, outcome.status) == (LoginEnd.EXITED, 255)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, 255)
     assert type(client.error(outcome)) is AuthenticationError
 
 
@@ -128,7 +128,7 @@ def test_an_unknown_host_key_is_not_accepted(sshd: LocalSshd, ssh: Callable[[Pat
     outcome = client.log_in(sshd.host, PASSPHRASE, *options)
     error = client.error(outcome)
 
-    assert (outcome.end, outcome.status) == (LoginEnd.UNKNOWN_HOST_KEY, None)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.UNKNOWN_HOST_KEY, None)
     assert type(error) is UnknownHostKeyError
     assert "SHA256:" in error.reason
     assert not known.exists()
@@ -153,7 +153,7 @@ def user() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def server(needs_sshd: None, user: str, run_directory: Path) -> Iterator[LocalSshd]:
+def server(require_sshd: None, user: str, run_directory: Path) -> Iterator[LocalSshd]:
     options = {"PasswordAuthentication": "yes", "KbdInteractiveAuthentication": "no", "UsePAM": "no"}
     with LocalSshd(home=False, options=options) as running:
         yield running
@@ -171,7 +171,7 @@ def test_a_password_logs_in(
     client = ssh(config_for(server, user, tmp_path / "config"))
     outcome = client.log_in("dest", PASSWORD, *background)
 
-    assert (outcome.end, outcome.status) == (LoginEnd.EXITED, 0)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, 0)
     assert PASSWORD not in outcome.text
     try:
         assert client.echo("dest") == "hello\n"
@@ -186,7 +186,7 @@ def test_a_wrong_password_is_typed_once(
     client = ssh(config_for(server, user, tmp_path / "config"))
     outcome = client.log_in("dest", "wrong", "-o", f"NumberOfPasswordPrompts={attempts}")
 
-    assert outcome.end is (LoginEnd.EXITED if attempts == 1 else LoginEnd.REFUSED)
+    assert outcome.end_reason is (LoginEndReason.EXITED if attempts == 1 else LoginEndReason.REFUSED)
     assert type(client.error(outcome)) is AuthenticationError
     assert server.log.count(f"Failed password for {user}") >= 1
 
@@ -209,6 +209,6 @@ def test_a_jump_host_that_asks_does_not_get_the_password(
     outcome = client.log_in("dest", PASSWORD, names=("dest", "dest.invalid"))
     error = client.error(outcome)
 
-    assert (outcome.end, outcome.status) == (LoginEnd.OTHER_HOST, None)
+    assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.OTHER_HOST, None)
     assert (type(error), error.hop) == (AuthenticationError, "127.0.0.1")
     assert server.log.count(f"password for {user}") == before

@@ -24,8 +24,14 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.testing import LocalSshd
-from tests.real.clients import InBackground, becomes_idle, eventually, in_parallel, running
-from tests.real.observed import lacking
+from tests.real.clients import (
+    BackgroundCommand,
+    assert_becomes_idle,
+    assert_eventually,
+    call_in_parallel,
+    find_host_pids,
+)
+from tests.real.observed import skip_or_fail
 from tests.real.test_commands import NAMES, TEXTS, VALUES
 
 
@@ -56,7 +62,7 @@ WITH_FILE = tuple(shell for shell in SHELLS if shell.start_up)
 def shell(request: pytest.FixtureRequest) -> Shell:
     shell: Shell = request.param
     if shutil.which(shell.name) is None:
-        lacking(f"there is no {shell.name} on this machine")
+        skip_or_fail(f"there is no {shell.name} on this machine")
     return shell
 
 
@@ -70,7 +76,7 @@ def host(shell: Shell, run_directory: Path) -> Iterator[LocalSshd]:
 def connection(host: LocalSshd) -> Iterator[Connection]:
     with Connection(host.host, **host.connection_kwargs) as connection:
         yield connection
-    becomes_idle(host)
+    assert_becomes_idle(host)
 
 
 def test_who_reads_a_command(shell: Shell, host: LocalSshd, connection: Connection) -> None:
@@ -142,25 +148,29 @@ def test_a_timeout_ends_the_command_with_its_children(host: LocalSshd, connectio
         connection.run("echo begun; sleep 1031 & setsid sleep 1032 & (sleep 1033; :) & wait", timeout=0.5)
     assert time.monotonic() - begun < 4
     assert caught.value.stdout == b"begun\n"
-    eventually(lambda: not any(running(host, f"sleep 103{n}") for n in (1, 2, 3)), "its children have ended", 4)
+    assert_eventually(
+        lambda: not any(find_host_pids(host, f"sleep 103{n}") for n in (1, 2, 3)), "its children have ended", 4
+    )
 
 
 def test_a_background_child_does_not_keep_the_call(host: LocalSshd, connection: Connection) -> None:
     begun = time.monotonic()
     pid = connection.run("sleep 1034 & echo $!").stdout.strip()
     assert time.monotonic() - begun < 5
-    assert running(host, "sleep 1034") == [int(pid)]
+    assert find_host_pids(host, "sleep 1034") == [int(pid)]
     assert connection.run(f"kill {pid}").ok
 
 
 def test_a_link_that_breaks_ends_the_command(host: LocalSshd) -> None:
     with Connection(host.host, **host.connection_kwargs) as connection:
-        command = InBackground(connection, "echo up; setsid sleep 1035 & sleep 1036")
-        command.printed(b"up")
+        command = BackgroundCommand(connection, "echo up; setsid sleep 1035 & sleep 1036")
+        command.wait_output(b"up")
         connection.close()
         with pytest.raises(LazyclusterError):
             command.join(5)
-    eventually(lambda: not running(host, "sleep 1035") + running(host, "sleep 1036"), "both have ended", 8)
+    assert_eventually(
+        lambda: not find_host_pids(host, "sleep 1035") + find_host_pids(host, "sleep 1036"), "both have ended", 8
+    )
 
 
 def test_a_login_shell_that_is_killed_is_a_lost_connection_or_an_exit_status(connection: Connection) -> None:
@@ -172,7 +182,7 @@ def test_a_login_shell_that_is_killed_is_a_lost_connection_or_an_exit_status(con
 
 
 def test_many_at_once(connection: Connection) -> None:
-    results = in_parallel([lambda n=n: connection.run(f"echo {n}").stdout for n in range(20)])  # type: ignore[misc]
+    results = call_in_parallel([lambda n=n: connection.run(f"echo {n}").stdout for n in range(20)])  # type: ignore[misc]
     assert results == [f"{n}\n" for n in range(20)]
 
 

@@ -19,9 +19,9 @@ from lazycluster import (
     RuntimeManager,
 )
 from lazycluster.testing import LocalSshd
-from tests.ports import free_port
-from tests.real.clients import eventually, log_ins
-from tests.real.observed import leaves_nothing
+from tests.ports import reserve_free_port
+from tests.real.clients import assert_eventually, count_log_ins
+from tests.real.observed import assert_no_leaks
 from tests.unit.interrupting import interrupt
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Silent:
 def test_hosts_of_a_configuration_as_people_write_it(sshd: LocalSshd, tmp_path: Path) -> None:
     included = tmp_path / "included"
     included.mkdir()
-    (included / "b").write_text(f"Host second first\n    Port {free_port()}\n")  # the first that names one wins
+    (included / "b").write_text(f"Host second first\n    Port {reserve_free_port()}\n")  # the first that names one wins
     (included / "a").write_text(sshd.config(name="first"))
     strange = "\n".join(line for line in sshd.config(name="strange").splitlines() if "IdentityFile" not in line)
     (tmp_path / "config").write_text(
@@ -71,7 +71,7 @@ def test_hosts_of_a_configuration_as_people_write_it(sshd: LocalSshd, tmp_path: 
         "Host *.example ?x !fifth\n    Port 1\n"
         "Host *\n    HostName 127.0.0.1\n    ServerAliveInterval 30\n"
     )
-    with leaves_nothing(sshd), RuntimeManager(tmp_path / "config", connect_timeout=20.0) as manager:
+    with assert_no_leaks(sshd), RuntimeManager(tmp_path / "config", connect_timeout=20.0) as manager:
         assert manager.hosts == ["first", "third", "fourth"]
         assert {host: type(error) for host, error in manager.inactive_hosts.items()} == {
             "second": PortRefusedError,
@@ -95,7 +95,7 @@ def test_hosts_of_a_configuration_as_people_write_it(sshd: LocalSshd, tmp_path: 
 def test_dead_hosts_wait_all_at_the_same_time(sshd: LocalSshd, tmp_path: Path) -> None:
     """Ten of thirty hosts are dead; that takes one time-out."""
     seconds = 10.0
-    with leaves_nothing(sshd), Silent() as silent:
+    with assert_no_leaks(sshd), Silent() as silent:
         living = [f"host{number}" for number in range(20)]
         dead = [f"dead{number}" for number in range(10)]
         (tmp_path / "config").write_text(
@@ -113,12 +113,12 @@ def test_dead_hosts_wait_all_at_the_same_time(sshd: LocalSshd, tmp_path: Path) -
 
 
 def test_ctrl_c_while_it_looks(sshd: LocalSshd, tmp_path: Path) -> None:
-    with leaves_nothing(sshd), Silent() as silent:
+    with assert_no_leaks(sshd), Silent() as silent:
         (tmp_path / "config").write_text(
             sshd.config(name="living") + "".join(silent.config(name=f"dead{number}") for number in range(3))
         )
-        before, begun = log_ins(sshd), time.monotonic()
+        before, begun = count_log_ins(sshd), time.monotonic()
         with RuntimeManager(tmp_path / "config", connect_timeout=60.0) as manager:
-            interrupt(manager.detect, lambda: log_ins(sshd) > before and len(silent.taken) == 3)
+            interrupt(manager.detect, lambda: count_log_ins(sshd) > before and len(silent.taken) == 3)
             assert time.monotonic() - begun < 30
-            eventually(lambda: sshd.connections() == 0, "what was connected is given back")
+            assert_eventually(lambda: sshd.connections() == 0, "what was connected is given back")

@@ -29,16 +29,16 @@ from lazycluster._model.watch import Watch
 from lazycluster._ssh import client, master, session
 from lazycluster.testing import LocalSshd, write_config
 from tests.real.clients import (
-    InBackground,
-    Program,
-    becomes_idle,
-    dials,
-    eventually,
-    in_parallel,
-    log_ins,
+    BackgroundCommand,
+    ClientProgram,
+    assert_becomes_idle,
+    assert_eventually,
+    call_in_parallel,
+    count_connections,
+    count_log_ins,
+    find_host_pids,
     master_of,
-    pid_of,
-    running,
+    master_pid_of,
 )
 from tests.real.observed import is_alive
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def host(needs_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
+def host(require_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
     with LocalSshd(environment={"TMPDIR": str(run_directory)}) as server:
         yield server
 
@@ -55,7 +55,7 @@ def host(needs_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
 @pytest.fixture(autouse=True)
 def nothing_stays_on_the_host(host: LocalSshd) -> Iterator[None]:
     yield
-    becomes_idle(host)
+    assert_becomes_idle(host)
 
 
 @pytest.fixture
@@ -68,39 +68,39 @@ def connection(host: LocalSshd) -> Iterator[Connection]:
 
 
 def test_constructing_does_nothing_and_the_first_use_dials(host: LocalSshd) -> None:
-    before = dials(host)
+    before = count_connections(host)
     connection = Connection(host.host, **host.connection_kwargs)
-    assert not connection.sessions.connected
-    assert dials(host) == before
+    assert not connection.ssh_client.is_connected
+    assert count_connections(host) == before
 
     with connection:
         assert connection.run("echo here").stdout == "here\n"
-        assert dials(host) == before + 1
+        assert count_connections(host) == before + 1
         assert host.connections() == 1
 
 
 def test_sixteen_threads_at_once_make_one_connection(host: LocalSshd, connection: Connection) -> None:
-    before = dials(host)
+    before = count_connections(host)
 
-    results = in_parallel([lambda n=n: connection.run(f"echo {n}; sleep 0.05") for n in range(16)])  # type: ignore[misc]
+    results = call_in_parallel([lambda n=n: connection.run(f"echo {n}; sleep 0.05") for n in range(16)])  # type: ignore[misc]
 
     assert [result.stdout for result in results] == [f"{n}\n" for n in range(16)]
     assert {result.stderr for result in results} == {""}
-    assert dials(host) == before + 1
+    assert count_connections(host) == before + 1
     assert host.connections() == 1
 
 
 def test_two_connections_to_one_host_are_apart(host: LocalSshd, connection: Connection) -> None:
     with Connection(host.host, **host.connection_kwargs) as other:
-        assert pid_of(connection) != pid_of(other)
+        assert master_pid_of(connection) != master_pid_of(other)
         assert host.connections() == 2
     assert connection.run("echo still").stdout == "still\n"
-    eventually(lambda: host.connections() == 1, "the closed connection is gone")
+    assert_eventually(lambda: host.connections() == 1, "the closed connection is gone")
 
 
 def test_closing_removes_everything_and_is_final(host: LocalSshd) -> None:
     connection = Connection(host.host, **host.connection_kwargs)
-    pid, directory = pid_of(connection), master_of(connection).socket.parent
+    pid, directory = master_pid_of(connection), master_of(connection).socket_path.parent
     begun = time.monotonic()
 
     connection.close()
@@ -108,28 +108,28 @@ def test_closing_removes_everything_and_is_final(host: LocalSshd) -> None:
 
     assert time.monotonic() - begun < 4
     assert not directory.exists()
-    eventually(lambda: not is_alive(pid), "the master is gone")
+    assert_eventually(lambda: not is_alive(pid), "the master is gone")
     with pytest.raises(RuntimeClosedError, match=f"{host.host}: closed already"):
         connection.run("true")
     assert not connection.is_alive()
 
 
 def test_closing_ends_a_command_under_way(host: LocalSshd, connection: Connection) -> None:
-    command = InBackground(connection, "echo up; sleep 1001")
-    command.printed(b"up")
+    command = BackgroundCommand(connection, "echo up; sleep 1001")
+    command.wait_output(b"up")
 
     connection.close()
 
     with pytest.raises(LazyclusterError):
         command.join(5)
-    becomes_idle(host)
+    assert_becomes_idle(host)
 
 
 # The socket ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_socket_is_in_a_private_directory_of_its_own(connection: Connection, run_directory: Path) -> None:
-    path = master_of(connection).socket
+    path = master_of(connection).socket_path
 
     assert path.parent.parent == run_directory
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -146,9 +146,9 @@ def test_a_temporary_directory_that_ssh_cannot_take_is_passed_over(
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
     try:
         with Connection(host.host, **host.connection_kwargs) as connection:
-            path = master_of(connection).socket
+            path = master_of(connection).socket_path
             assert path.parent.parent == Path("/tmp")
-            assert len(os.fsencode(path)) <= master.LONGEST_SOCKET_PATH
+            assert len(os.fsencode(path)) <= master.MAX_SOCKET_PATH_BYTES
             assert connection.run("echo through").stdout == "through\n"
         assert not path.parent.exists()
     finally:
@@ -159,15 +159,15 @@ def test_a_temporary_directory_that_ssh_cannot_take_is_passed_over(
 def test_the_longest_path_for_a_socket_works(
     host: LocalSshd, monkeypatch: pytest.MonkeyPatch, run_directory: Path
 ) -> None:
-    room = master.LONGEST_SOCKET_PATH - len(f"{run_directory}//lazycluster-m-12345678/m")
+    room = master.MAX_SOCKET_PATH_BYTES - len(f"{run_directory}//lazycluster-m-12345678/m")
     directory = run_directory / ("x" * room)
     directory.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
 
     with Connection(host.host, **host.connection_kwargs) as connection:
-        path = master_of(connection).socket
+        path = master_of(connection).socket_path
         assert path.parent.parent == directory
-        assert len(os.fsencode(path)) == master.LONGEST_SOCKET_PATH
+        assert len(os.fsencode(path)) == master.MAX_SOCKET_PATH_BYTES
         assert connection.run("echo through").stdout == "through\n"
     directory.rmdir()
 
@@ -176,15 +176,15 @@ def test_the_longest_path_for_a_socket_works(
 
 
 def _kill(connection: Connection, host: LocalSshd) -> None:
-    os.kill(pid_of(connection), signal.SIGKILL)
+    os.kill(master_pid_of(connection), signal.SIGKILL)
 
 
 def _terminate(connection: Connection, host: LocalSshd) -> None:
-    os.kill(pid_of(connection), signal.SIGTERM)
+    os.kill(master_pid_of(connection), signal.SIGTERM)
 
 
 def _ask_to_exit(connection: Connection, host: LocalSshd) -> None:
-    path = master_of(connection).socket
+    path = master_of(connection).socket_path
     argv = ("ssh", "-F", str(host.config_file), "-o", f"ControlPath={path}", "-O", "exit", host.host)
     subprocess.run(argv, check=True, capture_output=True, timeout=10)
 
@@ -194,84 +194,84 @@ def _break_link(connection: Connection, host: LocalSshd) -> None:
 
 
 def _remove_files(connection: Connection, host: LocalSshd) -> None:
-    for path in master_of(connection).socket.parent.iterdir():
+    for path in master_of(connection).socket_path.parent.iterdir():
         path.unlink()
 
 
 @pytest.mark.parametrize("end", [_kill, _terminate, _ask_to_exit, _break_link])
 def test_a_master_that_ended_between_calls_is_replaced(host: LocalSshd, connection: Connection, end: object) -> None:
-    pid, old = pid_of(connection), master_of(connection).socket.parent
+    pid, old = master_pid_of(connection), master_of(connection).socket_path.parent
     assert callable(end)
     end(connection, host)
-    eventually(lambda: not is_alive(pid), "the master is gone")
-    eventually(lambda: host.connections() == 0, "its connection is gone")
+    assert_eventually(lambda: not is_alive(pid), "the master is gone")
+    assert_eventually(lambda: host.connections() == 0, "its connection is gone")
 
     assert connection.run("echo again").stdout == "again\n"
 
-    assert pid_of(connection) != pid
+    assert master_pid_of(connection) != pid
     assert not old.exists()
     assert host.connections() == 1
 
 
 def test_a_master_whose_socket_was_removed_is_replaced(host: LocalSshd, connection: Connection) -> None:
-    pid = pid_of(connection)
+    pid = master_pid_of(connection)
     _remove_files(connection, host)
 
     assert connection.run("echo again").stdout == "again\n"
 
-    eventually(lambda: not is_alive(pid), "the useless master is gone")
-    eventually(lambda: host.connections() == 1, "its connection is gone")
+    assert_eventually(lambda: not is_alive(pid), "the useless master is gone")
+    assert_eventually(lambda: host.connections() == 1, "its connection is gone")
 
 
 def test_sixteen_threads_find_a_dead_master_and_make_one(host: LocalSshd, connection: Connection) -> None:
-    pid = pid_of(connection)
-    before = dials(host)
+    pid = master_pid_of(connection)
+    before = count_connections(host)
     os.kill(pid, signal.SIGKILL)
 
-    results = in_parallel([lambda n=n: connection.run(f"echo {n}") for n in range(16)])  # type: ignore[misc]
+    results = call_in_parallel([lambda n=n: connection.run(f"echo {n}") for n in range(16)])  # type: ignore[misc]
 
     assert [result.stdout for result in results] == [f"{n}\n" for n in range(16)]
-    assert dials(host) == before + 1
+    assert count_connections(host) == before + 1
 
 
 def test_a_stopped_master_is_found_killed_and_replaced(
     host: LocalSshd, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert master._ANSWER_TIMEOUT <= 5
-    monkeypatch.setattr(master, "_ANSWER_TIMEOUT", 1.0)
-    pid, old = pid_of(connection), master_of(connection).socket.parent
+    assert master._CONTROL_SOCKET_TIMEOUT_SECONDS <= 5
+    monkeypatch.setattr(master, "_CONTROL_SOCKET_TIMEOUT_SECONDS", 1.0)
+    pid, old = master_pid_of(connection), master_of(connection).socket_path.parent
     os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()
 
     assert connection.run("echo again").stdout == "again\n"
 
     assert 0.9 < time.monotonic() - begun < 5
-    assert pid_of(connection) != pid
-    eventually(lambda: not is_alive(pid), "the stopped master is gone")
+    assert master_pid_of(connection) != pid
+    assert_eventually(lambda: not is_alive(pid), "the stopped master is gone")
     assert not old.exists()
-    eventually(lambda: host.connections() == 1, "its connection is gone")
+    assert_eventually(lambda: host.connections() == 1, "its connection is gone")
 
 
 def test_a_stopped_master_does_not_hold_up_closing(host: LocalSshd, connection: Connection) -> None:
-    pid = pid_of(connection)
+    pid = master_pid_of(connection)
     os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()
 
     connection.close()
 
     assert time.monotonic() - begun < 5
-    eventually(lambda: not is_alive(pid), "the stopped master is gone")
+    assert_eventually(lambda: not is_alive(pid), "the stopped master is gone")
 
 
 def test_a_master_stopped_during_a_command_is_an_error_in_bounded_time(
     host: LocalSshd, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert session._QUIET + master._ANSWER_TIMEOUT < 20
-    monkeypatch.setattr(session, "_QUIET", 0.5)
-    monkeypatch.setattr(master, "_ANSWER_TIMEOUT", 1.0)
-    pid = pid_of(connection)
-    command = InBackground(connection, "echo up; sleep 1002")
-    command.printed(b"up")
+    assert session._MASTER_CHECK_INTERVAL_SECONDS + master._CONTROL_SOCKET_TIMEOUT_SECONDS < 20
+    monkeypatch.setattr(session, "_MASTER_CHECK_INTERVAL_SECONDS", 0.5)
+    monkeypatch.setattr(master, "_CONTROL_SOCKET_TIMEOUT_SECONDS", 1.0)
+    pid = master_pid_of(connection)
+    command = BackgroundCommand(connection, "echo up; sleep 1002")
+    command.wait_output(b"up")
     os.kill(pid, signal.SIGSTOP)
 
     with pytest.raises(ConnectionLostError) as caught:
@@ -280,28 +280,28 @@ def test_a_master_stopped_during_a_command_is_an_error_in_bounded_time(
     assert "does not answer" in str(caught.value)
     assert "sleep 1002" in str(caught.value)
     assert host.host in str(caught.value)
-    eventually(lambda: not is_alive(pid), "the stopped master is gone")
-    becomes_idle(host)
+    assert_eventually(lambda: not is_alive(pid), "the stopped master is gone")
+    assert_becomes_idle(host)
     assert connection.run("echo again").stdout == "again\n"
 
 
 def test_a_timeout_holds_with_a_stopped_master(host: LocalSshd, connection: Connection) -> None:
-    pid = pid_of(connection)
-    command = InBackground(connection, "echo up; sleep 1003", timeout=0.5)
-    command.printed(b"up")
+    pid = master_pid_of(connection)
+    command = BackgroundCommand(connection, "echo up; sleep 1003", timeout=0.5)
+    command.wait_output(b"up")
     os.kill(pid, signal.SIGSTOP)
 
     with pytest.raises(CommandTimeoutError):
         command.join(3)
 
     connection.close()
-    becomes_idle(host)
+    assert_becomes_idle(host)
 
 
 def test_a_slow_command_that_prints_nothing_is_not_taken_for_a_wedged_master(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_QUIET", 0.1)
+    monkeypatch.setattr(session, "_MASTER_CHECK_INTERVAL_SECONDS", 0.1)
 
     assert connection.run("sleep 1; echo done").stdout == "done\n"
 
@@ -313,8 +313,8 @@ def test_a_slow_command_that_prints_nothing_is_not_taken_for_a_wedged_master(
 def test_a_command_that_had_started_is_not_run_again(host: LocalSshd, connection: Connection, end: object) -> None:
     counter = host.home / "counter"
     counter.unlink(missing_ok=True)
-    command = InBackground(connection, "echo x >>counter; echo up; sleep 1004")
-    command.printed(b"up")
+    command = BackgroundCommand(connection, "echo x >>counter; echo up; sleep 1004")
+    command.wait_output(b"up")
     assert callable(end)
     end(connection, host)
 
@@ -324,7 +324,7 @@ def test_a_command_that_had_started_is_not_run_again(host: LocalSshd, connection
     assert caught.value.started is True
     assert isinstance(caught.value, ConnectionError)
     assert "It had started on the host" in str(caught.value)
-    becomes_idle(host, 10)
+    assert_becomes_idle(host, 10)
     assert counter.read_text() == "x\n"
     assert connection.run("cat counter").stdout == "x\n"
 
@@ -333,8 +333,8 @@ def test_a_master_killed_at_any_moment_never_makes_a_command_run_twice(host: Loc
     counter = host.home / "counter-any"
     for attempt in range(12):
         counter.unlink(missing_ok=True)
-        pid = pid_of(connection)
-        command = InBackground(connection, "echo x >>counter-any; sleep 0.02; echo ran")
+        pid = master_pid_of(connection)
+        command = BackgroundCommand(connection, "echo x >>counter-any; sleep 0.02; echo ran")
         time.sleep(0.0025 * attempt)  # not a wait for anything: the moment of the kill is what is varied
         os.kill(pid, signal.SIGKILL)
         try:
@@ -349,12 +349,12 @@ def test_a_master_killed_at_any_moment_never_makes_a_command_run_twice(host: Loc
 
 def becomes_idle_but_one(host: LocalSshd) -> None:
     """Wait until no command runs; the connection of the next one may be there."""
-    eventually(lambda: not running(host, "sleep 0.02"), "the command has ended")
+    assert_eventually(lambda: not find_host_pids(host, "sleep 0.02"), "the command has ended")
 
 
 def test_the_ssh_process_of_a_session_killed_here_is_a_lost_connection(host: LocalSshd, connection: Connection) -> None:
-    command = InBackground(connection, "echo up; sleep 1005")
-    command.printed(b"up")
+    command = BackgroundCommand(connection, "echo up; sleep 1005")
+    command.wait_output(b"up")
     children = Path("/proc/self/task")
     clients = {int(pid) for task in children.iterdir() for pid in (task / "children").read_text().split()}
     clients -= {host.pid}
@@ -365,7 +365,7 @@ def test_the_ssh_process_of_a_session_killed_here_is_a_lost_connection(host: Loc
 
     with pytest.raises(ConnectionLostError):
         command.join(5)
-    eventually(lambda: not running(host, "sleep 1005"), "the command has ended", 10)
+    assert_eventually(lambda: not find_host_pids(host, "sleep 1005"), "the command has ended", 10)
 
 
 # The user's own configuration ----------------------------------------------------------------------------------------
@@ -379,21 +379,21 @@ def test_a_users_own_master_is_neither_used_nor_harmed(host: LocalSshd, tmp_path
     try:
         null = subprocess.DEVNULL
         subprocess.run((*plain, "-f", "-N", host.host), check=True, timeout=20, stdin=null, stdout=null, stderr=null)
-        before = log_ins(host)
+        before = count_log_ins(host)
         with Connection(host.host, config_file=config) as connection:
             assert connection.run("echo ours").stdout == "ours\n"
             connection.put(config, "put-beside")
-            assert log_ins(host) == before + 1
+            assert count_log_ins(host) == before + 1
             assert host.connections() == 2
-            assert pid_of(connection)
-        eventually(lambda: host.connections() == 1, "only the user's connection is left")
+            assert master_pid_of(connection)
+        assert_eventually(lambda: host.connections() == 1, "only the user's connection is left")
 
         ended = subprocess.run((*plain, host.host, "echo theirs"), capture_output=True, timeout=20, check=True)
         assert ended.stdout == b"theirs\n"
-        assert log_ins(host) == before + 1
+        assert count_log_ins(host) == before + 1
     finally:
         subprocess.run((*plain, "-O", "exit", host.host), capture_output=True, timeout=20, check=False)
-    eventually(lambda: not path.exists(), "the user's master is gone")
+    assert_eventually(lambda: not path.exists(), "the user's master is gone")
 
 
 def test_a_users_socket_is_not_made(host: LocalSshd, tmp_path: Path, run_directory: Path) -> None:
@@ -438,14 +438,14 @@ def test_what_is_meant_for_a_person_at_a_terminal_disturbs_nothing(
         text = lines.format(touched=touched, busy=busy.getsockname()[1])
         ignored = "IgnoreUnknown EnableEscapeCommandline,SessionType,StdinNull,ForkAfterAuthentication"
         config = write_config(tmp_path / "config", ignored, host, extra=f"Host *\n    {text}\n")
-        before = dials(host)
+        before = count_connections(host)
         with Connection(host.host, config_file=config) as connection:
             result = connection.run("printf 'out\\n'; cat; [ -t 1 ]; printf 'err\\n' >&2; exit 3", stdin=b"~.in")
             assert (result.stdout, result.stderr, result.exit_code) == ("out\n~.in", "err\n", 3)
             (tmp_path / "file").write_text("content")
             connection.put(tmp_path / "file", "personal-file")
             assert (host.home / "personal-file").read_text() == "content"
-        assert dials(host) == before + 1
+        assert count_connections(host) == before + 1
     assert not touched.exists()
 
 
@@ -464,20 +464,20 @@ def test_a_banner_and_a_message_of_the_day_disturb_nothing(make_sshd: MakeSshd, 
 @pytest.mark.parametrize("limit", ["1", "3", "10"])
 def test_more_commands_than_the_host_allows_at_once_wait_for_their_turn(make_sshd: MakeSshd, limit: str) -> None:
     server = make_sshd(options={"MaxSessions": limit})
-    before = dials(server)
+    before = count_connections(server)
     with Connection(server.host, **server.connection_kwargs) as connection:
-        results = in_parallel([lambda n=n: connection.run(f"echo {n}; echo e >&2") for n in range(40)])  # type: ignore[misc]
+        results = call_in_parallel([lambda n=n: connection.run(f"echo {n}; echo e >&2") for n in range(40)])  # type: ignore[misc]
 
         assert [(result.stdout, result.stderr) for result in results] == [(f"{n}\n", "e\n") for n in range(40)]
-        assert dials(server) == before + 1
+        assert count_connections(server) == before + 1
         assert server.connections() == 1
 
 
 def test_a_command_that_finds_no_free_session_in_time_says_so(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxSessions": "1"})
     with Connection(server.host, **server.connection_kwargs) as connection:
-        command = InBackground(connection, "echo up; sleep 1006")
-        command.printed(b"up")
+        command = BackgroundCommand(connection, "echo up; sleep 1006")
+        command.wait_output(b"up")
         begun = time.monotonic()
 
         with pytest.raises(CommandTimeoutError, match="echo never"):
@@ -492,10 +492,10 @@ def test_a_command_that_finds_no_free_session_in_time_says_so(make_sshd: MakeSsh
 def test_a_host_that_allows_no_session_is_an_error_in_bounded_time(
     make_sshd: MakeSshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert client._REFUSAL_PATIENCE <= 20
-    monkeypatch.setattr(client, "_REFUSAL_PATIENCE", 0.3)
+    assert client._SESSION_REFUSAL_RETRY_SECONDS <= 20
+    monkeypatch.setattr(client, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
     server = make_sshd(options={"MaxSessions": "0"})
-    before = dials(server)
+    before = count_connections(server)
     with Connection(server.host, **server.connection_kwargs) as connection:
         begun = time.monotonic()
 
@@ -505,7 +505,7 @@ def test_a_host_that_allows_no_session_is_an_error_in_bounded_time(
         assert time.monotonic() - begun < 10
         assert str(caught.value).startswith(f"{server.host}: refused a session for `echo never`")
         assert "MaxSessions" in str(caught.value)
-        assert dials(server) == before + 1
+        assert count_connections(server) == before + 1
         assert not connection.is_alive()
 
 
@@ -517,7 +517,7 @@ _BUSY = """
     run = lambda: connection.run("echo up; sleep 1007", watch=Watch(lambda stream, data: ready.set()))
     threading.Thread(target=run, daemon=True).start()
     ready.wait()
-    say(connection.sessions.master().pid)
+    say(connection.ssh_client.master().pid)
 """
 
 
@@ -526,36 +526,36 @@ def test_nothing_outlives_a_manager_that_is_killed(host: LocalSshd, temporary: P
     signals = (signal.SIGKILL, signal.SIGTERM)
     with ExitStack() as stack:
         programs = [
-            stack.enter_context(Program(_BUSY + "    time.sleep(1000)", server=host, environment=environment))
+            stack.enter_context(ClientProgram(_BUSY + "    time.sleep(1000)", server=host, environment=environment))
             for _ in signals
         ]
-        pids = [int(program.line()) for program in programs]
+        pids = [int(program.read_line()) for program in programs]
         assert all(map(is_alive, pids))
-        eventually(lambda: len(running(host, "sleep 1007")) == 2, "the commands of both run")
+        assert_eventually(lambda: len(find_host_pids(host, "sleep 1007")) == 2, "the commands of both run")
         for program, number in zip(programs, signals, strict=True):
             program.process.send_signal(number)
-            assert program.finish()[0] == -number
+            assert program.wait()[0] == -number
 
-    eventually(lambda: not any(map(is_alive, pids)), "the masters are gone", 10)
-    becomes_idle(host, 10)
+    assert_eventually(lambda: not any(map(is_alive, pids)), "the masters are gone", 10)
+    assert_becomes_idle(host, 10)
     assert not list(temporary.glob("*/m")), "a socket is left"
 
     # The directories, which nobody was left to remove, go with the next manager.
-    with Program("connection.run('true')", server=host, environment=environment) as program:
-        assert program.finish()[0] == 0
+    with ClientProgram("connection.run('true')", server=host, environment=environment) as program:
+        assert program.wait()[0] == 0
     assert list(temporary.iterdir()) == []
 
 
 def test_what_a_living_manager_holds_is_not_swept_up(host: LocalSshd, temporary: Path) -> None:
     text = "connection.run('true'); say('up'); sys.stdin.readline(); say(connection.run('echo still').stdout.strip())"
-    before = dials(host)
-    with Program(text, server=host, environment={"TMPDIR": str(temporary)}) as program:
-        assert program.line() == "up"
-        with Program("connection.run('true')", server=host, environment={"TMPDIR": str(temporary)}) as other:
-            assert other.finish()[0] == 0
+    before = count_connections(host)
+    with ClientProgram(text, server=host, environment={"TMPDIR": str(temporary)}) as program:
+        assert program.read_line() == "up"
+        with ClientProgram("connection.run('true')", server=host, environment={"TMPDIR": str(temporary)}) as other:
+            assert other.wait()[0] == 0
         assert len(list(temporary.glob("*/m"))) == 1
-        assert program.finish()[:2] == (0, "still\n")
-    assert dials(host) == before + 2
+        assert program.wait()[:2] == (0, "still\n")
+    assert count_connections(host) == before + 2
 
 
 @pytest.fixture
@@ -576,62 +576,62 @@ ENDINGS = {
 
 @pytest.mark.parametrize(("text", "status"), ENDINGS.values(), ids=ENDINGS.keys())
 def test_a_program_that_ends_leaves_nothing(host: LocalSshd, temporary: Path, text: str, status: int) -> None:
-    with Program(_BUSY + text, server=host, environment={"TMPDIR": str(temporary)}) as program:
-        pid = int(program.line())
+    with ClientProgram(_BUSY + text, server=host, environment={"TMPDIR": str(temporary)}) as program:
+        pid = int(program.read_line())
         begun = time.monotonic()
-        ended, _, stderr = program.finish()
+        ended, _, stderr = program.wait()
 
     assert ended == status, stderr
     assert time.monotonic() - begun < 5
     assert "Exception ignored" not in stderr
     assert list(temporary.iterdir()) == []
-    eventually(lambda: not is_alive(pid), "the master is gone")
-    becomes_idle(host)
+    assert_eventually(lambda: not is_alive(pid), "the master is gone")
+    assert_becomes_idle(host)
 
 
 def test_a_fork_neither_uses_nor_ends_its_parents_connection(host: LocalSshd) -> None:
     text = """
         connection.run("true")
-        pid = connection.sessions.master().pid
+        pid = connection.ssh_client.master().pid
         child = os.fork()
         if child == 0:
             other = connection.run("echo child")
-            say(other.stdout.strip(), connection.sessions.master().pid != pid)
+            say(other.stdout.strip(), connection.ssh_client.master().pid != pid)
             connection.close()
             sys.exit(0)
         say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        say(connection.sessions.master().pid == pid, connection.sessions.master().socket.exists())
+        say(connection.ssh_client.master().pid == pid, connection.ssh_client.master().socket.exists())
         say(connection.run("echo parent").stdout.strip())
     """
-    before = dials(host)
-    with Program(text, server=host) as program:
-        status, stdout, stderr = program.finish()
+    before = count_connections(host)
+    with ClientProgram(text, server=host) as program:
+        status, stdout, stderr = program.wait()
 
     assert (status, stderr) == (0, "")
     assert stdout.splitlines() == ["child True", "0", "True True", "parent"]
-    assert dials(host) == before + 2
+    assert count_connections(host) == before + 2
 
 
 def test_a_fork_that_does_nothing_leaves_the_connection_alone(host: LocalSshd) -> None:
     text = """
         connection.run("true")
-        pid = connection.sessions.master().pid
+        pid = connection.ssh_client.master().pid
         child = os.fork()
         if child == 0:
             sys.exit(0)
         os.waitpid(child, 0)
-        say(connection.run("echo parent").stdout.strip(), connection.sessions.master().pid == pid)
+        say(connection.run("echo parent").stdout.strip(), connection.ssh_client.master().pid == pid)
         child = os.fork()
         if child == 0:
             time.sleep(1000)
         say(pid, child)
     """
-    with Program(text, server=host) as program:
-        assert program.line() == "parent True"
-        pid, child = map(int, program.line().split())
+    with ClientProgram(text, server=host) as program:
+        assert program.read_line() == "parent True"
+        pid, child = map(int, program.read_line().split())
         assert program.process.wait(10) == 0
         try:
-            eventually(lambda: not is_alive(pid), "a living child does not hold the master", 10)
+            assert_eventually(lambda: not is_alive(pid), "a living child does not hold the master", 10)
         finally:
             os.kill(child, signal.SIGKILL)
 
@@ -649,8 +649,8 @@ def test_a_fork_while_another_thread_dials_does_not_hang(host: LocalSshd) -> Non
         say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         dialling.join()
     """
-    with Program(text, server=host, environment={"PYTHONWARNINGS": "ignore"}) as program:
-        status, stdout, stderr = program.finish(20)
+    with ClientProgram(text, server=host, environment={"PYTHONWARNINGS": "ignore"}) as program:
+        status, stdout, stderr = program.wait(20)
 
     assert (status, stdout.split(), stderr) == (0, ["child", "0"], "")
 
@@ -658,13 +658,13 @@ def test_a_fork_while_another_thread_dials_does_not_hang(host: LocalSshd) -> Non
 def test_a_connection_that_nobody_holds_any_more_ends(host: LocalSshd) -> None:
     connection = Connection(host.host, **host.connection_kwargs)
     connection.run("true")
-    pid, directory = pid_of(connection), master_of(connection).socket.parent
+    pid, directory = master_pid_of(connection), master_of(connection).socket_path.parent
 
     del connection
     gc.collect()
 
-    eventually(lambda: not is_alive(pid), "the master is gone")
-    becomes_idle(host)
+    assert_eventually(lambda: not is_alive(pid), "the master is gone")
+    assert_becomes_idle(host)
     assert not directory.exists()
 
 
@@ -674,9 +674,9 @@ def test_output_handlers_that_raise_end_the_command_and_not_the_connection(
     def fail(stream: object, data: bytes) -> None:
         raise ZeroDivisionError
 
-    pid = pid_of(connection)
+    pid = master_pid_of(connection)
     with pytest.raises(ZeroDivisionError):
         connection.run("echo up; sleep 1008", watch=Watch(fail))
 
-    eventually(lambda: not running(host, "sleep 1008"), "the command has ended", 10)
-    assert pid_of(connection) == pid
+    assert_eventually(lambda: not find_host_pids(host, "sleep 1008"), "the command has ended", 10)
+    assert master_pid_of(connection) == pid

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lazycluster.testing import LocalSshd, write_config
-from tests.ports import free_port
+from tests.ports import reserve_free_port
 from tests.real.conftest import MakeSshd
 
 README = Path(__file__).parents[2] / "README.md"
@@ -38,7 +38,7 @@ def test_examples(make_sshd: MakeSshd, tmp_path: Path) -> None:
     )
     program = program.replace("RuntimeManager()", f"RuntimeManager({str(config)!r}, python={sys.executable!r})")
     program = re.sub(r"(Connection\([^)]*?), python='[^']*'", r"\1", program)
-    program, ports = re.subn("local_port=40100", f"local_port={free_port()}", program)
+    program, ports = re.subn("local_port=40100", f"local_port={reserve_free_port()}", program)
     assert replaced >= 3
     assert ports == 1
     script = tmp_path / "readme.py"

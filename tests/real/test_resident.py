@@ -31,49 +31,49 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster._transports.resident import Resident
-from lazycluster._transports.supervisor_client import Supervisor
+from lazycluster._transports.resident import ResidentTransport
+from lazycluster._transports.supervisor_client import SupervisorClient
 from lazycluster.testing import LocalSshd
-from tests.ports import free_port
-from tests.real.clients import Program, becomes_idle, eventually, in_parallel
-from tests.real.clients import running as commands_running
+from tests.ports import reserve_free_port
+from tests.real.clients import ClientProgram, assert_becomes_idle, assert_eventually, call_in_parallel
+from tests.real.clients import find_host_pids as commands_running
 from tests.real.observed import (
-    Echo,
+    EchoServer,
+    assert_no_leaks,
+    count_sessions,
+    find_local_pids,
     is_alive,
-    leaves_nothing,
-    listeners,
-    programs_started,
-    relayed,
-    running,
-    sessions_opened,
-    unique,
+    listening_addresses,
+    record_program_starts,
+    running_relay,
+    unique_sleep_seconds,
 )
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd
 
 
-def transport(runtime: Runtime) -> Resident:
-    assert isinstance(runtime.transport, Resident)
+def transport(runtime: Runtime) -> ResidentTransport:
+    assert isinstance(runtime.transport, ResidentTransport)
     return runtime.transport
 
 
-def supervisor(runtime: Runtime) -> Supervisor:
-    return transport(runtime).supervisor()
+def supervisor(runtime: Runtime) -> SupervisorClient:
+    return transport(runtime).ensure_supervisor()
 
 
 def supervisor_pid(runtime: Runtime) -> int:
-    return supervisor(runtime).wait(1).pid
+    return supervisor(runtime).wait_until_ready(1).pid
 
 
 def started(number: str, count: int = 1) -> None:
-    eventually(lambda: len(running(number)) >= count, f"{count} processes of {number}")
+    assert_eventually(lambda: len(find_local_pids(number)) >= count, f"{count} processes of {number}")
 
 
 def test_a_start_that_takes_too_long_says_how_far_it_has_come_and_leaves_nothing(
     make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazycluster._transports.resident.SET_UP_TIMEOUT", -6.0)
+    monkeypatch.setattr("lazycluster._transports.resident.SET_UP_TIMEOUT_SECONDS", -6.0)
     sleeper = tmp_path / "python"
     sleeper.write_text("#!/bin/sh\nexec sleep 1000\n")
     sleeper.chmod(0o755)
@@ -82,7 +82,7 @@ def test_a_start_that_takes_too_long_says_how_far_it_has_come_and_leaves_nothing
         keywords = {**server.connection_kwargs, "connect_timeout": 8.0}
         with pytest.raises(InvalidRuntimeError, match=rf"no greeting within 2 s: {how_far}"):
             Runtime(server.host, python=str(sleeper), **keywords)  # type: ignore[arg-type]
-        becomes_idle(server)
+        assert_becomes_idle(server)
 
 
 # One channel ---------------------------------------------------------------------------------------------------------
@@ -91,8 +91,12 @@ def test_a_start_that_takes_too_long_says_how_far_it_has_come_and_leaves_nothing
 def test_one_log_in_and_one_session_for_everything(sshd: LocalSshd, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("here")
-    before = sessions_opened(sshd)
-    with leaves_nothing(sshd), programs_started() as programs, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    before = count_sessions(sshd)
+    with (
+        assert_no_leaks(sshd),
+        record_program_starts() as programs,
+        Runtime(sshd.host, **sshd.connection_kwargs) as runtime,
+    ):
         at_first = len(programs)
         runtime.run("true")
         runtime.call(os.getpid)
@@ -104,26 +108,26 @@ def test_one_log_in_and_one_session_for_everything(sshd: LocalSshd, tmp_path: Pa
         runtime.execute_task(task).join()
         assert runtime.delete_dir("sub")
         assert len(programs) == at_first == 2  # the log-in, and the supervisor's session
-        assert sessions_opened(sshd) == before + 1
+        assert count_sessions(sshd) == before + 1
 
 
 def test_many_at_once_share_it(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
-        with programs_started() as programs:
+    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        with record_program_starts() as programs:
             commands: list[Callable[[], CommandResult]] = [
                 functools.partial(runtime.run, f"echo {number}") for number in range(100)
             ]
-            assert [result.stdout for result in in_parallel(commands)] == [f"{number}\n" for number in range(100)]
+            assert [result.stdout for result in call_in_parallel(commands)] == [f"{number}\n" for number in range(100)]
         assert programs == []
 
 
 def test_a_thousand_jobs(sshd: LocalSshd) -> None:
     """All of them under way at the same time: each waits for a file that is made when the last one has begun."""
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         wait = "until [ -e go ]; do sleep 1; done; exit 3"
         tasks = [runtime.execute_task(RuntimeTask().run_command(f": {number}; {wait}")) for number in range(1000)]
         script = "grep -alsF 'until [ -e go ]' /proc/[0-9]*/cmdline | wc -l"
-        eventually(lambda: int(runtime.run(script).stdout) >= 1000, "a thousand shells", timeout=90)
+        assert_eventually(lambda: int(runtime.run(script).stdout) >= 1000, "a thousand shells", timeout=90)
         runtime.run("touch go")
         for task in tasks:
             with pytest.raises(TaskExecutionError, match="exit status 3"):
@@ -133,7 +137,7 @@ def test_a_thousand_jobs(sshd: LocalSshd) -> None:
 
 def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixture[str]) -> None:
     """One prints 1 GB, and another asks every 10 ms for a small answer."""
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         ended = threading.Event()
 
         def print_much() -> None:
@@ -160,7 +164,7 @@ def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> Non
     """The caller's `on_output` blocks; what is on its way for it is bounded, and the host stops there."""
     from lazycluster._model.watch import Watch  # noqa: PLC0415
 
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         go_on = threading.Event()
         sizes: list[int] = []
 
@@ -187,7 +191,7 @@ def test_noise_of_start_up_files_is_skipped(make_sshd: MakeSshd) -> None:
     (server.home / ".bashrc").write_text(
         "echo welcome; echo LAZYCLUSTER-SUPERVISOR; head -c 100000 /dev/zero; echo >&2 x"
     )
-    with leaves_nothing(server), Runtime(server.host, **server.connection_kwargs) as runtime:
+    with assert_no_leaks(server), Runtime(server.host, **server.connection_kwargs) as runtime:
         assert runtime.run("echo clean").stdout == "clean\n"
 
 
@@ -197,7 +201,7 @@ def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: 
     server = make_sshd(options={"MaxSessions": str(sessions)})
     large = tmp_path / "large"
     large.write_bytes(os.urandom(1 << 20) * 20)
-    with leaves_nothing(server), Runtime(server.host, **server.connection_kwargs) as runtime:
+    with assert_no_leaks(server), Runtime(server.host, **server.connection_kwargs) as runtime:
         task = RuntimeTask().send_file(large, "there").get_file("there", tmp_path / "back").run_function(os.getpid)
         runtime.execute_task(task).join()
         assert (tmp_path / "back").read_bytes() == large.read_bytes()
@@ -207,7 +211,7 @@ def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: 
 
 
 def test_a_host_without_python_is_told_what_to_do(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd):
+    with assert_no_leaks(sshd):
         with pytest.raises(InvalidRuntimeError, match="resident=False") as caught:
             Runtime(sshd.host, python="/no/such/python", **sshd.connection_kwargs)
         assert isinstance(caught.value.__cause__, PythonNotFoundError)
@@ -219,14 +223,14 @@ def test_a_python_that_is_none(sshd: LocalSshd, tmp_path: Path) -> None:
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho it is broken >&2\nexit 7\n")
     program.chmod(0o755)
-    with leaves_nothing(sshd):
+    with assert_no_leaks(sshd):
         with pytest.raises(InvalidRuntimeError, match=r"(?s)exit status 7.*it is broken") as caught:
             Runtime(sshd.host, python=str(program), **sshd.connection_kwargs)
         assert isinstance(caught.value.__cause__, SupervisorError)
 
 
 def test_a_working_directory_that_cannot_be_made(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), pytest.raises(InvalidRuntimeError, match="/dev/null/x"):
+    with assert_no_leaks(sshd), pytest.raises(InvalidRuntimeError, match="/dev/null/x"):
         Runtime(sshd.host, "/dev/null/x", **sshd.connection_kwargs)
 
 
@@ -235,9 +239,9 @@ def test_a_working_directory_that_cannot_be_made(sshd: LocalSshd) -> None:
 
 def test_a_supervisor_that_is_killed_is_told_and_replaced(sshd: LocalSshd, tmp_path: Path) -> None:
     """What was under way fails at once and is not repeated; in a directory that stays, the next call goes on."""
-    number = unique()
+    number = unique_sleep_seconds()
     work = tmp_path / "work"
-    with leaves_nothing(sshd), Runtime(sshd.host, str(work), **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, str(work), **sshd.connection_kwargs) as runtime:
         first = supervisor_pid(runtime)
         command = f"echo once >>ran; (setsid sleep {number} &) ; sleep {number}"
         task = runtime.execute_task(RuntimeTask().run_command(command))
@@ -254,16 +258,16 @@ def test_a_supervisor_that_is_killed_is_told_and_replaced(sshd: LocalSshd, tmp_p
         assert runtime.run("cat ran").stdout == "once\n"
         assert supervisor_pid(runtime) != first
         assert runtime.call(os.getpid) != first
-        eventually(lambda: not running(number), "the shell beside it ends what it had started")
+        assert_eventually(lambda: not find_local_pids(number), "the shell beside it ends what it had started")
 
 
 def test_a_temporary_working_directory_goes_with_it(sshd: LocalSshd) -> None:
     """A clear error, not a silent new one."""
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         runtime.run("echo data >file")
         current = supervisor(runtime)
         os.kill(supervisor_pid(runtime), signal.SIGKILL)
-        eventually(lambda: not current.alive, "it is gone")
+        assert_eventually(lambda: not current.is_running, "it is gone")
         said = r"(?s)it was temporary, and went when the connection broke: .*Make a new Runtime\.$"
         for use in (lambda: runtime.run("cat file"), lambda: runtime.call(os.getpid)):
             with pytest.raises(WorkingDirectoryError, match=said):
@@ -274,8 +278,8 @@ def test_a_temporary_working_directory_goes_with_it(sshd: LocalSshd) -> None:
 @pytest.mark.parametrize("how", ["drop", "master"])
 def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
     """In every state: while a command runs, while a function runs, while files move, while nothing happens."""
-    number = unique()
-    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords):
+    number = unique_sleep_seconds()
+    with assert_no_leaks(sshd), running_relay(sshd, tmp_path) as (relay, keywords):
         (tmp_path / "large").write_bytes(bytes(1 << 25))
         with Runtime(sshd.host, str(tmp_path / "work"), **keywords) as runtime:
             for task in (
@@ -287,25 +291,29 @@ def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
             ):
                 if task is not None:
                     runtime.execute_task(task)
-                    eventually(lambda: len(transport(runtime)._current._jobs) > 0, "it is under way")  # type: ignore[union-attr]
+                    assert_eventually(lambda: len(transport(runtime)._supervisor._event_queues) > 0, "it is under way")  # type: ignore[union-attr]
                 current = supervisor(runtime)
                 if how == "drop":
                     relay.drop()
                 else:
-                    master = runtime.transport.connection.sessions.master()  # type: ignore[attr-defined]
+                    master = runtime.transport.connection.ssh_client.master()  # type: ignore[attr-defined]
                     os.kill(master.pid, signal.SIGKILL)
                 if task is not None:
                     with pytest.raises(TaskExecutionError) as caught:
                         task.join()
                     assert isinstance(caught.value.__cause__, ConnectionLostError)
-                eventually(lambda current=current: not current.alive, "the loss is seen")  # type: ignore[misc]
+                assert_eventually(lambda current=current: not current.is_running, "the loss is seen")  # type: ignore[misc]
                 assert runtime.run("echo again").stdout == "again\n"
-            eventually(lambda: not running(number), "what was under way is ended", timeout=15)
+            assert_eventually(lambda: not find_local_pids(number), "what was under way is ended", timeout=15)
 
 
 def test_a_slow_link_is_no_lost_one(sshd: LocalSshd, tmp_path: Path) -> None:
     """Nothing comes through for longer than any patience on either side but that of ssh itself."""
-    with leaves_nothing(sshd), relayed(sshd, tmp_path) as (relay, keywords), Runtime(sshd.host, **keywords) as runtime:
+    with (
+        assert_no_leaks(sshd),
+        running_relay(sshd, tmp_path) as (relay, keywords),
+        Runtime(sshd.host, **keywords) as runtime,
+    ):
         task = runtime.execute_task(RuntimeTask().run_command("sleep 1; echo done"))
         relay.delay = 1.5
         assert runtime.run("echo ok").stdout == "ok\n"
@@ -325,7 +333,7 @@ def test_clocks_that_jump_end_nothing_and_hold_nothing_up(
     make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a day, forth and back, each time that somebody looks, on both ends."""
-    number = unique()
+    number = unique_sleep_seconds()
     (tmp_path / "sitecustomize.py").write_text(_JUMPING)
     server = make_sshd(environment={"PYTHONPATH": str(tmp_path)})
     jumps, real = itertools.cycle([86400.0, -86400.0, 0.0]), time.time
@@ -342,7 +350,7 @@ def test_clocks_that_jump_end_nothing_and_hold_nothing_up(
         assert task.process is not None
         task.process.terminate()
         assert time.monotonic() - begun < 20
-        eventually(lambda: not running(number), "both are ended", timeout=10)
+        assert_eventually(lambda: not find_local_pids(number), "both are ended", timeout=10)
         assert runtime.is_valid_runtime()
 
 
@@ -371,11 +379,11 @@ say(runtime.working_dir)
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_manager_that_is_killed_leaves_nothing(
-    make_sshd: MakeSshd, tmp_path: Path, temporary_of_one_to_kill: Path, signal_number: signal.Signals
+    make_sshd: MakeSshd, tmp_path: Path, short_tmpdir: Path, signal_number: signal.Signals
 ) -> None:
     """With tunnels, tasks and files in flight: within 10 s no ssh here, no port, no process and no file there."""
     server = make_sshd()
-    number, ports = unique(), [free_port(), free_port()]
+    number, ports = unique_sleep_seconds(), [reserve_free_port(), reserve_free_port()]
     large, back, theirs = tmp_path / "large", tmp_path / "back", tmp_path / "theirs"
     theirs.mkdir()
     back.mkdir()
@@ -384,28 +392,28 @@ def test_a_manager_that_is_killed_leaves_nothing(
     text = _BUSY.format(
         host=server.host, config=str(server.config_file), number=number, ports=ports, large=str(large), back=str(back)
     )
-    masters = str(temporary_of_one_to_kill / "lazycluster-m-")
-    environment = {"TMPDIR": str(temporary_of_one_to_kill)}
-    with Program(text + "\ntime.sleep(1000)", environment=environment) as program:
-        working_dir = Path(program.line())
-        assert running(masters)
+    masters = str(short_tmpdir / "lazycluster-m-")
+    environment = {"TMPDIR": str(short_tmpdir)}
+    with ClientProgram(text + "\ntime.sleep(1000)", environment=environment) as program:
+        working_dir = Path(program.read_line())
+        assert find_local_pids(masters)
         started(number, 5)
-        eventually(lambda: any(working_dir.glob(".lazycluster-*")), "a file on its way there")
-        eventually(lambda: any(back.iterdir()), "a file on its way back")
+        assert_eventually(lambda: any(working_dir.glob(".lazycluster-*")), "a file on its way there")
+        assert_eventually(lambda: any(back.iterdir()), "a file on its way back")
         begun = time.monotonic()
         program.process.send_signal(signal_number)
         program.process.wait(10)
-        becomes_idle(server, timeout=10)
-        eventually(lambda: not running(number), "no process of it there", timeout=10)
-        eventually(lambda: not any(listeners(port) for port in ports), "no port", timeout=10)
-        eventually(lambda: not running(masters), "no ssh process here", timeout=10)
+        assert_becomes_idle(server, timeout=10)
+        assert_eventually(lambda: not find_local_pids(number), "no process of it there", timeout=10)
+        assert_eventually(lambda: not any(listening_addresses(port) for port in ports), "no port", timeout=10)
+        assert_eventually(lambda: not find_local_pids(masters), "no ssh process here", timeout=10)
         assert time.monotonic() - begun < 10
         assert not list(working_dir.parent.glob(f"{working_dir.stem}*"))
 
 
 def test_stubborn_jobs_get_the_grace_that_was_asked_for(sshd: LocalSshd) -> None:
-    number = unique()
-    with leaves_nothing(sshd), Runtime(sshd.host, grace=0.5, **sshd.connection_kwargs) as runtime:
+    number = unique_sleep_seconds()
+    with assert_no_leaks(sshd), Runtime(sshd.host, grace=0.5, **sshd.connection_kwargs) as runtime:
         command = f"trap '' TERM; setsid sleep {number} & sleep {number}; sleep {number}"
         task = RuntimeTask().run_command(command)
         runtime.execute_task(task)
@@ -414,10 +422,10 @@ def test_stubborn_jobs_get_the_grace_that_was_asked_for(sshd: LocalSshd) -> None
         assert task.process is not None
         task.process.terminate()
         assert 0.4 < time.monotonic() - begun < 4
-        assert not running(number)
+        assert not find_local_pids(number)
         with pytest.raises(CommandTimeoutError):
             runtime.run(command, timeout=0.2)
-        eventually(lambda: not running(number), "ended after its grace", timeout=3)
+        assert_eventually(lambda: not find_local_pids(number), "ended after its grace", timeout=3)
 
 
 @pytest.mark.parametrize("grace", [-1, "5", True, float("nan")])
@@ -442,13 +450,13 @@ def test_a_fork_neither_uses_nor_ends_the_runtimes_of_its_parent(sshd: LocalSshd
     task.join()
     say(task.execution_log)
     """
-    with leaves_nothing(sshd), Program(text) as program:
-        assert program.finish(30) == (0, "child True\n['parent\\n']\n", "")
+    with assert_no_leaks(sshd), ClientProgram(text) as program:
+        assert program.wait(30) == (0, "child True\n['parent\\n']\n", "")
 
 
 def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSshd, run_directory: Path) -> None:
     """A copy of the channel's descriptor would keep the host from seeing it."""
-    number = unique()
+    number = unique_sleep_seconds()
     text = f"""
     from lazycluster import Runtime, RuntimeTask
     runtime = Runtime({sshd.host!r}, config_file={str(sshd.config_file)!r})
@@ -461,15 +469,15 @@ def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSsh
     time.sleep(60)
     """
     with (
-        leaves_nothing(sshd),
+        assert_no_leaks(sshd),
         tempfile.TemporaryDirectory(prefix="e", dir=run_directory) as temporary,  # nobody is left to remove its socket
-        Program(text, environment={"TMPDIR": temporary}) as program,
+        ClientProgram(text, environment={"TMPDIR": temporary}) as program,
     ):
-        child = int(program.line())
+        child = int(program.read_line())
         started(number)
         program.process.kill()
         program.process.wait()
-        eventually(lambda: not commands_running(sshd, f"sleep {number}"), "the command is ended", timeout=10)
+        assert_eventually(lambda: not commands_running(sshd, f"sleep {number}"), "the command is ended", timeout=10)
         assert is_alive(child)
         os.kill(child, signal.SIGKILL)
 
@@ -491,7 +499,7 @@ def test_no_call_sees_another(sshd: LocalSshd) -> None:
         os.open("/dev/null", os.O_RDONLY)
         return os.getpid(), *seen, descriptors
 
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         calls = [runtime.call(leave_a_trace) for _ in range(5)]
         assert len({pid for pid, *_ in calls}) == 5
         assert {(builtin, variable) for _, builtin, variable, _ in calls} == {(False, False)}
@@ -515,21 +523,21 @@ def test_a_process_that_dies_is_told_with_what_it_printed(
         print("the last words", flush=True)
         end()
 
-    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         with pytest.raises(RemoteFunctionError, match=f"(?s){how}.*the last words"):
             runtime.call(die)
         assert runtime.call(os.getpid) > 0
 
 
 def test_a_large_argument_and_a_large_result_stream_through(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         data = os.urandom(1 << 20) * 40
         assert runtime.call(bytes.swapcase, data) == data.swapcase()
 
 
 def test_what_a_clean_up_leaves_is_logged(sshd: LocalSshd, caplog: pytest.LogCaptureFixture) -> None:
     """A directory that was removed by hand is no such thing."""
-    with leaves_nothing(sshd), caplog.at_level(logging.WARNING):
+    with assert_no_leaks(sshd), caplog.at_level(logging.WARNING):
         runtime = Runtime(sshd.host, **sshd.connection_kwargs)
         runtime.run('rm -rf "$WORKING_DIR"')
         runtime.close()
@@ -537,8 +545,8 @@ def test_what_a_clean_up_leaves_is_logged(sshd: LocalSshd, caplog: pytest.LogCap
 
 
 def test_a_tunnel_beside_it(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), Echo() as service, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
-        port = free_port()
+    with assert_no_leaks(sshd), EchoServer() as service, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        port = reserve_free_port()
         key = runtime.expose_port_to_runtime(service.port, port)
 
         def ask() -> bytes:

@@ -30,15 +30,15 @@ from lazycluster import (
     UnknownHostError,
 )
 from lazycluster.testing import LocalSshd
-from tests.ports import free_port
-from tests.real.clients import Program
+from tests.ports import reserve_free_port
+from tests.real.clients import ClientProgram
 from tests.real.observed import (
-    lacking,
-    leaves_nothing,
-    programs_started,
-    read_only,
-    sessions_opened,
-    write_program,
+    assert_no_leaks,
+    count_sessions,
+    read_only_directory,
+    record_program_starts,
+    skip_or_fail,
+    write_script,
 )
 
 if TYPE_CHECKING:
@@ -79,13 +79,13 @@ def test_a_keyword_that_does_not_exist_is_a_type_error_with_those_that_do(sshd: 
 def test_arguments_that_cannot_be_right_are_refused_before_anything_runs(
     host: str, keywords: dict[str, object]
 ) -> None:
-    with programs_started() as programs, pytest.raises(ValueError):
+    with record_program_starts() as programs, pytest.raises(ValueError):
         Runtime(host, **keywords)  # type: ignore[arg-type]  # the mistakes that are tested
     assert programs == []
 
 
 def test_a_host_that_cannot_be_reached(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), pytest.raises(InvalidRuntimeError) as caught:
+    with assert_no_leaks(sshd), pytest.raises(InvalidRuntimeError) as caught:
         Runtime("no-such-host.invalid", options={"ProxyCommand": "none"}, connect_timeout=5)
 
     assert isinstance(caught.value, ValueError)
@@ -102,12 +102,12 @@ def test_a_working_directory_that_cannot_be_made(
     with contextlib.ExitStack() as stack:
         if obstacle == "read-only":
             directory.mkdir()
-            stack.enter_context(read_only(directory))
+            stack.enter_context(read_only_directory(directory))
         else:
             directory.touch()
         path = directory if obstacle == "file" else directory / "work"
 
-        with leaves_nothing(sshd), pytest.raises(InvalidRuntimeError) as caught:
+        with assert_no_leaks(sshd), pytest.raises(InvalidRuntimeError) as caught:
             Runtime(sshd.host, str(path), resident=resident, **sshd.connection_kwargs)
 
     assert isinstance(caught.value.__cause__, CommandFailedError)
@@ -117,14 +117,14 @@ def test_a_working_directory_that_cannot_be_made(
 
 @pytest.mark.parametrize("directory", ["", "with\0nul"])
 def test_a_working_directory_that_has_no_name(sshd: LocalSshd, directory: str, resident: bool) -> None:
-    with leaves_nothing(sshd), pytest.raises((ValueError, InvalidRuntimeError)):
+    with assert_no_leaks(sshd), pytest.raises((ValueError, InvalidRuntimeError)):
         Runtime(sshd.host, directory, resident=resident, **sshd.connection_kwargs)
 
 
 def test_making_one_takes_one_log_in_and_one_session(make_sshd: MakeSshd, resident: bool) -> None:
     server = make_sshd()
     with Runtime(server.host, resident=resident, **server.connection_kwargs):
-        assert sessions_opened(server) == 1
+        assert count_sessions(server) == 1
         assert server.log.count("Accepted publickey") == 1
 
 
@@ -140,7 +140,7 @@ def test_after_the_end_everything_says_so(sshd: LocalSshd, resident: bool) -> No
         lambda: runtime.execute_task(RuntimeTask().run_command("true"), execute_async=False),
         runtime.create_tempdir,
         lambda: runtime.has_free_port(80),
-        lambda: runtime.expose_port_from_runtime(80, free_port()),
+        lambda: runtime.expose_port_from_runtime(80, reserve_free_port()),
     ):
         with pytest.raises(RuntimeClosedError, match="closed already"):
             use()
@@ -195,7 +195,7 @@ def test_a_working_directory_of_any_name_is_made_used_and_kept(
 
 
 def test_a_temporary_one_is_private_and_removed(sshd: LocalSshd, resident: bool) -> None:
-    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         path = Path(runtime.working_dir)
         assert path.stat().st_mode & 0o777 == 0o700
         runtime.run("mkdir -p deep/er; touch deep/er/file; chmod 500 deep/er; chmod 000 deep")
@@ -251,7 +251,7 @@ def test_changing_what_was_returned_changes_nothing(runtime: Runtime) -> None:
 
 def test_the_facts_are_those_of_this_machine(sshd: LocalSshd, runtime: Runtime) -> None:
     """The host of these tests is the machine on which they run."""
-    with programs_started() as programs:
+    with record_program_starts() as programs:
         info = runtime.info
         assert runtime.host_info.kernel == platform.system()
         assert runtime.host_info.machine == platform.machine()
@@ -292,7 +292,7 @@ esac
 
 def host_with(make_sshd: MakeSshd, directory: Path, name: str, script: str) -> LocalSshd:
     directory.mkdir()
-    write_program(directory / name, script)
+    write_script(directory / name, script)
     return make_sshd(environment={"PATH": f"{directory}:{os.environ['PATH']}"})
 
 
@@ -347,8 +347,8 @@ def test_the_table_has_lines_on_a_terminal(sshd: LocalSshd) -> None:
     """
     ours, theirs = pty.openpty()
     try:
-        with Program(text.format(terminal=os.ttyname(theirs)), environment={"TERM": "xterm"}) as program:
-            assert program.finish(60)[::2] == (0, "")
+        with ClientProgram(text.format(terminal=os.ttyname(theirs)), environment={"TERM": "xterm"}) as program:
+            assert program.wait(60)[::2] == (0, "")
         os.set_blocking(ours, False)
         shown = os.read(ours, 1 << 20).decode()
     finally:
@@ -411,7 +411,7 @@ def listening(address: str) -> Iterator[int]:
         try:
             listener.bind((address, 0))
         except OSError:
-            lacking(f"this machine has no address {address}")
+            skip_or_fail(f"this machine has no address {address}")
         listener.listen()
         yield listener.getsockname()[1]
 
@@ -419,7 +419,7 @@ def listening(address: str) -> Iterator[int]:
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
 def test_a_port_that_somebody_listens_on_is_not_free(runtime: Runtime, address: str) -> None:
     with listening(address) as port:
-        other = free_port()
+        other = reserve_free_port()
         assert not runtime.has_free_port(port)
         assert runtime.get_free_port([port, other]) == other
         with pytest.raises(NoPortsLeftError, match=f"none of the 1 ports from {port} to {port} is free"):
@@ -431,12 +431,12 @@ def test_the_first_free_port_of_many_is_asked_for_in_one_round_trip(
     sshd: LocalSshd, runtime: Runtime, resident: bool
 ) -> None:
     with listening("127.0.0.1") as first, listening("0.0.0.0") as second:
-        free = free_port()
-        before = sessions_opened(sshd)
-        with programs_started() as programs:
+        free = reserve_free_port()
+        before = count_sessions(sshd)
+        with record_program_starts() as programs:
             assert runtime.get_free_port([first, second, free, *range(20_000, 22_000)]) == free
         assert len(programs) == (0 if resident else 1)
-        assert sessions_opened(sshd) == before + (0 if resident else 1)
+        assert count_sessions(sshd) == before + (0 if resident else 1)
 
 
 def test_ports_are_checked_and_an_empty_list_has_none(runtime: Runtime) -> None:
@@ -499,7 +499,7 @@ def test_deleting_says_when_something_is_left(runtime: Runtime, tmp_path: Path) 
     directory = tmp_path / "directory"
     (directory / "kept").mkdir(parents=True)
     (directory / "kept" / "file").touch()
-    with read_only(directory / "kept"):
+    with read_only_directory(directory / "kept"):
         assert runtime.delete_dir(str(directory)) is False
         assert (directory / "kept" / "file").exists()
     assert runtime.delete_dir(str(directory)) is True
@@ -507,7 +507,7 @@ def test_deleting_says_when_something_is_left(runtime: Runtime, tmp_path: Path) 
 
 
 def test_temporary_directories_are_private_and_go_with_the_runtime(sshd: LocalSshd, resident: bool) -> None:
-    with leaves_nothing(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
+    with assert_no_leaks(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
         paths = [runtime.create_tempdir() for _ in range(3)]
         assert len(set(paths)) == 3
         assert all(Path(path).stat().st_mode & 0o777 == 0o700 for path in paths)
@@ -526,7 +526,7 @@ def test_start_up_files_that_print_and_login_shells_of_any_kind(
 ) -> None:
     name = shell if isinstance(shell, str) else shell[0]
     if shutil.which(name) is None:
-        lacking(f"there is no {name} on this machine")
+        skip_or_fail(f"there is no {name} on this machine")
     server = make_sshd(shell=shell)
     for start_up in (".bashrc", ".zshenv", ".tcshrc", ".cshrc", ".config/fish/config.fish"):
         (server.home / start_up).parent.mkdir(parents=True, exist_ok=True)
@@ -539,7 +539,7 @@ def test_start_up_files_that_print_and_login_shells_of_any_kind(
         assert runtime.python_version
         assert runtime.check_filter(installed_executables="sh", filter_commands="echo true")
         assert not runtime.check_filter(filter_commands="echo false")
-        assert runtime.get_free_port([port := free_port()]) == port
+        assert runtime.get_free_port([port := reserve_free_port()]) == port
         assert Path(runtime.create_tempdir()).is_dir()
         runtime.add_env_variables({"X": "a\n'b'"})
         assert runtime.run('printf %s "$X"').stdout == "a\n'b'"

@@ -18,19 +18,19 @@ from lazycluster import ConnectError, ForwardingRefusedError, PortInUseError, Ru
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.tunnel import Tunnel
-from lazycluster._ssh.tunnel_manager import Carrier
+from lazycluster._ssh.tunnel_manager import TunnelManager
 from lazycluster.testing import LocalSshd, processes
-from tests.ports import free_port
-from tests.real.clients import Program, dials, eventually, in_parallel
+from tests.ports import reserve_free_port
+from tests.real.clients import ClientProgram, assert_eventually, call_in_parallel, count_connections
 from tests.real.observed import (
-    Echo,
+    EchoServer,
+    assert_no_leaks,
     command_line,
-    echoes,
-    exactly,
     is_alive,
-    leaves_nothing,
-    listeners,
-    relayed,
+    is_echoing,
+    listening_addresses,
+    receive_exactly,
+    running_relay,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ COUNT = 10
 class Ten:
     """A service, and tunnels to it in both directions by turns, all of one runtime."""
 
-    def __init__(self, runtime: Runtime, service: Echo, count: int = COUNT) -> None:
+    def __init__(self, runtime: Runtime, service: EchoServer, count: int = COUNT) -> None:
         self.runtime, self.service = runtime, service
         self.ports: list[int] = []
         self.keys: list[str] = []
@@ -50,7 +50,7 @@ class Ten:
             self.add(to=bool(number % 2))
 
     def add(self, *, to: bool) -> int:
-        port = free_port()
+        port = reserve_free_port()
         expose = self.runtime.expose_port_to_runtime if to else self.runtime.expose_port_from_runtime
         self.keys.append(expose(self.service.port, port))
         self.ports.append(port)
@@ -70,11 +70,11 @@ class Ten:
         return pid
 
     def answering(self) -> list[bool]:
-        return [echoes(port, timeout=2) for port in self.ports]
+        return [is_echoing(port, timeout=2) for port in self.ports]
 
     def come_back(self, before: int) -> None:
         """Wait until all of them are back, in another process."""
-        eventually(lambda: all(tunnel.is_up for tunnel in self.tunnels), "all are up again", timeout=20)
+        assert_eventually(lambda: all(tunnel.is_up for tunnel in self.tunnels), "all are up again", timeout=20)
         assert self.answering() == [True] * len(self.ports)
         assert self.pid != before
 
@@ -93,7 +93,7 @@ def runtime(server: LocalSshd) -> Iterator[Runtime]:
 def masters() -> list[int]:
     """Return the ssh processes that stay in the background for this process; they call themselves by their sockets."""
     mark = str(Path(os.environ["TMPDIR"], "lazycluster-m-"))
-    return [pid for pid in processes.table() if mark in command_line(pid)]
+    return [pid for pid in processes.parent_by_pid() if mark in command_line(pid)]
 
 
 def destination(server: LocalSshd) -> Destination:
@@ -108,28 +108,28 @@ def threads() -> set[str]:
 
 
 def test_ten_tunnels_are_one_process_and_one_connection(server: LocalSshd, runtime: Runtime) -> None:
-    with leaves_nothing(server), Echo() as service:
-        connections, dialled, ours, running = server.connections(), dials(server), set(masters()), threads()
+    with assert_no_leaks(server), EchoServer() as service:
+        connections, dialled, ours, running = server.connections(), count_connections(server), set(masters()), threads()
         ten = Ten(runtime, service)
         assert server.connections() == connections + 1
-        assert dials(server) == dialled + 1
+        assert count_connections(server) == dialled + 1
         assert set(masters()) - ours == {ten.pid}
         assert {name for name in threads() - running if "tunnel" in name} == {"tunnels to local"}
         assert ten.answering() == [True] * COUNT
         assert len(set(ten.keys)) == runtime.alive_process_count == COUNT
-        in_parallel([lambda port=port: echoes(port, b"x" * 100_000) for port in ten.ports])  # type: ignore[misc]
+        call_in_parallel([lambda port=port: is_echoing(port, b"x" * 100_000) for port in ten.ports])  # type: ignore[misc]
 
         for number, key in enumerate(ten.keys[:-1], start=1):
             runtime.stop_process(key)
-            assert listeners(ten.ports[number - 1]) == []
+            assert listening_addresses(ten.ports[number - 1]) == []
             assert ten.answering() == [False] * number + [True] * (COUNT - number)
             assert server.connections() == connections + 1
         pid = ten.pid
         runtime.stop_process(ten.keys[-1])
         assert not is_alive(pid)
         assert set(masters()) == ours
-        assert not any(listeners(port) for port in ten.ports)
-        eventually(lambda: server.connections() == connections, "the connection ends")
+        assert not any(listening_addresses(port) for port in ten.ports)
+        assert_eventually(lambda: server.connections() == connections, "the connection ends")
 
 
 @pytest.mark.parametrize("to", [True, False])
@@ -137,27 +137,27 @@ def test_stopping_one_frees_its_port_and_leaves_the_others_their_traffic(
     server: LocalSshd, runtime: Runtime, to: bool
 ) -> None:
     """Again and again with one port, and while connections are open through all of them."""
-    with leaves_nothing(server), Echo() as service, contextlib.ExitStack() as stack:
+    with assert_no_leaks(server), EchoServer() as service, contextlib.ExitStack() as stack:
         ten = Ten(runtime, service)
         pid = ten.pid
         others = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 5)) for port in ten.ports]
-        port = free_port()
+        port = reserve_free_port()
         expose = runtime.expose_port_to_runtime if to else runtime.expose_port_from_runtime
         for stop in (Tunnel.terminate, Tunnel.kill) * 3:
             process = runtime.get_process(expose(service.port, port))
             assert isinstance(process, Tunnel)
             with socket.create_connection(("127.0.0.1", port), 5) as connection:
                 connection.sendall(b"open")
-                assert exactly(connection, 4) == b"open"
+                assert receive_exactly(connection, 4) == b"open"
                 stop(process)
                 if stop is Tunnel.kill and to:  # which did not wait for the host
-                    eventually(lambda: listeners(port) == [], "the port is free")
-                assert listeners(port) == []
+                    assert_eventually(lambda: listening_addresses(port) == [], "the port is free")
+                assert listening_addresses(port) == []
                 connection.sendall(b"on")  # ssh has no way to end it; it ends with its ends, or with the last tunnel
-                assert exactly(connection, 2) == b"on"
+                assert receive_exactly(connection, 2) == b"on"
             for other in others:
                 other.sendall(b"other")
-                assert exactly(other, 5) == b"other"
+                assert receive_exactly(other, 5) == b"other"
         assert ten.pid == pid
         for key in ten.keys:
             runtime.stop_process(key)
@@ -167,23 +167,23 @@ def test_stopping_one_frees_its_port_and_leaves_the_others_their_traffic(
 
 
 def test_eight_threads_that_expose_at_once_dial_once(server: LocalSshd, runtime: Runtime) -> None:
-    with leaves_nothing(server), Echo() as service:
+    with assert_no_leaks(server), EchoServer() as service:
         exposes = [runtime.expose_port_to_runtime, runtime.expose_port_from_runtime]
         for _ in range(3):
-            dialled, ports = dials(server), [free_port() for _ in range(8)]
-            keys = in_parallel(
+            dialled, ports = count_connections(server), [reserve_free_port() for _ in range(8)]
+            keys = call_in_parallel(
                 [lambda port=port, n=n: exposes[n % 2](service.port, port) for n, port in enumerate(ports)]  # type: ignore[misc]
             )
-            assert dials(server) == dialled + 1
-            assert all(echoes(port) for port in ports)
-            in_parallel([lambda key=key: runtime.stop_process(key) for key in keys])  # type: ignore[misc]
-            assert not any(listeners(port) for port in ports)
+            assert count_connections(server) == dialled + 1
+            assert all(is_echoing(port) for port in ports)
+            call_in_parallel([lambda key=key: runtime.stop_process(key) for key in keys])  # type: ignore[misc]
+            assert not any(listening_addresses(port) for port in ports)
 
 
 def test_of_eight_threads_that_want_one_port_one_gets_it(server: LocalSshd, runtime: Runtime) -> None:
-    with leaves_nothing(server), Echo() as service:
+    with assert_no_leaks(server), EchoServer() as service:
         for expose in (runtime.expose_port_to_runtime, runtime.expose_port_from_runtime):
-            port = free_port()
+            port = reserve_free_port()
 
             def attempt(expose: Callable[[int, int], str] = expose, port: int = port) -> str | PortInUseError:
                 try:
@@ -191,38 +191,38 @@ def test_of_eight_threads_that_want_one_port_one_gets_it(server: LocalSshd, runt
                 except PortInUseError as error:
                     return error
 
-            outcomes = in_parallel([attempt] * 8)
+            outcomes = call_in_parallel([attempt] * 8)
             [key] = [outcome for outcome in outcomes if isinstance(outcome, str)]
-            assert echoes(port)
+            assert is_echoing(port)
             runtime.stop_process(key)
-            assert listeners(port) == []
+            assert listening_addresses(port) == []
 
 
 def test_opening_and_stopping_at_once_again_and_again(server: LocalSshd, runtime: Runtime) -> None:
     """Also the last one, while somebody else opens the next."""
-    with leaves_nothing(server), Echo() as service:
+    with assert_no_leaks(server), EchoServer() as service:
 
         def work(number: int) -> None:
             expose = runtime.expose_port_to_runtime if number % 2 else runtime.expose_port_from_runtime
-            port = free_port()
+            port = reserve_free_port()
             for _ in range(5):
                 key = expose(service.port, port)
-                assert echoes(port)
+                assert is_echoing(port)
                 runtime.stop_process(key)
-                assert listeners(port) == []
+                assert listening_addresses(port) == []
 
-        in_parallel([lambda number=number: work(number) for number in range(4)])  # type: ignore[misc]
+        call_in_parallel([lambda number=number: work(number) for number in range(4)])  # type: ignore[misc]
 
 
 # Refused -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_refused_one_among_good_ones_disturbs_none(make_sshd: MakeSshd) -> None:
-    with Echo() as service:
-        allowed, forbidden = free_port(), free_port()
+    with EchoServer() as service:
+        allowed, forbidden = reserve_free_port(), reserve_free_port()
         options = {"PermitListen": f"localhost:{allowed}", "PermitOpen": f"localhost:{service.port}"}
         server = make_sshd(options=options)
-        with leaves_nothing(server), Runtime(server.host, **server.connection_kwargs) as runtime:
+        with assert_no_leaks(server), Runtime(server.host, **server.connection_kwargs) as runtime:
             with pytest.raises(ForwardingRefusedError):
                 runtime.expose_port_to_runtime(service.port, forbidden)
             ten = Ten(runtime, service, count=1)
@@ -233,11 +233,11 @@ def test_a_refused_one_among_good_ones_disturbs_none(make_sshd: MakeSshd) -> Non
                 with pytest.raises(ForwardingRefusedError) as caught:
                     runtime.expose_port_to_runtime(service.port, forbidden)
                 assert caught.value.reason.endswith(f"remote port forwarding failed for listen port {forbidden}")
-                port = free_port()
+                port = reserve_free_port()
                 with pytest.raises(ForwardingRefusedError) as caught:
                     runtime.expose_port_from_runtime(9, port)
                 assert "administratively prohibited" in caught.value.reason
-                assert listeners(port) == []
+                assert listening_addresses(port) == []
                 with pytest.raises(PortInUseError):
                     runtime.expose_port_from_runtime(service.port, ten.ports[0])
             assert ten.pid == pid
@@ -246,34 +246,34 @@ def test_a_refused_one_among_good_ones_disturbs_none(make_sshd: MakeSshd) -> Non
 
 def test_one_that_was_refused_is_really_opened_when_it_is_asked_for_again(server: LocalSshd) -> None:
     """And not taken for open already, which ssh says of what it has once opened."""
-    carrier = Carrier(destination(server))
-    with leaves_nothing(server), Echo() as service:
-        first = Tunnel(carrier, [Forwarding(ForwardType.LOCAL, free_port(), service.port)])
+    carrier = TunnelManager(destination(server))
+    with assert_no_leaks(server), EchoServer() as service:
+        first = Tunnel(carrier, [Forwarding(ForwardType.LOCAL, reserve_free_port(), service.port)])
         for kind in ForwardType:
-            port = free_port()
+            port = reserve_free_port()
             with socket.create_server(("127.0.0.1", port)), pytest.raises(PortInUseError):
                 Tunnel(carrier, [Forwarding(kind, port, service.port)])
             again = Tunnel(carrier, [Forwarding(kind, port, service.port)])
-            assert echoes(port)
+            assert is_echoing(port)
             again.terminate()
         first.terminate()
 
 
 def test_of_several_forwardings_of_one_tunnel_all_are_opened_or_none(server: LocalSshd) -> None:
-    carrier = Carrier(destination(server))
-    with leaves_nothing(server), Echo() as service, socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = [free_port() for _ in range(4)]
+    carrier = TunnelManager(destination(server))
+    with assert_no_leaks(server), EchoServer() as service, socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [reserve_free_port() for _ in range(4)]
         kinds = [ForwardType.LOCAL, ForwardType.REMOTE] * 2
         wanted = [Forwarding(kind, port, service.port) for kind, port in zip(kinds, ports, strict=True)]
         for kind in ForwardType:
             with pytest.raises(PortInUseError):
                 Tunnel(carrier, [*wanted, Forwarding(kind, taken.getsockname()[1], service.port)])
-            assert not any(listeners(port) for port in ports)
-            assert carrier.link is None
+            assert not any(listening_addresses(port) for port in ports)
+            assert carrier.connection is None
         tunnel = Tunnel(carrier, wanted)
-        assert all(echoes(port) for port in ports)
+        assert all(is_echoing(port) for port in ports)
         tunnel.terminate()
-        assert not any(listeners(port) for port in ports)
+        assert not any(listening_addresses(port) for port in ports)
 
 
 # Broken and brought back ---------------------------------------------------------------------------------------------
@@ -283,8 +283,8 @@ def test_all_come_back_when_the_connection_is_ended_from_the_host(
     server: LocalSshd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        leaves_nothing(server),
-        Echo() as service,
+        assert_no_leaks(server),
+        EchoServer() as service,
         Runtime(server.host, str(tmp_path), **server.connection_kwargs) as runtime,
     ):
         ten = Ten(runtime, service)
@@ -297,19 +297,19 @@ def test_all_come_back_when_the_connection_is_ended_from_the_host(
         assert "Connection refused" not in said, "that was something else"
         for key in ten.keys:
             runtime.stop_process(key)
-        assert not any(listeners(port) for port in ten.ports)
+        assert not any(listening_addresses(port) for port in ten.ports)
         assert runtime.run("true").ok
 
 
 def test_all_come_back_when_their_ssh_is_killed(server: LocalSshd, runtime: Runtime) -> None:
-    with leaves_nothing(server), Echo() as service:
+    with assert_no_leaks(server), EchoServer() as service:
         ten = Ten(runtime, service)
         for _ in range(2):
-            first, dialled = ten.pid, dials(server)
+            first, dialled = ten.pid, count_connections(server)
             os.kill(first, signal.SIGKILL)
-            eventually(lambda first=first: not is_alive(first), "it is gone")  # type: ignore[misc]
+            assert_eventually(lambda first=first: not is_alive(first), "it is gone")  # type: ignore[misc]
             ten.come_back(first)
-            assert dials(server) == dialled + 1
+            assert count_connections(server) == dialled + 1
         runtime.stop_process(ten.keys[0])
         assert ten.answering() == [False] + [True] * (COUNT - 1)
         for key in ten.keys:
@@ -320,23 +320,25 @@ def test_one_whose_port_is_taken_meanwhile_is_tried_again_and_disturbs_none(
     server: LocalSshd, runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In both directions, which lie on one machine in this test."""
-    with leaves_nothing(server), Echo() as service, contextlib.ExitStack() as stack:
+    with assert_no_leaks(server), EchoServer() as service, contextlib.ExitStack() as stack:
         ten = Ten(runtime, service, count=4)
         first = ten.pid
         os.kill(first, signal.SIGKILL)
         for port in ten.ports[:2]:
             thief = socket.socket()
             thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            eventually(lambda thief=thief, port=port: _taken(thief, port), "it is taken")  # type: ignore[misc]
+            assert_eventually(lambda thief=thief, port=port: _taken(thief, port), "it is taken")  # type: ignore[misc]
             stack.enter_context(thief)
-        eventually(lambda: [tunnel.is_up for tunnel in ten.tunnels] == [False, False, True, True], "two are back", 20)
-        assert all(echoes(port) for port in ten.ports[2:])
+        assert_eventually(
+            lambda: [tunnel.is_up for tunnel in ten.tunnels] == [False, False, True, True], "two are back", 20
+        )
+        assert all(is_echoing(port) for port in ten.ports[2:])
         assert all(tunnel.is_alive() and tunnel.pid == ten.pid for tunnel in ten.tunnels)
         runtime.stop_process(ten.keys[2])
         added = ten.add(to=True)
-        assert echoes(added)
+        assert is_echoing(added)
         stack.close()
-        eventually(lambda: ten.tunnels[0].is_up and ten.tunnels[1].is_up, "the others are back", 20)
+        assert_eventually(lambda: ten.tunnels[0].is_up and ten.tunnels[1].is_up, "the others are back", 20)
         assert ten.answering() == [True, True, False, True, True]
         assert sum("not open again yet" in message for message in caplog.messages) == 2
         assert sum("open again" in message for message in caplog.messages) == 4
@@ -354,29 +356,29 @@ def _taken(thief: socket.socket, port: int) -> bool:
 
 def test_who_exposes_while_the_link_is_down_gets_it_up(server: LocalSshd, tmp_path: Path) -> None:
     with (
-        leaves_nothing(server),
-        Echo() as service,
-        relayed(server, tmp_path) as (relay, keywords),
+        assert_no_leaks(server),
+        EchoServer() as service,
+        running_relay(server, tmp_path) as (relay, keywords),
         Runtime(server.host, **keywords) as runtime,
     ):
         ten = Ten(runtime, service, count=4)
         first = ten.pid
         relay.drop()
         port = ten.add(to=False)
-        assert echoes(port)
+        assert is_echoing(port)
         ten.come_back(first)
 
 
 def test_one_stops_and_one_comes_while_the_host_is_gone(make_sshd: MakeSshd, tmp_path: Path) -> None:
     server = make_sshd()
-    with Echo() as service, relayed(server, tmp_path) as (relay, keywords):
-        carrier = Carrier(Destination(server.host, config_file=Path(keywords["config_file"]), connect_timeout=5))
-        with leaves_nothing(server):
-            ports = [free_port() for _ in range(4)]
+    with EchoServer() as service, running_relay(server, tmp_path) as (relay, keywords):
+        carrier = TunnelManager(Destination(server.host, config_file=Path(keywords["config_file"]), connect_timeout=5))
+        with assert_no_leaks(server):
+            ports = [reserve_free_port() for _ in range(4)]
             tunnels = [Tunnel(carrier, [Forwarding(ForwardType.LOCAL, port, service.port)]) for port in ports[:3]]
             relay.cut()
             os.kill(tunnels[0].pid or 0, signal.SIGKILL)
-            eventually(lambda: not any(tunnel.is_up for tunnel in tunnels), "it is noticed")
+            assert_eventually(lambda: not any(tunnel.is_up for tunnel in tunnels), "it is noticed")
             for stop, tunnel in ((Tunnel.terminate, tunnels[0]), (Tunnel.kill, tunnels[1])):
                 begun = time.monotonic()
                 stop(tunnel)
@@ -386,23 +388,23 @@ def test_one_stops_and_one_comes_while_the_host_is_gone(make_sshd: MakeSshd, tmp
                 Tunnel(carrier, [Forwarding(ForwardType.LOCAL, ports[3], service.port)])
             assert tunnels[2].is_alive()
             relay.restore()
-            eventually(lambda: tunnels[2].is_up, "it is back", timeout=20)
-            assert [echoes(port, timeout=1) for port in ports] == [False, False, True, False]
+            assert_eventually(lambda: tunnels[2].is_up, "it is back", timeout=20)
+            assert [is_echoing(port, timeout=1) for port in ports] == [False, False, True, False]
             tunnels[2].terminate()
 
 
 def test_a_host_that_does_not_answer_costs_who_asks_and_nobody_else(
     server: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazycluster._ssh.tunnel_connection._ANSWER_TIMEOUT", 0.5)
-    monkeypatch.setattr("lazycluster._ssh.master._ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr("lazycluster._ssh.tunnel_connection._CONTROL_SOCKET_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("lazycluster._ssh.master._CONTROL_SOCKET_TIMEOUT_SECONDS", 0.5)
     with (
-        leaves_nothing(server),
-        Echo() as service,
-        relayed(server, tmp_path) as (relay, keywords),
+        assert_no_leaks(server),
+        EchoServer() as service,
+        running_relay(server, tmp_path) as (relay, keywords),
     ):
-        carrier = Carrier(Destination(server.host, config_file=Path(keywords["config_file"])))
-        first_port, ports = free_port(), {kind: free_port() for kind in ForwardType}
+        carrier = TunnelManager(Destination(server.host, config_file=Path(keywords["config_file"])))
+        first_port, ports = reserve_free_port(), {kind: reserve_free_port() for kind in ForwardType}
         first = Tunnel(carrier, [Forwarding(ForwardType.REMOTE, first_port, service.port)])
         pid = first.pid
         relay.cut()
@@ -410,12 +412,14 @@ def test_a_host_that_does_not_answer_costs_who_asks_and_nobody_else(
             with pytest.raises(TunnelError, match="no answer from the master"):
                 Tunnel(carrier, [Forwarding(kind, port, service.port)])
         relay.restore()
-        assert echoes(first_port)
+        assert is_echoing(first_port)
         assert first.pid == pid
-        eventually(lambda: not any(listeners(port) for port in ports.values()), "nothing is left of the others")
+        assert_eventually(
+            lambda: not any(listening_addresses(port) for port in ports.values()), "nothing is left of the others"
+        )
         for kind, port in ports.items():
             tunnel = Tunnel(carrier, [Forwarding(kind, port, service.port)])
-            assert echoes(port)
+            assert is_echoing(port)
             tunnel.terminate()
         first.terminate()
 
@@ -424,8 +428,8 @@ def test_a_host_that_does_not_answer_costs_who_asks_and_nobody_else(
 
 
 def test_a_fork_neither_uses_nor_ends_the_tunnels_of_its_parent(server: LocalSshd) -> None:
-    with leaves_nothing(server), Echo() as service:
-        ports = [free_port() for _ in range(3)]
+    with assert_no_leaks(server), EchoServer() as service:
+        ports = [reserve_free_port() for _ in range(3)]
         text = f"""
         import socket
         from lazycluster import Runtime
@@ -450,8 +454,8 @@ def test_a_fork_neither_uses_nor_ends_the_tunnels_of_its_parent(server: LocalSsh
         os.waitpid(child, 0)
         say(*[runtime.get_process(key).is_up for key in keys], echoes({ports[0]}), echoes({ports[1]}))
         """
-        with Program(text) as program:
-            assert program.finish(30) == (0, "False False\nTrue\nTrue True True True\n", "")
+        with ClientProgram(text) as program:
+            assert program.wait(30) == (0, "False False\nTrue\nTrue True True True\n", "")
 
 
 # Many ----------------------------------------------------------------------------------------------------------------
@@ -462,9 +466,9 @@ def test_a_hundred_of_them(server: LocalSshd, tmp_path: Path, delay: float, caps
     """How long that takes is printed, and not judged."""
     count = 100 if not delay else 40
     with (
-        leaves_nothing(server),
-        Echo() as service,
-        relayed(server, tmp_path) as (relay, keywords),
+        assert_no_leaks(server),
+        EchoServer() as service,
+        running_relay(server, tmp_path) as (relay, keywords),
         Runtime(server.host, **keywords) as runtime,
     ):
         relay.delay = delay
@@ -477,8 +481,8 @@ def test_a_hundred_of_them(server: LocalSshd, tmp_path: Path, delay: float, caps
         first = ten.pid
         begun = time.monotonic()
         os.kill(first, signal.SIGKILL)
-        eventually(lambda: not ten.tunnels[0].is_up, "it is noticed")
-        eventually(lambda: all(tunnel.is_up for tunnel in ten.tunnels), "all are back", timeout=60)
+        assert_eventually(lambda: not ten.tunnels[0].is_up, "it is noticed")
+        assert_eventually(lambda: all(tunnel.is_up for tunnel in ten.tunnels), "all are back", timeout=60)
         back = time.monotonic() - begun
         assert ten.pid != first
         begun = time.monotonic()
@@ -487,7 +491,7 @@ def test_a_hundred_of_them(server: LocalSshd, tmp_path: Path, delay: float, caps
         for tunnel in ten.tunnels:
             tunnel.terminate()
         stopped = time.monotonic() - begun
-        assert not any(listeners(port) for port in ten.ports)
+        assert not any(listening_addresses(port) for port in ten.ports)
     with capsys.disabled():
         print(
             f"\n{count} tunnels at {2e3 * delay:g} ms round-trip time: opened in {opened:.2f} s, "

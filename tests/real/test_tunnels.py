@@ -28,19 +28,19 @@ from lazycluster import (
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.tunnel import Tunnel
-from lazycluster._ssh.tunnel_manager import Carrier
+from lazycluster._ssh.tunnel_manager import TunnelManager
 from lazycluster.testing import LocalSshd, write_config
-from tests.ports import free_port
-from tests.real.clients import Program, eventually, in_parallel
+from tests.ports import reserve_free_port
+from tests.real.clients import ClientProgram, assert_eventually, call_in_parallel
 from tests.real.observed import (
-    Echo,
+    EchoServer,
+    assert_no_leaks,
     command_line,
-    echoes,
-    exactly,
     is_alive,
-    leaves_nothing,
-    listeners,
-    relayed,
+    is_echoing,
+    listening_addresses,
+    receive_exactly,
+    running_relay,
 )
 
 if TYPE_CHECKING:
@@ -100,13 +100,13 @@ class Page(http.server.BaseHTTPRequestHandler):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_page_is_fetched_through_a_tunnel(sshd: LocalSshd, direction: str, resident: bool) -> None:
     with (
-        leaves_nothing(sshd),
+        assert_no_leaks(sshd),
         http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server,
         Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime,
     ):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        port = free_port()
+        port = reserve_free_port()
         key = expose(runtime, direction, server.server_address[1], port)
         url = f"http://localhost:{port}/"
         if direction == "from the host":
@@ -138,26 +138,26 @@ def fetch(url: str) -> bytes:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_much_goes_through_at_once_and_whole(runtime: Runtime, direction: str) -> None:
-    with Echo() as service:
-        port = free_port()
+    with EchoServer() as service:
+        port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)
         data = os.urandom(100_000)
         with socket.create_connection(("127.0.0.1", port), 10) as connection:
             received: list[bytes] = []
-            reader = threading.Thread(target=lambda: received.append(exactly(connection, 50 * len(data))))
+            reader = threading.Thread(target=lambda: received.append(receive_exactly(connection, 50 * len(data))))
             reader.start()
             for _ in range(50):
                 connection.sendall(data)
             reader.join()
         assert received == [data * 50]
-        assert all(in_parallel([lambda: echoes(port, data)] * 10))
+        assert all(call_in_parallel([lambda: is_echoing(port, data)] * 10))
         runtime.stop_process(key)
 
 
 def test_the_same_port_is_taken_on_the_other_side_where_none_is_given(make_sshd: MakeSshd) -> None:
     """Both sides are this machine: the port is in use, which names it."""
     server = make_sshd()
-    with Runtime(server.host, **server.connection_kwargs) as runtime, Echo() as service:
+    with Runtime(server.host, **server.connection_kwargs) as runtime, EchoServer() as service:
         for attempt in (runtime.expose_port_to_runtime, runtime.expose_port_from_runtime):
             with pytest.raises(PortInUseError, match=str(service.port)):
                 attempt(service.port)
@@ -165,35 +165,35 @@ def test_the_same_port_is_taken_on_the_other_side_where_none_is_given(make_sshd:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_only_loopback_listens_on_both_address_families(runtime: Runtime, direction: str) -> None:
-    with Echo() as service:
-        port = free_port()
+    with EchoServer() as service:
+        port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)
-        addresses = listeners(port)
+        addresses = listening_addresses(port)
         assert addresses
         assert set(addresses) <= LOOPBACK
-        assert echoes(port)
+        assert is_echoing(port)
         if len(addresses) == 2:
-            assert echoes(port, host="::1")
+            assert is_echoing(port, host="::1")
         runtime.stop_process(key)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_service_may_start_later(runtime: Runtime, direction: str) -> None:
-    service_port, port = free_port(), free_port()
+    service_port, port = reserve_free_port(), reserve_free_port()
     key = expose(runtime, direction, service_port, port)
-    assert not echoes(port, timeout=2)
-    with Echo(service_port):
-        assert echoes(port)
-    assert not echoes(port, timeout=2)
-    with Echo(service_port):
-        assert echoes(port)
+    assert not is_echoing(port, timeout=2)
+    with EchoServer(service_port):
+        assert is_echoing(port)
+    assert not is_echoing(port, timeout=2)
+    with EchoServer(service_port):
+        assert is_echoing(port)
     runtime.stop_process(key)
 
 
 def test_several_tunnels_at_once_in_both_directions(sshd: LocalSshd) -> None:
-    with leaves_nothing(sshd), Echo() as service, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
-        ports = [free_port() for _ in range(6)]
-        keys = in_parallel(
+    with assert_no_leaks(sshd), EchoServer() as service, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        ports = [reserve_free_port() for _ in range(6)]
+        keys = call_in_parallel(
             [
                 lambda port=port, n=n: expose(runtime, DIRECTIONS[n % 2], service.port, port)  # type: ignore[misc]
                 for n, port in enumerate(ports)
@@ -204,18 +204,18 @@ def test_several_tunnels_at_once_in_both_directions(sshd: LocalSshd) -> None:
         assert runtime.alive_process_count == 6
         assert runtime.alive_task_process_count == 0
         assert runtime.task_processes == []
-        assert all(echoes(port) for port in ports)
+        assert all(is_echoing(port) for port in ports)
         runtime.stop_process(keys[0])
         assert runtime.alive_process_count == 5
-        assert [echoes(port, timeout=2) for port in ports] == [False, *[True] * 5]
-    assert not any(listeners(port) for port in ports)
+        assert [is_echoing(port, timeout=2) for port in ports] == [False, *[True] * 5]
+    assert not any(listening_addresses(port) for port in ports)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_small_exchanges_are_fast(runtime: Runtime, direction: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Without the keeper's session Nagle's algorithm makes some connections take 40 ms for each exchange."""
-    with Echo() as service:
-        port = free_port()
+    with EchoServer() as service:
+        port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)
         times = []
         for _ in range(4):
@@ -226,7 +226,7 @@ def test_small_exchanges_are_fast(runtime: Runtime, direction: str, capsys: pyte
                     # Two writes, as of a header and its body, are what Nagle's algorithm delays.
                     connection.sendall(b"x" * 10)
                     connection.sendall(b"y" * 20)
-                    assert len(exactly(connection, 30)) == 30
+                    assert len(receive_exactly(connection, 30)) == 30
                     times.append(time.perf_counter() - begun)
         runtime.stop_process(key)
     median = statistics.median(times)
@@ -243,13 +243,13 @@ def test_small_exchanges_are_fast(runtime: Runtime, direction: str, capsys: pyte
 def test_a_port_that_is_taken_is_named_and_nothing_is_left(
     sshd: LocalSshd, runtime: Runtime, direction: str, address: str
 ) -> None:
-    with leaves_nothing(sshd), socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as taken:
+    with assert_no_leaks(sshd), socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as taken:
         if ":" in address:
             taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         taken.bind((address, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        before = listeners(port)
+        before = listening_addresses(port)
 
         with pytest.raises(PortInUseError) as caught:
             expose(runtime, direction, 9, port)
@@ -258,18 +258,18 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_left(
         assert f"port {port} is in use" in str(caught.value)
         assert ("on this machine" if direction == DIRECTIONS[0] else "one there.") in str(caught.value)
         assert isinstance(caught.value, ValueError)
-        assert listeners(port) == before
+        assert listening_addresses(port) == before
         assert runtime.alive_process_count == 0
 
 
 def test_of_two_tunnels_to_one_port_the_second_is_refused(sshd: LocalSshd, runtime: Runtime) -> None:
-    with leaves_nothing(sshd), Echo() as service:
-        port = free_port()
+    with assert_no_leaks(sshd), EchoServer() as service:
+        port = reserve_free_port()
         key = runtime.expose_port_to_runtime(service.port, port)
         for direction in DIRECTIONS:
             with pytest.raises(PortInUseError):
                 expose(runtime, direction, service.port, port)
-        assert echoes(port)
+        assert is_echoing(port)
         runtime.stop_process(key)
 
 
@@ -289,10 +289,10 @@ def test_forwarding_that_the_host_refuses_is_an_error_that_says_so(
     make_sshd: MakeSshd, options: dict[str, str], refused: list[str]
 ) -> None:
     server = make_sshd(options=options)
-    with Runtime(server.host, **server.connection_kwargs) as runtime, Echo() as service:
+    with Runtime(server.host, **server.connection_kwargs) as runtime, EchoServer() as service:
         for direction in DIRECTIONS:
-            port = free_port()
-            with leaves_nothing(server):
+            port = reserve_free_port()
+            with assert_no_leaks(server):
                 if direction in refused:
                     with pytest.raises(ForwardingRefusedError) as caught:
                         expose(runtime, direction, service.port, port)
@@ -302,28 +302,28 @@ def test_forwarding_that_the_host_refuses_is_an_error_that_says_so(
                     assert caught.value.reason
                 else:
                     key = expose(runtime, direction, service.port, port)
-                    assert echoes(port)
+                    assert is_echoing(port)
                     runtime.stop_process(key)
-                assert listeners(port) == []
+                assert listening_addresses(port) == []
                 assert runtime.alive_process_count == 0
 
 
 def test_a_host_that_refuses_sessions_gets_tunnels_all_the_same(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxSessions": "0"})
-    with leaves_nothing(server), Echo() as service:
+    with assert_no_leaks(server), EchoServer() as service:
         for kind in ForwardType:
-            port = free_port()
-            tunnel = Tunnel(Carrier(destination(server)), [Forwarding(kind, port, service.port)])
-            assert echoes(port)
+            port = reserve_free_port()
+            tunnel = Tunnel(TunnelManager(destination(server)), [Forwarding(kind, port, service.port)])
+            assert is_echoing(port)
             tunnel.terminate()
-            assert listeners(port) == []
+            assert listening_addresses(port) == []
     with pytest.raises(InvalidRuntimeError, match="MaxSessions"):
         impatient(server)
 
 
 def impatient(server: LocalSshd) -> Runtime:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lazycluster._ssh.client._REFUSAL_PATIENCE", 0.2)
+        patch.setattr("lazycluster._ssh.client._SESSION_REFUSAL_RETRY_SECONDS", 0.2)
         return Runtime(server.host, **server.connection_kwargs)
 
 
@@ -331,12 +331,12 @@ def test_a_host_that_is_gone_is_an_error_and_nothing_is_left(make_sshd: MakeSshd
     server = make_sshd()
     runtime = Runtime(server.host, str(tmp_path), connect_timeout=5, **server.connection_kwargs)
     server.stop()
-    port = free_port()
+    port = reserve_free_port()
     for direction in DIRECTIONS:
         with pytest.raises((ConnectError, LazyclusterError)):
             expose(runtime, direction, 9, port)
     assert runtime.get_processes() == {}
-    assert listeners(port) == []
+    assert listening_addresses(port) == []
     runtime.cleanup()
 
 
@@ -344,8 +344,8 @@ def test_a_host_that_is_gone_is_an_error_and_nothing_is_left(make_sshd: MakeSshd
 
 
 def test_the_forwardings_of_the_users_own_configuration_do_not_disturb(sshd: LocalSshd, tmp_path: Path) -> None:
-    with Echo() as taken, Echo() as service:
-        own = free_port()
+    with EchoServer() as taken, EchoServer() as service:
+        own = reserve_free_port()
         extra = (
             f"Match all\n    ExitOnForwardFailure yes\n    LocalForward {taken.port} localhost:{service.port}\n"
             f"    LocalForward {own} localhost:{service.port}\n"
@@ -354,12 +354,12 @@ def test_the_forwardings_of_the_users_own_configuration_do_not_disturb(sshd: Loc
             "    RequestTTY force\n    LogLevel QUIET\n"
         )
         config = write_config(tmp_path / "config", sshd, extra=extra)
-        with leaves_nothing(sshd), Runtime(sshd.host, config_file=str(config)) as runtime:
+        with assert_no_leaks(sshd), Runtime(sshd.host, config_file=str(config)) as runtime:
             for direction in DIRECTIONS:
-                port = free_port()
+                port = reserve_free_port()
                 key = expose(runtime, direction, service.port, port)
-                assert echoes(port)
-                assert listeners(own) == []
+                assert is_echoing(port)
+                assert listening_addresses(own) == []
                 runtime.stop_process(key)
 
 
@@ -369,31 +369,31 @@ def test_the_forwardings_of_the_users_own_configuration_do_not_disturb(sshd: Loc
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_stopping_frees_the_port_before_it_returns(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
     """Also while a connection is open through it; and again and again with one port."""
-    with leaves_nothing(sshd), Echo() as service:
-        port = free_port()
+    with assert_no_leaks(sshd), EchoServer() as service:
+        port = reserve_free_port()
         for _ in range(3):
             key = expose(runtime, direction, service.port, port)
             with socket.create_connection(("127.0.0.1", port), 5) as connection:
                 connection.sendall(b"open")
-                assert exactly(connection, 4) == b"open"
+                assert receive_exactly(connection, 4) == b"open"
                 runtime.stop_process(key)
-                assert listeners(port) == []
+                assert listening_addresses(port) == []
                 connection.settimeout(5)
                 with contextlib.suppress(ConnectionResetError):
                     assert connection.recv(1) == b""
             runtime.stop_process(key)
-            assert listeners(port) == []
+            assert listening_addresses(port) == []
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_killing_it_ends_it_too(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
-    with leaves_nothing(sshd), Echo() as service:
-        port = free_port()
+    with assert_no_leaks(sshd), EchoServer() as service:
+        port = reserve_free_port()
         process = runtime.get_process(expose(runtime, direction, service.port, port))
         process.kill()
         process.join()
         assert not process.is_alive()
-        eventually(lambda: listeners(port) == [], "the port is free")
+        assert_eventually(lambda: listening_addresses(port) == [], "the port is free")
 
 
 # Broken and brought back ---------------------------------------------------------------------------------------------
@@ -401,8 +401,8 @@ def test_killing_it_ends_it_too(sshd: LocalSshd, runtime: Runtime, direction: st
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_an_ssh_that_is_killed_is_replaced_at_once(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
-    with leaves_nothing(sshd), Echo() as service:
-        port = free_port()
+    with assert_no_leaks(sshd), EchoServer() as service:
+        port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)
         tunnel = tunnel_of(runtime, key)
         first = tunnel.pid
@@ -411,26 +411,26 @@ def test_an_ssh_that_is_killed_is_replaced_at_once(sshd: LocalSshd, runtime: Run
         os.kill(first, signal.SIGKILL)
 
         # Traffic flows a moment before ssh has said so, and that is before it has been tried.
-        eventually(lambda: tunnel.is_up and tunnel.pid not in {first, None}, "it is back", timeout=10)
-        assert echoes(port)
+        assert_eventually(lambda: tunnel.is_up and tunnel.pid not in {first, None}, "it is back", timeout=10)
+        assert is_echoing(port)
         assert tunnel.is_alive()
         runtime.stop_process(key)
-        assert listeners(port) == []
+        assert listening_addresses(port) == []
 
 
 def test_a_stopped_ssh_is_replaced(sshd: LocalSshd, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycluster._ssh.tunnel_connection._CHECK_EVERY", 0.2)
-    monkeypatch.setattr("lazycluster._ssh.master._ANSWER_TIMEOUT", 0.5)
-    with leaves_nothing(sshd), Echo() as service:
-        port = free_port()
+    monkeypatch.setattr("lazycluster._ssh.tunnel_connection._CONNECTION_CHECK_INTERVAL_SECONDS", 0.2)
+    monkeypatch.setattr("lazycluster._ssh.master._CONTROL_SOCKET_TIMEOUT_SECONDS", 0.5)
+    with assert_no_leaks(sshd), EchoServer() as service:
+        port = reserve_free_port()
         key = runtime.expose_port_from_runtime(service.port, port)
         tunnel = tunnel_of(runtime, key)
         first = tunnel.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)
 
-        eventually(lambda: tunnel.is_up and tunnel.pid not in {first, None}, "it is back", timeout=10)
-        assert echoes(port)
+        assert_eventually(lambda: tunnel.is_up and tunnel.pid not in {first, None}, "it is back", timeout=10)
+        assert is_echoing(port)
         assert not is_alive(first)
         runtime.stop_process(key)
 
@@ -440,27 +440,27 @@ def test_a_cut_cable_is_noticed_by_ssh_and_mended(
 ) -> None:
     """In both directions, in one wait for the two of them."""
     with (
-        leaves_nothing(sshd),
-        Echo() as service,
-        relayed(sshd, tmp_path) as (relay, keywords),
+        assert_no_leaks(sshd),
+        EchoServer() as service,
+        running_relay(sshd, tmp_path) as (relay, keywords),
         Runtime(sshd.host, **keywords) as runtime,
     ):
-        ports = {direction: free_port() for direction in DIRECTIONS}
+        ports = {direction: reserve_free_port() for direction in DIRECTIONS}
         tunnels = [
             tunnel_of(runtime, expose(runtime, direction, service.port, port)) for direction, port in ports.items()
         ]
         relay.cut()
         # By ServerAlive after 20 s, in whole seconds; TCP itself would take minutes.
-        eventually(lambda: not any(tunnel.is_up for tunnel in tunnels), "the cut is noticed", timeout=30)
+        assert_eventually(lambda: not any(tunnel.is_up for tunnel in tunnels), "the cut is noticed", timeout=30)
         assert all(tunnel.is_alive() for tunnel in tunnels)
         assert all(tunnel.exitcode is None for tunnel in tunnels)
-        assert not echoes(ports[DIRECTIONS[0]], timeout=1)
+        assert not is_echoing(ports[DIRECTIONS[0]], timeout=1)
         relay.restore()
-        eventually(lambda: all(tunnel.is_up for tunnel in tunnels), "it is mended", timeout=20)
-        eventually(lambda: all(echoes(port) for port in ports.values()), "traffic flows", timeout=5)
+        assert_eventually(lambda: all(tunnel.is_up for tunnel in tunnels), "it is mended", timeout=20)
+        assert_eventually(lambda: all(is_echoing(port) for port in ports.values()), "traffic flows", timeout=5)
         said = "\n".join(caplog.messages)
         assert said.count("the link is gone") == said.count("the link is back") == 1, "they share it"
-    assert not any(listeners(port) for port in ports.values())
+    assert not any(listening_addresses(port) for port in ports.values())
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -468,22 +468,22 @@ def test_a_tunnel_whose_host_is_gone_waits_for_it_and_is_stopped_quickly(
     make_sshd: MakeSshd, tmp_path: Path, direction: str
 ) -> None:
     server = make_sshd()
-    with Echo() as service, relayed(server, tmp_path) as (_, keywords):
+    with EchoServer() as service, running_relay(server, tmp_path) as (_, keywords):
         runtime = Runtime(server.host, str(tmp_path), connect_timeout=5, **keywords)
-        port = free_port()
+        port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)
         tunnel = tunnel_of(runtime, key)
         server.stop()
-        eventually(lambda: not tunnel.is_up, "the end of the host is noticed")
-        eventually(lambda: tunnel.pid is None, "its ssh is gone")
+        assert_eventually(lambda: not tunnel.is_up, "the end of the host is noticed")
+        assert_eventually(lambda: tunnel.pid is None, "its ssh is gone")
         assert tunnel.is_alive()
-        assert listeners(port) == []
+        assert listening_addresses(port) == []
 
         begun = time.monotonic()
         runtime.stop_process(key)
         assert time.monotonic() - begun < 5
         runtime.cleanup()
-        eventually(lambda: not tunnel.is_alive(), "its thread ends")
+        assert_eventually(lambda: not tunnel.is_alive(), "its thread ends")
 
 
 # Nobody left to stop it ----------------------------------------------------------------------------------------------
@@ -500,12 +500,12 @@ _OWNER = """
 
 
 def test_nothing_is_left_of_a_manager_that_is_killed_while_a_connection_is_open(
-    make_sshd: MakeSshd, tmp_path: Path, temporary_of_one_to_kill: Path
+    make_sshd: MakeSshd, tmp_path: Path, short_tmpdir: Path
 ) -> None:
     """On neither side: no ssh process, no listener; though the connections that it carries are still in use."""
     server = make_sshd()
-    local, remote = free_port(), free_port()
-    with Echo() as service, contextlib.ExitStack() as stack:
+    local, remote = reserve_free_port(), reserve_free_port()
+    with EchoServer() as service, contextlib.ExitStack() as stack:
         text = _OWNER.format(
             host=server.host,
             directory=str(tmp_path),
@@ -514,22 +514,24 @@ def test_nothing_is_left_of_a_manager_that_is_killed_while_a_connection_is_open(
             local=local,
             remote=remote,
         )
-        program = stack.enter_context(Program(text, environment={"TMPDIR": str(temporary_of_one_to_kill)}))
-        pids = [int(word) for word in program.line().split()]
+        program = stack.enter_context(ClientProgram(text, environment={"TMPDIR": str(short_tmpdir)}))
+        pids = [int(word) for word in program.read_line().split()]
         assert all(is_alive(pid) for pid in pids)
         connections = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port), 5)) for port in (local, remote)
         ]
         for connection in connections:
             connection.sendall(b"open")
-            assert exactly(connection, 4) == b"open"
+            assert receive_exactly(connection, 4) == b"open"
 
         program.process.send_signal(signal.SIGKILL)
         begun = time.monotonic()
 
-        eventually(lambda: not any(is_alive(pid) for pid in pids), "no ssh is left", timeout=10)
-        eventually(lambda: not listeners(local) and not listeners(remote), "no port is left", timeout=10)
-        eventually(lambda: server.processes() == (server.pid,), "nothing is left on the host", timeout=10)
+        assert_eventually(lambda: not any(is_alive(pid) for pid in pids), "no ssh is left", timeout=10)
+        assert_eventually(
+            lambda: not listening_addresses(local) and not listening_addresses(remote), "no port is left", timeout=10
+        )
+        assert_eventually(lambda: server.processes() == (server.pid,), "nothing is left on the host", timeout=10)
         assert time.monotonic() - begun < 10
         for connection in connections:
             with contextlib.suppress(ConnectionResetError):

@@ -28,7 +28,7 @@ def wait() -> str:
     return os.getcwd()  # noqa: PTH109 - as text
 
 
-def talk() -> None:
+def print_around_wait() -> None:
     print("before")
     thread = threading.Thread(target=print, args=("of a thread",))
     thread.start()
@@ -39,13 +39,13 @@ def talk() -> None:
     print("after")
 
 
-def unloadable() -> Unloadable:
+def fail_to_unpickle() -> Unloadable:
     raise RuntimeError("not here")
 
 
 class Unloadable:
     def __reduce__(self) -> tuple[object, ...]:
-        return unloadable, ()
+        return fail_to_unpickle, ()
 
     def __len__(self) -> int:
         return 0

@@ -13,14 +13,20 @@ from pathlib import Path
 
 import attrs
 
-from lazycluster._ssh.mux import encode
+from lazycluster._ssh.mux import encode_message
 
-HELLO = encode(1, 4)
-OK, FAILURE, DENIED, ALIVE, OPENED = 0x80000001, 0x80000003, 0x80000002, 0x80000005, 0x80000006
+HELLO_MESSAGE = encode_message(1, 4)
+MUX_S_OK, MUX_S_FAILURE, MUX_S_PERMISSION_DENIED, MUX_S_ALIVE, MUX_S_SESSION_OPENED = (
+    0x80000001,
+    0x80000003,
+    0x80000002,
+    0x80000005,
+    0x80000006,
+)
 
 
 @attrs.frozen
-class Request:
+class MuxRequest:
     """What a client asked: its type, its id, what followed, and what the descriptors that it passed point at."""
 
     type: int
@@ -29,27 +35,27 @@ class Request:
     descriptors: tuple[str, ...] = ()
 
 
-Answer = Callable[[Request], bytes | None]
+MuxResponder = Callable[[MuxRequest], bytes | None]
 """Bytes to send; None: close the connection."""
 
 
-def reply(kind: int, *fields: int | str) -> Answer:
+def make_responder(kind: int, *fields: int | str) -> MuxResponder:
     """Answer as a master does, with the id of the request."""
-    return lambda request: encode(kind, request.id, *fields)
+    return lambda request: encode_message(kind, request.id, *fields)
 
 
 @attrs.define
-class Master:
+class FakeMaster:
     """A stand-in for a master: greets, and answers each request as it is told."""
 
     path: Path
-    hello: bytes | None = HELLO
-    answer: Answer = attrs.field(factory=lambda: reply(ALIVE, 4711))
-    takes_descriptors: int = 0
-    requests: list[Request] = attrs.field(factory=list)
-    greetings: list[bytes] = attrs.field(factory=list)
-    closed: int = 0
-    keeps_descriptors: bool = False
+    hello: bytes | None = HELLO_MESSAGE
+    responder: MuxResponder = attrs.field(factory=lambda: make_responder(MUX_S_ALIVE, 4711))
+    descriptors_per_request: int = 0
+    requests: list[MuxRequest] = attrs.field(factory=list)
+    received_hellos: list[bytes] = attrs.field(factory=list)
+    closed_connections: int = 0
+    keep_descriptors_open: bool = False
     descriptors: list[int] = attrs.field(factory=list)
     connections: list[socket.socket] = attrs.field(factory=list)
 
@@ -58,31 +64,31 @@ class Master:
             while True:
                 connection, _ = listener.accept()
                 self.connections.append(connection)
-                threading.Thread(target=self.talk, args=(connection,), daemon=True).start()
+                threading.Thread(target=self.serve_connection, args=(connection,), daemon=True).start()
 
-    def talk(self, connection: socket.socket) -> None:
+    def serve_connection(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError, EOFError):
             if self.hello is None:
                 return
             connection.sendall(self.hello)
-            self.greetings.append(receive(connection))
+            self.received_hellos.append(receive_message(connection))
             while True:
-                message = receive(connection)
+                message = receive_message(connection)
                 kind, number = struct.unpack(">II", message[:8])
-                links = tuple(self.take(connection) for _ in range(self.takes_descriptors))
-                self.requests.append(Request(kind, number, message[8:], links))
-                data = self.answer(self.requests[-1])
+                links = tuple(self.receive_descriptor(connection) for _ in range(self.descriptors_per_request))
+                self.requests.append(MuxRequest(kind, number, message[8:], links))
+                data = self.responder(self.requests[-1])
                 if data is None:
                     break
                 connection.sendall(data)
-        self.closed += 1
+        self.closed_connections += 1
 
-    def take(self, connection: socket.socket) -> str:
+    def receive_descriptor(self, connection: socket.socket) -> str:
         _, (descriptor, *_), _, _ = socket.recv_fds(connection, 1, 1)
         try:
             return str(Path(f"/proc/self/fd/{descriptor}").readlink()) if Path("/proc/self/fd").exists() else ""
         finally:
-            if self.keeps_descriptors:
+            if self.keep_descriptors_open:
                 self.descriptors.append(descriptor)
             else:
                 os.close(descriptor)
@@ -92,7 +98,7 @@ class Master:
         while self.descriptors:
             os.close(self.descriptors.pop())
 
-    def hang_up(self) -> None:
+    def close_connections(self) -> None:
         """Die: close every connection, and what was passed over it."""
         for connection in self.connections:
             with contextlib.suppress(OSError):
@@ -100,10 +106,10 @@ class Master:
         self.close_descriptors()
 
 
-def receive(connection: socket.socket) -> bytes:
+def receive_message(connection: socket.socket) -> bytes:
     """Return one message without its length."""
 
-    def exactly(size: int) -> bytes:
+    def receive_exactly(size: int) -> bytes:
         data = b""
         while len(data) < size:
             piece = connection.recv(size - len(data))
@@ -112,14 +118,14 @@ def receive(connection: socket.socket) -> bytes:
             data += piece
         return data
 
-    return exactly(struct.unpack(">I", exactly(4))[0])
+    return receive_exactly(struct.unpack(">I", receive_exactly(4))[0])
 
 
 @contextlib.contextmanager
-def running_master() -> Iterator[Master]:
+def running_fake_master() -> Iterator[FakeMaster]:
     """Run a stand-in with a socket of its own."""
     with tempfile.TemporaryDirectory(prefix="lcmux-") as directory, socket.socket(socket.AF_UNIX) as listener:
-        stand_in = Master(Path(directory, "m"))
+        stand_in = FakeMaster(Path(directory, "m"))
         listener.bind(str(stand_in.path))
         listener.listen()
         thread = threading.Thread(target=stand_in.serve, args=(listener,))
@@ -130,5 +136,5 @@ def running_master() -> Iterator[Master]:
         stand_in.close_descriptors()
 
 
-def open_descriptors() -> int:
+def count_open_descriptors() -> int:
     return sum(1 for _ in Path("/dev/fd").iterdir())

@@ -20,28 +20,28 @@ from lazycluster.exceptions import CommandStoppedError
 from lazycluster.hardware import HostInfo
 from lazycluster.results import Collector, CommandResult, Stream
 
-TOKEN = "t0k3n"
-Piece = tuple[Stream, bytes]
+SUPERVISOR_TOKEN = "t0k3n"
+OutputPiece = tuple[Stream, bytes]
 
 
 @attrs.frozen
-class Reaction:
+class StubResult:
     """What a command prints, and how it ends."""
 
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[OutputPiece, ...] = ()
     exit_code: int = 0
     error: Exception | None = None
 
 
-def prints(text: str, exit_code: int = 0) -> Reaction:
-    return Reaction(((Stream.STDOUT, text.encode()),), exit_code)
+def stub_stdout(text: str, exit_code: int = 0) -> StubResult:
+    return StubResult(((Stream.STDOUT, text.encode()),), exit_code)
 
 
 @attrs.frozen
-class Call:
+class RecordedCall:
     """What was asked for."""
 
-    what: str
+    action: str
     cwd: str | None
     env: Mapping[str, str] | None = None
     timeout: float | None = None
@@ -49,14 +49,14 @@ class Call:
 
 
 @attrs.define
-class FakeTransport:
-    """Implements `Transport`. The command `wait` waits until it is cancelled, or until `go` is set."""
+class StubTransport:
+    """Implements `Transport`. The command `wait` waits until it is cancelled, or until `release_event` is set."""
 
     host: str = "web1"
-    reactions: dict[str, Reaction] = attrs.field(factory=dict)
-    calls: list[Call] = attrs.field(factory=list)
-    go: threading.Event = attrs.field(factory=threading.Event)
-    waiting: threading.Event = attrs.field(factory=threading.Event)
+    results: dict[str, StubResult] = attrs.field(factory=dict)
+    calls: list[RecordedCall] = attrs.field(factory=list)
+    release_event: threading.Event = attrs.field(factory=threading.Event)
+    waiting_event: threading.Event = attrs.field(factory=threading.Event)
     closed: bool = False
 
     def run(
@@ -70,11 +70,11 @@ class FakeTransport:
         watch: Watch = UNWATCHED,
     ) -> CommandResult:
         """Answer from the table."""
-        self.calls.append(Call(command, cwd, env, timeout))
-        reaction = self.reactions.get(command, Reaction())
+        self.calls.append(RecordedCall(command, cwd, env, timeout))
+        reaction = self.results.get(command, StubResult())
         collector = watch.collector or Collector()
         for stream, data in reaction.pieces:
-            collector.add(stream, data)
+            collector.write(stream, data)
             watch.on_output(stream, data)
         if command == "wait":
             self._wait(watch)
@@ -83,9 +83,9 @@ class FakeTransport:
         return collector.result(command, reaction.exit_code, 0.25)
 
     def _wait(self, watch: Watch) -> None:
-        self.waiting.set()
-        while not self.go.wait(0.002):
-            if watch.cancellation is not None and watch.cancellation.requested:
+        self.waiting_event.set()
+        while not self.release_event.wait(0.002):
+            if watch.cancel_token is not None and watch.cancel_token.is_cancelled:
                 raise CommandStoppedError(self.host, "wait")
 
     def call(
@@ -100,11 +100,11 @@ class FakeTransport:
         watch: Watch = UNWATCHED,
     ) -> None:
         """Run the function in a Python of its own on this machine."""
-        self.calls.append(Call(payload.function, cwd, env, timeout, python))
-        reaction = self.reactions.get(payload.function, Reaction())
+        self.calls.append(RecordedCall(payload.function, cwd, env, timeout, python))
+        reaction = self.results.get(payload.function, StubResult())
         if reaction.error is not None:
             raise reaction.error
-        sent = bootstrap.program(TOKEN)
+        sent = bootstrap.build_call_program(SUPERVISOR_TOKEN)
         with subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", sent.bootstrap],
             stdin=subprocess.PIPE,
@@ -114,26 +114,26 @@ class FakeTransport:
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stderr is not None
-            process.stdin.write(sent.text + payload.data)
+            process.stdin.write(sent.stdin_prefix + payload.full_request)
             process.stdin.flush()
-            assert bootstrap.parse_greeting(process.stdout.readline(), TOKEN) is not None
+            assert bootstrap.parse_greeting(process.stdout.readline(), SUPERVISOR_TOKEN) is not None
             outcome.write(process.stdout.read())
             printed = process.stderr.read()
-        (watch.collector or Collector()).add(Stream.STDERR, printed)
+        (watch.collector or Collector()).write(Stream.STDERR, printed)
         watch.on_output(Stream.STDERR, printed)
 
     def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Note it."""
-        self._move(f"put {local} {remote}", cwd, watch)
+        self._record_transfer(f"put {local} {remote}", cwd, watch)
 
     def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Note it."""
-        self._move(f"get {remote} {local}", cwd, watch)
+        self._record_transfer(f"get {remote} {local}", cwd, watch)
 
-    def _move(self, what: str, cwd: str | None, watch: Watch) -> None:
-        self.calls.append(Call(what, cwd))
+    def _record_transfer(self, action: str, cwd: str | None, watch: Watch) -> None:
+        self.calls.append(RecordedCall(action, cwd))
         watch.on_progress(500, 1000)
-        error = self.reactions.get(what, Reaction()).error
+        error = self.results.get(action, StubResult()).error
         if error is not None:
             raise error
         watch.on_progress(1000, 1000)
@@ -144,13 +144,13 @@ class FakeTransport:
 
 
 @attrs.define
-class FakeHostTransport(FakeTransport):
-    """Implements `HostTransport`, as far as who holds one and gives it back asks for it."""
+class FakeHostTransport(StubTransport):
+    """Implements `RuntimeTransport`, as far as who holds one and gives it back asks for it."""
 
-    directories: list[str] = attrs.field(factory=list)
-    reached: bool = True
-    asked_to_clean_up: int = 0
-    cleaning: Callable[[], object] = lambda: None
+    temp_dirs: list[str] = attrs.field(factory=list)
+    is_reachable: bool = True
+    clean_up_count: int = 0
+    on_clean_up: Callable[[], object] = lambda: None
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
         """Find nothing."""
@@ -158,35 +158,35 @@ class FakeHostTransport(FakeTransport):
 
     def is_alive(self) -> bool:
         """Tell it."""
-        return self.reached and not self.closed
+        return self.is_reachable and not self.closed
 
     def create_dir(self, path: str, *, cwd: str) -> None:
         """Note it."""
-        self.calls.append(Call(f"create_dir {path}", cwd))
+        self.calls.append(RecordedCall(f"create_dir {path}", cwd))
 
     def create_tempdir(self) -> str:
         """Note one more."""
-        self.directories.append(f"/tmp/t{len(self.directories)}")
-        return self.directories[-1]
+        self.temp_dirs.append(f"/tmp/t{len(self.temp_dirs)}")
+        return self.temp_dirs[-1]
 
     def delete_dir(self, path: str, *, cwd: str) -> bool:
         """Note it."""
-        self.calls.append(Call(f"delete_dir {path}", cwd))
+        self.calls.append(RecordedCall(f"delete_dir {path}", cwd))
         return True
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
         """Have none in use."""
         return list(ports)
 
-    def expose(self, forwarding: Forwarding, owner: object) -> Stoppable:
+    def open_tunnel(self, forwarding: Forwarding, owner: object) -> Stoppable:
         """Refuse it."""
         raise NotImplementedError
 
-    def reaches_host(self, seconds: float) -> bool:
+    def can_reach_host(self, timeout: float) -> bool:
         """Tell it."""
-        return self.reached
+        return self.is_reachable
 
     def clean_up(self) -> None:
         """Note it, and do what was asked for."""
-        self.cleaning()
-        self.asked_to_clean_up += 1
+        self.on_clean_up()
+        self.clean_up_count += 1

@@ -11,7 +11,7 @@ import pytest
 from lazycluster.testing.processes import wait_until
 
 
-def interrupt(work: Callable[[], object], when: Callable[[], bool], *, unseen: bool = False) -> None:
+def interrupt(work: Callable[[], object], condition: Callable[[], bool], *, in_other_thread: bool = False) -> None:
     """Do some work that is to be ended by Ctrl-C, which comes when a condition holds.
 
     One that comes unseen interrupts no system call of the thread that works, as in the moment before such a call: it is
@@ -20,9 +20,9 @@ def interrupt(work: Callable[[], object], when: Callable[[], bool], *, unseen: b
     waiting, over = threading.get_ident(), threading.Event()
 
     def wait() -> None:
-        wait_until(lambda: when() or over.is_set(), timeout=20)
+        wait_until(lambda: condition() or over.is_set(), timeout=20)
         if not over.is_set():
-            signal.pthread_kill(threading.get_ident() if unseen else waiting, signal.SIGINT)
+            signal.pthread_kill(threading.get_ident() if in_other_thread else waiting, signal.SIGINT)
 
     def begin() -> None:
         thread.start()
@@ -36,6 +36,6 @@ def interrupt(work: Callable[[], object], when: Callable[[], bool], *, unseen: b
     thread.join()
 
 
-def threads(prefix: str = "lazycluster-") -> list[str]:
+def library_thread_names(prefix: str = "lazycluster-") -> list[str]:
     """Return the names of the living threads of the library."""
     return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith(prefix))

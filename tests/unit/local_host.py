@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from lazycluster.results import Error, Value
 
 P = ParamSpec("P")
-TOKEN = "t0k3n"
+SUPERVISOR_TOKEN = "t0k3n"
 
 
 @attrs.frozen
-class Answer:
+class LocalCallResult:
     """What came of a call, and what the function printed."""
 
     outcome: Value[object] | Error
-    printed: str
+    stderr: str
 
 
 @attrs.define
-class Running:
+class LocalCall:
     """A call under way."""
 
     process: subprocess.Popen[bytes]
@@ -41,12 +41,12 @@ class Running:
         assert self.process.stderr is not None
         return self.process.stderr.readline().decode().rstrip("\n")
 
-    def give_up(self) -> None:
+    def close_stdin(self) -> None:
         """End standard input, as the end of the manager does."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
-    def answer(self) -> Answer:
+    def wait_result(self) -> LocalCallResult:
         """Read both streams to their ends."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
@@ -58,7 +58,7 @@ class Running:
             for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
                 stream.close()
             printed.seek(0)
-            return Answer(outcome.read_outcome(answer, "h", self.function), printed.read().decode())
+            return LocalCallResult(outcome.read_outcome(answer, "h", self.function), printed.read().decode())
 
 
 @attrs.frozen
@@ -70,10 +70,10 @@ class LocalHost:
     python: tuple[str, ...] = (sys.executable, "-I", "-S")
     grace: float = 5.0
 
-    def start(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Running:
+    def start(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> LocalCall:
         """Start a call."""
-        sent = serialize.dump(function, *args, **kwargs)
-        program = bootstrap.program(TOKEN, self.grace)
+        sent = serialize.serialize_call(function, *args, **kwargs)
+        program = bootstrap.build_call_program(SUPERVISOR_TOKEN, self.grace)
         process = subprocess.Popen(
             [*self.python, "-c", program.bootstrap],
             stdin=subprocess.PIPE,
@@ -84,18 +84,18 @@ class LocalHost:
         )
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(program.text)
+        process.stdin.write(program.stdin_prefix)
         process.stdin.flush()
-        greeting = bootstrap.parse_greeting(process.stdout.readline(), TOKEN)
+        greeting = bootstrap.parse_greeting(process.stdout.readline(), SUPERVISOR_TOKEN)
         assert greeting is not None, process.stderr and process.stderr.read()
-        bootstrap.check_python(greeting, "h")
-        process.stdin.write(sent.data)
+        bootstrap.check_python_version(greeting, "h")
+        process.stdin.write(sent.full_request)
         process.stdin.flush()
-        return Running(process, sent.function)
+        return LocalCall(process, sent.function)
 
-    def call(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+    def call(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> LocalCallResult:
         """Make a call from beginning to end."""
-        return self.start(function, *args, **kwargs).answer()
+        return self.start(function, *args, **kwargs).wait_result()
 
     def value(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> object:
         """Return what the function returns; raise what it raises."""

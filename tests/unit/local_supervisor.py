@@ -18,107 +18,107 @@ import attrs
 
 from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import protocol, supervisor
-from lazycluster._ssh.shell import JOB_VARIABLE
+from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster._transports.supervisor_client import Hello
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
 
-PATIENCE = 20.0
+TIMEOUT_SECONDS = 20.0
 
 
 @attrs.define
-class RemoteJob:
-    """What has come of a job. With `grants`, leave for more output is given as it comes."""
+class ObservedChild:
+    """What has come of a job. With `updates_window`, leave for more output is given as it comes."""
 
     host: LocalSupervisor = attrs.field(repr=False)
-    name: int
-    grants: bool = True
-    streams: list[tuple[int, bytes]] = attrs.field(factory=list, repr=False)
-    window: int = protocol.WINDOW
+    number: int
+    updates_window: bool = True
+    received: list[tuple[int, bytes]] = attrs.field(factory=list, repr=False)
+    input_window: int = protocol.WINDOW_BYTES
     pid: int | None = None
-    ended: tuple[str, str] | None = None
-    size: int = 0
-    forsaken: bool = False
+    end: tuple[str, str] | None = None
+    received_bytes: int = 0
+    is_detached: bool = False
 
-    def output(self, kind: int = protocol.OUTPUT) -> bytes:
+    def output(self, kind: int = protocol.STDOUT) -> bytes:
         """Return what has come of a stream."""
-        return b"".join(data for each, data in self.streams if each == kind)
+        return b"".join(data for each, data in self.received if each == kind)
 
     @property
-    def errors(self) -> bytes:
+    def stderr(self) -> bytes:
         """Return what has come of standard error."""
-        return self.output(protocol.ERRORS)
+        return self.output(protocol.STDERR)
 
-    def take(self, kind: int, body: bytes) -> None:
+    def handle_frame(self, kind: int, body: bytes) -> None:
         """Take note of a frame."""
-        assert not self.forsaken, protocol.NAMES[kind]
-        if kind in {protocol.OUTPUT, protocol.ERRORS, protocol.OUTCOME}:
-            assert self.ended is None, "output after the end"
-            self.streams.append((kind, body))
-            self.size += len(body)
-            if self.grants:
-                self.grant(len(body))
+        assert not self.is_detached, protocol.FRAME_NAMES[kind]
+        if kind in {protocol.STDOUT, protocol.STDERR, protocol.OUTCOME}:
+            assert self.end is None, "output after the end"
+            self.received.append((kind, body))
+            self.received_bytes += len(body)
+            if self.updates_window:
+                self.send_window_update(len(body))
         elif kind == protocol.STARTED:
             self.pid = int(body)
-        elif kind == protocol.GRANT_INPUT:
-            self.window += int(body)
+        elif kind == protocol.INPUT_WINDOW_UPDATE:
+            self.input_window += int(body)
         elif kind == protocol.ENDED:
-            assert self.ended is None, "ended twice"
+            assert self.end is None, "ended twice"
             how, what = protocol.unpack(body)
-            self.ended = how.decode(), what.decode()
+            self.end = how.decode(), what.decode()
         else:
-            raise AssertionError(protocol.NAMES[kind])
+            raise AssertionError(protocol.FRAME_NAMES[kind])
 
-    def grant(self, size: int) -> None:
+    def send_window_update(self, size: int) -> None:
         """Give leave for more output."""
-        self.host.send(protocol.GRANT, self.name, protocol.number(size))
+        self.host.send(protocol.WINDOW_UPDATE, self.number, protocol.encode_number(size))
 
-    def feed(self, data: bytes, *, end: bool = True) -> None:
+    def write(self, data: bytes, *, close: bool = True) -> None:
         """Send to its standard input, as far as there is leave."""
-        for at in range(0, len(data), protocol.PIECE):
-            piece = data[at : at + protocol.PIECE]
-            self.window -= len(piece)
-            self.host.pump(lambda: self.window >= 0, "leave for more input")
-            self.host.send(protocol.INPUT, self.name, piece)
-        if end:
-            self.host.send(protocol.INPUT_END, self.name)
+        for at in range(0, len(data), protocol.STREAM_CHUNK_BYTES):
+            piece = data[at : at + protocol.STREAM_CHUNK_BYTES]
+            self.input_window -= len(piece)
+            self.host.receive_until(lambda: self.input_window >= 0, "leave for more input")
+            self.host.send(protocol.INPUT, self.number, piece)
+        if close:
+            self.host.send(protocol.INPUT_END, self.number)
 
     def stop(self) -> None:
         """Have it ended."""
-        self.host.send(protocol.STOP, self.name)
+        self.host.send(protocol.STOP, self.number)
 
-    def forsake(self) -> None:
+    def detach(self) -> None:
         """Wait for it no longer; nothing may come of it from here on, as far as it was not on its way."""
-        self.host.send(protocol.FORSAKE, self.name)
-        self.host.settle()
-        self.forsaken = True
+        self.host.send(protocol.DETACH, self.number)
+        self.host.sync()
+        self.is_detached = True
 
-    def printed(self, text: bytes) -> RemoteJob:
+    def wait_output(self, text: bytes) -> ObservedChild:
         """Wait until it has printed something."""
-        self.host.pump(lambda: text in self.output(), f"{text!r} of {self!r}")
+        self.host.receive_until(lambda: text in self.output(), f"{text!r} of {self!r}")
         return self
 
-    def finish(self) -> tuple[str, str]:
+    def wait(self) -> tuple[str, str]:
         """Wait for its end, and return how it was told: the words of the frame."""
-        self.host.pump(lambda: self.ended is not None, f"the end of {self!r}")
-        assert self.ended is not None
-        return self.ended
+        self.host.receive_until(lambda: self.end is not None, f"the end of {self!r}")
+        assert self.end is not None
+        return self.end
 
-    def status(self) -> int:
+    def wait_exit_code(self) -> int:
         """Wait for its end, and return the exit status; negative for a signal."""
-        how, what = self.finish()
-        assert how in {"exit", "signal"}, self.ended
+        how, what = self.wait()
+        assert how in {"exit", "signal"}, self.end
         code = os.waitstatus_to_exitcode(int(what))
         assert (code < 0) == (how == "signal")
         return code
 
     def result(self) -> tuple[int, bytes, bytes]:
         """Wait for its end, and return status, output and errors."""
-        return self.status(), self.output(), self.errors
+        return self.wait_exit_code(), self.output(), self.stderr
 
     def value(self) -> Any:
         """Wait for its end, and return what a function returned, or raise what it raised."""
-        assert self.finish() == ("done", "0"), self.errors
+        assert self.wait() == ("done", "0"), self.stderr
         return self.outcome().unwrap()
 
     def outcome(self) -> Value[object] | Error:
@@ -135,23 +135,23 @@ class LocalSupervisor:
     process: subprocess.Popen[bytes]
     token: str
     source: bytes = attrs.field(repr=False)
-    said: IO[bytes]
-    jobs: dict[int, RemoteJob] = attrs.field(factory=dict)
-    answers: dict[int, list[bytes]] = attrs.field(factory=dict)
+    stderr_file: IO[bytes]
+    observed_children: dict[int, ObservedChild] = attrs.field(factory=dict)
+    responses: dict[int, list[bytes]] = attrs.field(factory=dict)
     hello: Hello | None = None
-    farewell: list[str] | None = None
-    pulses: int = 0
+    goodbye: list[str] | None = None
+    keepalives: int = 0
     asked_for_source: bool = False
-    at_end: bool = False
-    _decoder: protocol.Decoder = attrs.field(factory=protocol.Decoder)
-    _line: bytes | None = b""
+    at_eof: bool = False
+    _decoder: protocol.FrameDecoder = attrs.field(factory=protocol.FrameDecoder)
+    _first_line: bytes | None = b""
     _numbers: Iterator[int] = attrs.field(factory=lambda: iter(range(1, 1_000_000)))
 
     # What is sent ----------------------------------------------------------------------------------------------------
 
-    def send(self, kind: int, job: int = 0, body: bytes = b"") -> None:
+    def send(self, kind: int, number: int = 0, body: bytes = b"") -> None:
         """Send a frame."""
-        self.write(protocol.frame(kind, job, body))
+        self.write(protocol.encode_frame(kind, number, body))
 
     def write(self, data: bytes) -> None:
         """Send bytes; what the supervisor no longer reads is lost."""
@@ -166,26 +166,35 @@ class LocalSupervisor:
         stdin: bytes | None = b"",
         cwd: str | Path = "",
         env: Mapping[str, str] | None = None,
-        grace: float = PATIENCE,
+        grace: float = TIMEOUT_SECONDS,
         login_shell: bool = False,
-        grants: bool = True,
-    ) -> RemoteJob:
+        updates_window: bool = True,
+    ) -> ObservedChild:
         """Start a command; None: its standard input is sent later."""
-        flags = (supervisor.LOGIN_SHELL if login_shell else 0) | (supervisor.INPUT_ENDED if stdin is not None else 0)
-        return self._begin(protocol.RUN, command, flags, stdin or b"", cwd, env, grace, grants)
+        flags = (supervisor.FLAG_LOGIN_SHELL if login_shell else 0) | (
+            supervisor.FLAG_INPUT_ENDED if stdin is not None else 0
+        )
+        return self._start_child(protocol.RUN, command, flags, stdin or b"", cwd, env, grace, updates_window)
 
     def call(
-        self, function: Callable[..., object], *args: object, cwd: str | Path = "", grace: float = PATIENCE, **env: str
-    ) -> RemoteJob:
+        self,
+        function: Callable[..., object],
+        *args: object,
+        cwd: str | Path = "",
+        grace: float = TIMEOUT_SECONDS,
+        **env: str,
+    ) -> ObservedChild:
         """Start a function."""
-        request = serialize.dump(function, *args).request()
-        first, rest = request[: protocol.PIECE], request[protocol.PIECE :]
-        job = self._begin(protocol.CALL, "f", 0 if rest else supervisor.INPUT_ENDED, first, cwd, env, grace, True)
+        request = serialize.serialize_call(function, *args).encode_request()
+        first, rest = request[: protocol.STREAM_CHUNK_BYTES], request[protocol.STREAM_CHUNK_BYTES :]
+        job = self._start_child(
+            protocol.CALL, "f", 0 if rest else supervisor.FLAG_INPUT_ENDED, first, cwd, env, grace, True
+        )
         if rest:
-            job.feed(rest)
+            job.write(rest)
         return job
 
-    def _begin(
+    def _start_child(
         self,
         kind: int,
         text: str,
@@ -194,97 +203,97 @@ class LocalSupervisor:
         cwd: str | Path,
         env: Mapping[str, str] | None,
         grace: float,
-        grants: bool,
-    ) -> RemoteJob:
-        name = next(self._numbers)
-        job = self.jobs[name] = RemoteJob(self, name, grants)
+        updates_window: bool,
+    ) -> ObservedChild:
+        number = next(self._numbers)
+        job = self.observed_children[number] = ObservedChild(self, number, updates_window)
         variables = [os.fsencode(word) for pair in (env or {}).items() for word in pair]
-        fields = (protocol.number(flags), os.fsencode(cwd), b"%r" % grace, os.fsencode(text), data, *variables)
-        self.send(kind, name, protocol.pack(*fields))
+        fields = (protocol.encode_number(flags), os.fsencode(cwd), b"%r" % grace, os.fsencode(text), data, *variables)
+        self.send(kind, number, protocol.pack(*fields))
         return job
 
     def prepare_calls(self) -> None:
         """Have it load what functions need."""
-        self.send(protocol.PREPARE, 0, protocol.pack(bootstrap.calls_preparation(), serialize.cloudpickle_source()))
+        self.send(protocol.PREPARE, 0, protocol.pack(bootstrap.calls_extension(), serialize.cloudpickle_source()))
 
-    def ask(self, what: str, *arguments: bytes) -> list[bytes]:
+    def request(self, query: str, *arguments: bytes) -> list[bytes]:
         """Ask, and return the answer: `ok` or `failed`, and more."""
-        name = next(self._numbers)
-        self.send(protocol.ASK, name, protocol.pack(what.encode(), *arguments))
-        self.pump(lambda: name in self.answers, f"an answer to {what}")
-        return self.answers[name]
+        number = next(self._numbers)
+        self.send(protocol.REQUEST, number, protocol.pack(query.encode(), *arguments))
+        self.receive_until(lambda: number in self.responses, f"an answer to {query}")
+        return self.responses[number]
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Wait until all that was sent has been done, as far as that can be done at once."""
-        assert self.ask("ping") == [b"ok"]
+        assert self.request("ping") == [b"ok"]
 
     # What comes ------------------------------------------------------------------------------------------------------
 
-    def pump(self, until: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
+    def receive_until(self, condition: Callable[[], object], what: str, timeout: float = TIMEOUT_SECONDS) -> None:
         """Take in what comes until something holds."""
         deadline = time.monotonic() + timeout
-        while not until():
-            assert not self.at_end, f"it ended without {what}, and said {self.words()!r}"
+        while not condition():
+            assert not self.at_eof, f"it ended without {what}, and said {self.read_stderr()!r}"
             assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-            self._receive(0.1)
+            self._receive_once(0.1)
 
-    def _receive(self, seconds: float) -> None:
+    def _receive_once(self, seconds: float) -> None:
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], seconds)[0]:
             return
         data = os.read(self.process.stdout.fileno(), 1 << 16)
-        self.at_end = not data
-        if self._line is not None:
-            line, newline, data = (self._line + data).partition(b"\n")
-            if newline and not self.asked_for_source and line.decode() == f"{bootstrap.ASKS} {self.token}":
+        self.at_eof = not data
+        if self._first_line is not None:
+            line, newline, data = (self._first_line + data).partition(b"\n")
+            if newline and not self.asked_for_source and line.decode() == f"{bootstrap.SOURCE_REQUEST} {self.token}":
                 self.asked_for_source = True
                 self.write(self.source)
                 line, newline, data = data.partition(b"\n")
-            self._line = None if newline else line
-            assert not newline or line.decode() == f"{supervisor.MARK} {self.token}"
+            self._first_line = None if newline else line
+            assert not newline or line.decode() == f"{supervisor.SUPERVISOR_START_MARKER} {self.token}"
         for kind, name, body in self._decoder.feed(data):
-            self._take(kind, name, body)
+            self._handle_frame(kind, name, body)
 
-    def _take(self, kind: int, name: int, body: bytes) -> None:
-        assert self.farewell is None, "more after the farewell"
-        if kind == protocol.GREETING:
+    def _handle_frame(self, kind: int, number: int, body: bytes) -> None:
+        assert self.goodbye is None, "more after the farewell"
+        if kind == protocol.HELLO:
             assert self.hello is None
             self.hello = Hello.parse(body)
-        elif kind == protocol.FAREWELL:
-            self.farewell = [os.fsdecode(path) for path in protocol.unpack(body)]
-        elif kind == protocol.PULSE:
-            self.pulses += 1
-        elif kind == protocol.ANSWER:
-            self.answers[name] = protocol.unpack(body)
+        elif kind == protocol.GOODBYE:
+            self.goodbye = [os.fsdecode(path) for path in protocol.unpack(body)]
+        elif kind == protocol.KEEPALIVE:
+            self.keepalives += 1
+        elif kind == protocol.RESPONSE:
+            self.responses[number] = protocol.unpack(body)
         else:
-            self.jobs[name].take(kind, body)
+            self.observed_children[number].handle_frame(kind, body)
 
-    def greeting(self) -> Hello:
+    def wait_hello(self) -> Hello:
         """Wait for the greeting."""
-        self.pump(lambda: self.hello is not None, "a greeting")
+        self.receive_until(lambda: self.hello is not None, "a greeting")
         assert self.hello is not None
         return self.hello
 
-    def words(self) -> bytes:
+    def read_stderr(self) -> bytes:
         """Return what it has printed to standard error, which is for what goes wrong."""
-        self.said.seek(0)
-        return self.said.read()
+        self.stderr_file.seek(0)
+        return self.stderr_file.read()
 
     # The end ---------------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def close_stdin(self) -> None:
         """End its standard input."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
-    def leave(self) -> list[str]:
+    def wait_goodbye(self) -> list[str]:
         """Wait for its end, and return what it says that it had to leave."""
-        self.pump(lambda: self.at_end, "its end")
-        assert self.process.wait(PATIENCE) == 0
-        assert self.farewell is not None
-        return self.farewell
+        self.receive_until(lambda: self.at_eof, "its end")
+        assert self.process.wait(TIMEOUT_SECONDS) == 0
+        assert self.goodbye is not None
+        return self.goodbye
 
-    def filled(self) -> bool:
+    def is_stdout_full(self) -> bool:
         """Tell whether its standard output is a pipe that is full because nobody has read it.
 
         The kernel is asked through another descriptor for the writing end: a pipe is full when it has no page left,
@@ -299,16 +308,16 @@ class LocalSupervisor:
 
     # What there is ---------------------------------------------------------------------------------------------------
 
-    def children(self) -> list[int]:
+    def child_pids(self) -> list[int]:
         """Return its children, zombies too."""
-        return [pid for pid, parent in _parents().items() if parent == self.process.pid]
+        return [pid for pid, parent in _parent_by_pid().items() if parent == self.process.pid]
 
-    def processes(self) -> list[int]:
+    def living_pids(self) -> list[int]:
         """Return all that was started by it: what has its mark, and its children, zombies too."""
-        return sorted({*self.children(), *marked(f"{JOB_VARIABLE}={self.token}.")})
+        return sorted({*self.child_pids(), *find_marked_pids(f"{PROCESS_MARK_VARIABLE}={self.token}.")})
 
 
-def _parents() -> dict[int, int]:
+def _parent_by_pid() -> dict[int, int]:
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -317,22 +326,22 @@ def _parents() -> dict[int, int]:
     return found
 
 
-def marked(mark: str) -> list[int]:
+def find_marked_pids(mark: str) -> list[int]:
     """Return the processes with a mark in their environment."""
     found = []
-    for pid in _parents():
+    for pid in _parent_by_pid():
         with contextlib.suppress(OSError):
             if mark.encode() in Path(f"/proc/{pid}/environ").read_bytes():
                 found.append(pid)
     return found
 
 
-def gone(*pids: int) -> bool:
+def is_reaped(*pids: int) -> bool:
     """Tell whether processes have left the process table, where zombies are."""
-    return not set(pids) & set(_parents())
+    return not set(pids) & set(_parent_by_pid())
 
 
-def measured() -> dict[str, str]:
+def coverage_environment() -> dict[str, str]:
     """Return what a Python needs in its environment to have its lines counted, where those of the tests are."""
     return {"COVERAGE_PROCESS_CONFIG": os.environ.get("LAZYCLUSTER_TEST_COVERAGE", "")}
 
@@ -341,51 +350,53 @@ def measured() -> dict[str, str]:
 def local_supervisor(
     python: str | Path | None = None,
     *,
-    grace: float = PATIENCE,
+    grace: float = TIMEOUT_SECONDS,
     working_dir: str | None = None,
     probe: str = "",
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
-    tweaks: str = "",
-    says: bytes = b"",
-    greets: bool = True,
+    setup_code: str = "",
+    expected_stderr: bytes = b"",
+    wait_for_hello: bool = True,
 ) -> Iterator[LocalSupervisor]:
-    """Start a supervisor, and end it; nothing of it may be left then, and it must have printed no more than `says`.
+    """Start a supervisor, and end it; nothing may be left then, and it must have printed `expected_stderr` only.
 
     With a `python` it is sent there as text, as it is to hosts. Otherwise it is imported from its files, so that its
-    lines are counted; `tweaks` is run before it starts.
+    lines are counted; `setup_code` is run before it starts.
     """
     token = secrets.token_hex(8)
-    mark = f"{JOB_VARIABLE}={token}."
-    sent = bootstrap.supervisor(token, mark, grace, working_dir, probe)
-    environment = {**(os.environ if env is None else env), **(measured() if python is None else {})}
+    mark = f"{PROCESS_MARK_VARIABLE}={token}."
+    sent = bootstrap.build_supervisor_program(token, mark, grace, working_dir, probe)
+    environment = {**(os.environ if env is None else env), **(coverage_environment() if python is None else {})}
     imported = "import os\ndel os.environ['COVERAGE_PROCESS_CONFIG']\n"
     modules = "child, process_tree, protocol, send_queue, spawn, supervisor, workers"
     imported += f"from lazycluster._remote import {modules}\n"
-    imported += f"{tweaks}\n"
+    imported += f"{setup_code}\n"
     imported += f"supervisor.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"
     argv = [sys.executable, "-c", imported] if python is None else [str(python), "-S", "-c", sent.bootstrap]
     pipe = subprocess.PIPE
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=said, cwd=cwd, env=environment, bufsize=0)
-        supervisor = LocalSupervisor(process, token, sent.source, said)
+    with tempfile.TemporaryFile() as stderr_file:
+        process = subprocess.Popen(
+            argv, stdin=pipe, stdout=pipe, stderr=stderr_file, cwd=cwd, env=environment, bufsize=0
+        )
+        supervisor = LocalSupervisor(process, token, sent.source, stderr_file)
         try:
             if python is not None:
-                supervisor.write(sent.text)
-            if greets:
-                supervisor.greeting()
+                supervisor.write(sent.stdin_prefix)
+            if wait_for_hello:
+                supervisor.wait_hello()
             yield supervisor
-            if not supervisor.at_end:
-                supervisor.close()
-                assert supervisor.leave() == []
-            assert says in supervisor.words()
-            assert says or supervisor.words() == b""
-            assert wait_until(lambda: not supervisor.processes(), PATIENCE), supervisor.processes()
+            if not supervisor.at_eof:
+                supervisor.close_stdin()
+                assert supervisor.wait_goodbye() == []
+            assert expected_stderr in supervisor.read_stderr()
+            assert expected_stderr or supervisor.read_stderr() == b""
+            assert wait_until(lambda: not supervisor.living_pids(), TIMEOUT_SECONDS), supervisor.living_pids()
         finally:
-            for pid in {process.pid, *supervisor.processes()}:
+            for pid in {process.pid, *supervisor.living_pids()}:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, 9)
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT_SECONDS)
             for stream in (process.stdin, process.stdout):
                 assert stream is not None
                 with contextlib.suppress(BrokenPipeError):

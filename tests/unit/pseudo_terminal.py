@@ -13,18 +13,20 @@ from contextlib import contextmanager
 import pytest
 
 
-class Terminal:
+class PseudoTerminal:
     """What was written to a pseudo-terminal."""
 
     text = ""
 
 
 @contextmanager
-def terminal(monkeypatch: pytest.MonkeyPatch, *, name: str = "stdout", columns: int = 200) -> Iterator[Terminal]:
+def pseudo_terminal(
+    monkeypatch: pytest.MonkeyPatch, *, name: str = "stdout", columns: int = 200
+) -> Iterator[PseudoTerminal]:
     """Make standard output, or standard error, a terminal for a while."""
     reading, writing = pty.openpty()
 
-    seen, pieces = Terminal(), []
+    result, pieces = PseudoTerminal(), []
 
     def read() -> None:
         try:
@@ -39,13 +41,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch, *, name: str = "stdout", columns: 
         with os.fdopen(writing, "w") as stream, monkeypatch.context() as patch:
             patch.setattr(sys, name, stream)
             patch.setenv("COLUMNS", str(columns))
-            yield seen
+            yield result
     finally:
         reader.join(10)
         os.close(reading)
-        seen.text = b"".join(pieces).decode()
+        result.text = b"".join(pieces).decode()
 
 
-def plain(text: str) -> str:
+def strip_escape_sequences(text: str) -> str:
     """Return text without escape sequences."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazycluster._files.install import discard
-from lazycluster._files.tar_reader import unpack
-from lazycluster._files.tar_writer import ENCODING, END_MARKER, header, pack
+from lazycluster._files.tar_reader import extract_tar
+from lazycluster._files.tar_writer import END_MARKER, NAME_ENCODING, encode_tar_header, write_tar
 
 Snapshot: TypeAlias = "dict[str, tuple[str, int, int, bytes | str]]"
 
@@ -58,7 +58,7 @@ def snapshot(root: Path) -> Snapshot:
 
 def packed(source: Path) -> bytes:
     out = io.BytesIO()
-    pack(source, out)
+    write_tar(source, out)
     return out.getvalue()
 
 
@@ -217,7 +217,7 @@ def test_progress_adds_up_and_small_files_are_written_together(tmp_path: Path) -
             self.sizes.append(len(data))
 
     sink = Sink()
-    pack(source, sink, on_progress=steps.append)
+    write_tar(source, sink, on_progress=steps.append)
     assert steps == sink.sizes
     assert sum(steps) % tarfile.RECORDSIZE == 0
     assert min(sink.sizes[:-1]) >= 256 * 1024
@@ -245,7 +245,7 @@ def test_trees_deeper_than_the_stack_of_python_are_packed(tmp_path: Path) -> Non
     target.mkdir()
     try:
         stream = packed(source)
-        unpack(io.BytesIO(stream), target)
+        extract_tar(io.BytesIO(stream), target)
         assert target.joinpath(*["d"] * 1500).is_dir()
     finally:
         # As pytest itself would run into the depth.
@@ -333,14 +333,14 @@ def test_a_file_that_vanishes_or_shrinks_is_an_error_that_names_it(
     (tmp_path / "b").write_bytes(b"b" * 1000)
     sink = _Meddler(tmp_path / victim, action)
     with pytest.raises(OSError, match=reason) as caught:
-        pack(tmp_path, sink)
+        write_tar(tmp_path, sink)
     assert caught.value.filename == str(tmp_path / victim)
 
 
 def test_a_file_that_grows_is_cut_at_its_first_size(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a" * 4_000_000)
     sink = _Meddler(tmp_path / "a", "grow")
-    pack(tmp_path, sink)
+    write_tar(tmp_path, sink)
     with tarfile.open(fileobj=io.BytesIO(sink.data)) as archive:
         assert [member.size for member in archive] == [0, 4_000_000, 0]
 
@@ -394,7 +394,7 @@ def test_an_error_of_the_sink_is_passed_on(tmp_path: Path) -> None:
             raise BrokenPipeError(32, "Broken pipe")
 
     with pytest.raises(BrokenPipeError) as caught:
-        pack(tmp_path, Closed())
+        write_tar(tmp_path, Closed())
     assert caught.value.filename is None
 
 
@@ -414,8 +414,8 @@ def test_sizes_of_more_than_eight_gibibytes_are_told(tmp_path: Path, size: int) 
     os.truncate(tmp_path / "huge", size)
     sink = First()
     with pytest.raises(EnoughError):
-        pack(tmp_path, sink)
-    told = tarfile.TarInfo.frombuf(sink.data[512:1024], ENCODING, "surrogateescape")
+        write_tar(tmp_path, sink)
+    told = tarfile.TarInfo.frombuf(sink.data[512:1024], NAME_ENCODING, "surrogateescape")
     assert (told.name, told.size) == ("./huge", size)
 
 
@@ -423,7 +423,7 @@ def test_sizes_of_more_than_eight_gibibytes_are_told(tmp_path: Path, size: int) 
 def test_times_before_1970_and_after_2038_are_told(tmp_path: Path, mtime: int) -> None:
     info = tarfile.TarInfo("x")
     info.mtime = mtime
-    assert tarfile.TarInfo.frombuf(header(info), ENCODING, "surrogateescape").mtime == mtime
+    assert tarfile.TarInfo.frombuf(encode_tar_header(info), NAME_ENCODING, "surrogateescape").mtime == mtime
 
 
 file_names = st.binary(min_size=1, max_size=120).map(
@@ -444,7 +444,7 @@ def test_the_header_is_the_one_that_tarfile_makes(
 ) -> None:
     info = tarfile.TarInfo(name)
     info.linkname, info.type, info.mode, info.size, info.mtime = linkname, kind, mode, size, mtime
-    assert header(info) == info.tobuf(tarfile.GNU_FORMAT, ENCODING, "surrogateescape")
+    assert encode_tar_header(info) == info.tobuf(tarfile.GNU_FORMAT, NAME_ENCODING, "surrogateescape")
 
 
 # The round trip ------------------------------------------------------------------------------------------------------
@@ -493,7 +493,7 @@ def test_any_tree_comes_back_the_same(tree: Tree, moment: int) -> None:
         by_tar.mkdir()
         build(source, tree, moment)
         stream = packed(source)
-        unpack(io.BytesIO(stream), target)
+        extract_tar(io.BytesIO(stream), target)
         subprocess.run(["tar", "-xpf", "-", "-C", by_tar], input=stream, check=True)
         for restored in (target, by_tar):
             (restored / END_MARKER).unlink()

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 from lazycluster._ssh.argv import (
-    SINCE_8_7,
-    attempt_argv,
+    OPTIONS_SINCE_8_7,
+    config_file_argv,
     copy_key_argv,
-    effective_argv,
+    effective_config_argv,
     exit_argv,
+    login_attempt_argv,
     master_argv,
     remote_operand,
     scp_argv,
     session_argv,
-    settings_argv,
 )
 from lazycluster._ssh.destination import Destination
-from lazycluster._ssh.shell import BOOTSTRAP
+from lazycluster._ssh.shell import SHELL_BOOTSTRAP
 
 SOCKET, LOG = Path("/tmp/lazycluster-x/m"), Path("/tmp/lazycluster-x/log")
 PLAIN = Destination("web1")
@@ -76,7 +76,7 @@ def test_master_with_a_password_may_ask_once() -> None:
 
 
 def test_master_that_a_person_opens_speaks_to_the_terminal_and_lingers() -> None:
-    argv = master_argv(PLAIN, SOCKET, None, batch=False, lingers=600)
+    argv = master_argv(PLAIN, SOCKET, None, batch=False, persist_seconds=600)
     assert argv[:6] == ("ssh", "-f", "-N", "-T", "-o", "BatchMode=no")
     assert effective(argv)["controlpersist"] == "600"
 
@@ -89,7 +89,7 @@ def test_exit() -> None:
 
 @pytest.mark.parametrize("batch", [True, False])
 def test_an_attempt_without_a_master(batch: bool) -> None:
-    argv = attempt_argv(FULL, batch=batch)
+    argv = login_attempt_argv(FULL, batch=batch)
     assert (argv[:2], argv[-3:]) == (("ssh", "-T"), ("--", "web1", "true"))
     known = effective(argv)
     assert (known["controlmaster"], known["controlpath"]) == ("no", "none")
@@ -98,7 +98,7 @@ def test_an_attempt_without_a_master(batch: bool) -> None:
 
 
 def test_session() -> None:
-    assert session_argv(PLAIN, SOCKET, (BOOTSTRAP, "nproc")) == (
+    assert session_argv(PLAIN, SOCKET, (SHELL_BOOTSTRAP, "nproc")) == (
         *("ssh", "-T"),
         *("-o", "BatchMode=yes"),
         *("-o", "ControlMaster=no"),
@@ -116,7 +116,7 @@ def test_session() -> None:
         *("-o", "ServerAliveInterval=5"),
         *("-o", "ServerAliveCountMax=3"),
         *("--", "web1"),
-        BOOTSTRAP,
+        SHELL_BOOTSTRAP,
         "nproc",
     )
 
@@ -127,8 +127,8 @@ def test_session() -> None:
 )
 def test_session_without_what_the_client_does_not_know(unsupported: frozenset[str]) -> None:
     named = {"sessiontype", "stdinnull", "forkafterauthentication"}
-    assert named == SINCE_8_7
-    argv = session_argv(PLAIN, SOCKET, ("true",), unsupported=unsupported)
+    assert named == OPTIONS_SINCE_8_7
+    argv = session_argv(PLAIN, SOCKET, ("true",), unsupported_options=unsupported)
     assert named & effective(argv).keys() == named - unsupported
 
 
@@ -163,21 +163,21 @@ def test_legacy_scp() -> None:
 
 def test_scp_without_what_the_client_does_not_know() -> None:
     unsupported = frozenset({"sessiontype", "stdinnull", "forkafterauthentication"})
-    argv = scp_argv(PLAIN, SOCKET, "/a", "web1:/b", legacy=True, unsupported=unsupported)
+    argv = scp_argv(PLAIN, SOCKET, "/a", "web1:/b", legacy=True, unsupported_options=unsupported)
     assert not unsupported & effective(argv).keys()
 
 
 def test_effective() -> None:
-    assert effective_argv(PLAIN)[:4] == ("ssh", "-G", "-o", "BatchMode=yes")
-    assert effective_argv(PLAIN)[-2:] == ("--", "web1")
+    assert effective_config_argv(PLAIN)[:4] == ("ssh", "-G", "-o", "BatchMode=yes")
+    assert effective_config_argv(PLAIN)[-2:] == ("--", "web1")
 
 
 ALL = {
-    "attempt": attempt_argv(FULL),
+    "attempt": login_attempt_argv(FULL),
     "master": master_argv(FULL, SOCKET, LOG),
-    "session": session_argv(FULL, SOCKET, (BOOTSTRAP, "true")),
+    "session": session_argv(FULL, SOCKET, (SHELL_BOOTSTRAP, "true")),
     "scp": scp_argv(FULL, SOCKET, "/a", "web1:/b"),
-    "effective": effective_argv(FULL),
+    "effective": effective_config_argv(FULL),
     "exit": exit_argv(FULL, SOCKET),
 }
 
@@ -199,7 +199,7 @@ def test_installing_a_key_is_for_a_terminal_and_trusts_nobody() -> None:
 
 
 def test_what_a_file_says_is_asked_without_options_of_ours() -> None:
-    assert settings_argv(Path("/c"), "web") == ("ssh", "-G", "-F", "/c", "--", "web")
+    assert config_file_argv(Path("/c"), "web") == ("ssh", "-G", "-F", "/c", "--", "web")
 
 
 @pytest.mark.parametrize("argv", ALL.values(), ids=ALL.keys())

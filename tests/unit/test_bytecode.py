@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import lazycluster._remote
-from lazycluster._functions.bytecode import compiled, without_columns
+from lazycluster._functions.bytecode import compile_modules, strip_columns
 
 MODULES = [module.name for module in pkgutil.iter_modules(lazycluster._remote.__path__)]
 
@@ -33,7 +33,7 @@ def test_every_instruction_keeps_its_line(module: str) -> None:
     assert spec is not None
     assert spec.origin is not None
     code = compile(Path(spec.origin).read_text("utf-8"), module, "exec")
-    for before, after in zip(all_codes(code), all_codes(without_columns(code)), strict=True):
+    for before, after in zip(all_codes(code), all_codes(strip_columns(code)), strict=True):
         assert list(after.co_lines()) == list(before.co_lines())
         assert (after.co_code, after.co_name, after.co_firstlineno) == (
             before.co_code,
@@ -61,7 +61,7 @@ def back():
 
 def test_a_traceback_tells_the_lines() -> None:
     names: dict[str, Any] = {}
-    [(name, code)] = marshal.loads(compiled({"m": FAR}))
+    [(name, code)] = marshal.loads(compile_modules({"m": FAR}))
     exec(code, names)
     assert name == "m"
     assert names["far"].__doc__ is None
@@ -76,4 +76,4 @@ def test_a_traceback_tells_the_lines() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no columns")
 def test_it_is_much_smaller() -> None:
     code = compile(FAR, "<m>", "exec")
-    assert len(marshal.dumps(without_columns(code))) < 0.95 * len(marshal.dumps(code))
+    assert len(marshal.dumps(strip_columns(code))) < 0.95 * len(marshal.dumps(code))

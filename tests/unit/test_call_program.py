@@ -28,13 +28,13 @@ from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import call_program
 from lazycluster.exceptions import PythonVersionMismatchError, RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Value
-from tests.pythons import every_python
-from tests.unit.local_host import TOKEN, LocalHost
+from tests.pythons import find_pyenv_pythons
+from tests.unit.local_host import SUPERVISOR_TOKEN, LocalHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PYTHONS = every_python()
+PYTHONS = find_pyenv_pythons()
 
 
 # Streams -------------------------------------------------------------------------------------------------------------
@@ -42,20 +42,20 @@ PYTHONS = every_python()
 
 @pytest.mark.parametrize(("version", "python"), PYTHONS.items(), ids=PYTHONS)
 def test_every_python_greets(version: str, python: Path, tmp_path: Path) -> None:
-    program = bootstrap.program(TOKEN)
+    program = bootstrap.build_call_program(SUPERVISOR_TOKEN)
     trap = tmp_path / "zlib.py"
     trap.write_text("raise SystemExit('the current directory was imported from')")
     done = subprocess.run(
-        [python, "-c", program.bootstrap], input=program.text, capture_output=True, cwd=tmp_path, check=True
+        [python, "-c", program.bootstrap], input=program.stdin_prefix, capture_output=True, cwd=tmp_path, check=True
     )
     assert done.stderr == b""
-    greeting = bootstrap.parse_greeting(done.stdout, TOKEN)
+    greeting = bootstrap.parse_greeting(done.stdout, SUPERVISOR_TOKEN)
     assert greeting is not None
     assert version.startswith(greeting.version)
     assert greeting.executable == str(python)
     if greeting.version.split(".")[:2] != [str(number) for number in sys.version_info[:2]]:
         with pytest.raises(PythonVersionMismatchError, match=greeting.version):
-            bootstrap.check_python(greeting, "h")
+            bootstrap.check_python_version(greeting, "h")
     assert list(tmp_path.iterdir()) == [trap]
 
 
@@ -67,13 +67,13 @@ def test_garbage_is_collected_as_the_host_wants_it(collects: bool, tmp_path: Pat
 
 
 def test_streams_byte_by_byte() -> None:
-    program, sent = bootstrap.program(TOKEN), serialize.dump(len, "four")
+    program, sent = bootstrap.build_call_program(SUPERVISOR_TOKEN), serialize.serialize_call(len, "four")
     process = subprocess.Popen(
         [sys.executable, "-c", program.bootstrap], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    for byte in program.text + sent.data:
+    for byte in program.stdin_prefix + sent.full_request:
         process.stdin.write(bytes([byte]))
     _, _, answer = process.stdout.read().partition(b"\n")
     assert pickle.loads(answer) == 4
@@ -84,10 +84,10 @@ def test_streams_byte_by_byte() -> None:
 
 @pytest.mark.parametrize("length", [0, 10, 24, 100, -1])
 def test_a_manager_that_goes_before_the_call(length: int) -> None:
-    program, sent = bootstrap.program(TOKEN), serialize.dump(print, "called")
+    program, sent = bootstrap.build_call_program(SUPERVISOR_TOKEN), serialize.serialize_call(print, "called")
     done = subprocess.run(
         [sys.executable, "-c", program.bootstrap],
-        input=program.text + sent.data[:length],
+        input=program.stdin_prefix + sent.full_request[:length],
         capture_output=True,
         check=True,
     )
@@ -103,13 +103,13 @@ def test_prints_come_in_order() -> None:
         os.write(1, b"5\n")
         print("6", end="")
 
-    assert LocalHost().call(talk).printed == "1 é \\udcff\n2\n3\n4\n5\n6"
+    assert LocalHost().call(talk).stderr == "1 é \\udcff\n2\n3\n4\n5\n6"
 
 
 def test_prints_of_a_function_that_closes_standard_output() -> None:
     answer = LocalHost().call(lambda: [print("said"), sys.stdout.close()])
     assert answer.outcome == Value([None, None])
-    assert answer.printed == "said\n"
+    assert answer.stderr == "said\n"
 
 
 def test_surroundings_of_the_function(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_what_runs_at_exit_runs() -> None:
     def leave() -> None:
         atexit.register(print, "at exit")
 
-    assert LocalHost().call(leave).printed == "at exit\n"
+    assert LocalHost().call(leave).stderr == "at exit\n"
 
 
 # The end of the manager ----------------------------------------------------------------------------------------------
@@ -392,10 +392,10 @@ def test_nothing_outlives_the_manager(function: Callable[[], None], way: str) ->
     assert not any(gone(pid) for pid in pids)
     began = time.monotonic()
     if way == "end of input":
-        running.give_up()
+        running.close_stdin()
     else:
         running.process.send_signal(signal.Signals[way])
-    answer = running.answer()
+    answer = running.wait_result()
     took = time.monotonic() - began
     assert took > 0.5 or not deaf
     assert took < 10  # half of the grace of those that are not
@@ -409,7 +409,7 @@ def test_worker_does_not_outlive_its_watcher() -> None:
     pids = [int(line) for line in iter(running.next_line, "ready")]
     running.process.kill()
     with pytest.raises(RemoteFunctionError, match="incomplete"):
-        running.answer().outcome.unwrap()  # standard error ends when the worker does
+        running.wait_result().outcome.unwrap()  # standard error ends when the worker does
     deadline = time.monotonic() + 10
     while not all(gone(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)  # the system's init collects it
@@ -426,7 +426,7 @@ def test_input_after_the_payload_is_no_end() -> None:
         running.process.stdin.flush()
     os.kill(pid, signal.SIGINT)  # ends the call by itself
     with pytest.raises(RemoteFunctionError, match="KeyboardInterrupt"):
-        running.answer().outcome.unwrap()
+        running.wait_result().outcome.unwrap()
 
 
 # The parts of the program, in this process ---------------------------------------------------------------------------
@@ -437,7 +437,7 @@ def _stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give the program an interpreter to change."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(call_program, "_set_the_stage", lambda: None)
+    monkeypatch.setattr(call_program, "_prepare_interpreter", lambda: None)
     modules = set(sys.modules)
     yield
     for name in set(sys.modules) - modules:
@@ -446,13 +446,13 @@ def _stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def answer_of(function: Callable[..., object], path: Path, *args: object) -> object:
     """Do both halves of a call here."""
-    data = serialize.dump(function, *args).data
-    lengths = call_program.REQUEST.unpack_from(data)
-    stream = io.BytesIO(data[call_program.REQUEST.size :])
+    data = serialize.serialize_call(function, *args).full_request
+    lengths = call_program.CALL_REQUEST_HEADER.unpack_from(data)
+    stream = io.BytesIO(data[call_program.CALL_REQUEST_HEADER.size :])
     with path.open("wb", buffering=0) as file:
-        out = call_program.Writer(file.fileno())
-        call_program.answer(out, lambda: call_program._load([stream.read(length) for length in lengths]))
-        call_program._seal(out, call_program.ENDED, b"ended")
+        out = call_program.DescriptorWriter(file.fileno())
+        call_program.load_and_call(out, lambda: call_program._load_request([stream.read(length) for length in lengths]))
+        call_program._write_record(out, call_program.END_RECORD, b"ended")
     with path.open("rb") as file:
         return outcome.read_outcome(file, "h", "f").unwrap()
 
@@ -494,7 +494,7 @@ def test_memory_modules() -> None:
         "package_of_test.part": ("/there/package_of_test/part.py", False, "value = 5"),
         "shell_of_test": ("/there/shell_of_test.py", False, None),
     }
-    finder = call_program.MemoryModules(sent, left_out)
+    finder = call_program.MemoryImporter(sent, left_out)
     sys.meta_path.insert(0, finder)
     package_of_test = importlib.import_module("package_of_test")
     shell_of_test = importlib.import_module("shell_of_test")
@@ -522,23 +522,25 @@ def test_main(child: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         return len(data)
 
     sent = [zlib.compress(b"a"), b"", b"ccc", b"d"]
-    stream = io.BytesIO(call_program.REQUEST.pack(*map(len, sent)) + b"".join(sent))
+    stream = io.BytesIO(call_program.CALL_REQUEST_HEADER.pack(*map(len, sent)) + b"".join(sent))
     monkeypatch.setattr(os, "dup", lambda _: 77)
     monkeypatch.setattr(os, "dup2", lambda *descriptors: copied.append(descriptors))
     monkeypatch.setattr(os, "read", lambda _, length: stream.read(min(length, 2)))
     monkeypatch.setattr(os, "write", write)
-    monkeypatch.setattr(call_program, "_set_the_stage", lambda: staged.append(True))
-    monkeypatch.setattr(call_program, "_load", worked.append)
-    monkeypatch.setattr(call_program, "answer", lambda _, load: load())
-    call_program.main(TOKEN, lambda: 0 if child else 9, lambda worker: f"{worker} ended")
-    assert bootstrap.parse_greeting(said.pop(0), TOKEN) is not None
+    monkeypatch.setattr(call_program, "_prepare_interpreter", lambda: staged.append(True))
+    monkeypatch.setattr(call_program, "_load_request", worked.append)
+    monkeypatch.setattr(call_program, "load_and_call", lambda _, load: load())
+    call_program.main(SUPERVISOR_TOKEN, lambda: 0 if child else 9, lambda worker: f"{worker} ended")
+    assert bootstrap.parse_greeting(said.pop(0), SUPERVISOR_TOKEN) is not None
     assert worked == ([sent] if child else [])
     assert staged == [True] * child
     assert [target for _, target in copied] == [1, 0][: 1 + child]  # prints do not get into the answer
     assert said == (
-        [] if child else [b"9 ended" + call_program.TRAILER.pack(call_program.MAGIC, call_program.ENDED, 7)]
+        []
+        if child
+        else [b"9 ended" + call_program.RECORD_TRAILER.pack(call_program.RECORD_MAGIC, call_program.END_RECORD, 7)]
     )
-    call_program.main(TOKEN, lambda: pytest.fail("forked without a request"), lambda _: "")
+    call_program.main(SUPERVISOR_TOKEN, lambda: pytest.fail("forked without a request"), lambda _: "")
 
 
 def test_set_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,7 +549,7 @@ def test_set_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "modules", {**sys.modules, "__main__": main, "lazyclusters": main})
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    call_program._set_the_stage()
+    call_program._prepare_interpreter()
     assert not hasattr(main, "left")
     assert [name for name in sys.modules if name.startswith("lazycluster")] == ["lazyclusters"]
     assert [stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)] == [0, 1, 2]

@@ -18,58 +18,58 @@ from lazycluster import ConnectError, ForwardingRefusedError, HostUnreachableErr
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._ssh import tunnel_manager as carrier_module
 from lazycluster._ssh.destination import Destination
-from lazycluster._ssh.mux import readable
+from lazycluster._ssh.mux import wait_readable
 from lazycluster._ssh.tunnel import Tunnel
-from lazycluster._ssh.tunnel_connection import LinkLostError
-from lazycluster._ssh.tunnel_manager import Carrier
+from lazycluster._ssh.tunnel_connection import TunnelConnectionLostError
+from lazycluster._ssh.tunnel_manager import TunnelManager
 from lazycluster.testing.processes import wait_until
 
 UNREACHABLE = HostUnreachableError("web1", "no route")
 
 
-class Link:
+class FakeTunnelConnection:
     """Plays a connection: it notes what is asked of it."""
 
     def __init__(self, network: Network, pid: int) -> None:
         self.network, self.pid = network, pid
         self.open_now: list[Forwarding] = []
-        self.gone = False
-        self.reason = "broken pipe"
+        self.has_exited = False
+        self.exit_reason = "broken pipe"
         self.closed: list[tuple[list[Forwarding], bool]] = []
         self.ended: list[bool] = []
         self._read, self._write = os.pipe()
 
-    def lost(self) -> bool:
-        return self.gone
+    def is_lost(self) -> bool:
+        return self.has_exited
 
-    def break_off(self) -> None:
-        self.gone = True
+    def break_connection(self) -> None:
+        self.has_exited = True
         os.write(self._write, b"x")
 
-    def wait(self, seconds: float, bell: int) -> None:
-        readable([bell, self._read], seconds)
+    def wait(self, timeout: float, wake_fd: int) -> None:
+        wait_readable([wake_fd, self._read], timeout)
 
-    def open(self, forwarding: Forwarding) -> None:
+    def open_forwarding(self, forwarding: Forwarding) -> None:
         self.network.on_open(self, forwarding)
-        if self.gone:
-            raise LinkLostError("no answer, broken pipe")
+        if self.has_exited:
+            raise TunnelConnectionLostError("no answer, broken pipe")
         assert forwarding not in self.open_now
         self.open_now.append(forwarding)
 
-    def close(self, forwardings: Sequence[Forwarding], *, gently: bool) -> None:
+    def close_forwardings(self, forwardings: Sequence[Forwarding], *, graceful: bool) -> None:
         self.network.on_close()
-        if self.gone:
-            raise LinkLostError("no answer, broken pipe")
-        self.closed.append((list(forwardings), gently))
+        if self.has_exited:
+            raise TunnelConnectionLostError("no answer, broken pipe")
+        self.closed.append((list(forwardings), graceful))
         for forwarding in forwardings:
             self.open_now.remove(forwarding)
 
-    def end(self, forwardings: Sequence[Forwarding] = (), *, gently: bool) -> None:
+    def close(self, forwardings: Sequence[Forwarding] = (), *, graceful: bool) -> None:
         self.network.on_end()
-        assert not gently or list(forwardings) == self.open_now
+        assert not graceful or list(forwardings) == self.open_now
         assert not self.ended, "it is ended once"
-        self.ended.append(gently)
-        self.open_now, self.gone = [], True
+        self.ended.append(graceful)
+        self.open_now, self.has_exited = [], True
         os.close(self._read)
         os.close(self._write)
 
@@ -82,24 +82,26 @@ def nothing(*_: object) -> None:
 class Network:
     """Where connections come from, and what happens to them."""
 
-    links: list[Link] = attrs.field(factory=list)
+    links: list[FakeTunnelConnection] = attrs.field(factory=list)
     dials: int = 0
     on_dial: Callable[[threading.Event], object] = nothing
-    on_open: Callable[[Link, Forwarding], object] = nothing
+    on_open: Callable[[FakeTunnelConnection, Forwarding], object] = nothing
     on_close: Callable[[], object] = nothing
     on_end: Callable[[], object] = nothing
 
-    def dial(self, to: Destination, password: str | None, stopping: threading.Event) -> Link:
-        assert (to.host, password) == ("web1", "secret")
+    def connect(
+        self, destination: Destination, password: str | None, cancel_event: threading.Event
+    ) -> FakeTunnelConnection:
+        assert (destination.host, password) == ("web1", "secret")
         self.dials += 1
-        self.on_dial(stopping)
-        if stopping.is_set():
+        self.on_dial(cancel_event)
+        if cancel_event.is_set():
             raise ConnectError("web1", "given up")
-        self.links.append(Link(self, 1000 + self.dials))
+        self.links.append(FakeTunnelConnection(self, 1000 + self.dials))
         return self.links[-1]
 
     @property
-    def link(self) -> Link:
+    def link(self) -> FakeTunnelConnection:
         return self.links[-1]
 
     @property
@@ -111,25 +113,25 @@ class Network:
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     made = Network()
 
-    class Dialled:
-        dial = made.dial
+    class FakeConnector:
+        connect = made.connect
 
-    monkeypatch.setattr(carrier_module, "Link", Dialled)
-    monkeypatch.setattr(carrier_module, "is_free", lambda _port: True)
-    monkeypatch.setattr(carrier_module, "_SHORTEST_PAUSE", 0.05)
+    monkeypatch.setattr(carrier_module, "TunnelConnection", FakeConnector)
+    monkeypatch.setattr(carrier_module, "is_port_free", lambda _port: True)
+    monkeypatch.setattr(carrier_module, "_MIN_RECONNECT_DELAY_SECONDS", 0.05)
     return made
 
 
 @pytest.fixture
-def carrier(network: Network) -> Iterator[Carrier]:
+def carrier(network: Network) -> Iterator[TunnelManager]:
     threads = threading.active_count()
-    made = Carrier(Destination("web1"), password="secret")
+    made = TunnelManager(Destination("web1"), password="secret")
     yield made
-    for load in list(made._loads):
-        made.stop(load, gently=False)
+    for load in list(made._tunnels):
+        made.stop_tunnel(load, graceful=False)
     assert wait_until(lambda: made._thread is None and threading.active_count() <= threads, 10)
     assert network.living == 0
-    assert made.link is None
+    assert made.connection is None
 
 
 def remote(port: int) -> Forwarding:
@@ -140,7 +142,7 @@ def local(port: int) -> Forwarding:
     return Forwarding(ForwardType.LOCAL, port, 80)
 
 
-def tunnel(carrier: Carrier, *ports: int, owner: object = None) -> Tunnel:
+def tunnel(carrier: TunnelManager, *ports: int, owner: object = None) -> Tunnel:
     return Tunnel(carrier, [remote(port) for port in ports], owner=owner)
 
 
@@ -148,7 +150,7 @@ def tunnel(carrier: Carrier, *ports: int, owner: object = None) -> Tunnel:
 class Caller:
     """Somebody who opens a tunnel, in a thread of their own."""
 
-    carrier: Carrier
+    carrier: TunnelManager
     port: int
     opened: Tunnel | None = None
     error: Exception | None = None
@@ -170,8 +172,8 @@ class Caller:
         return self
 
 
-def waits(carrier: Carrier, count: int) -> None:
-    assert wait_until(lambda: len(carrier._loads) == count, 10)
+def waits(carrier: TunnelManager, count: int) -> None:
+    assert wait_until(lambda: len(carrier._tunnels) == count, 10)
 
 
 class Gate:
@@ -194,7 +196,7 @@ class Gate:
 # Shared ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_dials_and_the_last_ends_it(carrier: Carrier, network: Network) -> None:
+def test_the_first_dials_and_the_last_ends_it(carrier: TunnelManager, network: Network) -> None:
     assert network.dials == 0
     tunnels = [tunnel(carrier, port) for port in range(1, 11)]
     assert network.dials == 1
@@ -215,7 +217,7 @@ def test_the_first_dials_and_the_last_ends_it(carrier: Carrier, network: Network
     again.terminate()
 
 
-def test_killing_one_does_not_kill_the_others(carrier: Carrier, network: Network) -> None:
+def test_killing_one_does_not_kill_the_others(carrier: TunnelManager, network: Network) -> None:
     first, second = tunnel(carrier, 1), tunnel(carrier, 2)
     first.kill()
     assert network.link.closed == [([remote(1)], False)]
@@ -224,7 +226,7 @@ def test_killing_one_does_not_kill_the_others(carrier: Carrier, network: Network
     assert network.link.ended == [False]
 
 
-def test_many_that_are_asked_to_end_end_together(carrier: Carrier, network: Network) -> None:
+def test_many_that_are_asked_to_end_end_together(carrier: TunnelManager, network: Network) -> None:
     tunnels = [tunnel(carrier, port) for port in range(1, 11)]
     gate = network.on_close = Gate()
     tunnels[0].request_stop()
@@ -240,8 +242,8 @@ def test_many_that_are_asked_to_end_end_together(carrier: Carrier, network: Netw
     assert network.link.ended == [True]
 
 
-def test_several_forwardings_of_one_tunnel_stand_or_fall_together(carrier: Carrier, network: Network) -> None:
-    def refuse(_link: Link, forwarding: Forwarding) -> None:
+def test_several_forwardings_of_one_tunnel_stand_or_fall_together(carrier: TunnelManager, network: Network) -> None:
+    def refuse(_link: FakeTunnelConnection, forwarding: Forwarding) -> None:
         if forwarding.listen_port == 3:
             raise ForwardingRefusedError("web1", str(forwarding), "no")
 
@@ -256,13 +258,13 @@ def test_several_forwardings_of_one_tunnel_stand_or_fall_together(carrier: Carri
     assert repr(both) == f"<Tunnel {both.name}, stopped>"
 
 
-def test_a_tunnel_of_nothing(carrier: Carrier, network: Network) -> None:
+def test_a_tunnel_of_nothing(carrier: TunnelManager, network: Network) -> None:
     with pytest.raises(ValueError, match="a tunnel needs a forwarding"):
         Tunnel(carrier, [])
     assert network.dials == 0
 
 
-def test_a_port_that_another_tunnel_of_the_host_has_is_in_use(carrier: Carrier, network: Network) -> None:
+def test_a_port_that_another_tunnel_of_the_host_has_is_in_use(carrier: TunnelManager, network: Network) -> None:
     """Two that come at once both find it free, and ssh says of the second that it is open already."""
     one, other = Tunnel(carrier, [remote(1)]), Tunnel(carrier, [local(1)])
     for forwarding, host in ((remote(1), "web1"), (local(1), "localhost")):
@@ -277,9 +279,9 @@ def test_a_port_that_another_tunnel_of_the_host_has_is_in_use(carrier: Carrier, 
 
 
 def test_a_port_that_is_taken_here_is_found_before_anybody_is_dialled(
-    carrier: Carrier, network: Network, monkeypatch: pytest.MonkeyPatch
+    carrier: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier_module, "is_free", lambda port: port != 1)
+    monkeypatch.setattr(carrier_module, "is_port_free", lambda port: port != 1)
     with pytest.raises(PortInUseError):
         Tunnel(carrier, [local(1)])
     assert network.dials == 0
@@ -288,7 +290,7 @@ def test_a_port_that_is_taken_here_is_found_before_anybody_is_dialled(
 # At the same time -----------------------------------------------------------------------------------------------------
 
 
-def test_those_who_come_at_once_share_one_log_in(carrier: Carrier, network: Network) -> None:
+def test_those_who_come_at_once_share_one_log_in(carrier: TunnelManager, network: Network) -> None:
     gate = network.on_dial = Gate()
     callers = [Caller(carrier, port) for port in range(1, 9)]
     waits(carrier, 8)
@@ -298,7 +300,7 @@ def test_those_who_come_at_once_share_one_log_in(carrier: Carrier, network: Netw
     assert len(network.link.open_now) == 8
 
 
-def test_those_who_wait_for_a_log_in_that_fails_get_an_error_each(carrier: Carrier, network: Network) -> None:
+def test_those_who_wait_for_a_log_in_that_fails_get_an_error_each(carrier: TunnelManager, network: Network) -> None:
     gate = Gate()
 
     def fail(_stopping: threading.Event) -> None:
@@ -319,18 +321,18 @@ def test_those_who_wait_for_a_log_in_that_fails_get_an_error_each(carrier: Carri
     assert network.dials == 2, "who came after the first began shares the second"
 
 
-def test_a_stop_gives_up_a_log_in_that_nobody_else_wants(carrier: Carrier, network: Network) -> None:
+def test_a_stop_gives_up_a_log_in_that_nobody_else_wants(carrier: TunnelManager, network: Network) -> None:
     gate = network.on_dial = Gate()
     caller = Caller(carrier, 1)
     assert gate.reached.wait(10)
-    [load] = carrier._loads
-    carrier.stop(load, gently=True)
+    [load] = carrier._tunnels
+    carrier.stop_tunnel(load, graceful=True)
     assert load.ended.is_set()
     caller.done()
     assert network.links == []
 
 
-def test_who_comes_when_a_log_in_was_given_up_has_one_of_their_own(carrier: Carrier, network: Network) -> None:
+def test_who_comes_when_a_log_in_was_given_up_has_one_of_their_own(carrier: TunnelManager, network: Network) -> None:
     gate = Gate()
 
     def given_up(stopping: threading.Event) -> None:
@@ -342,8 +344,8 @@ def test_who_comes_when_a_log_in_was_given_up_has_one_of_their_own(carrier: Carr
     network.on_dial = given_up
     Caller(carrier, 1)
     assert wait_until(lambda: network.dials == 1, 10)
-    [load] = carrier._loads
-    carrier.stop(load, gently=True, wait=False)
+    [load] = carrier._tunnels
+    carrier.stop_tunnel(load, graceful=True, wait=False)
     assert gate.reached.wait(10)
     caller = Caller(carrier, 2)
     waits(carrier, 2)
@@ -353,7 +355,7 @@ def test_who_comes_when_a_log_in_was_given_up_has_one_of_their_own(carrier: Carr
 
 
 def test_an_interrupt_while_it_waits_leaves_nothing(
-    carrier: Carrier, network: Network, monkeypatch: pytest.MonkeyPatch
+    carrier: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = network.on_dial = Gate()
 
@@ -364,17 +366,17 @@ def test_an_interrupt_while_it_waits_leaves_nothing(
 
     add = carrier._add
 
-    def adding(load: carrier_module.Load) -> None:
+    def adding(load: carrier_module.TunnelState) -> None:
         load.settled = Interrupted()
         add(load)
 
     monkeypatch.setattr(carrier, "_add", adding)
     with pytest.raises(KeyboardInterrupt):
         tunnel(carrier, 1)
-    assert (carrier._loads, network.links) == ([], [])
+    assert (carrier._tunnels, network.links) == ([], [])
 
 
-def test_who_comes_while_the_last_one_is_stopped_gets_a_connection(carrier: Carrier, network: Network) -> None:
+def test_who_comes_while_the_last_one_is_stopped_gets_a_connection(carrier: TunnelManager, network: Network) -> None:
     first = tunnel(carrier, 1)
     gate = network.on_end = Gate()
     stopping = threading.Thread(target=first.terminate)
@@ -389,15 +391,15 @@ def test_who_comes_while_the_last_one_is_stopped_gets_a_connection(carrier: Carr
     assert (network.dials, network.living, network.link.open_now) == (2, 1, [remote(2)])
 
 
-def test_stopping_while_one_is_opened_waits_and_closes_it(carrier: Carrier, network: Network) -> None:
+def test_stopping_while_one_is_opened_waits_and_closes_it(carrier: TunnelManager, network: Network) -> None:
     first = tunnel(carrier, 1)
     gate = network.on_open = Gate()
     caller = Caller(carrier, 2)
     assert gate.reached.wait(10)
-    load = carrier._loads[-1]
-    stopping = threading.Thread(target=carrier.stop, args=(load,), kwargs={"gently": False})
+    load = carrier._tunnels[-1]
+    stopping = threading.Thread(target=carrier.stop_tunnel, args=(load,), kwargs={"graceful": False})
     stopping.start()
-    assert wait_until(lambda: load.stopping, 10)
+    assert wait_until(lambda: load.stop_requested, 10)
     gate.open()
     stopping.join(10)
     caller.done()
@@ -406,7 +408,9 @@ def test_stopping_while_one_is_opened_waits_and_closes_it(carrier: Carrier, netw
 
 
 @pytest.mark.parametrize("error", [PortInUseError("web1", 1), ForwardingRefusedError("web1", "-R", "no")])
-def test_a_first_one_that_fails_leaves_no_connection(carrier: Carrier, network: Network, error: Exception) -> None:
+def test_a_first_one_that_fails_leaves_no_connection(
+    carrier: TunnelManager, network: Network, error: Exception
+) -> None:
     def fail(*_: object) -> None:
         raise error
 
@@ -417,8 +421,8 @@ def test_a_first_one_that_fails_leaves_no_connection(carrier: Carrier, network: 
     assert network.link.ended == [True], "before it is raised"
 
 
-def test_one_that_fails_among_good_ones_disturbs_none(carrier: Carrier, network: Network) -> None:
-    def fail(_link: Link, forwarding: Forwarding) -> None:
+def test_one_that_fails_among_good_ones_disturbs_none(carrier: TunnelManager, network: Network) -> None:
+    def fail(_link: FakeTunnelConnection, forwarding: Forwarding) -> None:
         if forwarding.listen_port % 2:
             raise ForwardingRefusedError("web1", str(forwarding), "no")
 
@@ -432,7 +436,9 @@ def test_one_that_fails_among_good_ones_disturbs_none(carrier: Carrier, network:
 # Brought back ---------------------------------------------------------------------------------------------------------
 
 
-def test_all_that_stood_is_brought_back(carrier: Carrier, network: Network, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_that_stood_is_brought_back(
+    carrier: TunnelManager, network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
     tunnels = [tunnel(carrier, port) for port in range(1, 11)]
     failures = iter([UNREACHABLE, UNREACHABLE])
 
@@ -442,7 +448,7 @@ def test_all_that_stood_is_brought_back(carrier: Carrier, network: Network, capl
 
     network.on_dial = fail
     with caplog.at_level(logging.WARNING):
-        network.link.break_off()
+        network.link.break_connection()
         assert wait_until(lambda: all(each.is_up for each in tunnels), 10)
     assert (network.dials, network.living) == (4, 1)
     assert network.links[0].ended == [False]
@@ -456,19 +462,19 @@ def test_all_that_stood_is_brought_back(carrier: Carrier, network: Network, capl
 
 
 def test_one_that_cannot_be_opened_again_is_tried_again_and_disturbs_none(
-    carrier: Carrier, network: Network, caplog: pytest.LogCaptureFixture
+    carrier: TunnelManager, network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
     tunnels = [tunnel(carrier, port) for port in range(1, 4)]
     tries: list[Forwarding] = []
 
-    def taken(_link: Link, forwarding: Forwarding) -> None:
+    def taken(_link: FakeTunnelConnection, forwarding: Forwarding) -> None:
         if forwarding.listen_port == 2 and len(tries) < 3:
             tries.append(forwarding)
             raise PortInUseError("web1", 2)
 
     network.on_open = taken
     with caplog.at_level(logging.WARNING):
-        network.link.break_off()
+        network.link.break_connection()
         assert wait_until(lambda: tunnels[0].is_up and tunnels[2].is_up, 10)
         assert tunnels[1].is_alive()
         assert wait_until(lambda: tunnels[1].is_up, 10)
@@ -479,10 +485,10 @@ def test_one_that_cannot_be_opened_again_is_tried_again_and_disturbs_none(
     assert said[1] == f"{tunnels[1].name}: open again"
 
 
-def test_one_may_come_and_one_may_go_while_the_link_is_down(carrier: Carrier, network: Network) -> None:
+def test_one_may_come_and_one_may_go_while_the_link_is_down(carrier: TunnelManager, network: Network) -> None:
     first, second = tunnel(carrier, 1), tunnel(carrier, 2)
     gate = network.on_dial = Gate()
-    network.link.break_off()
+    network.link.break_connection()
     assert gate.reached.wait(10)
     assert (first.is_up, first.pid, first.is_alive()) == (False, None, True)
     caller = Caller(carrier, 3)
@@ -497,10 +503,10 @@ def test_one_may_come_and_one_may_go_while_the_link_is_down(carrier: Carrier, ne
     assert sorted(forwarding.listen_port for forwarding in network.link.open_now) == [2, 3]
 
 
-def test_the_last_one_may_go_while_the_link_is_down(carrier: Carrier, network: Network) -> None:
+def test_the_last_one_may_go_while_the_link_is_down(carrier: TunnelManager, network: Network) -> None:
     tunnels = [tunnel(carrier, 1), tunnel(carrier, 2)]
     gate = network.on_dial = Gate()
-    network.link.break_off()
+    network.link.break_connection()
     assert gate.reached.wait(10)
     for each in tunnels:
         each.terminate()
@@ -509,23 +515,25 @@ def test_the_last_one_may_go_while_the_link_is_down(carrier: Carrier, network: N
 
 
 def test_who_comes_during_a_pause_does_not_wait_for_its_end(
-    carrier: Carrier, network: Network, monkeypatch: pytest.MonkeyPatch
+    carrier: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier_module, "_SHORTEST_PAUSE", 1000.0)
+    monkeypatch.setattr(carrier_module, "_MIN_RECONNECT_DELAY_SECONDS", 1000.0)
     first = tunnel(carrier, 1)
-    network.link.break_off()
-    assert wait_until(lambda: carrier.link is None, 10)
+    network.link.break_connection()
+    assert wait_until(lambda: carrier.connection is None, 10)
     second = tunnel(carrier, 2)
     assert wait_until(lambda: first.is_up and second.is_up, 10)
 
 
-def test_who_comes_while_the_host_is_gone_hears_it_and_the_others_wait_on(carrier: Carrier, network: Network) -> None:
+def test_who_comes_while_the_host_is_gone_hears_it_and_the_others_wait_on(
+    carrier: TunnelManager, network: Network
+) -> None:
     def fail(_stopping: threading.Event) -> None:
         raise UNREACHABLE
 
     first = tunnel(carrier, 1)
     network.on_dial = fail
-    network.link.break_off()
+    network.link.break_connection()
     with pytest.raises(HostUnreachableError):
         tunnel(carrier, 2)
     assert first.is_alive()
@@ -533,12 +541,12 @@ def test_who_comes_while_the_host_is_gone_hears_it_and_the_others_wait_on(carrie
     assert wait_until(lambda: first.is_up, 10)
 
 
-def test_a_connection_that_was_dead_already_costs_a_newcomer_nothing(carrier: Carrier, network: Network) -> None:
+def test_a_connection_that_was_dead_already_costs_a_newcomer_nothing(carrier: TunnelManager, network: Network) -> None:
     first = tunnel(carrier, 1)
     dead = network.link
 
-    def die(link: Link, _forwarding: Forwarding) -> None:
-        link.gone = link is dead
+    def die(link: FakeTunnelConnection, _forwarding: Forwarding) -> None:
+        link.has_exited = link is dead
 
     network.on_open = die
     second = tunnel(carrier, 2)
@@ -546,9 +554,11 @@ def test_a_connection_that_was_dead_already_costs_a_newcomer_nothing(carrier: Ca
     assert wait_until(lambda: first.is_up, 10)
 
 
-def test_a_connection_that_dies_again_and_again_is_an_error_to_a_newcomer(carrier: Carrier, network: Network) -> None:
-    def die(link: Link, _forwarding: Forwarding) -> None:
-        link.gone = True
+def test_a_connection_that_dies_again_and_again_is_an_error_to_a_newcomer(
+    carrier: TunnelManager, network: Network
+) -> None:
+    def die(link: FakeTunnelConnection, _forwarding: Forwarding) -> None:
+        link.has_exited = True
 
     network.on_open = die
     with pytest.raises(ConnectError, match="the connection of a tunnel broke: no answer, broken pipe"):
@@ -556,11 +566,11 @@ def test_a_connection_that_dies_again_and_again_is_an_error_to_a_newcomer(carrie
     assert (network.dials, network.living) == (2, 0)
 
 
-def test_a_loss_that_a_stop_finds_brings_the_others_back(carrier: Carrier, network: Network) -> None:
+def test_a_loss_that_a_stop_finds_brings_the_others_back(carrier: TunnelManager, network: Network) -> None:
     first, second = tunnel(carrier, 1), tunnel(carrier, 2)
 
     def die() -> None:
-        network.links[0].gone = True
+        network.links[0].has_exited = True
 
     network.on_close = die
     first.terminate()
@@ -576,12 +586,12 @@ class Owner:
     """Somebody whose end is noticed."""
 
 
-def test_an_owner_lives_as_long_as_their_tunnel(carrier: Carrier, network: Network) -> None:
+def test_an_owner_lives_as_long_as_their_tunnel(carrier: TunnelManager, network: Network) -> None:
     first, second = Owner(), Owner()
     gone = [weakref.ref(first), weakref.ref(second)]
     tunnels = [tunnel(carrier, 1, owner=first), tunnel(carrier, 2, owner=second)]
     del first, second
-    network.link.break_off()
+    network.link.break_connection()
     assert wait_until(lambda: all(each.is_up for each in tunnels), 10)
     gc.collect()
     assert [reference() is None for reference in gone] == [False, False]
@@ -596,7 +606,7 @@ def test_an_owner_lives_as_long_as_their_tunnel(carrier: Carrier, network: Netwo
     assert gone[0]() is None
 
 
-def test_a_tunnel_may_be_stopped_in_the_thread_that_carries_it(carrier: Carrier, network: Network) -> None:
+def test_a_tunnel_may_be_stopped_in_the_thread_that_carries_it(carrier: TunnelManager, network: Network) -> None:
     """As by the destructor of something that is collected there."""
     first, second = tunnel(carrier, 1), tunnel(carrier, 2)
 
@@ -610,7 +620,7 @@ def test_a_tunnel_may_be_stopped_in_the_thread_that_carries_it(carrier: Carrier,
     assert not second.is_alive()
 
 
-def test_after_a_fork_the_tunnels_are_the_parents(carrier: Carrier, network: Network) -> None:
+def test_after_a_fork_the_tunnels_are_the_parents(carrier: TunnelManager, network: Network) -> None:
     first = tunnel(carrier, 1)
     reader, writer = os.pipe()
     child = os.fork()
@@ -638,7 +648,7 @@ def test_after_a_fork_the_tunnels_are_the_parents(carrier: Carrier, network: Net
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_defect_lets_nobody_wait_for_ever(carrier: Carrier, network: Network) -> None:
+def test_a_defect_lets_nobody_wait_for_ever(carrier: TunnelManager, network: Network) -> None:
     first = tunnel(carrier, 1)
 
     def fail() -> None:
@@ -654,16 +664,18 @@ def test_a_defect_lets_nobody_wait_for_ever(carrier: Carrier, network: Network) 
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_defect_is_told_to_who_waits(carrier: Carrier, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_told_to_who_waits(
+    carrier: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("a defect")
 
-    monkeypatch.setattr(carrier, "_dial", fail)
+    monkeypatch.setattr(carrier, "_connect", fail)
     with pytest.raises(TunnelError, match="AssertionError: a defect"):
         tunnel(carrier, 1)
 
 
-def test_no_thread_to_be_had(carrier: Carrier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_to_be_had(carrier: TunnelManager, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -674,7 +686,7 @@ def test_no_thread_to_be_had(carrier: Carrier, monkeypatch: pytest.MonkeyPatch) 
     assert tunnel(carrier, 1).is_up
 
 
-def test_everything_at_once_again_and_again(carrier: Carrier, network: Network) -> None:
+def test_everything_at_once_again_and_again(carrier: TunnelManager, network: Network) -> None:
     """Threads that open and stop, and a link that breaks: whoever opened has it, and at the end nothing is left."""
     ends = threading.Event()
     failures: list[BaseException] = []
@@ -700,7 +712,7 @@ def test_everything_at_once_again_and_again(carrier: Carrier, network: Network) 
         link = network.link
         if not link.ended:
             with contextlib.suppress(OSError):  # it was ended just now
-                link.break_off()
+                link.break_connection()
         assert wait_until(lambda: network.living <= 1, 10)
     ends.set()
     for thread in threads:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster._cli.editing import parse_address, parse_name, parse_option, settings_for
-from lazycluster._ssh.config_edit import block_text
+from lazycluster._cli.editing import build_settings, parse_address, parse_name, parse_option
+from lazycluster._ssh.config_edit import format_block
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_what_is_no_option(text: str) -> None:
 
 
 def block(address: str, id_file: str | None = None, *options: tuple[str, str]) -> list[str]:
-    settings = settings_for(parse_address(address), Path(id_file) if id_file else None, options)
-    return [line.strip() for line in block_text("web", settings).splitlines()[1:]]
+    settings = build_settings(parse_address(address), Path(id_file) if id_file else None, options)
+    return [line.strip() for line in format_block("web", settings).splitlines()[1:]]
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_what_a_block_says(lines: list[str], expected: list[str]) -> None:
 @pytest.mark.parametrize("option", ["HostName", "hostname", "Port", "user"])
 def test_what_is_said_twice_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} is given twice"):
-        settings_for(parse_address("me@h:1"), None, ((option, "1"),))
+        build_settings(parse_address("me@h:1"), None, ((option, "1"),))
 
 
 def test_an_option_that_is_given_twice_is_refused_but_for_those_that_add_up() -> None:
     adding_up = (("SendEnv", "A"), ("sendenv", "B"), ("Include", "a"), ("Include", "b"))
-    assert settings_for(parse_address("h"), None, adding_up)[1:] == adding_up
+    assert build_settings(parse_address("h"), None, adding_up)[1:] == adding_up
     options = (("ForwardAgent", "yes"), *adding_up, ("forwardagent", "no"))
     with pytest.raises(ValueError, match=r"given twice, and ssh would take the first: forwardagent$"):
-        settings_for(parse_address("h"), None, options)
+        build_settings(parse_address("h"), None, options)

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from lazycluster._cli.lines import Lines
+from lazycluster._cli.lines import PrefixedOutput
 from lazycluster.results import Stream
-from tests.unit.pseudo_terminal import terminal
+from tests.unit.pseudo_terminal import pseudo_terminal
 
 
 def nothing() -> None:
@@ -19,19 +19,19 @@ def nothing() -> None:
 
 def fed(*pieces: bytes, host: str = "web-1") -> None:
     """Print what a host says in pieces."""
-    lines = Lines(["web-1", "w2"], nothing)
+    lines = PrefixedOutput(["web-1", "w2"], nothing)
     for piece in pieces:
-        lines.add(host, Stream.STDOUT, piece)
-    lines.end()
+        lines.write(host, Stream.STDOUT, piece)
+    lines.flush()
 
 
 def test_each_line_is_behind_its_host(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines(["web-1", "w2"], nothing)
-    lines.add("w2", Stream.STDOUT, b"one\ntw")
-    lines.add("web-1", Stream.STDERR, b"oops\n")
-    lines.add("w2", Stream.STDOUT, b"o\n\nrest")
+    lines = PrefixedOutput(["web-1", "w2"], nothing)
+    lines.write("w2", Stream.STDOUT, b"one\ntw")
+    lines.write("web-1", Stream.STDERR, b"oops\n")
+    lines.write("w2", Stream.STDOUT, b"o\n\nrest")
     assert capsys.readouterr() == ("w2    | one\nw2    | two\nw2    | \n", "web-1 | oops\n")
-    lines.end()
+    lines.flush()
     assert capsys.readouterr() == ("w2    | rest\n", "")
 
 
@@ -58,7 +58,7 @@ def test_no_control_characters_in_a_pipe(said: bytes, seen: str, capsys: pytest.
 
 @CASES
 def test_no_control_characters_on_a_terminal(said: bytes, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch) as screen:
+    with pseudo_terminal(monkeypatch) as screen:
         fed(said)
     assert screen.text == f"\x1b[36mweb-1 | \x1b[0m{seen}\r\n"
 
@@ -69,7 +69,7 @@ def test_colours_in_a_pipe_are_left_out(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_colours_on_a_terminal_end_with_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch) as screen:
+    with pseudo_terminal(monkeypatch) as screen:
         fed(b"\x1b[31mred\nnot\n")
     assert screen.text.splitlines() == [
         "\x1b[36mweb-1 | \x1b[0m\x1b[31mred\x1b[0m",
@@ -79,7 +79,7 @@ def test_colours_on_a_terminal_end_with_their_line(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_no_colours_where_nobody_wants_them(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch) as screen, monkeypatch.context() as patch:
+    with pseudo_terminal(monkeypatch) as screen, monkeypatch.context() as patch:
         patch.setenv(name, value)
         fed(b"\x1b[31mred\n")
     assert screen.text == "web-1 | red\r\n"
@@ -105,10 +105,10 @@ def test_output_that_cannot_be_written(error: OSError, monkeypatch: pytest.Monke
     out = Full(error, takes=1)
     monkeypatch.setattr(sys, "stdout", out)
     told: list[None] = []
-    lines = Lines(["web-1", "w2"], functools.partial(told.append, None))
+    lines = PrefixedOutput(["web-1", "w2"], functools.partial(told.append, None))
     for _ in range(3):
-        lines.add("web-1", Stream.STDOUT, b"one\n")
-        lines.add("w2", Stream.STDOUT, b"two\n")
+        lines.write("web-1", Stream.STDOUT, b"one\n")
+        lines.write("w2", Stream.STDOUT, b"two\n")
     assert out.getvalue() == "web-1 | one\n"
-    assert lines.failure is error
+    assert lines.write_error is error
     assert told == [None]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lazycluster._cli import main
-from lazycluster._cli.together import on_each
+from lazycluster._cli.together import run_on_hosts
 from lazycluster.exceptions import ConnectionLostError
 from lazycluster.testing import Ran
-from tests.unit.pseudo_terminal import plain, terminal
+from tests.unit.pseudo_terminal import pseudo_terminal, strip_escape_sequences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,9 +105,9 @@ def test_where_all_is_well_a_terminal_shows_no_empty_column(
     fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_host.on("true")
-    with terminal(monkeypatch, name="stderr") as seen:
+    with pseudo_terminal(monkeypatch, name="stderr") as seen:
         assert run("true") == 0
-    head = next(line for line in plain(seen.text).splitlines() if "exit status" in line)
+    head = next(line for line in strip_escape_sequences(seen.text).splitlines() if "exit status" in line)
     assert head.count("┃") == 4
 
 
@@ -192,14 +192,14 @@ def test_where_no_host_is_left_programs_are_told_why(fake_host: FakeHost, capsys
 def test_ctrl_c_tells_which_hosts_had_ended(
     as_json: bool, fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*arguments: Any, done: Callable[[str, object], object], **keywords: Any) -> object:
+    def interrupted(*arguments: Any, on_result: Callable[[str, object], object], **keywords: Any) -> object:
         def then(host: str, outcome: object) -> None:
-            done(host, outcome)
+            on_result(host, outcome)
             raise KeyboardInterrupt
 
-        return on_each(*arguments, done=then, **keywords)
+        return run_on_hosts(*arguments, on_result=then, **keywords)
 
-    monkeypatch.setattr("lazycluster._cli.running.on_each", interrupted)
+    monkeypatch.setattr("lazycluster._cli.running.run_on_hosts", interrupted)
     fake_host.host("b").on("work", delay=math.inf)
     fake_host.on("work", exit_code=3, stdout="no newline")
     assert run(*(["--json"] if as_json else []), "work") == 130

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazycluster._cli import main, transferring
-from tests.unit.pseudo_terminal import plain, terminal
+from tests.unit.pseudo_terminal import pseudo_terminal, strip_escape_sequences
 
 if TYPE_CHECKING:
     from lazycluster.testing import FakeHost
@@ -59,7 +59,7 @@ def test_an_interrupted_get_leaves_nothing(
             (tmp_path / "got" / host).mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transferring, "on_each", interrupted)
+    monkeypatch.setattr(transferring, "run_on_hosts", interrupted)
     assert get("x", tmp_path / "got") == 130
     assert list(tmp_path.iterdir()) == []
 
@@ -84,9 +84,9 @@ def test_the_bar_of_a_directory_is_complete_at_the_end(
 ) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_bytes(bytes(3_100_000))
-    with terminal(monkeypatch) as seen:
+    with pseudo_terminal(monkeypatch) as seen:
         assert main(["put", "--hosts", "a", str(tmp_path / "tree")]) == 0
-    assert "3.1/3.1 MB" in plain(seen.text).splitlines()[-2]
+    assert "3.1/3.1 MB" in strip_escape_sequences(seen.text).splitlines()[-2]
 
 
 def test_a_host_that_a_filter_leaves_out_has_not_failed(

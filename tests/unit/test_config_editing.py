@@ -9,13 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lazycluster._ssh.config_edit import (
-    EditingError,
-    add,
-    block_text,
-    line_for_all,
-    lines_naming,
-    remove,
-    replace,
+    ConfigEditError,
+    add_host,
+    format_block,
+    global_setting_line_number,
+    host_line_numbers,
+    remove_host,
+    replace_host,
 )
 
 SETTINGS = (("HostName", "h.example"), ("Port", "2222"))
@@ -55,7 +55,7 @@ ADDED = [
 
 @pytest.mark.parametrize(("text", "expected"), ADDED)
 def test_add(text: str, expected: str) -> None:
-    assert add(text, "web", SETTINGS) == expected
+    assert add_host(text, "web", SETTINGS) == expected
 
 
 @pytest.mark.parametrize("text", [param.values[0] for param in ADDED], ids=[str(param.id) for param in ADDED])
@@ -63,13 +63,13 @@ def test_remove_is_the_reverse_of_add(text: object) -> None:
     assert isinstance(text, str)
     restored = text if not text or text.endswith("\n") else f"{text}\n"
 
-    assert remove(add(text, "web", SETTINGS), "web") == restored
+    assert remove_host(add_host(text, "web", SETTINGS), "web") == restored
 
 
 def test_a_keyword_may_be_given_several_times() -> None:
     settings = (("LocalForward", "1 x:1"), ("user", "u"), ("LocalForward", "2 x:2"))
 
-    assert block_text("web", settings) == "Host web\n  LocalForward 1 x:1\n  LocalForward 2 x:2\n  User u\n"
+    assert format_block("web", settings) == "Host web\n  LocalForward 1 x:1\n  LocalForward 2 x:2\n  User u\n"
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_a_keyword_may_be_given_several_times() -> None:
     ],
 )
 def test_a_block_that_would_say_something_else_is_refused(name: str, settings: tuple[tuple[str, str], ...]) -> None:
-    with pytest.raises(EditingError):
-        add("Host a\n", name, settings)
+    with pytest.raises(ConfigEditError):
+        add_host("Host a\n", name, settings)
 
 
 # What goes with a host ------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_a_block_that_would_say_something_else_is_refused(name: str, settings: t
     ],
 )
 def test_remove(text: str, expected: str) -> None:
-    assert remove(text, "web") == expected
+    assert remove_host(text, "web") == expected
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_remove(text: str, expected: str) -> None:
     ["", "Host b\n", "# Host web\n", "Host web*\n", "Host !web *\n", "Host Web\n", "Match host web\n", "HostName web"],
 )
 def test_who_is_not_named_cannot_be_removed(text: str) -> None:
-    assert lines_naming(text, "web") == ()
-    with pytest.raises(EditingError, match="no Host line names web"):
-        remove(text, "web")
+    assert host_line_numbers(text, "web") == ()
+    with pytest.raises(ConfigEditError, match="no Host line names web"):
+        remove_host(text, "web")
 
 
 @pytest.mark.parametrize(
@@ -152,11 +152,11 @@ def test_who_is_not_named_cannot_be_removed(text: str) -> None:
     ],
 )
 def test_replace(text: str, expected: str) -> None:
-    assert replace(text, "web", SETTINGS) == expected
+    assert replace_host(text, "web", SETTINGS) == expected
 
 
 def test_lines_that_name_a_host() -> None:
-    assert lines_naming('# web\nHost a web\n\nhost="web"\n  HostName web\nHost web*\n', "web") == (2, 4)
+    assert host_line_numbers('# web\nHost a web\n\nhost="web"\n  HostName web\nHost web*\n', "web") == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_lines_that_name_a_host() -> None:
     ],
 )
 def test_the_line_that_sets_something_for_all_hosts(text: str, line: int | None) -> None:
-    assert line_for_all(text, "User") == line
+    assert global_setting_line_number(text, "User") == line
 
 
 # Whatever is in a file ------------------------------------------------------------------------------------------------
@@ -211,37 +211,37 @@ def in_common(one: str, other: str) -> int:
 
 @given(TEXTS)
 def test_adding_inserts_one_piece(text: str) -> None:
-    added = add(text, "new", SETTINGS)
+    added = add_host(text, "new", SETTINGS)
 
     assert in_common(text, added) == len(text)
-    assert len(lines_naming(added, "new")) == 1
-    assert remove(added, "new") in {text, f"{text}\n", f"{text}\r\n"}
+    assert len(host_line_numbers(added, "new")) == 1
+    assert remove_host(added, "new") in {text, f"{text}\n", f"{text}\r\n"}
 
 
 @given(TEXTS)
 @example("Host a# web\nHost b")
 def test_removing_takes_nothing_of_anybody_else(text: str) -> None:
-    named = lines_naming(text, "web")
+    named = host_line_numbers(text, "web")
     if not named:
-        with pytest.raises(EditingError):
-            remove(text, "web")
+        with pytest.raises(ConfigEditError):
+            remove_host(text, "web")
         return
-    removed = remove(text, "web")
+    removed = remove_host(text, "web")
 
-    assert lines_naming(removed, "web") == ()
+    assert host_line_numbers(removed, "web") == ()
     assert len(removed) < len(text)
     if len(named) == 1:
         header = text.split("\n")[named[0] - 1]
         assert in_common(text, removed) >= len(removed) - len(header)
     for other in ("Web", "a", "ünï", "a b", "b#c"):  # who is named with it stays named, and so do all others
-        assert len(lines_naming(removed, other)) == len(lines_naming(text, other))
+        assert len(host_line_numbers(removed, other)) == len(host_line_numbers(text, other))
 
 
 @given(TEXTS)
 def test_replacing_leaves_one_block_that_says_what_it_is_to_say(text: str) -> None:
-    if lines_naming(text, "web"):
-        replaced = replace(text, "web", SETTINGS)
-        (line,) = lines_naming(replaced, "web")
+    if host_line_numbers(text, "web"):
+        replaced = replace_host(text, "web", SETTINGS)
+        (line,) = host_line_numbers(replaced, "web")
         block = replaced.split("\n")[line - 1 : line + 2]
         assert [part.strip() for part in block] == ["Host web", "HostName h.example", "Port 2222"]
 
@@ -249,7 +249,7 @@ def test_replacing_leaves_one_block_that_says_what_it_is_to_say(text: str) -> No
 @given(st.binary(max_size=200))
 def test_bytes_stay_bytes(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
-    added = add(text, "new", SETTINGS)
+    added = add_host(text, "new", SETTINGS)
 
     assert added.encode("utf-8", "surrogateescape").replace(data, b"", 1) or not data
     assert in_common(text, added) == len(text)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lazycluster._ssh import config_file
-from lazycluster._ssh.config_edit import EditingError, add
-from lazycluster._ssh.config_file import Change, ConfigFileError, change, check_outcome
+from lazycluster._ssh.config_edit import ConfigEditError, add_host
+from lazycluster._ssh.config_file import ConfigChange, ConfigFileError, check_settings_apply, edit_config_file
 
 BACKUP = re.compile(r"\.config\.lazycluster-backup-\d{8}-\d{6}(-\d+)?")
 BYTES = b"# \xe4\xff caf\xc3\xa9\r\nHost a\r\n\tPort 1"
@@ -42,7 +42,7 @@ def others(path: Path) -> list[str]:
 
 
 def test_the_bytes_that_are_not_changed_stay_and_a_copy_is_kept(config: Path) -> None:
-    done = change(config, more, no_check)
+    done = edit_config_file(config, more, no_check)
 
     assert config.read_bytes() == BYTES + b"# more\n"
     assert done.backup is not None
@@ -51,7 +51,7 @@ def test_the_bytes_that_are_not_changed_stay_and_a_copy_is_kept(config: Path) ->
 
 
 def test_every_version_is_kept(config: Path) -> None:
-    backups = [change(config, more, no_check).backup for _ in range(4)]
+    backups = [edit_config_file(config, more, no_check).backup for _ in range(4)]
 
     assert [backup.read_bytes() for backup in backups if backup] == [BYTES + b"# more\n" * n for n in range(4)]
 
@@ -61,7 +61,7 @@ def test_mode_and_owner_are_kept(config: Path, mode: int) -> None:
     config.chmod(mode)
     owner = (1234, 5678) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     os.chown(config, *owner)
-    done = change(config, more, no_check)
+    done = edit_config_file(config, more, no_check)
 
     for path in (config, done.backup):
         assert path is not None
@@ -73,11 +73,11 @@ def test_a_file_that_is_not_there_is_made_for_the_user_alone(tmp_path: Path) -> 
     path = tmp_path / ".ssh" / "config"
     umask = os.umask(0)
     try:
-        done = change(path, more, no_check)
+        done = edit_config_file(path, more, no_check)
     finally:
         os.umask(umask)
 
-    assert done == Change(written=True)
+    assert done == ConfigChange(written=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert others(path) == []
@@ -88,7 +88,7 @@ def test_links_stay_links(config: Path, tmp_path: Path) -> None:
     target = config.rename(tmp_path / "dotfiles" / "ssh")
     (tmp_path / "between").symlink_to("dotfiles/ssh")
     config.symlink_to("../between")
-    done = change(config, more, no_check)
+    done = edit_config_file(config, more, no_check)
 
     assert config.is_symlink()
     assert (tmp_path / "between").is_symlink()
@@ -99,7 +99,7 @@ def test_links_stay_links(config: Path, tmp_path: Path) -> None:
 
 def test_a_link_to_nothing_gets_its_target(tmp_path: Path) -> None:
     (tmp_path / "config").symlink_to("target")
-    change(tmp_path / "config", more, no_check)
+    edit_config_file(tmp_path / "config", more, no_check)
 
     assert (tmp_path / "target").read_text() == "# more\n"
 
@@ -107,7 +107,7 @@ def test_a_link_to_nothing_gets_its_target(tmp_path: Path) -> None:
 def test_nothing_is_written_where_nothing_changes(config: Path) -> None:
     before = config.stat()
 
-    assert change(config, lambda text: text, no_check) == Change(written=False)
+    assert edit_config_file(config, lambda text: text, no_check) == ConfigChange(written=False)
     assert config.stat().st_ino == before.st_ino
     assert others(config) == []
 
@@ -120,7 +120,7 @@ def test_the_check_sees_the_new_text_before_it_is_in_place(config: Path) -> None
         assert stat.S_IMODE(candidate.stat().st_mode) == stat.S_IMODE(config.stat().st_mode)
         assert config.read_bytes() == BYTES
 
-    change(config, more, check)
+    edit_config_file(config, more, check)
 
 
 @pytest.mark.parametrize("error", [ConfigFileError(Path("x"), "no"), KeyboardInterrupt()])
@@ -129,17 +129,17 @@ def test_what_is_refused_leaves_everything_as_it_was(config: Path, error: BaseEx
         raise error
 
     with pytest.raises(type(error)):
-        change(config, more, check)
+        edit_config_file(config, more, check)
     assert config.read_bytes() == BYTES
     assert others(config) == []
 
 
 def test_an_edit_that_cannot_be_made_is_an_error_that_names_the_file(config: Path) -> None:
     def edit(text: str) -> str:
-        raise EditingError("it cannot be")
+        raise ConfigEditError("it cannot be")
 
     with pytest.raises(ConfigFileError, match=rf"{config} was not changed: it cannot be\."):
-        change(config, edit, no_check)
+        edit_config_file(config, edit, no_check)
 
 
 def test_what_somebody_else_wrote_meanwhile_is_not_lost(config: Path) -> None:
@@ -147,7 +147,7 @@ def test_what_somebody_else_wrote_meanwhile_is_not_lost(config: Path) -> None:
         config.write_text("theirs")
 
     with pytest.raises(ConfigFileError, match="somebody else changed it meanwhile"):
-        change(config, more, check)
+        edit_config_file(config, more, check)
     assert config.read_text() == "theirs"
     assert others(config) == []
 
@@ -158,7 +158,7 @@ def test_those_who_change_it_at_once_take_turns(tmp_path: Path) -> None:
 
     def work(number: int) -> None:
         barrier.wait()
-        change(path, lambda text: add(text, f"h{number}", ()), no_check)
+        edit_config_file(path, lambda text: add_host(text, f"h{number}", ()), no_check)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -170,14 +170,14 @@ def test_those_who_change_it_at_once_take_turns(tmp_path: Path) -> None:
 
 
 def test_a_turn_that_never_comes_is_an_error(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_file, "_LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(config_file, "_LOCK_TIMEOUT_SECONDS", 0.2)
 
     def edit(text: str) -> str:
-        change(config, more, no_check)
+        edit_config_file(config, more, no_check)
         raise AssertionError("it should have waited for the other")
 
     with pytest.raises(ConfigFileError, match=r"somebody else has been changing it for 0\.2 s"):
-        change(config, edit, no_check)
+        edit_config_file(config, edit, no_check)
 
 
 def fails(*_: object, **__: object) -> None:
@@ -188,7 +188,7 @@ def test_file_systems_without_links_and_locks(config: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "link", fails)
     monkeypatch.setattr(fcntl, "flock", fails)
     os.utime(config, (1_000_000_000, 1_000_000_000))
-    done = change(config, more, no_check)
+    done = edit_config_file(config, more, no_check)
 
     assert done.backup is not None
     assert done.backup.read_bytes() == BYTES
@@ -207,7 +207,7 @@ def test_an_owner_that_cannot_be_kept_is_an_error(config: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fstat", other_owner)
     with pytest.raises(ConfigFileError, match="Operation not permitted"):
-        change(config, more, no_check)
+        edit_config_file(config, more, no_check)
     monkeypatch.undo()
     assert config.read_bytes() == BYTES
     assert others(config) == []
@@ -226,19 +226,19 @@ def test_what_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], None]
     make(tmp_path / "config")
 
     with pytest.raises(ConfigFileError, match="it is no file"):
-        change(tmp_path / "config", more, no_check)
+        edit_config_file(tmp_path / "config", more, no_check)
 
 
 def test_a_read_only_file_is_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write to anything
 
     with pytest.raises(ConfigFileError, match="it is read-only"):
-        change(config, more, no_check)
+        edit_config_file(config, more, no_check)
 
 
 def test_only_one_directory_is_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigFileError, match="No such file or directory: "):
-        change(tmp_path / "a" / "b" / "config", more, no_check)
+        edit_config_file(tmp_path / "a" / "b" / "config", more, no_check)
     assert not (tmp_path / "a").exists()
 
 
@@ -246,5 +246,5 @@ def test_without_ssh_nothing_is_changed(config: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(ConfigFileError, match="ssh, which is to look at it first, cannot be started"):
-        change(config, more, lambda candidate, text: check_outcome(config, candidate, text, "web", ()))
+        edit_config_file(config, more, lambda candidate, text: check_settings_apply(config, candidate, text, "web", ()))
     assert config.read_bytes() == BYTES

@@ -16,17 +16,17 @@ import pytest
 
 from lazycluster._ssh.diagnosis import (
     UNNAMED_HOP,
-    ForwardFailure,
-    MasterGone,
-    cannot_start,
+    ForwardingFailure,
+    LostCommandState,
     diagnose,
-    forwarding_refused,
-    master_gone,
-    relay_broke,
-    scp_reason,
-    session_refused,
-    tar_reason,
-    unsupported_options,
+    diagnose_forwarding,
+    diagnose_lost_master,
+    find_unsupported_options,
+    has_relay_failed,
+    scp_failure_reason,
+    session_refusal_reason,
+    start_failure,
+    tar_failure_reason,
 )
 from lazycluster.exceptions import (
     AuthenticationError,
@@ -525,7 +525,7 @@ RELAYED = [
 
 @pytest.mark.parametrize("case", [*DIRECT, *RELAYED], ids=lambda case: f"{case.kind.__name__}: {case.source}")
 def test_each_failure_is_told_apart(case: Case) -> None:
-    error = diagnose("dest", case.said, status=255)
+    error = diagnose("dest", case.said, exit_code=255)
 
     assert (type(error), error.reason, error.hop) == (case.kind, case.reason, case.hop)
     assert error.host == "dest"
@@ -536,7 +536,7 @@ def test_each_failure_is_told_apart(case: Case) -> None:
 @pytest.mark.parametrize("case", DIRECT, ids=lambda case: f"{case.kind.__name__}: {case.source}")
 def test_a_cause_that_was_named_outweighs_the_time_that_was_up(case: Case) -> None:
     if case.source != "9.2, closed in the key exchange":
-        assert type(diagnose("dest", case.said, status=None, timed_out=True)) is case.kind
+        assert type(diagnose("dest", case.said, exit_code=None, timed_out=True)) is case.kind
 
 
 @pytest.mark.parametrize(
@@ -551,7 +551,7 @@ def test_a_cause_that_was_named_outweighs_the_time_that_was_up(case: Case) -> No
     ],
 )
 def test_what_is_not_known_is_quoted(said: str, status: int | None, reason: str) -> None:
-    error = diagnose("dest", said, status=status)
+    error = diagnose("dest", said, exit_code=status)
 
     assert (type(error), error.reason, error.hop) == (ConnectError, reason, "")
 
@@ -577,7 +577,7 @@ def test_what_is_not_known_is_quoted(said: str, status: int | None, reason: str)
     ],
 )
 def test_where_the_time_was_up_the_prompt_is_quoted(said: str, kind: type[ConnectError], reason: str, hop: str) -> None:
-    error = diagnose("dest", said, status=None, timed_out=True)
+    error = diagnose("dest", said, exit_code=None, timed_out=True)
 
     assert (type(error), error.reason, error.hop) == (kind, reason, hop)
 
@@ -587,7 +587,7 @@ def test_where_the_time_was_up_the_prompt_is_quoted(said: str, kind: type[Connec
     [(RELAY_CLOSED, True), (RELAY_LATE, True), (KEX_CLOSED, False), ("Connection closed by 10.0.0.1 port 22", False)],
 )
 def test_a_broken_relay_is_told_apart(said: str, expected: bool) -> None:
-    assert relay_broke(said) is expected
+    assert has_relay_failed(said) is expected
 
 
 @pytest.mark.parametrize("piece", ["a", "a@", "a@b ", ": ", "\x1b[", "'s password", "line 1: ", "a@b'"])
@@ -597,8 +597,14 @@ def test_a_host_cannot_make_it_slow(piece: str) -> None:
     text = piece * 200_000
     for said in (text, f"stdio forwarding failed\n{text}", f"{text}\n" * 3):
         for timed_out in (False, True):
-            diagnose("dest", said, status=None, timed_out=timed_out)
-        for judge in (session_refused, master_gone, unsupported_options, forwarding_refused, scp_reason):
+            diagnose("dest", said, exit_code=None, timed_out=timed_out)
+        for judge in (
+            session_refusal_reason,
+            diagnose_lost_master,
+            find_unsupported_options,
+            diagnose_forwarding,
+            scp_failure_reason,
+        ):
             judge(said)
 
     assert time.process_time() - begun < 5
@@ -631,33 +637,39 @@ REFUSED = "mux_client_request_session: session request failed: Session open refu
     ],
 )
 def test_a_refused_session_is_told_apart(said: str, reason: str | None) -> None:
-    assert session_refused(said) == reason
+    assert session_refusal_reason(said) == reason
 
 
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
         # 9.2; LogLevel ERROR shows only the first of ssh's own lines
-        (f"Control socket connect(/tmp/m): Connection refused\r\n{RELAY_CLOSED}", MasterGone.NOT_STARTED),
-        (f"Control socket connect(/tmp/m): Connection refused\r\n{KEX_CLOSED}", MasterGone.NOT_STARTED),
-        ("Control socket connect(/tmp/m): No such file or directory\r\n", MasterGone.NOT_STARTED),
-        (f"muxclient: master hello exchange failed\r\n{KEX_CLOSED}", MasterGone.NOT_STARTED),
-        (KEX_CLOSED, MasterGone.NOT_STARTED),
-        ("banner exchange: Connection to UNKNOWN port 65535: Broken pipe\r\n", MasterGone.NOT_STARTED),
-        ("mux_client_hello_exchange: write packet: Broken pipe\r\n", MasterGone.NOT_STARTED),
-        ("mux_client_request_session: send fds failed\n", MasterGone.NOT_STARTED),  # ansible/ansible#6363
-        ("mux_client_request_session: master alive request failed\n", MasterGone.NOT_STARTED),
+        (f"Control socket connect(/tmp/m): Connection refused\r\n{RELAY_CLOSED}", LostCommandState.NOT_STARTED),
+        (f"Control socket connect(/tmp/m): Connection refused\r\n{KEX_CLOSED}", LostCommandState.NOT_STARTED),
+        ("Control socket connect(/tmp/m): No such file or directory\r\n", LostCommandState.NOT_STARTED),
+        (f"muxclient: master hello exchange failed\r\n{KEX_CLOSED}", LostCommandState.NOT_STARTED),
+        (KEX_CLOSED, LostCommandState.NOT_STARTED),
+        ("banner exchange: Connection to UNKNOWN port 65535: Broken pipe\r\n", LostCommandState.NOT_STARTED),
+        ("mux_client_hello_exchange: write packet: Broken pipe\r\n", LostCommandState.NOT_STARTED),
+        ("mux_client_request_session: send fds failed\n", LostCommandState.NOT_STARTED),  # ansible/ansible#6363
+        ("mux_client_request_session: master alive request failed\n", LostCommandState.NOT_STARTED),
         # ansible/ansible#66046, geerlingguy/JJG-Ansible-Windows#6
-        ("mux_client_request_session: read from master failed: Broken pipe\n", MasterGone.MAYBE_STARTED),
-        ("mux_client_request_session: read from master failed: Connection reset by peer\n", MasterGone.MAYBE_STARTED),
-        (f"mux_client_request_session: read from master failed: Broken pipe\n{KEX_CLOSED}", MasterGone.MAYBE_STARTED),
+        ("mux_client_request_session: read from master failed: Broken pipe\n", LostCommandState.MAYBE_STARTED),
+        (
+            "mux_client_request_session: read from master failed: Connection reset by peer\n",
+            LostCommandState.MAYBE_STARTED,
+        ),
+        (
+            f"mux_client_request_session: read from master failed: Broken pipe\n{KEX_CLOSED}",
+            LostCommandState.MAYBE_STARTED,
+        ),
         (REFUSED + RELAY_CLOSED, None),
         ("", None),  # 9.2: a master killed under a running session
         ("grep: x: No such file or directory\n", None),
     ],
 )
-def test_a_lost_master_says_whether_the_command_can_have_begun(said: str, expected: MasterGone | None) -> None:
-    assert master_gone(said) is expected
+def test_a_lost_master_says_whether_the_command_can_have_begun(said: str, expected: LostCommandState | None) -> None:
+    assert diagnose_lost_master(said) is expected
 
 
 @pytest.mark.parametrize(
@@ -673,7 +685,7 @@ def test_a_lost_master_says_whether_the_command_can_have_begun(said: str, expect
     ],
 )
 def test_options_that_an_older_client_does_not_know_are_named(said: str, expected: set[str]) -> None:
-    assert unsupported_options(said) == expected
+    assert find_unsupported_options(said) == expected
 
 
 # Forwardings and files -----------------------------------------------------------------------------------------------
@@ -685,28 +697,28 @@ BIND = "bind [127.0.0.1]:2201: Address already in use\r\n"
     ("log", "expected"),
     [
         # 9.2, AllowTcpForwarding no, remote; PermitOpen of another port
-        ("channel 2: open failed: administratively prohibited: open failed\r\n", ForwardFailure.PROHIBITED),
-        ("channel 2: open failed: unknown channel type: unsupported\r\n", ForwardFailure.PROHIBITED),
+        ("channel 2: open failed: administratively prohibited: open failed\r\n", ForwardingFailure.PROHIBITED),
+        ("channel 2: open failed: unknown channel type: unsupported\r\n", ForwardingFailure.PROHIBITED),
         # 9.2, allowed, and nobody there
-        ("channel 2: open failed: connect failed: Connection refused\r\n", ForwardFailure.NO_ANSWER),
-        ("channel 2: open failed: connect failed: Name or service not known\r\n", ForwardFailure.NO_ANSWER),
+        ("channel 2: open failed: connect failed: Connection refused\r\n", ForwardingFailure.NO_ANSWER),
+        ("channel 2: open failed: connect failed: Name or service not known\r\n", ForwardingFailure.NO_ANSWER),
         # 9.2, AllowTcpForwarding no, local; PermitListen of another port; port taken
-        ("Error: remote port forwarding failed for listen port 2401\r\n", ForwardFailure.LISTEN_THERE),
-        ("Warning: remote port forwarding failed for listen port 2401\r\n", ForwardFailure.LISTEN_THERE),
-        ("Warning: remote port forwarding failed for listen path /tmp/s\r\n", ForwardFailure.LISTEN_THERE),
+        ("Error: remote port forwarding failed for listen port 2401\r\n", ForwardingFailure.REMOTE_LISTEN),
+        ("Warning: remote port forwarding failed for listen port 2401\r\n", ForwardingFailure.REMOTE_LISTEN),
+        ("Warning: remote port forwarding failed for listen path /tmp/s\r\n", ForwardingFailure.REMOTE_LISTEN),
         # 9.2, -O forward, the master's log
         (
             "mux_confirm_remote_forward: remote port forwarding failed for listen port 2401\r\n",
-            ForwardFailure.LISTEN_THERE,
+            ForwardingFailure.REMOTE_LISTEN,
         ),
         # 9.2, our own port taken; one of its two addresses
         (
             f"{BIND}channel_setup_fwd_listener_tcpip: cannot listen to port: 2201\r\n",
-            ForwardFailure.LISTEN_HERE,
+            ForwardingFailure.LOCAL_LISTEN,
         ),
         (
             f"{BIND}channel 2: open failed: connect failed: Connection refused\r\n",
-            ForwardFailure.LISTEN_HERE,
+            ForwardingFailure.LOCAL_LISTEN,
         ),
         # 9.2, MaxSessions: a session, no forwarding
         ("channel 2: open failed: connect failed: open failed\r\n", None),
@@ -714,8 +726,8 @@ BIND = "bind [127.0.0.1]:2201: Address already in use\r\n"
         ("", None),
     ],
 )
-def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardFailure | None) -> None:
-    assert forwarding_refused(log) is expected
+def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardingFailure | None) -> None:
+    assert diagnose_forwarding(log) is expected
 
 
 @pytest.mark.parametrize(
@@ -755,7 +767,7 @@ def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardFailure | N
     ],
 )
 def test_scp_says_in_one_line_what_is_wrong_with_a_file(said: str, reason: str) -> None:
-    assert scp_reason(said) == reason
+    assert scp_failure_reason(said) == reason
 
 
 @pytest.mark.parametrize(
@@ -777,7 +789,7 @@ def test_scp_says_in_one_line_what_is_wrong_with_a_file(said: str, reason: str) 
     ],
 )
 def test_tar_says_what_is_wrong_with_a_tree(said: str, reason: str) -> None:
-    assert tar_reason(said) == reason
+    assert tar_failure_reason(said) == reason
 
 
 # What cannot be started ----------------------------------------------------------------------------------------------
@@ -796,7 +808,7 @@ def test_tar_says_what_is_wrong_with_a_tree(said: str, reason: str) -> None:
     ],
 )
 def test_why_no_ssh_can_be_started(error: OSError, kind: type[ConnectError]) -> None:
-    found = cannot_start("web1", error)
+    found = start_failure("web1", error)
     assert type(found) is kind
     assert str(error) in str(found)
     if kind is ConnectError:

@@ -11,17 +11,17 @@ import pytest
 
 from lazycluster._display import (
     Printer,
-    cleaned,
-    coloured,
     count_bar,
-    counted,
-    plain_table,
+    format_table,
+    has_colours,
+    pluralize,
     print_table,
     progress_bar,
+    show_status,
+    strip_control_sequences,
     transfer_bars,
-    waiting,
 )
-from tests.unit.pseudo_terminal import plain, terminal
+from tests.unit.pseudo_terminal import pseudo_terminal, strip_escape_sequences
 
 ROWS = [("host", "web1"), ("memory", "[bold]3 GiB[/bold]")]
 PLAIN = "Facts\nkey     value\n------  ------------------\nhost    web1\nmemory  [bold]3 GiB[/bold]"
@@ -36,18 +36,18 @@ PLAIN = "Facts\nkey     value\n------  ------------------\nhost    web1\nmemory 
     ],
 )
 def test_plain_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], text: str) -> None:
-    assert plain_table("Facts", columns, rows) == text
+    assert format_table("Facts", columns, rows) == text
 
 
 def test_a_row_is_one_line() -> None:
-    assert plain_table("T", ("a", "b"), [("one\n    two\n", "x  y"), ("", "z")]) == (
+    assert format_table("T", ("a", "b"), [("one\n    two\n", "x  y"), ("", "z")]) == (
         "T\na        b\n-------  ----\none two  x  y\n         z"
     )
 
 
 def test_rows_of_different_lengths_are_refused() -> None:
     with pytest.raises((ValueError, IndexError)):
-        plain_table("Facts", ("a", "b"), [("only one",)])
+        format_table("Facts", ("a", "b"), [("only one",)])
 
 
 def test_a_table_elsewhere_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +56,7 @@ def test_a_table_elsewhere_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_table_on_a_terminal_has_lines_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch) as seen:
+    with pseudo_terminal(monkeypatch) as seen:
         print_table("Facts", ("key", "value"), ROWS)
     assert "\x1b[" in seen.text
     assert "━" in seen.text
@@ -77,46 +77,46 @@ def test_a_bar_on_a_terminal_leaves_output_that_goes_elsewhere_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As of `program > file`."""
-    with terminal(monkeypatch, name="stderr") as seen, count_bar("working", 2, "hosts", shown=True) as advance:
+    with pseudo_terminal(monkeypatch, name="stderr") as seen, count_bar("working", 2, "hosts", shown=True) as advance:
         print("for the file")
         advance(True)
     assert capsys.readouterr().out == "for the file\n"
     assert "for the file" not in seen.text
-    assert "1/2 hosts" in plain(seen.text)
+    assert "1/2 hosts" in strip_escape_sequences(seen.text)
 
 
 def test_of_many_bars_only_those_under_way_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a screen has lines would hide just those."""
     titles = [f"host{number:02}" for number in range(40)]
-    with terminal(monkeypatch) as seen, transfer_bars(titles) as bars:
+    with pseudo_terminal(monkeypatch) as seen, transfer_bars(titles) as bars:
         for title in titles:
-            bars.advance(title, 500, 1000)
-            bars.end(title, good=title != "host07")
-    text = plain(seen.text)
+            bars.update(title, 500, 1000)
+            bars.finish(title, success=title != "host07")
+    text = strip_escape_sequences(seen.text)
     assert "40/40 hosts, 1 failed" in text
     last = text.rpartition("40/40")[2]
     assert not any(title in last for title in titles)
 
 
 def test_few_bars_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch) as seen, transfer_bars(["a", "b"]) as bars:
-        bars.advance("a", 1000, 1000)
-        bars.end("a", good=True)
-        bars.advance("b", 500, 1000)
-    text = plain(seen.text)
+    with pseudo_terminal(monkeypatch) as seen, transfer_bars(["a", "b"]) as bars:
+        bars.update("a", 1000, 1000)
+        bars.finish("a", success=True)
+        bars.update("b", 500, 1000)
+    text = strip_escape_sequences(seen.text)
     assert "1.0/1.0 kB" in text
     assert "0.5/1.0 kB" in text
 
 
 def test_bars_in_a_pipe_are_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with transfer_bars([str(number) for number in range(100)]) as bars:
-        bars.advance("1", 1, 2)
-        bars.end("1", good=False)
+        bars.update("1", 1, 2)
+        bars.finish("1", success=False)
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch) as seen, progress_bar("send [red]x[/red]") as advance:
+    with pseudo_terminal(monkeypatch) as seen, progress_bar("send [red]x[/red]") as advance:
         advance(10, None)
         advance(500, 1000)
         advance(1000, 1000)
@@ -127,32 +127,32 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("total", "counts"), [(3, "3/3 hosts, 1 failed"), (None, "3 hosts, 1 failed")])
 def test_a_bar_that_counts(monkeypatch: pytest.MonkeyPatch, total: int | None, counts: str) -> None:
     with (
-        terminal(monkeypatch, name="stderr") as seen,
+        pseudo_terminal(monkeypatch, name="stderr") as seen,
         count_bar("id [red]x[/red]", total, "hosts", shown=True) as advance,
     ):
         advance(True)
         advance(False)
         advance(True)
     assert "id [red]x[/red]" in seen.text
-    assert counts in plain(seen.text)
+    assert counts in strip_escape_sequences(seen.text)
     assert seen.text.endswith("\x1b[2K"), "nothing of it is left"
 
 
 def test_a_long_command_leaves_the_counts_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
     command = "for i in 1 2 3; do\n  echo very long >> file\ndone\n" * 20
     with (
-        terminal(monkeypatch, name="stderr", columns=80) as seen,
+        pseudo_terminal(monkeypatch, name="stderr", columns=80) as seen,
         count_bar(command, 2, "hosts", shown=True) as advance,
     ):
         advance(False)
         advance(False)
-    assert "2/2 hosts, 2 failed" in plain(seen.text)
-    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", plain(seen.text)))
+    assert "2/2 hosts, 2 failed" in strip_escape_sequences(seen.text)
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", strip_escape_sequences(seen.text)))
     assert seen.text.count("\x1b[1A") == 1, "it is one line, which is removed at the end"
 
 
 def test_a_bar_that_nobody_asked_for_or_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch, name="stderr") as seen, count_bar("id", 1, "hosts", shown=False) as advance:
+    with pseudo_terminal(monkeypatch, name="stderr") as seen, count_bar("id", 1, "hosts", shown=False) as advance:
         advance(True)
     assert seen.text == ""
     stderr = io.StringIO()
@@ -169,20 +169,20 @@ def test_rich_is_not_imported_before_something_is_printed() -> None:
 
 def test_a_printer_elsewhere_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
-    printer.title("Title")
-    printer.line("a [bold]line[/bold]")
-    printer.line("good", good=True)
-    printer.line("bad", good=False)
+    printer.print_title("Title")
+    printer.print_line("a [bold]line[/bold]")
+    printer.print_line("good", success=True)
+    printer.print_line("bad", success=False)
     assert capsys.readouterr().out == "\n== Title\na [bold]line[/bold]\ngood\nbad\n"
 
 
 def test_a_printer_on_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch) as seen:
+    with pseudo_terminal(monkeypatch) as seen:
         printer = Printer()
-        printer.title("Title")
-        printer.line("a [bold]line[/bold]")
-        printer.line("good", good=True)
-        printer.line("bad", good=False)
+        printer.print_title("Title")
+        printer.print_line("a [bold]line[/bold]")
+        printer.print_line("good", success=True)
+        printer.print_line("bad", success=False)
     lines = seen.text.splitlines()
     assert "== Title" in seen.text
     assert "a [bold]line[/bold]" in lines
@@ -212,18 +212,21 @@ def test_a_printer_on_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_orders_to_a_terminal_are_left_out(text: str, clean: str) -> None:
-    assert cleaned(text) == clean
-    assert cleaned(text, colours=True) == clean
+    assert strip_control_sequences(text) == clean
+    assert strip_control_sequences(text, keep_colours=True) == clean
 
 
 def test_colours_stay_where_they_are_wanted_and_end_with_the_text() -> None:
-    assert cleaned("\x1b[1;31mred\x1b[38:5:9m\x1b[2J!", colours=True) == "\x1b[1;31mred\x1b[38:5:9m!\x1b[0m"
-    assert cleaned("\x1b[1;31mred\x1b[m!") == "red!"
+    assert (
+        strip_control_sequences("\x1b[1;31mred\x1b[38:5:9m\x1b[2J!", keep_colours=True)
+        == "\x1b[1;31mred\x1b[38:5:9m!\x1b[0m"
+    )
+    assert strip_control_sequences("\x1b[1;31mred\x1b[m!") == "red!"
 
 
 def test_a_cell_gives_a_terminal_no_orders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [("web1", "said \x1b]0;owned\x07\x1b[2Jthis")]
-    with terminal(monkeypatch) as seen:
+    with pseudo_terminal(monkeypatch) as seen:
         print_table("T", ("host", "why"), rows)
     assert "said this" in seen.text
     assert "owned" not in seen.text
@@ -238,28 +241,28 @@ def test_a_cell_gives_a_terminal_no_orders(monkeypatch: pytest.MonkeyPatch, caps
 def test_colours_only_where_rich_has_them(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: bool
 ) -> None:
-    assert not coloured()
-    with terminal(monkeypatch, name="stderr"), monkeypatch.context() as patch:
+    assert not has_colours()
+    with pseudo_terminal(monkeypatch, name="stderr"), monkeypatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        assert coloured(err=True) is expected
-        assert not coloured()
+        assert has_colours(err=True) is expected
+        assert not has_colours()
 
 
 # What fits -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_title_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch) as seen:
+    with pseudo_terminal(monkeypatch) as seen:
         print_table("12 active hosts", ("host",), [("a",)])
-    assert "12 active hosts" in plain(seen.text).splitlines()
+    assert "12 active hosts" in strip_escape_sequences(seen.text).splitlines()
 
 
 def test_a_long_word_is_folded_and_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     path = "/srv/" + "long-name/" * 20
-    with terminal(monkeypatch, columns=60) as seen:
+    with pseudo_terminal(monkeypatch, columns=60) as seen:
         print_table("T", ("host", "why"), [("web1", path)])
-    lines = plain(seen.text).splitlines()
+    lines = strip_escape_sequences(seen.text).splitlines()
     assert all(len(line) <= 60 for line in lines)
     assert "…" not in seen.text
     assert "".join(line.split("│")[2].strip() for line in lines if line.startswith("│")) == path
@@ -267,16 +270,16 @@ def test_a_long_word_is_folded_and_not_cut(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 hosts"), (1, "1 host"), (2, "2 hosts")])
 def test_numbers_of_things(number: int, text: str) -> None:
-    assert counted(number, "host") == text
+    assert pluralize(number, "host") == text
 
 
 def test_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with terminal(monkeypatch, name="stderr") as seen, waiting("connecting to [web] ..."):
+    with pseudo_terminal(monkeypatch, name="stderr") as seen, show_status("connecting to [web] ..."):
         pass
-    assert "connecting to [web] ..." in plain(seen.text)
+    assert "connecting to [web] ..." in strip_escape_sequences(seen.text)
     assert seen.text.endswith("\x1b[2K"), "nothing of it is left"
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
-    with waiting("connecting"):
+    with show_status("connecting"):
         pass
     assert stderr.getvalue() == ""

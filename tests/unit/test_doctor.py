@@ -7,18 +7,23 @@ import textwrap
 import attrs
 import pytest
 
-from lazycluster._cli.examining import as_text
-from lazycluster._doctor.authentication import KeyFile, agent_state, is_encrypted, judge_authentication
+from lazycluster._cli.examining import format_finding
+from lazycluster._doctor.authentication import KeyFile, describe_agent, is_encrypted, judge_authentication
 from lazycluster._doctor.capacity import judge_sessions
-from lazycluster._doctor.files import LEGACY, SFTP, TREE, Ways, judge_files
-from lazycluster._doctor.findings import Course, Finding, Verdict, failed, ok, skipped
-from lazycluster._doctor.forwards import FROM_HOST, TO_HOST, Traffic, judge_traffic
+from lazycluster._doctor.files import SCP_LEGACY_ROUTE, SCP_ROUTE, TAR_ROUTE, TransferProbe, judge_files
+from lazycluster._doctor.findings import CheckRunner, Finding, Verdict, failed, ok, skipped
+from lazycluster._doctor.forwards import PORTS_FROM_HOST_CHECK, PORTS_TO_HOST_CHECK, ForwardingProbe, judge_forwarding
 from lazycluster._doctor.link import judge_round_trips
-from lazycluster._doctor.login_shell import Shell, judge_login_shell, judge_no_login_shell, parse_server
-from lazycluster._doctor.machine import Clocks, Room, judge_clock, judge_room, parse_room
-from lazycluster._doctor.pythons import Here, Python, judge_pythons, parse_pythons
-from lazycluster._doctor.reaching import judge_host_key, judge_jump_host, judge_name, judge_port, way
-from lazycluster._doctor.trace import LogIn, Trace, parse_trace
+from lazycluster._doctor.login_shell import (
+    LoginShellProbe,
+    judge_failed_login_shell,
+    judge_login_shell,
+    parse_server_address,
+)
+from lazycluster._doctor.machine import ClockProbe, TempDirProbe, judge_clock, judge_temp_dir, parse_temp_dir
+from lazycluster._doctor.pythons import HostPython, LocalPython, judge_pythons, parse_pythons
+from lazycluster._doctor.reaching import describe_proxy, judge_host_key, judge_jump_host, judge_name, judge_port
+from lazycluster._doctor.trace import LoginAttempt, LoginTrace, parse_trace
 from lazycluster._ssh.config import EffectiveConfig
 from lazycluster.exceptions import (
     AuthenticationError,
@@ -58,30 +63,30 @@ LOGGED_IN = textwrap.dedent(
 DIRECT = EffectiveConfig({"hostname": ("node1.example",), "port": ("2222",), "user": ("me",)})
 JUMPING = attrs.evolve(DIRECT, settings={**DIRECT.settings, "proxyjump": ("bastion,inner",)})
 COMMANDED = attrs.evolve(DIRECT, settings={**DIRECT.settings, "proxycommand": ("nc %h %p",)})
-GREETED = Trace(dialled=("a [192.0.2.8] port 22",), connected=("it is",), server=("OpenSSH_9.2",))
+GREETED = LoginTrace(tried_addresses=("a [192.0.2.8] port 22",), connected=("it is",), server=("OpenSSH_9.2",))
 
 
 # Findings ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_check_is_skipped_where_one_that_it_needs_failed_and_names_the_first_cause() -> None:
-    course = Course()
+    course = CheckRunner()
 
-    assert course.take("a", lambda: failed("a", "it broke", "mend it")).verdict is FAILED
-    second = course.take("b", lambda: ok("b", "well"), needs=("a",))
-    third = course.take("c", lambda: ok("c", "well"), needs=("b",))
+    assert course.run("a", lambda: failed("a", "it broke", "mend it")).verdict is FAILED
+    second = course.run("b", lambda: ok("b", "well"), needs=("a",))
+    third = course.run("c", lambda: ok("c", "well"), needs=("b",))
 
     assert (second.verdict, third.verdict) == (SKIPPED, SKIPPED)
     assert third.found == "cannot be looked at before this is mended: a"
-    assert course.is_lost("b")
-    assert course.take("d", lambda: ok("d", "well")) == ok("d", "well")
+    assert course.has_failed("b")
+    assert course.run("d", lambda: ok("d", "well")) == ok("d", "well")
 
 
 def test_a_check_that_skips_itself_lets_others_go_on() -> None:
-    course = Course()
-    course.take("a", lambda: skipped("a", "left to another host"))
+    course = CheckRunner()
+    course.run("a", lambda: skipped("a", "left to another host"))
 
-    assert course.take("b", lambda: ok("b", "well"), needs=("a",)).verdict is OK
+    assert course.run("b", lambda: ok("b", "well"), needs=("a",)).verdict is OK
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_an_error_is_a_finding(error: Exception, found: str, advice: str) -> Non
     def look() -> Finding:
         raise error
 
-    finding = Course().take("a", look)
+    finding = CheckRunner().run("a", look)
 
     assert finding.verdict is FAILED
     assert finding.found.startswith(found)
@@ -112,8 +117,8 @@ def test_words_of_a_host_do_nothing_to_a_terminal() -> None:
     finding = failed("a", "red \x1b[31mwords\x07\nand more", "do \x1b]0;title\x07it")
 
     assert (finding.found, finding.advice) == ("red words\nand more", "do it")
-    assert as_text(finding) == f"failed   {'a':<19} red words and more\n         do it"
-    assert as_text(ok("a", "well")) == f"ok       {'a':<19} well"
+    assert format_finding(finding) == f"failed   {'a':<19} red words and more\n         do it"
+    assert format_finding(ok("a", "well")) == f"ok       {'a':<19} well"
 
 
 # On the way ----------------------------------------------------------------------------------------------------------
@@ -122,11 +127,11 @@ def test_words_of_a_host_do_nothing_to_a_terminal() -> None:
 def test_a_log_is_read() -> None:
     trace = parse_trace(LOGGED_IN)
 
-    assert trace.dialled == ("node1.example [192.0.2.7] port 2222", "node1.example [192.0.2.8] port 2222")
+    assert trace.tried_addresses == ("node1.example [192.0.2.7] port 2222", "node1.example [192.0.2.8] port 2222")
     assert trace.server == ("OpenSSH_9.2p1 Debian-2+deb12u10",)
     assert trace.identity_files == ("/home/me/.ssh/id ed25519", "/home/me/.ssh/id_rsa")
     assert trace.methods == ("publickey,password", "publickey")
-    assert trace.accepted == ("/home/me/.ssh/id ed25519 ED25519 SHA256:Mc3u explicit",)
+    assert trace.accepted_keys == ("/home/me/.ssh/id ed25519 ED25519 SHA256:Mc3u explicit",)
     assert trace.authenticated == ("publickey",)
     assert trace.trusts_host
 
@@ -139,7 +144,7 @@ def test_the_words_of_older_clients() -> None:
 
 
 def test_nothing_is_known_of_an_empty_log() -> None:
-    assert parse_trace("") == Trace()
+    assert parse_trace("") == LoginTrace()
 
 
 @pytest.mark.parametrize(
@@ -147,21 +152,41 @@ def test_nothing_is_known_of_an_empty_log() -> None:
     [(DIRECT, ""), (JUMPING, "the jump host bastion,inner"), (COMMANDED, "the ProxyCommand `nc %h %p`")],
 )
 def test_the_way(config: EffectiveConfig, expected: str) -> None:
-    assert way(config) == expected
+    assert describe_proxy(config) == expected
 
 
 @pytest.mark.parametrize(
     ("config", "login", "verdict", "found"),
     [
-        (DIRECT, LogIn(parse_trace(LOGGED_IN)), OK, "node1.example [192.0.2.7] port 2222, node1.example [192.0.2.8]"),
-        (DIRECT, LogIn(Trace(), UnknownHostError("h", "no such name")), FAILED, "unknown host name (no such name)"),
-        (DIRECT, LogIn(Trace(), ConnectTimeoutError("h", "")), FAILED, "no answer in time"),
-        (JUMPING, LogIn(GREETED), SKIPPED, "node1.example is looked up by the jump host bastion,inner, not here"),
-        (COMMANDED, LogIn(GREETED), SKIPPED, "node1.example is looked up by the ProxyCommand"),
-        (JUMPING, LogIn(Trace(), UnknownHostError("h", "seen from the jump host: x")), FAILED, "unknown host name"),
+        (
+            DIRECT,
+            LoginAttempt(parse_trace(LOGGED_IN)),
+            OK,
+            "node1.example [192.0.2.7] port 2222, node1.example [192.0.2.8]",
+        ),
+        (
+            DIRECT,
+            LoginAttempt(LoginTrace(), UnknownHostError("h", "no such name")),
+            FAILED,
+            "unknown host name (no such name)",
+        ),
+        (DIRECT, LoginAttempt(LoginTrace(), ConnectTimeoutError("h", "")), FAILED, "no answer in time"),
+        (
+            JUMPING,
+            LoginAttempt(GREETED),
+            SKIPPED,
+            "node1.example is looked up by the jump host bastion,inner, not here",
+        ),
+        (COMMANDED, LoginAttempt(GREETED), SKIPPED, "node1.example is looked up by the ProxyCommand"),
+        (
+            JUMPING,
+            LoginAttempt(LoginTrace(), UnknownHostError("h", "seen from the jump host: x")),
+            FAILED,
+            "unknown host name",
+        ),
     ],
 )
-def test_the_name(config: EffectiveConfig, login: LogIn, verdict: Verdict, found: str) -> None:
+def test_the_name(config: EffectiveConfig, login: LoginAttempt, verdict: Verdict, found: str) -> None:
     finding = judge_name(config, login)
 
     assert finding.verdict is verdict
@@ -171,13 +196,13 @@ def test_the_name(config: EffectiveConfig, login: LogIn, verdict: Verdict, found
 @pytest.mark.parametrize(
     ("login", "verdict", "advice"),
     [
-        (LogIn(GREETED), OK, ""),
-        (LogIn(Trace(), ConnectTimeoutError("h", "", "bastion")), FAILED, "`lazycluster doctor bastion`"),
-        (LogIn(Trace(), ConnectTimeoutError("h", "seen from the jump host: x")), OK, ""),
-        (LogIn(GREETED, AuthenticationError("h", "x")), OK, ""),
+        (LoginAttempt(GREETED), OK, ""),
+        (LoginAttempt(LoginTrace(), ConnectTimeoutError("h", "", "bastion")), FAILED, "`lazycluster doctor bastion`"),
+        (LoginAttempt(LoginTrace(), ConnectTimeoutError("h", "seen from the jump host: x")), OK, ""),
+        (LoginAttempt(GREETED, AuthenticationError("h", "x")), OK, ""),
     ],
 )
-def test_the_jump_host(login: LogIn, verdict: Verdict, advice: str) -> None:
+def test_the_jump_host(login: LoginAttempt, verdict: Verdict, advice: str) -> None:
     finding = judge_jump_host(JUMPING, login)
 
     assert finding.verdict is verdict
@@ -185,7 +210,7 @@ def test_the_jump_host(login: LogIn, verdict: Verdict, advice: str) -> None:
 
 
 def test_a_proxy_command_that_fails_is_to_be_tried_by_itself() -> None:
-    finding = judge_jump_host(COMMANDED, LogIn(Trace(), ConnectError("h", "nc: not found")))
+    finding = judge_jump_host(COMMANDED, LoginAttempt(LoginTrace(), ConnectError("h", "nc: not found")))
 
     assert finding.advice == "Try the ProxyCommand by itself: `nc %h %p`."
 
@@ -193,13 +218,17 @@ def test_a_proxy_command_that_fails_is_to_be_tried_by_itself() -> None:
 @pytest.mark.parametrize(
     ("login", "verdict", "found"),
     [
-        (LogIn(GREETED), OK, "OpenSSH_9.2 answers on port 2222"),
-        (LogIn(GREETED, AuthenticationError("h", "x")), OK, "OpenSSH_9.2 answers on port 2222"),
-        (LogIn(Trace(), PortRefusedError("h", "x")), FAILED, "connection refused (x)"),
-        (LogIn(Trace(connected=("it is",)), ConnectError("h", "x")), FAILED, "port 2222 is open, and no sshd answers"),
+        (LoginAttempt(GREETED), OK, "OpenSSH_9.2 answers on port 2222"),
+        (LoginAttempt(GREETED, AuthenticationError("h", "x")), OK, "OpenSSH_9.2 answers on port 2222"),
+        (LoginAttempt(LoginTrace(), PortRefusedError("h", "x")), FAILED, "connection refused (x)"),
+        (
+            LoginAttempt(LoginTrace(connected=("it is",)), ConnectError("h", "x")),
+            FAILED,
+            "port 2222 is open, and no sshd answers",
+        ),
     ],
 )
-def test_the_port(login: LogIn, verdict: Verdict, found: str) -> None:
+def test_the_port(login: LoginAttempt, verdict: Verdict, found: str) -> None:
     finding = judge_port(DIRECT, login)
 
     assert finding.verdict is verdict
@@ -212,15 +241,23 @@ KEY_SHOWN = attrs.evolve(GREETED, host_key=("ssh-ed25519 SHA256:x",))
 @pytest.mark.parametrize(
     ("login", "verdict", "advice"),
     [
-        (LogIn(parse_trace(LOGGED_IN)), OK, ""),
-        (LogIn(attrs.evolve(KEY_SHOWN, methods=("password",)), AuthenticationError("h", "x")), OK, ""),
-        (LogIn(KEY_SHOWN, ChangedHostKeyError("h", "has changed")), FAILED, "ssh-keygen -R '[node1.example]:2222'"),
-        (LogIn(KEY_SHOWN, ChangedHostKeyError("h", "was revoked")), FAILED, "marked as revoked"),
-        (LogIn(KEY_SHOWN, ConnectError("h", "no matching host key type found")), FAILED, "HostKeyAlgorithms +..."),
-        (LogIn(KEY_SHOWN, ConnectTimeoutError("h", "")), FAILED, "no firewall"),
+        (LoginAttempt(parse_trace(LOGGED_IN)), OK, ""),
+        (LoginAttempt(attrs.evolve(KEY_SHOWN, methods=("password",)), AuthenticationError("h", "x")), OK, ""),
+        (
+            LoginAttempt(KEY_SHOWN, ChangedHostKeyError("h", "has changed")),
+            FAILED,
+            "ssh-keygen -R '[node1.example]:2222'",
+        ),
+        (LoginAttempt(KEY_SHOWN, ChangedHostKeyError("h", "was revoked")), FAILED, "marked as revoked"),
+        (
+            LoginAttempt(KEY_SHOWN, ConnectError("h", "no matching host key type found")),
+            FAILED,
+            "HostKeyAlgorithms +...",
+        ),
+        (LoginAttempt(KEY_SHOWN, ConnectTimeoutError("h", "")), FAILED, "no firewall"),
     ],
 )
-def test_the_host_key(login: LogIn, verdict: Verdict, advice: str) -> None:
+def test_the_host_key(login: LoginAttempt, verdict: Verdict, advice: str) -> None:
     finding = judge_host_key(DIRECT, login)
 
     assert finding.verdict is verdict
@@ -266,38 +303,43 @@ PLAIN = KeyFile("/k", 0o600, encrypted=False)
 @pytest.mark.parametrize(
     ("trace", "keys", "advice", "not_said"),
     [
-        (Trace(methods=("publickey",)), [], "`ssh-keygen -t ed25519`, and install it: `ssh-copy-id h`", "password"),
         (
-            Trace(methods=("publickey",), offered=("/k ED25519",)),
+            LoginTrace(methods=("publickey",)),
+            [],
+            "`ssh-keygen -t ed25519`, and install it: `ssh-copy-id h`",
+            "password",
+        ),
+        (
+            LoginTrace(methods=("publickey",), offered_keys=("/k ED25519",)),
             [PLAIN],
             "Install a key there, `ssh-copy-id h`",
             "chmod",
         ),
-        (Trace(methods=("publickey",)), [KeyFile("/k", 0o640, encrypted=False)], "`chmod 600 /k`", "ssh-copy-id"),
+        (LoginTrace(methods=("publickey",)), [KeyFile("/k", 0o640, encrypted=False)], "`chmod 600 /k`", "ssh-copy-id"),
         (
-            Trace(methods=("publickey",)),
+            LoginTrace(methods=("publickey",)),
             [KeyFile("/k", 0o600, encrypted=True)],
             'eval "$(ssh-agent)"; ssh-add /k',
             "chmod",
         ),
         (
-            Trace(methods=("publickey",), agent=("agent returned 1 keys",)),
+            LoginTrace(methods=("publickey",), agent_messages=("agent returned 1 keys",)),
             [KeyFile("/k", 0o600, encrypted=True)],
             "not in an agent: `ssh-add /k`",
             "eval",
         ),
         (
-            Trace(methods=("publickey",), offered=("/k ED25519 SHA256:x explicit agent",)),
+            LoginTrace(methods=("publickey",), offered_keys=("/k ED25519 SHA256:x explicit agent",)),
             [KeyFile("/k", 0o600, encrypted=True)],
             "ssh-copy-id h",
             "ssh-add",
         ),
-        (Trace(methods=("password",)), [PLAIN], "Runtime('h', password=...)", "ssh-copy-id"),
-        (Trace(methods=("gssapi-with-mic",)), [], "`kinit`", "password"),
+        (LoginTrace(methods=("password",)), [PLAIN], "Runtime('h', password=...)", "ssh-copy-id"),
+        (LoginTrace(methods=("gssapi-with-mic",)), [], "`kinit`", "password"),
     ],
 )
-def test_what_to_do_about_a_refusal(trace: Trace, keys: list[KeyFile], advice: str, not_said: str) -> None:
-    finding = judge_authentication(DIRECT, LogIn(trace, REFUSED), keys, {})
+def test_what_to_do_about_a_refusal(trace: LoginTrace, keys: list[KeyFile], advice: str, not_said: str) -> None:
+    finding = judge_authentication(DIRECT, LoginAttempt(trace, REFUSED), keys, {})
 
     assert finding.verdict is FAILED
     assert advice in finding.advice
@@ -307,11 +349,11 @@ def test_what_to_do_about_a_refusal(trace: Trace, keys: list[KeyFile], advice: s
 def test_too_many_keys() -> None:
     error = AuthenticationError("h", "Too many authentication failures")
 
-    assert "IdentitiesOnly yes" in judge_authentication(DIRECT, LogIn(Trace(), error), [PLAIN], {}).advice
+    assert "IdentitiesOnly yes" in judge_authentication(DIRECT, LoginAttempt(LoginTrace(), error), [PLAIN], {}).advice
 
 
 def test_a_log_in_that_went_well() -> None:
-    finding = judge_authentication(DIRECT, LogIn(parse_trace(LOGGED_IN)), [])
+    finding = judge_authentication(DIRECT, LoginAttempt(parse_trace(LOGGED_IN)), [])
 
     assert finding == ok("authentication", "publickey, /home/me/.ssh/id ed25519 ED25519 SHA256:Mc3u")
 
@@ -331,7 +373,7 @@ def test_a_log_in_that_went_well() -> None:
     ],
 )
 def test_the_agent(agent: tuple[str, ...], environment: dict[str, str], expected: str) -> None:
-    assert agent_state(Trace(agent=agent), environment) == expected
+    assert describe_agent(LoginTrace(agent_messages=agent), environment) == expected
 
 
 # On the host ---------------------------------------------------------------------------------------------------------
@@ -351,22 +393,26 @@ def test_sessions(allowed: int, verdict: Verdict, found: str) -> None:
 @pytest.mark.parametrize(
     ("shell", "verdict", "words"),
     [
-        (Shell("/bin/bash"), OK, "/bin/bash"),
-        (Shell("/bin/bash", with_files=(0.13, 0.11), without_files=(0.01, 0.02)), OK, "take 100 ms"),
+        (LoginShellProbe("/bin/bash"), OK, "/bin/bash"),
         (
-            Shell("/bin/bash", with_files=(0.5,), without_files=(0.01,)),
+            LoginShellProbe("/bin/bash", seconds_with_files=(0.13, 0.11), seconds_without_files=(0.01, 0.02)),
+            OK,
+            "take 100 ms",
+        ),
+        (
+            LoginShellProbe("/bin/bash", seconds_with_files=(0.5,), seconds_without_files=(0.01,)),
             WARNING,
             "~/.bashrc begin with `case $- in *i*)",
         ),
-        (Shell("/bin/bash", stdout="hello\n"), WARNING, "start-up files print 'hello'"),
-        (Shell("/bin/bash", stderr="hm\n"), OK, "'hm', which is harmless"),
-        (Shell("/usr/bin/fish"), OK, "no Bourne shell, so commands run in /bin/sh"),
-        (Shell("/usr/bin/zsh", stdout="x"), WARNING, "[[ -o interactive ]] || return"),
-        (Shell("/bin/rc", stdout="x"), WARNING, "see that its start-up files do so in a terminal only"),
-        (Shell("", stdout="y" * 500), WARNING, "yyy...'"),
+        (LoginShellProbe("/bin/bash", stdout="hello\n"), WARNING, "start-up files print 'hello'"),
+        (LoginShellProbe("/bin/bash", stderr="hm\n"), OK, "'hm', which is harmless"),
+        (LoginShellProbe("/usr/bin/fish"), OK, "no Bourne shell, so commands run in /bin/sh"),
+        (LoginShellProbe("/usr/bin/zsh", stdout="x"), WARNING, "[[ -o interactive ]] || return"),
+        (LoginShellProbe("/bin/rc", stdout="x"), WARNING, "see that its start-up files do so in a terminal only"),
+        (LoginShellProbe("", stdout="y" * 500), WARNING, "yyy...'"),
     ],
 )
-def test_the_login_shell(shell: Shell, verdict: Verdict, words: str) -> None:
+def test_the_login_shell(shell: LoginShellProbe, verdict: Verdict, words: str) -> None:
     finding = judge_login_shell(shell)
 
     assert finding.verdict is verdict
@@ -374,13 +420,15 @@ def test_the_login_shell(shell: Shell, verdict: Verdict, words: str) -> None:
 
 
 def test_start_up_files_that_print_and_are_slow_have_one_remedy() -> None:
-    finding = judge_login_shell(Shell("/bin/bash", stdout="x", with_files=(1.0,), without_files=(0.0,)))
+    finding = judge_login_shell(
+        LoginShellProbe("/bin/bash", stdout="x", seconds_with_files=(1.0,), seconds_without_files=(0.0,))
+    )
 
     assert finding.advice.count("case $-") == 1
 
 
 def test_a_login_shell_that_ran_nothing() -> None:
-    finding = judge_no_login_shell(LoginShellError("h", "true", 1, "closed\n"))
+    finding = judge_failed_login_shell(LoginShellError("h", "true", 1, "closed\n"))
 
     assert finding.found == "it ended with exit status 1 before our command began: 'closed'"
     assert "nologin" in finding.advice
@@ -397,7 +445,7 @@ def test_a_login_shell_that_ran_nothing() -> None:
     ],
 )
 def test_the_address_of_the_server(connection: str, expected: tuple[str, int] | None) -> None:
-    assert parse_server(connection) == expected
+    assert parse_server_address(connection) == expected
 
 
 DF = "/dev/vda1 81106868 4 {} 1% /\0"
@@ -406,34 +454,34 @@ DF = "/dev/vda1 81106868 4 {} 1% /\0"
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
-        (f"/tmp\0\0{DF.format(2048)}{DF.format(16000)}", Room("/tmp", "", 2048 * 1024, 16000)),
+        (f"/tmp\0\0{DF.format(2048)}{DF.format(16000)}", TempDirProbe("/tmp", "", 2048 * 1024, 16000)),
         # macOS 14: df -Pi has the inodes behind the blocks, and the first column may hold spaces.
         (
             "/tmp\0\0map auto_home 10 4 6 40% /System/Volumes/Data\0/dev/disk3s5 9713 1 2 28% 3 77 0% /Volumes/x\0",
-            Room("/tmp", "", 6 * 1024, 77),
+            TempDirProbe("/tmp", "", 6 * 1024, 77),
         ),
         # btrfs has no inodes to run out of.
-        ("/tmp\0\0/dev/sda 10 4 6 40% /\0/dev/sda 0 0 0 - /\0", Room("/tmp", "", 6 * 1024, None)),
-        ("/x\0mktemp: Read-only file system\n\0\0\0", Room("/x", "mktemp: Read-only file system")),
-        ("", Room("")),
+        ("/tmp\0\0/dev/sda 10 4 6 40% /\0/dev/sda 0 0 0 - /\0", TempDirProbe("/tmp", "", 6 * 1024, None)),
+        ("/x\0mktemp: Read-only file system\n\0\0\0", TempDirProbe("/x", "mktemp: Read-only file system")),
+        ("", TempDirProbe("")),
     ],
 )
-def test_the_room_is_read(output: str, expected: Room) -> None:
-    assert parse_room(output) == expected
+def test_the_room_is_read(output: str, expected: TempDirProbe) -> None:
+    assert parse_temp_dir(output) == expected
 
 
 @pytest.mark.parametrize(
     ("room", "verdict", "found"),
     [
-        (Room("/tmp", "", 80 << 30, 1234567), OK, "/tmp: 80.0 GiB free, 1,234,567 inodes free"),
-        (Room("/tmp"), OK, "/tmp: unknown room"),
-        (Room("/tmp", "", 1 << 20), WARNING, "/tmp: 0.0 GiB free"),
-        (Room("/tmp", "", 80 << 30, 3), WARNING, "/tmp: 80.0 GiB free, 3 inodes free"),
-        (Room("/tmp", "mktemp: no\nsuch thing"), FAILED, "/tmp: such thing"),
+        (TempDirProbe("/tmp", "", 80 << 30, 1234567), OK, "/tmp: 80.0 GiB free, 1,234,567 inodes free"),
+        (TempDirProbe("/tmp"), OK, "/tmp: unknown room"),
+        (TempDirProbe("/tmp", "", 1 << 20), WARNING, "/tmp: 0.0 GiB free"),
+        (TempDirProbe("/tmp", "", 80 << 30, 3), WARNING, "/tmp: 80.0 GiB free, 3 inodes free"),
+        (TempDirProbe("/tmp", "mktemp: no\nsuch thing"), FAILED, "/tmp: such thing"),
     ],
 )
-def test_the_room(room: Room, verdict: Verdict, found: str) -> None:
-    finding = judge_room(room)
+def test_the_room(room: TempDirProbe, verdict: Verdict, found: str) -> None:
+    finding = judge_temp_dir(room)
 
     assert (finding.verdict, finding.found) == (verdict, found)
 
@@ -442,15 +490,15 @@ def test_the_room(room: Room, verdict: Verdict, found: str) -> None:
     ("clocks", "verdict", "found"),
     [
         (None, OK, "not known"),
-        (Clocks(100.0, 100.2, 100.3), OK, "goes as ours"),
-        (Clocks(103.0, 100.2, 100.3), OK, "goes as ours"),
-        (Clocks(160.0, 99.0, 100.0), WARNING, "60 s ahead of ours"),
-        (Clocks(40.0, 101.0, 102.0), WARNING, "60 s behind ours"),
+        (ClockProbe(100.0, 100.2, 100.3), OK, "goes as ours"),
+        (ClockProbe(103.0, 100.2, 100.3), OK, "goes as ours"),
+        (ClockProbe(160.0, 99.0, 100.0), WARNING, "60 s ahead of ours"),
+        (ClockProbe(40.0, 101.0, 102.0), WARNING, "60 s behind ours"),
         # So slow an answer that nothing is known.
-        (Clocks(100.0, 90.0, 110.0), OK, "goes as ours"),
+        (ClockProbe(100.0, 90.0, 110.0), OK, "goes as ours"),
     ],
 )
-def test_the_clock(clocks: Clocks | None, verdict: Verdict, found: str) -> None:
+def test_the_clock(clocks: ClockProbe | None, verdict: Verdict, found: str) -> None:
     finding = judge_clock(clocks)
 
     assert finding.verdict is verdict
@@ -459,11 +507,11 @@ def test_the_clock(clocks: Clocks | None, verdict: Verdict, found: str) -> None:
 
 # Python --------------------------------------------------------------------------------------------------------------
 
-HERE = Here("3.11.2", "cpython")
+HERE = LocalPython("3.11.2", "cpython")
 
 
-def python(version: str, path: str = "/usr/bin/python3", *, on_path: bool = True) -> Python:
-    return Python(path, version, on_path=on_path)
+def python(version: str, path: str = "/usr/bin/python3", *, on_path: bool = True) -> HostPython:
+    return HostPython(path, version, on_path=on_path)
 
 
 CONDA = python("3.11.9", "/home/me/miniconda3/bin/python3", on_path=False)
@@ -487,10 +535,10 @@ CONDA = python("3.11.9", "/home/me/miniconda3/bin/python3", on_path=False)
             "Name it: Runtime(..., python='/home/me/miniconda3/bin/python3')",
         ),
         ([python("", "/home/me/.pyenv/shims/python3")], FAILED, "/home/me/.pyenv/shims/python3 does not start"),
-        ([Python("/usr/bin/pypy3", "3.11.9", "pypy")], WARNING, "pypy 3.11.9 (/usr/bin/pypy3) there, 3.11.2 here"),
+        ([HostPython("/usr/bin/pypy3", "3.11.9", "pypy")], WARNING, "pypy 3.11.9 (/usr/bin/pypy3) there, 3.11.2 here"),
     ],
 )
-def test_pythons(pythons: list[Python], verdict: Verdict, words: str) -> None:
+def test_pythons(pythons: list[HostPython], verdict: Verdict, words: str) -> None:
     finding = judge_pythons(pythons, None, HERE)
 
     assert finding.verdict is verdict
@@ -501,8 +549,8 @@ def test_the_pythons_are_read_each_once() -> None:
     output = "path\0/usr/bin/python3\0cpython 3.11.2\n\0elsewhere\0/usr/bin/python3\0cpython 3.11.2\0path\0/shim\0\0"
 
     assert parse_pythons(output) == (
-        Python("/usr/bin/python3", "3.11.2"),
-        Python("/shim", ""),
+        HostPython("/usr/bin/python3", "3.11.2"),
+        HostPython("/shim", ""),
     )
     assert parse_pythons("") == ()
 
@@ -514,33 +562,38 @@ def test_the_pythons_are_read_each_once() -> None:
     ("failures", "noise", "verdict", "advice"),
     [
         ({}, "", OK, ""),
-        ({SFTP: "Connection closed"}, "", WARNING, "Subsystem sftp internal-sftp"),
-        ({LEGACY: "scp: command not found"}, "", WARNING, "Install scp there"),
-        ({TREE: "tar: command not found"}, "", FAILED, "Install tar there"),
-        ({SFTP: "Connection closed", LEGACY: "scp: command not found"}, "", FAILED, "Install scp there"),
-        ({SFTP: "Received message too long 17", LEGACY: "hello"}, "hello", FAILED, "Keep start-up files from printing"),
+        ({SCP_ROUTE: "Connection closed"}, "", WARNING, "Subsystem sftp internal-sftp"),
+        ({SCP_LEGACY_ROUTE: "scp: command not found"}, "", WARNING, "Install scp there"),
+        ({TAR_ROUTE: "tar: command not found"}, "", FAILED, "Install tar there"),
+        ({SCP_ROUTE: "Connection closed", SCP_LEGACY_ROUTE: "scp: command not found"}, "", FAILED, "Install scp there"),
+        (
+            {SCP_ROUTE: "Received message too long 17", SCP_LEGACY_ROUTE: "hello"},
+            "hello",
+            FAILED,
+            "Keep start-up files from printing",
+        ),
     ],
 )
 def test_files(failures: dict[str, str], noise: str, verdict: Verdict, advice: str) -> None:
-    finding = judge_files(Ways({SFTP: "", LEGACY: "", TREE: "", **failures}, 0.1), noise)
+    finding = judge_files(TransferProbe({SCP_ROUTE: "", SCP_LEGACY_ROUTE: "", TAR_ROUTE: "", **failures}, 0.1), noise)
 
     assert finding.verdict is verdict
     assert advice in finding.advice
     assert all(reason in finding.found for reason in failures.values())
 
 
-@pytest.mark.parametrize("check", [FROM_HOST, TO_HOST])
+@pytest.mark.parametrize("check", [PORTS_FROM_HOST_CHECK, PORTS_TO_HOST_CHECK])
 @pytest.mark.parametrize(
     ("traffic", "verdict"),
     [
-        (Traffic("32 KiB"), OK),
-        (Traffic("32 KiB", tried=False), OK),
-        (Traffic("32 KiB", refused="prohibited"), FAILED),
-        (Traffic("32 KiB", flaw="nothing came"), FAILED),
+        (ForwardingProbe("32 KiB"), OK),
+        (ForwardingProbe("32 KiB", is_tested=False), OK),
+        (ForwardingProbe("32 KiB", refusal="prohibited"), FAILED),
+        (ForwardingProbe("32 KiB", failure="nothing came"), FAILED),
     ],
 )
-def test_ports(check: str, traffic: Traffic, verdict: Verdict) -> None:
-    finding = judge_traffic(check, traffic)
+def test_ports(check: str, traffic: ForwardingProbe, verdict: Verdict) -> None:
+    finding = judge_forwarding(check, traffic)
 
     assert finding.verdict is verdict
     assert finding.check == check

@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 
 from lazycluster._functions.outcome import read_outcome
-from lazycluster._waiting import Cancellation
+from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import (
     CommandFailedError,
     CommandStoppedError,
@@ -22,17 +22,17 @@ from lazycluster.exceptions import (
     RemoteFunctionError,
     TransferError,
 )
-from lazycluster.executor import Executor, Outcome, new_outcome
+from lazycluster.executor import Executor, OutcomeFile, create_outcome_file
 from lazycluster.results import StepResult, Stream
-from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe_step
 
-from .fake_transport import Call, FakeTransport, Reaction, prints
+from .fake_transport import RecordedCall, StubResult, StubTransport, stub_stdout
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
 
-def execute(transport: FakeTransport, step: Step, **keywords: object) -> tuple[StepResult, list[Outcome]]:
-    kept: list[Outcome] = []
+def execute(transport: StubTransport, step: Step, **keywords: object) -> tuple[StepResult, list[OutcomeFile]]:
+    kept: list[OutcomeFile] = []
     executor = Executor(transport, **keywords)  # type: ignore[arg-type]  # the keywords of a table
     return executor.execute(step, kept.append), kept
 
@@ -44,9 +44,9 @@ fail = lambda: int("no number")  # noqa: E731
 
 
 def test_a_command() -> None:
-    transport = FakeTransport(reactions={"make": Reaction(((OUT, b"out\n"), (ERR, b"err\n"), (OUT, b"more\n")))})
+    transport = StubTransport(results={"make": StubResult(((OUT, b"out\n"), (ERR, b"err\n"), (OUT, b"more\n")))})
     result, kept = execute(transport, RunCommand("make", 5.0), cwd="/w", env={"A": "1"})
-    assert transport.calls == [Call("make", "/w", {"A": "1"}, 5.0)]
+    assert transport.calls == [RecordedCall("make", "/w", {"A": "1"}, 5.0)]
     assert (result.ok, result.exit_code, result.error, kept) == (True, 0, None, [])
     assert result.step == "run_command(make)"
     assert (result.log, result.stdout, result.stderr) == ("out\nerr\nmore\n", "out\nmore\n", "err\n")
@@ -54,7 +54,7 @@ def test_a_command() -> None:
 
 
 def test_a_command_that_fails() -> None:
-    transport = FakeTransport(reactions={"make": prints("no rule\n", 2)})
+    transport = StubTransport(results={"make": stub_stdout("no rule\n", 2)})
     result, _ = execute(transport, RunCommand("make"))
     assert (result.ok, result.exit_code, result.log) == (False, 2, "no rule\n")
     assert isinstance(result.error, CommandFailedError)
@@ -63,19 +63,19 @@ def test_a_command_that_fails() -> None:
 
 def test_what_a_command_printed_before_it_broke_off_is_kept() -> None:
     error = CommandTimeoutError("web1", "make", 1.0)
-    transport = FakeTransport(reactions={"make": Reaction(((OUT, b"so far"),), error=error)})
+    transport = StubTransport(results={"make": StubResult(((OUT, b"so far"),), error=error)})
     result, _ = execute(transport, RunCommand("make"))
     assert (result.ok, result.exit_code, result.log, result.error) == (False, None, "so far", error)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError(5, "x"), KeyError("x"), RuntimeError()])
 def test_any_exception_is_in_the_record(error: Exception) -> None:
-    result, _ = execute(FakeTransport(reactions={"x": Reaction(error=error)}), RunCommand("x"))
+    result, _ = execute(StubTransport(results={"x": StubResult(error=error)}), RunCommand("x"))
     assert result.error is error
 
 
 def test_an_interrupt_is_not_swallowed() -> None:
-    class Interrupted(FakeTransport):
+    class Interrupted(StubTransport):
         def put(self, *_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
@@ -86,13 +86,13 @@ def test_an_interrupt_is_not_swallowed() -> None:
 @pytest.mark.parametrize(
     ("step", "call"),
     [
-        (SendFile(Path("/a"), "b"), Call("put /a b", "/w")),
-        (SendFile(Path("/a")), Call("put /a None", "/w")),
-        (GetFile("a", Path("/b")), Call("get a /b", "/w")),
+        (SendFile(Path("/a"), "b"), RecordedCall("put /a b", "/w")),
+        (SendFile(Path("/a")), RecordedCall("put /a None", "/w")),
+        (GetFile("a", Path("/b")), RecordedCall("get a /b", "/w")),
     ],
 )
-def test_files(step: Step, call: Call) -> None:
-    transport = FakeTransport()
+def test_files(step: Step, call: RecordedCall) -> None:
+    transport = StubTransport()
     result, kept = execute(transport, step, cwd="/w", env={"A": "1"})
     assert transport.calls == [call]
     assert (result.ok, result.exit_code, result.log, kept) == (True, None, "", [])
@@ -100,25 +100,25 @@ def test_files(step: Step, call: Call) -> None:
 
 def test_a_file_that_fails() -> None:
     error = TransferError("web1", "fetch", "a", "no such file")
-    result, _ = execute(FakeTransport(reactions={"get a /b": Reaction(error=error)}), GetFile("a", Path("/b")))
+    result, _ = execute(StubTransport(results={"get a /b": StubResult(error=error)}), GetFile("a", Path("/b")))
     assert (result.ok, result.error, result.exit_code, result.log) == (False, error, None, "")
 
 
 def test_a_function() -> None:
-    transport = FakeTransport()
+    transport = StubTransport()
     result, kept = execute(transport, RunFunction(add, (1,), {"b": 2}), cwd="/w", env={"A": "1"}, python="/opt/python3")
     assert (result.ok, result.exit_code, result.error, result.log) == (True, None, None, "")
-    assert transport.calls == [Call("<lambda>", "/w", {"A": "1"}, None, "/opt/python3")]
+    assert transport.calls == [RecordedCall("<lambda>", "/w", {"A": "1"}, None, "/opt/python3")]
     assert [read_outcome(outcome, "web1", "f").unwrap() for outcome in kept] == [3]
 
 
 def test_what_a_function_prints_is_its_log() -> None:
-    result, _ = execute(FakeTransport(), RunFunction(speak))
+    result, _ = execute(StubTransport(), RunFunction(speak))
     assert result.log == "spoken\n"
 
 
 def test_a_function_that_raises() -> None:
-    result, kept = execute(FakeTransport(), RunFunction(fail))
+    result, kept = execute(StubTransport(), RunFunction(fail))
     assert isinstance(result.error, ValueError)
     assert "no number" in str(result.error)
     assert len(kept) == 1
@@ -127,7 +127,7 @@ def test_a_function_that_raises() -> None:
 
 
 def test_a_function_that_cannot_be_sent() -> None:
-    transport = FakeTransport()
+    transport = StubTransport()
     result, kept = execute(transport, RunFunction(add, (threading.Lock(),)))
     assert isinstance(result.error, FunctionNotSerializableError)
     assert (transport.calls, kept) == ([], [])
@@ -135,20 +135,20 @@ def test_a_function_that_cannot_be_sent() -> None:
 
 def test_a_function_whose_host_fails() -> None:
     error = RemoteFunctionError("web1", "f", "died")
-    result, kept = execute(FakeTransport(reactions={"<lambda>": Reaction(error=error)}), RunFunction(add))
+    result, kept = execute(StubTransport(results={"<lambda>": StubResult(error=error)}), RunFunction(add))
     assert result.error is error
     assert len(kept) == 1
 
 
 def test_the_cancellation_reaches_the_host() -> None:
-    cancellation, transport = Cancellation(), FakeTransport()
+    cancellation, transport = CancelToken(), StubTransport()
     results: list[StepResult] = []
     thread = threading.Thread(
         target=lambda: results.append(execute(transport, RunCommand("wait"), cancellation=cancellation)[0])
     )
     thread.start()
-    assert transport.waiting.wait(10)
-    cancellation.request()
+    assert transport.waiting_event.wait(10)
+    cancellation.cancel()
     thread.join(10)
     cancellation.close()
     assert [str(result.error) for result in results] == ["web1: `wait` was stopped before it ended."]
@@ -156,29 +156,29 @@ def test_the_cancellation_reaches_the_host() -> None:
 
 @pytest.mark.parametrize("step", [RunCommand("make"), SendFile(Path("/a")), GetFile("a", Path("/b")), RunFunction(add)])
 def test_after_the_cancellation_no_step_begins(step: Step) -> None:
-    cancellation, transport = Cancellation(), FakeTransport()
-    cancellation.request()
+    cancellation, transport = CancelToken(), StubTransport()
+    cancellation.cancel()
     result, kept = execute(transport, step, cancellation=cancellation)
     cancellation.close()
     assert isinstance(result.error, CommandStoppedError)
-    assert str(result.error) == f"web1: `{describe(step)}` was stopped before it ended."
+    assert str(result.error) == f"web1: `{describe_step(step)}` was stopped before it ended."
     assert (transport.calls, kept, result.log) == ([], [], "")
 
 
 def test_the_environment_is_not_shown() -> None:
-    shown = repr(Executor(FakeTransport(), env={"TOKEN": "s3cret"}))
+    shown = repr(Executor(StubTransport(), env={"TOKEN": "s3cret"}))
     assert "s3cret" not in shown
     assert "TOKEN" not in shown
 
 
 # Output while it is produced ------------------------------------------------------------------------------------------
 
-UMLAUT = Reaction(((OUT, b"a \xc3"), (ERR, b"warning\n"), (OUT, b"\xa4\nb\xff"), (OUT, b"\nrest")))
+UMLAUT = StubResult(((OUT, b"a \xc3"), (ERR, b"warning\n"), (OUT, b"\xa4\nb\xff"), (OUT, b"\nrest")))
 
 
 def test_debug_prints_as_it_comes(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "lazycluster")
-    execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"), debug=True)
+    execute(StubTransport(results={"x": UMLAUT}), RunCommand("x"), debug=True)
     assert capsys.readouterr() == ("a warning\nä\nb\ufffd\nrest", "")
     assert caplog.messages == []
 
@@ -196,7 +196,7 @@ def test_what_standard_output_cannot_show_is_escaped(
 ) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
-    result, _ = execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"), debug=True)
+    result, _ = execute(StubTransport(results={"x": UMLAUT}), RunCommand("x"), debug=True)
     assert raw.getvalue() == shown
     assert (result.ok, result.log) == (True, "a warning\nä\nb\ufffd\nrest")
 
@@ -219,20 +219,20 @@ def test_a_step_does_not_fail_because_nobody_sees_its_output(
     stdout: io.TextIOBase | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", stdout)
-    result, _ = execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"), debug=True)
+    result, _ = execute(StubTransport(results={"x": UMLAUT}), RunCommand("x"), debug=True)
     assert (result.ok, result.error, result.log) == (True, None, "a warning\nä\nb\ufffd\nrest")
 
 
 def test_otherwise_lines_are_logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "lazycluster")
-    execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"))
+    execute(StubTransport(results={"x": UMLAUT}), RunCommand("x"))
     assert caplog.messages == ["web1: warning", "web1: a ä", "web1: b\ufffd", "web1: rest"]
     assert capsys.readouterr() == ("", "")
 
 
 def test_without_debug_logging_nothing_is_decoded(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lazycluster")
-    result, _ = execute(FakeTransport(reactions={"x": UMLAUT}), RunCommand("x"))
+    result, _ = execute(StubTransport(results={"x": UMLAUT}), RunCommand("x"))
     assert caplog.messages == []
     assert result.log == "a warning\nä\nb\ufffd\nrest"
 
@@ -240,7 +240,7 @@ def test_without_debug_logging_nothing_is_decoded(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize("step", [SendFile(Path("/a")), GetFile("a", Path("/b"))])
 @pytest.mark.parametrize("debug", [True, False])
 def test_no_bar_without_a_terminal(step: Step, debug: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    execute(FakeTransport(), step, debug=debug)
+    execute(StubTransport(), step, debug=debug)
     assert capsys.readouterr() == ("", "")
 
 
@@ -249,7 +249,7 @@ def test_no_bar_without_a_terminal(step: Step, debug: bool, capsys: pytest.Captu
 
 def test_an_outcome_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    outcome: IO[bytes] = new_outcome()
+    outcome: IO[bytes] = create_outcome_file()
     outcome.write(b"x" * (3 << 20))
     outcome.seek(0)
     assert list(tmp_path.iterdir()) == []

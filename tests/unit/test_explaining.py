@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster._explain import READ_ANSWER, Lines, closing, explain, opening, quote
+from lazycluster._explain import READ_OUTCOME_PROGRAM, ShellBlock, explain_steps, quote, setup_blocks, teardown_block
 from lazycluster._ssh.destination import Destination
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
 
@@ -23,12 +23,12 @@ STAGE = 'cd /work && export WORKING_DIR="$PWD" || exit'
 
 
 def lines(step: Step, working_dir: str | None = None, to: Destination = TO, **keywords: object) -> str:
-    (block,) = explain([step], to, working_dir, is_directory=TREES.__contains__, **keywords)  # type: ignore[arg-type]
+    (block,) = explain_steps([step], to, working_dir, is_directory=TREES.__contains__, **keywords)  # type: ignore[arg-type]
     return "\n".join(block.lines)
 
 
 def comment(step: Step) -> str:
-    return explain([step], TO, is_directory=TREES.__contains__)[0].comment
+    return explain_steps([step], TO, is_directory=TREES.__contains__)[0].comment
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_function_needs_its_payload() -> None:
     found = f'for p in {python} python3; do "$p" -c "" </dev/null 2>/dev/null && exec "$p" -; done'
     run_it = f"{found}; echo no Python: {python} python3 >&2; exit 127"
     assert run == f"lc_ssh '{run_it}' <\"/here/it's.py\" >\"/here/it's.answer\""
-    assert shlex.split(read) == [sys.executable, "-c", READ_ANSWER, "/here/it's.answer", "gpu-1", "len"]
+    assert shlex.split(read) == [sys.executable, "-c", READ_OUTCOME_PROGRAM, "/here/it's.answer", "gpu-1", "len"]
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,9 @@ NASTY = [
 def test_a_shell_that_knows_no_comments_does_no_harm(text: str) -> None:
     """Such as an interactive zsh: every line is the command `#` with words for its arguments."""
     blocks = [
-        *opening(TO, text),
-        *explain([RunCommand(text), SendFile(Path("/") / text, text)], TO, is_directory=TREES.__contains__),
-        closing(),
+        *setup_blocks(TO, text),
+        *explain_steps([RunCommand(text), SendFile(Path("/") / text, text)], TO, is_directory=TREES.__contains__),
+        teardown_block(),
     ]
     for block in blocks:
         for line in block.comment.splitlines():
@@ -252,7 +252,7 @@ def test_quoted_text_is_what_it_was(shell: str) -> None:
 
 def test_the_opening_is_made_of_the_argument_vectors_of_the_library() -> None:
     to = Destination("me@fe80::1", port=2222, config_file=Path("/my config"), options={"ProxyJump": "x"}.items())
-    text = "\n".join(map(str, opening(to, None)))
+    text = "\n".join(map(str, setup_blocks(to, None)))
     commands = re.sub(r"\\\n\s*", "", text)
     assert commands.count("-F '/my config'") == 4
     assert commands.count("-o Port=2222") == 4
@@ -266,14 +266,14 @@ def test_the_opening_is_made_of_the_argument_vectors_of_the_library() -> None:
 
 
 def test_a_working_directory_is_made() -> None:
-    assert len(opening(TO, "/work")) == len(opening(TO, None)) + 1
-    assert opening(TO, "/it's")[-1].lines == ("lc_ssh <<'EOF'", "mkdir -p -- '/it'\"'\"'s'", "EOF")
+    assert len(setup_blocks(TO, "/work")) == len(setup_blocks(TO, None)) + 1
+    assert setup_blocks(TO, "/it's")[-1].lines == ("lc_ssh <<'EOF'", "mkdir -p -- '/it'\"'\"'s'", "EOF")
 
 
 def test_lines_as_text() -> None:
-    assert str(Lines("a\nb", ("c", "d"))) == "# a\n# b\nc\nd"
-    assert str(Lines("", ("c",))) == "c"
-    assert str(closing()).endswith("\nlc_close")
+    assert str(ShellBlock("a\nb", ("c", "d"))) == "# a\n# b\nc\nd"
+    assert str(ShellBlock("", ("c",))) == "c"
+    assert str(teardown_block()).endswith("\nlc_close")
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "zsh"])
@@ -281,6 +281,10 @@ def test_every_shell_can_read_it(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")
     steps: list[Step] = [step for text in NASTY for step in (RunCommand(text), GetFile(text, Path("/") / text))]
-    blocks = (*opening(TO, "it's"), *explain(steps, TO, "it's", is_directory=TREES.__contains__), closing())
+    blocks = (
+        *setup_blocks(TO, "it's"),
+        *explain_steps(steps, TO, "it's", is_directory=TREES.__contains__),
+        teardown_block(),
+    )
     read = subprocess.run((shell, "-n"), input="\n".join(map(str, blocks)).encode(), capture_output=True)
     assert (read.returncode, read.stderr) == (0, b"")

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazycluster._files.tar_reader import unpack
+from lazycluster._files.tar_reader import extract_tar
 from lazycluster.exceptions import BrokenArchiveError, ConnectError, LazyclusterError, UnsafeArchiveError
 from tests.unit.test_archive import exact_link, hard_tree, snapshot, stamp, tar, writable_again
 
@@ -79,7 +79,7 @@ def into(tmp_path: Path) -> Path:
 
 
 def extract(data: bytes, into: Path) -> None:
-    unpack(io.BytesIO(data), into)
+    extract_tar(io.BytesIO(data), into)
 
 
 OUTSIDE = "leads out of the target"
@@ -403,7 +403,7 @@ class Dribble:
 @pytest.mark.parametrize("step", [1, 7, 512, 1000, 1 << 20])
 def test_short_reads_make_no_difference(into: Path, step: int) -> None:
     extract_from = Dribble(stream(*PIECES[tarfile.GNU_FORMAT]), step)
-    unpack(extract_from, into)
+    extract_tar(extract_from, into)
     assert (into / LONG).read_bytes() == b"2" * 1500
     assert extract_from.inner.read() == b""
 
@@ -412,7 +412,7 @@ def test_the_stream_is_read_to_its_end_and_progress_adds_up(into: Path) -> None:
     data = stream(file("a", b"x" * 1_000_000)) + bytes(300_000)
     source = io.BytesIO(data)
     steps: list[int] = []
-    unpack(source, into, on_progress=steps.append)
+    extract_tar(source, into, on_progress=steps.append)
     assert source.read() == b""
     assert sum(steps) == len(data)
     assert len(steps) > 3
@@ -428,7 +428,7 @@ def test_errors_of_the_stream_are_passed_on(into: Path, error: Exception, read: 
             return super().read(min(size, read - self.inner.tell()))
 
     with pytest.raises(type(error)) as caught:
-        unpack(Failing(stream(file("a", b"x" * 5000)), 10**6), into)
+        extract_tar(Failing(stream(file("a", b"x" * 5000)), 10**6), into)
     assert caught.value is error
     assert getattr(error, "filename", None) is None
 

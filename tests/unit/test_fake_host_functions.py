@@ -57,7 +57,7 @@ def test_its_classes_stay_what_they_are(runtime: Runtime, monkeypatch: pytest.Mo
 def test_what_other_threads_print_is_theirs(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
     begun, go = threading.Event(), threading.Event()
     peer.events[:] = [begun, go]
-    task = runtime.execute_task(RuntimeTask().run_function(peer.talk))
+    task = runtime.execute_task(RuntimeTask().run_function(peer.print_around_wait))
     assert begun.wait(10)
 
     print("ours")
@@ -132,7 +132,7 @@ def test_one_that_is_stopped_gives_everything_back_at_once(
 def test_what_fails_to_load_is_told(runtime: Runtime) -> None:
     with pytest.raises(Exception, match="it cannot be loaded there: RuntimeError: not here") as caught:
         runtime.call(len, peer.Unloadable())
-    assert "in unloadable" in caught.value.remote_traceback  # type: ignore[attr-defined]  # a RemoteFunctionError
+    assert "in fail_to_unpickle" in caught.value.remote_traceback  # type: ignore[attr-defined]  # a RemoteFunctionError
 
 
 def test_a_directory_that_goes_away_while_it_waits_for_its_turn(fake_host: FakeHost, runtime: Runtime) -> None:

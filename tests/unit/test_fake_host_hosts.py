@@ -20,7 +20,7 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
-from lazycluster._ssh.client import Sessions
+from lazycluster._ssh.client import SshClient
 from lazycluster._transports import factory
 from lazycluster.testing import FakeHost, FakeTransport, Ran, UnexpectedCommandError
 from lazycluster.testing.processes import wait_until
@@ -140,7 +140,7 @@ def test_what_is_under_way_when_it_goes_down_is_lost(fake_host: FakeHost) -> Non
         tasks = [RuntimeTask().run_command("sleep"), RuntimeTask().run_function(waits, runtime.working_dir)]
         for task in tasks:
             runtime.execute_task(task)
-        assert wait_until(lambda: fake_host.ways[0].calls_under_way == 2, timeout=10)
+        assert wait_until(lambda: fake_host.transports[0].calls_under_way == 2, timeout=10)
 
         fake_host.go_down()
 
@@ -212,9 +212,9 @@ def test_whether_everything_was_closed_and_cleaned_up(fake_host: FakeHost) -> No
 
 def test_nothing_is_left_when_it_stands_in_no_more(caplog: pytest.LogCaptureFixture) -> None:
     places = (
-        (factory, ("reach",)),
+        (factory, ("make_transport",)),
         (Connection, ("run", "call", "put", "get", "is_alive", "close")),
-        (Sessions, ("master",)),
+        (SshClient, ("master",)),
     )
 
     def found() -> list[object]:
@@ -226,7 +226,7 @@ def test_nothing_is_left_when_it_stands_in_no_more(caplog: pytest.LogCaptureFixt
         host.on("sleep", delay=math.inf)
         runtime = Runtime("never-closed")
         task = runtime.execute_task(RuntimeTask().run_command("sleep"))
-        assert wait_until(lambda: bool(host.ways[0].calls_under_way), timeout=10)
+        assert wait_until(lambda: bool(host.transports[0].calls_under_way), timeout=10)
         directory = host.path("/")
 
     assert found() == before
@@ -241,10 +241,10 @@ def test_nothing_is_left_when_it_stands_in_no_more(caplog: pytest.LogCaptureFixt
 
 
 def test_an_error_in_the_block_ends_it_too() -> None:
-    before = factory.reach
+    before = factory.make_transport
     with pytest.raises(KeyError), FakeHost() as host:
         raise KeyError
-    assert factory.reach is before
+    assert factory.make_transport is before
     assert host.closed is False
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import lazycluster.testing
 
-_NO_SSHD = "import lazycluster.testing.local_sshd\nlazycluster.testing.local_sshd._SSHD_DIRECTORIES = ()\n"
+_NO_SSHD = "import lazycluster.testing.local_sshd\nlazycluster.testing.local_sshd._SSHD_SEARCH_DIRECTORIES = ()\n"
 _USES_SSHD = "def test_it(local_sshd):\n    assert local_sshd.port\n"
 
 

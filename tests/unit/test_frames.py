@@ -11,7 +11,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lazycluster._remote import protocol
-from lazycluster._remote.protocol import HEADER, LARGEST, MAGIC, NAMES, STREAMS, Decoder, FrameError
+from lazycluster._remote.protocol import (
+    FRAME_HEADER,
+    FRAME_MAGIC,
+    FRAME_NAMES,
+    MAX_BODY_BYTES,
+    STREAM_KINDS,
+    FrameDecoder,
+    FrameError,
+)
 
 Frame = tuple[int, int, bytes]
 
@@ -24,46 +32,48 @@ TABLE: list[Frame] = [
     (protocol.INPUT, 3, b"\0"),
     (protocol.INPUT, 3, MANY),
     (protocol.INPUT_END, 3, b""),
-    (protocol.GRANT, 4, protocol.number(protocol.GRANTED)),
+    (protocol.WINDOW_UPDATE, 4, protocol.encode_number(protocol.WINDOW_UPDATE_THRESHOLD_BYTES)),
     (protocol.STOP, 5, b""),
-    (protocol.ASK, 6, protocol.pack(b"ports", b"1", b"65535")),
+    (protocol.REQUEST, 6, protocol.pack(b"ports", b"1", b"65535")),
     (protocol.PREPARE, 0, protocol.pack(MANY, b"")),
-    (protocol.FORSAKE, 6, b""),
+    (protocol.DETACH, 6, b""),
     (
-        protocol.GREETING,
+        protocol.HELLO,
         0,
-        protocol.pack(protocol.number(protocol.PROTOCOL), b"cpython", b"3.11.7", b"/p", b"", b"1", b"", b""),
+        protocol.pack(
+            protocol.encode_number(protocol.PROTOCOL_VERSION), b"cpython", b"3.11.7", b"/p", b"", b"1", b"", b""
+        ),
     ),
-    (protocol.STARTED, 7, protocol.number(4_194_304)),
-    (protocol.OUTPUT, 8, MANY),
-    (protocol.OUTPUT, 8, struct.pack(">H", MAGIC)),
-    (protocol.ERRORS, 9, protocol.frame(protocol.OUTPUT, 9, b"a frame in a frame")),
+    (protocol.STARTED, 7, protocol.encode_number(4_194_304)),
+    (protocol.STDOUT, 8, MANY),
+    (protocol.STDOUT, 8, struct.pack(">H", FRAME_MAGIC)),
+    (protocol.STDERR, 9, protocol.encode_frame(protocol.STDOUT, 9, b"a frame in a frame")),
     (protocol.OUTCOME, 0xFFFFFFFF, MANY),
-    (protocol.GRANT_INPUT, 10, protocol.number(1)),
+    (protocol.INPUT_WINDOW_UPDATE, 10, protocol.encode_number(1)),
     (protocol.ENDED, 11, protocol.pack(b"exit", b"256")),
-    (protocol.ANSWER, 12, protocol.pack(b"ok")),
-    (protocol.FAREWELL, 0, b""),
-    (protocol.PULSE, 0, b""),
+    (protocol.RESPONSE, 12, protocol.pack(b"ok")),
+    (protocol.GOODBYE, 0, b""),
+    (protocol.KEEPALIVE, 0, b""),
 ]
-WRITTEN = [protocol.frame(*fields) for fields in TABLE]
+WRITTEN = [protocol.encode_frame(*fields) for fields in TABLE]
 
 
 def joined(pieces: list[Frame]) -> list[Frame]:
     """Return the frames, those of a stream put together: how such a one is cut is of no importance."""
     found: list[Frame] = []
     for kind, job, body in pieces:
-        if kind in STREAMS and found and found[-1][:2] == (kind, job):
+        if kind in STREAM_KINDS and found and found[-1][:2] == (kind, job):
             found[-1] = (kind, job, found[-1][2] + body)
-        elif body or kind not in STREAMS:
+        elif body or kind not in STREAM_KINDS:
             found.append((kind, job, body))
     return found
 
 
 def read(*pieces: bytes) -> list[Frame]:
     """Return what a decoder makes of pieces; nothing may be left in it."""
-    decoder = Decoder()
+    decoder = FrameDecoder()
     found = [each for piece in pieces for each in decoder.feed(piece)]
-    assert decoder.rest == b""
+    assert decoder.trailing_data == b""
     return found
 
 
@@ -71,23 +81,23 @@ def read(*pieces: bytes) -> list[Frame]:
 
 
 def test_the_table_has_every_kind() -> None:
-    assert {kind for kind, _, _ in TABLE} == set(NAMES)
-    assert {getattr(protocol, name) for name in NAMES.values()} == set(NAMES)
-    assert STREAMS.issubset(NAMES)
+    assert {kind for kind, _, _ in TABLE} == set(FRAME_NAMES)
+    assert {getattr(protocol, name) for name in FRAME_NAMES.values()} == set(FRAME_NAMES)
+    assert STREAM_KINDS.issubset(FRAME_NAMES)
 
 
 @pytest.mark.parametrize(("fields", "data"), list(zip(TABLE, WRITTEN, strict=True)), ids=lambda _: "")
 def test_a_frame_is_a_header_and_its_body(fields: Frame, data: bytes) -> None:
     kind, job, body = fields
-    assert data == protocol.header(kind, job, len(body)) + body
-    assert HEADER.unpack_from(data) == (MAGIC, kind, job, len(body))
-    assert len(data) == HEADER.size + len(body)
+    assert data == protocol.encode_header(kind, job, len(body)) + body
+    assert FRAME_HEADER.unpack_from(data) == (FRAME_MAGIC, kind, job, len(body))
+    assert len(data) == FRAME_HEADER.size + len(body)
     assert joined(read(data)) == joined([fields])
 
 
 def test_the_header_is_what_other_versions_have_to_keep() -> None:
-    assert protocol.frame(protocol.RUN, 258, b"ab") == b"\xf5\xc7\x01\0\0\0\1\2\0\0\0\2ab"
-    assert (protocol.PROTOCOL, HEADER.size) == (1, 12)
+    assert protocol.encode_frame(protocol.RUN, 258, b"ab") == b"\xf5\xc7\x01\0\0\0\1\2\0\0\0\2ab"
+    assert (protocol.PROTOCOL_VERSION, FRAME_HEADER.size) == (1, 12)
 
 
 def test_all_at_once() -> None:
@@ -99,67 +109,72 @@ def test_byte_by_byte() -> None:
     assert joined(read(*[data[at : at + 1] for at in range(len(data))])) == joined(TABLE)
 
 
-FEW = [(protocol.ENDED, 1, b"ab"), (protocol.OUTPUT, 2, b"cde"), (protocol.PULSE, 0, b""), (protocol.INPUT, 3, b"f")]
+FEW = [
+    (protocol.ENDED, 1, b"ab"),
+    (protocol.STDOUT, 2, b"cde"),
+    (protocol.KEEPALIVE, 0, b""),
+    (protocol.INPUT, 3, b"f"),
+]
 
 
 def test_every_way_to_cut_a_few_frames_in_three() -> None:
-    data = b"".join(protocol.frame(*fields) for fields in FEW)
+    data = b"".join(protocol.encode_frame(*fields) for fields in FEW)
     for one, other in itertools.combinations_with_replacement(range(len(data) + 1), 2):
         assert joined(read(data[:one], data[one:other], data[other:])) == FEW
 
 
 def test_what_has_come_of_a_stream_is_handed_on_at_once() -> None:
-    data = protocol.frame(protocol.OUTPUT, 5, b"hello")
-    decoder = Decoder()
+    data = protocol.encode_frame(protocol.STDOUT, 5, b"hello")
+    decoder = FrameDecoder()
     seen = [decoder.feed(piece) for piece in (data[:12], data[12:14], data[14:], b"")]
-    assert seen == [[], [(protocol.OUTPUT, 5, b"he")], [(protocol.OUTPUT, 5, b"llo")], []]
+    assert seen == [[], [(protocol.STDOUT, 5, b"he")], [(protocol.STDOUT, 5, b"llo")], []]
 
 
 def test_other_frames_are_handed_on_whole() -> None:
-    data = protocol.frame(protocol.ENDED, 5, b"hello")
-    decoder = Decoder()
-    assert [decoder.feed(data[:14]), decoder.rest, decoder.feed(data[14:])] == [
+    data = protocol.encode_frame(protocol.ENDED, 5, b"hello")
+    decoder = FrameDecoder()
+    assert [decoder.feed(data[:14]), decoder.trailing_data, decoder.feed(data[14:])] == [
         [],
         data[:14],
         [(protocol.ENDED, 5, b"hello")],
     ]
 
 
-KINDS = st.sampled_from(sorted(NAMES))
+KINDS = st.sampled_from(sorted(FRAME_NAMES))
 FRAMES = st.lists(st.tuples(KINDS, st.integers(0, 0xFFFFFFFF), st.binary(max_size=60)), max_size=12)
 
 
 @given(FRAMES, st.lists(st.integers(0, 400), max_size=20))
 def test_any_frames_in_any_pieces(sent: list[Frame], cuts: list[int]) -> None:
-    data = b"".join(protocol.frame(*fields) for fields in sent)
+    data = b"".join(protocol.encode_frame(*fields) for fields in sent)
     ends = [0, *sorted(cuts), len(data)]
     assert joined(read(*[data[one:other] for one, other in itertools.pairwise(ends)])) == joined(sent)
 
 
 @given(FRAMES, st.binary(max_size=40), st.integers(1, 50))
 def test_any_bytes_are_frames_or_an_error(sent: list[Frame], noise: bytes, size: int) -> None:
-    data = b"".join(protocol.frame(*fields) for fields in sent) + noise
-    decoder = Decoder()
+    data = b"".join(protocol.encode_frame(*fields) for fields in sent) + noise
+    decoder = FrameDecoder()
     found: list[Frame] = []
     with contextlib.suppress(FrameError):
         for at in range(0, len(data), size):
             found += decoder.feed(data[at : at + size])
     assert sum(len(body) for _, _, body in found) <= len(data)
-    assert decoder.rest in data
+    assert decoder.trailing_data in data
 
 
 @pytest.mark.parametrize("kind", [protocol.PREPARE, protocol.INPUT])
 def test_the_largest(kind: int) -> None:
-    body = bytes(LARGEST)
-    data = protocol.frame(kind, 1, body)
+    body = bytes(MAX_BODY_BYTES)
+    data = protocol.encode_frame(kind, 1, body)
     pieces = [data[at : at + (1 << 18)] for at in range(0, len(data), 1 << 18)]
     assert joined(read(*pieces)) == [(kind, 1, body)]
 
 
 def test_a_mutable_piece_may_be_used_again() -> None:
     """The decoder keeps no view of what it was given."""
-    data = protocol.frame(protocol.ENDED, 1, b"abc")
-    decoder, piece = Decoder(), bytearray(data[:13])
+    data = protocol.encode_frame(protocol.ENDED, 1, b"abc")
+    decoder, piece = FrameDecoder(), bytearray(data[:13])
     decoder.feed(bytes(piece))
     piece[:] = bytes(13)
     assert decoder.feed(data[13:]) == [(protocol.ENDED, 1, b"abc")]
@@ -167,55 +182,55 @@ def test_a_mutable_piece_may_be_used_again() -> None:
 
 # What is no frame ---------------------------------------------------------------------------------------------------
 
-GOOD = protocol.frame(protocol.OUTPUT, 1, b"good")
+GOOD = protocol.encode_frame(protocol.STDOUT, 1, b"good")
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        HEADER.pack(MAGIC ^ 1, protocol.RUN, 1, 0),
-        HEADER.pack(MAGIC ^ 0x8000, protocol.RUN, 1, 0),
-        *(HEADER.pack(MAGIC, kind, 1, 0) for kind in (0, 10, 15, 26, 255)),
-        HEADER.pack(MAGIC, protocol.OUTPUT, 1, LARGEST + 1),
-        HEADER.pack(MAGIC, protocol.RUN, 1, 0xFFFFFFFF),
+        FRAME_HEADER.pack(FRAME_MAGIC ^ 1, protocol.RUN, 1, 0),
+        FRAME_HEADER.pack(FRAME_MAGIC ^ 0x8000, protocol.RUN, 1, 0),
+        *(FRAME_HEADER.pack(FRAME_MAGIC, kind, 1, 0) for kind in (0, 10, 15, 26, 255)),
+        FRAME_HEADER.pack(FRAME_MAGIC, protocol.STDOUT, 1, MAX_BODY_BYTES + 1),
+        FRAME_HEADER.pack(FRAME_MAGIC, protocol.RUN, 1, 0xFFFFFFFF),
         b"Traceback (most recent call last):\n",
-        bytes(HEADER.size),
+        bytes(FRAME_HEADER.size),
     ],
 )
 def test_what_is_no_frame_is_an_error_that_quotes_it(bad: bytes) -> None:
-    decoder = Decoder()
+    decoder = FrameDecoder()
     for data in (bad, b"", GOOD):  # there is no way back
         with pytest.raises(FrameError, match="no frame of the supervisor's protocol: b'") as caught:
             decoder.feed(data)
-        assert caught.value.rest == decoder.rest == bad
-    decoder = Decoder()
-    for byte in GOOD + bad[: HEADER.size - 1]:
+        assert caught.value.trailing_data == decoder.trailing_data == bad
+    decoder = FrameDecoder()
+    for byte in GOOD + bad[: FRAME_HEADER.size - 1]:
         decoder.feed(bytes([byte]))
-    assert decoder.rest == bad[: HEADER.size - 1]
+    assert decoder.trailing_data == bad[: FRAME_HEADER.size - 1]
     with pytest.raises(FrameError):
-        decoder.feed(bad[HEADER.size - 1 :])
+        decoder.feed(bad[FRAME_HEADER.size - 1 :])
 
 
 def test_what_comes_before_it_is_not_lost() -> None:
     """Such as the farewell, where the words of a shell follow closely."""
-    decoder = Decoder()
-    assert decoder.feed(GOOD + GOOD + b"exit status 0") == [(protocol.OUTPUT, 1, b"good")] * 2
-    assert decoder.rest == b"exit status 0"
+    decoder = FrameDecoder()
+    assert decoder.feed(GOOD + GOOD + b"exit status 0") == [(protocol.STDOUT, 1, b"good")] * 2
+    assert decoder.trailing_data == b"exit status 0"
     with pytest.raises(FrameError) as caught:
         decoder.feed(b"")
-    assert caught.value.rest == b"exit status 0"
+    assert caught.value.trailing_data == b"exit status 0"
 
 
 def test_an_error_quotes_not_too_much() -> None:
     with pytest.raises(FrameError) as caught:
-        Decoder().feed(b"x" * 1000)
-    assert (len(str(caught.value)) < 200, len(caught.value.rest)) == (True, 1000)
+        FrameDecoder().feed(b"x" * 1000)
+    assert (len(str(caught.value)) < 200, len(caught.value.trailing_data)) == (True, 1000)
 
 
-@pytest.mark.parametrize("size", [LARGEST + 1, LARGEST * 2])
+@pytest.mark.parametrize("size", [MAX_BODY_BYTES + 1, MAX_BODY_BYTES * 2])
 def test_a_frame_that_is_too_long_is_not_written(size: int) -> None:
     with pytest.raises(ValueError, match=f"a frame of {size} bytes"):
-        protocol.frame(protocol.RUN, 1, bytes(size))
+        protocol.encode_frame(protocol.RUN, 1, bytes(size))
 
 
 # Fields -------------------------------------------------------------------------------------------------------------
@@ -259,9 +274,9 @@ def test_fields_that_are_cut_short(fields: list[bytes], data: st.DataObject) -> 
 def test_how_fields_are_cut_short(body: bytes, reason: str, rest: bytes) -> None:
     with pytest.raises(FrameError, match=reason) as caught:
         protocol.unpack(body)
-    assert caught.value.rest == rest
+    assert caught.value.trailing_data == rest
 
 
 @pytest.mark.parametrize("value", [0, 1, 65536, 1 << 40, -1])
 def test_numbers(value: int) -> None:
-    assert int(protocol.number(value)) == value
+    assert int(protocol.encode_number(value)) == value

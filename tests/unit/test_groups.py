@@ -32,13 +32,13 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
-from lazycluster._membership import _make_room
+from lazycluster._membership import _raise_open_file_limit
 from lazycluster.managed import ManagedProcess
 from lazycluster.results import CommandResult, Error, Stream
 from lazycluster.testing import AskedForPorts, Called, FakeHost, OpenedTunnel, Ran, Sent
 from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupt, threads
-from tests.unit.pseudo_terminal import plain, terminal
+from tests.unit.interrupting import interrupt, library_thread_names
+from tests.unit.pseudo_terminal import pseudo_terminal, strip_escape_sequences
 
 HOSTS = ["web1", "web2", "web3"]
 
@@ -52,7 +52,7 @@ def group(fake_host: FakeHost) -> Iterator[RuntimeGroup]:
         yield group
     assert fake_host.closed
     assert fake_host.cleaned_up
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 def hosts_of(calls: list[Any]) -> list[str]:
@@ -66,7 +66,7 @@ def hosts_of(calls: list[Any]) -> list[str]:
 def test_bars_on_a_terminal(progress: bool, fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     for host in HOSTS:
         fake_host.host(host).on("true")
-    with terminal(monkeypatch, name="stderr") as seen, RuntimeGroup(hosts=HOSTS, progress=progress) as group:
+    with pseudo_terminal(monkeypatch, name="stderr") as seen, RuntimeGroup(hosts=HOSTS, progress=progress) as group:
         assert list(group.map(abs, range(-4, 0))) == [4, 3, 2, 1]
         fake_host.host("web2").go_down()
         with pytest.raises(HostsFailedError):
@@ -76,7 +76,7 @@ def test_bars_on_a_terminal(progress: bool, fake_host: FakeHost, monkeypatch: py
         group.clear_tasks()
         group.execute_task(RuntimeTask().run_command("true"), host="web1")
         group.join()
-    text = plain(seen.text)
+    text = strip_escape_sequences(seen.text)
     shown = [words in text for words in ("connecting", "4/4 items", "task once", "waiting for tasks")]
     assert shown == [progress] * 4
     assert (text.count("3/3 hosts, 1 failed") >= 2) == progress
@@ -140,7 +140,7 @@ def test_arguments_that_cannot_be_right(
     with pytest.raises(error, match=text) as caught:
         RuntimeGroup(**keywords)
     assert not isinstance(caught.value, HostsFailedError)
-    assert fake_host.ways == [], "nothing was dialled"
+    assert fake_host.transports == [], "nothing was dialled"
 
 
 def test_a_host_is_there_once(group: RuntimeGroup, fake_host: FakeHost) -> None:
@@ -155,7 +155,7 @@ def test_a_host_is_there_once(group: RuntimeGroup, fake_host: FakeHost) -> None:
             RuntimeGroup([other, group.runtimes[0]])
         assert other.is_valid_runtime()
     assert group.hosts == HOSTS
-    assert len(fake_host.ways) == 4, "and is not dialled twice"
+    assert len(fake_host.transports) == 4, "and is not dialled twice"
 
 
 def test_an_empty_group() -> None:
@@ -262,7 +262,7 @@ def test_two_that_add_the_same_host_at_once(group: RuntimeGroup, fake_host: Fake
         thread.join()
     assert group.hosts == [*HOSTS, "web4"]
     assert len(errors) == 7
-    assert [way.closed for way in fake_host.ways].count(False) == 4, "those that came too late are closed"
+    assert [way.closed for way in fake_host.transports].count(False) == 4, "those that came too late are closed"
 
 
 def test_it_may_be_changed_while_it_is_used(group: RuntimeGroup, fake_host: FakeHost) -> None:
@@ -502,7 +502,7 @@ def test_ctrl_c_while_it_connects(fake_host: FakeHost, monkeypatch: pytest.Monke
     assert sorted(begun) == sorted(hosts[:4])
     assert fake_host.closed
     assert fake_host.cleaned_up
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 # Commands ------------------------------------------------------------------------------------------------------------
@@ -611,7 +611,7 @@ def test_arguments_that_are_wrong_are_no_fault_of_the_hosts(group: RuntimeGroup,
 
 
 def under_way(fake_host: FakeHost, count: int) -> Callable[[], bool]:
-    return lambda: sum(way.calls_under_way for way in fake_host.ways) >= count
+    return lambda: sum(way.calls_under_way for way in fake_host.transports) >= count
 
 
 def test_ctrl_c_during_a_command(group: RuntimeGroup, fake_host: FakeHost) -> None:
@@ -619,7 +619,7 @@ def test_ctrl_c_during_a_command(group: RuntimeGroup, fake_host: FakeHost) -> No
     interrupt(lambda: group.run("sleep"), under_way(fake_host, 3))
     assert under_way(fake_host, 0)()
     assert not under_way(fake_host, 1)()
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 # Functions -----------------------------------------------------------------------------------------------------------
@@ -674,7 +674,7 @@ def test_ctrl_c_during_a_function(group: RuntimeGroup, fake_host: FakeHost, tmp_
     try:
         interrupt(lambda: group.call(wait), under_way(fake_host, 3))
         assert not under_way(fake_host, 1)()
-        assert wait_until(lambda: not threads(), timeout=10)
+        assert wait_until(lambda: not library_thread_names(), timeout=10)
     finally:
         (tmp_path / "over").touch()
 
@@ -701,7 +701,7 @@ def test_an_item_that_fails(group: RuntimeGroup) -> None:
     with pytest.raises(ValueError, match="negative: -2"):
         next(mapped)
     assert next(mapped, None) is None
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
     found = list(group.map(double, [1, -2, 3], on_error="collect"))
     assert [found[0], found[2]] == [2, 6]
     assert isinstance(found[1], Error)
@@ -725,7 +725,7 @@ def test_a_host_that_dies_in_the_middle(group: RuntimeGroup, fake_host: FakeHost
     with pytest.raises(HostsFailedError, match=r"map\(double\) failed on 3 of 3 hosts:\n  web1: "):
         for _ in mapped:
             pass
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
     for host in HOSTS:
         fake_host.host(host).come_up()
 
@@ -757,14 +757,14 @@ def test_who_stops_to_iterate(group: RuntimeGroup, fake_host: FakeHost) -> None:
     mapped = group.map(double, itertools.count())
     assert [next(mapped) for _ in range(3)] == [0, 2, 4]
     mapped.close()
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
     begun = len(fake_host.calls)
     assert not under_way(fake_host, 1)()
     assert len(fake_host.calls) == begun
     for item in group.map(double, itertools.count()):
         if item > 100:
             break
-    assert wait_until(lambda: not threads(), 10), "forgotten without close()"
+    assert wait_until(lambda: not library_thread_names(), 10), "forgotten without close()"
 
 
 def test_ctrl_c_while_items_are_worked_on(group: RuntimeGroup, fake_host: FakeHost, tmp_path: Path) -> None:
@@ -775,7 +775,7 @@ def test_ctrl_c_while_items_are_worked_on(group: RuntimeGroup, fake_host: FakeHo
     try:
         interrupt(lambda: list(group.map(wait, itertools.count())), under_way(fake_host, 3))
         assert not under_way(fake_host, 1)()
-        assert wait_until(lambda: not threads(), timeout=10)
+        assert wait_until(lambda: not library_thread_names(), timeout=10)
     finally:
         (tmp_path / "over").touch()
 
@@ -1192,7 +1192,7 @@ def test_the_end_is_that_of_everything(fake_host: FakeHost) -> None:
         group.run("true")
     with pytest.raises(HostsFailedError, match=r"map\(double\) failed on 3 of 3 hosts:\n  web1: closed already"):
         list(group.map(double, [1]))
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 def test_a_clean_up_that_fails_somewhere_is_told_after_all_others(
@@ -1207,7 +1207,7 @@ def test_a_clean_up_that_fails_somewhere_is_told_after_all_others(
         patch.setattr(group.runtimes[1], "cleanup", fail)
         with pytest.raises(HostsFailedError, match="the clean-up failed on 1 of 3 hosts:\n  web2: LookupError: why"):
             group.cleanup()
-    assert {way.host: way.closed for way in fake_host.ways} == {"web1": True, "web2": False, "web3": True}
+    assert {way.host: way.closed for way in fake_host.transports} == {"web1": True, "web2": False, "web3": True}
     group.cleanup()
     assert fake_host.closed
 
@@ -1223,9 +1223,9 @@ def test_there_are_files_for_many_hosts() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
     try:
-        _make_room(100)
+        _raise_open_file_limit(100)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(256 + 1600, hard)
-        _make_room(1)
+        _raise_open_file_limit(1)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(256 + 1600, hard), "it is never lowered"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazycluster import gpus, hardware
-from lazycluster._remote.supervisor import known_to_python
-from lazycluster._ssh.host_scripts import PROBE, probe
+from lazycluster._remote.supervisor import probe_environment
+from lazycluster._ssh.host_scripts import PROBE_SCRIPT, build_probe_script
 from lazycluster.hardware import CgroupLimits, Gpu, HostInfo, MigDevice
 
 CAPTURES = Path(__file__).parent / "captures" / "hardware"
@@ -457,7 +457,7 @@ def test_mig_devices(text: str, devices: dict[int, tuple[MigDevice, ...]]) -> No
 
 def test_a_captured_answer() -> None:
     # Run in a control group whose parent has a quota of 150000/100000 and a limit of 512 MiB.
-    info = hardware.parse((CAPTURES / "debian-12-cgroup-v1.txt").read_text())
+    info = hardware.parse_probe_output((CAPTURES / "debian-12-cgroup-v1.txt").read_text())
     assert info == HostInfo(
         os="Debian GNU/Linux 12 (bookworm)",
         kernel="Linux",
@@ -475,14 +475,14 @@ def test_a_captured_answer() -> None:
 def test_noise_and_carriage_returns_do_not_matter() -> None:
     captured = (CAPTURES / "debian-12-cgroup-v1.txt").read_text()
     noisy = "*** Welcome! ***\nyou have mail" + captured + "logout\n"
-    expected = hardware.parse(captured)
-    assert hardware.parse(noisy) == expected
-    assert hardware.parse(noisy.replace("\n", "\r\n")) == expected
-    assert hardware.parse(captured.rstrip("\n") + "\r") == expected
+    expected = hardware.parse_probe_output(captured)
+    assert hardware.parse_probe_output(noisy) == expected
+    assert hardware.parse_probe_output(noisy.replace("\n", "\r\n")) == expected
+    assert hardware.parse_probe_output(captured.rstrip("\n") + "\r") == expected
 
 
 def test_macos() -> None:
-    info = hardware.parse(
+    info = hardware.parse_probe_output(
         answer(
             ("uname", "Darwin 23.2.0 arm64\n", 0),
             ("processors", "sh: nproc: command not found\n8\n", 0),
@@ -498,12 +498,14 @@ def test_macos() -> None:
 
 
 def test_sysctl_stands_in_for_missing_tools() -> None:
-    info = hardware.parse(answer(("processors", "", 127), ("sysctl", "hw.ncpu: 10\nhw.memsize: 34359738368\n", 0)))
+    info = hardware.parse_probe_output(
+        answer(("processors", "", 127), ("sysctl", "hw.ncpu: 10\nhw.memsize: 34359738368\n", 0))
+    )
     assert (info.cpu_cores, info.memory) == (10.0, 32 * GIB)
 
 
 def test_gpus_and_their_parts_are_joined() -> None:
-    info = hardware.parse(
+    info = hardware.parse_probe_output(
         answer(
             ("gpus", f"{HEADER}0, NVIDIA H100 80GB HBM3, 81559, 590.48.01, {UUID}, [N/A]\n", 0),
             ("mig", f"GPU 0: NVIDIA H100 80GB HBM3 (UUID: {UUID})\n  MIG 1g.10gb     Device  0: (UUID: MIG-x)\n", 0),
@@ -528,27 +530,27 @@ ENOUGH = (("processors", "4\n", 0), ("meminfo", "MemTotal:  1048576 kB\n", 0))
     ],
 )
 def test_a_broken_driver_is_a_warning_and_no_gpus(text: str, code: int, warnings: tuple[str, ...]) -> None:
-    info = hardware.parse(answer(*ENOUGH, ("gpus", text, code)))
+    info = hardware.parse_probe_output(answer(*ENOUGH, ("gpus", text, code)))
     assert info.gpus == ()
     assert info.warnings == warnings
 
 
 def test_a_sick_gpu_is_still_a_gpu() -> None:
     text = f"{HEADER}0, Tesla T4, 15360, 535.161.08, {UUID}, 0\nWARNING: infoROM is corrupted at gpu 0000:00:1E.0\n"
-    info = hardware.parse(answer(*ENOUGH, ("gpus", text, 14)))
+    info = hardware.parse_probe_output(answer(*ENOUGH, ("gpus", text, 14)))
     assert info.gpu_count == 1
     assert info.warnings == ("nvidia-smi: WARNING: infoROM is corrupted at gpu 0000:00:1E.0",)
 
 
 def test_what_is_missing_is_said() -> None:
-    info = hardware.parse(answer(("uname", "Linux 2.6.32-754.el6.x86_64 x86_64\n", 0)))
+    info = hardware.parse_probe_output(answer(("uname", "Linux 2.6.32-754.el6.x86_64 x86_64\n", 0)))
     assert info.os == "Linux 2.6.32-754.el6.x86_64"
     assert (info.cpu_cores, info.memory, info.python_version, info.python_executable) == (0.0, 0, None, None)
     assert info.warnings == ("the number of CPU cores is unknown", "the amount of memory is unknown")
 
 
 def test_an_answer_cut_short_is_used_as_far_as_it_goes() -> None:
-    info = hardware.parse(answer(*ENOUGH, done=False) + "@@ lazycluster begin gpus\nindex, na")
+    info = hardware.parse_probe_output(answer(*ENOUGH, done=False) + "@@ lazycluster begin gpus\nindex, na")
     assert (info.cpu_cores, info.memory) == (4.0, GIB)
     assert info.warnings == ("the probe was cut short", "nvidia-smi: index, na", "nvidia-smi: no answer in time")
 
@@ -556,12 +558,12 @@ def test_an_answer_cut_short_is_used_as_far_as_it_goes() -> None:
 @pytest.mark.parametrize("output", ["", "Last login: today\n", "sh: 1: Syntax error\n", "@@ lazycluster done\n"])
 def test_something_else_is_refused(output: str) -> None:
     with pytest.raises(ValueError, match="not the output of the hardware probe"):
-        hardware.parse(output)
+        hardware.parse_probe_output(output)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["uname", "meminfo", "cgroups", "gpus", "mig", "python"]), st.text())))
 def test_no_answer_breaks_the_parser(sections: list[tuple[str, str]]) -> None:
-    info = hardware.parse(answer(("processors", "2", 0), *((name, text, 0) for name, text in sections)))
+    info = hardware.parse_probe_output(answer(("processors", "2", 0), *((name, text, 0) for name, text in sections)))
     assert info.cpu_cores >= 0
     assert info.memory >= 0
 
@@ -602,7 +604,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="compares with /proc"
 def test_this_machine(shell: list[str]) -> None:
     if sys.platform != "linux":  # pragma: no cover - for the type checker
         return
-    info = hardware.parse(run(probe(sys.executable), shell, env={"OMP_NUM_THREADS": "1"}))
+    info = hardware.parse_probe_output(run(build_probe_script(sys.executable), shell, env={"OMP_NUM_THREADS": "1"}))
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
     assert 0 < info.cpu_cores <= len(os.sched_getaffinity(0))
     assert 0 < info.memory <= int(total.split()[1]) * KIB
@@ -619,7 +621,7 @@ def test_this_machine(shell: list[str]) -> None:
 @linux
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_script_may_come_on_standard_input(shell: list[str]) -> None:
-    info = hardware.parse(run(probe(), shell, stdin=True))
+    info = hardware.parse_probe_output(run(build_probe_script(), shell, stdin=True))
     assert info.cpu_cores > 0
     assert "the probe was cut short" not in info.warnings
 
@@ -631,15 +633,15 @@ def test_what_the_supervisor_knows_is_not_asked_again(shell: list[str], tmp_path
         executable(tmp_path / name, "#!/bin/sh\necho of the program\n")
     path = f"{tmp_path}:{os.environ['PATH']}"
     told = {UNAME: "Linux 6.1.0-x+ x86_64", PROCESSORS: "1"}
-    info = hardware.parse(run(PROBE, shell, path=path, env=told))
+    info = hardware.parse_probe_output(run(PROBE_SCRIPT, shell, path=path, env=told))
     assert (info.kernel, info.kernel_version, info.machine) == ("Linux", "6.1.0-x+", "x86_64")
     assert 0 < info.cpu_cores <= 1
-    assert "of the program" not in run(PROBE, shell, path=path, env=told)
-    assert "\nof the program\n" in run(PROBE, shell, path=path)
+    assert "of the program" not in run(PROBE_SCRIPT, shell, path=path, env=told)
+    assert "\nof the program\n" in run(PROBE_SCRIPT, shell, path=path)
 
 
 def test_the_supervisor_knows_what_the_programs_say() -> None:
-    known = {name.decode(): value.decode() for name, value in known_to_python().items()}
+    known = {name.decode(): value.decode() for name, value in probe_environment().items()}
     said = {
         UNAME: ["uname", "-srm"],
         PROCESSORS: ["env", "-u", "OMP_NUM_THREADS", "-u", "OMP_THREAD_LIMIT", "nproc"],
@@ -652,8 +654,8 @@ def test_the_supervisor_knows_what_the_programs_say() -> None:
 def test_the_affinity_mask_counts() -> None:
     if sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two processors")
-    script = f"taskset -c {min(os.sched_getaffinity(0))} sh -c {shlex.quote(probe())}"
-    assert hardware.parse(run(script, ["sh"])).cpu_cores == 1.0
+    script = f"taskset -c {min(os.sched_getaffinity(0))} sh -c {shlex.quote(build_probe_script())}"
+    assert hardware.parse_probe_output(run(script, ["sh"])).cpu_cores == 1.0
 
 
 CGROUPS = [
@@ -716,8 +718,8 @@ def test_control_groups_are_searched_upwards(
     for name, value in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{value}\n")
-    script = probe().replace("/sys/fs/cgroup", f'"{root}"').replace("/proc/self/cgroup", f'"{proc}"')
-    info = hardware.parse(run(script, shell))
+    script = build_probe_script().replace("/sys/fs/cgroup", f'"{root}"').replace("/proc/self/cgroup", f'"{proc}"')
+    info = hardware.parse_probe_output(run(script, shell))
     if limits.cpus is not None:
         assert info.cpu_cores == limits.cpus
     else:
@@ -732,14 +734,14 @@ def test_control_groups_are_searched_upwards(
 def test_without_proc_it_asks_as_on_macos(shell: list[str], tmp_path: Path) -> None:
     executable(tmp_path / "sw_vers", "#!/bin/sh\nprintf 'ProductName:\\t\\tmacOS\\nProductVersion:\\t\\t13.5.1\\n'\n")
     executable(tmp_path / "sysctl", '#!/bin/sh\n[ "$*" = "hw.ncpu hw.memsize" ] && echo hw.memsize: 8589934592\n')
-    script = probe().replace("/proc/meminfo", f"{tmp_path}/missing")
-    info = hardware.parse(run(script, shell, path=f"{tmp_path}:{os.environ['PATH']}"))
+    script = build_probe_script().replace("/proc/meminfo", f"{tmp_path}/missing")
+    info = hardware.parse_probe_output(run(script, shell, path=f"{tmp_path}:{os.environ['PATH']}"))
     assert (info.os, info.memory) == ("macOS 13.5.1", 8 * GIB)
 
 
 @linux
 def test_a_machine_with_no_tools_at_all_still_answers(tmp_path: Path) -> None:
-    info = hardware.parse(run(probe(), ["sh"], path=str(tmp_path)))
+    info = hardware.parse_probe_output(run(build_probe_script(), ["sh"], path=str(tmp_path)))
     assert info.memory > 0  # the shell itself reads what files tell
     assert info.warnings == ("the number of CPU cores is unknown",) or info.cpu_cores
     assert info.python_version is None
@@ -757,7 +759,7 @@ esac
 @pytest.mark.parametrize("shell", SHELLS)
 def test_nvidia_smi_is_asked(shell: list[str], tmp_path: Path) -> None:
     executable(tmp_path / "nvidia-smi", NVIDIA_SMI.replace("%", "%%"))
-    info = hardware.parse(run(probe(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
+    info = hardware.parse_probe_output(run(build_probe_script(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
     parts = (MigDevice(0, "1g.10gb", "MIG-x"),)
     assert info.gpus == (Gpu(0, "NVIDIA H100 80GB HBM3", 81559 * MIB, "590.48.01", UUID, None, parts),)
     assert info.warnings == ()
@@ -768,16 +770,18 @@ def test_nvidia_smi_fails(shell: list[str], tmp_path: Path) -> None:
     executable(
         tmp_path / "nvidia-smi", "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library @ mismatch'\nexit 18\n"
     )
-    output = run(probe(), shell, path=f"{tmp_path}:{os.environ['PATH']}")
+    output = run(build_probe_script(), shell, path=f"{tmp_path}:{os.environ['PATH']}")
     assert "@@ lazycluster end gpus 18\n" in output
     assert "begin mig" not in output
-    assert hardware.parse(output).warnings == ("nvidia-smi: Failed to initialize NVML: Driver/library @ mismatch",)
+    assert hardware.parse_probe_output(output).warnings == (
+        "nvidia-smi: Failed to initialize NVML: Driver/library @ mismatch",
+    )
 
 
 def test_nvidia_smi_without_timeout(tmp_path: Path) -> None:
     executable(tmp_path / "nvidia-smi", NVIDIA_SMI.replace("%", "%%"))
     executable(tmp_path / "timeout", "#!/bin/sh\necho 'timeout: cannot execute 1'\nexit 127\n")  # an old busybox
-    info = hardware.parse(run(probe(), ["sh"], path=f"{tmp_path}:{os.environ['PATH']}"))
+    info = hardware.parse_probe_output(run(build_probe_script(), ["sh"], path=f"{tmp_path}:{os.environ['PATH']}"))
     assert info.gpu_count == 1
 
 
@@ -786,7 +790,7 @@ bounded = pytest.mark.skipif(not shutil.which("timeout"), reason="nothing to bou
 
 def impatient() -> str:
     """Return the probe with less patience."""
-    script = probe().replace("timeout 20", "timeout 1").replace("timeout 22", "timeout 2")
+    script = build_probe_script().replace("timeout 20", "timeout 1").replace("timeout 22", "timeout 2")
     assert "timeout 2 cat" in script
     return script
 
@@ -794,7 +798,7 @@ def impatient() -> str:
 @bounded
 def test_nvidia_smi_hangs(tmp_path: Path) -> None:
     executable(tmp_path / "nvidia-smi", f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec sleep 300\n")
-    info = hardware.parse(run(impatient(), ["sh"], path=f"{tmp_path}:{os.environ['PATH']}"))
+    info = hardware.parse_probe_output(run(impatient(), ["sh"], path=f"{tmp_path}:{os.environ['PATH']}"))
     assert info.warnings == ("nvidia-smi: no answer in time",)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -809,7 +813,7 @@ def test_nvidia_smi_hangs_and_cannot_be_ended(shell: list[str], tmp_path: Path) 
     )
     started = time.monotonic()
     try:
-        info = hardware.parse(run(impatient(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
+        info = hardware.parse_probe_output(run(impatient(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
     finally:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     assert time.monotonic() - started < 20
@@ -830,9 +834,9 @@ def test_nvidia_smi_hangs_and_cannot_be_ended(shell: list[str], tmp_path: Path) 
     ],
 )
 def test_the_python_asked_for(python: str | None, words: str) -> None:
-    first, rest = probe(python).split("\n", 1)
+    first, rest = build_probe_script(python).split("\n", 1)
     assert first == f"set -- {words}"
-    assert rest == PROBE
+    assert rest == PROBE_SCRIPT
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -840,7 +844,7 @@ def test_pythons_are_tried_in_order(shell: list[str], tmp_path: Path) -> None:
     wanted = f"python{sys.version_info.major}.{sys.version_info.minor}"
     executable(tmp_path / wanted, "#!/bin/sh\necho 'pyenv: version not installed'\nexit 127\n")
     executable(tmp_path / "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    info = hardware.parse(run(probe(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
+    info = hardware.parse_probe_output(run(build_probe_script(), shell, path=f"{tmp_path}:{os.environ['PATH']}"))
     assert info.python_version == sys.version.split()[0]
 
 
@@ -848,15 +852,15 @@ def test_pythons_are_tried_in_order(shell: list[str], tmp_path: Path) -> None:
 def test_a_python_below_the_home_directory(shell: list[str], tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     executable(tmp_path / "a b" / "python", "#!/bin/sh\necho '3.12.1 /somewhere'\n")
-    info = hardware.parse(run(probe("~/a b/python"), shell, env={"HOME": str(tmp_path)}))
+    info = hardware.parse_probe_output(run(build_probe_script("~/a b/python"), shell, env={"HOME": str(tmp_path)}))
     assert (info.python_version, info.python_executable) == ("3.12.1", "/somewhere")
 
 
 @pytest.mark.parametrize("python", ["", "-c", "/no such/python", "x; echo 3.12.1"])
 def test_a_python_that_is_not_there(python: str) -> None:
-    info = hardware.parse(run(probe(python), ["sh"]))
+    info = hardware.parse_probe_output(run(build_probe_script(python), ["sh"]))
     assert (info.python_version, info.python_executable) == (None, None)
 
 
 def test_the_script_is_easy_to_quote() -> None:
-    assert not set("'\\!") & set(PROBE)
+    assert not set("'\\!") & set(PROBE_SCRIPT)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster._functions.python_finder import start_and_mind_python, start_python
-from lazycluster._ssh.host_scripts import PREPARE_FILE
+from lazycluster._functions.python_finder import exec_python_script, run_python_script
+from lazycluster._ssh.host_scripts import RESOLVE_FILE_TARGET
 from lazycluster._ssh.shell import Script
 
 SHELLS = [found for name in ("dash", "bash", "ksh", "mksh") if (found := shutil.which(name))]
@@ -37,7 +37,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def prepare(shell: str, tree: Path, target: str) -> subprocess.CompletedProcess[bytes]:
-    script = f'set -- "$1" name\n{PREPARE_FILE}'
+    script = f'set -- "$1" name\n{RESOLVE_FILE_TARGET}'
     return subprocess.run([shell, "-c", script, "-", target], cwd=tree, capture_output=True, check=False, timeout=30)
 
 
@@ -76,11 +76,17 @@ def test_start_python_keeps_exported_variables(shell: str, supervisor: bool) -> 
     """The shell text has variables of its own; an exported one of the user with such a name would change."""
     program = "import os; print(*(os.environ[name] for name in os.environ['NAMES'].split()))"
     names = ["p", "f", "d", "n", "x", "code", "list", "name", "file", "directory"]
-    start = start_python(sys.executable, program)
+    start = exec_python_script(sys.executable, program)
     if supervisor:
-        start = start_and_mind_python(sys.executable, program, mark="MARK=1", directories="lazycluster-none.")
+        start = run_python_script(sys.executable, program, mark="MARK=1", temp_dir_prefix="lazycluster-none.")
     script = Script(
-        start, mark="mark", job="job", title="", raw_stdin=True, login_shell=False, own_shell=not supervisor
+        start,
+        output_mark="mark",
+        process_mark="job",
+        title="",
+        raw_stdin=True,
+        login_shell=False,
+        new_shell=not supervisor,
     )
 
     ended = subprocess.run(

@@ -18,11 +18,11 @@ HERE = ".".join(map(str, sys.version_info[:2]))
 
 
 def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
-    program = bootstrap.program("abc")
+    program = bootstrap.build_call_program("abc")
     assert not set("'\\!\n") & set(program.bootstrap)
     assert program.bootstrap.isascii()
     ast.parse(program.bootstrap)
-    assert str(len(program.text)) in program.bootstrap
+    assert str(len(program.stdin_prefix)) in program.bootstrap
     assert len(repr(program)) < 500
 
 
@@ -30,21 +30,24 @@ def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
     ("program", "start"),
     [
         (
-            bootstrap.program("abc", 2.5),
-            "call_program.main('abc', watchdog.fork, lambda worker: watchdog.watch(worker, 2.5))",
+            bootstrap.build_call_program("abc", 2.5),
+            "call_program.main('abc', watchdog.fork_worker, lambda worker: watchdog.watch_worker(worker, 2.5))",
         ),
         (
-            bootstrap.supervisor("abc", "M=t.", 2.5, "~/a b'", "echo"),
+            bootstrap.build_supervisor_program("abc", "M=t.", 2.5, "~/a b'", "echo"),
             "sys.exit(supervisor.main('abc', 'M=t.', 2.5, b\"~/a b'\", 'echo'))",
         ),
-        (bootstrap.supervisor("abc", "M=t.", 5.0, None, ""), "sys.exit(supervisor.main('abc', 'M=t.', 5.0, None, ''))"),
+        (
+            bootstrap.build_supervisor_program("abc", "M=t.", 5.0, None, ""),
+            "sys.exit(supervisor.main('abc', 'M=t.', 5.0, None, ''))",
+        ),
     ],
     ids=["program", "supervisor", "supervisor without a directory"],
 )
-def test_a_program_is_python_3_6_in_all_its_modules(program: bootstrap.Program, start: str) -> None:
+def test_a_program_is_python_3_6_in_all_its_modules(program: bootstrap.HostProgram, start: str) -> None:
     """It makes modules from their sources, each importing earlier ones only, and calls what is in the last."""
     stream = zlib.decompressobj()
-    text = stream.decompress(program.text).decode()
+    text = stream.decompress(program.stdin_prefix).decode()
     assert text.endswith(f"\n{start}\n")
     ast.parse(text, feature_version=(3, 6))
     sources = loaded(zlib.decompress(program.source or stream.unused_data).decode())
@@ -56,15 +59,17 @@ def test_a_program_is_python_3_6_in_all_its_modules(program: bootstrap.Program, 
 
 
 def test_a_supervisor_is_sent_as_the_bytecode_of_its_sources() -> None:
-    sent = bootstrap.supervisor("abc", "M=t.", 5.0, None, "")
+    sent = bootstrap.build_supervisor_program("abc", "M=t.", 5.0, None, "")
     stream = zlib.decompressobj()
-    stream.decompress(sent.text)
+    stream.decompress(sent.stdin_prefix)
     codes = marshal.loads(zlib.decompress(stream.unused_data))
     assert [name for name, _ in codes] == list(loaded(zlib.decompress(sent.source).decode()))
-    assert len(sent.text) < 10 * 1448 + 20 * 1448, "more than two flights of TCP (RFC 6928) are a round trip more"
+    assert len(sent.stdin_prefix) < 10 * 1448 + 20 * 1448, (
+        "more than two flights of TCP (RFC 6928) are a round trip more"
+    )
 
 
-@pytest.mark.parametrize("text", [bootstrap.calls_preparation(), bootstrap.ports_preparation()], ids=["calls", "ports"])
+@pytest.mark.parametrize("text", [bootstrap.calls_extension(), bootstrap.ports_extension()], ids=["calls", "ports"])
 def test_a_preparation_is_python_3_6(text: bytes) -> None:
     for source in loaded(zlib.decompress(text).decode()).values():
         ast.parse(source, feature_version=(3, 6))
@@ -81,7 +86,7 @@ def loaded(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("token", ["", "a b", "a'b", "é", "a\n", "a-b"])
 def test_token_is_letters_and_digits(token: str) -> None:
     with pytest.raises(ValueError, match="letters and digits"):
-        bootstrap.program(token)
+        bootstrap.build_call_program(token)
 
 
 @pytest.mark.parametrize(
@@ -99,25 +104,25 @@ def test_token_is_letters_and_digits(token: str) -> None:
 )
 def test_parse_greeting(line: bytes, expected: tuple[str, str, str] | None) -> None:
     greeting = bootstrap.parse_greeting(line, "tok")
-    assert greeting == (bootstrap.Greeting(*expected) if expected else None)
+    assert greeting == (bootstrap.PythonInfo(*expected) if expected else None)
 
 
 @pytest.mark.parametrize("version", [platform.python_version(), f"{HERE}.99", f"{HERE}.0rc1"])
 def test_pythons_that_match(version: str) -> None:
-    bootstrap.check_python(bootstrap.Greeting(version, "/p", sys.implementation.name), "h")
+    bootstrap.check_python_version(bootstrap.PythonInfo(version, "/p", sys.implementation.name), "h")
 
 
 @pytest.mark.parametrize(
     ("greeting", "said"),
     [
-        (bootstrap.Greeting("3.6.15", "/usr/bin/python3"), "Python 3.6.15 (/usr/bin/python3) there"),
-        (bootstrap.Greeting("4.0.0", "/p"), "Python 4.0.0 (/p) there"),
-        (bootstrap.Greeting(f"{HERE}.1", "/p", "pypy"), f"Python {HERE}.1 (pypy) (/p) there"),
+        (bootstrap.PythonInfo("3.6.15", "/usr/bin/python3"), "Python 3.6.15 (/usr/bin/python3) there"),
+        (bootstrap.PythonInfo("4.0.0", "/p"), "Python 4.0.0 (/p) there"),
+        (bootstrap.PythonInfo(f"{HERE}.1", "/p", "pypy"), f"Python {HERE}.1 (pypy) (/p) there"),
     ],
 )
-def test_pythons_that_do_not(greeting: bootstrap.Greeting, said: str) -> None:
+def test_pythons_that_do_not(greeting: bootstrap.PythonInfo, said: str) -> None:
     with pytest.raises(PythonVersionMismatchError) as caught:
-        bootstrap.check_python(greeting, "h")
+        bootstrap.check_python_version(greeting, "h")
     assert said in str(caught.value)
     assert f"{HERE} here" in str(caught.value)
     assert f"python='python{HERE}'" in str(caught.value)

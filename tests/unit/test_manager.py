@@ -23,7 +23,7 @@ from lazycluster import (
 )
 from lazycluster.testing import FakeHost
 from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupt, threads
+from tests.unit.interrupting import interrupt, library_thread_names
 
 CONFIG = "Host small big\nHost *.example ?x !no\nHost gpu down\nHost big\n"
 
@@ -38,12 +38,12 @@ def config(fake_host: FakeHost, tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "config"
     path.write_text(CONFIG)
     yield path
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 def names(fake_host: FakeHost) -> list[str]:
     """Return the hosts that are connected."""
-    return sorted(way.host for way in fake_host.ways if not way.closed)
+    return sorted(way.host for way in fake_host.transports if not way.closed)
 
 
 # What there is -------------------------------------------------------------------------------------------------------
@@ -51,13 +51,13 @@ def names(fake_host: FakeHost) -> list[str]:
 
 def test_hosts_that_answer_and_hosts_that_do_not(fake_host: FakeHost, config: Path) -> None:
     with RuntimeManager(config) as manager:
-        assert fake_host.ways == [], "nothing is dialled before somebody asks"
+        assert fake_host.transports == [], "nothing is dialled before somebody asks"
         assert manager.hosts == ["small", "big", "gpu"], "in the order of the configuration, each once"
         assert list(manager.inactive_hosts) == ["down"]
         assert isinstance(manager.inactive_hosts["down"], HostUnreachableError), "the cause itself"
         assert [runtime.host for runtime in manager.runtimes] == manager.hosts
         assert names(fake_host) == ["big", "gpu", "small"]
-        assert len(fake_host.ways) == 4, "each was asked once"
+        assert len(fake_host.transports) == 4, "each was asked once"
         assert repr(manager) == f"<RuntimeManager of {config}>"
     assert fake_host.closed
     assert fake_host.cleaned_up
@@ -102,7 +102,7 @@ def test_many_that_ask_at_once_ask_the_hosts_once(fake_host: FakeHost, config: P
         for thread in asking:
             thread.join()
         assert found == [["small", "big", "gpu"]] * 8
-        assert len(fake_host.ways) == 4
+        assert len(fake_host.transports) == 4
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_group_of_all(fake_host: FakeHost, config: Path) -> None:
     manager = RuntimeManager(config)
     with manager.create_group() as group:
         assert group.hosts == ["small", "big", "gpu"]
-        assert len(fake_host.ways) == 4, "those that were found are those of the group"
+        assert len(fake_host.transports) == 4, "those that were found are those of the group"
         assert manager.runtimes == []
         assert manager.hosts == ["small", "big", "gpu"]
         manager.cleanup()
@@ -297,7 +297,7 @@ def test_arguments_that_cannot_be_right_are_told_at_once(
 ) -> None:
     with pytest.raises(error, match=next(iter(keywords))):
         RuntimeManager(config, **keywords)
-    assert fake_host.ways == []
+    assert fake_host.transports == []
 
 
 def test_what_is_excluded_is_listed_too(fake_host: FakeHost, config: Path) -> None:
@@ -334,7 +334,7 @@ def test_an_error_without_words_is_a_reason_too(
     def fail(*_args: Any, **_keywords: Any) -> str:
         raise TimeoutError
 
-    monkeypatch.setattr(Runtime, "unmet", fail)
+    monkeypatch.setattr(Runtime, "missing_requirement", fail)
     with RuntimeManager(config) as manager, pytest.raises(NoRuntimesDetectedError, match="\n  big: TimeoutError"):
         manager.create_group()
 

@@ -60,7 +60,7 @@ def module(name: str, **facts: object) -> ModuleType:
     ],
 )
 def test_travels(candidate: ModuleType, expected: bool) -> None:
-    assert modules.travels(candidate) is expected
+    assert modules.is_user_module(candidate) is expected
 
 
 def test_lazy_module_is_not_woken(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_lazy_module_is_not_woken(tmp_path: Path) -> None:
     spec.loader = importlib.util.LazyLoader(spec.loader)
     lazy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lazy)
-    assert modules.travels(lazy)
+    assert modules.is_user_module(lazy)
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_lazy_module_is_not_woken(tmp_path: Path) -> None:
 )
 def test_imports(source: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
     code = compile(source, "f", "exec")
-    assert list(modules.imports(code, "pkg.sub")) == expected
+    assert list(modules.find_imports(code, "pkg.sub")) == expected
 
 
 def test_relative_import_outside_of_a_package() -> None:
-    assert list(modules.imports(compile("from . import b", "f", "exec"), "")) == []
+    assert list(modules.find_imports(compile("from . import b", "f", "exec"), "")) == []
 
 
 def test_names() -> None:
     code = compile("def f(x):\n    def g(): return x.one\n    return two(g)", "f", "exec")
-    assert modules.names(code) >= {"one", "two"}
+    assert modules.referenced_names(code) >= {"one", "two"}
     assert isinstance(code, CodeType)
 
 
@@ -152,8 +152,8 @@ def __getattr__(name): raise AttributeError(name)
 
 def needed(function: Callable[..., object]) -> tuple[dict[str, bool], dict[tuple[str, str], str], bytes]:
     """Return which modules go with a function (True: with source), what of them is left out, and the pickles."""
-    data = serialize.dump(function).data
-    _, modules, texts, pickles = call_program.REQUEST.unpack_from(data)
+    data = serialize.serialize_call(function).full_request
+    _, modules, texts, pickles = call_program.CALL_REQUEST_HEADER.unpack_from(data)
     modules_at = len(data) - modules - texts - pickles
     packed = data[modules_at : modules_at + modules]
     sent, left_out = pickle.loads(zlib.decompress(packed)) if packed else ({}, {})
@@ -187,7 +187,7 @@ def test_modules_that_are_imported_later() -> None:
 
 
 def test_find_source(project: Path) -> None:
-    assert modules.find_source("plain_one") == modules.Source(str(project / "plain_one.py"), False, "x = 'é'")
+    assert modules.find_source("plain_one") == modules.ModuleSource(str(project / "plain_one.py"), False, "x = 'é'")
     found = modules.find_source("pkg_one.deep.leaf")
     assert found is not None
     assert found.text == "leaf = 1"
@@ -197,7 +197,7 @@ def test_find_source(project: Path) -> None:
     zipped = modules.find_source("zipped_one")
     assert zipped is not None
     assert zipped.text == "z = 1"
-    assert modules.find_source("space_one") == modules.Source("", True, "")
+    assert modules.find_source("space_one") == modules.ModuleSource("", True, "")
     assert modules.find_source("space_one.part") is not None
     assert not {"plain_one", "pkg_one", "zipped_one"} & set(sys.modules)
 
@@ -227,7 +227,7 @@ def test_find_source_with_a_loader_that_has_no_source(project: Path, monkeypatch
 
 
 def test_survey_ignores_a_module_that_was_replaced() -> None:
-    assert not modules.Survey().by_value(module(__name__, __file__=__file__))
+    assert not modules.CallDependencies().is_by_value(module(__name__, __file__=__file__))
 
 
 def test_survey_keeps_long_files_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +235,6 @@ def test_survey_keeps_long_files_to_itself(tmp_path: Path, monkeypatch: pytest.M
     file.write_text("def f(): pass\n" + "#" * 300_000)
     namespace: dict[str, object] = {}
     exec(compile(file.read_text(), str(file), "exec"), namespace)
-    survey = modules.Survey()
-    survey.see_function(namespace["f"])  # type: ignore[arg-type]
-    assert survey.texts == {str(file): ""}
+    survey = modules.CallDependencies()
+    survey.add_function(namespace["f"])  # type: ignore[arg-type]
+    assert survey.traceback_texts == {str(file): ""}

@@ -19,21 +19,28 @@ import pytest
 
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._ssh import mux
-from lazycluster._ssh.mux import ControlSocket, ControlSocketError, Reply, RequestRefusedError, encode, readable
+from lazycluster._ssh.mux import (
+    ControlSocket,
+    ControlSocketError,
+    MuxReply,
+    RequestRefusedError,
+    encode_message,
+    wait_readable,
+)
 from lazycluster.testing.processes import wait_until
 
 from .fake_master import (
-    ALIVE,
-    DENIED,
-    FAILURE,
-    OK,
-    OPENED,
-    Answer,
-    Master,
-    Request,
-    open_descriptors,
-    reply,
-    running_master,
+    MUX_S_ALIVE,
+    MUX_S_FAILURE,
+    MUX_S_OK,
+    MUX_S_PERMISSION_DENIED,
+    MUX_S_SESSION_OPENED,
+    FakeMaster,
+    MuxRequest,
+    MuxResponder,
+    count_open_descriptors,
+    make_responder,
+    running_fake_master,
 )
 
 LOCAL = Forwarding(ForwardType.LOCAL, 8080, 80)
@@ -41,13 +48,13 @@ REMOTE = Forwarding(ForwardType.REMOTE, 1, 65535, "127.0.0.1", "db")
 
 
 @pytest.fixture
-def master() -> Iterator[Master]:
-    with running_master() as stand_in:
+def master() -> Iterator[FakeMaster]:
+    with running_fake_master() as stand_in:
         yield stand_in
 
 
 @pytest.fixture
-def control(master: Master) -> Iterator[ControlSocket]:
+def control(master: FakeMaster) -> Iterator[ControlSocket]:
     connected = ControlSocket(master.path, timeout=5.0)
     yield connected
     connected.close()
@@ -76,34 +83,34 @@ def words(*values: int) -> bytes:
     ],
 )
 def test_encode(fields: tuple[int | str, ...], message: str) -> None:
-    assert encode(*fields) == bytes.fromhex(message)
+    assert encode_message(*fields) == bytes.fromhex(message)
 
 
 @pytest.mark.parametrize("body", [b"", b"\0\0\0", b"\0\0\0\1\0\0\0"])
 def test_a_reply_that_is_too_short(body: bytes) -> None:
     with pytest.raises(ControlSocketError, match="the master's answer is too short"):
-        Reply(1, body).word(len(body) // 4)
+        MuxReply(1, body).uint32(len(body) // 4)
 
 
 def test_a_reply() -> None:
-    received = Reply(FAILURE, words(7) + text("why") + b"ignored")
-    assert (received.word(0), received.reason) == (7, "why")
+    received = MuxReply(MUX_S_FAILURE, words(7) + text("why") + b"ignored")
+    assert (received.uint32(0), received.reason) == (7, "why")
 
 
 # Greetings ------------------------------------------------------------------------------------------------------------
 
 
-def test_greeting(master: Master, control: ControlSocket) -> None:
+def test_greeting(master: FakeMaster, control: ControlSocket) -> None:
     assert control.check() == 4711
-    assert master.greetings == [words(1, 4)]
+    assert master.received_hellos == [words(1, 4)]
 
 
 @pytest.mark.parametrize(
     ("hello", "reason"),
     [
-        (encode(1, 3), "does not speak version 4"),
-        (encode(2, 4), "does not speak version 4"),
-        (encode(1), "too short"),
+        (encode_message(1, 3), "does not speak version 4"),
+        (encode_message(2, 4), "does not speak version 4"),
+        (encode_message(1), "too short"),
         (words(0), "garbled"),
         (words(3) + b"abc", "garbled"),
         (words(1 << 30), "garbled"),
@@ -113,14 +120,14 @@ def test_greeting(master: Master, control: ControlSocket) -> None:
         (None, "the master closed its control socket"),
     ],
 )
-def test_no_greeting(master: Master, hello: bytes | None, reason: str) -> None:
+def test_no_greeting(master: FakeMaster, hello: bytes | None, reason: str) -> None:
     master.hello = hello
-    before = open_descriptors()
+    before = count_open_descriptors()
     begun = time.monotonic()
     with pytest.raises(ControlSocketError, match=reason):
         ControlSocket(master.path, timeout=0.2)
     assert time.monotonic() - begun < 5
-    assert open_descriptors() <= before + 1  # the master's end may still be open
+    assert count_open_descriptors() <= before + 1  # the master's end may still be open
 
 
 def test_no_socket(tmp_path: Path) -> None:
@@ -141,27 +148,27 @@ def test_a_socket_that_nobody_listens_on() -> None:
 # Requests -------------------------------------------------------------------------------------------------------------
 
 
-def test_check(master: Master, control: ControlSocket) -> None:
+def test_check(master: FakeMaster, control: ControlSocket) -> None:
     for number in (1, 2, 3):
         assert control.check() == 4711
-        assert master.requests[-1] == Request(0x10000004, number, b"")
+        assert master.requests[-1] == MuxRequest(0x10000004, number, b"")
 
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (reply(OK), "the master answered a check with 0x80000001"),
-        (reply(FAILURE, "no"), "the master answered a check with 0x80000003"),
-        (reply(ALIVE), "too short"),
+        (make_responder(MUX_S_OK), "the master answered a check with 0x80000001"),
+        (make_responder(MUX_S_FAILURE, "no"), "the master answered a check with 0x80000003"),
+        (make_responder(MUX_S_ALIVE), "too short"),
         (lambda _request: words(2) + b"ab", "garbled"),
         (lambda _request: None, "the master closed its control socket"),
         (lambda _request: b"", "no answer from the master: timed out"),
         (lambda _request: words(12) + b"half", "no answer from the master: timed out"),
     ],
 )
-def test_a_check_that_fails(master: Master, answer: Answer, reason: str) -> None:
+def test_a_check_that_fails(master: FakeMaster, answer: MuxResponder, reason: str) -> None:
     control = ControlSocket(master.path, timeout=0.2)
-    master.answer = answer
+    master.responder = answer
     begun = time.monotonic()
     with pytest.raises(ControlSocketError, match=reason):
         control.check()
@@ -169,15 +176,15 @@ def test_a_check_that_fails(master: Master, answer: Answer, reason: str) -> None
     control.close()
 
 
-def test_an_answer_that_comes_late_is_not_taken_for_the_next(master: Master) -> None:
+def test_an_answer_that_comes_late_is_not_taken_for_the_next(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=0.2)
     go = threading.Event()
 
-    def late(request: Request) -> bytes:
+    def late(request: MuxRequest) -> bytes:
         go.wait(10)
-        return encode(ALIVE, request.id, 4711)
+        return encode_message(MUX_S_ALIVE, request.id, 4711)
 
-    master.answer = late
+    master.responder = late
     with pytest.raises(ControlSocketError, match="timed out"):
         control.check()
     go.set()
@@ -187,9 +194,9 @@ def test_an_answer_that_comes_late_is_not_taken_for_the_next(master: Master) -> 
     control.close()
 
 
-def test_an_answer_in_pieces(master: Master, control: ControlSocket) -> None:
+def test_an_answer_in_pieces(master: FakeMaster, control: ControlSocket) -> None:
     """A stream has no messages: they come in any pieces."""
-    whole = encode(ALIVE, 1, 99)
+    whole = encode_message(MUX_S_ALIVE, 1, 99)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(5)
@@ -213,63 +220,63 @@ def test_an_answer_in_pieces(master: Master, control: ControlSocket) -> None:
         (REMOTE, words(2) + text("127.0.0.1") + words(1) + text("db") + words(65535)),
     ],
 )
-def test_forwardings(master: Master, control: ControlSocket, forwarding: Forwarding, body: bytes) -> None:
-    master.answer = reply(OK)
+def test_forwardings(master: FakeMaster, control: ControlSocket, forwarding: Forwarding, body: bytes) -> None:
+    master.responder = make_responder(MUX_S_OK)
     control.open_forward(forwarding)
     control.close_forward(forwarding)
-    assert master.requests == [Request(0x10000006, 1, body), Request(0x10000007, 2, body)]
+    assert master.requests == [MuxRequest(0x10000006, 1, body), MuxRequest(0x10000007, 2, body)]
 
 
 @pytest.mark.parametrize("method", [ControlSocket.open_forward, ControlSocket.close_forward])
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (reply(FAILURE, "Port forwarding failed"), "^Port forwarding failed$"),
-        (reply(DENIED, "Permission denied"), "^Permission denied$"),
-        (reply(FAILURE, ""), "^answer 0x80000003$"),
+        (make_responder(MUX_S_FAILURE, "Port forwarding failed"), "^Port forwarding failed$"),
+        (make_responder(MUX_S_PERMISSION_DENIED, "Permission denied"), "^Permission denied$"),
+        (make_responder(MUX_S_FAILURE, ""), "^answer 0x80000003$"),
     ],
 )
 def test_a_forwarding_refused(
-    master: Master,
+    master: FakeMaster,
     control: ControlSocket,
     method: Callable[[ControlSocket, Forwarding], None],
-    answer: Answer,
+    answer: MuxResponder,
     reason: str,
 ) -> None:
-    master.answer = answer
+    master.responder = answer
     with pytest.raises(RequestRefusedError, match=reason):
         method(control, LOCAL)
-    master.answer = reply(OK)
+    master.responder = make_responder(MUX_S_OK)
     method(control, LOCAL)  # a refusal does not end the connection
 
 
-def test_a_refusal_without_a_reason_is_a_broken_answer(master: Master, control: ControlSocket) -> None:
-    master.answer = reply(FAILURE)
+def test_a_refusal_without_a_reason_is_a_broken_answer(master: FakeMaster, control: ControlSocket) -> None:
+    master.responder = make_responder(MUX_S_FAILURE)
     with pytest.raises(ControlSocketError, match="too short"):
         control.open_forward(LOCAL)
 
 
-def test_probe(master: Master, control: ControlSocket) -> None:
-    master.answer, master.takes_descriptors = reply(OPENED, 5), 2
+def test_probe(master: FakeMaster, control: ControlSocket) -> None:
+    master.responder, master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 2
     control.probe("localhost", 80)
     assert [(request.type, request.body) for request in master.requests] == [
         (0x10000008, text("") + text("localhost") + words(80))
     ]
     # over a connection of its own, which is closed
-    assert wait_until(lambda: (len(master.greetings), master.closed) == (2, 1), 10)
+    assert wait_until(lambda: (len(master.received_hellos), master.closed_connections) == (2, 1), 10)
 
 
-def test_a_probe_refused(master: Master, control: ControlSocket) -> None:
-    master.answer, master.takes_descriptors = reply(FAILURE, "Connection refused"), 2
+def test_a_probe_refused(master: FakeMaster, control: ControlSocket) -> None:
+    master.responder, master.descriptors_per_request = make_responder(MUX_S_FAILURE, "Connection refused"), 2
     with pytest.raises(RequestRefusedError, match=r"^Connection refused$"):
         control.probe("localhost", 80)
 
 
-def test_open_session(master: Master, control: ControlSocket) -> None:
+def test_open_session(master: FakeMaster, control: ControlSocket) -> None:
     reading, writing = os.pipe()
     try:
         link = str(Path(f"/proc/self/fd/{reading}").readlink()) if Path("/proc/self/fd").exists() else ""
-        master.answer, master.takes_descriptors = reply(OPENED, 5), 3
+        master.responder, master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 3
         session = control.open_session("exec cat", reading)
         request = master.requests[0]
         fields = text("") + words(0, 0, 0, 0, 0xFFFFFFFF) + text("dumb") + text("exec cat")
@@ -286,29 +293,34 @@ def test_open_session(master: Master, control: ControlSocket) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "error"),
-    [(reply(FAILURE, "Session open refused"), RequestRefusedError), (lambda _request: None, ControlSocketError)],
+    [
+        (make_responder(MUX_S_FAILURE, "Session open refused"), RequestRefusedError),
+        (lambda _request: None, ControlSocketError),
+    ],
 )
-def test_a_session_refused(master: Master, control: ControlSocket, answer: Answer, error: type[Exception]) -> None:
-    master.answer, master.takes_descriptors = answer, 3
-    before = open_descriptors()
+def test_a_session_refused(
+    master: FakeMaster, control: ControlSocket, answer: MuxResponder, error: type[Exception]
+) -> None:
+    master.responder, master.descriptors_per_request = answer, 3
+    before = count_open_descriptors()
     with pytest.raises(error), Path(os.devnull).open() as nothing:
         control.open_session("exec cat", nothing.fileno())
     deadline = time.monotonic() + 5
-    while open_descriptors() > before and time.monotonic() < deadline:
+    while count_open_descriptors() > before and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert open_descriptors() <= before
+    assert count_open_descriptors() <= before
 
 
 # The end --------------------------------------------------------------------------------------------------------------
 
 
-def test_terminate(master: Master, control: ControlSocket) -> None:
-    master.answer = lambda _request: None
+def test_terminate(master: FakeMaster, control: ControlSocket) -> None:
+    master.responder = lambda _request: None
     assert not control.wait_closed(0.01)
     control.terminate()
     assert control.wait_closed(5.0)
     assert control.closed
-    assert master.requests == [Request(0x10000005, 0, b"")]
+    assert master.requests == [MuxRequest(0x10000005, 0, b"")]
     control.terminate()  # nobody is there any more
 
 
@@ -331,8 +343,8 @@ def test_waiting_can_be_woken(control: ControlSocket) -> None:
         os.close(writing)
 
 
-def test_the_end_of_the_master_wakes(master: Master) -> None:
-    master.answer = lambda _request: None
+def test_the_end_of_the_master_wakes(master: FakeMaster) -> None:
+    master.responder = lambda _request: None
     control = ControlSocket(master.path, timeout=5.0)
     reading, writing = os.pipe()
     try:
@@ -357,21 +369,21 @@ def test_a_forked_child_does_not_hold_the_master(control: ControlSocket) -> None
     os.close(reading)
     os.waitpid(pid, 0)
     assert control.check() == 4711
-    assert control in mux._held
+    assert control in mux._open_control_sockets
 
 
-def test_forgetting_is_closing_without_a_word(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgetting_is_closing_without_a_word(master: FakeMaster, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a fork does in the child, done here to a connection of this process."""
     control = ControlSocket(master.path, timeout=5.0)
-    monkeypatch.setattr(mux, "_held", WeakSet([control]))
-    mux._forget_all()
+    monkeypatch.setattr(mux, "_open_control_sockets", WeakSet([control]))
+    mux._close_after_fork()
     assert control.closed
     assert master.requests == []
-    assert len(mux._held) == 0
+    assert len(mux._open_control_sockets) == 0
 
 
-def test_many_threads_ask_over_one_connection(master: Master, control: ControlSocket) -> None:
-    master.answer = lambda request: encode(ALIVE, request.id, request.id + 1000)
+def test_many_threads_ask_over_one_connection(master: FakeMaster, control: ControlSocket) -> None:
+    master.responder = lambda request: encode_message(MUX_S_ALIVE, request.id, request.id + 1000)
     answers: list[int] = []
     threads = [threading.Thread(target=lambda: answers.append(control.check())) for _ in range(30)]
     for thread in threads:
@@ -382,7 +394,7 @@ def test_many_threads_ask_over_one_connection(master: Master, control: ControlSo
 
 
 def test_a_look_at_the_end_does_not_mistake_the_answer_to_another_thread_for_it(
-    master: Master, control: ControlSocket
+    master: FakeMaster, control: ControlSocket
 ) -> None:
     done = threading.Event()
 
@@ -401,15 +413,15 @@ def test_a_look_at_the_end_does_not_mistake_the_answer_to_another_thread_for_it(
     assert control.check() == 4711
 
 
-def test_an_answer_that_comes_late_is_not_the_end(master: Master) -> None:
+def test_an_answer_that_comes_late_is_not_the_end(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=0.2)
     go = threading.Event()
 
-    def late(request: Request) -> bytes:
+    def late(request: MuxRequest) -> bytes:
         go.wait(10)
-        return encode(ALIVE, request.id, 4711)
+        return encode_message(MUX_S_ALIVE, request.id, 4711)
 
-    master.answer = late
+    master.responder = late
     with pytest.raises(ControlSocketError, match="timed out"):
         control.check()
     go.set()
@@ -417,55 +429,57 @@ def test_an_answer_that_comes_late_is_not_the_end(master: Master) -> None:
     begun = time.process_time()
     assert not control.wait_closed(0.3)
     assert time.process_time() - begun < 0.2  # the late answer does not keep it busy
-    master.hang_up()
+    master.close_connections()
     assert control.wait_closed(5.0)
     control.close()
 
 
-def test_an_answer_for_which_ctrl_c_kept_us_from_waiting_is_not_the_end(master: Master, control: ControlSocket) -> None:
+def test_an_answer_for_which_ctrl_c_kept_us_from_waiting_is_not_the_end(
+    master: FakeMaster, control: ControlSocket
+) -> None:
     answered = threading.Event()
 
-    def interrupted(request: Request) -> bytes:
+    def interrupted(request: MuxRequest) -> bytes:
         os.kill(os.getpid(), signal.SIGINT)
         answered.wait(10)
-        return encode(ALIVE, request.id, 4711)
+        return encode_message(MUX_S_ALIVE, request.id, 4711)
 
-    master.answer = interrupted
+    master.responder = interrupted
     with pytest.raises(KeyboardInterrupt):
         control.check()
     answered.set()
-    assert readable([control._socket.fileno()], 10.0)
+    assert wait_readable([control._socket.fileno()], 10.0)
     assert not control.wait_closed(0.05)
     with pytest.raises(ControlSocketError, match="the master did not answer before"):
         control.check()
-    master.hang_up()
+    master.close_connections()
     assert control.wait_closed(5.0)
 
 
-def test_after_an_answer_that_makes_no_sense_nothing_is_asked_and_the_end_is_seen(master: Master) -> None:
+def test_after_an_answer_that_makes_no_sense_nothing_is_asked_and_the_end_is_seen(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=5.0)
-    master.answer = lambda _request: words(1 << 30) + b"what would be read as the next answer"
+    master.responder = lambda _request: words(1 << 30) + b"what would be read as the next answer"
     with pytest.raises(ControlSocketError, match="garbled"):
         control.check()
     with pytest.raises(ControlSocketError, match="did not answer before"):
         control.check()
     assert len(master.requests) == 1
     assert not control.wait_closed(0.05)
-    master.hang_up()
+    master.close_connections()
     assert control.wait_closed(5.0)
     control.close()
 
 
-def test_waiting_for_a_message(master: Master, control: ControlSocket) -> None:
+def test_waiting_for_a_message(master: FakeMaster, control: ControlSocket) -> None:
     begun = time.monotonic()
     control.wait_message(0.05)
     assert 0.04 < time.monotonic() - begun < 5
-    master.connections[0].sendall(encode(0x80000004, 0, 0))
+    master.connections[0].sendall(encode_message(0x80000004, 0, 0))
     begun = time.monotonic()
     control.wait_message(60.0)
     assert time.monotonic() - begun < 5
     assert not control.closed
-    master.hang_up()
+    master.close_connections()
     control.wait_message(60.0)
     control.close()
     control.wait_message(60.0)
@@ -477,15 +491,15 @@ def test_waiting_for_a_message(master: Master, control: ControlSocket) -> None:
 def test_readable() -> None:
     first, second = os.pipe(), os.pipe()
     try:
-        assert readable([first[0], second[0]], 0) == set()
+        assert wait_readable([first[0], second[0]], 0) == set()
         begun = time.monotonic()
-        assert readable([first[0], second[0]], 0.05) == set()
+        assert wait_readable([first[0], second[0]], 0.05) == set()
         assert 0.04 < time.monotonic() - begun < 5
         os.write(second[1], b"x")
-        assert readable([first[0], second[0]], None) == {second[0]}
+        assert wait_readable([first[0], second[0]], None) == {second[0]}
         os.close(first[1])
-        assert readable([first[0], second[0]], 60.0) == set(first[:1]) | {second[0]}  # an end counts
-        assert readable([-1, second[0]], 60.0) == set()
+        assert wait_readable([first[0], second[0]], 60.0) == set(first[:1]) | {second[0]}  # an end counts
+        assert wait_readable([-1, second[0]], 60.0) == set()
     finally:
         for descriptor in (first[0], *second):
             os.close(descriptor)
@@ -503,7 +517,7 @@ def many_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_descriptors")
-def test_descriptors_above_those_of_select(master: Master) -> None:
+def test_descriptors_above_those_of_select(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=5.0)
     high = socket.socket(fileno=fcntl.fcntl(control._socket, fcntl.F_DUPFD_CLOEXEC, 2000))
     high.settimeout(5.0)
@@ -517,10 +531,10 @@ def test_descriptors_above_those_of_select(master: Master) -> None:
         assert not control.closed
         assert not control.wait_closed(0.01, wake)
         os.write(writing, b"x")
-        assert readable([wake], 5.0) == {wake}
+        assert wait_readable([wake], 5.0) == {wake}
         assert not control.wait_closed(60.0, wake)
         os.read(reading, 1)
-        master.hang_up()
+        master.close_connections()
         assert control.wait_closed(60.0, wake)
     finally:
         control.close()

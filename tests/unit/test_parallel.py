@@ -10,11 +10,11 @@ from functools import partial
 import pytest
 
 from lazycluster import HostsFailedError
-from lazycluster._gather import Stopping, collected, errors_of, on_all, outcome_of, values
-from lazycluster._waiting import Cancellation
+from lazycluster._gather import CancelGroup, capture, errors_by_host, gather, unwrap_all, values_or_errors
+from lazycluster._waiting import CancelToken
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupt, threads
+from tests.unit.interrupting import interrupt, library_thread_names
 
 HOSTS = [f"host-{number}" for number in range(20)]
 
@@ -24,15 +24,17 @@ def test_outcomes_are_in_the_order_given() -> None:
         time.sleep((20 - number) / 1000)
         return number
 
-    outcomes = on_all({host: partial(work, number) for number, host in enumerate(HOSTS)})
+    outcomes = gather({host: partial(work, number) for number, host in enumerate(HOSTS)})
     assert list(outcomes) == HOSTS
-    assert values(outcomes, "it") == collected(outcomes) == {host: number for number, host in enumerate(HOSTS)}
+    assert (
+        unwrap_all(outcomes, "it") == values_or_errors(outcomes) == {host: number for number, host in enumerate(HOSTS)}
+    )
 
 
 def test_no_hosts() -> None:
-    outcomes = on_all(dict[str, Callable[[], int]]())
+    outcomes = gather(dict[str, Callable[[], int]]())
     assert outcomes == {}
-    assert values(outcomes, "it") == collected(outcomes) == {}
+    assert unwrap_all(outcomes, "it") == values_or_errors(outcomes) == {}
 
 
 @pytest.mark.parametrize("limit", [1, 3, 50])
@@ -49,7 +51,7 @@ def test_never_more_than_so_many_at_once(limit: int) -> None:
         with lock:
             running -= 1
 
-    on_all(dict.fromkeys(HOSTS[:15], work), limit=limit)
+    gather(dict.fromkeys(HOSTS[:15], work), limit=limit)
     assert min(limit, 5) <= most <= limit
 
 
@@ -58,29 +60,29 @@ def test_an_error_is_that_of_its_host_alone() -> None:
         raise KeyError("why")
 
     told: list[tuple[str, bool]] = []
-    outcomes = on_all(
+    outcomes = gather(
         {"a": lambda: 1, "b": fail, "c": lambda: 3},
-        done=lambda host, outcome: told.append((host, isinstance(outcome, Value))),
+        on_result=lambda host, outcome: told.append((host, isinstance(outcome, Value))),
     )
     assert sorted(told) == [("a", True), ("b", False), ("c", True)]
-    assert collected(outcomes)["a"] == 1
-    assert isinstance(collected(outcomes)["b"], Error)
+    assert values_or_errors(outcomes)["a"] == 1
+    assert isinstance(values_or_errors(outcomes)["b"], Error)
     with pytest.raises(HostsFailedError) as caught:
-        values(outcomes, "it")
+        unwrap_all(outcomes, "it")
     assert str(caught.value) == "it failed on 1 of 3 hosts:\n  b: KeyError: 'why'"
     assert caught.value.values == {"a": 1, "c": 3}
     assert caught.value.__cause__ is caught.value.exceptions[0]
-    assert [host for host, _ in errors_of(outcomes)] == ["b"]
+    assert [host for host, _ in errors_by_host(outcomes)] == ["b"]
 
 
 def test_what_is_no_error_of_a_host_is_raised_as_it_is() -> None:
     def leave() -> int:
         raise SystemExit(3)
 
-    outcomes = on_all({"a": leave})
+    outcomes = gather({"a": leave})
     with pytest.raises(SystemExit):
-        values(outcomes, "it")
-    assert isinstance(outcome_of(leave), Error)
+        unwrap_all(outcomes, "it")
+    assert isinstance(capture(leave), Error)
 
 
 def test_who_is_told_is_the_caller_and_may_raise() -> None:
@@ -91,9 +93,9 @@ def test_who_is_told_is_the_caller_and_may_raise() -> None:
         raise LookupError
 
     with pytest.raises(LookupError):
-        on_all(dict.fromkeys(HOSTS, int), limit=2, done=told)
+        gather(dict.fromkeys(HOSTS, int), limit=2, on_result=told)
     assert seen == [threading.get_ident()]
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
@@ -108,12 +110,12 @@ def test_ctrl_c_stops_what_is_under_way_and_begins_nothing_more() -> None:
         stopped.wait(20)
 
     interrupt(
-        lambda: on_all({host: partial(work, host) for host in HOSTS}, limit=3, stop=stopped.set),
+        lambda: gather({host: partial(work, host) for host in HOSTS}, limit=3, cancel=stopped.set),
         lambda: len(begun) == 3,
     )
 
     assert sorted(begun) == HOSTS[:3]
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 def test_ctrl_c_takes_back_what_was_done_and_what_still_comes() -> None:
@@ -131,17 +133,17 @@ def test_ctrl_c_takes_back_what_was_done_and_what_still_comes() -> None:
         return host.upper()
 
     interrupt(
-        lambda: on_all(
+        lambda: gather(
             {host: partial(work, host) for host in HOSTS},
             limit=3,
-            stop=stopped.set,
-            undo=lambda host, made: undone.append((host, made)),
+            cancel=stopped.set,
+            rollback=lambda host, made: undone.append((host, made)),
         ),
         lambda: len(begun) == 5,
     )
 
     assert sorted(undone) == [(host, host.upper()) for host in [*HOSTS[:2], *HOSTS[3:5]]]
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 def test_after_ctrl_c_nobody_waits_for_what_cannot_be_stopped() -> None:
@@ -149,63 +151,63 @@ def test_after_ctrl_c_nobody_waits_for_what_cannot_be_stopped() -> None:
     try:
         begun = time.monotonic()
         interrupt(
-            lambda: on_all({"a": partial(going_on.wait, 60), "b": partial(going_on.wait, 60)}),
-            lambda: len(threads()) == 2,
+            lambda: gather({"a": partial(going_on.wait, 60), "b": partial(going_on.wait, 60)}),
+            lambda: len(library_thread_names()) == 2,
         )
         assert time.monotonic() - begun < 30
     finally:
         going_on.set()
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 def test_what_does_not_stop_is_waited_for_once_and_not_for_each(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("lazycluster._gather._PARTING", 0.5)
+    monkeypatch.setattr("lazycluster._gather._CANCEL_WAIT_SECONDS", 0.5)
     going_on = threading.Event()
     stopped: list[float] = []
     try:
         interrupt(
-            lambda: on_all(
+            lambda: gather(
                 {host: partial(going_on.wait, 60) for host in HOSTS},
-                stop=lambda: stopped.append(time.monotonic()),
+                cancel=lambda: stopped.append(time.monotonic()),
             ),
-            lambda: len(threads()) == len(HOSTS),
+            lambda: len(library_thread_names()) == len(HOSTS),
         )
         assert 0.4 < time.monotonic() - stopped[0] < 5, "ten seconds, if each were waited for"
     finally:
         going_on.set()
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 # What stops things ---------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_reaches_all_that_is_under_way() -> None:
-    stopping = Stopping()
+    stopping = CancelGroup()
     called: list[str] = []
-    with stopping.calling(lambda: called.append("a")), stopping.calling(lambda: called.append("b")):
-        with stopping.calling(lambda: called.append("over")):
+    with stopping.on_cancel(lambda: called.append("a")), stopping.on_cancel(lambda: called.append("b")):
+        with stopping.on_cancel(lambda: called.append("over")):
             pass
-        stopping.request()
+        stopping.cancel()
         assert sorted(called) == ["a", "b"]
-        with stopping.calling(lambda: called.append("late")):
+        with stopping.on_cancel(lambda: called.append("late")):
             assert called[2:] == ["late"], "what begins afterwards is stopped at once"
 
 
 def test_cancellations_are_closed_with_what_they_are_for() -> None:
-    stopping = Stopping()
-    kept: list[Cancellation] = []
-    with stopping.cancellation() as one, stopping.cancellation() as two:
+    stopping = CancelGroup()
+    kept: list[CancelToken] = []
+    with stopping.token() as one, stopping.token() as two:
         kept += [one, two]
         assert all(cancellation.fileno() >= 0 for cancellation in kept)
-        assert not any(cancellation.requested for cancellation in kept)
-        stopping.request()
-        assert all(cancellation.requested for cancellation in kept)
-    with stopping.cancellation() as late:
-        assert late.requested
+        assert not any(cancellation.is_cancelled for cancellation in kept)
+        stopping.cancel()
+        assert all(cancellation.is_cancelled for cancellation in kept)
+    with stopping.token() as late:
+        assert late.is_cancelled
     assert [cancellation.fileno() for cancellation in kept] == [-1, -1]
-    stopping.request()
+    stopping.cancel()
 
 
 def test_what_had_ended_before_an_interruption_is_told_too() -> None:
@@ -217,7 +219,7 @@ def test_what_had_ended_before_an_interruption_is_told_too() -> None:
         told.append(host)
         if len(told) == 1:
             ended.wait(20)
-            assert wait_until(lambda: not [name for name in threads() if "host" in name], 20)
+            assert wait_until(lambda: not [name for name in library_thread_names() if "host" in name], 20)
             raise KeyboardInterrupt
 
     def work() -> int:
@@ -225,5 +227,5 @@ def test_what_had_ended_before_an_interruption_is_told_too() -> None:
         return 1
 
     with pytest.raises(KeyboardInterrupt):
-        on_all({"a": lambda: 0, "b": work, "c": work}, done=done)
+        gather({"a": lambda: 0, "b": work, "c": work}, on_result=done)
     assert sorted(told) == ["a", "b", "c"]

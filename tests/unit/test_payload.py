@@ -153,7 +153,7 @@ def test_class_of_the_host_comes_back() -> None:
 )
 def test_what_cannot_be_sent(function: Callable[..., object], args: tuple[object, ...], reason: str) -> None:
     with pytest.raises(FunctionNotSerializableError, match=reason) as caught:
-        serialize.dump(function, *args)
+        serialize.serialize_call(function, *args)
     assert isinstance(caught.value.__cause__, TypeError)
     assert function_name(function) in str(caught.value)
 
@@ -173,7 +173,7 @@ def test_function_name(function: Callable[..., object], name: str) -> None:
 
 
 def test_payload_hides_its_bytes() -> None:
-    assert len(repr(serialize.dump(len, "x" * 100000))) < 100
+    assert len(repr(serialize.serialize_call(len, "x" * 100000))) < 100
 
 
 @pytest.fixture
@@ -188,26 +188,26 @@ def test_registry_is_left_as_it_was_found(registry: set[str], argument: object) 
     cloudpickle.register_pickle_by_value(json)
     try:
         try:
-            serialize.dump(factorial, argument)  # type: ignore[arg-type]
+            serialize.serialize_call(factorial, argument)  # type: ignore[arg-type]
         except FunctionNotSerializableError:
             assert argument != "fine"
         assert cloudpickle.list_registry_pickle_by_value() == registry | {__name__, "json"}
     finally:
         cloudpickle.unregister_pickle_by_value(this)
         cloudpickle.unregister_pickle_by_value(json)
-    serialize.dump(factorial, 1)
+    serialize.serialize_call(factorial, 1)
     assert cloudpickle.list_registry_pickle_by_value() == registry
 
 
 def test_registry_with_one_module_under_two_names(registry: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "another_name_of_it", sys.modules[__name__])
-    serialize.dump(factorial, 1)
+    serialize.serialize_call(factorial, 1)
     assert cloudpickle.list_registry_pickle_by_value() == registry
 
 
 def test_dumps_in_threads() -> None:
     made: list[serialize.Payload] = []
-    threads = [threading.Thread(target=lambda: made.append(serialize.dump(factorial, 3))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: made.append(serialize.serialize_call(factorial, 3))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -224,7 +224,7 @@ def test_class_of_an_extension_in_a_package_by_value_goes_by_reference(monkeypat
     package.__path__ = ["/project/own_package"]
     monkeypatch.setitem(sys.modules, "own_package", package)
     monkeypatch.setitem(sys.modules, "own_package.compiled", compiled)
-    assert b"own_package.compiled\x94\x8c\x05Thing" in serialize.dump(compiled.Thing).data
+    assert b"own_package.compiled\x94\x8c\x05Thing" in serialize.serialize_call(compiled.Thing).full_request
 
 
 HELPER = """
@@ -338,7 +338,7 @@ CASES = {
         """
         import helper
         from lazycluster._functions import serialize
-        print(len(payload.dump(lambda: helper.g()).data) < 100_000)
+        print(len(serialize.serialize_call(lambda: helper.g()).full_request) < 100_000)
         """,
         "True",
     ),

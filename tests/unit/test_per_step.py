@@ -9,9 +9,9 @@ import attrs
 import pytest
 
 from lazycluster import CommandFailedError, Connection, ConnectionLostError
-from lazycluster._ssh.client import Sessions
-from lazycluster._ssh.shell import JOB_VARIABLE
-from lazycluster._transports.per_command import PerStep, checked
+from lazycluster._ssh.client import SshClient
+from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
+from lazycluster._transports.per_command import PerCommandTransport, check_result
 from lazycluster.results import CommandResult
 
 
@@ -34,13 +34,13 @@ class Scripts:
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
     made = Scripts()
-    monkeypatch.setattr(Sessions, "run", made)  # called without the sessions
+    monkeypatch.setattr(SshClient, "run", made)  # called without the sessions
     return made
 
 
 @pytest.fixture
-def host() -> Iterator[PerStep]:
-    made = PerStep(Connection("web1"))
+def host() -> Iterator[PerCommandTransport]:
+    made = PerCommandTransport(Connection("web1"))
     yield made
     made.close()
 
@@ -60,7 +60,7 @@ LOST = ConnectionLostError("web1", "clean up", "closed", started=True)
     ],
 )
 def test_what_the_host_could_not_clean_up_is_logged(
-    host: PerStep,
+    host: PerCommandTransport,
     scripts: Scripts,
     outcome: CommandResult | Exception,
     warnings: list[str],
@@ -70,31 +70,31 @@ def test_what_the_host_could_not_clean_up_is_logged(
     assert host.create_tempdir() == "/tmp/a b"
     host.clean_up()
     script, keywords = scripts.run[-1]
-    assert script.startswith(f"set -- {JOB_VARIABLE}={host.connection.sessions.token}. '/tmp/a b'\n")
-    assert not keywords["marked"]  # it would end itself
+    assert script.startswith(f"set -- {PROCESS_MARK_VARIABLE}={host.connection.ssh_client.token}. '/tmp/a b'\n")
+    assert not keywords["mark_processes"]  # it would end itself
     assert caplog.messages == warnings
 
 
-def test_a_host_that_was_never_reached_is_not_dialled(host: PerStep) -> None:
-    assert not host.reaches_host(1.0)
-    assert not host.connection.sessions.connected
+def test_a_host_that_was_never_reached_is_not_dialled(host: PerCommandTransport) -> None:
+    assert not host.can_reach_host(1.0)
+    assert not host.connection.ssh_client.is_connected
 
 
-def test_temporary_directories(host: PerStep, scripts: Scripts) -> None:
+def test_temporary_directories(host: PerCommandTransport, scripts: Scripts) -> None:
     scripts.answers = [CommandResult("create_tempdir", 0, b"/tmp/\xff%d\0" % number, b"") for number in range(2)]
     paths = [host.create_tempdir(), host.create_tempdir()]
-    assert paths == host.directories == ["/tmp/\udcff0", "/tmp/\udcff1"]
+    assert paths == host.temp_dirs == ["/tmp/\udcff0", "/tmp/\udcff1"]
     scripts.answers = [CommandResult("delete_dir", status, b"", b"") for status in (1, 0, 0)]
     assert [host.delete_dir(path, cwd="/w") for path in (paths[0], paths[1], "/else")] == [False, True, True]
-    assert host.directories == paths[:1]
+    assert host.temp_dirs == paths[:1]
     scripts.answers = [CommandResult("create_tempdir", 1, b"", b"mktemp: no space")]
     with pytest.raises(CommandFailedError, match="mktemp: no space"):
         host.create_tempdir()
-    assert host.directories == paths[:1]
+    assert host.temp_dirs == paths[:1]
 
 
 def test_checked() -> None:
     good = CommandResult("x", 0, b"", b"")
-    assert checked("web1", good) is good
+    assert check_result("web1", good) is good
     with pytest.raises(CommandFailedError, match=r"web1: `x` ended with exit status 3\.\n    why"):
-        checked("web1", CommandResult("x", 3, b"", b"why\n"))
+        check_result("web1", CommandResult("x", 3, b"", b"why\n"))

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pytest
 
-from lazycluster._files.install import discard, place, temporary_beside
+from lazycluster._files.install import discard, move_into_place, temporary_path_beside
 
 Layout: TypeAlias = "dict[str, str | None]"
 """Content by path; None is a directory, a text that begins with -> a link."""
@@ -47,21 +47,21 @@ def layout(root: Path) -> Layout:
 @pytest.mark.parametrize("there", [None, "old", "->elsewhere"])
 def test_a_file_takes_its_place(tmp_path: Path, there: str | None) -> None:
     root = make(tmp_path / "root", {"temporary": "new"} | ({"target": there} if there else {}))
-    place(root / "temporary", root / "target")
+    move_into_place(root / "temporary", root / "target")
     expected = {"target": "new"} if there != "->elsewhere" else {"target": "->elsewhere", "elsewhere": "new"}
     assert layout(root) == expected
 
 
 def test_a_link_at_the_target_stays_and_what_it_stands_for_is_replaced(tmp_path: Path) -> None:
     root = make(tmp_path / "root", {"temporary": "new", "real/file": "old", "target": "->real/file"})
-    place(root / "temporary", root / "target")
+    move_into_place(root / "temporary", root / "target")
     assert layout(root) == {"target": "->real/file", "real/file": "new"}
 
 
 def test_a_tree_takes_its_place_with_all_it_has(tmp_path: Path) -> None:
     root = make(tmp_path / "root", {"temporary/a": "1", "temporary/d/b": "2", "temporary/link": "->/x"})
     (root / "temporary").chmod(0o555)
-    place(root / "temporary", root / "target")
+    move_into_place(root / "temporary", root / "target")
     assert stat.S_IMODE((root / "target").stat().st_mode) == 0o555
     (root / "target").chmod(0o755)
     assert layout(root) == {"target/a": "1", "target/d/b": "2", "target/link": "->/x"}
@@ -96,7 +96,7 @@ def test_a_tree_is_merged_into_a_directory(tmp_path: Path) -> None:
     (temporary / "opened").chmod(0o555)
     target.chmod(0o750)
     os.utime(temporary / "readonly", (10**9, 10**9))
-    place(temporary, target)
+    move_into_place(temporary, target)
     assert layout(target) == old | new
     assert not temporary.exists()
     assert stat.S_IMODE(target.stat().st_mode) == 0o750
@@ -108,7 +108,7 @@ def test_a_tree_is_merged_into_a_directory(tmp_path: Path) -> None:
 
 def test_a_tree_is_merged_into_the_directory_that_a_link_stands_for(tmp_path: Path) -> None:
     root = make(tmp_path / "root", {"temporary/a": "1", "real/b": "2", "target": "->real"})
-    place(root / "temporary", root / "target")
+    move_into_place(root / "temporary", root / "target")
     assert layout(root) == {"real/a": "1", "real/b": "2", "target": "->real"}
 
 
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(
     root = make(tmp_path / "root", new | old)
     before = layout(root)
     with pytest.raises(error) as caught:
-        place(root / "temporary", root / where if where == "x/target" else root / "target")
+        move_into_place(root / "temporary", root / where if where == "x/target" else root / "target")
     assert caught.value.filename == str(root / where)
     assert layout(root) == before
 
@@ -149,7 +149,7 @@ def test_a_directory_that_may_not_be_written_is_refused_before_anything_changes(
     # As it is for everybody but root, whom no mode stops.
     monkeypatch.setattr(os, "access", lambda path, mode: path != root / "target/d")
     with pytest.raises(PermissionError) as caught:
-        place(root / "temporary", root / "target")
+        move_into_place(root / "temporary", root / "target")
     assert caught.value.filename == str(root / "target/d")
     assert layout(root) == before
 
@@ -163,26 +163,26 @@ def test_a_failed_rename_leaves_modes_as_they_were(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="cross-device"):
-        place(root / "temporary", root / "target")
+        move_into_place(root / "temporary", root / "target")
     assert stat.S_IMODE((root / "temporary/d").stat().st_mode) == 0o555
     (root / "temporary/f").write_text("x")
     discard(root / "temporary/d")
     with pytest.raises(OSError, match="cross-device"):
-        place(root / "temporary", root / "target")
+        move_into_place(root / "temporary", root / "target")
     assert layout(root) == {"temporary/f": "x", "target": None}
 
 
 def test_a_loop_of_links_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="loop"):
-        temporary_beside(tmp_path / "loop")
+        temporary_path_beside(tmp_path / "loop")
 
 
 @pytest.mark.parametrize(
     "name", ["file", "x" * 255, "ü" * 127, "☃" * 85, ".hidden", "-rf", "new\nline", "sp ace", "back\\slash"]
 )
 def test_a_temporary_name_is_new_hidden_and_valid(tmp_path: Path, name: str) -> None:
-    first, second = temporary_beside(tmp_path / name), temporary_beside(tmp_path / name)
+    first, second = temporary_path_beside(tmp_path / name), temporary_path_beside(tmp_path / name)
     assert first != second
     assert first.parent == tmp_path.resolve()
     assert first.name.startswith(f".{name[:20]}")
@@ -194,20 +194,20 @@ def test_a_temporary_name_is_new_hidden_and_valid(tmp_path: Path, name: str) -> 
 def test_a_temporary_name_is_on_the_file_system_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make(tmp_path.resolve() / "root", {"directory": None, "far/file": "x", "link": "->far/file"})
     (root / "to-directory").symlink_to("directory")
-    assert temporary_beside(root / "directory").parent == root / "directory"
-    assert temporary_beside(root / "to-directory").parent == root / "directory"
-    assert temporary_beside(root / "link").parent == root / "far"
+    assert temporary_path_beside(root / "directory").parent == root / "directory"
+    assert temporary_path_beside(root / "to-directory").parent == root / "directory"
+    assert temporary_path_beside(root / "link").parent == root / "far"
     monkeypatch.chdir(root)
-    assert temporary_beside(Path("new")).parent == root
-    assert temporary_beside(Path()).parent == root
-    assert temporary_beside(Path("..")).parent == root.parent
+    assert temporary_path_beside(Path("new")).parent == root
+    assert temporary_path_beside(Path()).parent == root
+    assert temporary_path_beside(Path("..")).parent == root.parent
 
 
 def test_a_merge_from_within_the_target(tmp_path: Path) -> None:
     target = make(tmp_path / "target", {"a": "old", "b": "old"})
-    temporary = temporary_beside(target)
+    temporary = temporary_path_beside(target)
     make(temporary, {"a": "new", "c/d": "new"})
-    place(temporary, target)
+    move_into_place(temporary, target)
     assert layout(target) == {"a": "new", "b": "old", "c/d": "new"}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lazycluster._remote.ports import check_program, is_free
+from lazycluster._remote.ports import is_port_free, port_check_program
 
 ADDRESSES = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, ""), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")]
 
@@ -30,14 +30,14 @@ def taken(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def run(ports: list[int]) -> list[int]:
-    argv = [sys.executable, "-I", "-S", "-c", check_program()]
+    argv = [sys.executable, "-I", "-S", "-c", port_check_program()]
     asked = "".join(f"{port}\n" for port in ports).encode()
     ended = subprocess.run(argv, input=asked, capture_output=True, check=True)
     return [int(line) for line in ended.stdout.split()]
 
 
 def test_a_taken_port(taken: int) -> None:
-    assert not is_free(taken)
+    assert not is_port_free(taken)
     assert run([taken]) == []
 
 
@@ -50,7 +50,7 @@ def test_a_port_is_free_again_once_nobody_listens() -> None:
         client.connect(("127.0.0.1", port))
         served, _ = listener.accept()
         served.close()  # whose side then waits (TIME_WAIT)
-    assert is_free(port)
+    assert is_port_free(port)
 
 
 def test_the_program_keeps_the_order() -> None:
@@ -83,7 +83,7 @@ class Refusing:
 )
 def test_why_a_port_cannot_be_bound(number: int, free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", lambda *_: Refusing(number))
-    assert is_free(80) is free
+    assert is_port_free(80) is free
 
 
 def test_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,4 +91,4 @@ def test_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EAFNOSUPPORT, "no such family")
 
     monkeypatch.setattr(socket, "socket", no_sockets)
-    assert is_free(80)
+    assert is_port_free(80)

@@ -21,11 +21,11 @@ import attrs
 import pytest
 
 from lazycluster import _processes, _waiting
-from lazycluster._processes import Child, Inlet, run_detaching, run_to_end
-from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
+from lazycluster._processes import LocalProcess, PipeWriter, run_and_capture, run_daemonizing
+from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Stream
-from lazycluster.testing.processes import table, wait_until
-from tests.unit.interrupting import threads
+from lazycluster.testing.processes import parent_by_pid, wait_until
+from tests.unit.interrupting import library_thread_names
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
@@ -54,8 +54,8 @@ def output() -> Output:
 
 
 @pytest.fixture
-def cancellation() -> Iterator[Cancellation]:
-    made = Cancellation()
+def cancellation() -> Iterator[CancelToken]:
+    made = CancelToken()
     yield made
     made.close()
 
@@ -73,79 +73,79 @@ def open_descriptors() -> int:
 
 
 def test_streams_come_apart(output: Output) -> None:
-    child = Child(shell("echo out; echo err >&2; exit 3"), on_output=output, deadline=Deadline(10))
+    child = LocalProcess(shell("echo out; echo err >&2; exit 3"), on_output=output, deadline=Deadline(10))
     assert not child.pump(lambda: False)
-    assert child.at_end
+    assert child.at_eof
     assert (child.wait(5), output.out, output.err) == (3, b"out\n", b"err\n")
-    child.abandon()
+    child.close()
 
 
 def test_argv_and_pid(output: Output) -> None:
-    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(10))
+    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(10))
     assert child.argv == ("sleep", "60")
-    assert child.pid in table()
-    child.abandon()
-    assert child.pid not in table()
+    assert child.pid in parent_by_pid()
+    child.close()
+    assert child.pid not in parent_by_pid()
 
 
 def test_a_child_has_a_session_of_its_own(output: Output) -> None:
     """So that a terminal's Ctrl-C does not reach it."""
-    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(10))
+    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(10))
     assert os.getsid(child.pid) == child.pid != os.getsid(0)
-    child.abandon()
+    child.close()
 
 
 def test_a_condition_ends_the_pumping(output: Output) -> None:
-    child = Child(shell("echo one; read x; echo two"), on_output=output, deadline=Deadline(10))
+    child = LocalProcess(shell("echo one; read x; echo two"), on_output=output, deadline=Deadline(10))
     assert child.pump(lambda: output.out == b"one\n")
-    child.feed(b"\n")
+    child.write(b"\n")
     assert child.pump(lambda: output.out == b"one\ntwo\n")
-    child.abandon()
+    child.close()
 
 
 def test_a_program_that_is_not_there(output: Output) -> None:
     before = open_descriptors()
     with pytest.raises(FileNotFoundError):
-        Child(["/no/such/program"], on_output=output, deadline=Deadline(1))
+        LocalProcess(["/no/such/program"], on_output=output, deadline=Deadline(1))
     assert open_descriptors() == before
 
 
 def test_a_pause_is_no_deadline(output: Output) -> None:
-    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(20))
+    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(20))
     begun = time.monotonic()
-    assert not child.pump(lambda: False, seconds=0.05)
+    assert not child.pump(lambda: False, timeout=0.05)
     assert 0.04 < time.monotonic() - begun < 5
-    assert not child.at_end
+    assert not child.at_eof
     assert child.wait(0.01) is None
-    child.abandon()
+    child.close()
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1])
 @pytest.mark.parametrize("command", ["exec sleep 60", "while :; do echo x; done", "trap '' TERM; exec sleep 60"])
 def test_a_deadline_bounds_the_pumping_and_ends_nothing(seconds: float, command: str, output: Output) -> None:
-    child = Child(shell(command), on_output=output, deadline=Deadline(seconds))
+    child = LocalProcess(shell(command), on_output=output, deadline=Deadline(seconds))
     begun = time.monotonic()
     with pytest.raises(DeadlinePassedError):
         child.pump(lambda: False)
     assert time.monotonic() - begun < 5
-    assert child.pid in table()
-    child.abandon()
-    assert child.pid not in table()
+    assert child.pid in parent_by_pid()
+    child.close()
+    assert child.pid not in parent_by_pid()
 
 
 def test_what_came_before_the_deadline_is_kept(output: Output) -> None:
-    child = Child(shell("echo early; exec sleep 60"), on_output=output, deadline=Deadline(5))
+    child = LocalProcess(shell("echo early; exec sleep 60"), on_output=output, deadline=Deadline(5))
     child.pump(lambda: bool(output.out))
     child.deadline = Deadline(0.05)
     with pytest.raises(DeadlinePassedError):
         child.pump(lambda: False)
-    child.abandon()
+    child.close()
     assert output.out == b"early\n"
 
 
-def test_a_cancellation_ends_the_pumping_at_once(output: Output, cancellation: Cancellation) -> None:
-    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(30), cancellation=cancellation)
-    timer = threading.Timer(0.05, cancellation.request)
+def test_a_cancellation_ends_the_pumping_at_once(output: Output, cancellation: CancelToken) -> None:
+    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(30), cancel_token=cancellation)
+    timer = threading.Timer(0.05, cancellation.cancel)
     timer.start()
     begun = time.monotonic()
     with pytest.raises(CancelledError):
@@ -153,142 +153,143 @@ def test_a_cancellation_ends_the_pumping_at_once(output: Output, cancellation: C
     assert time.monotonic() - begun < 5
     with pytest.raises(CancelledError):
         child.pump(lambda: False)
-    child.abandon()
+    child.close()
     timer.join()
 
 
-def test_pumping_may_go_on_after_a_cancellation(output: Output, cancellation: Cancellation) -> None:
-    cancellation.request()
-    child = Child(shell("sleep 0.2; echo x"), on_output=output, deadline=Deadline(10), cancellation=cancellation)
+def test_pumping_may_go_on_after_a_cancellation(output: Output, cancellation: CancelToken) -> None:
+    cancellation.cancel()
+    child = LocalProcess(shell("sleep 0.2; echo x"), on_output=output, deadline=Deadline(10), cancel_token=cancellation)
     with pytest.raises(CancelledError):
         child.pump(lambda: False)
-    child.ignore_cancellation()
-    child.ignore_cancellation()
+    child.ignore_cancel_token()
+    child.ignore_cancel_token()
     child.pump(lambda: False)
     assert (child.wait(5), output.out) == (0, b"x\n")
-    child.abandon()
+    child.close()
 
 
-def test_a_cancellation_serves_several_children(output: Output, cancellation: Cancellation) -> None:
+def test_a_cancellation_serves_several_children(output: Output, cancellation: CancelToken) -> None:
     children = [
-        Child(["sleep", "60"], on_output=output, deadline=Deadline(30), cancellation=cancellation) for _ in range(3)
+        LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(30), cancel_token=cancellation)
+        for _ in range(3)
     ]
-    cancellation.request()
+    cancellation.cancel()
     for child in children:
         with pytest.raises(CancelledError):
             child.pump(lambda: False)
-        child.abandon()
+        child.close()
 
 
 def test_much_output_on_both_streams(output: Output) -> None:
     program = "import os; [(os.write(1, b'o' * 65536), os.write(2, b'e' * 65536)) for _ in range(400)]"
-    child = Child([sys.executable, "-S", "-c", program], on_output=output, deadline=Deadline(60))
+    child = LocalProcess([sys.executable, "-S", "-c", program], on_output=output, deadline=Deadline(60))
     child.pump(lambda: False)
     assert (child.wait(5), len(output.out), len(output.err)) == (0, 400 * 65536, 400 * 65536)
-    child.abandon()
+    child.close()
 
 
 def test_much_input_and_output_at_once(output: Output) -> None:
     """More than the pipes hold, in both directions: who only writes or only reads would wait for ever."""
     data = os.urandom(1 << 20) * 8
-    child = Child(["cat"], on_output=output, deadline=Deadline(60))
-    child.feed(data)
-    child.feed(b"and the rest")
+    child = LocalProcess(["cat"], on_output=output, deadline=Deadline(60))
+    child.write(data)
+    child.write(b"and the rest")
     child.close_stdin()
     child.close_stdin()
-    child.feed(b"too late")
+    child.write(b"too late")
     child.pump(lambda: False)
     assert child.wait(5) == 0
     assert output.out == data + b"and the rest"
-    child.abandon()
+    child.close()
 
 
 def test_a_child_that_reads_slowly(output: Output) -> None:
     program = "import os, time\nn = 0\nwhile d := os.read(0, 1 << 16): n += len(d); time.sleep(0.001)\nprint(n)"
-    child = Child([sys.executable, "-S", "-c", program], on_output=output, deadline=Deadline(60))
-    child.feed(b"x" * (4 << 20))
+    child = LocalProcess([sys.executable, "-S", "-c", program], on_output=output, deadline=Deadline(60))
+    child.write(b"x" * (4 << 20))
     child.close_stdin()
     child.pump(lambda: False)
     assert output.out == b"%d\n" % (4 << 20)
-    child.abandon()
+    child.close()
 
 
 @pytest.mark.parametrize("command", ["exit 0", "exec <&-; sleep 0.2; echo done", "head -c 10 >/dev/null; echo done"])
 def test_a_child_that_ignores_its_input(command: str, output: Output) -> None:
-    child = Child(shell(command), on_output=output, deadline=Deadline(30))
-    child.feed(b"x" * (1 << 20))
-    child.feed(b"more")
+    child = LocalProcess(shell(command), on_output=output, deadline=Deadline(30))
+    child.write(b"x" * (1 << 20))
+    child.write(b"more")
     child.pump(lambda: False)
     assert child.wait(5) == 0
     assert output.out in {b"", b"done\n"}
-    child.abandon()
+    child.close()
 
 
 def test_a_deadline_bounds_the_feeding(output: Output) -> None:
-    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(0.1))
+    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(0.1))
     with pytest.raises(DeadlinePassedError):
-        child.feed(b"x" * (1 << 20))
-    child.abandon()
-    assert child.pid not in table()
+        child.write(b"x" * (1 << 20))
+    child.close()
+    assert child.pid not in parent_by_pid()
 
 
-def test_a_cancellation_ends_the_feeding(output: Output, cancellation: Cancellation) -> None:
-    cancellation.request()
-    child = Child(["sleep", "60"], on_output=output, deadline=Deadline(30), cancellation=cancellation)
+def test_a_cancellation_ends_the_feeding(output: Output, cancellation: CancelToken) -> None:
+    cancellation.cancel()
+    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(30), cancel_token=cancellation)
     with pytest.raises(CancelledError):
-        child.feed(b"x" * (1 << 20))
+        child.write(b"x" * (1 << 20))
     child.close_stdin()
-    child.abandon()
+    child.close()
 
 
 def test_without_standard_input(output: Output) -> None:
-    child = Child(["cat"], on_output=output, deadline=Deadline(10), stdin=False)
-    child.feed(b"nobody reads this")
+    child = LocalProcess(["cat"], on_output=output, deadline=Deadline(10), stdin=False)
+    child.write(b"nobody reads this")
     child.close_stdin()
     assert not child.pump(lambda: False)
     assert (child.wait(5), output.out) == (0, b"")
-    child.abandon()
+    child.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_death_by_signal(number: signal.Signals, output: Output) -> None:
-    child = Child(shell(f"kill -{number.value} $$"), on_output=output, deadline=Deadline(10))
+    child = LocalProcess(shell(f"kill -{number.value} $$"), on_output=output, deadline=Deadline(10))
     child.pump(lambda: False)
     assert child.wait(5) == -number
-    child.abandon()
+    child.close()
 
 
 def test_abandoning_does_not_wait_for_who_holds_the_output(output: Output) -> None:
-    child = Child(shell("sleep 60 & echo $!; exit"), on_output=output, deadline=Deadline(30))
+    child = LocalProcess(shell("sleep 60 & echo $!; exit"), on_output=output, deadline=Deadline(30))
     child.pump(lambda: b"\n" in output.out)
     assert child.wait(5) == 0
     begun = time.monotonic()
-    child.abandon()
+    child.close()
     assert time.monotonic() - begun < 5
-    assert child.at_end
+    assert child.at_eof
     os.kill(int(output.out), signal.SIGKILL)
 
 
-def test_abandoning_gives_everything_back(output: Output, cancellation: Cancellation) -> None:
+def test_abandoning_gives_everything_back(output: Output, cancellation: CancelToken) -> None:
     before = open_descriptors()
     for end in (True, False):
-        child = Child(["cat"], on_output=output, deadline=Deadline(10), cancellation=cancellation)
+        child = LocalProcess(["cat"], on_output=output, deadline=Deadline(10), cancel_token=cancellation)
         if end:
             child.close_stdin()
             child.pump(lambda: False)
             child.wait(5)
-        child.abandon()
-        child.abandon()
+        child.close()
+        child.close()
     assert open_descriptors() == before
     assert cancellation.fileno() >= 0
 
 
 def test_starts_and_ends_are_logged_at_debug(output: Output, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "lazycluster"):
-        child = Child(["true"], on_output=output, deadline=Deadline(10))
+        child = LocalProcess(["true"], on_output=output, deadline=Deadline(10))
         child.pump(lambda: False)
         child.wait(5)
-        child.abandon()
+        child.close()
     assert [record.getMessage() for record in caplog.records] == ["start ['true']", f"ended with 0: pid {child.pid}"]
 
 
@@ -303,28 +304,28 @@ def daemon(pid_file: Path) -> list[str]:
 def test_a_daemon_does_not_keep_us_waiting(tmp_path: Path) -> None:
     pid_file, said = tmp_path / "pid", tmp_path / "said"
     begun = time.monotonic()
-    ended = run_detaching(daemon(pid_file), said, seconds=30)
+    ended = run_daemonizing(daemon(pid_file), said, timeout=30)
     assert time.monotonic() - begun < 10
-    assert (ended.status, ended.text) == (4, "said\n")
+    assert (ended.exit_code, ended.text) == (4, "said\n")
     pid = int(pid_file.read_text())
-    assert pid in table()
+    assert pid in parent_by_pid()
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: pid not in table(), 5)
+    assert wait_until(lambda: pid not in parent_by_pid(), 5)
 
 
 def test_a_program_that_does_not_detach_is_killed(tmp_path: Path) -> None:
     begun = time.monotonic()
-    ended = run_detaching(shell("echo $$ >&2; exec sleep 60"), tmp_path / "said", seconds=0.3)
+    ended = run_daemonizing(shell("echo $$ >&2; exec sleep 60"), tmp_path / "said", timeout=0.3)
     assert 0.2 < time.monotonic() - begun < 10
-    assert ended.status is None
-    assert int(ended.text) not in table()
+    assert ended.exit_code is None
+    assert int(ended.text) not in parent_by_pid()
 
 
 def test_a_program_that_is_killed_takes_along_what_it_started(tmp_path: Path) -> None:
     """As ssh its ProxyCommand."""
-    ended = run_detaching(shell("sleep 60 & echo $! >&2; wait"), tmp_path / "said", seconds=0.3)
-    assert ended.status is None
-    assert wait_until(lambda: int(ended.text) not in table(), 5)
+    ended = run_daemonizing(shell("sleep 60 & echo $! >&2; wait"), tmp_path / "said", timeout=0.3)
+    assert ended.exit_code is None
+    assert wait_until(lambda: int(ended.text) not in parent_by_pid(), 5)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -335,18 +336,20 @@ def test_a_program_that_is_to_be_stopped_is_killed(tmp_path: Path, before: bool)
     if before:
         timer.join()
     begun = time.monotonic()
-    ended = run_detaching(["sleep", "60"], said, seconds=60, stopping=stopping)
+    ended = run_daemonizing(["sleep", "60"], said, timeout=60, cancel_event=stopping)
     assert time.monotonic() - begun < 10
-    assert ended.status is None
+    assert ended.exit_code is None
     timer.join()
 
 
 def test_what_nobody_stops_ends_by_itself_or_at_its_time(tmp_path: Path) -> None:
     stopping = threading.Event()
-    ended = run_detaching(shell("echo said >&2; sleep 0.3; exit 3"), tmp_path / "a", seconds=30, stopping=stopping)
-    assert (ended.status, ended.text) == (3, "said\n")
+    ended = run_daemonizing(
+        shell("echo said >&2; sleep 0.3; exit 3"), tmp_path / "a", timeout=30, cancel_event=stopping
+    )
+    assert (ended.exit_code, ended.text) == (3, "said\n")
     begun = time.monotonic()
-    assert run_detaching(["sleep", "60"], tmp_path / "b", seconds=0.3, stopping=stopping).status is None
+    assert run_daemonizing(["sleep", "60"], tmp_path / "b", timeout=0.3, cancel_event=stopping).exit_code is None
     assert 0.2 < time.monotonic() - begun < 10
 
 
@@ -375,25 +378,25 @@ def test_a_number_that_is_not_our_child_is_not_killed(tmp_path: Path, monkeypatc
     stand_in = StandIn()
     monkeypatch.setattr(_processes, "_popen", lambda *_, **__: stand_in)
     monkeypatch.setattr(os, "killpg", lambda group, _number: groups.append(group))
-    ended = run_detaching(["ssh"], tmp_path / "said", seconds=0.05)
-    assert (ended.status, stand_in.killed.is_set(), groups) == (None, True, [])
+    ended = run_daemonizing(["ssh"], tmp_path / "said", timeout=0.05)
+    assert (ended.exit_code, stand_in.killed.is_set(), groups) == (None, True, [])
 
 
 def test_a_detaching_program_has_no_input_and_its_output_is_dropped(tmp_path: Path) -> None:
-    ended = run_detaching(shell("cat; echo dropped; printf 'a\\377' >&2"), tmp_path / "said", seconds=10)
-    assert (ended.status, ended.text) == (0, "a\ufffd")
+    ended = run_daemonizing(shell("cat; echo dropped; printf 'a\\377' >&2"), tmp_path / "said", timeout=10)
+    assert (ended.exit_code, ended.text) == (0, "a\ufffd")
 
 
 def test_a_detaching_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        run_detaching(["/no/such/program"], tmp_path / "said", seconds=1)
+        run_daemonizing(["/no/such/program"], tmp_path / "said", timeout=1)
 
 
 def test_many_threads_may_run_programs(tmp_path: Path) -> None:
     statuses: list[int | None] = []
 
     def work(number: int) -> None:
-        statuses.append(run_detaching(shell(f"exit {number}"), tmp_path / str(number), seconds=30).status)
+        statuses.append(run_daemonizing(shell(f"exit {number}"), tmp_path / str(number), timeout=30).exit_code)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
     for thread in threads:
@@ -411,27 +414,27 @@ def test_many_threads_may_run_programs(tmp_path: Path) -> None:
     [("echo out; echo err >&2", 0, "out\n"), ("printf 'a\\377'; exit 2", 2, "a\ufffd"), ("kill -9 $$", -9, "")],
 )
 def test_run_to_end(command: str, status: int, text: str) -> None:
-    ended = run_to_end(shell(command), seconds=10)
-    assert (ended.status, ended.text) == (status, text)
+    ended = run_and_capture(shell(command), timeout=10)
+    assert (ended.exit_code, ended.text) == (status, text)
 
 
 def test_run_to_end_with_what_went_wrong() -> None:
-    assert run_to_end(shell("echo err >&2"), seconds=10, errors=True).text == "err\n"
+    assert run_and_capture(shell("echo err >&2"), timeout=10, include_stderr=True).text == "err\n"
 
 
 def test_run_to_end_leaves_nothing_that_the_program_has_started() -> None:
-    ended = run_to_end(shell("sleep 60 & echo $!; wait"), seconds=0.5)
+    ended = run_and_capture(shell("sleep 60 & echo $!; wait"), timeout=0.5)
 
-    assert wait_until(lambda: int(ended.text) not in table(), timeout=5)
+    assert wait_until(lambda: int(ended.text) not in parent_by_pid(), timeout=5)
 
 
 @pytest.mark.parametrize("command", ["echo $$; exec sleep 60", "echo $$; exec >&- 2>&-; exec sleep 60"])
 def test_run_to_end_is_bounded(command: str) -> None:
     begun = time.monotonic()
-    ended = run_to_end(shell(command), seconds=0.3)
+    ended = run_and_capture(shell(command), timeout=0.3)
     assert time.monotonic() - begun < 10
-    assert ended.status is None
-    assert int(ended.text) not in table()
+    assert ended.exit_code is None
+    assert int(ended.text) not in parent_by_pid()
 
 
 # Ctrl-C in the moment of a start -------------------------------------------------------------------------------------
@@ -458,21 +461,21 @@ def test_ctrl_c_while_a_program_starts_leaves_no_process(
         return started[0]
 
     taken_back = threading.Event()
-    abandon = _waiting._Shelter.abandon
+    abandon = _waiting._UninterruptibleThread.cancel
 
-    def note(shelter: _waiting._Shelter[Any]) -> None:
+    def note(shelter: _waiting._UninterruptibleThread[Any]) -> None:
         abandon(shelter)
         taken_back.set()
 
-    monkeypatch.setattr(_waiting._Shelter, "abandon", note)
+    monkeypatch.setattr(_waiting._UninterruptibleThread, "cancel", note)
     monkeypatch.setattr(subprocess, "Popen", start)
-    run = run_to_end if way == "to the end" else functools.partial(run_detaching, said=tmp_path / "said")
+    run = run_and_capture if way == "to the end" else functools.partial(run_daemonizing, stderr_path=tmp_path / "said")
     with pytest.raises(KeyboardInterrupt):
-        run(("sleep", "1000"), seconds=20)
+        run(("sleep", "1000"), timeout=20)
     assert len(started) == (moment != "failed")
     killed = [-signal.SIGKILL] * len(started)
     assert wait_until(lambda: [process.returncode for process in started] == killed, timeout=10)
-    assert wait_until(lambda: not threads("lazycluster-start"), timeout=10)
+    assert wait_until(lambda: not library_thread_names("lazycluster-start"), timeout=10)
 
 
 # An inlet -----------------------------------------------------------------------------------------------------------
@@ -482,7 +485,7 @@ def test_ctrl_c_while_a_program_starts_leaves_no_process(
 class Pipe:
     """An inlet under test, and the end that is read."""
 
-    inlet: Inlet
+    inlet: PipeWriter
     reading: IO[bytes]
 
     def read(self, size: int) -> bytes:
@@ -494,7 +497,7 @@ class Pipe:
 def pipe() -> Iterator[Pipe]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    made = Pipe(Inlet(writing), os.fdopen(reading, "rb"))
+    made = Pipe(PipeWriter(writing), os.fdopen(reading, "rb"))
     yield made
     made.inlet.close()
     made.reading.close()
@@ -590,13 +593,13 @@ def test_a_fork_neither_writes_nor_keeps_it_open(pipe: Pipe, waiting: int) -> No
 
 
 def test_the_standard_input_of_a_child_is_taken_over(output: Output) -> None:
-    child = Child(shell("cat; echo end"), on_output=output, deadline=Deadline(20))
-    inlet = child.take_stdin()
-    assert not child.listens
+    child = LocalProcess(shell("cat; echo end"), on_output=output, deadline=Deadline(20))
+    inlet = child.detach_stdin()
+    assert not child.is_stdin_open
     assert inlet.write(b"x" * 3_000_000)
     assert child.pump(lambda: len(output.out) == 3_000_000)
     inlet.close()
     child.pump(lambda: False)
     assert output.out[3_000_000:] == b"end\n"
     assert child.wait(10) == 0
-    child.abandon()
+    child.close()

@@ -16,7 +16,7 @@ OUT, ERR = Stream.STDOUT, Stream.STDERR
 def collect(*pieces: tuple[Stream, bytes]) -> CommandResult:
     collector = Collector()
     for stream, data in pieces:
-        collector.add(stream, data)
+        collector.write(stream, data)
     return collector.result("x", 0, 0.5)
 
 
@@ -95,10 +95,10 @@ def test_no_byte_is_lost(pieces: list[tuple[Stream, bytes]]) -> None:
 
 def test_a_collector_may_be_asked_meanwhile() -> None:
     collector = Collector()
-    collector.add(OUT, b"a")
-    assert collector.joined(OUT) == b"a"
-    collector.add(OUT, b"b")
-    assert (collector.joined(OUT), collector.joined(ERR)) == (b"ab", b"")
+    collector.write(OUT, b"a")
+    assert collector.getvalue(OUT) == b"a"
+    collector.write(OUT, b"b")
+    assert (collector.getvalue(OUT), collector.getvalue(ERR)) == (b"ab", b"")
     assert collector.result("x", 3, 0.0).stdout == "ab"
 
 

@@ -13,9 +13,9 @@ import pytest
 from lazycluster import Connection, Gpu, HostInfo, Runtime
 from lazycluster._facts import Facts, info_rows
 from lazycluster._model.options import ConnectionOptions, RuntimeOptions
-from lazycluster._transports.factory import reach
-from lazycluster._transports.per_command import PerStep
-from lazycluster._transports.resident import Resident
+from lazycluster._transports.factory import make_transport
+from lazycluster._transports.per_command import PerCommandTransport
+from lazycluster._transports.resident import ResidentTransport
 from lazycluster.gpus import MigDevice
 
 
@@ -72,20 +72,21 @@ def test_a_grace_that_cannot_be_right(grace: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keywords", "way"), [({}, Resident), ({"resident": True}, Resident), ({"resident": False}, PerStep)]
+    ("keywords", "way"),
+    [({}, ResidentTransport), ({"resident": True}, ResidentTransport), ({"resident": False}, PerCommandTransport)],
 )
-def test_the_way_onto_a_host(keywords: RuntimeOptions, way: type[Resident | PerStep]) -> None:
-    transport = reach("web1", keywords)
+def test_the_way_onto_a_host(keywords: RuntimeOptions, way: type[ResidentTransport | PerCommandTransport]) -> None:
+    transport = make_transport("web1", keywords)
     assert isinstance(transport, way)
-    assert (transport.host, transport.directories) == ("web1", [])
+    assert (transport.host, transport.temp_dirs) == ("web1", [])
     transport.close()
 
 
 def test_the_grace_is_five_seconds_unless_told_otherwise() -> None:
     graces = []
     for keywords in (RuntimeOptions(), RuntimeOptions(grace=0), RuntimeOptions(grace=0.5)):
-        transport = reach("web1", keywords)
-        assert isinstance(transport, Resident)
+        transport = make_transport("web1", keywords)
+        assert isinstance(transport, ResidentTransport)
         graces.append(transport.grace)
         transport.close()
     assert graces == [5.0, 0, 0.5]

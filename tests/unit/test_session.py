@@ -14,9 +14,9 @@ from lazycluster._model.watch import Watch
 from lazycluster._ssh import session as session_module
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import Script
-from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
+from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Collector, Stream
-from lazycluster.testing.processes import descendants, table, wait_until
+from lazycluster.testing.processes import descendant_pids, parent_by_pid, wait_until
 
 
 @attrs.define
@@ -32,19 +32,19 @@ class Local:
         *,
         argv: tuple[str, ...] | None = None,
         seconds: float | None = 20.0,
-        cancellation: Cancellation | None = None,
+        cancellation: CancelToken | None = None,
         check: Callable[[], None] = lambda: None,
         on_output: Callable[[Stream, bytes], None] | None = None,
         **fields: Any,
     ) -> Session:
-        marks = {"mark": f"mark-{secrets.token_hex(8)}", "job": f"{secrets.token_hex(8)}.0."}
+        marks = {"output_mark": f"mark-{secrets.token_hex(8)}", "process_mark": f"{secrets.token_hex(8)}.0."}
         script = Script(command, title=command, **{**marks, **fields})
         started = Session(
-            argv or ("/bin/sh", "-c", " ".join(script.words)),
+            argv or ("/bin/sh", "-c", " ".join(script.command_words)),
             script,
-            on_output=on_output or self.collector.add,
+            on_output=on_output or self.collector.write,
             deadline=Deadline(seconds),
-            watch=Watch(cancellation=cancellation),
+            watch=Watch(cancel_token=cancellation),
             check=check,
         )
         self.sessions.append(started)
@@ -52,11 +52,11 @@ class Local:
 
     @property
     def out(self) -> bytes:
-        return self.collector.joined(Stream.STDOUT)
+        return self.collector.getvalue(Stream.STDOUT)
 
     @property
     def err(self) -> bytes:
-        return self.collector.joined(Stream.STDERR)
+        return self.collector.getvalue(Stream.STDERR)
 
 
 @pytest.fixture
@@ -64,21 +64,21 @@ def local() -> Iterator[Local]:
     made = Local()
     yield made
     for session in made.sessions:
-        session._child.abandon()
+        session._process.close()
 
 
 @pytest.fixture
-def cancellation() -> Iterator[Cancellation]:
-    made = Cancellation()
+def cancellation() -> Iterator[CancelToken]:
+    made = CancelToken()
     yield made
     made.close()
 
 
 def test_from_beginning_to_end(local: Local) -> None:
     session = local.start("echo out; echo err >&2; exit 3")
-    session.finish()
-    assert (session.started, session.status, session.exit_status) == (True, "3", 0)
-    assert (local.out, local.err, session.said) == (b"out\n", b"err\n", "")
+    session.wait()
+    assert (session.has_started, session.reported_status, session.ssh_exit_code) == (True, "3", 0)
+    assert (local.out, local.err, session.diagnostic) == (b"out\n", b"err\n", "")
 
 
 def test_reading(local: Local) -> None:
@@ -88,31 +88,31 @@ def test_reading(local: Local) -> None:
     assert session.read(100) == b" more"
     assert session.read(1) == b""
     assert session.read_until(b"\n") is None
-    session.finish()
-    assert (session.status, local.out, local.err) == ("0", b"", b"err\n")
+    session.wait()
+    assert (session.reported_status, local.out, local.err) == ("0", b"", b"err\n")
 
 
 def test_feeding(local: Local) -> None:
     session = local.start("cat", raw_stdin=True)
     for _ in range(3):
-        session.feed(b"x" * 100_000)
+        session.write(b"x" * 100_000)
     session.close_stdin()
-    session.finish()
-    assert (len(local.out), session.status) == (300_000, "0")
+    session.wait()
+    assert (len(local.out), session.reported_status) == (300_000, "0")
 
 
 def test_feeding_what_has_ended(local: Local) -> None:
     session = local.start("exit 4", raw_stdin=True)
-    assert session._child.pump(lambda: session.status is not None)
+    assert session._process.pump(lambda: session.reported_status is not None)
 
     def feed_for_ever() -> None:
         while True:
-            session.feed(b"x" * 100_000)
+            session.write(b"x" * 100_000)
 
     with pytest.raises(SessionEndedError):
         feed_for_ever()
-    session.finish()
-    assert session.status == "4"
+    session.wait()
+    assert session.reported_status == "4"
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,14 @@ def test_feeding_what_has_ended(local: Local) -> None:
 def test_without_marks(local: Local, ending: str, out: bytes, status: int) -> None:
     """With 255 it is ssh that spoke; otherwise a stand-in for ssh, in somebody's test."""
     session = local.start("true", argv=("/bin/sh", "-c", f"printf text; printf said >&2; {ending}"))
-    session.finish()
-    assert (session.started, session.status, session.exit_status, local.out) == (False, None, status, out)
-    assert session.said == "saidtext"
+    session.wait()
+    assert (session.has_started, session.reported_status, session.ssh_exit_code, local.out) == (
+        False,
+        None,
+        status,
+        out,
+    )
+    assert session.diagnostic == "saidtext"
 
 
 @pytest.mark.parametrize(("ending", "read"), [("exit 255", b""), ("exit 0", b"text")])
@@ -132,61 +137,61 @@ def test_reading_without_marks(local: Local, ending: str, read: bytes) -> None:
     session = local.start("true", argv=("/bin/sh", "-c", f"printf text; {ending}"))
     assert session.read(100) == read
     assert session.read(1) == b""
-    session.finish()
+    session.wait()
     assert local.out == b""
 
 
 def test_a_session_that_breaks_off(local: Local) -> None:
     session = local.start("printf out; kill -9 $PPID")
-    session.finish()
-    assert (session.started, session.status, session.exit_status, local.out) == (True, None, -9, b"out")
+    session.wait()
+    assert (session.has_started, session.reported_status, session.ssh_exit_code, local.out) == (True, None, -9, b"out")
 
 
 def test_a_background_process_does_not_keep_it_waiting(local: Local) -> None:
     begun = time.monotonic()
     session = local.start("sleep 8 & exit 5")
-    session.finish()
+    session.wait()
     assert time.monotonic() - begun < 5
-    assert session.status == "5"
+    assert session.reported_status == "5"
 
 
 def test_giving_up_ends_it_and_takes_along_what_is_still_said(local: Local) -> None:
     session = local.start("trap 'echo bye; exit' TERM; echo ready; while :; do sleep 0.02; done")
-    session._child.pump(lambda: b"ready" in local.out)
-    pids = descendants(session._child.pid) | {session._child.pid}
-    session.give_up()
+    session._process.pump(lambda: b"ready" in local.out)
+    pids = descendant_pids(session._process.pid) | {session._process.pid}
+    session.cancel()
     assert local.out == b"ready\nbye\n"
-    assert wait_until(lambda: pids.isdisjoint(table()), 5)
+    assert wait_until(lambda: pids.isdisjoint(parent_by_pid()), 5)
 
 
 def test_giving_up_does_not_wait_for_the_grace(local: Local) -> None:
     session = local.start("trap '' TERM; echo ready; while :; do sleep 0.02; done", grace=3)
-    session._child.pump(lambda: b"ready" in local.out)
-    pids = descendants(session._child.pid)
+    session._process.pump(lambda: b"ready" in local.out)
+    pids = descendant_pids(session._process.pid)
     begun = time.monotonic()
-    session.give_up()
+    session.cancel()
     assert time.monotonic() - begun < 2.5
-    assert wait_until(lambda: pids.isdisjoint(table()), 5)
+    assert wait_until(lambda: pids.isdisjoint(parent_by_pid()), 5)
 
 
 @pytest.mark.parametrize("error", [DeadlinePassedError, CancelledError])
-def test_a_command_that_goes_on(local: Local, cancellation: Cancellation, error: type[Exception]) -> None:
+def test_a_command_that_goes_on(local: Local, cancellation: CancelToken, error: type[Exception]) -> None:
     session = local.start(
         "echo ready; exec sleep 60", seconds=0.5 if error is DeadlinePassedError else 20, cancellation=cancellation
     )
     if error is CancelledError:
-        session._child.pump(lambda: b"ready" in local.out)
-        cancellation.request()
+        session._process.pump(lambda: b"ready" in local.out)
+        cancellation.cancel()
     with pytest.raises(error):
-        session.finish()
-    session.give_up()
+        session.wait()
+    session.cancel()
     assert local.out == b"ready\n"
 
 
 @pytest.mark.parametrize("error", [DeadlinePassedError, CancelledError])
-def test_a_host_that_does_not_take_the_script(local: Local, cancellation: Cancellation, error: type[Exception]) -> None:
+def test_a_host_that_does_not_take_the_script(local: Local, cancellation: CancelToken, error: type[Exception]) -> None:
     if error is CancelledError:
-        cancellation.request()
+        cancellation.cancel()
     seconds = 0.1 if error is DeadlinePassedError else 20
     with pytest.raises(error):
         local.start("# " + "x" * 300_000, argv=("sleep", "60"), seconds=seconds, cancellation=cancellation)
@@ -199,11 +204,11 @@ def test_an_error_of_the_caller_s_ends_the_process(local: Local) -> None:
     mark = "mark-0"
     argv = ("/bin/sh", "-c", f"printf '{mark}<x'; exec sleep 60")
     with pytest.raises(KeyError, match="the caller's"):
-        local.start("# " + "x" * 300_000, argv=argv, mark=mark, on_output=fail)
+        local.start("# " + "x" * 300_000, argv=argv, output_mark=mark, on_output=fail)
 
 
 def test_while_nothing_moves_the_master_is_looked_at(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_QUIET", 0.05)
+    monkeypatch.setattr(session_module, "_MASTER_CHECK_INTERVAL_SECONDS", 0.05)
     looked: list[float] = []
 
     def check() -> None:
@@ -213,6 +218,6 @@ def test_while_nothing_moves_the_master_is_looked_at(local: Local, monkeypatch: 
 
     session = local.start("exec sleep 60", check=check)
     with pytest.raises(ConnectionError, match="it does not answer"):
-        session.finish()
+        session.wait()
     assert looked[2] - looked[0] >= 0.09
-    session.give_up()
+    session.cancel()

@@ -20,20 +20,20 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lazycluster._processes import Child
+from lazycluster._processes import LocalProcess
 from lazycluster._ssh.shell import (
-    BOOTSTRAP,
-    BOOTSTRAP_BY_HAND,
-    JOB_VARIABLE,
-    Marks,
+    MANUAL_SHELL_BOOTSTRAP,
+    PROCESS_MARK_VARIABLE,
+    SHELL_BOOTSTRAP,
+    OutputDecoder,
     Script,
-    escape,
-    label,
+    escape_for_printf,
+    process_label,
     quote_path,
 )
 from lazycluster._waiting import Deadline
 from lazycluster.results import Stream
-from lazycluster.testing.processes import end, table, wait_until
+from lazycluster.testing.processes import kill_all, parent_by_pid, wait_until
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
@@ -69,7 +69,11 @@ RAW = st.binary(max_size=30).map(lambda data: data.replace(b"\0", b"").decode("u
 
 def script(command: str, **fields: object) -> Script:
     """Return a script with fresh marks."""
-    given_fields = {"title": command, "mark": f"mark-{secrets.token_hex(8)}", "job": f"{secrets.token_hex(8)}.0."}
+    given_fields = {
+        "title": command,
+        "output_mark": f"mark-{secrets.token_hex(8)}",
+        "process_mark": f"{secrets.token_hex(8)}.0.",
+    }
     return Script(command, **{**given_fields, **fields})  # type: ignore[arg-type]  # the fields of a table
 
 
@@ -91,15 +95,15 @@ class Host:
     shell: tuple[str, ...] = ("/bin/sh",)
     posix: tuple[str, ...] | None = None
     environment: Mapping[str, str] = attrs.field(factory=dict)
-    children: list[Child] = attrs.field(factory=list)
+    children: list[LocalProcess] = attrs.field(factory=list)
 
     def argv(self, program: Script) -> tuple[str, ...]:
-        words = " ".join(program.words)
+        words = " ".join(program.command_words)
         if self.posix is not None:
             words = words.replace("/bin/sh", " ".join(self.posix), 1)
         return (*self.shell, "-c", words)
 
-    def start(self, program: Script, ran: Ran, marks: Marks, seconds: float = 30.0) -> Child:
+    def start(self, program: Script, ran: Ran, marks: OutputDecoder, seconds: float = 30.0) -> LocalProcess:
         """Start the session and send the script's line."""
 
         def on_output(stream: Stream, data: bytes) -> None:
@@ -121,25 +125,25 @@ class Host:
             for name, value in environment.items():
                 patch.setenv(name, value)
             patch.chdir(self.home)
-            child = Child(self.argv(program), on_output=on_output, deadline=Deadline(seconds))
+            child = LocalProcess(self.argv(program), on_output=on_output, deadline=Deadline(seconds))
         self.children.append(child)
-        child.feed(program.line())
+        child.write(program.encode())
         return child
 
     def run(self, program: Script, stdin: bytes = b"") -> Ran:
         """Run a script to its end, as a session does."""
-        ran, marks = Ran(), Marks(program.mark)
+        ran, marks = Ran(), OutputDecoder(program.output_mark)
         child = self.start(program, ran, marks)
-        child.feed(stdin)
-        complete = child.pump(lambda: marks.ended)
+        child.write(stdin)
+        complete = child.pump(lambda: marks.has_ended)
         if not complete:
-            ran.out += marks.finish(OUT)
-            ran.err += marks.finish(ERR)
+            ran.out += marks.flush(OUT)
+            ran.err += marks.flush(ERR)
         child.close_stdin()
         assert child.wait(10.0) is not None
-        ran.status = marks.status
-        ran.noise = marks.noise(OUT) + marks.noise(ERR) if complete else b""
-        child.abandon()
+        ran.status = marks.reported_status
+        ran.noise = marks.preamble(OUT) + marks.preamble(ERR) if complete else b""
+        child.close()
         return ran
 
 
@@ -154,13 +158,13 @@ def host(home: Path) -> Iterator[Host]:
     host = Host(home)
     yield host
     for child in host.children:
-        child.abandon()
+        child.close()
 
 
 def job_processes(job: str) -> set[int]:
     """Return the living processes that have a job's mark in their environment."""
-    mark, pids = f"{JOB_VARIABLE}={job}".encode(), set()
-    for pid in table():
+    mark, pids = f"{PROCESS_MARK_VARIABLE}={job}".encode(), set()
+    for pid in parent_by_pid():
         with contextlib.suppress(OSError):
             if mark in environment(Path(f"/proc/{pid}")):
                 pids.add(pid)
@@ -177,7 +181,7 @@ def environment(process: Path) -> bytes:
 
 
 def kill_job(job: str) -> None:
-    end(lambda: job_processes(job))
+    kill_all(lambda: job_processes(job))
     assert not job_processes(job)
 
 
@@ -185,7 +189,10 @@ def kill_job(job: str) -> None:
 
 
 def test_the_bootstrap_is_plain() -> None:
-    for bootstrap in (BOOTSTRAP, BOOTSTRAP_BY_HAND.replace("[ ! -x", "")):  # a space makes the ! harmless (csh(1))
+    for bootstrap in (
+        SHELL_BOOTSTRAP,
+        MANUAL_SHELL_BOOTSTRAP.replace("[ ! -x", ""),
+    ):  # a space makes the ! harmless (csh(1))
         assert bootstrap.isascii()
         assert bootstrap.isprintable()
         assert not set(bootstrap) & set("\\!")
@@ -207,15 +214,15 @@ def test_the_bootstrap_is_plain() -> None:
     ],
 )
 def test_label(command: str, text: str) -> None:
-    assert label(command) == text
+    assert process_label(command) == text
 
 
 @given(TEXT)
 def test_a_label_is_one_short_printable_word(command: str) -> None:
-    assert len(shlex.split(label(command))) == 1
-    assert label(command).isascii()
-    assert label(command).isprintable()
-    assert len(label(command)) <= 202
+    assert len(shlex.split(process_label(command))) == 1
+    assert process_label(command).isascii()
+    assert process_label(command).isprintable()
+    assert len(process_label(command)) <= 202
 
 
 @login_shells
@@ -236,7 +243,7 @@ def test_a_label_is_inert_in_every_login_shell(login: tuple[str, ...], home: Pat
         "^a^b",
         "a=b",
     ]
-    line = "printf '%s,' " + " ".join(label(command) for command in [*commands, "'", '"', "\\", "\n", ""])
+    line = "printf '%s,' " + " ".join(process_label(command) for command in [*commands, "'", '"', "\\", "\n", ""])
     ended = subprocess.run([*login, "-c", line], cwd=home, capture_output=True, check=True, stdin=subprocess.DEVNULL)
     expected = [*(command.replace("!", "?") for command in commands), "?", "?", "?", "?", ""]
     assert ended.stdout.decode() == "".join(f"{text}," for text in expected)
@@ -245,7 +252,7 @@ def test_a_label_is_inert_in_every_login_shell(login: tuple[str, ...], home: Pat
 @given(RAW | TEXT)
 @example("\\0101 %s\\n")
 def test_escape_is_one_line_of_ascii(text: str) -> None:
-    data = escape(text)
+    data = escape_for_printf(text)
     assert all(0x20 <= byte <= 0x7E for byte in data)
 
 
@@ -258,7 +265,10 @@ def test_escape_is_one_line_of_ascii(text: str) -> None:
 @example(text=b"".join(bytes((byte,)) for byte in range(1, 256)).decode("utf-8", "surrogateescape"))
 def test_a_shell_decodes_what_was_escaped(posix: tuple[str, ...], text: str) -> None:
     ended = subprocess.run(
-        [*posix, "-c", 'IFS= read -r p && printf %b "$p"'], input=escape(text) + b"\n", capture_output=True, check=True
+        [*posix, "-c", 'IFS= read -r p && printf %b "$p"'],
+        input=escape_for_printf(text) + b"\n",
+        capture_output=True,
+        check=True,
     )
     assert ended.stdout == text.encode("utf-8", "surrogateescape")
 
@@ -458,7 +468,7 @@ def test_the_wrapper_is_not_in_the_command_s_environment(host: Host) -> None:
     ran = host.run(program)
     names = {line.partition(b"=")[0] for line in ran.out.splitlines()}
     assert not {name for name in names if name.startswith(b"lc_")}
-    assert f"{JOB_VARIABLE}={program.job}".encode() in ran.out.splitlines()
+    assert f"{PROCESS_MARK_VARIABLE}={program.process_mark}".encode() in ran.out.splitlines()
     assert b"A=1" in ran.out.splitlines()
 
 
@@ -531,12 +541,12 @@ def test_a_command_need_not_read_its_input(posix: tuple[str, ...], host: Host) -
 def test_input_that_breaks_off_runs_nothing(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     program, ran = script("echo must not run", stdin_size=100), Ran()
-    marks = Marks(program.mark)
+    marks = OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
-    child.feed(b"only a part")
+    child.write(b"only a part")
     child.close_stdin()
-    assert child.pump(lambda: marks.ended)
-    assert (marks.status, ran.out) == ("1", b"")
+    assert child.pump(lambda: marks.has_ended)
+    assert (marks.reported_status, ran.out) == ("1", b"")
     assert ran.err.startswith(b"standard input cannot be stored in ")
 
 
@@ -550,14 +560,14 @@ def test_spooled_input_leaves_no_file(host: Host, tmp_path: Path) -> None:
 def test_raw_input_goes_straight_to_the_command(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     program, ran = script('read -r a; echo "got $a"; cat', raw_stdin=True), Ran()
-    marks = Marks(program.mark)
+    marks = OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
-    child.feed(b"first\n")
+    child.write(b"first\n")
     assert child.pump(lambda: ran.out == b"got first\n")
-    child.feed(b"sec\0ond")
+    child.write(b"sec\0ond")
     child.close_stdin()
-    assert child.pump(lambda: marks.ended)
-    assert (marks.status, ran.out) == ("0", b"got first\nsec\0ond")
+    assert child.pump(lambda: marks.has_ended)
+    assert (marks.reported_status, ran.out) == ("0", b"got first\nsec\0ond")
 
 
 @posix_shells
@@ -568,18 +578,18 @@ def test_without_a_shell_of_its_own(posix: tuple[str, ...], command: str, host: 
     """It is a subshell of the one that is there: it ends itself alone, and has its own streams and no arguments."""
     host.posix = posix
     text = f'read -r a; echo "$a $# $A"; echo err >&2; {command}'
-    program, ran = script(text, raw_stdin=True, own_shell=False, env={"A": "é $x"}), Ran()
-    marks = Marks(program.mark)
+    program, ran = script(text, raw_stdin=True, new_shell=False, env={"A": "é $x"}), Ran()
+    marks = OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
-    child.feed(b"first\n")
-    assert child.pump(lambda: marks.ended)
-    assert (marks.status, ran.out, ran.err) == ("7", "first 0 é $x\n".encode(), b"err\n")
-    assert job_processes(program.job) == set()
+    child.write(b"first\n")
+    assert child.pump(lambda: marks.has_ended)
+    assert (marks.reported_status, ran.out, ran.err) == ("7", "first 0 é $x\n".encode(), b"err\n")
+    assert job_processes(program.process_mark) == set()
 
 
 def test_what_splits_words_stays_as_it_is_without_a_shell_of_its_own(host: Host) -> None:
     env = {"IFS": "x", "A": "1x2 3"}
-    ran = host.run(script('echo "$IFS" $A', raw_stdin=True, own_shell=False, env=env))
+    ran = host.run(script('echo "$IFS" $A', raw_stdin=True, new_shell=False, env=env))
     assert ran.out == host.run(script('echo "$IFS" $A', raw_stdin=True, env=env)).out
     assert b"1x2 3" in ran.out
 
@@ -587,9 +597,9 @@ def test_what_splits_words_stays_as_it_is_without_a_shell_of_its_own(host: Host)
 # The lifeline -------------------------------------------------------------------------------------------------------
 
 
-def begin(host: Host, program: Script, until: bytes = b"ready\n") -> tuple[Child, Ran, Marks]:
+def begin(host: Host, program: Script, until: bytes = b"ready\n") -> tuple[LocalProcess, Ran, OutputDecoder]:
     """Start a script and wait until it has said that it is ready."""
-    ran, marks = Ran(), Marks(program.mark)
+    ran, marks = Ran(), OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
     assert child.pump(lambda: until in ran.out), ran
     return child, ran, marks
@@ -607,14 +617,14 @@ def test_the_end_of_input_ends_the_command_with_all_its_children(
         "nohup sleep 1004 >/dev/null 2>&1 & sh -c 'exec >/dev/null 2>&1; sleep 1005' & sleep 0.1; echo ready; wait"
     )
     program = script(command, stdin_size=len(stdin))
-    ran, marks = Ran(), Marks(program.mark)
+    ran, marks = Ran(), OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
-    child.feed(stdin)
+    child.write(stdin)
     assert child.pump(lambda: b"ready" in ran.out)
-    assert len(job_processes(program.job)) >= 6
+    assert len(job_processes(program.process_mark)) >= 6
     begun = time.monotonic()
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.job), 4)
+    assert wait_until(lambda: not job_processes(program.process_mark), 4)
     assert time.monotonic() - begun < 4
     assert child.wait(5) is not None
     assert ran.err == b""
@@ -629,7 +639,7 @@ def test_a_command_has_the_grace_period_to_clean_up(posix: tuple[str, ...], host
     child, _, _ = begin(host, program)
     child.close_stdin()
     assert wait_until((tmp_path / "x").exists, 5)
-    assert wait_until(lambda: not job_processes(program.job), 5)
+    assert wait_until(lambda: not job_processes(program.process_mark), 5)
 
 
 @needs_proc
@@ -641,10 +651,10 @@ def test_what_ignores_sigterm_is_killed_after_the_grace_period(posix: tuple[str,
         f"setsid sh -c '{stubborn}' & trap '' TERM HUP INT; echo ready; while :; do sleep 1000; done", grace=1
     )
     child, _, _ = begin(host, program)
-    assert wait_until(lambda: len(job_processes(program.job)) >= 4, 5)
+    assert wait_until(lambda: len(job_processes(program.process_mark)) >= 4, 5)
     begun = time.monotonic()
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.job), 6)
+    assert wait_until(lambda: not job_processes(program.process_mark), 6)
     assert time.monotonic() - begun >= 0.9
     assert child.wait(5) is not None
 
@@ -656,20 +666,22 @@ def test_every_login_shell_leaves_nothing(login: tuple[str, ...], host: Host) ->
     program = script("setsid sleep 1000 & echo ready; sleep 1000")
     child, _, _ = begin(host, program)
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.job), 5)
+    assert wait_until(lambda: not job_processes(program.process_mark), 5)
     assert child.wait(5) is not None
 
 
 @needs_proc
 def test_other_jobs_are_let_be(host: Host) -> None:
-    ours, other = (script("echo ready; sleep 1000", job=f"{secrets.token_hex(4)}.{number}.") for number in (1, 11))
+    ours, other = (
+        script("echo ready; sleep 1000", process_mark=f"{secrets.token_hex(4)}.{number}.") for number in (1, 11)
+    )
     first, _, _ = begin(host, ours)
     second, _, _ = begin(host, other)
     first.close_stdin()
-    assert wait_until(lambda: not job_processes(ours.job), 5)
-    assert job_processes(other.job)
+    assert wait_until(lambda: not job_processes(ours.process_mark), 5)
+    assert job_processes(other.process_mark)
     second.close_stdin()
-    assert wait_until(lambda: not job_processes(other.job), 5)
+    assert wait_until(lambda: not job_processes(other.process_mark), 5)
 
 
 @needs_proc
@@ -679,7 +691,7 @@ def test_a_command_that_has_ended_leaves_no_process_of_the_wrapper(posix: tuple[
     for raw in (False, True):
         program = script("true", raw_stdin=raw)
         assert host.run(program).status == "0"
-        assert wait_until(lambda job=program.job: not job_processes(job), 5)  # type: ignore[misc]  # bound in time
+        assert wait_until(lambda job=program.process_mark: not job_processes(job), 5)  # type: ignore[misc]  # bound in time
 
 
 @needs_proc
@@ -687,15 +699,15 @@ def test_a_command_that_has_ended_leaves_no_process_of_the_wrapper(posix: tuple[
 def test_a_background_process_does_not_keep_the_status_waiting(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     program, ran = script("sleep 1000 & echo $!; exit 7"), Ran()
-    marks = Marks(program.mark)
+    marks = OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
-    assert child.pump(lambda: marks.ended)
-    assert (marks.status, ran.err) == ("7", b"")
+    assert child.pump(lambda: marks.has_ended)
+    assert (marks.reported_status, ran.err) == ("7", b"")
     child.close_stdin()
     assert child.wait(5) is not None
     # In the moment of its exec a process shows no environment.
-    assert wait_until(lambda: int(ran.out) in job_processes(program.job), 5)
-    kill_job(program.job)
+    assert wait_until(lambda: int(ran.out) in job_processes(program.process_mark), 5)
+    kill_job(program.process_mark)
 
 
 @needs_proc
@@ -708,7 +720,7 @@ def test_the_environment_of_the_command_does_not_disturb_the_watcher(posix: tupl
     child, ran, _ = begin(host, program, b"ready\n")
     assert ran.out == b"/nowhere ready\n"
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.job), 5)
+    assert wait_until(lambda: not job_processes(program.process_mark), 5)
     assert child.wait(5) is not None
     assert ran.err == b""
 
@@ -717,9 +729,9 @@ def test_the_environment_of_the_command_does_not_disturb_the_watcher(posix: tupl
 def test_the_mark_of_the_job_is_on_the_command_alone(host: Host) -> None:
     program = script("echo $$ ready; read x; sleep 1000")
     child, ran, _ = begin(host, program, b"ready\n")
-    assert child.pid not in job_processes(program.job)
-    assert int(ran.out.split()[0]) in job_processes(program.job)
-    kill_job(program.job)
+    assert child.pid not in job_processes(program.process_mark)
+    assert int(ran.out.split()[0]) in job_processes(program.process_mark)
+    kill_job(program.process_mark)
 
 
 def test_the_command_and_its_environment_are_not_shown() -> None:
@@ -755,7 +767,7 @@ def test_without_proc_the_processes_are_found_by_the_environment_that_ps_shows(h
     )
     text = program.text().replace("/proc/self/environ", "/no/proc")
     assert text != program.text()
-    ran, marks = Ran(), Marks(program.mark)
+    ran, marks = Ran(), OutputDecoder(program.output_mark)
 
     class Elsewhere(Script):
         def text(self) -> str:
@@ -763,9 +775,9 @@ def test_without_proc_the_processes_are_found_by_the_environment_that_ps_shows(h
 
     child = host.start(Elsewhere(**attrs.asdict(program)), ran, marks)
     assert child.pump(lambda: b"ready" in ran.out)
-    assert wait_until(lambda: len(job_processes(program.job)) >= 4, 5)
+    assert wait_until(lambda: len(job_processes(program.process_mark)) >= 4, 5)
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.job), 8)
+    assert wait_until(lambda: not job_processes(program.process_mark), 8)
 
 
 # The marks ----------------------------------------------------------------------------------------------------------
@@ -775,12 +787,12 @@ MARK = "lazycluster-0123456789abcdef"
 
 def read(data: bytes, cuts: list[int]) -> tuple[bytes, str | None, bytes, bool]:
     """Feed a stream in pieces; return its output, status, what came before, and whether it began."""
-    marks = Marks(MARK)
+    marks = OutputDecoder(MARK)
     positions = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     output = b"".join(marks.feed(OUT, data[start:end]) for start, end in itertools.pairwise(positions))
-    status = marks.status
-    output += marks.finish(OUT)
-    return output, status, marks.noise(OUT), marks.started
+    status = marks.reported_status
+    output += marks.flush(OUT)
+    return output, status, marks.preamble(OUT), marks.has_started
 
 
 START, END = f"{MARK}<".encode(), f"{MARK}=0;".encode()
@@ -844,7 +856,7 @@ def test_output_comes_through_as_it_is(output: bytes, noise: bytes, status: int,
 
 
 def test_what_is_certain_is_not_held_back() -> None:
-    marks = Marks(MARK)
+    marks = OutputDecoder(MARK)
     assert marks.feed(OUT, START + b"a line\n") == b"a line\n"
     assert marks.feed(OUT, b"lazy") == b""
     assert marks.feed(OUT, b"bones") == b"lazybones"
@@ -852,20 +864,20 @@ def test_what_is_certain_is_not_held_back() -> None:
 
 
 def test_two_streams() -> None:
-    marks = Marks(MARK)
-    assert (marks.started, marks.ended, marks.status) == (False, False, None)
+    marks = OutputDecoder(MARK)
+    assert (marks.has_started, marks.has_ended, marks.reported_status) == (False, False, None)
     marks.feed(ERR, b"ssh says\n")
-    assert marks.noise(ERR) == b"ssh says\n"
+    assert marks.preamble(ERR) == b"ssh says\n"
     marks.feed(ERR, START)
-    assert (marks.started, marks.ended) == (True, False)
+    assert (marks.has_started, marks.has_ended) == (True, False)
     assert marks.feed(OUT, START + b"out" + END) == b"out"
-    assert (marks.status, marks.ended) == ("0", False)
+    assert (marks.reported_status, marks.has_ended) == ("0", False)
     assert marks.feed(ERR, b"err" + END) == b"err"
-    assert marks.ended
+    assert marks.has_ended
 
 
 def test_many_small_pieces_of_much_output_are_fast() -> None:
-    marks = Marks(MARK)
+    marks = OutputDecoder(MARK)
     marks.feed(OUT, START)
     begun = time.process_time()
     total = sum(len(marks.feed(OUT, b"lazycluster-" * 100)) for _ in range(5000))

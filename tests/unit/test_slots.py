@@ -7,26 +7,26 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lazycluster._ssh.session_limit import DEFAULT_LIMIT, SessionSlots
-from lazycluster._waiting import Cancellation, CancelledError, Deadline, DeadlinePassedError
+from lazycluster._ssh.session_limit import DEFAULT_MAX_SESSIONS, SessionLimit
+from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.testing.processes import wait_until
 
 NEVER = Deadline(None)
 
 
 def test_default() -> None:
-    assert SessionSlots().limit == DEFAULT_LIMIT == 10
+    assert SessionLimit().max_sessions == DEFAULT_MAX_SESSIONS == 10
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10])
 def test_as_many_at_once_as_allowed_and_no_more(limit: int) -> None:
-    slots = SessionSlots(limit)
+    slots = SessionLimit(limit)
     now, most, done = 0, 0, 0
     lock, go = threading.Lock(), threading.Event()
 
     def work() -> None:
         nonlocal now, most, done
-        with slots.taken(NEVER):
+        with slots.acquire(NEVER):
             with lock:
                 now += 1
                 most = max(most, now)
@@ -47,86 +47,86 @@ def test_as_many_at_once_as_allowed_and_no_more(limit: int) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
 def test_no_slot_in_time(seconds: float) -> None:
-    slots = SessionSlots(1)
-    with slots.taken(NEVER):
-        with pytest.raises(DeadlinePassedError), slots.taken(Deadline(seconds)):
+    slots = SessionLimit(1)
+    with slots.acquire(NEVER):
+        with pytest.raises(DeadlinePassedError), slots.acquire(Deadline(seconds)):
             pytest.fail("there was no slot")
-        with pytest.raises(DeadlinePassedError), slots.taken(Deadline(seconds)):
+        with pytest.raises(DeadlinePassedError), slots.acquire(Deadline(seconds)):
             pytest.fail("a refused waiter must not free a slot")
-    with slots.taken(Deadline(0)):
+    with slots.acquire(Deadline(0)):
         pass
 
 
 @pytest.fixture
-def cancellation() -> Iterator[Cancellation]:
-    made = Cancellation()
+def cancellation() -> Iterator[CancelToken]:
+    made = CancelToken()
     yield made
     made.close()
 
 
-def test_a_cancellation_ends_the_waiting_for_a_slot(cancellation: Cancellation) -> None:
-    slots = SessionSlots(1)
+def test_a_cancellation_ends_the_waiting_for_a_slot(cancellation: CancelToken) -> None:
+    slots = SessionLimit(1)
     ended: list[type[BaseException] | None] = []
 
     def wait() -> None:
         try:
-            with slots.taken(NEVER, cancellation):
+            with slots.acquire(NEVER, cancellation):
                 ended.append(None)
         except CancelledError as error:
             ended.append(type(error))
 
     thread = threading.Thread(target=wait)
-    with slots.taken(NEVER):
+    with slots.acquire(NEVER):
         thread.start()
-        assert wait_until(lambda: cancellation._listener is not None, 10)
+        assert wait_until(lambda: cancellation._callback is not None, 10)
         assert ended == []
-        cancellation.request()
+        cancellation.cancel()
         thread.join(10)
         assert ended == [CancelledError]
-    with slots.taken(Deadline(0)):  # who was cancelled holds none
+    with slots.acquire(Deadline(0)):  # who was cancelled holds none
         pass
 
 
-def test_after_a_cancellation_no_slot_is_taken(cancellation: Cancellation) -> None:
-    slots = SessionSlots(1)
-    cancellation.request()
-    with pytest.raises(CancelledError), slots.taken(NEVER, cancellation):
+def test_after_a_cancellation_no_slot_is_taken(cancellation: CancelToken) -> None:
+    slots = SessionLimit(1)
+    cancellation.cancel()
+    with pytest.raises(CancelledError), slots.acquire(NEVER, cancellation):
         pytest.fail("it was cancelled")
-    with slots.taken(Deadline(0)):
+    with slots.acquire(Deadline(0)):
         pass
 
 
-def test_a_cancellation_during_a_session_is_not_the_affair_of_the_slots(cancellation: Cancellation) -> None:
-    slots = SessionSlots(1)
-    with slots.taken(NEVER, cancellation):
-        assert cancellation._listener is None
-        cancellation.request()
-    with slots.taken(Deadline(0)):
+def test_a_cancellation_during_a_session_is_not_the_affair_of_the_slots(cancellation: CancelToken) -> None:
+    slots = SessionLimit(1)
+    with slots.acquire(NEVER, cancellation):
+        assert cancellation._callback is None
+        cancellation.cancel()
+    with slots.acquire(Deadline(0)):
         pass
 
 
-def test_with_a_cancellation_the_deadline_holds_too(cancellation: Cancellation) -> None:
-    slots = SessionSlots(1)
-    with slots.taken(NEVER), pytest.raises(DeadlinePassedError), slots.taken(Deadline(0.02), cancellation):
+def test_with_a_cancellation_the_deadline_holds_too(cancellation: CancelToken) -> None:
+    slots = SessionLimit(1)
+    with slots.acquire(NEVER), pytest.raises(DeadlinePassedError), slots.acquire(Deadline(0.02), cancellation):
         pytest.fail("there was no slot")
-    with slots.taken(Deadline(0), cancellation):
+    with slots.acquire(Deadline(0), cancellation):
         pass
 
 
 def test_a_slot_is_free_again_after_an_error() -> None:
-    slots = SessionSlots(1)
-    with pytest.raises(KeyError), slots.taken(NEVER):
+    slots = SessionLimit(1)
+    with pytest.raises(KeyError), slots.acquire(NEVER):
         raise KeyError
-    with slots.taken(Deadline(0)):
+    with slots.acquire(Deadline(0)):
         pass
 
 
-def hold(slots: SessionSlots, count: int, body: Callable[[], object]) -> None:
+def hold(slots: SessionLimit, count: int, body: Callable[[], object]) -> None:
     """Call something while so many slots are held."""
     if count == 0:
         body()
         return
-    with slots.taken(NEVER):
+    with slots.acquire(NEVER):
         hold(slots, count - 1, body)
 
 
@@ -141,37 +141,37 @@ def hold(slots: SessionSlots, count: int, body: Callable[[], object]) -> None:
     ],
 )
 def test_a_refusal_teaches(limit: int, held: int, others: bool, learned: int) -> None:
-    slots = SessionSlots(limit)
+    slots = SessionLimit(limit)
     seen: list[bool] = []
-    hold(slots, held, lambda: seen.append(slots.refused()))
+    hold(slots, held, lambda: seen.append(slots.record_refusal()))
     assert seen == [others]
-    assert slots.limit == learned
+    assert slots.max_sessions == learned
 
 
 def test_each_refusal_lowers_the_limit() -> None:
-    slots = SessionSlots(10)
-    hold(slots, 3, slots.refused)
-    hold(slots, 2, slots.refused)
-    assert slots.limit == 1
+    slots = SessionLimit(10)
+    hold(slots, 3, slots.record_refusal)
+    hold(slots, 2, slots.record_refusal)
+    assert slots.max_sessions == 1
 
 
 def test_the_lower_limit_holds_back_who_comes_later() -> None:
-    slots = SessionSlots(10)
+    slots = SessionLimit(10)
 
     def body() -> None:
-        slots.refused()
-        with pytest.raises(DeadlinePassedError), slots.taken(Deadline(0.02)):
+        slots.record_refusal()
+        with pytest.raises(DeadlinePassedError), slots.acquire(Deadline(0.02)):
             pytest.fail("there are two allowed, and three held")
 
     hold(slots, 3, body)
 
 
 def test_waiting_for_a_change_ends_with_a_session() -> None:
-    slots = SessionSlots(2)
+    slots = SessionLimit(2)
     inside, leave, waited = threading.Event(), threading.Event(), threading.Event()
 
     def session() -> None:
-        with slots.taken(NEVER):
+        with slots.acquire(NEVER):
             inside.set()
             leave.wait(10)
 
@@ -197,46 +197,46 @@ def test_waiting_for_a_change_ends_with_a_session() -> None:
 
 
 def test_waiting_for_a_change_is_bounded() -> None:
-    slots = SessionSlots(1)
+    slots = SessionLimit(1)
     slots.wait_for_change(NEVER, 0.01)
     slots.wait_for_change(Deadline(0.01), 60.0)
 
 
 def test_the_limit_grows_again_after_many_sessions_and_not_above_where_it_began() -> None:
-    slots = SessionSlots(3)
-    hold(slots, 2, slots.refused)
-    assert slots.limit == 1
+    slots = SessionLimit(3)
+    hold(slots, 2, slots.record_refusal)
+    assert slots.max_sessions == 1
     limits = []
     for _ in range(100):
-        with slots.taken(NEVER):
-            slots.accepted()
-        limits.append(slots.limit)
+        with slots.acquire(NEVER):
+            slots.record_success()
+        limits.append(slots.max_sessions)
     assert sorted(limits) == limits
     assert (limits[10], limits[-1]) == (1, 3)
 
 
 def test_a_refusal_puts_the_next_trial_off() -> None:
-    slots = SessionSlots(2)
-    hold(slots, 2, slots.refused)
+    slots = SessionLimit(2)
+    hold(slots, 2, slots.record_refusal)
     for _ in range(100):
-        hold(slots, 1, slots.refused)
-        with slots.taken(NEVER):
-            slots.accepted()
-    assert slots.limit == 1
+        hold(slots, 1, slots.record_refusal)
+        with slots.acquire(NEVER):
+            slots.record_success()
+    assert slots.max_sessions == 1
 
 
 def test_a_growing_limit_lets_a_waiter_in() -> None:
-    slots = SessionSlots(2)
-    hold(slots, 2, slots.refused)
+    slots = SessionLimit(2)
+    hold(slots, 2, slots.record_refusal)
     inside, leave, second = threading.Event(), threading.Event(), threading.Event()
 
     def first() -> None:
-        with slots.taken(NEVER):
+        with slots.acquire(NEVER):
             inside.set()
             leave.wait(10)
 
     def waiter() -> None:
-        with slots.taken(Deadline(10)):
+        with slots.acquire(Deadline(10)):
             second.set()
 
     threads = [threading.Thread(target=first), threading.Thread(target=waiter)]
@@ -245,7 +245,7 @@ def test_a_growing_limit_lets_a_waiter_in() -> None:
     threads[1].start()
     assert not second.wait(0.05)
     for _ in range(30):
-        slots.accepted()
+        slots.record_success()
     assert second.wait(10)
     leave.set()
     for thread in threads:

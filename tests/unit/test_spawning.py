@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lazycluster._remote import spawn
-from lazycluster._remote.spawn import Limit, Starter, as_words, base_environment, login_shell
+from lazycluster._remote.spawn import DescriptorLimit, Spawner, base_environment, login_shell, split_simple_command
 
 # Without a shell ------------------------------------------------------------------------------------------------------
 
@@ -47,7 +47,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_plain_command_goes_without_a_shell(programs: Path, command: str, words: list[str]) -> None:
-    found = as_words(command.format(dir=programs), {b"PATH": b"/no/such:%b" % os.fsencode(programs)})
+    found = split_simple_command(command.format(dir=programs), {b"PATH": b"/no/such:%b" % os.fsencode(programs)})
     words = [word.format(dir=programs) for word in words]
     assert found == [words[0] if "/" in words[0] else f"{programs}/{words[0]}", *words]
 
@@ -118,7 +118,7 @@ def test_a_plain_command_goes_without_a_shell(programs: Path, command: str, word
     ],
 )
 def test_any_other_goes_through_a_shell(programs: Path, command: str) -> None:
-    assert as_words(command, {b"PATH": os.fsencode(programs)}) is None
+    assert split_simple_command(command, {b"PATH": os.fsencode(programs)}) is None
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_any_other_goes_through_a_shell(programs: Path, command: str) -> None:
 )
 def test_where_a_program_is_looked_for(programs: Path, path: bytes | None, found: str | None) -> None:
     environment = {} if path is None else {b"PATH": path.replace(b"{dir}", os.fsencode(programs))}
-    words = as_words("tool x", environment)
+    words = split_simple_command("tool x", environment)
     assert words == (None if found is None else [found.format(dir=programs), "tool", "x"])
 
 
 @pytest.mark.parametrize("name", [b"BASH_ENV", b"ENV", b"BASH_FUNC_tool%%", b"BASH_FUNC_other%%"])
 def test_what_a_shell_would_read_first_needs_one(programs: Path, name: bytes) -> None:
     """A function of bash, say, may stand in the place of the program."""
-    assert as_words("tool", {b"PATH": os.fsencode(programs), name: b"x"}) is None
+    assert split_simple_command("tool", {b"PATH": os.fsencode(programs), name: b"x"}) is None
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "dash"])
@@ -150,7 +150,7 @@ def test_what_a_shell_would_read_first_needs_one(programs: Path, name: bytes) ->
 )
 def test_without_a_shell_it_is_as_with_one(shell: str, command: str) -> None:
     environment = {b"PATH": os.fsencode(os.environ["PATH"]), b"A": b"b"}
-    words = as_words(command, environment)
+    words = split_simple_command(command, environment)
     assert words is not None
     runs = [
         subprocess.run(argv, executable=program, capture_output=True, env=environment)
@@ -192,22 +192,22 @@ def test_the_login_shell(name: str, mode: int, taken: bool, tmp_path: Path, monk
 
 
 @pytest.fixture(params=["posix_spawn", "fork"])
-def starter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
+def starter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spawner]:
     """Start processes in each of the two ways; the limit and the descriptors are as before after the test."""
     if request.param == "fork":
         monkeypatch.setattr(os, "posix_spawn", None)  # as before Python 3.8
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    made = Starter(Limit())
+    made = Spawner(DescriptorLimit())
     yield made
-    spawn.close_all(made._low)
+    spawn.close_all(made._low_descriptors)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def run(starter: Starter, program: str, *argv: str, environment: dict[bytes, bytes] | None = None) -> tuple[int, bytes]:
+def run(starter: Spawner, program: str, *argv: str, environment: dict[bytes, bytes] | None = None) -> tuple[int, bytes]:
     """Return the status of a program, and what it printed to its three descriptors."""
     nothing, (reading, writing) = os.open(os.devnull, os.O_RDONLY), os.pipe()
     try:
-        pid = starter.start(program, ["name", *argv], environment or {}, [nothing, writing, writing])
+        pid = starter.spawn(program, ["name", *argv], environment or {}, [nothing, writing, writing])
     except OSError:
         os.close(reading)
         raise
@@ -218,7 +218,7 @@ def run(starter: Starter, program: str, *argv: str, environment: dict[bytes, byt
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), printed
 
 
-def test_a_program_is_started(starter: Starter) -> None:
+def test_a_program_is_started(starter: Spawner) -> None:
     shown = 'echo "$0 $1 $A"; echo err >&2; cat; readlink /proc/$$/fd/0; exit 3'
     status, printed = run(
         starter, "/bin/sh", "-c", shown, "one", environment={b"A": b"\xff", b"PATH": b"/usr/bin:/bin"}
@@ -236,7 +236,7 @@ def inheritable(descriptor: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows it")
-def test_what_it_is_given(starter: Starter) -> None:
+def test_what_it_is_given(starter: Spawner) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     environment = {b"PATH": b"/usr/bin:/bin"}
     _, listed = run(starter, "/bin/sh", "-c", "ls /proc/$$/fd", environment=environment)
@@ -245,7 +245,7 @@ def test_what_it_is_given(starter: Starter) -> None:
     assert whose == set()
     _, said = run(starter, "/bin/sh", "-c", "ulimit -Sn; cut -d' ' -f1,5,6 /proc/self/stat", environment=environment)
     limit, pid, group, session = said.split()
-    assert int(limit) == starter._limit._was[0]
+    assert int(limit) == starter._descriptor_limit._original[0]
     assert group == session != pid  # those of the shell
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits, "as before"
 
@@ -254,7 +254,7 @@ def test_what_it_is_given(starter: Starter) -> None:
     ("program", "number"),
     [("/no/such", errno.ENOENT), ("/", errno.EACCES), ("/etc/passwd", errno.EACCES), ("{tmp}/text", errno.ENOEXEC)],
 )
-def test_what_cannot_be_started(starter: Starter, program: str, number: int, tmp_path: Path) -> None:
+def test_what_cannot_be_started(starter: Spawner, program: str, number: int, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("echo of a shell\n")
     (tmp_path / "text").chmod(0o755)
     before = len(list(Path("/dev/fd").iterdir()))
@@ -268,23 +268,23 @@ def test_what_cannot_be_started(starter: Starter, program: str, number: int, tmp
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_too_long_a_word(starter: Starter) -> None:
+def test_too_long_a_word(starter: Spawner) -> None:
     with pytest.raises(OSError, match="Argument list too long"):
         run(starter, "/bin/true", "x" * 3_000_000)
 
 
-def test_descriptors_above_the_limit_are_handed_on(starter: Starter) -> None:
+def test_descriptors_above_the_limit_are_handed_on(starter: Spawner) -> None:
     """With many jobs those of a pipe are, and posix_spawn(3) refuses them (see the kernel's dup2(2))."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    starter._limit._was = (64, hard)
+    starter._descriptor_limit._original = (64, hard)
     reading, writing = os.pipe()
     high = os.dup2(writing, 100, inheritable=False)
     try:
-        pid = starter.start("/bin/sh", ["sh", "-c", "echo high; ulimit -Sn"], {}, [0, high, 2])
+        pid = starter.spawn("/bin/sh", ["sh", "-c", "echo high; ulimit -Sn"], {}, [0, high, 2])
     finally:
         spawn.close_all((writing, high))
-        starter._limit._was = (soft, hard)
-        starter._limit.restore()
+        starter._descriptor_limit._original = (soft, hard)
+        starter._descriptor_limit.restore()
     with os.fdopen(reading, "rb") as file:
         assert file.read() == b"high\n64\n"
     assert os.waitpid(pid, 0)[1] == 0
@@ -292,8 +292,8 @@ def test_descriptors_above_the_limit_are_handed_on(starter: Starter) -> None:
 
 def test_where_the_limit_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
-    limit = Limit()
-    limit.lift()
+    limit = DescriptorLimit()
+    limit.raise_to_hard_limit()
     limit.restore()
 
 
@@ -303,11 +303,11 @@ def test_where_the_limit_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> N
 def test_pipes() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0) as file:
-        assert spawn.waiting(reading, 7) == 0
+        assert spawn.readable_bytes(reading, 7) == 0
         file.write(b"abc")
-        assert spawn.waiting(reading, 7) == 3
-        assert spawn.enlarge(reading) >= 1 << 16
-        spawn.unblock((reading, -1))
+        assert spawn.readable_bytes(reading, 7) == 3
+        assert spawn.enlarge_pipe(reading) >= 1 << 16
+        spawn.set_nonblocking((reading, -1))
         assert os.read(reading, 9) == b"abc"
         with pytest.raises(BlockingIOError):
             os.read(reading, 9)
@@ -315,8 +315,8 @@ def test_pipes() -> None:
 
 def test_where_there_is_no_fcntl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert spawn.waiting(0, 7) == 7
-    assert spawn.enlarge(0) == spawn._LARGE_PIPE
+    assert spawn.readable_bytes(0, 7) == 7
+    assert spawn.enlarge_pipe(0) == spawn._LARGE_PIPE_BYTES
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -326,9 +326,9 @@ import os
 from lazycluster._remote import spawn
 if not {listed}:
     def refuse(path): raise FileNotFoundError
-    spawning.os.listdir = refuse
+    spawn.os.listdir = refuse
 kept, closed = os.pipe(), os.pipe()
-spawning.close_all_but(*kept)
+spawn.close_all_but(*kept)
 print([os.fstat(each) is not None for each in (0, 1, 2, *kept)])
 for each in closed:
     try:

@@ -21,13 +21,13 @@ from lazycluster import (
     PythonVersionMismatchError,
     RemoteFunctionError,
     Runtime,
-    calling,
+    _invoke,
 )
-from lazycluster._mapping import Spread
-from lazycluster._waiting import Cancellation
+from lazycluster._mapping import MapScheduler
+from lazycluster._waiting import CancelToken
 from lazycluster.results import Error, Value
 from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupt, threads
+from tests.unit.interrupting import interrupt, library_thread_names
 
 Outcomes = list[Value[Any] | Error]
 Play = Callable[["Played", Sequence[int]], Outcomes | None]
@@ -42,9 +42,9 @@ class Played:
     is_back: bool = False
     closed: bool = False
     calls: list[list[int]] = attrs.field(factory=list)
-    cancellation: Cancellation | None = None
+    cancellation: CancelToken | None = None
 
-    def executor(self, *, cancellation: Cancellation) -> Played:
+    def executor(self, *, cancellation: CancelToken) -> Played:
         self.cancellation = cancellation
         return self
 
@@ -62,7 +62,7 @@ class Played:
 def call_each(host: Played, function: Callable[[int], object], items: Sequence[int], seconds: float) -> Outcomes:
     host.calls.append(list(items))
     assert host.cancellation is not None
-    if host.cancellation.requested:
+    if host.cancellation.is_cancelled:
         raise CommandStoppedError(host.host, "f")
     outcomes = host.play(host, items)
     return [Value(function(item)) for item in items] if outcomes is None else outcomes
@@ -71,7 +71,7 @@ def call_each(host: Played, function: Callable[[int], object], items: Sequence[i
 @pytest.fixture(autouse=True, scope="module")
 def hosts_are_played() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calling, "call_each", call_each)
+        patch.setattr(_invoke, "call_each", call_each)
         yield
 
 
@@ -86,11 +86,11 @@ def spread(
     *,
     ordered: bool = True,
     retries: int = 2,
-) -> Spread[int, Any]:
-    return Spread(cast("list[Runtime]", list(hosts)), function, items, ordered=ordered, retries=retries)
+) -> MapScheduler[int, Any]:
+    return MapScheduler(cast("list[Runtime]", list(hosts)), function, items, ordered=ordered, retries=retries)
 
 
-def outcomes(spreading: Spread[int, Any]) -> Outcomes:
+def outcomes(spreading: MapScheduler[int, Any]) -> Outcomes:
     with spreading:
         return list(spreading)
 
@@ -108,7 +108,7 @@ def when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.
 
 
 def is_over() -> bool:
-    return not threads("lazycluster-map")
+    return not library_thread_names("lazycluster-map")
 
 
 # In the order --------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def stoppable(host: Played, items: Sequence[int]) -> Outcomes | None:
     if items[0] == 0:
         return None
     assert host.cancellation is not None
-    assert wait_until(lambda: host.cancellation is not None and host.cancellation.requested, 20)
+    assert wait_until(lambda: host.cancellation is not None and host.cancellation.is_cancelled, 20)
     raise CommandStoppedError(host.host, "f")
 
 
@@ -302,7 +302,7 @@ def test_ctrl_c_while_it_waits() -> None:
 
 
 def test_what_does_not_stop_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("lazycluster._gather._PARTING", 0.1)
+    monkeypatch.setattr("lazycluster._gather._CANCEL_WAIT_SECONDS", 0.1)
     going_on = threading.Event()
 
     def stubborn(_host: Played, _items: Sequence[int]) -> None:
@@ -322,7 +322,7 @@ def test_what_does_not_stop_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 
 def test_what_is_never_begun_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
-    monkeypatch.setattr("lazycluster._gather.Cancellation", lambda: made.append(None))
+    monkeypatch.setattr("lazycluster._gather.CancelToken", lambda: made.append(None))
     spread([Played("a")], itertools.count())
     assert made == []
 

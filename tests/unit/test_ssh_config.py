@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster._ssh.config import EffectiveConfig, Word, host_names, hosts_with_files, parse_effective, parse_line
+from lazycluster._ssh.config import (
+    ConfigArgument,
+    EffectiveConfig,
+    host_names,
+    hosts_with_files,
+    parse_config_line,
+    parse_effective_config,
+)
 
 HOME = Path("/home/u")
 MAIN = HOME / ".ssh/config"
@@ -20,9 +27,9 @@ def names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
     def glob(pattern: str) -> Iterable[Path]:
         return [Path(name) for name in sorted(files) if fnmatch.fnmatchcase(name, pattern)]
 
-    named = hosts_with_files(path, text_of=lambda file: files.get(str(file)), glob=glob, home=HOME)
+    named = hosts_with_files(path, read_text=lambda file: files.get(str(file)), glob=glob, home=HOME)
     assert all(str(file) in files for _, file in named)
-    found = host_names(path, text_of=lambda file: files.get(str(file)), glob=glob, home=HOME)
+    found = host_names(path, read_text=lambda file: files.get(str(file)), glob=glob, home=HOME)
     assert found == tuple(dict.fromkeys(host for host, _ in named))
     return found
 
@@ -67,18 +74,20 @@ def test_hosts_of_one_file(text: str, expected: tuple[str, ...]) -> None:
     [
         ("", "", ()),
         ("# Host a", "", ()),
-        ("Host a", "host", (Word("a", 5, 6),)),
-        (' "HOST"=\t"a b" c#d # e\r', "host", (Word("a b", 9, 14), Word("c#d", 15, 18))),
+        ("Host a", "host", (ConfigArgument("a", 5, 6),)),
+        (' "HOST"=\t"a b" c#d # e\r', "host", (ConfigArgument("a b", 9, 14), ConfigArgument("c#d", 15, 18))),
         ('Host "a', "", ()),
     ],
 )
-def test_a_line_is_a_keyword_and_words_with_their_places(line: str, keyword: str, words: tuple[Word, ...]) -> None:
-    assert parse_line(line) == (keyword, words)
+def test_a_line_is_a_keyword_and_words_with_their_places(
+    line: str, keyword: str, words: tuple[ConfigArgument, ...]
+) -> None:
+    assert parse_config_line(line) == (keyword, words)
 
 
 def test_each_host_is_told_with_the_file_that_names_it() -> None:
     files = {MAIN: "Host a\nHost *\nInclude more\n", HOME / ".ssh/more": "Host b a\n"}
-    named = hosts_with_files(MAIN, text_of=files.get, glob=lambda pattern: [Path(pattern)], home=HOME)
+    named = hosts_with_files(MAIN, read_text=files.get, glob=lambda pattern: [Path(pattern)], home=HOME)
 
     assert named == (("a", MAIN), ("b", HOME / ".ssh/more"), ("a", HOME / ".ssh/more"))
 
@@ -167,12 +176,12 @@ proxyjump a,b
 
 
 def test_the_effective_configuration_is_read() -> None:
-    effective = parse_effective(CAPTURED)
+    effective = parse_effective_config(CAPTURED)
 
     assert (effective.hostname, effective.user, effective.port) == ("h.example.org", "u", 2222)
     assert (effective.proxy_jump, effective.host_key_alias) == ("a,b", "foo")
     assert effective.identity_files == ("/tmp/x", "~/.ssh/id_ed25519")
-    assert effective.forwards == (
+    assert effective.forwardings == (
         ("localforward", "2400 [127.0.0.1]:80"),
         ("remoteforward", "[0.0.0.0]:81 [x]:80"),
         ("remoteforward", "[0.0.0.0]:82 [x]:80"),
@@ -186,16 +195,16 @@ def test_the_effective_configuration_is_read() -> None:
 
 @pytest.mark.parametrize("output", ["", "ssh: something went wrong: x\n", "hostname\nport\n\n"])
 def test_what_is_not_there_is_none(output: str) -> None:
-    effective = parse_effective(output)
+    effective = parse_effective_config(output)
 
     assert effective == EffectiveConfig(effective.settings)
     assert (effective.hostname, effective.user, effective.port) == (None, None, None)
     assert (effective.proxy_jump, effective.host_key_alias) == (None, None)
-    assert (effective.identity_files, effective.forwards) == ((), ())
+    assert (effective.identity_files, effective.forwardings) == ((), ())
 
 
 def test_none_is_no_value() -> None:
-    effective = parse_effective("proxyjump none\nhostkeyalias None\nidentityfile none\nport ssh\n")
+    effective = parse_effective_config("proxyjump none\nhostkeyalias None\nidentityfile none\nport ssh\n")
 
     assert (effective.proxy_jump, effective.host_key_alias, effective.identity_files) == (None, None, ())
     assert effective.port is None

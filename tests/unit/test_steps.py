@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe, function_name
+from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe_step, function_name
 
 
 class Callee:
@@ -54,7 +54,7 @@ def test_function_name(what: Callable[..., object], name: str) -> None:
     ],
 )
 def test_describe(step: Step, text: str) -> None:
-    assert describe(step) == text
+    assert describe_step(step) == text
 
 
 def test_the_arguments_of_a_function_are_not_shown() -> None:

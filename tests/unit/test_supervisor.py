@@ -17,10 +17,10 @@ import pytest
 
 from lazycluster._functions import bootstrap
 from lazycluster._remote import protocol
-from lazycluster._remote.protocol import ERRORS, GRANTED, OUTPUT, WINDOW
-from lazycluster._ssh.shell import JOB_VARIABLE
+from lazycluster._remote.protocol import STDERR, STDOUT, WINDOW_BYTES, WINDOW_UPDATE_THRESHOLD_BYTES
+from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster.testing.processes import wait_until
-from tests.unit.local_supervisor import RemoteJob, gone, local_supervisor
+from tests.unit.local_supervisor import ObservedChild, is_reaped, local_supervisor
 from tests.unit.test_call_program import PYTHONS
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
@@ -31,11 +31,11 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="th
 
 def test_the_greeting() -> None:
     with local_supervisor() as host:
-        hello = host.greeting()
+        hello = host.wait_hello()
         assert hello.pid == host.process.pid
         assert (hello.python.implementation, hello.python.executable) == (sys.implementation.name, sys.executable)
         assert hello.python.version == ".".join(map(str, sys.version_info[:3]))
-        assert (hello.working_dir, hello.facts, hello.failure) == ("", "", "")
+        assert (hello.working_dir, hello.probe_output, hello.working_dir_error) == ("", "", "")
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_a_working_directory_is_made_and_kept(tmp_path: Path, asked: str, made: 
     env = {**os.environ, "HOME": str(home)}
     with local_supervisor(working_dir=asked.format(tmp=tmp_path), cwd=home, env=env) as host:
         directory = made.format(home=home, tmp=tmp_path)
-        assert host.greeting().working_dir == directory
+        assert host.wait_hello().working_dir == directory
         assert os.path.isdir(directory)  # noqa: PTH112 - a Path cannot hold what is no text everywhere
-        assert host.run("pwd", cwd=host.greeting().working_dir).result() == (0, os.fsencode(directory) + b"\n", b"")
+        assert host.run("pwd", cwd=host.wait_hello().working_dir).result() == (0, os.fsencode(directory) + b"\n", b"")
     assert os.path.isdir(directory)  # noqa: PTH112
 
 
 def test_a_temporary_working_directory_is_private_and_removed(tmp_path: Path) -> None:
     with local_supervisor(working_dir="", env={**os.environ, "TMPDIR": str(tmp_path)}) as host:
-        directory = Path(host.greeting().working_dir)
+        directory = Path(host.wait_hello().working_dir)
         assert directory == tmp_path / f"lazycluster-{host.token}.1"
         assert directory.stat().st_mode & 0o777 == 0o700
         (directory / "file").touch()
@@ -77,11 +77,11 @@ def test_a_working_directory_that_cannot_be_made_is_told_at_once(tmp_path: Path,
     with local_supervisor(
         working_dir=asked, probe="echo never >&2", env={**os.environ, "TMPDIR": str(tmp_path / "missing")}
     ) as host:
-        hello = host.greeting()
+        hello = host.wait_hello()
         reasons = {"{tmp}/file": errno.EEXIST, "{tmp}/file/below": errno.ENOTDIR, "{tmp}/missing": errno.ENOENT}
-        assert hello.failure.startswith(str(tmp_path))
-        assert hello.failure.endswith(f": {os.strerror(reasons[working_dir])}")
-        assert (hello.working_dir, hello.facts) == ("", "")
+        assert hello.working_dir_error.startswith(str(tmp_path))
+        assert hello.working_dir_error.endswith(f": {os.strerror(reasons[working_dir])}")
+        assert (hello.working_dir, hello.probe_output) == ("", "")
         assert host.run("echo it runs").result() == (0, b"it runs\n", b"")
 
 
@@ -91,7 +91,7 @@ def test_a_working_directory_that_cannot_be_made_is_told_at_once(tmp_path: Path,
         ("echo facts; exit 3", b"facts\n"),
         ("printf 'two'; printf ' streams' >&2", None),
         ("kill -9 $$", b""),
-        ("head -c 3000000 /dev/zero | tr '\\0' x", b"x" * (protocol.LARGEST // 2)),
+        ("head -c 3000000 /dev/zero | tr '\\0' x", b"x" * (protocol.MAX_BODY_BYTES // 2)),
         ("(sleep 60 &) ; echo $0 $#", b"sh 0\n"),  # what it leaves does not delay the greeting
         ("printf '\\377'", b"\xef\xbf\xbd"),
         ("cat; echo read", b"read\n"),
@@ -99,7 +99,7 @@ def test_a_working_directory_that_cannot_be_made_is_told_at_once(tmp_path: Path,
 )
 def test_what_the_machine_has_is_told_in_the_greeting(probe: str, facts: bytes | None) -> None:
     with local_supervisor(probe=probe, grace=0.5) as host:
-        said = host.greeting().facts.encode()
+        said = host.wait_hello().probe_output.encode()
         assert said == facts if facts is not None else sorted(said.split()) == [b"streams", b"two"]
 
 
@@ -113,40 +113,40 @@ def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
     trap.write_text("raise SystemExit('the current directory was imported from')")
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     with local_supervisor(python, working_dir="", probe="echo facts", cwd=tmp_path, env=env, grace=0.3) as host:
-        hello = host.greeting()
+        hello = host.wait_hello()
         assert version.startswith(hello.python.version)
         same = hello.python.version.split(".")[:2] == [str(part) for part in sys.version_info[:2]]
         assert host.asked_for_source is not same
-        assert (hello.python.executable, hello.facts) == (str(python), "facts\n")
+        assert (hello.python.executable, hello.probe_output) == (str(python), "facts\n")
 
         command = 'pwd; echo "$A" >&2; cat; kill -TERM $$'
         job = host.run(command, stdin=None, cwd=hello.working_dir, env={"A": "é\n\udcff"})
-        job.feed(b"in" * 200_000)
+        job.write(b"in" * 200_000)
         status, out, err = job.result()
         assert (status, err) == (-signal.SIGTERM, b"\xc3\xa9\n\xff\n")
         assert out == f"{hello.working_dir}\n".encode() + b"in" * 200_000
         assert host.run("ls /proc/self/fd").result() == (0, b"0\n1\n2\n3\n", b"")
         assert host.run(f"echo {'x' * 200_000}").result() == (126, b"", b"/bin/sh: Argument list too long\n")
-        assert host.run("true", cwd="/no/such").finish() == ("cd", "No such file or directory")
+        assert host.run("true", cwd="/no/such").wait() == ("cd", "No such file or directory")
 
         script = tmp_path / "script"
         script.write_text("echo of a shell\n")
         script.chmod(0o755)
         assert host.run(f"{script} x").result() == (0, b"of a shell\n", b"")  # the kernel does not know how to run it
         script.write_text("#!/no/such/interpreter\n")
-        assert host.run(f"{script}").status() in {126, 127}
+        assert host.run(f"{script}").wait_exit_code() in {126, 127}
 
         stubborn = host.run("trap '' TERM; setsid sleep 60 & echo $!; while :; do sleep 0.01; done", grace=0.2)
-        daemon = int(stubborn.printed(b"\n").output())
+        daemon = int(stubborn.wait_output(b"\n").output())
         stubborn.stop()
-        assert stubborn.finish() == ("signal", "9")
-        assert gone(daemon)
+        assert stubborn.wait() == ("signal", "9")
+        assert is_reaped(daemon)
 
-        host.send(protocol.PREPARE, 0, protocol.pack(bootstrap.ports_preparation(), b""))
-        assert host.ask("ports", b"1")[0] == b"ok"
-        [ok, path] = host.ask("tempdir")
+        host.send(protocol.PREPARE, 0, protocol.pack(bootstrap.ports_extension(), b""))
+        assert host.request("ports", b"1")[0] == b"ok"
+        [ok, path] = host.request("tempdir")
         assert (ok, path) == (b"ok", f"{tmp_path}/lazycluster-{host.token}.2".encode())
-        host.run("(setsid sleep 60 &) ; mkdir -p a/b; chmod 0 a/b a", cwd=hello.working_dir).status()
+        host.run("(setsid sleep 60 &) ; mkdir -p a/b; chmod 0 a/b a", cwd=hello.working_dir).wait_exit_code()
     assert sorted(tmp_path.iterdir()) == [script, trap]
 
 
@@ -179,7 +179,7 @@ def test_one_that_cannot_run_the_bytecode_asks_for_the_source(monkeypatch: pytes
 )
 def test_how_a_command_ends(command: str, ended: tuple[str, str]) -> None:
     with local_supervisor(env={**os.environ, "SHELL": "/bin/dash"}) as host:
-        assert host.run(command).finish() == ended
+        assert host.run(command).wait() == ended
 
 
 def test_standard_output_and_error_come_apart_and_each_in_order() -> None:
@@ -187,9 +187,9 @@ def test_standard_output_and_error_come_apart_and_each_in_order() -> None:
     with local_supervisor() as host:
         command = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo $i; echo $i >&2; done; exit 3"
         assert host.run(command).result() == (3, lines, lines)
-        assert host.run("echo out; echo err >&2").streams in [
-            [(OUTPUT, b"out\n"), (ERRORS, b"err\n")],
-            [(ERRORS, b"err\n"), (OUTPUT, b"out\n")],
+        assert host.run("echo out; echo err >&2").received in [
+            [(STDOUT, b"out\n"), (STDERR, b"err\n")],
+            [(STDERR, b"err\n"), (STDOUT, b"out\n")],
             [],
         ]
 
@@ -197,23 +197,23 @@ def test_standard_output_and_error_come_apart_and_each_in_order() -> None:
 def test_output_is_sent_while_the_command_runs() -> None:
     with local_supervisor() as host:
         job = host.run("echo first; cat; echo last", stdin=None)
-        job.printed(b"first\n")
-        host.settle()
-        assert job.ended is None
-        job.feed(b"fed\n", end=False)
-        job.printed(b"fed\n")
-        job.feed(b"")
+        job.wait_output(b"first\n")
+        host.sync()
+        assert job.end is None
+        job.write(b"fed\n", close=False)
+        job.wait_output(b"fed\n")
+        job.write(b"")
         assert job.result() == (0, b"first\nfed\nlast\n", b"")
 
 
 def test_a_command_that_takes_longer_is_told_to_have_started() -> None:
     with local_supervisor() as host:
         job = host.run("exec sleep 60")
-        host.pump(lambda: job.pid is not None, "the news that it has started")
-        assert job.pid in host.children()
+        host.receive_until(lambda: job.pid is not None, "the news that it has started")
+        assert job.pid in host.child_pids()
         assert os.getsid(job.pid or 0) == os.getpgid(job.pid or 0) == job.pid  # a session of its own
         job.stop()
-        assert job.status() == -signal.SIGTERM
+        assert job.wait_exit_code() == -signal.SIGTERM
 
 
 def test_what_is_left_in_the_background_delays_no_end(tmp_path: Path) -> None:
@@ -224,17 +224,17 @@ def test_what_is_left_in_the_background_delays_no_end(tmp_path: Path) -> None:
         loud = f"(read x <{go}; head -c 300000 /dev/zero; echo >&2; echo printed >{go}; sleep 60) & echo $!"
         status, out, err = host.run(loud).result()
         assert (status, err) == (0, b"")
-        assert not gone(int(out))
+        assert not is_reaped(int(out))
         go.write_text("go\n")
         assert go.read_text() == "printed\n"
         daemon = host.run("nohup setsid sleep 60 </dev/null >/dev/null 2>&1 & echo $!").result()[1]
-        assert not gone(int(daemon))
-    assert gone(int(out), int(daemon))
+        assert not is_reaped(int(daemon))
+    assert is_reaped(int(out), int(daemon))
 
 
 def test_a_process_that_prints_on_and_on_in_the_background_delays_no_end() -> None:
     with local_supervisor(grace=0.3) as host:
-        assert host.run("yes & echo mine").status() == 0
+        assert host.run("yes & echo mine").wait_exit_code() == 0
 
 
 # Where and how it runs ------------------------------------------------------------------------------------------------
@@ -245,10 +245,10 @@ def test_the_environment_and_the_directory(tmp_path: Path) -> None:
     env = {"PATH": os.environ["PATH"], "KEPT": "yes", "BOTH": "supervisor", "HOME": str(tmp_path), "PWD": "/wrong"}
     with local_supervisor(env=env, cwd="/usr") as host:
         job = host.run("env -0", cwd="~/a", env={})
-        assert job.finish() == ("cd", "No such file or directory")
+        assert job.wait() == ("cd", "No such file or directory")
         (tmp_path / "a").mkdir()
         job = host.run("env -0", cwd="~/a", env={"AWKWARD": awkward, "BOTH": "job", "EMPTY": ""})
-        assert job.status() == 0
+        assert job.wait_exit_code() == 0
         seen = dict(line.split(b"=", 1) for line in job.output().split(b"\0")[:-1])
         seen.pop(b"_", None)
         assert seen == {
@@ -260,7 +260,7 @@ def test_the_environment_and_the_directory(tmp_path: Path) -> None:
             b"AWKWARD": os.fsencode(awkward),
             b"PWD": os.fsencode(tmp_path / "a"),
             b"SHLVL": b"1",
-            JOB_VARIABLE.encode(): f"{host.token}.{job.name}.".encode(),
+            PROCESS_MARK_VARIABLE.encode(): f"{host.token}.{job.number}.".encode(),
             **({b"LC_CTYPE": seen[b"LC_CTYPE"]} if b"LC_CTYPE" in seen else {}),  # PEP 538
         }
         assert host.run("pwd; /bin/pwd").result()[1] == b"/usr\n/usr\n"  # where the supervisor was started
@@ -296,7 +296,7 @@ def test_the_shell(shell: str, asked: bool, name: str) -> None:
 SIGNALS = "grep -E '^Sig(Ign|Blk)' /proc/self/status"
 
 
-def signals_of(job: RemoteJob) -> dict[str, set[int]]:
+def signals_of(job: ObservedChild) -> dict[str, set[int]]:
     """Return the signals that a job ignores and blocks, but for those that only the C library knows (32 and 33)."""
     rows = [line.split(":") for line in job.result()[1].decode().splitlines()]
     return {name: {bit + 1 for bit in range(64) if int(mask, 16) >> bit & 1} - {32, 33} for name, mask in rows}
@@ -331,8 +331,8 @@ def test_a_directory_that_cannot_be_entered(tmp_path: Path) -> None:
     with local_supervisor() as host:
         for directory, reason in ((tmp_path / "gone", errno.ENOENT), (tmp_path / "file", errno.ENOTDIR)):
             job = host.run("touch never", cwd=directory)
-            assert job.finish() == ("cd", os.strerror(reason))
-            assert job.streams == []
+            assert job.wait() == ("cd", os.strerror(reason))
+            assert job.received == []
 
 
 # Input ----------------------------------------------------------------------------------------------------------------
@@ -344,9 +344,9 @@ def test_input_comes_out_as_it_went_in(size: int) -> None:
     data = data[:size]
     with local_supervisor() as host:
         job = host.run("cat", stdin=None)
-        job.feed(data)
+        job.write(data)
         assert job.result() == (0, data, b"")
-        if size <= protocol.PIECE:
+        if size <= protocol.STREAM_CHUNK_BYTES:
             assert host.run("cat", stdin=data).result() == (0, data, b"")  # with the command itself
 
 
@@ -355,15 +355,15 @@ def test_input_that_is_not_read_is_no_failure(tmp_path: Path) -> None:
     os.mkfifo(go)
     with local_supervisor() as host:
         job = host.run(f"head -c 3; exec <&-; echo closed; read x <{go}; exit 4", stdin=None)
-        job.feed(b"abc" + bytes(3 * WINDOW), end=False)  # all of it is taken
+        job.write(b"abc" + bytes(3 * WINDOW_BYTES), close=False)  # all of it is taken
         go.write_text("go\n")
-        assert job.status() == 4
+        assert job.wait_exit_code() == 4
         assert job.output() == b"abcclosed\n"
-        job.host.send(protocol.INPUT, job.name, b"after its end")
-        job.host.send(protocol.INPUT_END, job.name)
-        job.host.send(protocol.GRANT, job.name, b"5")
+        job.host.send(protocol.INPUT, job.number, b"after its end")
+        job.host.send(protocol.INPUT_END, job.number)
+        job.host.send(protocol.WINDOW_UPDATE, job.number, b"5")
         job.stop()
-        host.settle()
+        host.sync()
 
 
 def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
@@ -372,17 +372,19 @@ def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
     os.mkfifo(go)
     with local_supervisor() as host:
         job = host.run(f"cat {go}; wc -c", stdin=None)
-        for _ in range(WINDOW // protocol.PIECE):
-            host.send(protocol.INPUT, job.name, bytes(protocol.PIECE))
-        job.window -= WINDOW
-        host.settle()
-        assert job.window == 0
+        for _ in range(WINDOW_BYTES // protocol.STREAM_CHUNK_BYTES):
+            host.send(protocol.INPUT, job.number, bytes(protocol.STREAM_CHUNK_BYTES))
+        job.input_window -= WINDOW_BYTES
+        host.sync()
+        assert job.input_window == 0
         assert host.run("echo not delayed").result()[1] == b"not delayed\n"
         go.write_text("it goes on\n")
-        job.feed(bytes(WINDOW), end=False)
-        host.pump(lambda: job.window > WINDOW - GRANTED, "leave for as much as at first")
-        job.feed(b"")
-        assert job.result() == (0, b"it goes on\n%d\n" % (2 * WINDOW), b"")
+        job.write(bytes(WINDOW_BYTES), close=False)
+        host.receive_until(
+            lambda: job.input_window > WINDOW_BYTES - WINDOW_UPDATE_THRESHOLD_BYTES, "leave for as much as at first"
+        )
+        job.write(b"")
+        assert job.result() == (0, b"it goes on\n%d\n" % (2 * WINDOW_BYTES), b"")
 
 
 # Output ---------------------------------------------------------------------------------------------------------------
@@ -391,39 +393,39 @@ def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["exec cat /dev/zero", "cat /dev/zero >&2", "cat /dev/zero & cat /dev/zero >&2"])
 def test_a_job_prints_no_more_than_it_has_leave_for_and_delays_no_other(command: str) -> None:
     with local_supervisor() as host:
-        job = host.run(command, grants=False)
-        host.pump(lambda: job.size >= WINDOW, "all that it has leave for")
+        job = host.run(command, updates_window=False)
+        host.receive_until(lambda: job.received_bytes >= WINDOW_BYTES, "all that it has leave for")
         assert host.run("head -c 5000000 /dev/zero").result()[1] == bytes(5_000_000)
-        host.settle()
-        assert job.size == WINDOW
+        host.sync()
+        assert job.received_bytes == WINDOW_BYTES
         for size in (1, 70_000, 500_000):
-            before = job.size
-            job.grant(size)
-            host.pump(lambda wanted=before + size: job.size >= wanted, "as much more")  # type: ignore[misc]
-            host.settle()
-            assert job.size == before + size
+            before = job.received_bytes
+            job.send_window_update(size)
+            host.receive_until(lambda wanted=before + size: job.received_bytes >= wanted, "as much more")  # type: ignore[misc]
+            host.sync()
+            assert job.received_bytes == before + size
         job.stop()
-        host.settle()
-        job.grants = True
-        job.grant(WINDOW)
-        assert job.status() == -signal.SIGTERM
+        host.sync()
+        job.updates_window = True
+        job.send_window_update(WINDOW_BYTES)
+        assert job.wait_exit_code() == -signal.SIGTERM
 
 
 def test_the_end_is_told_behind_the_output_that_waits_for_leave() -> None:
     with local_supervisor() as host:
         # Less than any pipe holds: whether this one was made larger depends on how it was read.
-        job = host.run(f"head -c {WINDOW + 60_000} /dev/zero; exit 3", grants=False)
-        host.pump(lambda: job.size == WINDOW, "all that it has leave for")
-        host.pump(lambda: not host.children(), "the end of its process")
-        host.settle()
-        assert job.ended is None
-        job.grant(59_999)
-        host.pump(lambda: job.size == WINDOW + 59_999, "as much more")
-        host.settle()
-        assert job.ended is None
-        job.grant(10)
-        assert job.status() == 3
-        assert job.size == WINDOW + 60_000
+        job = host.run(f"head -c {WINDOW_BYTES + 60_000} /dev/zero; exit 3", updates_window=False)
+        host.receive_until(lambda: job.received_bytes == WINDOW_BYTES, "all that it has leave for")
+        host.receive_until(lambda: not host.child_pids(), "the end of its process")
+        host.sync()
+        assert job.end is None
+        job.send_window_update(59_999)
+        host.receive_until(lambda: job.received_bytes == WINDOW_BYTES + 59_999, "as much more")
+        host.sync()
+        assert job.end is None
+        job.send_window_update(10)
+        assert job.wait_exit_code() == 3
+        assert job.received_bytes == WINDOW_BYTES + 60_000
 
 
 def test_a_channel_that_nobody_reads_holds_the_jobs_up_and_loses_nothing(tmp_path: Path) -> None:
@@ -431,11 +433,11 @@ def test_a_channel_that_nobody_reads_holds_the_jobs_up_and_loses_nothing(tmp_pat
     with local_supervisor() as host:
         jobs = [host.run(f"head -c 9000000 /dev/urandom | tee {path} | cat; exit 5") for path in done]
         for job in jobs:
-            job.grant(100_000_000)
-        assert wait_until(host.filled, 20)
+            job.send_window_update(100_000_000)
+        assert wait_until(host.is_stdout_full, 20)
         unread = host.run("cat", stdin=None)
-        unread.feed(b"fed")
-        assert [job.status() for job in jobs] == [5, 5, 5]
+        unread.write(b"fed")
+        assert [job.wait_exit_code() for job in jobs] == [5, 5, 5]
         assert [job.output() == path.read_bytes() for job, path in zip(jobs, done, strict=True)] == [True] * 3
         assert unread.result()[1] == b"fed"
 
@@ -445,27 +447,27 @@ def test_three_hundred_jobs_at_once() -> None:
         jobs = [
             host.run(f"cat; echo {number}; echo e{number} >&2; exit {number % 7}", stdin=None) for number in range(300)
         ]
-        host.settle()
-        assert not any(job.ended for job in jobs)
+        host.sync()
+        assert not any(job.end for job in jobs)
         for number, job in enumerate(jobs):
-            job.feed(b"%d " % number)
+            job.write(b"%d " % number)
         for number, job in enumerate(jobs):
             assert job.result() == (number % 7, b"%d %d\n" % (number, number), b"e%d\n" % number)
 
 
 def test_where_there_are_no_more_descriptors(tmp_path: Path) -> None:
     """A job that cannot have its pipes is told to have failed, and the others go on."""
-    tweaks = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))"
-    with local_supervisor(tweaks=tweaks) as host:
+    setup_code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))"
+    with local_supervisor(setup_code=setup_code) as host:
         jobs = [host.run("cat", stdin=None) for _ in range(10)]
-        host.pump(lambda: any(job.ended for job in jobs), "one that has none")
-        host.settle()
-        failed = [job for job in jobs if job.ended]
-        assert {job.ended for job in failed} == {("failed", "no process for it: Too many open files")}
-        rest = [job for job in jobs if not job.ended]
+        host.receive_until(lambda: any(job.end for job in jobs), "one that has none")
+        host.sync()
+        failed = [job for job in jobs if job.end]
+        assert {job.end for job in failed} == {("failed", "no process for it: Too many open files")}
+        rest = [job for job in jobs if not job.end]
         assert rest
         for job in rest:
-            job.feed(b"fed")
+            job.write(b"fed")
             assert job.result() == (0, b"fed", b"")
         assert host.run("echo again").result() == (0, b"again\n", b"")
 
@@ -477,13 +479,13 @@ def test_temporary_directories(tmp_path: Path) -> None:
     tmp = tmp_path / "t"
     tmp.mkdir()
     with local_supervisor(env={**os.environ, "TMPDIR": str(tmp)}) as host:
-        made = [Path(os.fsdecode(host.ask("tempdir")[1])) for _ in range(3)]
+        made = [Path(os.fsdecode(host.request("tempdir")[1])) for _ in range(3)]
         assert made == [tmp / f"lazycluster-{host.token}.{number}" for number in (1, 2, 3)]
         assert all(path.stat().st_mode & 0o777 == 0o700 for path in made)
         (made[0] / "file").touch()
-        assert host.ask("forget", os.fsencode(made[1]), b"/no/such") == [b"ok"]
+        assert host.request("forget", os.fsencode(made[1]), b"/no/such") == [b"ok"]
         tmp.rename(tmp_path / "elsewhere")
-        assert host.ask("tempdir") == [b"failed", b"No such file or directory"]
+        assert host.request("tempdir") == [b"failed", b"No such file or directory"]
         (tmp_path / "elsewhere").rename(tmp)
     assert list(tmp.iterdir()) == [made[1]]
 
@@ -491,14 +493,14 @@ def test_temporary_directories(tmp_path: Path) -> None:
 def test_ports() -> None:
     with local_supervisor() as host, socket.create_server(("127.0.0.1", 0)) as taken:
         port = b"%d" % taken.getsockname()[1]
-        assert host.ask("ports", port) == [b"failed", b"RuntimeError: "]
-        host.send(protocol.PREPARE, 0, protocol.pack(bootstrap.ports_preparation(), b""))
-        assert host.ask("ports", port) == [b"ok"]
+        assert host.request("ports", port) == [b"failed", b"RuntimeError: "]
+        host.send(protocol.PREPARE, 0, protocol.pack(bootstrap.ports_extension(), b""))
+        assert host.request("ports", port) == [b"ok"]
         with socket.create_server(("127.0.0.1", 0)) as released:
             free = b"%d" % released.getsockname()[1]
-        assert host.ask("ports", port, free) == [b"ok", free]
-        assert host.ask("ports") == [b"ok"]
-        assert host.ask("ports", b"x")[0] == b"failed"
+        assert host.request("ports", port, free) == [b"ok", free]
+        assert host.request("ports") == [b"ok"]
+        assert host.request("ports", b"x")[0] == b"failed"
 
 
 @pytest.mark.parametrize(
@@ -506,51 +508,58 @@ def test_ports() -> None:
 )
 def test_questions_that_there_are_not(what: str, reason: bytes) -> None:
     with local_supervisor() as host:
-        state, said = host.ask(what)
+        state, said = host.request(what)
         assert state == b"failed"
         assert said.startswith(reason)
-        host.settle()
+        host.sync()
 
 
 def test_a_pulse_where_nothing_else_is_sent() -> None:
-    with local_supervisor(tweaks="supervisor._PULSE_EVERY = 0.05") as host:
-        host.pump(lambda: host.pulses >= 3, "three pulses")
+    with local_supervisor(setup_code="supervisor._KEEPALIVE_INTERVAL_SECONDS = 0.05") as host:
+        host.receive_until(lambda: host.keepalives >= 3, "three pulses")
         assert host.run("echo all the same").result()[1] == b"all the same\n"
 
 
 def test_frames_for_nobody_are_of_no_effect() -> None:
     with local_supervisor() as host:
-        for kind in (protocol.INPUT, protocol.INPUT_END, protocol.GRANT, protocol.STOP, protocol.PULSE, protocol.ENDED):
+        for kind in (
+            protocol.INPUT,
+            protocol.INPUT_END,
+            protocol.WINDOW_UPDATE,
+            protocol.STOP,
+            protocol.KEEPALIVE,
+            protocol.ENDED,
+        ):
             host.send(kind, 77, b"1")
-        host.settle()
+        host.sync()
 
 
 def test_what_makes_no_sense_ends_its_job_alone() -> None:
     with local_supervisor() as host:
         job, other = host.run("cat", stdin=None), host.run("cat", stdin=None)
-        host.send(protocol.GRANT, job.name, b"many")
-        how, what = job.finish()
+        host.send(protocol.WINDOW_UPDATE, job.number, b"many")
+        how, what = job.wait()
         assert (how, what) == ("failed", "ValueError: invalid literal for int() with base 10: b'many'")
-        other.feed(b"fed")
+        other.write(b"fed")
         assert other.result()[1] == b"fed"
         for impossible in (host.run("true; \0"), host.run("true", env={"A": "\0"})):
-            how, what = impossible.finish()
+            how, what = impossible.wait()
             assert (how, what[:11]) == ("failed", "ValueError:")
-        host.settle()
+        host.sync()
 
 
 def test_byte_by_byte() -> None:
     with local_supervisor() as host:
-        job = host.jobs[1] = RemoteJob(host, 1)
-        for byte in protocol.frame(protocol.RUN, 1, protocol.pack(b"0", b"", b"5", b"cat", b"")):
+        job = host.observed_children[1] = ObservedChild(host, 1)
+        for byte in protocol.encode_frame(protocol.RUN, 1, protocol.pack(b"0", b"", b"5", b"cat", b"")):
             host.write(bytes([byte]))
-        for byte in protocol.frame(protocol.INPUT, 1, b"hello") + protocol.frame(protocol.INPUT_END, 1):
+        for byte in protocol.encode_frame(protocol.INPUT, 1, b"hello") + protocol.encode_frame(protocol.INPUT_END, 1):
             host.write(bytes([byte]))
         assert job.result() == (0, b"hello", b"")
 
 
 def test_what_starts_it_may_ignore_signals() -> None:
     """As nohup does: its commands do not."""
-    tweaks = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 3, 13, 15)]"
-    with local_supervisor(tweaks=tweaks) as host:
+    setup_code = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 3, 13, 15)]"
+    with local_supervisor(setup_code=setup_code) as host:
         assert signals_of(host.run(SIGNALS)) == {"SigBlk": set(), "SigIgn": set()}

@@ -20,10 +20,16 @@ import pytest
 
 from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import call_program, protocol
-from lazycluster._ssh.shell import JOB_VARIABLE
+from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster.exceptions import RemoteFunctionError
 from lazycluster.testing.processes import wait_until
-from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor, measured
+from tests.unit.local_supervisor import (
+    LocalSupervisor,
+    ObservedChild,
+    coverage_environment,
+    is_reaped,
+    local_supervisor,
+)
 from tests.unit.test_call_program import PYTHONS
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
@@ -45,11 +51,11 @@ def spare_of(host: LocalSupervisor, *others: object) -> int:
     """Wait until the one child, except others, is the worker for the next call, and return its number."""
 
     def look() -> bool:
-        found[:] = [pid for pid in host.children() if pid not in others]
+        found[:] = [pid for pid in host.child_pids() if pid not in others]
         return len(found) == 1
 
     found: list[int] = []
-    host.pump(look, "a worker for the next call")
+    host.receive_until(look, "a worker for the next call")
     return found[0]
 
 
@@ -84,9 +90,9 @@ def test_site_packages_are_looked_for_before_the_first_function(python: Path, tm
             inherited = pool.apply(eval, ("__import__('sys').flags.no_site",))
         return f"{sys.flags} {[path for path in sys.path if path]}\n", inherited
 
-    with local_supervisor(python, cwd=tmp_path, env=environment, says=b"customized") as host:
-        assert host.run("pwd", cwd=str(tmp_path / "elsewhere")).status() == 0
-        assert host.words() == b""
+    with local_supervisor(python, cwd=tmp_path, env=environment, expected_stderr=b"customized") as host:
+        assert host.run("pwd", cwd=str(tmp_path / "elsewhere")).wait_exit_code() == 0
+        assert host.read_stderr() == b""
         host.prepare_calls()
         assert host.call(look).value() == (plain.stdout.decode().removeprefix("customized\n"), 0)
 
@@ -95,7 +101,7 @@ def test_a_sitecustomize_that_ends_python_is_why_functions_fail(tmp_path: Path) 
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit(3)")
     with local_supervisor(sys.executable, env={**os.environ, "PYTHONPATH": str(tmp_path)}) as host:
         host.prepare_calls()
-        how, reason = host.call(int).finish()
+        how, reason = host.call(int).wait()
         assert (how, reason.endswith("ends Python: SystemExit(3)")) == ("failed", True), reason
         assert host.run("echo well").result() == (0, b"well\n", b"")
 
@@ -103,7 +109,7 @@ def test_a_sitecustomize_that_ends_python_is_why_functions_fail(tmp_path: Path) 
 def test_values_and_exceptions(host: LocalSupervisor) -> None:
     job = host.call(lambda text: print(text) or [text], "é\n")
     assert job.value() == ["é\n"]
-    assert job.errors == b"\xc3\xa9\n\n"
+    assert job.stderr == b"\xc3\xa9\n\n"
     failing = host.call(lambda: dict[str, int]()["key"])
     with pytest.raises(KeyError, match="'key'"):
         failing.value()
@@ -129,12 +135,12 @@ def test_prints_are_sent_while_it_runs_and_are_complete_at_the_end(host: LocalSu
         return "value"
 
     job = host.call(talk)
-    host.pump(lambda: job.errors == b"first\n", "what it printed first")
+    host.receive_until(lambda: job.stderr == b"first\n", "what it printed first")
     with open(go, "w"):  # noqa: PTH123 - goes on
         pass
     assert job.value() == "value"
     printed = b"first\nout\nerr\nraw\nof a command\nand its errors\nno end" + b"x" * 100_000
-    assert job.errors == printed
+    assert job.stderr == printed
 
 
 @pytest.mark.parametrize(
@@ -149,8 +155,8 @@ def test_prints_are_sent_while_it_runs_and_are_complete_at_the_end(host: LocalSu
 )
 def test_a_process_that_dies(host: LocalSupervisor, function: Callable[[], object], ended: tuple[str, str]) -> None:
     job = host.call(lambda: (print("last words"), sys.stdout.flush(), function()))
-    assert job.finish() == ended
-    assert job.errors == b"last words\n"
+    assert job.wait() == ended
+    assert job.stderr == b"last words\n"
     assert host.call(abs, -1).value() == 1
 
 
@@ -161,13 +167,13 @@ def test_a_large_argument_and_a_large_result(host: LocalSupervisor) -> None:
 
 def test_a_result_that_is_not_taken_holds_the_function_up(host: LocalSupervisor) -> None:
     job = host.call(lambda: bytes(20_000_000))
-    job.grants = False
-    host.pump(lambda: job.size >= protocol.WINDOW, "all that it has leave for")
-    host.settle()
-    assert job.size == protocol.WINDOW
+    job.updates_window = False
+    host.receive_until(lambda: job.received_bytes >= protocol.WINDOW_BYTES, "all that it has leave for")
+    host.sync()
+    assert job.received_bytes == protocol.WINDOW_BYTES
     assert host.call(abs, -2).value() == 2
-    job.grants = True
-    job.grant(1 << 30)
+    job.updates_window = True
+    job.send_window_update(1 << 30)
     assert job.value() == bytes(20_000_000)
 
 
@@ -180,10 +186,10 @@ def main():
     answer = os.dup(1)
     os.dup2(2, 1)
     theirs = call_program
-    theirs.install(sys.stdin.buffer.raw.read({sources}))
+    theirs.prepare(sys.stdin.buffer.raw.read({sources}))
     for _ in range({warm}):
         theirs.warm_up()
-    theirs.work(0, answer, b"done")
+    theirs.run_call(0, answer, b"done")
 main()
 """
 
@@ -201,19 +207,21 @@ main()
     ids=["value", "large", "prints", "thread", "fork"],
 )
 def test_work(function: Callable[[], object], expected: object, printed: bytes, warm: int) -> None:
-    sources, request = serialize.cloudpickle_source(), serialize.dump(function).request()
+    sources, request = serialize.cloudpickle_source(), serialize.serialize_call(function).encode_request()
     done = subprocess.run(
         [sys.executable, "-c", ALONE.format(sources=len(sources), warm=warm)],
         input=sources + request,
         capture_output=True,
-        env={**os.environ, **measured()},
+        env={**os.environ, **coverage_environment()},
         timeout=60,
     )
     assert done.stderr == printed
     assert done.stdout.endswith(b"done"), "last"
     assert done.stdout.count(b"done") == 1
     with tempfile.TemporaryFile() as file:
-        file.write(done.stdout[:-4] + call_program.TRAILER.pack(call_program.MAGIC, call_program.ENDED, 0))
+        file.write(
+            done.stdout[:-4] + call_program.RECORD_TRAILER.pack(call_program.RECORD_MAGIC, call_program.END_RECORD, 0)
+        )
         assert outcome.read_outcome(file, "h", "f").unwrap() == expected
 
 
@@ -257,17 +265,17 @@ def test_the_surroundings(tmp_path: Path) -> None:
             "stdin": "",
             "main": set(),
             "variables": {"A": "two\nlines", "PWD": str(tmp_path), "KEPT": "yes"},
-            "mark": f"{host.token}.{job.name}.",
+            "mark": f"{host.token}.{job.number}.",
             "handlers": {1: signal.SIG_DFL, 2: True, 13: signal.SIG_IGN, 15: signal.SIG_DFL, 17: signal.SIG_DFL},
             "leader": True,
             "nice": 0,
             "threads": ["MainThread"],
             "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
         }
-        assert JOB_VARIABLE == "LAZYCLUSTER_JOB"
+        assert PROCESS_MARK_VARIABLE == "LAZYCLUSTER_JOB"
         assert host.call(os.getcwd).value() == "/usr"
         assert host.call(lambda: os.environ["A"]).value() == "supervisor"
-        assert host.call(abs, -1, cwd=tmp_path / "gone").finish() == ("cd", "No such file or directory")
+        assert host.call(abs, -1, cwd=tmp_path / "gone").wait() == ("cd", "No such file or directory")
 
 
 def test_calls_share_nothing_but_what_was_there_before(host: LocalSupervisor) -> None:
@@ -293,7 +301,7 @@ def test_calls_share_nothing_but_what_was_there_before(host: LocalSupervisor) ->
     for _ in range(3):
         job = host.call(leave_traces)
         pids.append(job.value())
-        assert job.errors == b"at exit\n"
+        assert job.stderr == b"at exit\n"
         pid, found = host.call(traces).value()
         pids.append(pid)
         assert found == [False, None, False, False]
@@ -312,7 +320,7 @@ def test_threads_and_exit_functions_are_waited_for(host: LocalSupervisor) -> Non
 
     job = host.call(leave)
     assert job.value() == "value"
-    assert job.errors == b"of a thread\nat exit\n"
+    assert job.stderr == b"of a thread\nat exit\n"
 
 
 # Forks ----------------------------------------------------------------------------------------------------------------
@@ -330,7 +338,7 @@ def test_a_function_that_forks_a_process_that_goes_on(host: LocalSupervisor) -> 
 
     pid = host.call(daemon).value()
     assert isinstance(pid, int)
-    assert not gone(pid)
+    assert not is_reaped(pid)
 
 
 @pytest.mark.parametrize("first", ["parent", "child"])
@@ -378,11 +386,11 @@ def stubborn_family() -> None:
     time.sleep(60)
 
 
-def started(host: LocalSupervisor) -> tuple[RemoteJob, list[int]]:
+def started(host: LocalSupervisor) -> tuple[ObservedChild, list[int]]:
     job = host.call(stubborn_family, grace=0.4)
-    host.pump(lambda: b"ready" in job.errors and job.errors.count(b"\n") == 4, "all of the family")
-    pids = [int(word) for word in job.errors.split() if word != b"ready"]
-    assert not any(gone(pid) for pid in pids)
+    host.receive_until(lambda: b"ready" in job.stderr and job.stderr.count(b"\n") == 4, "all of the family")
+    pids = [int(word) for word in job.stderr.split() if word != b"ready"]
+    assert not any(is_reaped(pid) for pid in pids)
     return job, pids
 
 
@@ -390,16 +398,16 @@ def test_a_stop_ends_a_function_with_all_that_it_started(host: LocalSupervisor) 
     job, pids = started(host)
     began = time.monotonic()
     job.stop()
-    assert job.finish() == ("signal", "15")
+    assert job.wait() == ("signal", "15")
     assert 0.3 < time.monotonic() - began < 10
-    assert gone(*pids)
+    assert is_reaped(*pids)
 
 
 def test_the_end_of_the_supervisor_ends_functions_too(host: LocalSupervisor) -> None:
     _, pids = started(host)
-    host.close()
-    assert host.leave() == []
-    assert gone(*pids)
+    host.close_stdin()
+    assert host.wait_goodbye() == []
+    assert is_reaped(*pids)
 
 
 # The worker that is forked ahead --------------------------------------------------------------------------------------
@@ -417,7 +425,7 @@ def test_a_long_call_has_its_successor_forked_meanwhile(host: LocalSupervisor, t
     go = tmp_path / "go"
     os.mkfifo(go)
     long = host.call(lambda path: (os.getpid(), open(path).read()), str(go))  # noqa: PTH123, SIM115 - waits
-    host.pump(lambda: long.pid is not None, "the news that it has started")
+    host.receive_until(lambda: long.pid is not None, "the news that it has started")
     spare = spare_of(host, long.pid)
     assert host.call(os.getpid).value() == spare
     go.write_text("on")
@@ -427,7 +435,7 @@ def test_a_long_call_has_its_successor_forked_meanwhile(host: LocalSupervisor, t
 def test_a_worker_that_dies_before_its_call_is_replaced(host: LocalSupervisor) -> None:
     spare = spare_of(host, host.call(os.getpid).value())
     os.kill(spare, signal.SIGKILL)
-    host.pump(lambda: gone(spare), "that it is collected")
+    host.receive_until(lambda: is_reaped(spare), "that it is collected")
     assert host.call(lambda: "as ever").value() == "as ever"
 
 
@@ -439,10 +447,10 @@ def test_many_calls_at_once(host: LocalSupervisor) -> None:
 
 
 def test_the_worker_is_given_up_where_nobody_calls() -> None:
-    with local_supervisor(tweaks="supervisor._PULSE_EVERY = 0.2") as host:
+    with local_supervisor(setup_code="supervisor._KEEPALIVE_INTERVAL_SECONDS = 0.2") as host:
         host.prepare_calls()
         assert host.call(abs, -1).value() == 1
-        host.pump(lambda: host.pulses and not host.children(), "no child any more")
+        host.receive_until(lambda: host.keepalives and not host.child_pids(), "no child any more")
         assert host.call(abs, -1).value() == 1
 
 
@@ -451,8 +459,8 @@ def test_no_descriptor_of_the_supervisor_gets_into_a_call(host: LocalSupervisor)
     other = host.run("cat", stdin=None)
     daemon = host.call(lambda: subprocess.Popen(["sleep", "60"], close_fds=False, stdin=0, stdout=1, stderr=2).pid)
     pid = daemon.value()
-    other.feed(b"")
-    assert other.status() == 0
+    other.write(b"")
+    assert other.wait_exit_code() == 0
     links = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}  # noqa: PTH115, PTH208
     ours = {os.readlink(f"/proc/{host.process.pid}/fd/{name}") for name in ("0", "1")}  # noqa: PTH115
     assert not links & ours
@@ -463,7 +471,7 @@ def test_no_descriptor_of_the_supervisor_gets_into_a_call(host: LocalSupervisor)
 
 def test_a_call_without_what_it_needs() -> None:
     with local_supervisor() as host:
-        assert host.call(abs, -1).finish() == ("failed", "")
+        assert host.call(abs, -1).wait() == ("failed", "")
 
 
 @pytest.mark.parametrize(
@@ -472,42 +480,42 @@ def test_a_call_without_what_it_needs() -> None:
         (b"not compressed", b"", "error: Error -3 while decompressing data"),
         (zlib.compress(b"nothing = 1"), b"", "KeyError: 'install'"),
         (zlib.compress(b"raise ValueError('why')"), b"", "ValueError: why"),
-        (bootstrap.calls_preparation(), b"not what it should be", "error: Error -3 while decompressing data"),
+        (bootstrap.calls_extension(), b"not what it should be", "error: Error -3 while decompressing data"),
     ],
 )
 def test_what_cannot_be_loaded_is_told_to_who_calls(text: bytes, data: bytes, reason: str) -> None:
     with local_supervisor() as host:
         host.send(protocol.PREPARE, 0, protocol.pack(text, data))
-        how, what = host.call(abs, -1).finish()
+        how, what = host.call(abs, -1).wait()
         assert how == "failed"
         assert what.startswith(reason)
-        host.settle()
+        host.sync()
         assert host.run("echo well").result()[1] == b"well\n"
 
 
 def test_a_request_that_breaks_off(host: LocalSupervisor) -> None:
-    request = serialize.dump(abs, -1).request()
-    job = host.jobs[900] = RemoteJob(host, 900)
+    request = serialize.serialize_call(abs, -1).encode_request()
+    job = host.observed_children[900] = ObservedChild(host, 900)
     host.send(protocol.CALL, 900, protocol.pack(b"1", b"", b"5", b"abs", request[:-1]))
-    assert job.finish() == ("exit", "256")
-    assert b"EOFError" in job.errors
+    assert job.wait() == ("exit", "256")
+    assert b"EOFError" in job.stderr
 
 
 def test_where_no_process_can_be_forked() -> None:
-    tweaks = """
+    setup_code = """
 import os
 def refuse():
     raise BlockingIOError(11, "Resource temporarily unavailable")
 os.fork = refuse
 """
-    with local_supervisor(tweaks=tweaks) as host:
+    with local_supervisor(setup_code=setup_code) as host:
         host.prepare_calls()
         descriptors = f"/proc/{host.process.pid}/fd"
-        host.settle()
+        host.sync()
         before = len(os.listdir(descriptors))  # noqa: PTH208
         for _ in range(3):
-            assert host.call(abs, -1).finish() == ("failed", "no process for it: Resource temporarily unavailable")
-        host.settle()
+            assert host.call(abs, -1).wait() == ("failed", "no process for it: Resource temporarily unavailable")
+        host.sync()
         assert len(os.listdir(descriptors)) == before  # noqa: PTH208
 
 
@@ -516,14 +524,14 @@ def test_no_descriptor_is_lost(host: LocalSupervisor, tmp_path: Path) -> None:
 
     def round_trip() -> None:
         assert host.call(abs, -1).value() == 1
-        assert host.call(os._exit, 1).finish() == ("exit", "256")
-        assert host.run("cat", stdin=b"in").status() == 0
-        assert host.run("exec <&- >&- 2>&-; exit 3", stdin=None).status() == 3
-        assert host.run("true", cwd="/no/such").finish()[0] == "cd"
-        assert host.run("x" * 200_000).status() == 126
+        assert host.call(os._exit, 1).wait() == ("exit", "256")
+        assert host.run("cat", stdin=b"in").wait_exit_code() == 0
+        assert host.run("exec <&- >&- 2>&-; exit 3", stdin=None).wait_exit_code() == 3
+        assert host.run("true", cwd="/no/such").wait()[0] == "cd"
+        assert host.run("x" * 200_000).wait_exit_code() == 126
         stopped = host.run("sleep 60", stdin=None)
         stopped.stop()
-        assert stopped.status() == -signal.SIGTERM
+        assert stopped.wait_exit_code() == -signal.SIGTERM
 
     def open_now() -> int:
         spare_of(host)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from lazycluster._remote import protocol
-from lazycluster._remote.protocol import WINDOW
+from lazycluster._remote.protocol import WINDOW_BYTES
 from lazycluster.testing.processes import wait_until
-from tests.unit.local_supervisor import LocalSupervisor, RemoteJob, gone, local_supervisor
+from tests.unit.local_supervisor import LocalSupervisor, ObservedChild, is_reaped, local_supervisor
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
 
@@ -32,12 +32,12 @@ UNMARKED = "(env -i setsid sleep 60 & echo $!) ; echo $$; echo ready; sleep 60"
 """An orphan of which nothing tells whose it is: it lives as long as the supervisor."""
 
 
-def started(host: LocalSupervisor, command: str, **keywords: float) -> tuple[RemoteJob, list[int]]:
+def started(host: LocalSupervisor, command: str, **keywords: float) -> tuple[ObservedChild, list[int]]:
     """Start a tree of processes, and return it with their numbers once all of them are there."""
-    job = host.run(command, grace=keywords.get("grace", 60.0)).printed(b"ready\n")
+    job = host.run(command, grace=keywords.get("grace", 60.0)).wait_output(b"ready\n")
     pids = [int(word) for word in job.output().split() if word != b"ready"]
     assert pids
-    assert not any(gone(pid) for pid in pids)
+    assert not any(is_reaped(pid) for pid in pids)
     return job, pids
 
 
@@ -51,12 +51,12 @@ def test_a_stop_ends_a_job_with_all_that_it_started(command: str) -> None:
         job, pids = started(host, command)
         began = time.monotonic()
         job.stop()
-        assert job.status() == -signal.SIGTERM
+        assert job.wait_exit_code() == -signal.SIGTERM
         assert time.monotonic() - began < 10  # not its grace
-        assert gone(*pids), "before its end is told, and collected"
-        assert not any(gone(pid) for pid in others)
-        assert other.ended is None
-        assert set(host.processes()) <= {*others, *host.children()}
+        assert is_reaped(*pids), "before its end is told, and collected"
+        assert not any(is_reaped(pid) for pid in others)
+        assert other.end is None
+        assert set(host.living_pids()) <= {*others, *host.child_pids()}
 
 
 @pytest.mark.parametrize("command", [DEAF, DEAF_SESSION])
@@ -65,29 +65,29 @@ def test_what_ignores_it_is_killed_when_the_grace_is_over(command: str) -> None:
         job, pids = started(host, command, grace=0.4)
         began = time.monotonic()
         job.stop()
-        assert job.status() in {-signal.SIGTERM, -signal.SIGKILL}
+        assert job.wait_exit_code() in {-signal.SIGTERM, -signal.SIGKILL}
         assert 0.35 < time.monotonic() - began < 10
-        assert gone(*pids)
+        assert is_reaped(*pids)
 
 
 def test_no_grace_is_no_question() -> None:
     with local_supervisor() as host:
         job, _ = started(host, "trap 'exit 7' TERM; echo $$; echo ready; while :; do sleep 0.01; done", grace=0.0)
         job.stop()
-        assert job.status() == -signal.SIGKILL
+        assert job.wait_exit_code() == -signal.SIGKILL
 
 
 def test_who_asks_twice_does_not_wait() -> None:
     with local_supervisor() as host:
         job, pids = started(host, DEAF, grace=60.0)
         job.stop()
-        host.settle()
-        assert job.ended is None
+        host.sync()
+        assert job.end is None
         began = time.monotonic()
         job.stop()
-        assert job.status() == -signal.SIGKILL
+        assert job.wait_exit_code() == -signal.SIGKILL
         assert time.monotonic() - began < 10
-        assert gone(*pids)
+        assert is_reaped(*pids)
 
 
 def test_a_job_that_ends_in_its_own_way_when_it_is_asked_to() -> None:
@@ -105,48 +105,50 @@ def test_what_it_starts_while_it_is_ended_is_ended_too() -> None:
         command = "trap 'setsid sleep 60 & echo $!' TERM; echo $$; echo ready; while :; do sleep 0.01; done"
         job, pids = started(host, command, grace=0.4)
         job.stop()
-        assert job.status() == -signal.SIGKILL
+        assert job.wait_exit_code() == -signal.SIGKILL
         pids += [int(word) for word in job.output().split() if word != b"ready"]
         assert len(set(pids)) > 1
-        assert gone(*pids)
+        assert is_reaped(*pids)
 
 
 def test_a_stop_of_a_job_with_output_that_waits_for_leave() -> None:
     with local_supervisor() as host:
-        job = host.run("cat /dev/zero", grants=False)
-        host.pump(lambda: job.size >= WINDOW, "all that it has leave for")
+        job = host.run("cat /dev/zero", updates_window=False)
+        host.receive_until(lambda: job.received_bytes >= WINDOW_BYTES, "all that it has leave for")
         job.stop()
-        host.pump(lambda: not host.children(), "the end of its process")
-        host.settle()
-        assert job.ended is None
-        job.grant(1 << 30)
-        assert job.status() == -signal.SIGTERM
+        host.receive_until(lambda: not host.child_pids(), "the end of its process")
+        host.sync()
+        assert job.end is None
+        job.send_window_update(1 << 30)
+        assert job.wait_exit_code() == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("command", ["cat /dev/zero", "trap '' TERM; cat /dev/zero; while :; do sleep 0.01; done"])
 def test_a_job_that_is_forsaken_is_ended_without_a_word(command: str) -> None:
     """Whoever gave it up takes no more of its output."""
     with local_supervisor() as host:
-        job = host.run(command, grants=False, grace=0.3)
-        host.pump(lambda: job.size >= WINDOW, "all that it has leave for")
+        job = host.run(command, updates_window=False, grace=0.3)
+        host.receive_until(lambda: job.received_bytes >= WINDOW_BYTES, "all that it has leave for")
         job.stop()
-        job.forsake()
-        host.pump(lambda: not host.children(), "the end of its process")
-        host.settle()
-        assert job.ended is None
+        job.detach()
+        host.receive_until(lambda: not host.child_pids(), "the end of its process")
+        host.sync()
+        assert job.end is None
 
 
 def test_a_job_may_be_forsaken_when_only_its_output_is_left() -> None:
     with local_supervisor() as host:
-        job = host.run(f"head -c {WINDOW + 50_000} /dev/zero", grants=False)
-        host.pump(lambda: job.size >= WINDOW and not host.children(), "the end of its process")
+        job = host.run(f"head -c {WINDOW_BYTES + 50_000} /dev/zero", updates_window=False)
+        host.receive_until(
+            lambda: job.received_bytes >= WINDOW_BYTES and not host.child_pids(), "the end of its process"
+        )
         descriptors = len(list(Path(f"/proc/{host.process.pid}/fd").iterdir()))
-        job.forsake()
+        job.detach()
         job.stop()
-        host.settle()
+        host.sync()
         now = wait_until(lambda: len(list(Path(f"/proc/{host.process.pid}/fd").iterdir())) < descriptors, 10)
         assert now, "its pipes are closed"
-        assert job.ended is None
+        assert job.end is None
 
 
 def test_many_stops_at_once() -> None:
@@ -154,8 +156,8 @@ def test_many_stops_at_once() -> None:
         jobs = [started(host, SESSION) for _ in range(20)]
         for job, _ in jobs:
             job.stop()
-        assert {job.status() for job, _ in jobs} == {-signal.SIGTERM}
-        assert gone(*[pid for _, pids in jobs for pid in pids])
+        assert {job.wait_exit_code() for job, _ in jobs} == {-signal.SIGTERM}
+        assert is_reaped(*[pid for _, pids in jobs for pid in pids])
 
 
 def test_a_command_that_has_ended_has_no_stop() -> None:
@@ -163,21 +165,23 @@ def test_a_command_that_has_ended_has_no_stop() -> None:
         job = host.run("setsid sleep 60 >/dev/null 2>&1 & echo $!")
         daemon = int(job.result()[1])
         job.stop()
-        host.settle()
-        assert not gone(daemon)
-    assert gone(daemon)
+        host.sync()
+        assert not is_reaped(daemon)
+    assert is_reaped(daemon)
 
 
 def test_what_cannot_be_ended_is_told_after_a_while() -> None:
     """As a process that hangs in the kernel: here the signals go nowhere."""
-    tweaks = (
-        "process_tree._UNKILLABLE = 0.1; kill = process_tree.os.kill; process_tree.os.kill = lambda pid, number: None"
+    setup_code = (
+        "process_tree._KILL_TIMEOUT_SECONDS = 0.1\n"
+        "kill = process_tree.os.kill\n"
+        "process_tree.os.kill = lambda pid, number: None"
     )
-    with local_supervisor(tweaks=tweaks, grace=0.1) as host:
+    with local_supervisor(setup_code=setup_code, grace=0.1) as host:
         job, pids = started(host, PLAIN, grace=0.1)
         job.stop()
-        assert job.finish() == ("failed", "it could not be killed")
-        assert not gone(*pids)
+        assert job.wait() == ("failed", "it could not be killed")
+        assert not is_reaped(*pids)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
 
@@ -185,8 +189,8 @@ def test_what_cannot_be_ended_is_told_after_a_while() -> None:
 def test_no_zombie_stays() -> None:
     with local_supervisor() as host:
         for _ in range(5):
-            host.run("(true &) ; (setsid sh -c 'exit 3' &) ; sh -c true & exit 0").status()
-        host.pump(lambda: not host.children(), "no child any more")
+            host.run("(true &) ; (setsid sh -c 'exit 3' &) ; sh -c true & exit 0").wait_exit_code()
+        host.receive_until(lambda: not host.child_pids(), "no child any more")
 
 
 # All of it ------------------------------------------------------------------------------------------------------------
@@ -195,13 +199,13 @@ def test_no_zombie_stays() -> None:
 def end(host: LocalSupervisor, way: str) -> None:
     """Have a supervisor end, in one of the ways."""
     if way == "input":
-        host.close()
+        host.close_stdin()
     elif way == "garbage":
         host.write(b"this is not a frame, is it?\n")
     elif way == "output":
         assert host.process.stdout is not None
         host.process.stdout.close()
-        host.send(protocol.ASK, 5, protocol.pack(b"ping"))
+        host.send(protocol.REQUEST, 5, protocol.pack(b"ping"))
     else:
         host.process.send_signal(signal.Signals[way])
 
@@ -210,24 +214,24 @@ def end(host: LocalSupervisor, way: str) -> None:
 def test_nothing_outlives_it(tmp_path: Path, way: str) -> None:
     says = b"lazycluster: this is no frame of the supervisor's protocol: b'this is not" if way == "garbage" else b""
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    with local_supervisor(working_dir="", env=env, says=says, grace=60.0) as host:
-        directory = Path(host.greeting().working_dir)
-        assert host.ask("tempdir")[0] == b"ok"
+    with local_supervisor(working_dir="", env=env, expected_stderr=says, grace=60.0) as host:
+        directory = Path(host.wait_hello().working_dir)
+        assert host.request("tempdir")[0] == b"ok"
         pids = [pid for tree in (*TREES, UNMARKED, DEAF, DEAF_SESSION) for pid in started(host, tree, grace=0.5)[1]]
         host.run(
             "mkdir -p a/b 'new\nline'; touch a/b/c; ln -s / a/root; mkfifo a/p; chmod 0 a/b a", cwd=directory
-        ).status()
+        ).wait_exit_code()
         daemon = int(host.run("setsid sleep 60 >/dev/null 2>&1 & echo $!").result()[1])
         waiting = host.run("cat", stdin=None, grace=0.5)
-        busy = host.run("cat /dev/zero", grants=False, grace=0.5)
-        host.pump(lambda: busy.size >= WINDOW, "much output")
+        busy = host.run("cat /dev/zero", updates_window=False, grace=0.5)
+        host.receive_until(lambda: busy.received_bytes >= WINDOW_BYTES, "much output")
 
         began = time.monotonic()
         end(host, way)
-        assert host.leave() == []
+        assert host.wait_goodbye() == []
         assert 0.4 < time.monotonic() - began < 10, "the grace of the jobs"
-        assert gone(*pids, daemon)
-        assert [job.ended for job in (waiting, busy)] == [None, None]
+        assert is_reaped(*pids, daemon)
+        assert [job.end for job in (waiting, busy)] == [None, None]
     assert list(tmp_path.iterdir()) == []
     assert Path("/usr").exists(), "no link was followed"
 
@@ -238,37 +242,37 @@ def test_it_ends_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
         _, pids = started(host, SESSION)
         end(host, "output")
         assert host.process.wait(20) == 0
-        host.at_end = True
-        assert gone(*pids)
+        host.at_eof = True
+        assert is_reaped(*pids)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_it_ends_though_nobody_reads_its_farewell() -> None:
-    with local_supervisor(tweaks="supervisor._PARTING = 0.1") as host:
-        job = host.run("cat /dev/zero", grants=False)
-        job.grant(1 << 30)
-        assert wait_until(host.filled, 20)
-        host.close()
+    with local_supervisor(setup_code="supervisor._GOODBYE_TIMEOUT_SECONDS = 0.1") as host:
+        job = host.run("cat /dev/zero", updates_window=False)
+        job.send_window_update(1 << 30)
+        assert wait_until(host.is_stdout_full, 20)
+        host.close_stdin()
         assert host.process.wait(20) == 0
-        host.at_end = True
+        host.at_eof = True
 
 
 def test_the_end_comes_at_once_where_nothing_runs() -> None:
     with local_supervisor(grace=60.0) as host:
-        assert host.run("true").status() == 0
+        assert host.run("true").wait_exit_code() == 0
         began = time.monotonic()
-        host.close()
-        assert host.leave() == []
+        host.close_stdin()
+        assert host.wait_goodbye() == []
         assert time.monotonic() - began < 5
 
 
 def test_the_end_during_the_end() -> None:
     with local_supervisor(grace=60.0) as host:
         started(host, DEAF, grace=0.5)
-        host.close()
+        host.close_stdin()
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
             host.process.send_signal(number)
-        assert host.leave() == []
+        assert host.wait_goodbye() == []
 
 
 def test_the_end_before_the_greeting(tmp_path: Path) -> None:
@@ -277,12 +281,12 @@ def test_the_end_before_the_greeting(tmp_path: Path) -> None:
     probe = (
         f"trap '' TERM; setsid sleep 60 & echo $! $$ >{tmp_path}/pids.; mv {tmp_path}/pids. {tmp_path}/pids; sleep 60"
     )
-    with local_supervisor(working_dir="", probe=probe, grace=0.3, env=env, greets=False) as host:
+    with local_supervisor(working_dir="", probe=probe, grace=0.3, env=env, wait_for_hello=False) as host:
         assert wait_until((tmp_path / "pids").exists, 20)
-        host.close()
-        assert host.leave() == []
+        host.close_stdin()
+        assert host.wait_goodbye() == []
         assert host.hello is None
-        assert gone(*map(int, (tmp_path / "pids").read_text().split()))
+        assert is_reaped(*map(int, (tmp_path / "pids").read_text().split()))
     assert [path.name for path in tmp_path.iterdir()] == ["pids"]
 
 
@@ -290,7 +294,7 @@ def test_what_has_taken_the_place_of_a_directory_goes_too(tmp_path: Path) -> Non
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     with local_supervisor(env={**os.environ, "TMPDIR": str(tmp_path)}) as host:
-        paths = [Path(os.fsdecode(host.ask("tempdir")[1])) for _ in range(4)]
+        paths = [Path(os.fsdecode(host.request("tempdir")[1])) for _ in range(4)]
         for path in paths[:3]:
             path.rmdir()
         paths[1].touch()
@@ -300,7 +304,7 @@ def test_what_has_taken_the_place_of_a_directory_goes_too(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_removed_is_told_and_the_rest_is_removed(tmp_path: Path) -> None:
-    tweaks = """
+    setup_code = """
 import os
 def refusing(path, unlink=os.unlink):
     if path.endswith("stays"):
@@ -308,14 +312,14 @@ def refusing(path, unlink=os.unlink):
     unlink(path)
 os.unlink = refusing
 """
-    with local_supervisor(working_dir="", env={**os.environ, "TMPDIR": str(tmp_path)}, tweaks=tweaks) as host:
-        directory = Path(host.greeting().working_dir)
+    with local_supervisor(working_dir="", env={**os.environ, "TMPDIR": str(tmp_path)}, setup_code=setup_code) as host:
+        directory = Path(host.wait_hello().working_dir)
         (directory / "sub").mkdir()
         for name in ("a", "stays", "z", "sub/a", "sub/stays", "sub/z"):
             (directory / name).touch()
-        other = Path(os.fsdecode(host.ask("tempdir")[1]))
-        host.close()
-        left = host.leave()
+        other = Path(os.fsdecode(host.request("tempdir")[1]))
+        host.close_stdin()
+        left = host.wait_goodbye()
     assert {line.split(": ")[0] for line in left} >= {str(directory / name) for name in ("stays", "sub/stays", "sub")}
     assert sorted(directory.rglob("*")) == [directory / name for name in ("stays", "sub", "sub/stays")]
     assert not other.exists()
@@ -325,9 +329,9 @@ def test_a_tree_of_directories_that_is_deeper_than_a_path_may_be_long(tmp_path: 
     with local_supervisor(working_dir="", env={**os.environ, "TMPDIR": str(tmp_path)}) as host:
         program = "import os\nfor n in range(60): os.mkdir('d' * 200); os.chdir('d' * 200)\n"
         command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
-        assert host.run(command, cwd=host.greeting().working_dir).result() == (0, b"", b"")
-        host.close()
-        assert host.leave() == []
+        assert host.run(command, cwd=host.wait_hello().working_dir).result() == (0, b"", b"")
+        host.close_stdin()
+        assert host.wait_goodbye() == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -335,9 +339,9 @@ def test_a_supervisor_that_is_killed_keeps_no_worker() -> None:
     with local_supervisor() as host:
         host.prepare_calls()
         used = host.call(os.getpid).value()
-        host.pump(lambda: used not in host.children() and host.children(), "a worker for the next call")
-        [spare] = host.children()
+        host.receive_until(lambda: used not in host.child_pids() and host.child_pids(), "a worker for the next call")
+        [spare] = host.child_pids()
         host.process.kill()
         host.process.wait()
-        host.at_end = True
-        assert wait_until(lambda: gone(spare), 10)
+        host.at_eof = True
+        assert wait_until(lambda: is_reaped(spare), 10)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lazycluster._waiting import Cancellation
+from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import (
     CommandFailedError,
     ConnectionLostError,
@@ -25,21 +25,21 @@ from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile
 from lazycluster.tasks import RuntimeTask, TaskProcess
 from lazycluster.testing.processes import wait_until
 
-from .fake_transport import FakeTransport, Reaction, prints
+from .fake_transport import StubResult, StubTransport, stub_stdout
 
 add = lambda a, b=0: a + b  # noqa: E731
 fail = lambda: int("no number")  # noqa: E731
 
 
-def carry_out(task: RuntimeTask, transport: FakeTransport) -> RuntimeTask:
+def carry_out(task: RuntimeTask, transport: StubTransport) -> RuntimeTask:
     """Execute a task in the foreground; its failure is left for `join()`."""
-    task.begin(Executor(transport)).run()
+    task.new_execution(Executor(transport)).run()
     return task
 
 
-def in_background(task: RuntimeTask, transport: FakeTransport) -> TaskProcess:
-    cancellation = Cancellation()
-    return task.begin_in_background(Executor(transport, cancellation=cancellation), cancellation)
+def in_background(task: RuntimeTask, transport: StubTransport) -> TaskProcess:
+    cancellation = CancelToken()
+    return task.start_in_background(Executor(transport, cancellation=cancellation), cancellation)
 
 
 # Building -------------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_a_function(function: Any) -> None:
 def test_a_function_by_name() -> None:
     task = RuntimeTask().run_function(function=add, a=1)
     assert task.steps == (RunFunction(add, (), {"a": 1}),)
-    assert list(carry_out(task, FakeTransport()).function_returns) == [1]
+    assert list(carry_out(task, StubTransport()).function_returns) == [1]
 
 
 def test_no_file_to_send(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_relative_local_paths_are_fixed_when_the_step_is_added(tmp_path: Path, m
 
 
 def test_a_copy_has_the_steps_and_nothing_of_the_execution() -> None:
-    task = carry_out(RuntimeTask("t").run_command("a"), FakeTransport(reactions={"a": prints("x")}))
+    task = carry_out(RuntimeTask("t").run_command("a"), StubTransport(results={"a": stub_stdout("x")}))
     copy = task.copy()
     assert (copy.name, copy.steps, copy.results, copy.execution_log) == ("t", task.steps, (), [])
     copy.run_command("b")
@@ -161,7 +161,7 @@ def test_log_results_and_returns(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     task = RuntimeTask("t").run_command("a").send_file(tmp_path / "a").run_function(add, 1, b=2).run_function(add, 9)
     steps = task.steps
-    carry_out(task, FakeTransport(reactions={"a": prints("said\n")}))
+    carry_out(task, StubTransport(results={"a": stub_stdout("said\n")}))
     task.join()
     assert task.execution_log == ["said\n", "", "", ""]
     assert [result.step for result in task.results] == [
@@ -177,7 +177,7 @@ def test_log_results_and_returns(tmp_path: Path) -> None:
 
 
 def test_a_step_that_fails_is_the_last() -> None:
-    transport = FakeTransport(reactions={"b": prints("no rule\n", 2), "a": prints("fine\n")})
+    transport = StubTransport(results={"b": stub_stdout("no rule\n", 2), "a": stub_stdout("fine\n")})
     task = RuntimeTask("build").run_command("a").run_command("b").run_command("c")
     carry_out(task, transport)
     with pytest.raises(TaskExecutionError) as caught:
@@ -186,13 +186,13 @@ def test_a_step_that_fails_is_the_last() -> None:
         "web1: task 'build' failed at step 1, run_command(b): `b` ended with exit status 2.\n    no rule"
     )
     assert isinstance(caught.value.__cause__, CommandFailedError)
-    assert [call.what for call in transport.calls] == ["a", "b"]
+    assert [call.action for call in transport.calls] == ["a", "b"]
     assert task.execution_log == ["fine\n", "no rule\n"]
     assert [result.ok for result in task.results] == [True, False]
 
 
 def test_joining_again_raises_again() -> None:
-    task = carry_out(RuntimeTask().run_command("a"), FakeTransport(reactions={"a": prints("", 1)}))
+    task = carry_out(RuntimeTask().run_command("a"), StubTransport(results={"a": stub_stdout("", 1)}))
     for _ in range(2):
         with pytest.raises(TaskExecutionError):
             task.join()
@@ -208,7 +208,7 @@ def test_joining_again_raises_again() -> None:
     ],
 )
 def test_why_a_task_failed(error: Exception, reason: str) -> None:
-    task = carry_out(RuntimeTask("t").run_command("a"), FakeTransport(reactions={"a": Reaction(error=error)}))
+    task = carry_out(RuntimeTask("t").run_command("a"), StubTransport(results={"a": StubResult(error=error)}))
     with pytest.raises(TaskExecutionError) as caught:
         task.join()
     assert str(caught.value) == f"web1: task 't' failed at step 0, run_command(a): {reason}"
@@ -216,13 +216,13 @@ def test_why_a_task_failed(error: Exception, reason: str) -> None:
 
 
 def test_a_closed_runtime_is_told_as_such() -> None:
-    transport = FakeTransport(reactions={"a": Reaction(error=RuntimeClosedError("web1"))})
+    transport = StubTransport(results={"a": StubResult(error=RuntimeClosedError("web1"))})
     with pytest.raises(RuntimeClosedError):
         carry_out(RuntimeTask().run_command("a"), transport).join()
 
 
 def test_a_function_that_raises() -> None:
-    task = carry_out(RuntimeTask("t").run_function(add, 1).run_function(fail).run_function(add, 2), FakeTransport())
+    task = carry_out(RuntimeTask("t").run_function(add, 1).run_function(fail).run_function(add, 2), StubTransport())
     with pytest.raises(
         TaskExecutionError, match=r"failed at step 1, run_function\(<lambda>\): ValueError: .*no number"
     ):
@@ -235,7 +235,7 @@ def test_a_function_that_raises() -> None:
 
 
 def test_a_function_that_never_ran_raises_why() -> None:
-    transport = FakeTransport(reactions={"a": prints("", 3)})
+    transport = StubTransport(results={"a": stub_stdout("", 3)})
     task = carry_out(RuntimeTask("t").run_function(add, 1).run_command("a").run_function(add, 2), transport)
     returns = task.function_returns
     assert next(returns) == 1
@@ -245,17 +245,15 @@ def test_a_function_that_never_ran_raises_why() -> None:
 
 
 def test_a_function_that_cannot_be_sent_raises_why() -> None:
-    task = carry_out(RuntimeTask("t").run_function(add, threading.Lock()), FakeTransport())
+    task = carry_out(RuntimeTask("t").run_function(add, threading.Lock()), StubTransport())
     with pytest.raises(TaskExecutionError, match=r"failed at step 0, run_function\(<lambda>\)"):
         list(task.function_returns)
 
 
 def test_a_function_whose_host_was_lost_raises_that() -> None:
     """And not that its answer is incomplete."""
-    lost = Reaction(error=ConnectionLostError("fake", "f", "cut", started=True))
-    task = carry_out(
-        RuntimeTask("t").run_function(add, 1).run_function(len, "x"), FakeTransport(reactions={"len": lost})
-    )
+    lost = StubResult(error=ConnectionLostError("fake", "f", "cut", started=True))
+    task = carry_out(RuntimeTask("t").run_function(add, 1).run_function(len, "x"), StubTransport(results={"len": lost}))
     returns = task.function_returns
     assert next(returns) == 1
     with pytest.raises(TaskExecutionError, match=r"failed at step 1, run_function\(len\): .*cut"):
@@ -263,12 +261,12 @@ def test_a_function_whose_host_was_lost_raises_that() -> None:
 
 
 def test_a_failure_after_the_last_function_does_not_concern_the_returns() -> None:
-    transport = FakeTransport(reactions={"a": prints("", 3)})
+    transport = StubTransport(results={"a": stub_stdout("", 3)})
     task = carry_out(RuntimeTask("t").run_function(add, 1).run_command("a"), transport)
     assert list(task.function_returns) == [1]
 
 
-class Interrupted(FakeTransport):
+class Interrupted(StubTransport):
     """A host during whose work something comes that is no ordinary exception."""
 
     def put(self, *_: object, **__: object) -> None:
@@ -300,11 +298,11 @@ def test_an_interrupt_in_the_background_is_told_by_join(tmp_path: Path) -> None:
 
 
 def test_a_new_execution_replaces_the_last() -> None:
-    transport = FakeTransport(reactions={"a": prints("first\n", 1)})
+    transport = StubTransport(results={"a": stub_stdout("first\n", 1)})
     task = carry_out(RuntimeTask("t").run_command("a").run_function(add, 5), transport)
     with pytest.raises(TaskExecutionError):
         task.join()
-    transport.reactions["a"] = prints("second\n")
+    transport.results["a"] = stub_stdout("second\n")
     carry_out(task, transport)
     task.join()
     assert task.execution_log == ["second\n", ""]
@@ -313,8 +311,8 @@ def test_a_new_execution_replaces_the_last() -> None:
 
 def test_one_task_on_many_hosts_keeps_every_execution_apart() -> None:
     task = RuntimeTask("t").run_command("hostname")
-    hosts = [FakeTransport(f"web{n}", {"hostname": prints(f"web{n}\n")}) for n in range(3)]
-    executions = [task.begin(Executor(host)) for host in hosts]
+    hosts = [StubTransport(f"web{n}", {"hostname": stub_stdout(f"web{n}\n")}) for n in range(3)]
+    executions = [task.new_execution(Executor(host)) for host in hosts]
     for execution in executions:
         execution.run()
     assert [execution.results[0].stdout for execution in executions] == ["web0\n", "web1\n", "web2\n"]
@@ -323,23 +321,25 @@ def test_one_task_on_many_hosts_keeps_every_execution_apart() -> None:
 
 def test_a_step_that_is_added_meanwhile_waits_for_the_next_execution() -> None:
     task = RuntimeTask("t").run_command("a")
-    execution = task.begin(Executor(FakeTransport()))
+    execution = task.new_execution(Executor(StubTransport()))
     task.run_command("b")
     execution.run()
     assert len(execution.results) == 1
-    assert len(carry_out(task, FakeTransport()).results) == 2
+    assert len(carry_out(task, StubTransport()).results) == 2
 
 
 def test_print_log(capsys: pytest.CaptureFixture[str]) -> None:
     task = carry_out(
-        RuntimeTask("t").run_command("a").run_command("quiet"), FakeTransport(reactions={"a": prints("1\n2\n\n")})
+        RuntimeTask("t").run_command("a").run_command("quiet"), StubTransport(results={"a": stub_stdout("1\n2\n\n")})
     )
     task.print_log()
     assert capsys.readouterr().out == "[0] 1\n2\n[1] \n"
 
 
 def test_cleanup_lets_go_of_the_returns() -> None:
-    task = carry_out(RuntimeTask().run_function(add, 1).run_command("a"), FakeTransport(reactions={"a": prints("", 1)}))
+    task = carry_out(
+        RuntimeTask().run_function(add, 1).run_command("a"), StubTransport(results={"a": stub_stdout("", 1)})
+    )
     task.cleanup()
     task.cleanup()
     assert list(task.function_returns) == []
@@ -350,16 +350,16 @@ def test_cleanup_lets_go_of_the_returns() -> None:
 
 
 def test_in_the_background() -> None:
-    transport = FakeTransport(reactions={"wait": prints("waited\n")})
+    transport = StubTransport(results={"wait": stub_stdout("waited\n")})
     task = RuntimeTask("t").run_command("wait").run_function(add, 1)
     process = in_background(task, transport)
     assert task.process is process
-    assert transport.waiting.wait(10)
+    assert transport.waiting_event.wait(10)
     assert (process.is_alive(), process.exitcode, process.pid) == (True, None, None)
     assert repr(process) == "<TaskProcess task t on web1, alive>"
     process.join(0.01)
     assert process.is_alive()
-    transport.go.set()
+    transport.release_event.set()
     assert list(task.function_returns) == [1]  # which waits
     task.join()
     assert (process.is_alive(), process.exitcode, process.name) == (False, 0, "task t on web1")
@@ -369,7 +369,7 @@ def test_in_the_background() -> None:
 
 def test_a_failure_in_the_background_is_raised_by_join_and_only_there() -> None:
     task = RuntimeTask("t").run_command("a")
-    process = in_background(task, FakeTransport(reactions={"a": prints("", 3)}))
+    process = in_background(task, StubTransport(results={"a": stub_stdout("", 3)}))
     process.join()
     assert process.exitcode == 1
     with pytest.raises(TaskExecutionError, match="exit status 3"):
@@ -378,13 +378,13 @@ def test_a_failure_in_the_background_is_raised_by_join_and_only_there() -> None:
 
 @pytest.mark.parametrize("end", [TaskProcess.terminate, TaskProcess.kill])
 def test_stopping(end: Any) -> None:
-    transport = FakeTransport()
+    transport = StubTransport()
     task = RuntimeTask("t").run_command("wait").run_command("never")
     process = in_background(task, transport)
-    assert transport.waiting.wait(10)
+    assert transport.waiting_event.wait(10)
     end(process)
     assert (process.is_alive(), process.exitcode) == (False, -15)
-    assert [call.what for call in transport.calls] == ["wait"]
+    assert [call.action for call in transport.calls] == ["wait"]
     with pytest.raises(TaskExecutionError, match="was stopped before it ended"):
         task.join()
     end(process)  # which is gone already
@@ -392,29 +392,29 @@ def test_stopping(end: Any) -> None:
 
 def test_a_stop_between_two_steps() -> None:
     """What comes after a step that saw nothing of the stop does not begin."""
-    cancellation = Cancellation()
+    cancellation = CancelToken()
 
-    class Stopped(FakeTransport):
+    class Stopped(StubTransport):
         def put(self, *arguments: Any, **keywords: Any) -> None:
             super().put(*arguments, **keywords)
-            cancellation.request()
+            cancellation.cancel()
 
     transport = Stopped()
     task = RuntimeTask("t").send_file("/").run_command("b").run_function(add, 1)
-    process = task.begin_in_background(Executor(transport, cancellation=cancellation), cancellation)
+    process = task.start_in_background(Executor(transport, cancellation=cancellation), cancellation)
     process.join(10)
     assert process.exitcode == -15
-    assert [call.what for call in transport.calls] == ["put / None"]
+    assert [call.action for call in transport.calls] == ["put / None"]
     assert [result.ok for result in task.results] == [True, False]
     with pytest.raises(TaskExecutionError, match=r"failed at step 1, run_command\(b\): .* was stopped before it ended"):
         task.join()
 
 
 def test_a_stop_before_the_first_step() -> None:
-    transport, cancellation = FakeTransport(), Cancellation()
-    cancellation.request()
+    transport, cancellation = StubTransport(), CancelToken()
+    cancellation.cancel()
     task = RuntimeTask("t").run_command("wait")
-    process = task.begin_in_background(Executor(transport, cancellation=cancellation), cancellation)
+    process = task.start_in_background(Executor(transport, cancellation=cancellation), cancellation)
     process.join(10)
     assert (process.exitcode, transport.calls) == (-15, [])
 
@@ -424,22 +424,22 @@ class Owner:
 
 
 def test_the_owner_lives_as_long_as_the_process() -> None:
-    transport, owner, cancellation = FakeTransport(), Owner(), Cancellation()
+    transport, owner, cancellation = StubTransport(), Owner(), CancelToken()
     alive = weakref.ref(owner)
     task = RuntimeTask("t").run_command("wait")
-    process = task.begin_in_background(Executor(transport, cancellation=cancellation), cancellation, owner)
+    process = task.start_in_background(Executor(transport, cancellation=cancellation), cancellation, owner)
     del owner
-    assert transport.waiting.wait(10)
+    assert transport.waiting_event.wait(10)
     gc.collect()
     assert alive() is not None
-    transport.go.set()
+    transport.release_event.set()
     process.join(10)
     gc.collect()
     assert alive() is None
 
 
 def test_a_process_that_is_ended_out_of_its_own_thread_does_not_wait_for_itself() -> None:
-    class EndsItself(FakeTransport):
+    class EndsItself(StubTransport):
         def put(self, *_: object, **__: object) -> None:
             started.wait(10)
             assert task.process is not None
@@ -455,13 +455,13 @@ def test_a_process_that_is_ended_out_of_its_own_thread_does_not_wait_for_itself(
 
 def test_foreground_after_background_forgets_the_process() -> None:
     task = RuntimeTask("t").run_command("a")
-    in_background(task, FakeTransport()).join()
-    carry_out(task, FakeTransport())
+    in_background(task, StubTransport()).join()
+    carry_out(task, StubTransport())
     assert task.process is None
 
 
 def test_many_tasks_at_once_on_one_host() -> None:
-    transport = FakeTransport(reactions={f"echo {n}": prints(f"{n}\n") for n in range(20)})
+    transport = StubTransport(results={f"echo {n}": stub_stdout(f"{n}\n") for n in range(20)})
     tasks = [RuntimeTask(str(n)).run_command(f"echo {n}").run_command("wait") for n in range(20)]
     threads = [threading.Thread(target=in_background, args=(task, transport)) for task in tasks]
     for thread in threads:
@@ -469,17 +469,17 @@ def test_many_tasks_at_once_on_one_host() -> None:
     for thread in threads:
         thread.join(10)
     assert wait_until(lambda: len(transport.calls) == 40, 10)
-    transport.go.set()
+    transport.release_event.set()
     for number, task in enumerate(tasks):
         task.join()
         assert task.execution_log == [f"{number}\n", ""]
 
 
 def test_cleanup_waits_for_the_background() -> None:
-    transport = FakeTransport()
+    transport = StubTransport()
     task = RuntimeTask("t").run_command("wait").run_function(fail)
     in_background(task, transport)
-    transport.go.set()
+    transport.release_event.set()
     task.cleanup()
     assert len(task.results) == 2
     with pytest.raises(LazyclusterError):

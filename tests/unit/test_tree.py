@@ -15,15 +15,15 @@ import attrs
 import pytest
 
 from lazycluster._remote import process_tree
-from lazycluster._remote.process_tree import Ending, Row
+from lazycluster._remote.process_tree import ProcessEntry, TreeTerminator
 from lazycluster.testing.processes import wait_until
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
 
 
-def row(pid: int, parent: int = 1, group: int = 0, session: int = 0, born: int = 0) -> Row:
+def row(pid: int, parent: int = 1, group: int = 0, session: int = 0, born: int = 0) -> ProcessEntry:
     """Return a row of a process in a group of its own unless told otherwise."""
-    return Row(pid, parent, group or pid, session or group or pid, born)
+    return ProcessEntry(pid, parent, group or pid, session or group or pid, born)
 
 
 # The table ----------------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def comm(pid: int) -> bytes:
 @on_linux
 def test_a_process_is_known_by_its_birth() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
-        born = [{each.pid: each.born for each in process_tree.process_table()} for _ in range(2)]
+        born = [{each.pid: each.start_time for each in process_tree.process_table()} for _ in range(2)]
         child.kill()
     assert born[0][child.pid] == born[1][child.pid]
     assert born[0][child.pid] >= born[0][os.getpid()] > 0
@@ -99,9 +99,9 @@ def test_marked() -> None:
         subprocess.Popen(["sleep", "60"], env={"MARK": "a=c."}) as without,
     ):
         table = [row(pid) for pid in (with_it.pid, without.pid, 999999999)]
-        assert wait_until(lambda: process_tree.marked(table, b"MARK=a=b.") == {with_it.pid}, 10)
-        assert wait_until(lambda: process_tree.marked(table, b"MARK=a=c") == {without.pid}, 10)
-        assert process_tree.marked(table[:1], b"MARK=a=c") == set()
+        assert wait_until(lambda: process_tree.find_marked(table, b"MARK=a=b.") == {with_it.pid}, 10)
+        assert wait_until(lambda: process_tree.find_marked(table, b"MARK=a=c") == {without.pid}, 10)
+        assert process_tree.find_marked(table[:1], b"MARK=a=c") == set()
         for child in (with_it, without):
             child.kill()
 
@@ -124,7 +124,7 @@ def test_signal_names(number: int, name: str) -> None:
     ],
 )
 def test_how_ended(status: int, words: str) -> None:
-    assert process_tree.how_ended(status) == words
+    assert process_tree.describe_wait_status(status) == words
 
 
 # What the kernel is asked for ---------------------------------------------------------------------------------------
@@ -135,14 +135,14 @@ def test_orphans_are_adopted() -> None:
     program = """if True:
         import os, time
         from lazycluster._remote import process_tree
-        tree.adopt_orphans()
+        process_tree.become_subreaper()
         child = os.fork()
         if child == 0:
             if os.fork() == 0:
                 time.sleep(60)
             os._exit(0)
         os.waitpid(child, 0)
-        (orphan,) = [row.pid for row in tree.process_table() if row.parent == os.getpid()]
+        (orphan,) = [row.pid for row in process_tree.process_table() if row.parent == os.getpid()]
         os.kill(orphan, 9)
         print(os.WTERMSIG(os.waitpid(orphan, 0)[1]))
     """
@@ -156,7 +156,7 @@ def test_a_process_that_dies_with_its_parent() -> None:
         import os, sys, time
         from lazycluster._remote import process_tree
         if os.fork() == 0:
-            tree.die_with_parent()
+            process_tree.die_with_parent()
             print(os.getpid(), flush=True)
             time.sleep(60)
         sys.stdin.read()
@@ -173,7 +173,7 @@ def test_a_process_that_dies_with_its_parent() -> None:
 
 def test_where_the_kernel_cannot_do_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
-    process_tree.adopt_orphans()
+    process_tree.become_subreaper()
     process_tree.die_with_parent()
 
 
@@ -208,7 +208,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return made
 
 
-def all_of(table: list[Row]) -> set[int]:
+def all_of(table: list[ProcessEntry]) -> set[int]:
     return {each.pid for each in table}
 
 
@@ -222,14 +222,14 @@ def hard(*pids: int) -> list[tuple[int, signal.Signals]]:
 
 def test_nothing_to_end_is_seen_twice(kernel: Kernel) -> None:
     """In the moment of its exec a process shows no environment, and so no mark."""
-    ending = Ending(all_of, 5)
+    ending = TreeTerminator(all_of, 5)
     assert [ending.step([]), ending.step([row(9)]), ending.step([]), ending.step([])] == [False, False, False, True]
     assert kernel.take() == softly(9)
-    assert ending.left == set()
+    assert ending.unkillable == set()
 
 
 def test_each_process_is_asked_once_and_killed_when_the_grace_is_over(kernel: Kernel) -> None:
-    ending = Ending(all_of, 5)
+    ending = TreeTerminator(all_of, 5)
     seen = []
     for kernel.now, pids in [(100.0, (7, 8)), (101.0, (7, 8)), (104.9, (8, 9)), (105.0, (8, 9)), (105.1, (9, 6))]:
         assert not ending.step([row(pid) for pid in pids])
@@ -240,7 +240,7 @@ def test_each_process_is_asked_once_and_killed_when_the_grace_is_over(kernel: Ke
 
 def test_what_one_starts_that_is_ending_is_left_to_it_for_the_grace(kernel: Kernel) -> None:
     """Such as the `rm` of its trap."""
-    ending = Ending(all_of, 5)
+    ending = TreeTerminator(all_of, 5)
     seen = []
     for kernel.now, table in [
         (100.0, [row(7)]),
@@ -255,7 +255,7 @@ def test_what_one_starts_that_is_ending_is_left_to_it_for_the_grace(kernel: Kern
 
 
 def test_the_first_comes_first(kernel: Kernel) -> None:
-    ending = Ending(all_of, 1, first=8)
+    ending = TreeTerminator(all_of, 1, root_pid=8)
     table = [row(9), row(8), row(7)]
     ending.step(table)
     assert kernel.sent[:2] == softly(8)
@@ -267,26 +267,26 @@ def test_the_first_comes_first(kernel: Kernel) -> None:
 
 
 def test_the_grace_can_be_ended(kernel: Kernel) -> None:
-    ending = Ending(all_of, 1000)
+    ending = TreeTerminator(all_of, 1000)
     ending.step([row(9)])
-    ending.hurry()
+    ending.escalate()
     ending.step([row(9)])
     assert kernel.take() == [*softly(9), *hard(9)]
     kernel.now += 1
-    ending.hurry()  # it does not begin anew
-    kernel.now += process_tree._UNKILLABLE - 0.9
+    ending.escalate()  # it does not begin anew
+    kernel.now += process_tree._KILL_TIMEOUT_SECONDS - 0.9
     assert ending.step([row(9)])
 
 
 def test_without_grace_there_is_no_asking(kernel: Kernel) -> None:
-    Ending(all_of, 0).step([row(9)])
+    TreeTerminator(all_of, 0).step([row(9)])
     assert kernel.take() == hard(9)
 
 
 def test_what_was_found_once_is_ended_though_it_is_not_found_again(kernel: Kernel) -> None:
     """Such as a process that lost its parent; but not another one that has got its number."""
     found: list[set[int]] = [{7, 8}, set(), set()]
-    ending = Ending(lambda _: found.pop(0), 1)
+    ending = TreeTerminator(lambda _: found.pop(0), 1)
     ending.step([row(7, born=50), row(8, born=60)])
     kernel.take()
     kernel.now += 2
@@ -297,7 +297,7 @@ def test_what_was_found_once_is_ended_though_it_is_not_found_again(kernel: Kerne
 
 
 def test_what_is_not_in_the_table_and_what_ends_them_are_not_signalled(kernel: Kernel) -> None:
-    ending = Ending(lambda _: {5, os.getpid(), 6}, 0)
+    ending = TreeTerminator(lambda _: {5, os.getpid(), 6}, 0)
     ending.step([row(6), row(os.getpid())])
     assert kernel.take() == hard(6)
 
@@ -305,13 +305,13 @@ def test_what_is_not_in_the_table_and_what_ends_them_are_not_signalled(kernel: K
 @pytest.mark.parametrize("error", [ProcessLookupError(), PermissionError()])
 def test_what_cannot_be_killed_is_left(kernel: Kernel, error: Exception) -> None:
     kernel.errors = {7: error}
-    ending = Ending(all_of, 1)
+    ending = TreeTerminator(all_of, 1)
     steps, sent = [], []
     for kernel.now in (100.0, 101.0, 102.9, 103.0):
         steps.append(ending.step([row(7), row(8)] if kernel.now < 102 else [row(7)]))
         sent.append(kernel.take())
     assert sent == [softly(7, 8), hard(7, 8), hard(7), hard(7)]
-    assert (steps, ending.left) == ([False, False, False, True], {7})
+    assert (steps, ending.unkillable) == ([False, False, False, True], {7})
 
 
 # Ending, with real processes ----------------------------------------------------------------------------------------
@@ -355,15 +355,15 @@ def start() -> Iterator[Start]:
 def test_a_tree_is_ended(start: Start, text: str, grace: float, status: int) -> None:
     process = start(text)
 
-    def below(table: list[Row]) -> set[int]:
+    def below(table: list[ProcessEntry]) -> set[int]:
         return {process.pid} | process_tree.descendants(table, process.pid, process.pid)
 
-    ending = Ending(below, grace, process.pid)
+    ending = TreeTerminator(below, grace, process.pid)
 
     def ended() -> bool:
         process.poll()  # collects it
         return ending.step(process_tree.process_table())
 
     assert wait_until(ended, 20)
-    assert (process.returncode, ending.left) == (status, set())
+    assert (process.returncode, ending.unkillable) == (status, set())
     assert process.pid not in {each.session for each in process_tree.process_table()}

@@ -14,26 +14,26 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster._gather import on_all
-from lazycluster._processes import Child, run_detaching
+from lazycluster._gather import gather
+from lazycluster._processes import LocalProcess, run_daemonizing
 from lazycluster._waiting import (
-    NEVER,
-    Cancellation,
+    NO_DEADLINE,
+    CancelToken,
     Deadline,
     DeadlinePassedError,
-    happens,
-    holds,
-    sheltered,
-    start,
-    take,
+    queue_get,
+    start_thread,
+    uninterruptible,
+    wait_event,
+    wait_for,
 )
 from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupt, threads
+from tests.unit.interrupting import interrupt, library_thread_names
 
 
 @pytest.fixture
-def cancellation() -> Iterator[Cancellation]:
-    made = Cancellation()
+def cancellation() -> Iterator[CancelToken]:
+    made = CancelToken()
     yield made
     made.close()
 
@@ -43,72 +43,72 @@ def cancellation() -> Iterator[Cancellation]:
 
 def test_a_deadline() -> None:
     deadline = Deadline(60)
-    assert deadline.at is not None
-    assert deadline.at > time.monotonic()
+    assert deadline.when is not None
+    assert deadline.when > time.monotonic()
     assert deadline.remaining is not None
     assert 59 < deadline.remaining <= 60
-    assert not deadline.passed
-    assert deadline.within(1) == 1
-    assert 59 < deadline.within(100) <= 60
+    assert not deadline.has_passed
+    assert deadline.clamp(1) == 1
+    assert 59 < deadline.clamp(100) <= 60
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -1e9])
 def test_a_deadline_in_the_past(seconds: float) -> None:
     deadline = Deadline(seconds)
-    assert (deadline.remaining, deadline.passed, deadline.within(5)) == (0.0, True, 0.0)
+    assert (deadline.remaining, deadline.has_passed, deadline.clamp(5)) == (0.0, True, 0.0)
 
 
 def test_no_deadline() -> None:
     deadline = Deadline(None)
-    assert (deadline.at, deadline.remaining, deadline.passed, deadline.within(5)) == (None, None, False, 5)
+    assert (deadline.when, deadline.remaining, deadline.has_passed, deadline.clamp(5)) == (None, None, False, 5)
 
 
 # Cancellation -------------------------------------------------------------------------------------------------------
 
 
-def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancellation: Cancellation) -> None:
-    requested = [cancellation.requested]
+def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancellation: CancelToken) -> None:
+    requested = [cancellation.is_cancelled]
     os.set_blocking(cancellation.fileno(), False)
     with pytest.raises(BlockingIOError):
         os.read(cancellation.fileno(), 9)
-    cancellation.request()
-    cancellation.request()
-    assert [*requested, cancellation.requested] == [False, True]
+    cancellation.cancel()
+    cancellation.cancel()
+    assert [*requested, cancellation.is_cancelled] == [False, True]
     assert os.read(cancellation.fileno(), 9) == b"x"
 
 
 def test_a_closed_cancellation_can_still_be_requested() -> None:
-    cancellation = Cancellation()
+    cancellation = CancelToken()
     descriptor = cancellation.fileno()
     cancellation.close()
     cancellation.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
-    cancellation.request()
-    assert cancellation.requested
+    cancellation.cancel()
+    assert cancellation.is_cancelled
     assert cancellation.fileno() == -1
 
 
-def test_a_request_calls_who_listens(cancellation: Cancellation) -> None:
+def test_a_request_calls_who_listens(cancellation: CancelToken) -> None:
     calls: list[bool] = []
-    with cancellation.calling(lambda: calls.append(cancellation.requested)):
+    with cancellation.on_cancel(lambda: calls.append(cancellation.is_cancelled)):
         assert calls == []
-        cancellation.request()
+        cancellation.cancel()
         assert calls == [True]
-    cancellation.request()
+    cancellation.cancel()
     assert calls == [True]
     assert os.read(cancellation.fileno(), 9) == b"x"  # who waits for the descriptor sees it, too
 
 
-def test_who_listens_no_more_after_an_error_is_not_called(cancellation: Cancellation) -> None:
+def test_who_listens_no_more_after_an_error_is_not_called(cancellation: CancelToken) -> None:
     calls: list[int] = []
-    with pytest.raises(KeyError), cancellation.calling(lambda: calls.append(1)):
+    with pytest.raises(KeyError), cancellation.on_cancel(lambda: calls.append(1)):
         raise KeyError
-    cancellation.request()
+    cancellation.cancel()
     assert calls == []
 
 
-def test_who_is_called_may_ask_the_cancellation(cancellation: Cancellation) -> None:
+def test_who_is_called_may_ask_the_cancellation(cancellation: CancelToken) -> None:
     """It is called without the lock that the end of the listening takes."""
     entered, called = threading.Event(), threading.Event()
 
@@ -117,14 +117,14 @@ def test_who_is_called_may_ask_the_cancellation(cancellation: Cancellation) -> N
         assert entered.wait(10)
 
     def listen() -> None:
-        with cancellation.calling(listener):
+        with cancellation.on_cancel(listener):
             called.wait(10)
         entered.set()
 
     thread = threading.Thread(target=listen)
     thread.start()
-    assert wait_until(lambda: cancellation._listener is not None, 10)
-    cancellation.request()
+    assert wait_until(lambda: cancellation._callback is not None, 10)
+    cancellation.cancel()
     thread.join(10)
     assert entered.is_set()
 
@@ -135,9 +135,9 @@ def test_who_is_called_may_ask_the_cancellation(cancellation: Cancellation) -> N
 def test_what_is_there_is_taken_though_the_time_is_up() -> None:
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
     events.put(1)
-    assert take(events, Deadline(0)) == 1
+    assert queue_get(events, Deadline(0)) == 1
     with pytest.raises(DeadlinePassedError):
-        take(events, Deadline(0))
+        queue_get(events, Deadline(0))
 
 
 def later(work: Callable[[], object], seconds: float) -> threading.Timer:
@@ -149,7 +149,7 @@ def later(work: Callable[[], object], seconds: float) -> threading.Timer:
 @pytest.mark.parametrize("seconds", [None, 60])
 def test_what_comes_later_than_a_glance_is_seen(seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     deadline = Deadline(seconds)
-    monkeypatch.setattr("lazycluster._waiting.GLANCE", 0.05)
+    monkeypatch.setattr("lazycluster._waiting.SIGNAL_POLL_SECONDS", 0.05)
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
     event, changed = threading.Event(), threading.Condition()
 
@@ -160,50 +160,50 @@ def test_what_comes_later_than_a_glance_is_seen(seconds: float | None, monkeypat
 
     begun = time.monotonic()
     timer = later(lambda: events.put(1), 0.2)
-    assert take(events, deadline) == 1
+    assert queue_get(events, deadline) == 1
     timer.join()
     timer = later(event.set, 0.2)
-    assert happens(event, deadline)
+    assert wait_event(event, deadline)
     timer.join()
     event.clear()
     timer = later(change, 0.2)
     with changed:
-        assert holds(event.is_set, changed, deadline)
+        assert wait_for(event.is_set, changed, deadline)
     timer.join()
     assert time.monotonic() - begun > 0.5
 
 
 def test_what_does_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycluster._waiting.GLANCE", 0.02)
+    monkeypatch.setattr("lazycluster._waiting.SIGNAL_POLL_SECONDS", 0.02)
     begun, changed = time.monotonic(), threading.Condition()
     with pytest.raises(DeadlinePassedError):
-        take(queue.SimpleQueue[int](), Deadline(0.1))
-    assert not happens(threading.Event(), Deadline(0.1))
+        queue_get(queue.SimpleQueue[int](), Deadline(0.1))
+    assert not wait_event(threading.Event(), Deadline(0.1))
     with changed:
-        assert not holds(lambda: False, changed, Deadline(0.1))
+        assert not wait_for(lambda: False, changed, Deadline(0.1))
     assert 0.3 <= time.monotonic() - begun < 20
 
 
 def take_for_ever() -> None:
-    take(queue.SimpleQueue[int]())
+    queue_get(queue.SimpleQueue[int]())
 
 
 def wait_for_ever() -> None:
-    happens(threading.Event())
+    wait_event(threading.Event())
 
 
 def hold_for_ever() -> None:
     changed = threading.Condition()
     with changed:
-        holds(lambda: False, changed)
+        wait_for(lambda: False, changed)
 
 
 def pump_for_ever() -> None:
-    child = Child(["sleep", "60"], on_output=lambda *_: None, deadline=NEVER)
+    child = LocalProcess(["sleep", "60"], on_output=lambda *_: None, deadline=NO_DEADLINE)
     try:
         child.pump(lambda: False)
     finally:
-        child.abandon()
+        child.close()
 
 
 def has_begun() -> bool:
@@ -217,14 +217,14 @@ def has_begun() -> bool:
 @pytest.mark.parametrize("wait", [take_for_ever, wait_for_ever, hold_for_ever, pump_for_ever])
 @pytest.mark.timeout(30)
 def test_ctrl_c_in_the_moment_before_a_wait_ends_it_all_the_same(wait: Callable[[], object]) -> None:
-    interrupt(wait, has_begun, unseen=True)
+    interrupt(wait, has_begun, in_other_thread=True)
 
 
 @pytest.mark.timeout(30)
 def test_ctrl_c_in_the_moment_before_hosts_are_waited_for() -> None:
     going_on = threading.Event()
     try:
-        interrupt(lambda: on_all({"a": partial(going_on.wait, 60)}), has_begun, unseen=True)
+        interrupt(lambda: gather({"a": partial(going_on.wait, 60)}), has_begun, in_other_thread=True)
     finally:
         going_on.set()
 
@@ -260,7 +260,7 @@ def test_nothing_is_made_twice_or_kept_where_its_thread_is_interrupted_as_it_sta
         return made[-1]
 
     with pytest.raises(KeyboardInterrupt):
-        sheltered(make, lambda _: taken_back.set())
+        uninterruptible(make, lambda _: taken_back.set())
     going_on.set()
     assert taken_back.wait(10)
     assert made == ["lazycluster-shelter"]
@@ -269,9 +269,9 @@ def test_nothing_is_made_twice_or_kept_where_its_thread_is_interrupted_as_it_sta
 @pytest.mark.parametrize(
     "wait",
     [
-        lambda: happens(threading.Event(), Deadline(0.01)),
-        lambda: on_all({"a": partial(time.sleep, 0.1)}),
-        lambda: run_detaching(["true"], Path(os.devnull), seconds=10),
+        lambda: wait_event(threading.Event(), Deadline(0.01)),
+        lambda: gather({"a": partial(time.sleep, 0.1)}),
+        lambda: run_daemonizing(["true"], Path(os.devnull), timeout=10),
     ],
     ids=["happens", "on_all", "run_detaching"],
 )
@@ -279,7 +279,7 @@ def test_nothing_is_made_twice_or_kept_where_its_thread_is_interrupted_as_it_sta
 def test_an_interrupted_wait_is_told_as_such(wait: Callable[[], object]) -> None:
     with pytest.raises(KeyboardInterrupt):
         wait()
-    assert wait_until(lambda: not threads(), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
 def test_a_thread_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,9 +289,9 @@ def test_a_thread_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch
     thread = threading.Thread(target=time.sleep)
     monkeypatch.setattr(thread, "start", refuse)
     with pytest.raises(RuntimeError, match="new thread"):
-        start(thread)
+        start_thread(thread)
     try:
         raise KeyError
     except KeyError:
         with pytest.raises(RuntimeError, match="new thread"):
-            start(thread)
+            start_thread(thread)

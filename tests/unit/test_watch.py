@@ -39,7 +39,7 @@ def lifeline() -> Iterator[int]:
 
 
 def start(source: str) -> int:
-    worker = watchdog.fork()
+    worker = watchdog.fork_worker()
     if worker == 0:
         os.execv(sys.executable, [sys.executable, "-c", source])
     return worker
@@ -53,14 +53,14 @@ def start(source: str) -> int:
     ],
 )
 def test_end_of_the_worker(lifeline: int, source: str, how: str) -> None:
-    assert watchdog.watch(start(source), 5) == how
+    assert watchdog.watch_worker(start(source), 5) == how
     os.close(lifeline)
 
 
 def test_more_input_and_other_children_do_not_end_the_worker(lifeline: int) -> None:
     os.write(lifeline, b"more")
     source = "import os, sys, time\nif os.fork() == 0: os._exit(0)\nos.wait()\nos._exit(7)"
-    assert "status 7" in watchdog.watch(start(source), 5)
+    assert "status 7" in watchdog.watch_worker(start(source), 5)
     os.close(lifeline)
 
 
@@ -72,7 +72,7 @@ def test_end_of_input(lifeline: int, source: str, grace: float) -> None:
     worker = start(source)
     os.close(lifeline)
     began = time.monotonic()
-    assert "the manager closed the connection" in watchdog.watch(worker, grace)
+    assert "the manager closed the connection" in watchdog.watch_worker(worker, grace)
     assert time.monotonic() - began < 10
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
@@ -80,14 +80,14 @@ def test_end_of_input(lifeline: int, source: str, grace: float) -> None:
 
 def test_signal(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = start("import time; time.sleep(60)")
-    watcher = watchdog._Watch(worker, 20)
+    watcher = watchdog._Watchdog(worker, 20)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert "the manager closed the connection" in watcher.until_ended()
+    assert "the manager closed the connection" in watcher.wait()
     os.close(lifeline)
 
 
 def test_input_that_breaks(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    watcher = watchdog._Watch(start("import time; time.sleep(60)"), 20)
+    watcher = watchdog._Watchdog(start("import time; time.sleep(60)"), 20)
     os.close(lifeline)
     read = os.read
 
@@ -97,16 +97,16 @@ def test_input_that_breaks(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> No
         return read(descriptor, length)
 
     monkeypatch.setattr(os, "read", broken)
-    assert "the manager closed the connection" in watcher.until_ended()
+    assert "the manager closed the connection" in watcher.wait()
 
 
 def test_processes_that_cannot_be_ended(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = start("import time; time.sleep(60)")
-    watcher = watchdog._Watch(worker, 0.1)
+    watcher = watchdog._Watchdog(worker, 0.1)
     os.close(lifeline)
-    monkeypatch.setattr(process_tree, "_UNKILLABLE", 0.1)
+    monkeypatch.setattr(process_tree, "_KILL_TIMEOUT_SECONDS", 0.1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError()))
-        assert "the manager closed the connection" in watcher.until_ended()
+        assert "the manager closed the connection" in watcher.wait()
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
