@@ -13,12 +13,12 @@ from pathlib import Path
 
 from benchmarks import machine, peers
 from benchmarks.hosts import SshdFarm
-from benchmarks.measuring import deadline, failure_from
 from benchmarks.report import Report
 from benchmarks.rows import ROWS, Bench, BenchmarkRow
 from benchmarks.sites import direct_site
+from benchmarks.timing import deadline, failure_from
 from lazycluster.testing import LocalSshd
-from lazycluster.testing.processes import descendant_pids, kill_all
+from lazycluster.testing._process_guard import descendant_pids, kill_all
 
 _DEFAULT_CALLS = 200
 _DEFAULT_HOST_COUNT = 100

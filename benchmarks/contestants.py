@@ -10,7 +10,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
-from benchmarks.measuring import Failure, Outcome, deadline, failure_from
+from benchmarks.timing import Failure, Outcome, deadline, failure_from
 
 NOT_INSTALLED = Failure("not installed")
 _OPEN_TIMEOUT_SECONDS = 60.0  # seconds to log in, and to close

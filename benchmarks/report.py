@@ -9,9 +9,9 @@ from pathlib import Path
 import attrs
 
 from benchmarks.contestants import NOT_INSTALLED
-from benchmarks.measuring import Failure, Outcome, Outcomes, Sample
-from benchmarks.ours import LAZYCLUSTER
 from benchmarks.targets import Target, compare, describe_target, is_met
+from benchmarks.timing import Failure, Outcome, Outcomes, Sample
+from benchmarks.variants import LAZYCLUSTER
 
 
 @attrs.frozen

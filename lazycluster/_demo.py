@@ -19,7 +19,7 @@ from lazycluster.groups import RuntimeGroup
 from lazycluster.runtimes import Runtime
 from lazycluster.tasks import RuntimeTask
 from lazycluster.testing import LocalSshd, write_config
-from lazycluster.testing.processes import wait_until
+from lazycluster.testing._process_guard import wait_until
 
 _DEMO_HOSTS = ("node-1", "node-2", "node-3")
 _PAGE_HTML = "<h1>served on the host, read here</h1>\n"

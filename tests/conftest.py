@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster.testing import processes
-from tests.ports import release_ports
+from lazycluster.testing import _process_guard
+from tests.reserved_ports import release_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ def check_no_leaks(run_directory: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(*mark.split("="))
         yield
-    ended = processes.wait_until(lambda: not _find_processes_of_run(mark, run_directory), timeout=10)
+    ended = _process_guard.wait_until(lambda: not _find_processes_of_run(mark, run_directory), timeout=10)
     left = [] if ended else [f"process {row}" for row in _find_processes_of_run(mark, run_directory)]
     left += [f"directory {path}" for path in sorted(_find_library_directories(watched) - before)]
     if left:
@@ -93,9 +93,9 @@ def _find_processes_of_run(mark: str, run_directory: Path) -> list[str]:
 
     These have the mark in their environment; a master of ssh overwrites that with its title, which names its socket.
     """
-    own = processes.descendant_pids(os.getpid())
+    own = _process_guard.descendant_pids(os.getpid())
     found = []
-    for pid in sorted(processes.parent_by_pid().keys() - {os.getpid()}):
+    for pid in sorted(_process_guard.parent_by_pid().keys() - {os.getpid()}):
         environment, command = _read_proc_file(pid, "environ"), _read_proc_file(pid, "cmdline")
         if pid in own or mark in environment or str(run_directory) in command:
             found.append(f"{pid}: {command.replace(chr(0), ' ')}")

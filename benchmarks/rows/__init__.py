@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.rows import calls, commands, files, imports, latency, log_in, many, scale, streams
+from benchmarks.rows import calls, commands, concurrency, files, imports, latency, login, scale, streams
 from benchmarks.rows.bench import Bench, BenchmarkRow
 
 ROWS = (
     BenchmarkRow(1, "A command on a warm runtime", commands.measure),
     BenchmarkRow(2, "A function on a warm runtime", calls.measure_small),
     BenchmarkRow(3, "A function that returns 1 MB", calls.measure_large),
-    BenchmarkRow(4, "From nothing", log_in.measure),
+    BenchmarkRow(4, "From nothing", login.measure),
     BenchmarkRow(5, "200 MB of output, and of a result", streams.measure),
-    BenchmarkRow(6, "100 commands at once on one runtime", many.measure),
+    BenchmarkRow(6, "100 commands at once on one runtime", concurrency.measure),
     BenchmarkRow(7, "One large file", files.measure_file),
     BenchmarkRow(8, "A tree of small files", files.measure_tree),
     BenchmarkRow(9, "import lazycluster", imports.measure),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 
-from benchmarks import floors, ours, peers, remote
+from benchmarks import baselines, peers, remote, variants
 from benchmarks.contestants import Abilities, Contestant, expect, open_contestants
-from benchmarks.measuring import Entry, Outcomes, interleave
 from benchmarks.report import Check, Measurement
 from benchmarks.rows.bench import Bench
 from benchmarks.sites import Site
 from benchmarks.targets import Faster, MaxRatio
+from benchmarks.timing import Entry, Outcomes, interleave
 
-_CALL_CONTESTANTS = (*ours.LAZYCLUSTER_CONTESTANTS, floors.RESIDENT_PYTHON, peers.EXECNET, peers.MITOGEN)
+_CALL_CONTESTANTS = (*variants.LAZYCLUSTER_CONTESTANTS, baselines.RESIDENT_PYTHON, peers.EXECNET, peers.MITOGEN)
 _WARM_UP_ROUNDS = 10
 _LARGE_RESULT_BYTES = 1_000_000
 
@@ -21,9 +21,9 @@ _LARGE_RESULT_BYTES = 1_000_000
 def measure_small(bench: Bench) -> None:
     """Compare a function that returns an int; mitogen's runs without a process of its own."""
     bench.report.add_measurement(
-        Measurement("warm `call(f)`, an int", measure_calls(bench.site, bench.calls), floors.RESIDENT_PYTHON.name),
+        Measurement("warm `call(f)`, an int", measure_calls(bench.site, bench.calls), baselines.RESIDENT_PYTHON.name),
         (
-            Check(MaxRatio(2.0), floors.RESIDENT_PYTHON.name),
+            Check(MaxRatio(2.0), baselines.RESIDENT_PYTHON.name),
             Check(Faster(strictly=False), peers.MITOGEN.name),
         ),
     )
@@ -35,8 +35,8 @@ def measure_large(bench: Bench) -> None:
         entries = _entries(able, _fetch_large)
         found = {**interleave(entries, bench.calls, _WARM_UP_ROUNDS), **missing}
     bench.report.add_measurement(
-        Measurement("warm `call(f)`, 1 MB", found, floors.RESIDENT_PYTHON.name),
-        (Check(MaxRatio(1.5), floors.RESIDENT_PYTHON.name),),
+        Measurement("warm `call(f)`, 1 MB", found, baselines.RESIDENT_PYTHON.name),
+        (Check(MaxRatio(1.5), baselines.RESIDENT_PYTHON.name),),
     )
 
 

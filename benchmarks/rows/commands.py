@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks import floors, ours, peers
+from benchmarks import baselines, peers, variants
 from benchmarks.contestants import Contestant, open_contestants
-from benchmarks.measuring import Entry, Outcomes, interleave
 from benchmarks.report import Check, Measurement
 from benchmarks.rows.bench import Bench
 from benchmarks.sites import Site
 from benchmarks.targets import Faster, MaxRatio
+from benchmarks.timing import Entry, Outcomes, interleave
 
 _COMMAND_CONTESTANTS = (
-    *ours.LAZYCLUSTER_CONTESTANTS,
-    floors.PERSISTENT_SHELL,
-    floors.SSH_THROUGH_MASTER,
+    *variants.LAZYCLUSTER_CONTESTANTS,
+    baselines.PERSISTENT_SHELL,
+    baselines.SSH_THROUGH_MASTER,
     *peers.PEER_CONTESTANTS,
 )
 _WARM_UP_ROUNDS = 10
@@ -22,9 +22,9 @@ _WARM_UP_ROUNDS = 10
 def measure(bench: Bench) -> None:
     """Compare with the persistent shell, and with the peers that keep a Python there."""
     bench.report.add_measurement(
-        Measurement('warm `run("true")`', measure_commands(bench.site, bench.calls), floors.PERSISTENT_SHELL.name),
+        Measurement('warm `run("true")`', measure_commands(bench.site, bench.calls), baselines.PERSISTENT_SHELL.name),
         (
-            Check(MaxRatio(1.5), floors.PERSISTENT_SHELL.name),
+            Check(MaxRatio(1.5), baselines.PERSISTENT_SHELL.name),
             Check(Faster(), peers.MITOGEN.name),
             Check(Faster(), peers.EXECNET.name),
         ),

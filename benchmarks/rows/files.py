@@ -10,14 +10,14 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks import ours
+from benchmarks import variants
 from benchmarks.contestants import expect
-from benchmarks.measuring import Entry, Outcomes, interleave
 from benchmarks.processes import pipe, run_program
 from benchmarks.report import Check, Measurement
 from benchmarks.rows.bench import Bench
 from benchmarks.sites import ControlMaster, Site, open_master
 from benchmarks.targets import MaxRatio
+from benchmarks.timing import Entry, Outcomes, interleave
 from lazycluster import Runtime, RuntimeTask
 
 _MIB = 1 << 20
@@ -132,9 +132,9 @@ def _measure_move(site: Site, move: _Move, reference: str, rounds: int) -> Outco
         finally:
             _remove(move.target)
 
-    with ours.new_runtime(site) as runtime:
+    with variants.new_runtime(site) as runtime:
         entries = (
-            Entry(ours.LAZYCLUSTER, _task_runner(runtime, move.task), check_and_remove, _MOVE_TIMEOUT_SECONDS),
+            Entry(variants.LAZYCLUSTER, _task_runner(runtime, move.task), check_and_remove, _MOVE_TIMEOUT_SECONDS),
             Entry(reference, move.reference, check_and_remove, _MOVE_TIMEOUT_SECONDS),
         )
         return interleave(entries, rounds, warm_up=1)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import ours, peers
+from benchmarks import peers, variants
 from benchmarks.contestants import NOT_INSTALLED
-from benchmarks.measuring import Entry, interleave
 from benchmarks.processes import run_program
 from benchmarks.report import Check, Judgement, Measurement
 from benchmarks.rows.bench import Bench
 from benchmarks.targets import MaxExtraSeconds
+from benchmarks.timing import Entry, interleave
 
 _BARE_PYTHON = "bare Python"
 _UNWANTED_MODULES = ("rich", "multiprocessing")
 _CONTESTANT_MODULES = {
-    ours.LAZYCLUSTER: "lazycluster",
+    variants.LAZYCLUSTER: "lazycluster",
     "execnet": "execnet",
     "mitogen": "mitogen.master",
     "asyncssh": "asyncssh",
@@ -30,7 +30,7 @@ def measure(bench: Bench) -> None:
     """Compare interpreters that import with one that does not; and look for what is not to be imported."""
     installed = [each.name for each in peers.PEER_CONTESTANTS if each.is_installed()]
     entries = [Entry(_BARE_PYTHON, lambda: _run_python("pass"))]
-    entries += [_entry(name, _CONTESTANT_MODULES[name]) for name in (ours.LAZYCLUSTER, *installed)]
+    entries += [_entry(name, _CONTESTANT_MODULES[name]) for name in (variants.LAZYCLUSTER, *installed)]
     found = interleave(entries, _QUICK_IMPORT_ROUNDS if bench.is_quick else _IMPORT_ROUNDS, warm_up=2)
     missing = {each.name: NOT_INSTALLED for each in peers.PEER_CONTESTANTS if each.name not in installed}
     bench.report.add_measurement(

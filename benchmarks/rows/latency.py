@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import floors
+from benchmarks import baselines
 from benchmarks.report import Check, Measurement
 from benchmarks.rows import calls, commands, files
 from benchmarks.rows.bench import Bench
@@ -10,7 +10,7 @@ from benchmarks.sites import slow_site
 from benchmarks.targets import MaxExtraSeconds
 
 _ONE_WAY_DELAY_SECONDS = 0.010  # each way
-_LATENCY_CHECKS = (Check(MaxExtraSeconds(0.003), floors.SINGLE_ROUND_TRIP.name),)
+_LATENCY_CHECKS = (Check(MaxExtraSeconds(0.003), baselines.SINGLE_ROUND_TRIP.name),)
 _MAX_QUICK_CALLS = 50
 
 
@@ -25,8 +25,8 @@ def measure(bench: Bench) -> None:
             ('`run("true")` at 20 ms', commands.measure_commands),
             ("`call(f)` at 20 ms", calls.measure_calls),
         ):
-            found = outcomes(site, number, floors.SINGLE_ROUND_TRIP)
-            bench.report.add_measurement(Measurement(label, found, floors.SINGLE_ROUND_TRIP.name), _LATENCY_CHECKS)
+            found = outcomes(site, number, baselines.SINGLE_ROUND_TRIP)
+            bench.report.add_measurement(Measurement(label, found, baselines.SINGLE_ROUND_TRIP.name), _LATENCY_CHECKS)
         for label, found in files.tree_outcomes(site, rounds=5 if bench.is_quick else 9):
             bench.report.add_measurement(
                 Measurement(f"{label} at 20 ms", found, files.TAR_REFERENCE), files.TREE_CHECKS

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from benchmarks import crowd, floors, ours, remote
+from benchmarks import baselines, many_hosts, remote, variants
 from benchmarks.contestants import NOT_INSTALLED, Contestant, expect, open_contestants
-from benchmarks.footprint import MEMORY_REFERENCE, Footprint, measure_in_subprocess
 from benchmarks.hosts import Hosts, LoginCounter
-from benchmarks.measuring import Entry, Failure, Outcome, Outcomes, Sample, deadline, interleave
+from benchmarks.memory import MEMORY_REFERENCE, Footprint, measure_in_subprocess
 from benchmarks.report import Check, Judgement, Measurement, format_megabytes
 from benchmarks.rows.bench import Bench
 from benchmarks.targets import Faster, MaxExtraBytes, MaxRatio, MinItemsPerSecond, describe_target, is_met
+from benchmarks.timing import Entry, Failure, Outcome, Outcomes, Sample, deadline, interleave
 
 _HOST_COUNTS = (1, 10, 50, 100)
 _MAX_ALIASES_OF_ONE_HOST = 50
@@ -32,7 +32,7 @@ _ROUND_TIMEOUT_SECONDS = 180.0
 def measure_warm(bench: Bench) -> None:
     """Compare `true` on all hosts at once, with connections that are there; the targets are those of the most hosts."""
     for count in _host_counts(bench):
-        with open_contestants(crowd.WARM_CONTESTANTS, bench.farm.first_hosts(count), _ROUND_TIMEOUT_SECONDS) as (
+        with open_contestants(many_hosts.WARM_CONTESTANTS, bench.farm.first_hosts(count), _ROUND_TIMEOUT_SECONDS) as (
             able,
             missing,
         ):
@@ -42,9 +42,9 @@ def measure_warm(bench: Bench) -> None:
                 if each.command is not None
             ]
             found = {**interleave(entries, _warm_rounds(bench, count), warm_up=2), **missing}
-        checks = [Check(Faster(), peer) for peer in crowd.PEER_NAMES] if count == bench.most_hosts else []
+        checks = [Check(Faster(), peer) for peer in many_hosts.PEER_NAMES] if count == bench.most_hosts else []
         bench.report.add_measurement(
-            Measurement(f'warm `run("true")`, {_format_host_count(count)}', found, floors.SSH_THROUGH_MASTER.name),
+            Measurement(f'warm `run("true")`, {_format_host_count(count)}', found, baselines.SSH_THROUGH_MASTER.name),
             checks,
         )
 
@@ -60,18 +60,20 @@ def measure_cold(bench: Bench) -> None:
     """Compare connecting to all hosts and running `true` there; also to hosts that are one, which limits log-ins."""
     for count in _host_counts(bench):
         # The first round is for what each contestant imports; that is the same for any number of hosts.
-        found = _cold_outcomes(crowd.COLD_CONTESTANTS, bench.farm.first_hosts(count), warm_up=1 if count == 1 else 0)
+        found = _cold_outcomes(
+            many_hosts.COLD_CONTESTANTS, bench.farm.first_hosts(count), warm_up=1 if count == 1 else 0
+        )
         bench.report.add_measurement(
-            Measurement(f"connect and `true`, {_format_host_count(count)}", found, floors.SSH_PER_COMMAND.name),
-            (Check(MaxRatio(1.3), floors.SSH_PER_COMMAND.name),),
+            Measurement(f"connect and `true`, {_format_host_count(count)}", found, baselines.SSH_PER_COMMAND.name),
+            (Check(MaxRatio(1.3), baselines.SSH_PER_COMMAND.name),),
         )
         _judge_failures(bench, f"failures, {_format_host_count(count)}", found)
     count = min(_MAX_ALIASES_OF_ONE_HOST, bench.most_hosts)
     # Fabric's groups tell connections by address and port, and would take all for one.
-    contestants = [each for each in crowd.COLD_CONTESTANTS if each.name != "fabric"]
+    contestants = [each for each in many_hosts.COLD_CONTESTANTS if each.name != "fabric"]
     found = _cold_outcomes(contestants, bench.farm.aliases_of_one_host(count), warm_up=0)
     bench.report.add_measurement(
-        Measurement(f"connect and `true`, one sshd, {count} names", found, floors.SSH_PER_COMMAND.name), ()
+        Measurement(f"connect and `true`, one sshd, {count} names", found, baselines.SSH_PER_COMMAND.name), ()
     )
     _judge_failures(bench, f"failures, one sshd, {count} names", found)
 
@@ -104,11 +106,11 @@ def _judge_failures(bench: Bench, label: str, found: Outcomes) -> None:
     bench.report.add_judgement(
         Judgement(
             label,
-            _format_failures(found[ours.LAZYCLUSTER]),
-            f"{_format_failures(found[floors.SSH_PER_COMMAND.name])} {floors.SSH_PER_COMMAND.name}",
+            _format_failures(found[variants.LAZYCLUSTER]),
+            f"{_format_failures(found[baselines.SSH_PER_COMMAND.name])} {baselines.SSH_PER_COMMAND.name}",
             "",
             "none",
-            isinstance(found[ours.LAZYCLUSTER], Sample),
+            isinstance(found[variants.LAZYCLUSTER], Sample),
         )
     )
 
@@ -125,7 +127,7 @@ def measure_memory(bench: Bench) -> None:
     hosts = bench.farm.first_hosts(bench.most_hosts)
     number = len(hosts.members)
     found: dict[str, Outcome] = {}
-    for contestant in (MEMORY_REFERENCE, *crowd.WARM_CONTESTANTS):
+    for contestant in (MEMORY_REFERENCE, *many_hosts.WARM_CONTESTANTS):
         if not contestant.is_installed():
             found[contestant.name] = NOT_INSTALLED
             continue
@@ -158,12 +160,12 @@ def measure_map(bench: Bench) -> None:
     """Spread items that take no time over a few hosts."""
     items = range(_MAP_ITEMS)
     wanted = [remote.successor(item) for item in items]
-    with crowd.new_group(bench.farm.first_hosts(_MAP_HOSTS)) as group:
-        entry = Entry(ours.LAZYCLUSTER, lambda: expect(wanted, list(group.map(remote.successor, items))))
+    with many_hosts.new_group(bench.farm.first_hosts(_MAP_HOSTS)) as group:
+        entry = Entry(variants.LAZYCLUSTER, lambda: expect(wanted, list(group.map(remote.successor, items))))
         found = interleave([entry], _QUICK_MAP_ROUNDS if bench.is_quick else _MAP_ROUNDS, warm_up=2)
     label = f"`map`, {_MAP_ITEMS} items, {_MAP_HOSTS} hosts"
-    bench.report.add_measurement(Measurement(label, found, ours.LAZYCLUSTER), ())
-    taken = found[ours.LAZYCLUSTER]
+    bench.report.add_measurement(Measurement(label, found, variants.LAZYCLUSTER), ())
+    taken = found[variants.LAZYCLUSTER]
     shown, met = ("failed", False)
     if isinstance(taken, Sample):
         shown, met = f"{_MAP_ITEMS / taken.median:,.0f} a second", is_met(_MAP_TARGET, taken.median, 0.0)

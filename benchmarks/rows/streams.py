@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from benchmarks import floors, ours, remote
+from benchmarks import baselines, remote, variants
 from benchmarks.contestants import expect
-from benchmarks.measuring import Entry, interleave
 from benchmarks.processes import read_output
 from benchmarks.report import Check, Measurement
 from benchmarks.rows.bench import Bench
 from benchmarks.sites import open_master
 from benchmarks.targets import MinRateShare
+from benchmarks.timing import Entry, interleave
 from lazycluster import Runtime
 
 _STREAM_BYTES = 200_000_000
@@ -32,22 +32,25 @@ def measure(bench: Bench) -> None:
                 out.write(number.to_bytes(4, "big") * (_BLOCK_BYTES // 4))
         link = stack.enter_context(open_master(bench.site))
         runtimes = {
-            name: stack.enter_context(ours.new_runtime(bench.site, **options))
-            for name, options in ours.VARIANT_OPTIONS.items()
+            name: stack.enter_context(variants.new_runtime(bench.site, **options))
+            for name, options in variants.VARIANT_OPTIONS.items()
         }
-        resident = stack.enter_context(floors.RESIDENT_PYTHON.open(bench.site)).call
+        resident = stack.enter_context(baselines.RESIDENT_PYTHON.open(bench.site)).call
         assert resident is not None
         plain = _entry(
-            floors.SSH_THROUGH_MASTER.name, lambda: read_output((*link.ssh, "--", bench.site.host, f"cat {file}"))
+            baselines.SSH_THROUGH_MASTER.name, lambda: read_output((*link.ssh, "--", bench.site.host, f"cat {file}"))
         )
         output = [plain, *(_entry(name, _output_of(runtime, f"cat {file}")) for name, runtime in runtimes.items())]
-        callers = {**{name: runtime.call for name, runtime in runtimes.items()}, floors.RESIDENT_PYTHON.name: resident}
+        callers = {
+            **{name: runtime.call for name, runtime in runtimes.items()},
+            baselines.RESIDENT_PYTHON.name: resident,
+        }
         results = [plain, *(_entry(name, _result_of(call, str(file))) for name, call in callers.items())]
         for label, entries in (("200 MB of output, `run`", output), ("200 MB as a result, `call`", results)):
             found = interleave(entries, rounds, warm_up=1)
             bench.report.add_measurement(
-                Measurement(label, found, floors.SSH_THROUGH_MASTER.name, volume=_STREAM_BYTES),
-                (Check(MinRateShare(0.8), floors.SSH_THROUGH_MASTER.name),),
+                Measurement(label, found, baselines.SSH_THROUGH_MASTER.name, volume=_STREAM_BYTES),
+                (Check(MinRateShare(0.8), baselines.SSH_THROUGH_MASTER.name),),
             )
 
 

@@ -15,18 +15,18 @@ import click
 from lazycluster.exceptions import LazyclusterError
 
 _COMMAND_MODULES = {
-    "list-runtimes": "listing",
-    "run": "running",
-    "put": "transferring",
-    "get": "transferring",
-    "expose": "exposing",
-    "info": "examining",
-    "doctor": "examining",
-    "add-runtime": "editing",
-    "delete-runtime": "editing",
-    "demo": "demonstrating",
-    "explain": "explaining",
-    "completion": "completing",
+    "list-runtimes": "list_runtimes",
+    "run": "run",
+    "put": "files",
+    "get": "files",
+    "expose": "expose",
+    "info": "doctor",
+    "doctor": "doctor",
+    "add-runtime": "edit_config",
+    "delete-runtime": "edit_config",
+    "demo": "demo",
+    "explain": "explain",
+    "completion": "completion",
 }
 """In which module of this package a command lives; the function is named like the command, with underscores."""
 

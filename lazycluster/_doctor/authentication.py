@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 
 from lazycluster._doctor.findings import Finding, failed, failed_from_error, ok
-from lazycluster._doctor.trace import LoginAttempt, LoginTrace
+from lazycluster._doctor.login_trace import LoginAttempt, LoginTrace
 from lazycluster._ssh.config import EffectiveConfig
 from lazycluster.exceptions import AuthenticationError
 

@@ -6,17 +6,23 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from lazycluster._doctor.authentication import AUTHENTICATION_CHECK, find_key_files, judge_authentication
-from lazycluster._doctor.capacity import SESSIONS_CHECK, count_sessions, judge_sessions
-from lazycluster._doctor.files import FILES_CHECK, judge_files, probe_files
-from lazycluster._doctor.findings import CheckRunner, Finding, skipped
-from lazycluster._doctor.forwards import (
-    PORTS_FROM_HOST_CHECK,
-    PORTS_TO_HOST_CHECK,
-    judge_forwarding,
-    probe_port_from_host,
-    probe_port_to_host,
+from lazycluster._doctor.connecting import (
+    CONFIGURATION_CHECK,
+    HOST_KEY_CHECK,
+    JUMP_HOST_CHECK,
+    NAME_CHECK,
+    PORT_CHECK,
+    attempt_log_in,
+    describe_proxy,
+    judge_configuration,
+    judge_host_key,
+    judge_jump_host,
+    judge_name,
+    judge_port,
+    read_effective_config,
 )
-from lazycluster._doctor.link import (
+from lazycluster._doctor.findings import CheckRunner, Finding, skipped
+from lazycluster._doctor.latency import (
     ROUND_TRIP_CHECK,
     SUPERVISOR_CHECK,
     SupervisorProbe,
@@ -33,6 +39,7 @@ from lazycluster._doctor.login_shell import (
     judge_login_shell,
     probe_login_shell,
 )
+from lazycluster._doctor.login_trace import LoginAttempt, LoginTrace
 from lazycluster._doctor.machine import (
     CLOCK_CHECK,
     TEMPORARY_DIRECTORY_CHECK,
@@ -41,23 +48,16 @@ from lazycluster._doctor.machine import (
     probe_clock,
     probe_temp_dir,
 )
-from lazycluster._doctor.pythons import PYTHON_CHECK, LocalPython, find_pythons, judge_pythons
-from lazycluster._doctor.reaching import (
-    CONFIGURATION_CHECK,
-    HOST_KEY_CHECK,
-    JUMP_HOST_CHECK,
-    NAME_CHECK,
-    PORT_CHECK,
-    attempt_log_in,
-    describe_proxy,
-    judge_configuration,
-    judge_host_key,
-    judge_jump_host,
-    judge_name,
-    judge_port,
-    read_effective_config,
+from lazycluster._doctor.port_forwarding import (
+    PORTS_FROM_HOST_CHECK,
+    PORTS_TO_HOST_CHECK,
+    judge_forwarding,
+    probe_port_from_host,
+    probe_port_to_host,
 )
-from lazycluster._doctor.trace import LoginAttempt, LoginTrace
+from lazycluster._doctor.pythons import PYTHON_CHECK, LocalPython, find_pythons, judge_pythons
+from lazycluster._doctor.sessions import SESSIONS_CHECK, count_sessions, judge_sessions
+from lazycluster._doctor.transfers import FILES_CHECK, judge_files, probe_files
 from lazycluster._model.checks import absolute_path
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.config import EffectiveConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lazycluster.testing.answers import UnexpectedCommandError
-    from lazycluster.testing.asked import (
+    from lazycluster.testing.calls import (
         Asked,
         AskedForPorts,
         Called,
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> object:
     """Import a name of this package when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS.get(name, 'asked')}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS.get(name, 'calls')}"), name)
     globals()[name] = value
     return value
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import attrs
 
-from lazycluster.testing.asked import Ran
+from lazycluster.testing.calls import Ran
 
 CommandMatcher: TypeAlias = str | re.Pattern[str] | Callable[[Ran], bool]
 """Which commands a line is for: one text, those that a pattern matches as a whole, or those that a function picks."""

@@ -12,9 +12,9 @@ from types import TracebackType
 
 from lazycluster._model.options import RuntimeOptions
 from lazycluster._typing import Self
+from lazycluster.testing._patching import patch_transports
+from lazycluster.testing._scripted_host import ScriptedHost
 from lazycluster.testing.fake_transport import FakeTransport
-from lazycluster.testing.scripted_host import ScriptedHost
-from lazycluster.testing.standing_in import patch_transports
 
 
 class FakeHost(ScriptedHost):

@@ -29,10 +29,10 @@ from lazycluster.exceptions import (
 )
 from lazycluster.hardware import HostInfo
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.testing.asked import AskedForPorts, Called, DeletedDir, Fetched, MadeDir, OpenedTunnel, Ran, Sent
-from lazycluster.testing.fake_tunnel import FakeTunnel
-from lazycluster.testing.in_process import FunctionEnded, FunctionNotStarted, InProcessCall, InProcessEvent
-from lazycluster.testing.machine import HostState
+from lazycluster.testing._fake_tunnel import FakeTunnel
+from lazycluster.testing._host_state import HostState
+from lazycluster.testing._in_process_call import FunctionEnded, FunctionNotStarted, InProcessCall, InProcessEvent
+from lazycluster.testing.calls import AskedForPorts, Called, DeletedDir, Fetched, MadeDir, OpenedTunnel, Ran, Sent
 
 
 class FakeTransport:

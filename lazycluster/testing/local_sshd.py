@@ -18,7 +18,7 @@ import attrs
 
 from lazycluster._remote.ports import find_free_port
 from lazycluster.exceptions import LazyclusterError
-from lazycluster.testing.processes import GuardedProcess, child_pids, kill_all, run_checked, wait_until
+from lazycluster.testing._process_guard import GuardedProcess, child_pids, kill_all, run_checked, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.testing import Ran
-from lazycluster.testing.processes import wait_until
+from lazycluster.testing._process_guard import wait_until
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 
 # How they end --------------------------------------------------------------------------------------------------------

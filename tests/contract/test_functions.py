@@ -25,7 +25,7 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster.testing.processes import wait_until
+from lazycluster.testing._process_guard import wait_until
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 
 

@@ -13,7 +13,7 @@ from lazycluster import CommandStoppedError, FunctionNotSerializableError, Remot
 from lazycluster._invoke import call_each
 from lazycluster._waiting import CancelToken
 from lazycluster.results import Error, Value
-from lazycluster.testing.processes import wait_until
+from lazycluster.testing._process_guard import wait_until
 from tests.contract.conftest import TransportCase
 
 LONG = 60.0

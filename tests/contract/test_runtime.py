@@ -21,7 +21,7 @@ from lazycluster import (
     RuntimeTask,
 )
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
-from tests.ports import reserve_free_port
+from tests.reserved_ports import reserve_free_port
 
 # Made, or refused ----------------------------------------------------------------------------------------------------
 

@@ -31,8 +31,7 @@ from lazycluster import (
 )
 from lazycluster._ssh import client as sessions_module
 from lazycluster._ssh.shell import SHELL_BOOTSTRAP
-
-from .stand_in import recorded_argvs, register_command, register_log_in
+from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
 REFUSED = "mux_client_request_session: session request failed: Session open refused by peer\r\n"
 STALE = "Control socket connect(/tmp/lazycluster-x/m): Connection refused\r\n"

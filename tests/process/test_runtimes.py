@@ -26,9 +26,8 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
-from lazycluster.testing.processes import wait_until
-
-from .stand_in import HOST_FACTS_OUTPUT, recorded_argvs, register_command, register_log_in
+from lazycluster.testing._process_guard import wait_until
+from tests.process.fake_ssh import HOST_FACTS_OUTPUT, recorded_argvs, register_command, register_log_in
 
 Make = Callable[..., Runtime]
 

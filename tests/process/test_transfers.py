@@ -12,8 +12,7 @@ from pytest_subprocess.fake_process import FakeProcess
 from lazycluster import ConnectError, Connection, SessionRefusedError, SshNotFoundError, TransferError
 from lazycluster._model.watch import Watch
 from lazycluster._ssh import client as sessions_module
-
-from .stand_in import recorded_argvs, register_command, register_log_in
+from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
 NO_SFTP = "subsystem request failed on channel 0\r\nscp: Connection closed\r\n"
 REFUSED = "mux_client_request_session: session request failed: Session open refused by peer\r\nlost connection\r\n"

@@ -26,8 +26,8 @@ from lazycluster import (
 )
 from lazycluster._ssh.shell import Script
 from lazycluster.testing import LocalSshd
-from tests.real.clients import assert_eventually, call_in_parallel
-from tests.real.observed import assert_no_leaks, command_line, running_relay, unique_sleep_seconds
+from tests.real.client_programs import assert_eventually, call_in_parallel
+from tests.real.observation import assert_no_leaks, command_line, running_relay, unique_sleep_seconds
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

@@ -17,9 +17,8 @@ import pytest
 from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
 from lazycluster._ssh.host_scripts import KILL_MARKED_PROCESSES
 from lazycluster.testing import LocalSshd
-from tests.ports import reserve_free_port
-from tests.real.clients import ClientProgram, assert_eventually, connection_of, master_pid_of
-from tests.real.observed import (
+from tests.real.client_programs import ClientProgram, assert_eventually, connection_of, master_pid_of
+from tests.real.observation import (
     EchoServer,
     assert_no_leaks,
     command_line,
@@ -29,6 +28,7 @@ from tests.real.observed import (
     running_relay,
     unique_sleep_seconds,
 )
+from tests.reserved_ports import reserve_free_port
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

@@ -29,7 +29,7 @@ from lazycluster import (
 from lazycluster._model.watch import Watch
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.real.clients import (
+from tests.real.client_programs import (
     BackgroundCommand,
     ClientProgram,
     assert_becomes_idle,
@@ -38,7 +38,7 @@ from tests.real.clients import (
     find_host_pids,
     master_pid_of,
 )
-from tests.real.observed import record_program_starts
+from tests.real.observation import record_program_starts
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

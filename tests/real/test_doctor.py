@@ -22,9 +22,9 @@ import pytest
 
 from lazycluster._doctor import Finding, Verdict, examine
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.ports import reserve_free_port
-from tests.real.clients import assert_becomes_idle, assert_eventually
-from tests.real.observed import options_without_python, skip_or_fail
+from tests.real.client_programs import assert_becomes_idle, assert_eventually
+from tests.real.observation import options_without_python, skip_or_fail
+from tests.reserved_ports import reserve_free_port
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

@@ -18,8 +18,8 @@ from lazycluster._functions.serialize import serialize_call
 from lazycluster._functions.standalone import render_standalone_file
 from lazycluster._ssh.destination import Destination
 from lazycluster.testing import LocalSshd
-from tests.real.clients import assert_eventually
-from tests.real.observed import skip_or_fail
+from tests.real.client_programs import assert_eventually
+from tests.real.observation import skip_or_fail
 from tests.real.test_commands import TEXTS
 from tests.real.test_files import NAMES, described, file, tree
 

@@ -30,9 +30,9 @@ from lazycluster import (
 from lazycluster._model.watch import Watch
 from lazycluster._transports.interface import Transport
 from lazycluster.testing import LocalSshd
-from lazycluster.testing.processes import child_pids
-from tests.real.clients import ClientProgram, assert_eventually, call_in_parallel
-from tests.real.observed import (
+from lazycluster.testing._process_guard import child_pids
+from tests.real.client_programs import ClientProgram, assert_eventually, call_in_parallel
+from tests.real.observation import (
     assert_no_leaks,
     command_line,
     count_sessions,

@@ -40,8 +40,8 @@ from lazycluster import (
 from lazycluster._functions.bootstrap import build_call_program
 from lazycluster._functions.serialize import serialize_call
 from lazycluster.testing import LocalSshd
-from tests.real.clients import assert_eventually, call_in_parallel
-from tests.real.observed import (
+from tests.real.client_programs import assert_eventually, call_in_parallel
+from tests.real.observation import (
     assert_no_leaks,
     command_line,
     count_sessions,

@@ -32,12 +32,12 @@ from lazycluster import (
 )
 from lazycluster.results import CommandResult, Error
 from lazycluster.testing import LocalSshd, Relay, write_config
-from lazycluster.testing.processes import wait_until
-from tests.ports import reserve_free_port
-from tests.real import observed
-from tests.real.clients import assert_eventually, count_connections, count_log_ins, find_host_pids
-from tests.real.observed import EchoServer, assert_no_leaks, is_echoing, listening_addresses, unique_sleep_seconds
-from tests.unit.interrupting import interrupt
+from lazycluster.testing._process_guard import wait_until
+from tests.real import observation
+from tests.real.client_programs import assert_eventually, count_connections, count_log_ins, find_host_pids
+from tests.real.observation import EchoServer, assert_no_leaks, is_echoing, listening_addresses, unique_sleep_seconds
+from tests.reserved_ports import reserve_free_port
+from tests.unit.keyboard_interrupt import interrupt
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd
@@ -398,7 +398,7 @@ def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path, password: str | 
 
 
 def ssh_of(config: Path) -> list[int]:
-    return observed.find_local_pids(str(config))
+    return observation.find_local_pids(str(config))
 
 
 # Ports ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazycluster._remote.ports import find_free_port
-from lazycluster.testing import LocalSshd, LocalSshdError, Relay, SshdNotFoundError, local_sshd, processes, write_config
+from lazycluster.testing import (
+    LocalSshd,
+    LocalSshdError,
+    Relay,
+    SshdNotFoundError,
+    _process_guard,
+    local_sshd,
+    write_config,
+)
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd
@@ -32,11 +40,11 @@ def scp(server: LocalSshd, *arguments: str) -> Ended:
 
 
 def is_alive(pid: int) -> bool:
-    return pid in processes.parent_by_pid()
+    return pid in _process_guard.parent_by_pid()
 
 
 def descends(server: LocalSshd, count: int) -> bool:
-    return processes.wait_until(lambda: len(server.processes()) >= count, timeout=10)
+    return _process_guard.wait_until(lambda: len(server.processes()) >= count, timeout=10)
 
 
 # Commands and files --------------------------------------------------------------------------------------------------
@@ -178,7 +186,7 @@ def test_connections_can_be_ended_while_the_server_stays(make_sshd: MakeSshd) ->
     server = make_sshd()
     client = subprocess.Popen(("ssh", "-F", server.config_file, server.host, "sleep 1000"), stderr=subprocess.DEVNULL)
     assert descends(server, 3)
-    assert processes.wait_until(lambda: server.connections() == 1, timeout=10)
+    assert _process_guard.wait_until(lambda: server.connections() == 1, timeout=10)
 
     server.kill_connections()
 
@@ -210,7 +218,7 @@ def test_it_does_not_outlive_its_owner(require_sshd: None, number: signal.Signal
     owner.send_signal(number)
     owner.communicate(timeout=10)
 
-    assert processes.wait_until(lambda: not is_alive(int(pid)) and not Path(config).parent.exists(), timeout=10)
+    assert _process_guard.wait_until(lambda: not is_alive(int(pid)) and not Path(config).parent.exists(), timeout=10)
     client.communicate(timeout=10)
     assert client.returncode == 255
 
@@ -268,7 +276,7 @@ def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(LocalSshdError, match="no shell nosuchshell"):
         LocalSshd(shell="nosuchshell").start()
     with pytest.raises(ChildProcessError, match=r"ssh-keygen ended with exit status \d+: .*nosuchfile"):
-        processes.run_checked(("ssh-keygen", "-l", "-f", "nosuchfile"))
+        _process_guard.run_checked(("ssh-keygen", "-l", "-f", "nosuchfile"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LocalSshdError, match="install openssh-client"):
         LocalSshd().start()
@@ -298,20 +306,20 @@ def test_ps_and_proc_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     child = subprocess.Popen(("sleep", "1000"))
     zombie = subprocess.Popen(("true",))
     try:
-        assert processes.wait_until(lambda: processes.child_pids(os.getpid()) >= {child.pid}, timeout=10)
-        assert processes.wait_until(lambda: zombie.pid not in processes.parent_by_pid(), timeout=10)
-        monkeypatch.setattr(processes, "_PROC_DIRECTORY", Path("/nowhere"))
-        assert processes.child_pids(os.getpid()) >= {child.pid}
-        assert zombie.pid not in processes.parent_by_pid()
+        assert _process_guard.wait_until(lambda: _process_guard.child_pids(os.getpid()) >= {child.pid}, timeout=10)
+        assert _process_guard.wait_until(lambda: zombie.pid not in _process_guard.parent_by_pid(), timeout=10)
+        monkeypatch.setattr(_process_guard, "_PROC_DIRECTORY", Path("/nowhere"))
+        assert _process_guard.child_pids(os.getpid()) >= {child.pid}
+        assert zombie.pid not in _process_guard.parent_by_pid()
     finally:
-        processes.kill_all(lambda: {child.pid, zombie.pid} & processes.parent_by_pid().keys())
+        _process_guard.kill_all(lambda: {child.pid, zombie.pid} & _process_guard.parent_by_pid().keys())
         child.wait()
         zombie.wait()
     assert child.returncode == -signal.SIGKILL
 
 
 def test_waiting_for_what_never_comes_ends() -> None:
-    assert processes.wait_until(lambda: False, timeout=0.02) is False
+    assert _process_guard.wait_until(lambda: False, timeout=0.02) is False
 
 
 # Through a relay -----------------------------------------------------------------------------------------------------

@@ -41,8 +41,7 @@ from lazycluster import (
     UnknownHostKeyError,
 )
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.ports import reserve_free_port
-from tests.real.clients import (
+from tests.real.client_programs import (
     ClientProgram,
     assert_becomes_idle,
     assert_eventually,
@@ -51,7 +50,8 @@ from tests.real.clients import (
     count_log_ins,
     master_pid_of,
 )
-from tests.real.observed import command_line, find_local_pids, is_alive, record_program_starts
+from tests.real.observation import command_line, find_local_pids, is_alive, record_program_starts
+from tests.reserved_ports import reserve_free_port
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

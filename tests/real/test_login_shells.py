@@ -24,14 +24,14 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.testing import LocalSshd
-from tests.real.clients import (
+from tests.real.client_programs import (
     BackgroundCommand,
     assert_becomes_idle,
     assert_eventually,
     call_in_parallel,
     find_host_pids,
 )
-from tests.real.observed import skip_or_fail
+from tests.real.observation import skip_or_fail
 from tests.real.test_commands import NAMES, TEXTS, VALUES
 
 

@@ -19,10 +19,10 @@ from lazycluster import (
     RuntimeManager,
 )
 from lazycluster.testing import LocalSshd
-from tests.ports import reserve_free_port
-from tests.real.clients import assert_eventually, count_log_ins
-from tests.real.observed import assert_no_leaks
-from tests.unit.interrupting import interrupt
+from tests.real.client_programs import assert_eventually, count_log_ins
+from tests.real.observation import assert_no_leaks
+from tests.reserved_ports import reserve_free_port
+from tests.unit.keyboard_interrupt import interrupt
 
 if TYPE_CHECKING:
     from typing_extensions import Self

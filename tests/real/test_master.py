@@ -28,7 +28,7 @@ from lazycluster import (
 from lazycluster._model.watch import Watch
 from lazycluster._ssh import client, master, session
 from lazycluster.testing import LocalSshd, write_config
-from tests.real.clients import (
+from tests.real.client_programs import (
     BackgroundCommand,
     ClientProgram,
     assert_becomes_idle,
@@ -40,7 +40,7 @@ from tests.real.clients import (
     master_of,
     master_pid_of,
 )
-from tests.real.observed import is_alive
+from tests.real.observation import is_alive
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

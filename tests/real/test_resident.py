@@ -34,10 +34,9 @@ from lazycluster import (
 from lazycluster._transports.resident import ResidentTransport
 from lazycluster._transports.supervisor_client import SupervisorClient
 from lazycluster.testing import LocalSshd
-from tests.ports import reserve_free_port
-from tests.real.clients import ClientProgram, assert_becomes_idle, assert_eventually, call_in_parallel
-from tests.real.clients import find_host_pids as commands_running
-from tests.real.observed import (
+from tests.real.client_programs import ClientProgram, assert_becomes_idle, assert_eventually, call_in_parallel
+from tests.real.client_programs import find_host_pids as commands_running
+from tests.real.observation import (
     EchoServer,
     assert_no_leaks,
     count_sessions,
@@ -48,6 +47,7 @@ from tests.real.observed import (
     running_relay,
     unique_sleep_seconds,
 )
+from tests.reserved_ports import reserve_free_port
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

@@ -30,9 +30,8 @@ from lazycluster import (
     UnknownHostError,
 )
 from lazycluster.testing import LocalSshd
-from tests.ports import reserve_free_port
-from tests.real.clients import ClientProgram
-from tests.real.observed import (
+from tests.real.client_programs import ClientProgram
+from tests.real.observation import (
     assert_no_leaks,
     count_sessions,
     read_only_directory,
@@ -40,6 +39,7 @@ from tests.real.observed import (
     skip_or_fail,
     write_script,
 )
+from tests.reserved_ports import reserve_free_port
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

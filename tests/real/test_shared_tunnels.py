@@ -19,10 +19,9 @@ from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
-from lazycluster.testing import LocalSshd, processes
-from tests.ports import reserve_free_port
-from tests.real.clients import ClientProgram, assert_eventually, call_in_parallel, count_connections
-from tests.real.observed import (
+from lazycluster.testing import LocalSshd, _process_guard
+from tests.real.client_programs import ClientProgram, assert_eventually, call_in_parallel, count_connections
+from tests.real.observation import (
     EchoServer,
     assert_no_leaks,
     command_line,
@@ -32,6 +31,7 @@ from tests.real.observed import (
     receive_exactly,
     running_relay,
 )
+from tests.reserved_ports import reserve_free_port
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd
@@ -93,7 +93,7 @@ def runtime(server: LocalSshd) -> Iterator[Runtime]:
 def masters() -> list[int]:
     """Return the ssh processes that stay in the background for this process; they call themselves by their sockets."""
     mark = str(Path(os.environ["TMPDIR"], "lazycluster-m-"))
-    return [pid for pid in processes.parent_by_pid() if mark in command_line(pid)]
+    return [pid for pid in _process_guard.parent_by_pid() if mark in command_line(pid)]
 
 
 def destination(server: LocalSshd) -> Destination:

@@ -30,9 +30,8 @@ from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
 from lazycluster.testing import LocalSshd, write_config
-from tests.ports import reserve_free_port
-from tests.real.clients import ClientProgram, assert_eventually, call_in_parallel
-from tests.real.observed import (
+from tests.real.client_programs import ClientProgram, assert_eventually, call_in_parallel
+from tests.real.observation import (
     EchoServer,
     assert_no_leaks,
     command_line,
@@ -42,6 +41,7 @@ from tests.real.observed import (
     receive_exactly,
     running_relay,
 )
+from tests.reserved_ports import reserve_free_port
 
 if TYPE_CHECKING:
     from tests.real.conftest import MakeSshd

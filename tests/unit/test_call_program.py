@@ -28,8 +28,8 @@ from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import call_program
 from lazycluster.exceptions import PythonVersionMismatchError, RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Value
-from tests.pythons import find_pyenv_pythons
-from tests.unit.local_host import SUPERVISOR_TOKEN, LocalHost
+from tests.installed_pythons import find_pyenv_pythons
+from tests.unit.local_calls import SUPERVISOR_TOKEN, LocalHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,23 +7,28 @@ import textwrap
 import attrs
 import pytest
 
-from lazycluster._cli.examining import format_finding
+from lazycluster._cli.doctor import format_finding
 from lazycluster._doctor.authentication import KeyFile, describe_agent, is_encrypted, judge_authentication
-from lazycluster._doctor.capacity import judge_sessions
-from lazycluster._doctor.files import SCP_LEGACY_ROUTE, SCP_ROUTE, TAR_ROUTE, TransferProbe, judge_files
+from lazycluster._doctor.connecting import describe_proxy, judge_host_key, judge_jump_host, judge_name, judge_port
 from lazycluster._doctor.findings import CheckRunner, Finding, Verdict, failed, ok, skipped
-from lazycluster._doctor.forwards import PORTS_FROM_HOST_CHECK, PORTS_TO_HOST_CHECK, ForwardingProbe, judge_forwarding
-from lazycluster._doctor.link import judge_round_trips
+from lazycluster._doctor.latency import judge_round_trips
 from lazycluster._doctor.login_shell import (
     LoginShellProbe,
     judge_failed_login_shell,
     judge_login_shell,
     parse_server_address,
 )
+from lazycluster._doctor.login_trace import LoginAttempt, LoginTrace, parse_trace
 from lazycluster._doctor.machine import ClockProbe, TempDirProbe, judge_clock, judge_temp_dir, parse_temp_dir
+from lazycluster._doctor.port_forwarding import (
+    PORTS_FROM_HOST_CHECK,
+    PORTS_TO_HOST_CHECK,
+    ForwardingProbe,
+    judge_forwarding,
+)
 from lazycluster._doctor.pythons import HostPython, LocalPython, judge_pythons, parse_pythons
-from lazycluster._doctor.reaching import describe_proxy, judge_host_key, judge_jump_host, judge_name, judge_port
-from lazycluster._doctor.trace import LoginAttempt, LoginTrace, parse_trace
+from lazycluster._doctor.sessions import judge_sessions
+from lazycluster._doctor.transfers import SCP_LEGACY_ROUTE, SCP_ROUTE, TAR_ROUTE, TransferProbe, judge_files
 from lazycluster._ssh.config import EffectiveConfig
 from lazycluster.exceptions import (
     AuthenticationError,

@@ -25,8 +25,7 @@ from lazycluster.exceptions import (
 from lazycluster.executor import Executor, OutcomeFile, create_outcome_file
 from lazycluster.results import StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe_step
-
-from .fake_transport import RecordedCall, StubResult, StubTransport, stub_stdout
+from tests.unit.stub_transport import RecordedCall, StubResult, StubTransport, stub_stdout
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 

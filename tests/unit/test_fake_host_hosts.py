@@ -23,7 +23,7 @@ from lazycluster import (
 from lazycluster._ssh.client import SshClient
 from lazycluster._transports import factory
 from lazycluster.testing import FakeHost, FakeTransport, Ran, UnexpectedCommandError
-from lazycluster.testing.processes import wait_until
+from lazycluster.testing._process_guard import wait_until
 
 # Several hosts -------------------------------------------------------------------------------------------------------
 

@@ -36,8 +36,8 @@ from lazycluster._membership import _raise_open_file_limit
 from lazycluster.managed import ManagedProcess
 from lazycluster.results import CommandResult, Error, Stream
 from lazycluster.testing import AskedForPorts, Called, FakeHost, OpenedTunnel, Ran, Sent
-from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupt, library_thread_names
+from lazycluster.testing._process_guard import wait_until
+from tests.unit.keyboard_interrupt import interrupt, library_thread_names
 from tests.unit.pseudo_terminal import pseudo_terminal, strip_escape_sequences
 
 HOSTS = ["web1", "web2", "web3"]

@@ -58,7 +58,7 @@ FACADES = {"lazycluster", "lazycluster.__main__", "lazycluster.testing", "lazycl
 }
 ONLY_IMPORTERS = {
     # `testing` starts sshd and ssh-keygen by itself; the library never does.
-    "subprocess": {"lazycluster._processes", "lazycluster.testing.processes"},
+    "subprocess": {"lazycluster._processes", "lazycluster.testing._process_guard"},
     "pexpect": {"lazycluster._ssh.prompts"},
     "cloudpickle": {"lazycluster._functions.serialize"},
     "sshconf": {"lazycluster._ssh.config_edit"},
@@ -215,6 +215,6 @@ def test_import_is_light_and_without_effects(module: str) -> None:
 
 
 def test_guard_of_private_sshd_imports_standard_library_only() -> None:
-    roots = {name.partition(".")[0] for name in imports("lazycluster.testing.processes")}
+    roots = {name.partition(".")[0] for name in imports("lazycluster.testing._process_guard")}
 
     assert roots <= sys.stdlib_module_names

@@ -22,8 +22,8 @@ from lazycluster import (
     UnknownHostError,
 )
 from lazycluster.testing import FakeHost
-from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupt, library_thread_names
+from lazycluster.testing._process_guard import wait_until
+from tests.unit.keyboard_interrupt import interrupt, library_thread_names
 
 CONFIG = "Host small big\nHost *.example ?x !no\nHost gpu down\nHost big\n"
 

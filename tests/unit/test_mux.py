@@ -27,9 +27,8 @@ from lazycluster._ssh.mux import (
     encode_message,
     wait_readable,
 )
-from lazycluster.testing.processes import wait_until
-
-from .fake_master import (
+from lazycluster.testing._process_guard import wait_until
+from tests.unit.fake_master import (
     MUX_S_ALIVE,
     MUX_S_FAILURE,
     MUX_S_OK,

@@ -24,8 +24,8 @@ from lazycluster import _processes, _waiting
 from lazycluster._processes import LocalProcess, PipeWriter, run_and_capture, run_daemonizing
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Stream
-from lazycluster.testing.processes import parent_by_pid, wait_until
-from tests.unit.interrupting import library_thread_names
+from lazycluster.testing._process_guard import parent_by_pid, wait_until
+from tests.unit.keyboard_interrupt import library_thread_names
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 

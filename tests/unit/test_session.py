@@ -16,7 +16,7 @@ from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import Script
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Collector, Stream
-from lazycluster.testing.processes import descendant_pids, parent_by_pid, wait_until
+from lazycluster.testing._process_guard import descendant_pids, parent_by_pid, wait_until
 
 
 @attrs.define

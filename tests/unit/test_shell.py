@@ -33,7 +33,7 @@ from lazycluster._ssh.shell import (
 )
 from lazycluster._waiting import Deadline
 from lazycluster.results import Stream
-from lazycluster.testing.processes import kill_all, parent_by_pid, wait_until
+from lazycluster.testing._process_guard import kill_all, parent_by_pid, wait_until
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 

@@ -22,7 +22,7 @@ from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import call_program, protocol
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster.exceptions import RemoteFunctionError
-from lazycluster.testing.processes import wait_until
+from lazycluster.testing._process_guard import wait_until
 from tests.unit.local_supervisor import (
     LocalSupervisor,
     ObservedChild,

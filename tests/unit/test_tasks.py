@@ -23,9 +23,8 @@ from lazycluster.exceptions import (
 from lazycluster.executor import Executor
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile
 from lazycluster.tasks import RuntimeTask, TaskProcess
-from lazycluster.testing.processes import wait_until
-
-from .fake_transport import StubResult, StubTransport, stub_stdout
+from lazycluster.testing._process_guard import wait_until
+from tests.unit.stub_transport import StubResult, StubTransport, stub_stdout
 
 add = lambda a, b=0: a + b  # noqa: E731
 fail = lambda: int("no number")  # noqa: E731

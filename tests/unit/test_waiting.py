@@ -27,8 +27,8 @@ from lazycluster._waiting import (
     wait_event,
     wait_for,
 )
-from lazycluster.testing.processes import wait_until
-from tests.unit.interrupting import interrupt, library_thread_names
+from lazycluster.testing._process_guard import wait_until
+from tests.unit.keyboard_interrupt import interrupt, library_thread_names
 
 
 @pytest.fixture

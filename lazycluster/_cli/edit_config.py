@@ -1,0 +1,273 @@
+"""`lazycluster add-runtime` and `lazycluster delete-runtime`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from lazycluster._cli.first_connection import try_connection
+from lazycluster._cli.options import complete_hosts, connect_timeout_option, parse_callback
+from lazycluster._model.checks import absolute_path, check_port
+from lazycluster._ssh import config_edit
+from lazycluster._ssh.config_edit import HostSettings, host_line_numbers
+from lazycluster._ssh.config_file import (
+    ConfigChange,
+    ConfigFileError,
+    check_settings_apply,
+    check_ssh_accepts,
+    edit_config_file,
+)
+from lazycluster._ssh.config_hosts import default_config, files_naming_host
+from lazycluster._ssh.destination import Destination
+
+_OPTION_KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+_UNQUOTED_VALUE = re.compile(r"[\w./@%+~:,-]+")
+_REPEATABLE_KEYWORDS = {
+    "identityfile",
+    "certificatefile",
+    "localforward",
+    "remoteforward",
+    "dynamicforward",
+    "sendenv",
+    "include",
+}
+"""Keywords that add up where they are given several times (ssh_config(5))."""
+
+
+# What the user gave ---------------------------------------------------------------------------------------------------
+
+
+def parse_options(texts: Sequence[str]) -> HostSettings:
+    """Read several options; see `parse_option()`."""
+    return tuple(map(parse_option, texts))
+
+
+def parse_name(text: str) -> str:
+    """Read a name that a Host line can have for one host, and that a person can type.
+
+    Raises:
+        ValueError: It is none, such as a pattern.
+    """
+    wrong = _disallowed_characters(text, "._-:+")
+    if wrong:
+        raise ValueError(f"a name for a host must not hold {wrong}: {text!r}")
+    return Destination(text).host
+
+
+def parse_address(text: str) -> Destination:
+    """Read `[USER@]HOST[:PORT]`; an IPv6 address with a port stands in brackets.
+
+    Raises:
+        ValueError: It is nothing of that kind.
+    """
+    user, at, rest = text.rpartition("@")
+    host, colon, port = rest.partition(":")
+    if rest.startswith("["):
+        host, bracket, after = rest[1:].partition("]")
+        colon, port = after[:1], after[1:]
+        if not bracket or colon not in {"", ":"}:
+            raise ValueError(f"write an IPv6 address with a port as [ADDRESS]:PORT, not {rest!r}")
+    elif ":" in port:
+        host, colon, port = rest, "", ""
+    if at and not user:
+        raise ValueError(f"there is no user before the @ in {text!r}")
+    if colon and not (port.isascii() and port.isdecimal()):
+        raise ValueError(f"the port must be a whole number from 1 to 65535, not {port!r}")
+    wrong = _disallowed_characters(host, "._-:%")
+    if wrong:
+        raise ValueError(f"a host is a name or an address, without {wrong}: {host!r}")
+    return Destination(host, user=user or None, port=check_port(int(port)) if colon else None)
+
+
+def _disallowed_characters(text: str, allowed: str) -> str:
+    """Return in words what a text holds beside letters, digits and what is allowed."""
+    wrong = sorted({char for char in text if not char.isalnum() and char not in allowed})
+    return ", ".join("spaces" if char == " " else repr(char) for char in wrong)
+
+
+def parse_option(text: str) -> tuple[str, str]:
+    """Read `KEYWORD=VALUE_RECORD`, the value as it would stand in a configuration; what it means is for ssh to judge.
+
+    Raises:
+        ValueError: It is nothing of that kind, or would begin a block of its own.
+    """
+    keyword, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not value or not _OPTION_KEYWORD.fullmatch(keyword):
+        raise ValueError(f"write an option as KEYWORD=VALUE, not {text!r}")
+    if keyword.lower() in {"host", "match"}:
+        raise ValueError(f"{keyword} is no option: it begins a block of its own")
+    if any(not char.isprintable() and char != "\t" for char in value):
+        raise ValueError(f"the value of {keyword} must be one line without control characters")
+    return keyword, value
+
+
+def build_settings(address: Destination, id_file: Path | None, options: HostSettings) -> HostSettings:
+    """Return what a block is to say.
+
+    Raises:
+        ValueError: Something is said twice, of which ssh would take the first.
+    """
+    settings = [("HostName", address.host.replace("%", "%%"))]
+    if address.port is not None:
+        settings.append(("Port", str(address.port)))
+    if address.user is not None:
+        settings.append(("User", _quote_value(address.user)))
+    for keyword, _ in options:
+        if keyword.lower() in {said.lower() for said, _ in settings}:
+            raise ValueError(f"{keyword} is given twice: as an option, and in the address")
+    keywords = [keyword.lower() for keyword, _ in options]
+    duplicates = sorted({keyword for keyword in keywords if keywords.count(keyword) > 1} - _REPEATABLE_KEYWORDS)
+    if duplicates:
+        raise ValueError(f"given twice, and ssh would take the first: {', '.join(duplicates)}")
+    if id_file is not None:
+        settings.append(("IdentityFile", _quote_value(str(id_file).replace("%", "%%"))))
+    return (*settings, *options)
+
+
+def _quote_value(text: str) -> str:
+    if _UNQUOTED_VALUE.fullmatch(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+# The commands ---------------------------------------------------------------------------------------------------------
+
+_config_option = click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Change this ssh configuration in place of ~/.ssh/config.",
+)
+
+
+@click.command(short_help="Add a host to the ssh configuration.")
+@click.argument("name", callback=parse_callback(parse_name))
+@click.argument("address", callback=parse_callback(parse_address), metavar="[USER@]HOST[:PORT]")
+@click.option("--id-file", type=click.Path(path_type=Path), metavar="FILE", help="The private key to log in with.")
+@click.option(
+    "--option",
+    "options",
+    callback=parse_callback(parse_options),
+    multiple=True,
+    metavar="K=V",
+    help="One more keyword of ssh_config(5) with its value; may be repeated.",
+)
+@_config_option
+@click.option("--force", is_flag=True, help="Replace what a host of this name says now.")
+@click.option("--try/--no-try", "attempt", default=None, help="Try the connection. On a terminal you are asked.")
+@click.option(
+    "--copy-key/--no-copy-key",
+    default=None,
+    help="Install your public key there (ssh-copy-id). On a terminal you are asked where it is missing.",
+)
+@connect_timeout_option
+def add_runtime(
+    name: str,
+    address: Destination,
+    id_file: Path | None,
+    options: HostSettings,
+    config: Path | None,
+    force: bool,
+    attempt: bool | None,
+    copy_key: bool | None,
+    connect_timeout: float,
+) -> None:
+    """Add a host to the ssh configuration, under a name of your choice.
+
+    The rest of the file stays as it is, byte for byte, and a copy of it is kept. The new lines come before whatever
+    else would win over them, such as `Host *`. Nothing is written that ssh does not accept.
+
+    \b
+    Examples:
+      lazycluster add-runtime gpu1 me@gpu1.example.org
+      lazycluster add-runtime gpu1 me@gpu1.example.org:2222 --id-file ~/.ssh/id_work --force
+      lazycluster add-runtime lab [2001:db8::7]:22 --option ProxyJump=bastion --option ForwardAgent=yes
+      lazycluster add-runtime gpu2 me@10.0.0.2 --copy-key --try
+    """  # noqa: D301 - \b keeps click from wrapping what follows
+    path = default_config() if config is None else absolute_path(config)
+    key = None if id_file is None else _private_key_path(id_file)
+    try:
+        settings = build_settings(address, key, options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    replaced = False
+
+    def edit(text: str) -> str:
+        nonlocal replaced
+        lines = host_line_numbers(text, name)
+        if lines and not force:
+            raise ConfigFileError(path, f"line {lines[0]} names {name} already", "Use --force to replace it.")
+        replaced = bool(lines)
+        return (config_edit.replace_host if lines else config_edit.add_host)(text, name, settings)
+
+    elsewhere = _included_files_naming(path, name)
+    if elsewhere and not force:
+        advice = f"Choose another name, or change it there: add --config {elsewhere[0]} --force."
+        raise ConfigFileError(path, f"it includes {elsewhere[0]}, which names {name} already", advice)
+    done = edit_config_file(
+        path, edit, lambda candidate, text: check_settings_apply(path, candidate, text, name, settings)
+    )
+    message = f"{'Replaced' if replaced else 'Added'} {name} in {path}."
+    _print_change(done, message if done.written else f"{path} says that of {name} already.")
+    to = Destination(name, config_file=None if path == default_config() else path, connect_timeout=connect_timeout)
+    try_connection(to, key, attempt=attempt, copy_key=copy_key)
+
+
+@click.command()
+@click.argument("name", callback=parse_callback(parse_name), shell_complete=complete_hosts)
+@_config_option
+def delete_runtime(name: str, config: Path | None) -> None:
+    """Remove a host from the ssh configuration.
+
+    The rest of the file stays as it is, byte for byte, and a copy of it is kept. Where a Host line is for several
+    hosts, it loses this one. Nothing is written that ssh does not accept.
+
+    \b
+    Examples:
+      lazycluster delete-runtime gpu1
+      lazycluster delete-runtime gpu1 --config ~/.ssh/config.d/work
+    """  # noqa: D301 - as above
+    path = default_config() if config is None else absolute_path(config)
+    elsewhere = _included_files_naming(path, name)
+
+    def edit(text: str) -> str:
+        if host_line_numbers(text, name):
+            return config_edit.remove_host(text, name)
+        if elsewhere:
+            advice = f"Use `lazycluster delete-runtime {name} --config {elsewhere[0]}`."
+            raise ConfigFileError(path, f"it names no host {name} itself, but includes {elsewhere[0]}", advice)
+        raise ConfigFileError(path, f"it names no host {name}", "Patterns such as `*` are no names.")
+
+    if not os.path.lexists(path):
+        raise ConfigFileError(path, "there is no such file")
+    done = edit_config_file(path, edit, lambda candidate, _: check_ssh_accepts(path, candidate, name))
+    _print_change(done, f"Removed {name} from {path}.")
+    for other in elsewhere:
+        click.echo(f"{other}, which it includes, still names {name}.")
+
+
+def _private_key_path(id_file: Path) -> Path:
+    """Return the absolute path of a private key, also where its public half is given.
+
+    A private key that only an agent or a card has is no file; then its public half is one.
+    """
+    given = absolute_path(id_file)
+    private = given.with_name(given.name.removesuffix(".pub"))
+    if not any(os.path.isfile(path) for path in (given, private, f"{private}.pub")):  # noqa: PTH113 - never raises
+        raise click.BadParameter(f"there is no file {given}", param_hint="--id-file")
+    return private if os.path.isfile(private) else given  # noqa: PTH113
+
+
+def _included_files_naming(path: Path, name: str) -> tuple[Path, ...]:
+    real = os.path.realpath(path)
+    return tuple(file for file in files_naming_host(name, path) if os.path.realpath(file) != real)
+
+
+def _print_change(done: ConfigChange, message: str) -> None:
+    click.echo(message)
+    if done.backup is not None:
+        click.echo(f"The file as it was: {done.backup}")

@@ -1,0 +1,140 @@
+"""A fake host as a test sees it: what it is to answer, what it has, and what was asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from lazycluster.exceptions import LazyclusterError
+from lazycluster.gpus import Gpu
+from lazycluster.testing._host_state import HostState
+from lazycluster.testing.answers import CommandMatcher, ScriptedAnswer
+from lazycluster.testing.calls import Asked, Ran
+
+_GPU_MEMORY_BYTES = 16 * 2**30
+
+
+class ScriptedHost(HostState):
+    """One fake host.
+
+    Attributes:
+        info: The `HostInfo` that a runtime finds; see also `has()`.
+        ports_in_use: Ports of the host that are not free.
+        executables: Programs that `check_filter(installed_executables=...)` finds; none unless a test names some.
+        strict: Whether a command that nothing was said about raises `UnexpectedCommandError`, which is the default, or
+            prints nothing and ends with exit status 0.
+    """
+
+    def __repr__(self) -> str:
+        """Return how much was asked of it."""
+        return f"<{type(self).__name__}, {len(self.calls)} calls>"
+
+    def on(
+        self,
+        command: CommandMatcher,
+        *,
+        stdout: str | bytes = "",
+        stderr: str | bytes = "",
+        exit_code: int = 0,
+        delay: float = 0.0,
+        error: Exception | None = None,
+        writes: Mapping[str, str | bytes] | None = None,
+        times: int | None = None,
+    ) -> None:
+        """Say what a command answers. What is said last wins.
+
+        Args:
+            command: The exact text; or a compiled pattern, which has to match all of it; or a function that is given
+                the `Ran` record and tells whether it is meant.
+            stdout: What it prints, at once.
+            stderr: What it prints to standard error, after that.
+            exit_code: Its exit status, 0 to 255; 128 and more stand for a signal.
+            delay: Seconds until it ends. A timeout and a stop cut them short, as on a real host; `math.inf` is for
+                ever.
+            error: What is raised in place of a result, such as `ConnectionLostError("host-1", "nproc", "gone")`.
+            writes: Files that it writes, by their paths: a relative one starts where the command runs.
+            times: How often it answers so; then what was said before counts again. Default: always.
+        """
+        answer = ScriptedAnswer(stdout, stderr, exit_code=exit_code, delay=delay, error=error, writes=writes or {})
+        self.answer_table.add(command, answer, times)
+
+    def has(
+        self,
+        *,
+        cpu_cores: float | None = None,
+        memory: int | None = None,
+        gpus: int | Sequence[Gpu] | None = None,
+        python_version: str | None = None,
+    ) -> None:
+        """Change some of what a runtime that is made from now on finds the machine to have.
+
+        Args:
+            cpu_cores: Processors.
+            memory: In bytes.
+            gpus: A record for each, or their number.
+            python_version: Such as "3.12.1"; `""` for a host without Python.
+        """
+        info = self.info
+        if python_version is not None:
+            executable = "/usr/bin/python3" if python_version else None
+            info = attrs.evolve(info, python_version=python_version or None, python_executable=executable)
+        if gpus is not None:
+            records = map(_fake_gpu, range(gpus)) if isinstance(gpus, int) else gpus
+            info = attrs.evolve(info, gpus=tuple(records))
+        self.info = attrs.evolve(
+            info,
+            cpu_cores=info.cpu_cores if cpu_cores is None else float(cpu_cores),
+            memory=info.memory if memory is None else memory,
+        )
+
+    def path(self, remote: str) -> Path:
+        """Return where a path of the host lies on this machine, to write, read and compare files.
+
+        `~` is the host's home. A relative path starts in the working directory of the runtime that was made last, in
+        the home directory before there is one.
+        """
+        return self.files.local_path(remote, self.working_dir)
+
+    def go_down(self, error: LazyclusterError | None = None) -> None:
+        """Be unreachable from now on; what is under way raises `ConnectionLostError`.
+
+        Args:
+            error: What every use raises. Default: `HostUnreachableError`.
+        """
+        self._down_error = error
+        self._is_down = True
+        for way in list(self.transports):
+            way.wake()
+
+    def come_up(self) -> None:
+        """Be reachable again."""
+        self._is_down = False
+
+    # What was asked ---------------------------------------------------------------------------------------------------
+
+    @property
+    def calls(self) -> list[Asked]:
+        """Return what was asked, in order: commands, functions, files, directories, ports, tunnels."""
+        with self._lock:
+            return list(self._calls)
+
+    @property
+    def commands(self) -> list[str]:
+        """Return the commands that were run, in order."""
+        return [asked.command for asked in self.calls if isinstance(asked, Ran)]
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether every runtime and connection that reached it was closed; False where none did."""
+        return bool(self.transports) and all(way.closed for way in self.transports)
+
+    @property
+    def cleaned_up(self) -> bool:
+        """Tell whether no temporary directory of a runtime or of `create_tempdir()` is left."""
+        return not any(transport.temp_dirs for transport in self.transports)
+
+
+def _fake_gpu(index: int) -> Gpu:
+    return Gpu(index, "Fake GPU", memory=_GPU_MEMORY_BYTES, driver_version="1.0", uuid=f"GPU-{index}", utilization=0)

@@ -1,0 +1,105 @@
+"""What was asked of a fake host: frozen records in one closed union."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias, cast
+
+import attrs
+
+from lazycluster._functions.serialize import Payload
+from lazycluster._model.forwarding import Forwarding
+from lazycluster.testing._in_process_call import unpickle_call
+
+
+@attrs.frozen
+class Ran:
+    """A command was run; `env` is all that the runtime or connection added to the environment."""
+
+    host: str
+    command: str
+    cwd: str | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    stdin: bytes = b""
+    timeout: float | None = None
+
+
+@attrs.frozen
+class Called:
+    """A function was called."""
+
+    host: str
+    function: str
+    cwd: str | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    timeout: float | None = None
+    payload: Payload = attrs.field(kw_only=True, repr=False, eq=False)
+
+    @property
+    def args(self) -> tuple[object, ...]:
+        """Return copies of the positional arguments, as they were sent; of a `map()` the items that went together."""
+        _, args, kwargs = unpickle_call(self.payload)
+        return args if kwargs is not None else tuple(cast("tuple[float, list[object]]", args)[1])
+
+    @property
+    def kwargs(self) -> dict[str, object]:
+        """Return copies of the keyword arguments, as they were sent."""
+        return unpickle_call(self.payload)[2] or {}
+
+
+@attrs.frozen
+class Sent:
+    """A file or directory was sent; `remote` is None where it kept its name."""
+
+    host: str
+    local: Path
+    remote: str | None = None
+    cwd: str | None = None
+
+
+@attrs.frozen
+class Fetched:
+    """A file or directory was fetched."""
+
+    host: str
+    remote: str
+    local: Path
+    cwd: str | None = None
+
+
+@attrs.frozen
+class MadeDir:
+    """A directory was made: `create_dir()`."""
+
+    host: str
+    path: str
+    cwd: str | None = None
+
+
+@attrs.frozen
+class DeletedDir:
+    """A directory was deleted: `delete_dir()`."""
+
+    host: str
+    path: str
+    cwd: str | None = None
+
+
+@attrs.frozen
+class AskedForPorts:
+    """Somebody wanted to know which of some ports are free."""
+
+    host: str
+    ports: tuple[int, ...]
+
+
+@attrs.frozen
+class OpenedTunnel:
+    """A tunnel was opened."""
+
+    host: str
+    forwarding: Forwarding
+
+
+Asked: TypeAlias = Ran | Called | Sent | Fetched | MadeDir | DeletedDir | AskedForPorts | OpenedTunnel

@@ -1,0 +1,186 @@
+"""Users of the library: commands in threads, programs in processes of their own; and what a host has of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TypeVar
+
+from lazycluster import CommandResult, Connection, Runtime
+from lazycluster._model.watch import Watch
+from lazycluster._ssh.master import Master
+from lazycluster._transports.per_command import SshTransport
+from lazycluster._typing import Self
+from lazycluster.results import Stream
+from lazycluster.testing import LocalSshd
+from lazycluster.testing._process_guard import wait_until
+from tests.real.observation import command_line
+
+T = TypeVar("T")
+
+
+def assert_eventually(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
+    assert wait_until(condition, timeout), f"not within {timeout:g} s: {what}"
+
+
+def is_idle(server: LocalSshd) -> bool:
+    """Return whether no connection is open and nothing that one started is left."""
+    return server.processes() == (server.pid,)
+
+
+def assert_becomes_idle(server: LocalSshd, timeout: float = 10.0) -> None:
+    assert_eventually(lambda: is_idle(server), f"nothing left on the host, but {list_command_lines(server)}", timeout)
+
+
+def list_command_lines(server: LocalSshd) -> list[str]:
+    return [command_line(pid) for pid in server.processes()]
+
+
+def find_host_pids(server: LocalSshd, text: str) -> list[int]:
+    """Return the processes on the host that were started as `text`."""
+    return [pid for pid in server.processes() if command_line(pid) == text]
+
+
+def count_connections(server: LocalSshd) -> int:
+    """Return how many connections were opened so far, closed ones too (sshd's LogLevel VERBOSE says so)."""
+    return server.log.count("Connection from ")
+
+
+def count_log_ins(server: LocalSshd) -> int:
+    """Return how many log-ins succeeded so far, by whatever method."""
+    return len(re.findall(r"Accepted \S+ for ", server.log))
+
+
+def master_of(connection: Connection) -> Master:
+    return connection.ssh_client.master()
+
+
+def connection_of(runtime: Runtime) -> Connection:
+    transport = runtime.transport
+    assert isinstance(transport, SshTransport)
+    return transport.connection
+
+
+def master_pid_of(connection: Connection) -> int:
+    pid = master_of(connection).pid
+    assert pid is not None
+    return pid
+
+
+class BackgroundCommand:
+    """A command that runs while the test goes on: `wait_output()` waits for its output, `join()` for its end."""
+
+    def __init__(self, connection: Connection, command: str, *, timeout: float | None = None) -> None:
+        self.output = b""
+        self.error: Exception | None = None
+        self.result: CommandResult | None = None
+        self.end_time = 0.0
+        """The instant at which it ended, as `time.monotonic()` tells it."""
+
+        def on_output(stream: Stream, data: bytes) -> None:
+            self.output += data
+
+        def run() -> None:
+            try:
+                self.result = connection.run(command, timeout=timeout, watch=Watch(on_output))
+            except Exception as error:  # noqa: BLE001 - it is raised where the test waits
+                self.error = error
+            self.end_time = time.monotonic()
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+
+    def wait_output(self, text: bytes, timeout: float = 10.0) -> None:
+        assert_eventually(
+            lambda: text in self.output or self.error is not None, f"the command printed {text!r}", timeout
+        )
+        assert self.error is None, self.error
+
+    def join(self, timeout: float) -> CommandResult:
+        self.thread.join(timeout)
+        assert not self.thread.is_alive(), f"still running after {timeout:g} s"
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+
+def call_in_parallel(functions: list[Callable[[], T]]) -> list[T]:
+    """Call all of them at the same instant, each in a thread, and return what they returned."""
+    barrier = threading.Barrier(len(functions))
+    results: dict[int, T] = {}
+    errors: list[Exception] = []
+
+    def work(index: int) -> None:
+        barrier.wait()
+        try:
+            results[index] = functions[index]()
+        except Exception as error:  # noqa: BLE001 - it is raised where the test waits
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+    assert len(results) == len(functions)
+    return [results[index] for index in range(len(functions))]
+
+
+class ClientProgram:
+    """A Python program that uses the library, in a process of its own; a context manager that ends it.
+
+    Its text finds `connection`, not yet dialled, and `say()`, which prints a line at once.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        server: LocalSshd | None = None,
+        environment: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+    ) -> None:
+        lines = ["import os, signal, sys, threading, time", "def say(*words): print(*words, flush=True)"]
+        if server is not None:
+            lines.append("from lazycluster import Connection")
+            lines.append(f"connection = Connection({server.host!r}, config_file={str(server.config_file)!r})")
+        source = "\n".join([*lines, textwrap.dedent(text)])
+        self._stack = ExitStack()
+        self.process = self._stack.enter_context(
+            subprocess.Popen(
+                (*prefix, sys.executable, "-c", source),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+            )
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self._stack.close()
+
+    def read_line(self) -> str:
+        """Return the next line that it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def wait(self, timeout: float = 30.0) -> tuple[int, str, str]:
+        """Wait for its end, and return its exit status and the rest of what it printed."""
+        stdout, stderr = self.process.communicate(timeout=timeout)
+        return self.process.returncode, stdout, stderr

@@ -1,0 +1,41 @@
+"""Ctrl-C in a test: a signal to the thread that waits, as a terminal sends it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from lazycluster.testing._process_guard import wait_until
+
+
+def interrupt(work: Callable[[], object], condition: Callable[[], bool], *, in_other_thread: bool = False) -> None:
+    """Do some work that is to be ended by Ctrl-C, which comes when a condition holds.
+
+    One that comes unseen interrupts no system call of the thread that works, as in the moment before such a call: it is
+    another thread that gets it.
+    """
+    waiting, over = threading.get_ident(), threading.Event()
+
+    def wait() -> None:
+        wait_until(lambda: condition() or over.is_set(), timeout=20)
+        if not over.is_set():
+            signal.pthread_kill(threading.get_ident() if in_other_thread else waiting, signal.SIGINT)
+
+    def begin() -> None:
+        thread.start()
+        work()
+        over.set()
+
+    thread = threading.Thread(target=wait)
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    over.set()
+    thread.join()
+
+
+def library_thread_names(prefix: str = "lazycluster-") -> list[str]:
+    """Return the names of the living threads of the library."""
+    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith(prefix))

@@ -1,0 +1,152 @@
+"""What `add-runtime` makes of its arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lazycluster._cli.edit_config import build_settings, parse_address, parse_name, parse_option
+from lazycluster._ssh.config_edit import format_block
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("h", (None, "h", None)),
+        ("me@h.example.org:2222", ("me", "h.example.org", 2222)),
+        ("me@corp@h", ("me@corp", "h", None)),
+        ("10.0.0.1:022", (None, "10.0.0.1", 22)),
+        ("::1", (None, "::1", None)),
+        ("2001:db8::7", (None, "2001:db8::7", None)),
+        ("[::1]", (None, "::1", None)),
+        ("[::1]:22", (None, "::1", 22)),
+        ("me@[fe80::1%eth0]:22", ("me", "fe80::1%eth0", 22)),
+        ("münchen", (None, "münchen", None)),
+    ],
+)
+def test_addresses(text: str, expected: tuple[str | None, str, int | None]) -> None:
+    address = parse_address(text)
+
+    assert (address.user, address.host, address.port) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must not be empty"),
+        ("me@", "must not be empty"),
+        ("@h", "no user before the @"),
+        ("h:", "port must be a whole number"),
+        ("h:ssh", "port must be a whole number"),
+        ("h:0", "1 to 65535"),
+        ("h:65536", "1 to 65535"),
+        ("h:\uff12", "port must be a whole number"),
+        ("[::1", r"\[ADDRESS\]:PORT"),
+        ("[::1]22", r"\[ADDRESS\]:PORT"),
+        ("-oProxyCommand=x", "without '='"),
+        ("-h", "must not begin with a dash"),
+        ("-u@h", "must not begin with a dash"),
+        ("a b", "without spaces: 'a b'"),
+        ("a\u00a0b", r"without '\\xa0': "),
+        ("ssh://h", "port must be a whole number"),
+        ("h/x", "without '/'"),
+        ("*.example.org", r"without '\*'"),
+        ("#h", "without '#'"),
+        ("me;id@h", "must not hold ;"),
+        ("h\nHost *", r"without '\\n', spaces, '\*'"),
+    ],
+)
+def test_what_is_no_address(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["web", "gpu-1.example.org", "a_b", "a:b", "ünï", "a+b"])
+def test_names(text: str) -> None:
+    assert parse_name(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-w",
+        "w*",
+        "w?",
+        "!w",
+        "a b",
+        "a\tb",
+        "a\nb",
+        "a@b",
+        "a,b",
+        'a"b',
+        "a'b",
+        "#a",
+        "a=b",
+        "a/b",
+        "a;b",
+        "\udce4",
+    ],
+)
+def test_what_is_no_name(text: str) -> None:
+    with pytest.raises(ValueError, match="must not"):
+        parse_name(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ForwardAgent=yes", ("ForwardAgent", "yes")),
+        (" port = 22 ", ("port", "22")),
+        ("ProxyCommand=ssh -W %h:%p -o A=b j", ("ProxyCommand", "ssh -W %h:%p -o A=b j")),
+        ('SetEnv=A="b c"', ("SetEnv", 'A="b c"')),
+    ],
+)
+def test_options(text: str, expected: tuple[str, str]) -> None:
+    assert parse_option(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "=x", "x=", "A B=c", "-A=b", "Host=*", "host=x", "Match=all", "Port=1\nHost *", "Port=1\rx", "A=\x1b"],
+)
+def test_what_is_no_option(text: str) -> None:
+    with pytest.raises(ValueError, match=r"option|value"):
+        parse_option(text)
+
+
+def block(address: str, id_file: str | None = None, *options: tuple[str, str]) -> list[str]:
+    settings = build_settings(parse_address(address), Path(id_file) if id_file else None, options)
+    return [line.strip() for line in format_block("web", settings).splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (block("h"), ["HostName h"]),
+        (block("me@h:1"), ["HostName h", "Port 1", "User me"]),
+        (block("[fe80::1%eth0]:1"), ["HostName fe80::1%%eth0", "Port 1"]),
+        (block("h", "/k"), ["HostName h", "IdentityFile /k"]),
+        (block("h", '/my "k" \\ 100%'), ["HostName h", 'IdentityFile "/my \\"k\\" \\\\ 100%%"']),
+        (block("h", "/#k"), ["HostName h", 'IdentityFile "/#k"']),
+        (block("h", None, ("port", "2"), ("user", "u")), ["HostName h", "Port 2", "User u"]),
+        (block("h", "/k", ("IdentityFile", "/l")), ["HostName h", "IdentityFile /k", "IdentityFile /l"]),
+    ],
+)
+def test_what_a_block_says(lines: list[str], expected: list[str]) -> None:
+    assert lines == expected
+
+
+@pytest.mark.parametrize("option", ["HostName", "hostname", "Port", "user"])
+def test_what_is_said_twice_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} is given twice"):
+        build_settings(parse_address("me@h:1"), None, ((option, "1"),))
+
+
+def test_an_option_that_is_given_twice_is_refused_but_for_those_that_add_up() -> None:
+    adding_up = (("SendEnv", "A"), ("sendenv", "B"), ("Include", "a"), ("Include", "b"))
+    assert build_settings(parse_address("h"), None, adding_up)[1:] == adding_up
+    options = (("ForwardAgent", "yes"), *adding_up, ("forwardagent", "no"))
+    with pytest.raises(ValueError, match=r"given twice, and ssh would take the first: forwardagent$"):
+        build_settings(parse_address("h"), None, options)

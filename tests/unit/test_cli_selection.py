@@ -1,0 +1,139 @@
+"""Which hosts a command is for, and how wrong calls are told; nothing is dialled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lazycluster._cli import main
+from lazycluster._cli.selection import HostFilter, parse_hosts
+
+if TYPE_CHECKING:
+    from lazycluster.testing import FakeHost
+
+
+def wrong_call(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return what is said of a call that is refused."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e6", "x"])
+def test_a_connect_timeout_that_cannot_be(capsys: pytest.CaptureFixture[str], seconds: str) -> None:
+    for command in (["list-runtimes"], ["run", "--hosts", "a", "true"], ["doctor", "a"]):
+        assert "'--connect-timeout'" in wrong_call(capsys, command[0], "--connect-timeout", seconds, *command[1:])
+    if seconds not in {"inf", "1e6"}:
+        assert "'--timeout'" in wrong_call(capsys, "run", "--timeout", seconds, "--hosts", "a", "true")
+
+
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        ((), ()),
+        (("a",), ("a",)),
+        (("a,b",), ("a", "b")),
+        ((" a , b ",), ("a", "b")),
+        (("b,a,b",), ("b", "a")),
+        (("b", "c,a", "b"), ("b", "c", "a")),
+    ],
+)
+def test_hosts(texts: tuple[str, ...], names: tuple[str, ...]) -> None:
+    assert parse_hosts(texts) == names
+
+
+@pytest.mark.parametrize("command", [("run", "true"), ("get", "x"), ("put", "/dev/null")], ids=lambda words: words[0])
+@pytest.mark.parametrize("hosts", ["", " ", ",", " , "])
+def test_hosts_that_name_nothing_are_not_all_hosts(
+    hosts: str, command: tuple[str, ...], fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = wrong_call(capsys, command[0], "--hosts", hosts, *command[1:])
+    assert f"no host is named by {hosts!r}" in said
+    assert fake_host.calls == []
+
+
+@pytest.mark.parametrize("hosts", ["alpha,", ",alpha", "alpha,,beta", "alpha, ,beta"])
+def test_an_empty_name_among_hosts_is_a_slip(
+    hosts: str, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = wrong_call(capsys, "run", "--hosts", hosts, "beta", "uname")
+    assert f"a name is missing in {hosts!r}; write A,B without a space" in said
+    assert fake_host.calls == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "--hosts", "a,{}", "true"), ("expose", "--", "{}", "80"), ("info", "--", "{}"), ("doctor", "--", "{}")],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize(("host", "said"), [("-x", "must not begin with a dash"), ("a b", "must not hold spaces")])
+def test_what_cannot_be_a_host(
+    arguments: tuple[str, ...], host: str, said: str, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in wrong_call(capsys, *(word.format(host) for word in arguments))
+    assert fake_host.calls == []
+
+
+@pytest.mark.parametrize("command", [("doctor", "a"), ("explain", "/dev/null")], ids=lambda words: words[0])
+def test_a_python_without_a_name(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the name of the Python is empty" in wrong_call(capsys, command[0], "--python", "", *command[1:])
+
+
+def test_filters() -> None:
+    texts = ("gpu", "min-memory=16000", "min-cores=1.5", "installed=git", "true=[ -d /x ] && echo true", "installed=sh")
+    assert HostFilter.parse(texts) == HostFilter(
+        gpu_required=True,
+        min_memory=16000,
+        min_cpu_cores=1.5,
+        installed_executables=("git", "sh"),
+        filter_commands=("[ -d /x ] && echo true",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("min-memory=lots", "min-memory takes a whole number of MB, not 'lots'"),
+        ("min-memory", "min-memory takes a whole number of MB, not ''"),
+        ("min-memory=1.5", "min-memory takes a whole number of MB, not '1.5'"),
+        ("min-cores=1.5.2", "min-cores takes a number, not '1.5.2'"),
+        ("gpu=2", "gpu takes no value, not '2'"),
+        ("installed=", "installed takes the name of a program, not ''"),
+        ("true", "true takes a command, not ''"),
+        (
+            "memory=1",
+            "'memory=1' is no filter; there are: gpu, min-memory=MB, min-cores=N, installed=PROGRAM, true=COMMAND",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_filter(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in " ".join(wrong_call(capsys, "run", "--group-filter", text, "true").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("list-runtime",), "lazycluster: No such command 'list-runtime'. Did you mean list-runtimes?\n"),
+        (("add_runtime",), "lazycluster: No such command 'add_runtime'. Did you mean add-runtime?\n"),
+        (("xyzzy",), "lazycluster: No such command 'xyzzy'.\n"),
+        (("--xyzzy",), "lazycluster: No such option"),
+        (("expose", "web-1", "0"), "lazycluster: Invalid value"),
+        (("completion", "tcsh"), "lazycluster: Invalid value"),
+    ],
+)
+def test_every_error_is_told_behind_the_same_name(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = wrong_call(capsys, *arguments)
+    assert lines.startswith("Usage: lazycluster")
+    assert f"\n{said}" in lines
+    assert "Error:" not in lines
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    out, err = capsys.readouterr()
+    assert "list-runtimes" in out + err
+    assert "lazycluster:" not in out + err

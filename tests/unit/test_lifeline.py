@@ -1,0 +1,152 @@
+"""The session that notices the end of this process, with a stand-in for a master and a real shell in its session."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from shlex import quote
+
+import pytest
+
+from lazycluster._ssh.lifeline import Lifeline
+from lazycluster._ssh.mux import ControlSocket, ControlSocketError, encode_message
+from lazycluster._ssh.shell import SHELL_BOOTSTRAP
+from lazycluster.testing._process_guard import wait_until
+from tests.unit.fake_master import (
+    MUX_S_FAILURE,
+    MUX_S_SESSION_OPENED,
+    FakeMaster,
+    count_open_descriptors,
+    make_responder,
+    running_fake_master,
+)
+
+EXIT_MESSAGE = 0x80000004
+
+
+@pytest.fixture
+def master() -> Iterator[FakeMaster]:
+    with running_fake_master() as stand_in:
+        stand_in.responder, stand_in.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 3
+        stand_in.keep_descriptors_open = True
+        yield stand_in
+
+
+@pytest.fixture
+def control(master: FakeMaster) -> Iterator[ControlSocket]:
+    connected = ControlSocket(master.path, timeout=5.0)
+    yield connected
+    connected.close()
+
+
+@contextlib.contextmanager
+def session(master: FakeMaster, parent: str = "/bin/sh", then: str = "exit $?") -> Iterator[subprocess.Popen[bytes]]:
+    """Run what the session is to run, reading from the descriptor that the keeper passed, as sshd would.
+
+    Its parent is a shell, so that no mistake kills this process.
+    """
+    pipe = subprocess.PIPE
+    words = (parent, "-c", f'"$@"; {then}', "-", "/bin/sh", "-c", SHELL_BOOTSTRAP)
+    with subprocess.Popen(words, stdin=master.descriptors[0], stdout=pipe, stderr=pipe, start_new_session=True) as run:
+        master.close_descriptors()
+        try:
+            yield run
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_the_session_runs_what_any_login_shell_takes(master: FakeMaster, control: ControlSocket) -> None:
+    keeper = Lifeline(control)
+    (request,) = master.requests
+    assert request.body.endswith(SHELL_BOOTSTRAP.encode())
+    sent = os.read(master.descriptors[0], 1 << 16)
+    assert sent.endswith(b"\n")
+    assert sent.count(b"\n") == 1
+    keeper.drop()
+
+
+def test_a_loss_is_noticed_on_the_host(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
+    file = tmp_path / "a 'b"
+    file.touch()
+    keeper = Lifeline(control, f"rm -f -- {quote(str(file))}")
+    with session(master) as there:
+        with pytest.raises(subprocess.TimeoutExpired):
+            there.wait(0.1)
+        keeper.drop()
+        assert there.wait(10) is not None
+    assert not file.exists()
+    assert wait_until(lambda: master.closed_connections == 1, 10)
+
+
+@pytest.mark.parametrize(("name", "killed"), [("sshd", True), ("sshd-session", True), ("shd", False)])
+def test_a_loss_ends_the_sshd_of_the_connection_and_no_other_process(
+    master: FakeMaster, control: ControlSocket, tmp_path: Path, name: str, killed: bool
+) -> None:
+    parent = tmp_path / name
+    parent.symlink_to("/bin/sh")
+    keeper = Lifeline(control)
+    # The parent waits for its child, then for a moment, so that it is there to be killed, and was not killed before.
+    with session(master, str(parent), "sleep 0.3; exit 7") as there:
+        keeper.drop()
+        assert there.wait(10) == (-signal.SIGTERM if killed else 7)
+
+
+def test_closing_has_no_consequence(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
+    """The session is closed here only after its end there, or the host would take it for the end of this process."""
+    keeper = Lifeline(control, f"touch {quote(str(tmp_path))}/lost")
+    closing = threading.Thread(target=keeper.close)
+    with session(master) as there:
+        closing.start()
+        assert there.wait(10) == 0
+        assert (closing.is_alive(), master.closed_connections) == (True, 0)
+        master.connections[-1].sendall(encode_message(EXIT_MESSAGE, 5, 0))
+        closing.join(10)
+        assert not closing.is_alive()
+    assert wait_until(lambda: master.closed_connections == 1, 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closing_again_does_nothing(master: FakeMaster, control: ControlSocket) -> None:
+    before = count_open_descriptors()
+    keeper = Lifeline(control)
+    master.connections[-1].sendall(encode_message(EXIT_MESSAGE, 5, 0))
+    for end in (keeper.close, keeper.close, keeper.drop, keeper.drop, keeper.close):
+        end()
+    master.close_descriptors()
+    assert wait_until(lambda: count_open_descriptors() <= before, 10)
+
+
+def test_a_host_that_allows_no_session_has_no_keeper(master: FakeMaster, control: ControlSocket) -> None:
+    master.responder, master.keep_descriptors_open = (
+        make_responder(MUX_S_FAILURE, "Session open refused by peer"),
+        False,
+    )
+    before = count_open_descriptors()
+    keeper = Lifeline(control, "touch /no/such/file")
+    keeper.close()
+    keeper.drop()
+    assert wait_until(lambda: count_open_descriptors() <= before, 10)
+    assert not control.closed
+
+
+def test_the_master_is_gone_before(master: FakeMaster, control: ControlSocket) -> None:
+    master.responder, master.keep_descriptors_open = lambda _request: None, False
+    before = count_open_descriptors()
+    with pytest.raises(ControlSocketError):
+        Lifeline(control)
+    assert wait_until(lambda: count_open_descriptors() <= before, 10)
+
+
+def test_the_master_is_gone_meanwhile(master: FakeMaster, control: ControlSocket) -> None:
+    """Then nobody reads any more what a close would say."""
+    keeper = Lifeline(control)
+    before = count_open_descriptors()
+    master.close_connections()
+    keeper.close()
+    assert wait_until(lambda: count_open_descriptors() < before, 10)

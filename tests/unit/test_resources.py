@@ -1,0 +1,339 @@
+"""What a runtime holds, and gives back once, in the process that made it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import attrs
+import pytest
+
+from lazycluster import RuntimeClosedError
+from lazycluster import _resources as holdings_module
+from lazycluster._resources import ResourceRegistry
+from lazycluster._waiting import CancelToken
+from lazycluster.executor import Executor
+from lazycluster.steps import SendFile
+from lazycluster.tasks import RuntimeTask, TaskProcess
+from lazycluster.testing._process_guard import wait_until
+from tests.unit.stub_transport import FakeHostTransport, StubTransport
+
+
+@attrs.define
+class Process:
+    """A process that notes how it is treated, and does something when it is ended."""
+
+    name: str = "p"
+    pid: int | None = None
+    exitcode: int | None = None
+    notes: list[str] = attrs.field(factory=list)
+    on_end: Callable[[], object] = lambda: None
+
+    def is_alive(self) -> bool:
+        return not {"terminate", "kill"} & set(self.notes)
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+    def request_stop(self) -> None:
+        self.notes.append("ask")
+
+    def terminate(self) -> None:
+        self.notes.append("terminate")
+        self.on_end()
+
+    def kill(self) -> None:
+        self.notes.append("kill")
+        self.on_end()
+
+
+@pytest.fixture
+def host() -> FakeHostTransport:
+    return FakeHostTransport()
+
+
+@pytest.fixture
+def holdings(host: FakeHostTransport) -> Iterator[ResourceRegistry]:
+    made = ResourceRegistry(host)
+    yield made
+    made.disconnect()
+
+
+def state(holdings: ResourceRegistry) -> tuple[bool, bool, bool, bool]:
+    """Return what holds: closed, released, the transport is closed, the end of the program will look at it."""
+    assert isinstance(holdings.transport, FakeHostTransport)
+    return (
+        holdings.closed,
+        holdings.released,
+        holdings.transport.closed,
+        holdings in holdings_module._unreleased_registries,
+    )
+
+
+OPEN, RELEASED, INTERRUPTED = (False, False, False, True), (True, True, True, False), (True, False, False, True)
+FAILED = (True, False, True, True)
+
+
+def test_processes_by_key(holdings: ResourceRegistry) -> None:
+    one, other = Process(), Process()
+    assert (holdings.register("a", one), holdings.register("b", other)) == ("a", "b")
+    other.terminate()
+    assert holdings.get_processes(only_alive=False) == {"a": one, "b": other}
+    assert holdings.get_processes(only_alive=True) == {"a": one}
+    holdings.discard(["b", "no such key"])
+    assert holdings.get_processes(only_alive=False) == {"a": one}
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_everything_is_released_once(holdings: ResourceRegistry, host: FakeHostTransport, reached: bool) -> None:
+    """Gently where the host answers; where the link is dead quickly, and without asking the host again."""
+    host.is_reachable = reached
+    notes: list[str] = []
+    for number in range(2):
+        holdings.register(str(number), Process(notes=notes))
+    assert state(holdings) == OPEN
+    holdings.release()
+    holdings.release()
+    assert notes == ["ask", "ask", *["terminate" if reached else "kill"] * 2]  # all are asked before one is waited for
+    assert host.clean_up_count == reached
+    assert state(holdings) == RELEASED
+
+
+def test_where_the_link_is_dead_the_connection_goes_before_what_waits_for_it(
+    holdings: ResourceRegistry, host: FakeHostTransport
+) -> None:
+    host.is_reachable = False
+    closed: list[bool] = []
+    holdings.register("a", Process(on_end=lambda: closed.append(host.closed)))
+    holdings.release()
+    assert (closed, state(holdings)) == ([True], RELEASED)
+
+
+def test_what_was_not_set_up_is_abandoned_without_a_word_to_the_host(
+    holdings: ResourceRegistry, host: FakeHostTransport
+) -> None:
+    holdings.disconnect()
+    holdings.release()
+    assert (state(holdings), host.clean_up_count) == (RELEASED, 0)
+
+
+def test_what_comes_too_late_is_stopped(holdings: ResourceRegistry) -> None:
+    holdings.release()
+    late = Process()
+    with pytest.raises(RuntimeClosedError, match="web1: closed already"):
+        holdings.register("late", late)
+    assert late.notes == ["terminate"]
+
+
+def test_what_comes_while_everything_is_released_is_stopped(
+    holdings: ResourceRegistry, host: FakeHostTransport
+) -> None:
+    late, refused = Process(), []
+
+    def come() -> None:
+        with pytest.raises(RuntimeClosedError) as caught:
+            holdings.register("late", late)
+        refused.append(caught.value)
+
+    holdings.register("a", Process(on_end=come))
+    holdings.release()
+    assert (len(refused), late.notes, list(holdings.get_processes(only_alive=False))) == (1, ["terminate"], ["a"])
+    assert host.clean_up_count == 1
+
+
+def test_a_fork_of_the_owner_releases_only_what_it_began_itself(
+    holdings: ResourceRegistry, host: FakeHostTransport
+) -> None:
+    """The transport knows: it has begun afresh since the fork."""
+    process = Process()
+    holdings.register("a", process)
+    holdings.creator_pid = os.getppid()
+    before = threading.active_count()
+    holdings.release()
+    holdings.release_in_background()
+    assert (process.notes, host.clean_up_count, threading.active_count()) == ([], 1, before)
+    assert holdings.released
+
+
+# Interruptions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_release_that_was_interrupted_can_be_repeated(holdings: ResourceRegistry, host: FakeHostTransport) -> None:
+    """Such as by Ctrl-C while a process is waited for."""
+
+    def interrupt() -> None:
+        if interrupted.notes.count("terminate") == 1:
+            raise KeyboardInterrupt
+
+    interrupted, after = Process(on_end=interrupt), Process()
+    holdings.register("a", interrupted)
+    holdings.register("b", after)
+    with pytest.raises(KeyboardInterrupt):
+        holdings.release()
+    assert (after.notes, host.clean_up_count, state(holdings)) == (["ask"], 0, INTERRUPTED)
+    with pytest.raises(RuntimeClosedError):
+        holdings.register("c", Process())
+    holdings.release()
+    assert (after.notes, host.clean_up_count, state(holdings)) == (["ask", "ask", "terminate"], 1, RELEASED)
+
+
+def test_an_interrupt_while_the_host_cleans_up_leaves_the_connection_for_the_next_time(
+    holdings: ResourceRegistry, host: FakeHostTransport
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    host.on_clean_up = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        holdings.release()
+    assert state(holdings) == INTERRUPTED
+    host.on_clean_up = lambda: None
+    holdings.release()
+    assert (host.clean_up_count, state(holdings)) == (1, RELEASED)
+
+
+def test_the_connection_is_closed_though_a_process_cannot_be_ended(
+    holdings: ResourceRegistry, host: FakeHostTransport
+) -> None:
+    def fail() -> None:
+        raise OSError("no more")
+
+    holdings.register("a", Process(on_end=fail))
+    with pytest.raises(OSError, match="no more"):
+        holdings.release()
+    assert (host.clean_up_count, state(holdings)) == (0, FAILED)
+
+
+# Threads --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_may_release_what_holds_it(holdings: ResourceRegistry, host: FakeHostTransport) -> None:
+    """It cannot wait for its own thread."""
+
+    class Releases(StubTransport):
+        def put(self, *_: object, **__: object) -> None:
+            kept.wait(10)
+            holdings.release()
+
+    kept, cancellation, transport = threading.Event(), CancelToken(), Releases()
+    task = RuntimeTask("t").send_file("/").run_command("never")
+    executor = Executor(transport, cancellation=cancellation)
+    process: TaskProcess = task.start_in_background(executor, cancellation)
+    holdings.register("t", process)
+    kept.set()
+    process.join(10)
+    assert (process.exitcode, transport.calls) == (-15, [])
+    assert isinstance(task.steps[0], SendFile)
+    assert (host.clean_up_count, state(holdings)) == (1, RELEASED)
+
+
+def test_who_comes_second_waits_for_the_first(holdings: ResourceRegistry, host: FakeHostTransport) -> None:
+    inside, go, second = threading.Event(), threading.Event(), threading.Event()
+
+    def block() -> None:
+        inside.set()
+        go.wait(10)
+
+    def release_too() -> None:
+        holdings.release()
+        second.set()
+
+    process = Process(on_end=block)
+    holdings.register("a", process)
+    threads = [threading.Thread(target=holdings.release), threading.Thread(target=release_too)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[1].start()
+    assert not second.wait(0.05)
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert (second.is_set(), process.notes, host.clean_up_count) == (True, ["ask", "terminate"], 1)
+
+
+def test_the_garbage_collector_does_not_wait(holdings: ResourceRegistry, host: FakeHostTransport) -> None:
+    go, names = threading.Event(), []
+
+    def block() -> None:
+        names.append(threading.current_thread().name)
+        go.wait(10)
+
+    holdings.register("a", Process(on_end=block))
+    holdings.release_in_background()
+    assert not holdings.released
+    go.set()
+    assert wait_until(lambda: state(holdings) == RELEASED, 10)
+    assert (names, host.clean_up_count) == (["clean-up of web1"], 1)
+
+
+# What is left, and the end of the program -----------------------------------------------------------------------------
+
+
+def test_what_is_left_on_a_host_that_is_not_reached_is_logged(
+    holdings: ResourceRegistry, host: FakeHostTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.is_reachable = False
+    host.temp_dirs = ["/tmp/a", "/tmp/b"]
+    holdings.release()
+    assert caplog.messages == ["web1: not reached; left there: /tmp/a, /tmp/b"]
+    assert state(holdings) == RELEASED
+
+
+def test_at_the_end_of_the_program_one_failure_does_not_keep_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError("no more")
+
+    monkeypatch.setattr(holdings_module, "_unreleased_registries", set())
+    made = [ResourceRegistry(FakeHostTransport(f"web{number}", is_reachable=False)) for number in range(3)]
+    processes = [Process(on_end=fail if number == 1 else lambda: None) for number in range(3)]
+    for holdings, process in zip(made, processes, strict=True):
+        holdings.register("a", process)
+    holdings_module._release_all_registries()
+    assert [process.notes for process in processes] == [["ask", "kill"]] * 3
+    assert [state(holdings) for holdings in made] == [RELEASED, FAILED, RELEASED]
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, "web1: the clean-up failed")
+    ]
+
+
+def test_runtimes_are_released_before_the_connections_that_they_need() -> None:
+    """What is registered last is called first (atexit)."""
+    program = """
+import atexit
+registered = []
+atexit.register = lambda function: registered.append(f"{function.__module__}.{function.__name__}")
+from lazycluster._resources import ResourceRegistry
+from lazycluster._transports.factory import make_transport
+ResourceRegistry(make_transport("never-dialled", {})).disconnect()
+wanted = ["lazycluster._ssh.client._disconnect_all", "lazycluster._resources._release_all_registries"]
+print([name for name in registered if name in wanted] == wanted)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("True\n", "")
+
+
+@pytest.mark.parametrize(
+    ("end", "printed"),
+    [("", "asked\nkilled\n"), ("holdings.release()", "asked\nkilled\n"), ("holdings.disconnect()", "")],
+)
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_end_of_the_program_releases_what_was_not(end: str, printed: str, resident: bool) -> None:
+    program = f"""
+from lazycluster._resources import ResourceRegistry
+from lazycluster._transports.factory import make_transport
+
+class Process:
+    def request_stop(self): print("asked")
+    def kill(self): print("killed")
+
+holdings = ResourceRegistry(make_transport("web1", {{"resident": {resident}}}))
+holdings.register("a", Process())
+{end}
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.stdout, ended.stderr, ended.returncode) == (printed, "", 0)

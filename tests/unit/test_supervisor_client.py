@@ -1,0 +1,720 @@
+"""Our end of a supervisor's channel, with a stand-in for the session at the other end of which the supervisor is."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+
+from lazycluster._functions import bootstrap
+from lazycluster._functions.bootstrap import PythonInfo
+from lazycluster._remote import protocol, supervisor
+from lazycluster._ssh.session import SessionEndedError
+from lazycluster._transports.supervisor_client import ExitInfo, Hello, RemoteChild, SupervisorClient, SupervisorSettings
+from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
+from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
+from lazycluster.results import Stream
+from lazycluster.testing._process_guard import wait_until
+
+# What is said first ---------------------------------------------------------------------------------------------------
+
+FIELDS = [b"cpython", b"3.11.7", b"/usr/bin/python3", b"", b"4711", b"/w", b"facts\n"]
+
+
+def greeting(*fields: bytes, version: bytes = b"%d" % protocol.PROTOCOL_VERSION) -> bytes:
+    return protocol.pack(version, *(fields or FIELDS))
+
+
+def test_a_greeting() -> None:
+    assert Hello.parse(greeting()) == Hello(
+        PythonInfo("3.11.7", "/usr/bin/python3", "cpython"), 4711, "/w", "facts\n", ""
+    )
+    odd = Hello.parse(greeting(b"pypy", b"3.10.1", b"/\xff", b"no\xff", b"1", b"/\xfe", b"\xff"))
+    assert odd == Hello(PythonInfo("3.10.1", "/\udcff", "pypy"), 1, "/\udcfe", "\ufffd", "no\ufffd")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no fields",
+        greeting(version=b"0"),
+        greeting(version=b"2"),
+        greeting(version=b"1.0"),
+        greeting(*FIELDS[:-1]),
+        greeting(*FIELDS, b"more"),
+        greeting()[:-1],
+    ],
+)
+def test_what_is_no_greeting(body: bytes) -> None:
+    with pytest.raises(protocol.FrameError):
+        Hello.parse(body)
+
+
+@pytest.mark.parametrize(
+    ("ended", "code"),
+    [
+        (ExitInfo("exit", "0"), 0),
+        (ExitInfo("exit", str(3 << 8)), 3),
+        (ExitInfo("exit", str(255 << 8)), 255),
+        (ExitInfo("exit", str(143 << 8)), 143),
+        (ExitInfo("signal", "15"), 143),
+        (ExitInfo("signal", str(11 | 0x80)), 139),
+        (ExitInfo("done", "0"), 0),
+    ],
+)
+def test_exit_codes(ended: ExitInfo, code: int) -> None:
+    assert ended.exit_code == code
+
+
+# A job ----------------------------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Channel:
+    """Stands in for the supervisor: notes what a job sends."""
+
+    sent: list[tuple[int, bytes]] = attrs.field(factory=list)
+    forgotten: list[int] = attrs.field(factory=list)
+    on_send: Callable[[int], object] = lambda _kind: None
+
+    def send(self, message: bytes) -> None:
+        """Note a frame, which has to be one."""
+        [(kind, name, body)] = protocol.FrameDecoder().feed(message) or [(message[2], 7, b"")]
+        assert name == 7
+        self.sent.append((kind, body))
+        self.on_send(kind)
+
+    def discard(self, number: int) -> None:
+        """Note it."""
+        self.forgotten.append(number)
+
+
+@attrs.define
+class Under:
+    """A job under test, and what it has handed on."""
+
+    job: RemoteChild
+    channel: Channel
+    output: list[tuple[Stream, bytes]]
+    outcome: list[bytes]
+
+    def comes(self, *events: tuple[int, bytes] | Exception) -> None:
+        """Have something come for it."""
+        for event in events:
+            self.job.events.put(event)
+
+
+@pytest.fixture
+def under() -> Under:
+    channel = Channel()
+    made = Under(RemoteChild(channel, 7, "title"), channel, [], [])  # type: ignore[arg-type]  # what it needs of one
+    made.job.deadline = Deadline(10)
+    made.job.on_output = lambda stream, data: made.output.append((stream, data))
+    made.job.on_outcome = made.outcome.append
+    return made
+
+
+OVER = (protocol.ENDED, protocol.pack(b"exit", b"0"))
+
+
+def out(data: bytes) -> tuple[int, bytes]:
+    return protocol.STDOUT, data
+
+
+def test_what_comes_is_handed_on_until_the_end(under: Under) -> None:
+    under.comes(
+        out(b"a"),
+        (protocol.STDERR, b"b"),
+        (protocol.OUTCOME, b"c"),
+        out(b"d"),
+        (protocol.KEEPALIVE, b""),
+        OVER,
+        out(b"late"),
+    )
+    under.job.wait()
+    assert under.output == [(Stream.STDOUT, b"a"), (Stream.STDERR, b"b"), (Stream.STDOUT, b"d")]
+    assert under.outcome == [b"c"]
+    assert under.job.exit_info == ExitInfo("exit", "0")
+    under.job.wait()  # again
+    assert under.channel.sent == []
+
+
+@pytest.mark.parametrize(
+    ("event", "started"),
+    [
+        ((protocol.STARTED, b"4711"), True),
+        (out(b"x"), True),
+        ((protocol.INPUT_WINDOW_UPDATE, b"1"), False),
+        ((protocol.KEEPALIVE, b""), False),
+    ],
+)
+def test_whether_it_has_started(under: Under, event: tuple[int, bytes], started: bool) -> None:
+    assert not under.job.has_started
+    under.comes(event, OVER)
+    under.job.wait()
+    assert under.job.has_started is started
+
+
+def test_what_went_wrong_is_raised(under: Under) -> None:
+    error = ConnectionLostError("web1", "title", "why")
+    under.comes(out(b"x"), error)
+    with pytest.raises(ConnectionLostError) as caught:
+        under.job.wait()
+    assert caught.value is error
+    assert under.output == [(Stream.STDOUT, b"x")]
+
+
+def test_leave_for_more_is_given_when_enough_was_taken(under: Under) -> None:
+    half = bytes(protocol.WINDOW_UPDATE_THRESHOLD_BYTES // 2)
+    kinds = (protocol.STDOUT, protocol.STDERR, protocol.OUTCOME)
+    under.comes(*((kind, half) for kind in kinds), out(bytes(protocol.WINDOW_UPDATE_THRESHOLD_BYTES)), OVER)
+    under.job.wait()
+    # of all streams together: after two halves, and then after another half and a whole
+    assert under.channel.sent == [
+        (protocol.WINDOW_UPDATE, b"%d" % protocol.WINDOW_UPDATE_THRESHOLD_BYTES),
+        (protocol.WINDOW_UPDATE, b"%d" % (3 * protocol.WINDOW_UPDATE_THRESHOLD_BYTES // 2)),
+    ]
+
+
+# Its input ------------------------------------------------------------------------------------------------------------
+
+
+def test_input_is_sent_in_pieces_as_far_as_there_is_leave(under: Under) -> None:
+    data = bytes(range(256)) * 256 * 65  # more than a window
+    threading.Timer(
+        0.05,
+        under.comes,
+        [(protocol.INPUT_WINDOW_UPDATE, b"10"), (protocol.INPUT_WINDOW_UPDATE, b"%d" % protocol.WINDOW_BYTES)],
+    ).start()
+    under.job.write(data)
+    assert {kind for kind, _ in under.channel.sent} == {protocol.INPUT}
+    pieces = [body for _, body in under.channel.sent]
+    assert b"".join(pieces) == data
+    assert max(map(len, pieces)) == protocol.STREAM_CHUNK_BYTES
+    sizes = [sum(map(len, pieces[:number])) for number in range(len(pieces) + 1)]
+    assert {protocol.WINDOW_BYTES, protocol.WINDOW_BYTES + 10} <= set(sizes)
+
+
+def test_output_is_taken_while_input_waits(under: Under) -> None:
+    """Or a job that answers what it reads, and is not read, would wait for ever."""
+    under.job.write(bytes(protocol.WINDOW_BYTES))
+    under.comes(out(bytes(protocol.WINDOW_UPDATE_THRESHOLD_BYTES)), (protocol.INPUT_WINDOW_UPDATE, b"3"))
+    under.job.write(b"abc")
+    assert under.channel.sent[-2:] == [
+        (protocol.WINDOW_UPDATE, b"%d" % protocol.WINDOW_UPDATE_THRESHOLD_BYTES),
+        (protocol.INPUT, b"abc"),
+    ]
+
+
+def test_a_job_that_has_ended_takes_no_input(under: Under) -> None:
+    under.job.write(bytes(protocol.WINDOW_BYTES))
+    under.comes(OVER)
+    for _ in range(2):
+        with pytest.raises(SessionEndedError):
+            under.job.write(b"more")
+    assert len(under.channel.sent) == protocol.WINDOW_BYTES // protocol.STREAM_CHUNK_BYTES
+
+
+def test_nothing_to_feed_is_nothing_to_send(under: Under) -> None:
+    under.job.write(b"")
+    assert under.channel.sent == []
+
+
+def test_the_end_of_input_is_sent_once(under: Under) -> None:
+    under.job.close_stdin()
+    under.job.close_stdin()
+    assert under.channel.sent == [(protocol.INPUT_END, b"")]
+
+
+def test_a_deadline_ends_feeding_that_never_has_to_wait(under: Under) -> None:
+    under.job.deadline = Deadline(0)
+    with pytest.raises(DeadlinePassedError):
+        under.job.write(b"x")
+
+
+# Its output -----------------------------------------------------------------------------------------------------------
+
+
+def test_reading(under: Under) -> None:
+    under.comes(out(b"before"))
+    assert under.job.pump(lambda: bool(under.output))
+    under.comes(out(b"abc"), (protocol.STDERR, b"err"), out(b"de\0f"), out(b"g\0"), out(b"hij"), OVER)
+    job = under.job
+    assert (job.read(2), job.read(0), job.read_until(b"\0"), job.read_until(b"\0")) == (b"ab", b"", b"cde", b"fg")
+    assert (job.read_some(), job.read_some(), job.read(5), job.read_until(b"\0")) == (b"hij", b"", b"", None)
+    assert under.output == [(Stream.STDOUT, b"before"), (Stream.STDERR, b"err")]
+
+
+def test_reading_more_than_there_is(under: Under) -> None:
+    under.comes(out(b"abc"), OVER)
+    assert (under.job.read(10), under.job.read(10)) == (b"abc", b"")
+    assert under.job.exit_info is not None
+
+
+def test_an_end_that_is_longer_than_a_byte(under: Under) -> None:
+    under.comes(out(b"a--b-"), out(b"-\n-c"), OVER)
+    assert (under.job.read_until(b"--\n"), under.job.read_until(b"--\n")) == (b"a--b", None)
+
+
+def test_what_is_there_is_read_without_waiting(under: Under) -> None:
+    """The rest need not have come."""
+    under.comes(out(b"abc"))
+    assert under.job.read_some() == b"abc"
+
+
+# Its end --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05])
+def test_a_deadline(under: Under, seconds: float) -> None:
+    under.job.deadline = Deadline(seconds)
+    under.comes(out(b"x"))
+    with pytest.raises(DeadlinePassedError):
+        under.job.wait()
+    with pytest.raises(DeadlinePassedError):
+        under.job.read(1000)
+
+
+def test_a_cancellation_wakes_who_waits(under: Under) -> None:
+    with contextlib.closing(CancelToken()) as cancellation:
+        under.job.cancel_token = cancellation
+        waiting = threading.Event()
+        under.job.on_output = lambda *_: waiting.set()
+        errors: list[Exception] = []
+
+        def wait() -> None:
+            try:
+                under.job.wait()
+            except Exception as error:  # noqa: BLE001 - looked at below
+                errors.append(error)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        under.comes(out(b"x"))
+        assert waiting.wait(10)
+        cancellation.cancel()
+        thread.join(10)
+        assert [type(error) for error in errors] == [CancelledError]
+        with pytest.raises(CancelledError):
+            under.job.read(1)
+
+
+def test_giving_up_waits_for_the_end(under: Under) -> None:
+    under.channel.on_send = lambda kind: under.comes(
+        out(b"last words"), (protocol.ENDED, protocol.pack(b"signal", b"15"))
+    )
+    with contextlib.closing(CancelToken()) as cancellation:
+        cancellation.cancel()
+        under.job.cancel_token = cancellation
+        under.job.cancel(timeout=10)
+    assert (under.channel.sent, under.channel.forgotten) == ([(protocol.STOP, b"")], [])
+    assert under.output == [(Stream.STDOUT, b"last words")]
+    assert under.job.exit_info == ExitInfo("signal", "15")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_giving_up_does_not_wait_for_ever(under: Under, lost: bool) -> None:
+    if lost:
+        under.comes(ConnectionLostError("web1", "title", "why"))
+    begun = time.monotonic()
+    under.job.cancel(timeout=10 if lost else 0.05)
+    assert time.monotonic() - begun < 5
+    assert under.channel.sent == [(protocol.STOP, b""), (protocol.DETACH, b"")]
+    assert under.channel.forgotten == [7]
+
+
+# A supervisor ---------------------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class FakePipeWriter:
+    """Stands in for the standard input of the supervisor."""
+
+    host: FakeSshClient
+    decoder: protocol.FrameDecoder = attrs.field(factory=protocol.FrameDecoder)
+    closed: bool = False
+
+    def write(self, data: bytes) -> bool:
+        """Note the frames."""
+        for frame in self.decoder.feed(data):
+            self.host.sent.append(frame)
+            self.host.on_frame(*frame)
+        return not self.closed
+
+    def close(self) -> None:
+        """End what the host says, unless it hangs."""
+        if not self.closed:
+            self.closed = True
+            self.host.on_close()
+
+
+@attrs.define
+class FakeSshClient:
+    """Stands in for sessions, and for the one session with the supervisor: says what it is told to say."""
+
+    host: str = "web1"
+    token: str = "t0k3n"
+    noise: bytes = b""
+    code: int = 0
+    error: Exception | None = None
+    """What comes of the session instead."""
+    broken: Exception | None = None
+    """What comes of it at its end."""
+    words: bytes = b""
+    sent: list[tuple[int, int, bytes]] = attrs.field(factory=list)
+    said: queue.SimpleQueue[bytes | None] = attrs.field(factory=queue.SimpleQueue)
+    on_frame: Callable[[int, int, bytes], object] = lambda _kind, _name, _body: None
+    on_close: Callable[[], object] = lambda: None
+    abandoned: int = 0
+    fed: list[bytes] = attrs.field(factory=list, repr=False)
+    _line: bytes = b""
+
+    def next_supervisor_number(self) -> int:
+        return 1
+
+    def script(self, text: str, **_: Any) -> str:
+        assert text
+        return text
+
+    def run_script(
+        self, _script: str, work: Callable[[Any], object], *, collector: Any, watch: Any, long_lived: bool
+    ) -> int:
+        assert long_lived
+        if self.error is not None:
+            raise self.error
+        collector.write(Stream.STDERR, self.words)
+        self._line = self.noise
+        with contextlib.suppress(SessionEndedError):
+            work(FakeSession(self, watch.cancel_token))
+        if self.broken is not None:
+            raise self.broken
+        return self.code
+
+    def says(self, *data: bytes) -> None:
+        """Have the supervisor say something."""
+        for piece in data:
+            self.said.put(piece)
+
+    def ends(self) -> None:
+        """Have what it says end."""
+        self.said.put(None)
+
+
+@attrs.define
+class FakeSession:
+    """Stands in for a session with the supervisor."""
+
+    host: FakeSshClient
+    cancel_token: CancelToken
+    diagnostic: str = ""
+
+    def write(self, data: bytes) -> None:
+        assert data
+        self.host.fed.append(data)
+
+    def read_until(self, end: bytes) -> bytes | None:
+        line, newline, self.host._line = self.host._line.partition(end)
+        return line if newline else None
+
+    def detach_stdin(self) -> FakePipeWriter:
+        return FakePipeWriter(self.host)
+
+    def iter_raw_stdout(self) -> Iterator[bytes]:
+        while not self.cancel_token.is_cancelled:
+            with contextlib.suppress(queue.Empty):
+                data = self.host.said.get(timeout=0.01)
+                if data is None:
+                    return
+                yield data
+
+    def parse_status_report(self, data: bytes) -> str | None:
+        """As the shell under the supervisor reports its end."""
+        return data.decode().removeprefix("mark=").rstrip(";") if data.startswith(b"mark=") else None
+
+    def close(self) -> None:
+        self.host.abandoned += 1
+
+
+@pytest.fixture
+def host() -> FakeSshClient:
+    made = FakeSshClient()
+    made.noise = f"{supervisor.SUPERVISOR_START_MARKER} {made.token}.s1\n".encode()
+    made.on_close = made.ends
+    return made
+
+
+@contextlib.contextmanager
+def supervised(host: FakeSshClient, **settings: Any) -> Iterator[SupervisorClient]:
+    """Start our end, and end it."""
+    made = SupervisorClient(host, SupervisorSettings(**settings))  # type: ignore[arg-type]  # what it needs of sessions
+    try:
+        yield made
+    finally:
+        host.ends()
+        made._cancel_token.cancel()
+        made._thread.join(10)
+        assert not made._thread.is_alive()
+
+
+GREETED = protocol.encode_frame(protocol.HELLO, 0, greeting())
+
+
+def farewell(*left: bytes) -> bytes:
+    return protocol.encode_frame(protocol.GOODBYE, 0, protocol.pack(*left))
+
+
+def test_it_waits_for_the_greeting_behind_whatever_start_up_files_print(host: FakeSshClient) -> None:
+    host.noise = b"Welcome!\n\xff no newline at its end" + host.noise
+    host.says(*[bytes([byte]) for byte in GREETED])
+    with supervised(host) as supervisor:
+        assert supervisor.wait_until_ready(10) == Hello.parse(greeting())
+        assert supervisor.wait_until_ready(0) == Hello.parse(greeting())
+        assert (supervisor.is_running, repr(supervisor)) == (True, "<Supervisor of web1, alive>")
+    assert (host.abandoned, supervisor.is_running, repr(supervisor)) == (1, False, "<Supervisor of web1, ended>")
+
+
+def test_a_host_that_asks_for_the_source_gets_it(host: FakeSshClient) -> None:
+    host.noise = f"Welcome!{bootstrap.SOURCE_REQUEST} {host.token}.s1\n".encode() + host.noise
+    host.says(GREETED)
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+    assert host.fed[1:] == [bootstrap.build_supervisor_program("x", "x", 5.0, None, "").source]
+    assert len(host.fed) == 2
+
+
+def test_a_greeting_that_does_not_come(host: FakeSshClient) -> None:
+    host.noise = b"Welcome!\n" + host.noise
+    host.words = b"and welcome again\n"
+    with supervised(host) as supervisor:
+        with pytest.raises(
+            SupervisorError, match=r"no greeting within 0\.05 s: it has begun, and looks at the machine"
+        ) as caught:
+            supervisor.wait_until_ready(0.05)
+        assert caught.value.output == "Welcome!\nand welcome again"
+        assert wait_until(lambda: not supervisor.is_running, 10), "it was given up"
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "text"),
+    [
+        (127, PythonNotFoundError, "looked for python3.9"),
+        (1, SupervisorError, "it ended with exit status 1.*\n    Welcome!\n    it is broken"),
+        (137, SupervisorError, "it was killed by signal 9"),
+    ],
+)
+def test_a_program_that_does_not_begin(host: FakeSshClient, code: int, error: type[Exception], text: str) -> None:
+    host.noise, host.words, host.code = b"Welcome!\n", b"it is broken\n", code
+    with supervised(host, python="python3.9") as supervisor, pytest.raises(error, match=f"(?s){text}"):
+        supervisor.wait_until_ready(10)
+
+
+def test_a_host_that_cannot_be_reached(host: FakeSshClient) -> None:
+    host.error = PortRefusedError("web1", "why")
+    with supervised(host) as supervisor:
+        with pytest.raises(PortRefusedError) as caught:
+            supervisor.wait_until_ready(10)
+        assert caught.value is host.error
+        with pytest.raises(ConnectionLostError, match="connection refused") as lost:
+            supervisor.start_child(protocol.RUN, "make", b"")
+        assert (lost.value.command, lost.value.started) == ("make", False)
+
+
+def test_what_is_no_protocol(host: FakeSshClient) -> None:
+    host.says(GREETED)
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        job = supervisor.start_child(protocol.RUN, "make")
+        host.says(b"Traceback (most recent call last):\n")
+        with pytest.raises(ConnectionLostError, match="this is no frame of the supervisor's protocol: b'Traceback"):
+            job.wait()
+
+
+# Jobs and questions ---------------------------------------------------------------------------------------------------
+
+
+def test_jobs_get_what_is_theirs(host: FakeSshClient) -> None:
+    host.says(GREETED)
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        jobs = [supervisor.start_child(protocol.RUN, f"make {number}", b"field", b"%d" % number) for number in range(3)]
+        assert host.sent == [
+            (protocol.RUN, job.number, protocol.pack(b"field", b"%d" % n)) for n, job in enumerate(jobs)
+        ]
+        assert len({job.number for job in jobs}) == 3
+        for job in reversed(jobs):
+            host.says(
+                protocol.encode_frame(protocol.STDOUT, job.number, b"of %d" % job.number),
+                protocol.encode_frame(protocol.STDOUT, 99, b"nobody's"),
+            )
+        for job in jobs:
+            assert job.read(4) == b"of %d" % job.number
+            host.says(protocol.encode_frame(protocol.ENDED, job.number, protocol.pack(b"exit", b"0")))
+            job.wait()
+        assert (supervisor._event_queues, supervisor._titles) == ({}, {})
+
+
+def test_a_job_that_is_forgotten_keeps_nothing(host: FakeSshClient) -> None:
+    host.says(GREETED)
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        job = supervisor.start_child(protocol.RUN, "make")
+        job.cancel(timeout=0)
+        assert [kind for kind, _, _ in host.sent] == [protocol.RUN, protocol.STOP, protocol.DETACH]
+        assert (supervisor._event_queues, supervisor._titles) == ({}, {})
+        host.says(
+            protocol.encode_frame(protocol.STDOUT, job.number, b"late"),
+            protocol.encode_frame(protocol.ENDED, job.number, b""),
+        )
+        assert wait_until(host.said.empty, 10)
+        assert job.events.empty()
+
+
+@pytest.mark.parametrize(
+    ("answer", "result"),
+    [
+        ((b"ok",), []),
+        ((b"ok", b"a", b""), [b"a", b""]),
+        ((b"failed", b"No space left \xff"), OSError("No space left \ufffd")),
+    ],
+)
+def test_questions(host: FakeSshClient, answer: tuple[bytes, ...], result: list[bytes] | OSError) -> None:
+    host.says(GREETED)
+    host.on_frame = lambda _kind, name, _body: host.says(
+        protocol.encode_frame(protocol.RESPONSE, name, protocol.pack(*answer))
+    )
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        if isinstance(result, OSError):
+            with pytest.raises(OSError, match=str(result)):
+                supervisor.request("tempdir", timeout=10)
+        else:
+            assert supervisor.request("ports", b"80", b"81", timeout=10) == result
+            assert host.sent[-1][::2] == (protocol.REQUEST, protocol.pack(b"ports", b"80", b"81"))
+        host.on_frame = lambda *_: None
+        with pytest.raises(DeadlinePassedError):
+            supervisor.request("ping", timeout=0.02)
+        host.on_frame = lambda *_: host.ends()
+        with pytest.raises(ConnectionLostError, match="during `ping`"):
+            supervisor.request("ping", timeout=10)
+
+
+def test_what_is_to_be_loaded_is_sent_once(host: FakeSshClient) -> None:
+    host.says(GREETED)
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        barrier = threading.Barrier(8)
+
+        def prepare(what: str) -> None:
+            barrier.wait()
+            supervisor.ensure_loaded(what, lambda: b"text of " + what.encode(), lambda: b"data")
+
+        threads = [threading.Thread(target=prepare, args=(what,)) for what in ("calls", "ports") * 4]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        supervisor.ensure_loaded("plain", lambda: b"text")
+        assert sorted(host.sent) == [
+            (protocol.PREPARE, 0, protocol.pack(b"text", b"")),
+            (protocol.PREPARE, 0, protocol.pack(b"text of calls", b"data")),
+            (protocol.PREPARE, 0, protocol.pack(b"text of ports", b"data")),
+        ]
+
+
+# Its end --------------------------------------------------------------------------------------------------------------
+
+
+def test_closing_it(host: FakeSshClient) -> None:
+    host.says(GREETED)
+    host.on_close = lambda: host.says(farewell(b"/tmp/\xff: why"), b"mark=0;")
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        job = supervisor.start_child(protocol.RUN, "make")
+        assert supervisor.close(10) == supervisor.close(0) == ["/tmp/\ufffd: why"]
+        assert not supervisor.is_running
+        with pytest.raises(ConnectionLostError, match="it was closed") as caught:
+            job.wait()
+        assert caught.value.started is None
+        with pytest.raises(ConnectionLostError) as refused:
+            supervisor.start_child(protocol.RUN, "make more")
+        assert (refused.value.command, refused.value.started) == ("make more", False)
+
+
+@pytest.mark.parametrize("cut", [0, 5, 20, -1])
+def test_the_end_of_the_shell_may_follow_closely(host: FakeSshClient, cut: int) -> None:
+    """What comes before it in the same piece, whichever that is, is not lost."""
+    host.says(GREETED)
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        job = supervisor.start_child(protocol.RUN, "make")
+        last = (
+            protocol.encode_frame(protocol.ENDED, job.number, protocol.pack(b"exit", b"768")) + farewell() + b"mark=0;"
+        )
+        host.on_close = lambda: host.says(last[:cut], last[cut:]) if cut else host.says(last)
+        assert supervisor.close(10) == []
+        job.wait()
+        assert job.exit_info == ExitInfo("exit", "768")
+
+
+def test_one_that_does_not_end(host: FakeSshClient) -> None:
+    host.says(GREETED)
+    host.on_close = lambda: None
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        with pytest.raises(SupervisorError, match="it does not end"):
+            supervisor.close(0.05)
+
+
+def test_closing_one_that_has_not_begun(host: FakeSshClient) -> None:
+    host.noise = b""
+    host.error = None
+    with supervised(host) as supervisor, pytest.raises(SupervisorError):
+        supervisor.close(10)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"mark=137;", "it was killed by signal 9"),
+        (b"mark=3;", "it ended with exit status 3"),
+        (None, "it ended with exit status 0"),
+    ],
+)
+def test_one_that_ends_by_itself(host: FakeSshClient, said: bytes | None, reason: str) -> None:
+    host.says(GREETED)
+    host.words = b"words\n"
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        jobs = [supervisor.start_child(protocol.RUN, f"make {number}") for number in range(3)]
+        host.said.put(said)
+        for number, job in enumerate(jobs):
+            with pytest.raises(ConnectionLostError) as caught:
+                job.wait()
+            assert (caught.value.command, caught.value.started) == (f"make {number}", None)
+            assert caught.value.reason == f"the supervisor on the host is gone: {reason}\n    words"
+        assert wait_until(lambda: not supervisor.is_running, 10)
+        assert supervisor.exit_reason == f"{reason}\n    words"
+        with pytest.raises(SupervisorError, match=reason):
+            supervisor.close(10)
+
+
+def test_a_link_that_breaks(host: FakeSshClient) -> None:
+    lost = ConnectionLostError("web1", "lazycluster supervisor", "broken pipe", started=True)
+    host.says(GREETED)
+    with supervised(host) as supervisor:
+        supervisor.wait_until_ready(10)
+        job = supervisor.start_child(protocol.RUN, "make")
+
+        host.broken = lost
+        host.ends()
+        with pytest.raises(ConnectionLostError, match=r"during `make` \(broken pipe\)") as caught:
+            job.wait()
+        assert caught.value.started is None
+        assert supervisor.exit_reason == "broken pipe"
