@@ -732,7 +732,9 @@ def test_stopping_ends_the_function_with_everything_that_it_started(sshd: LocalS
 def test_a_timeout_ends_the_function_with_everything_that_it_started(
     sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazycluster._functions.session_call.program", functools.partial(build_call_program, grace=1.0))
+    monkeypatch.setattr(
+        "lazycluster._functions.session_call.build_call_program", functools.partial(build_call_program, grace=1.0)
+    )
     number = unique_sleep_seconds()
     with Connection(sshd.host, **sshd.connection_kwargs) as connection, (tmp_path / "outcome").open("w+b") as outcome:
         connection.run("true")

@@ -600,7 +600,7 @@ def test_a_fork_neither_uses_nor_ends_its_parents_connection(host: LocalSshd) ->
             connection.close()
             sys.exit(0)
         say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        say(connection.ssh_client.master().pid == pid, connection.ssh_client.master().socket.exists())
+        say(connection.ssh_client.master().pid == pid, connection.ssh_client.master().socket_path.exists())
         say(connection.run("echo parent").stdout.strip())
     """
     before = count_connections(host)
