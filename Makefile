@@ -1,5 +1,5 @@
 # Each target makes the machine ready first: see scripts/setup.
-.PHONY: demo test check bench wheel-test all-pythons clean setup
+.PHONY: demo test check bench wheel-test all-pythons soak clean setup
 
 demo:
 	@scripts/setup demo
@@ -27,6 +27,11 @@ wheel-test: setup
 
 # The unit and process tests on every other supported Python that this machine has.
 all-pythons: setup
+	scripts/all-pythons
+
+# What is long by nature: run it once for a change that touches it.
+soak: setup
+	.venv/bin/python -m pytest -m soak tests
 	scripts/all-pythons
 
 setup:

@@ -347,6 +347,7 @@ _NOT_KEPT = """
 """
 
 
+@pytest.mark.soak
 def test_two_hundred_megabytes_are_neither_lost_nor_held_many_times(host: LocalSshd) -> None:
     with ClientProgram(_LARGE, server=host) as program:
         status, stdout, stderr = program.wait(60)

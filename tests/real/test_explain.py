@@ -187,7 +187,11 @@ def there_and_back(here: Path, results: Path) -> RuntimeTask:
 
 @pytest.mark.parametrize(
     ("shell", "working_dir"),
-    [("bash", '~/it\'s a "work" dir\n/ü'), ("dash", "work"), ("zsh", "temporary")],
+    [
+        ("bash", '~/it\'s a "work" dir\n/ü'),
+        pytest.param("dash", "work", marks=pytest.mark.soak),
+        pytest.param("zsh", "temporary", marks=pytest.mark.soak),
+    ],
     indirect=["shell"],
 )
 def test_files_and_trees(host: LocalSshd, here: Path, shell: str, working_dir: str, tmp_path: Path) -> None:

@@ -873,6 +873,7 @@ def test_no_process_of_this_program_is_anything_but_ssh_and_scp(
     assert {argv[0] for argv in programs} == ({"ssh"} if resident else {"ssh", "scp"})
 
 
+@pytest.mark.soak
 def test_five_thousand_files(
     connection: Connection, here: Path, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

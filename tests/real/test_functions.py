@@ -524,6 +524,7 @@ with Runtime(sys.argv[1], config_file=sys.argv[2], resident=sys.argv[3] == "True
 """
 
 
+@pytest.mark.soak
 def test_a_hundred_megabytes_there_and_back_in_bounded_memory(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     """The result goes to a file as it comes; what is sent is held as an object, a pickle and a request at most."""
     (tmp_path / "big.py").write_text(_BIG)

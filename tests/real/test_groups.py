@@ -297,7 +297,7 @@ def aliases(server: LocalSshd, prefix: str, count: int, extra: str = "") -> tupl
     return names, "\n".join(server.config(name=name) + extra for name in names)
 
 
-@pytest.mark.parametrize("limit", ["10:30:100", "3:100:3"])
+@pytest.mark.parametrize("limit", ["10:30:100", pytest.param("3:100:3", marks=pytest.mark.soak)])
 def test_a_jump_host_takes_all_of_them(make_sshd: MakeSshd, tmp_path: Path, limit: str) -> None:
     """sshd refuses some of more than ten log-ins at once, or all but three; those are tried again."""
     jump, behind = (make_sshd(name=name, options={"MaxStartups": limit}) for name in ("jump", "behind"))

@@ -121,6 +121,7 @@ def test_many_at_once_share_it(sshd: LocalSshd) -> None:
         assert programs == []
 
 
+@pytest.mark.soak
 def test_a_thousand_jobs(sshd: LocalSshd) -> None:
     """All of them under way at the same time: each waits for a file that is made when the last one has begun."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
@@ -135,6 +136,7 @@ def test_a_thousand_jobs(sshd: LocalSshd) -> None:
         runtime.clear_tasks()
 
 
+@pytest.mark.soak
 def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixture[str]) -> None:
     """One prints 1 GB, and another asks every 10 ms for a small answer."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:

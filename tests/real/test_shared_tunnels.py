@@ -461,7 +461,7 @@ def test_a_fork_neither_uses_nor_ends_the_tunnels_of_its_parent(server: LocalSsh
 # Many ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.01])
+@pytest.mark.parametrize("delay", [0.0, pytest.param(0.01, marks=pytest.mark.soak)])
 def test_a_hundred_of_them(server: LocalSshd, tmp_path: Path, delay: float, capsys: pytest.CaptureFixture[str]) -> None:
     """How long that takes is printed, and not judged."""
     count = 100 if not delay else 40
