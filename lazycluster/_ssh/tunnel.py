@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lazycluster._model.forwarding import Forwarding
-from lazycluster._ssh.tunnel_manager import TunnelManager, TunnelState
+from lazycluster._ssh.tunnel_manager import TunnelManager
+from lazycluster._ssh.tunnel_state import TunnelState
 from lazycluster._waiting import Deadline, wait_event
 
 

@@ -1,8 +1,7 @@
 """The one ssh connection for all tunnels of a host: dialled for the first, brought back, and ended after the last.
 
-One thread does everything to the connection, a step at a time, and looks after each step at what is wanted now. Others
-only say what they want and wait for it. So whatever comes at the same time, an opening, a stop, the end of the link,
-meets in that thread, one after the other.
+One thread owns the connection and works in steps; before each step it looks at the tunnels that are wanted now. Other
+threads post requests and wait. So all events are serialized: an opening, a stop, the end of the link.
 """
 
 from __future__ import annotations
@@ -12,108 +11,21 @@ import copy
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 
-import attrs
-
-from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.forwarding import ForwardType
 from lazycluster._remote.ports import is_port_free
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
 from lazycluster._ssh.tunnel_connection import LOCALHOST, TunnelConnection, TunnelConnectionLostError
+from lazycluster._ssh.tunnel_state import MAX_RECONNECT_DELAY_SECONDS, BackOff, ForwardingState, TunnelState
 from lazycluster._waiting import start_thread, wait_event
 from lazycluster.exceptions import ConnectError, PortInUseError, TunnelError
 
 _log = logging.getLogger(__name__)
-_MIN_RECONNECT_DELAY_SECONDS, _MAX_RECONNECT_DELAY_SECONDS = 0.5, 15.0
 _MAX_LOST_CONNECTIONS_BEFORE_OPEN = 2
-"""How many connections may break before a tunnel that never stood is given up: the first may have been dead before."""
-
-
-@attrs.define
-class BackOff:
-    """When to try again: after pauses that grow."""
-
-    retry_at: float = 0.0
-    delay: float = attrs.field(factory=lambda: _MIN_RECONNECT_DELAY_SECONDS)
-
-    def record_failure(self) -> None:
-        """Let the next try be after a pause, and the pause after that be longer."""
-        self.retry_at = time.monotonic() + self.delay
-        self.delay = min(2 * self.delay, _MAX_RECONNECT_DELAY_SECONDS)
-
-    @property
-    def has_failed(self) -> bool:
-        """Tell whether a try was in vain."""
-        return self.delay != _MIN_RECONNECT_DELAY_SECONDS
-
-    @property
-    def remaining(self) -> float:
-        """Return the seconds until the next try."""
-        return max(0.0, self.retry_at - time.monotonic())
-
-
-@attrs.define(eq=False)
-class ForwardingState:
-    """One forwarding, whether it stands on the connection that there is now, and when it is tried again."""
-
-    forwarding: Forwarding
-    is_open: bool = False
-    back_off: BackOff = attrs.field(factory=BackOff)
-
-    def mark_closed(self) -> None:
-        """Note that it is to be opened at once."""
-        self.is_open, self.back_off = False, BackOff()
-
-
-def _forwarding_states(forwardings: Sequence[Forwarding]) -> tuple[ForwardingState, ...]:
-    return tuple(map(ForwardingState, forwardings))
-
-
-@attrs.define(eq=False)
-class TunnelState:
-    """What one tunnel has carried, and how that stands. The owner lives as long as it is carried."""
-
-    name: str
-    forwarding_states: tuple[ForwardingState, ...] = attrs.field(converter=_forwarding_states)
-    owner: object | None = None
-    has_opened: bool = False
-    """Every forwarding stood once: from then on what fails is tried again."""
-    lost_connections: int = 0
-    stop_requested: bool = False
-    graceful: bool = True
-    exit_code: int | None = None
-    error: Exception | None = None
-    settled: threading.Event = attrs.field(factory=threading.Event)
-    ended: threading.Event = attrs.field(factory=threading.Event)
-
-    @property
-    def forwardings(self) -> tuple[Forwarding, ...]:
-        """Return what it consists of."""
-        return tuple(state.forwarding for state in self.forwarding_states)
-
-    @property
-    def open_forwardings(self) -> list[Forwarding]:
-        """Return what of it is open."""
-        return [state.forwarding for state in self.forwarding_states if state.is_open]
-
-    def mark_opened(self) -> None:
-        """Let it be carried from now on."""
-        self.has_opened = True
-        self.settled.set()
-
-    def fail(self, error: Exception) -> None:
-        """Give it up before it has begun: it is ended like any other, and whoever waits for it gets the error."""
-        self.error, self.stop_requested = error, True
-
-    def mark_ended(self, exit_code: int = 0) -> None:
-        """Let go of it. Ending twice is fine."""
-        self.exit_code = exit_code if self.exit_code is None else self.exit_code
-        self.settled.set()
-        self.ended.set()
-        self.owner = None
+"""How many connections may break before a tunnel that never opened is given up: the first may have been dead before."""
 
 
 class _Waker:
@@ -381,7 +293,7 @@ class TunnelManager:
                 self._open_forwarding(connection, tunnel, state)
                 return
         connection.wait(
-            min([remaining for remaining, _, _ in closed], default=_MAX_RECONNECT_DELAY_SECONDS), waker.fileno()
+            min([remaining for remaining, _, _ in closed], default=MAX_RECONNECT_DELAY_SECONDS), waker.fileno()
         )
         waker.drain()
 

@@ -17,6 +17,7 @@ import pytest
 from lazycluster import ConnectError, ForwardingRefusedError, HostUnreachableError, PortInUseError, TunnelError
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._ssh import tunnel_manager as carrier_module
+from lazycluster._ssh import tunnel_state
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
 from lazycluster._ssh.tunnel import Tunnel
@@ -118,7 +119,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 
     monkeypatch.setattr(carrier_module, "TunnelConnection", FakeConnector)
     monkeypatch.setattr(carrier_module, "is_port_free", lambda _port: True)
-    monkeypatch.setattr(carrier_module, "_MIN_RECONNECT_DELAY_SECONDS", 0.05)
+    monkeypatch.setattr(tunnel_state, "_MIN_RECONNECT_DELAY_SECONDS", 0.05)
     return made
 
 
@@ -366,7 +367,7 @@ def test_an_interrupt_while_it_waits_leaves_nothing(
 
     add = carrier._add
 
-    def adding(load: carrier_module.TunnelState) -> None:
+    def adding(load: tunnel_state.TunnelState) -> None:
         load.settled = Interrupted()
         add(load)
 
@@ -517,7 +518,7 @@ def test_the_last_one_may_go_while_the_link_is_down(carrier: TunnelManager, netw
 def test_who_comes_during_a_pause_does_not_wait_for_its_end(
     carrier: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier_module, "_MIN_RECONNECT_DELAY_SECONDS", 1000.0)
+    monkeypatch.setattr(tunnel_state, "_MIN_RECONNECT_DELAY_SECONDS", 1000.0)
     first = tunnel(carrier, 1)
     network.link.break_connection()
     assert wait_until(lambda: carrier.connection is None, 10)
