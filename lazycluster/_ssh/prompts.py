@@ -2,7 +2,7 @@
 
 ssh gets a pseudo-terminal of its own. `log_in()` answers a prompt only if it asks for what we have: the password of the
 destination, or the passphrase of a key. `run_interactive()` answers none by itself: it puts them to a person.
-`classify_prompt()`, which is pure, tells what is a prompt and for what; the rest moves characters.
+This module moves characters; `prompt_text` recognises a prompt in them.
 
 pexpect starts and ends the process and types. It does not read: at the end of the output it waits for the process with
 no limit of time (4.9, ptyprocess 0.7), and its exceptions show what was typed.
@@ -15,7 +15,6 @@ import contextlib
 import enum
 import logging
 import os
-import re
 import selectors
 import signal
 import sys
@@ -28,41 +27,26 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import attrs
 import pexpect
 
+from lazycluster._ssh.prompt_text import PromptKind, check_typeable, classify_prompt, last_line, printable_lines
 from lazycluster._waiting import uninterruptible
 
 _log = logging.getLogger(__name__)
-_TERMINAL_POLL_SECONDS = (
-    0.02  # seconds between two looks whether ssh has ended while something in the background keeps its terminal
-)
+_TERMINAL_POLL_SECONDS = 0.02
+"""Seconds between two looks whether ssh has ended while a process in the background keeps its terminal."""
 # poll() has no limit of 1024 descriptors; on macOS it does not work on terminals.
 _Selector = selectors.SelectSelector if sys.platform == "darwin" else selectors.PollSelector
 _ECHO_OFF_TIMEOUT_SECONDS = 1.0  # ssh itself switches the echo off before it prints a prompt
-_PROMPT_SILENCE_SECONDS = (
-    0.3  # seconds of silence after which a line that is not ended, while the echo is off, is taken for a prompt
-)
+_PROMPT_SILENCE_SECONDS = 0.3
+"""Seconds of silence after which a line without an end, while the echo is off, is taken for a prompt."""
 _TERMINATE_GRACE_SECONDS = 1.0  # seconds that a script has to remove its temporary files once it is asked to end
 _SPAWN_LOCK = threading.Lock()
-# What a host sends before the log-in may be long; a prompt and the lines before it that belong to it are not.
-_MAX_PROMPT_CHARACTERS = 500
+# A host may send a long text before the log-in; a prompt and the lines before it that belong to it are short.
 _MAX_PROMPT_CONTEXT_CHARACTERS = 16_384
-_MAX_QUESTION_LINES = 20
 _MAX_TERMINAL_OUTPUT_CHARACTERS = 1 << 18
-
-_SSH_PASSWORD_PROMPT = re.compile(r"(?P<user>.+)@(?P<host>[^@\s]+)'s password: ?$")
-_KEYBOARD_INTERACTIVE_PREFIX = re.compile(r"^\((?P<user>[^\r\n]+?)@(?P<host>[^@\s)]+)\) ", re.MULTILINE)
-# A server words its keyboard-interactive prompts as it likes, PAM in the language of its administrator. Nothing else
-# may stand in the line: at "New password:" the answer would become the new one.
-_KEYBOARD_INTERACTIVE_PASSWORD_PROMPT = re.compile(
-    r"^(?:\([^)]*@[^)]*\) )?(?:[\w.@-]+'s )?(?:password|passwort|kennwort|mot de passe|contraseña|senha|wachtwoord"
-    r"|hasło|heslo|lösenord|adgangskode|salasana|пароль|密码|密碼|パスワード|암호)(?: for [^:]+)?\s*[:\uff1a] ?$",
-    re.IGNORECASE,
-)
-_PASSPHRASE_PROMPT = re.compile(r"Enter passphrase for .+: ?$")
-_HOST_KEY_PROMPT = re.compile(r"Are you sure you want to continue connecting|Please type 'yes', 'no'")
 
 
 class LoginEndReason(enum.Enum):
-    """How an attempt to log in came to its end."""
+    """Why an attempt to log in ended."""
 
     EXITED = "ssh ended; 0 means that it is logged in"
     REFUSED = "the host asked for the password again"
@@ -87,7 +71,7 @@ class LoginOutcome:
     @property
     def prompt(self) -> str:
         """Return the prompt at which ssh was ended; '' where it was at none."""
-        return "" if self.end_reason is LoginEndReason.EXITED else _last_line(self.text)
+        return "" if self.end_reason is LoginEndReason.EXITED else last_line(self.text)
 
 
 @attrs.frozen
@@ -109,15 +93,6 @@ AskUser = Callable[[str, bool], "str | None"]
 
 The flag is whether the answer is a secret.
 """
-
-
-class PromptKind(enum.Enum):
-    """What a prompt of ssh asks for."""
-
-    PASSWORD = enum.auto()
-    PASSPHRASE = enum.auto()
-    PASSWORD_OF_ANOTHER_HOST = enum.auto()
-    HOST_KEY = enum.auto()
 
 
 def log_in(
@@ -146,7 +121,7 @@ def log_in(
         OSError: ssh cannot be started.
         ValueError: The password is no single line of text; the error does not show it.
     """
-    _check_typeable(password)
+    check_typeable(password)
     child = _spawn(argv, env)
     try:
         return _LoginPromptLoop(child, password, host_names, deadline).run(cancel_event)
@@ -176,16 +151,6 @@ def run_interactive(
         return InteractiveOutcome(outcome.exit_code, outcome.text, prompt_loop.unanswered_prompt)
     finally:
         _terminate(child, grace=_TERMINATE_GRACE_SECONDS)
-
-
-def _check_typeable(password: str) -> None:
-    """Refuse what a terminal would take for editing or for an interrupt."""
-    try:
-        password.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the password is no valid text") from None
-    if any(ord(char) < 32 or ord(char) == 127 for char in password):
-        raise ValueError("the password holds control characters, which cannot be typed")
 
 
 def _spawn(argv: Sequence[str], env: Mapping[str, str] | None) -> pexpect.spawn:
@@ -350,7 +315,7 @@ class _LoginPromptLoop(_PromptLoop):
     def _handle_output(self) -> LoginEndReason | None:
         output = self._unanswered_output
         kind = classify_prompt(output, self._host_names)
-        prompt = _last_line(output)
+        prompt = last_line(output)
         if kind is PromptKind.HOST_KEY:
             return LoginEndReason.UNKNOWN_HOST_KEY
         if kind is PromptKind.PASSWORD_OF_ANOTHER_HOST:
@@ -387,7 +352,7 @@ class _InteractivePromptLoop(_PromptLoop):
 
     def _handle_silence(self) -> LoginEndReason | None:
         """Put what a host asks in words of its own, such as for a code."""
-        if not _last_line(self._unanswered_output) or time.monotonic() - self._last_output_at < _PROMPT_SILENCE_SECONDS:
+        if not last_line(self._unanswered_output) or time.monotonic() - self._last_output_at < _PROMPT_SILENCE_SECONDS:
             return None
         self._last_output_at = time.monotonic()
         return None if self._is_echo_on() else self._ask_user(secret=True)
@@ -403,51 +368,15 @@ class _InteractivePromptLoop(_PromptLoop):
             return None
         started_at = time.monotonic()
         answer = self._ask(
-            _printable_lines(self._unanswered_output.lstrip().removeprefix(self._last_visible_answer)), secret
+            printable_lines(self._unanswered_output.lstrip().removeprefix(self._last_visible_answer)), secret
         )
         self._deadline += time.monotonic() - started_at
         if answer is None:
-            self.unanswered_prompt = _last_line(self._unanswered_output)
+            self.unanswered_prompt = last_line(self._unanswered_output)
             return LoginEndReason.REFUSED
-        _check_typeable(answer)
+        check_typeable(answer)
         if secret:
             self._secrets.append(answer)
         self._last_visible_answer = "" if secret else answer
         self._send_line(answer)
         return None
-
-
-def _printable_lines(text: str) -> str:
-    """Return the last lines of a text without what would steer a person's terminal."""
-    lines = text.replace("\r", "").strip().split("\n")[-_MAX_QUESTION_LINES:]
-    return "\n".join("".join(char for char in line if char.isprintable()) for line in lines)
-
-
-def _last_line(text: str) -> str:
-    """Return the line that is not ended."""
-    return text.replace("\r", "\n").rpartition("\n")[2].strip()
-
-
-def classify_prompt(output: str, host_names: Collection[str]) -> PromptKind | None:
-    """Return what ssh asks for, given what was shown since the last answer; None if it is not known to ask anything.
-
-    Keyboard-interactive prompts are the server's words, after `(user@host) ` (since OpenSSH 8.5), and may have several
-    lines: the host named there asks, whatever the lines say.
-
-    Args:
-        output: The text.
-        host_names: The names of the destination, case-folded.
-    """
-    line = _last_line(output)[-_MAX_PROMPT_CHARACTERS:]
-    if _HOST_KEY_PROMPT.search(line):
-        return PromptKind.HOST_KEY
-    if _PASSPHRASE_PROMPT.search(line):
-        return PromptKind.PASSPHRASE
-    direct = _SSH_PASSWORD_PROMPT.match(line)
-    if direct is None and not _KEYBOARD_INTERACTIVE_PASSWORD_PROMPT.match(line):
-        return None
-    # ssh begins a prompt with a carriage return, which for `^` begins no line.
-    interactive_prompts = _KEYBOARD_INTERACTIVE_PREFIX.finditer(output.replace("\r", "\n"))
-    asking_hosts = [match["host"] for match in (direct, *interactive_prompts) if match is not None]
-    other_hosts = [host for host in asking_hosts if host.casefold() not in host_names]
-    return PromptKind.PASSWORD_OF_ANOTHER_HOST if other_hosts else PromptKind.PASSWORD

@@ -18,7 +18,7 @@ import pexpect
 import pytest
 
 from lazycluster._ssh.diagnosis import diagnose
-from lazycluster._ssh.prompts import LoginEndReason, LoginOutcome, PromptKind, classify_prompt, log_in
+from lazycluster._ssh.prompts import LoginEndReason, LoginOutcome, log_in
 from lazycluster.exceptions import AuthenticationError, ConnectTimeoutError, UnknownHostKeyError
 from lazycluster.testing import _process_guard
 
@@ -430,37 +430,6 @@ def test_many_log_ins_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(one, range(16))) == list(range(16))
-
-
-# Recognising ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        ("", None),
-        (f"{PROMPT}\r\n", None),
-        ("Welcome.\r\n", None),
-        ("Your password: is old\r\n$ ", None),
-        (f"Welcome.\r\n{PROMPT}", PromptKind.PASSWORD),
-        (f"\r{PROMPT}", PromptKind.PASSWORD),
-        ("u@other's password: ", PromptKind.PASSWORD_OF_ANOTHER_HOST),
-        ("Please type 'yes', 'no' or the fingerprint: ", PromptKind.HOST_KEY),
-        ("Are you sure you want to continue connecting (yes/no)? ", PromptKind.HOST_KEY),
-        ("Enter passphrase for key 'a b': ", PromptKind.PASSPHRASE),
-        ("Bad passphrase, try again for key", None),
-    ],
-)
-def test_only_an_unfinished_line_asks(shown: str, expected: PromptKind | None) -> None:
-    assert classify_prompt(shown, {"dest"}) is expected
-
-
-@pytest.mark.parametrize("piece", ["a", "a@", "(a@b) ", "Enter passphrase for ", "u@dest's password", "password for "])
-def test_a_host_cannot_make_it_slow(piece: str) -> None:
-    begun = time.process_time()
-    classify_prompt(piece * 50_000, {"dest"})
-
-    assert time.process_time() - begun < 1
 
 
 def test_a_process_that_goes_while_it_is_ended_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

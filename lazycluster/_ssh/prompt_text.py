@@ -1,0 +1,81 @@
+"""Text on ssh's terminal: whether it ends with a prompt, and for what; which answers can be typed."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Collection
+
+_MAX_PROMPT_CHARACTERS = 500
+_MAX_QUESTION_LINES = 20
+
+_SSH_PASSWORD_PROMPT = re.compile(r"(?P<user>.+)@(?P<host>[^@\s]+)'s password: ?$")
+_KEYBOARD_INTERACTIVE_PREFIX = re.compile(r"^\((?P<user>[^\r\n]+?)@(?P<host>[^@\s)]+)\) ", re.MULTILINE)
+# A server words its keyboard-interactive prompts as it likes, PAM in the language of its administrator. The line must
+# hold nothing else: at "New password:" the answer would become the new password.
+_KEYBOARD_INTERACTIVE_PASSWORD_PROMPT = re.compile(
+    r"^(?:\([^)]*@[^)]*\) )?(?:[\w.@-]+'s )?(?:password|passwort|kennwort|mot de passe|contraseña|senha|wachtwoord"
+    r"|hasło|heslo|lösenord|adgangskode|salasana|пароль|密码|密碼|パスワード|암호)(?: for [^:]+)?\s*[:\uff1a] ?$",
+    re.IGNORECASE,
+)
+_PASSPHRASE_PROMPT = re.compile(r"Enter passphrase for .+: ?$")
+_HOST_KEY_PROMPT = re.compile(r"Are you sure you want to continue connecting|Please type 'yes', 'no'")
+
+
+class PromptKind(enum.Enum):
+    """The thing that a prompt of ssh asks for."""
+
+    PASSWORD = enum.auto()
+    PASSPHRASE = enum.auto()
+    PASSWORD_OF_ANOTHER_HOST = enum.auto()
+    HOST_KEY = enum.auto()
+
+
+def classify_prompt(output: str, host_names: Collection[str]) -> PromptKind | None:
+    """Return the thing that ssh asks for; None if the output does not end with a prompt that is known.
+
+    A keyboard-interactive prompt is in the server's words, after `(user@host) ` (since OpenSSH 8.5). It may have
+    several lines. The host in the parentheses is the one that asks, whatever the lines say.
+
+    Args:
+        output: The text that the terminal has shown since the last answer.
+        host_names: The names of the destination, case-folded.
+    """
+    line = last_line(output)[-_MAX_PROMPT_CHARACTERS:]
+    if _HOST_KEY_PROMPT.search(line):
+        return PromptKind.HOST_KEY
+    if _PASSPHRASE_PROMPT.search(line):
+        return PromptKind.PASSPHRASE
+    direct = _SSH_PASSWORD_PROMPT.match(line)
+    if direct is None and not _KEYBOARD_INTERACTIVE_PASSWORD_PROMPT.match(line):
+        return None
+    # ssh begins a prompt with a carriage return, which for `^` begins no line.
+    interactive_prompts = _KEYBOARD_INTERACTIVE_PREFIX.finditer(output.replace("\r", "\n"))
+    asking_hosts = [match["host"] for match in (direct, *interactive_prompts) if match is not None]
+    other_hosts = [host for host in asking_hosts if host.casefold() not in host_names]
+    return PromptKind.PASSWORD_OF_ANOTHER_HOST if other_hosts else PromptKind.PASSWORD
+
+
+def printable_lines(text: str) -> str:
+    """Return the last lines of a text without characters that would control a person's terminal."""
+    lines = text.replace("\r", "").strip().split("\n")[-_MAX_QUESTION_LINES:]
+    return "\n".join("".join(char for char in line if char.isprintable()) for line in lines)
+
+
+def last_line(text: str) -> str:
+    """Return the last line, which no newline has ended yet."""
+    return text.replace("\r", "\n").rpartition("\n")[2].strip()
+
+
+def check_typeable(password: str) -> None:
+    """Refuse a password with characters that a terminal takes for editing or for an interrupt.
+
+    Raises:
+        ValueError: The password is no single line of text; the error does not show it.
+    """
+    try:
+        password.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the password is no valid text") from None
+    if any(ord(char) < 32 or ord(char) == 127 for char in password):
+        raise ValueError("the password holds control characters, which cannot be typed")

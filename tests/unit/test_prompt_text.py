@@ -1,0 +1,39 @@
+"""Recognising a prompt in the text that ssh's terminal shows."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lazycluster._ssh.prompt_text import PromptKind, classify_prompt
+
+PROMPT = "u@dest's password: "
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ("", None),
+        (f"{PROMPT}\r\n", None),
+        ("Welcome.\r\n", None),
+        ("Your password: is old\r\n$ ", None),
+        (f"Welcome.\r\n{PROMPT}", PromptKind.PASSWORD),
+        (f"\r{PROMPT}", PromptKind.PASSWORD),
+        ("u@other's password: ", PromptKind.PASSWORD_OF_ANOTHER_HOST),
+        ("Please type 'yes', 'no' or the fingerprint: ", PromptKind.HOST_KEY),
+        ("Are you sure you want to continue connecting (yes/no)? ", PromptKind.HOST_KEY),
+        ("Enter passphrase for key 'a b': ", PromptKind.PASSPHRASE),
+        ("Bad passphrase, try again for key", None),
+    ],
+)
+def test_only_an_unfinished_line_asks(shown: str, expected: PromptKind | None) -> None:
+    assert classify_prompt(shown, {"dest"}) is expected
+
+
+@pytest.mark.parametrize("piece", ["a", "a@", "(a@b) ", "Enter passphrase for ", "u@dest's password", "password for "])
+def test_a_host_cannot_make_it_slow(piece: str) -> None:
+    begun = time.process_time()
+    classify_prompt(piece * 50_000, {"dest"})
+
+    assert time.process_time() - begun < 1
