@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import os
 import secrets
@@ -11,7 +12,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
 
 import attrs
 
@@ -22,14 +22,13 @@ from lazycluster._ssh.argv import session_argv
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.diagnosis import (
     LostCommandState,
-    diagnose,
     diagnose_lost_master,
     find_unsupported_options,
     session_refusal_reason,
-    start_failure,
 )
 from lazycluster._ssh.master import Master
-from lazycluster._ssh.session import Session, SessionEndedError
+from lazycluster._ssh.session import Session
+from lazycluster._ssh.session_attempt import Work, run_session, session_error, session_exit_code
 from lazycluster._ssh.session_limit import NoSessionAvailableError, SessionLimit
 from lazycluster._ssh.shell import Script
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
@@ -39,21 +38,13 @@ from lazycluster.exceptions import (
     ConnectError,
     ConnectionLostError,
     LazyclusterError,
-    LoginShellError,
     RuntimeClosedError,
     SessionRefusedError,
-    WorkingDirectoryError,
 )
 from lazycluster.results import Collector, CommandResult, Stream
 
-T = TypeVar("T")
-Work = Callable[[Session], object]
-"""What is done with a session between its start and its end; `finish()` is called for it."""
-
 _ONLY_SESSION_IN_USE = "the supervisor has the only session that the host allows"
 _CLOSE_LOCK_SECONDS = 1.0
-_STOP_GRACE_MARGIN_SECONDS = 2.0
-"""Seconds beyond the grace period that a stop waits for the host to have ended a command."""
 _SESSION_REFUSAL_RETRY_SECONDS = 20.0
 """Seconds in which a host that refuses even a single session is asked again: it may still count an ended one."""
 
@@ -241,10 +232,19 @@ class SshClient:
         try:
             while True:
                 with self._session_limit.acquire(deadline, watch.cancel_token, long_lived=long_lived):
-                    session = self._run_session(master, script, work, on_output, deadline, watch)
+                    session = run_session(
+                        self.host,
+                        self._session_argv(master, script),
+                        script,
+                        work,
+                        on_output=on_output,
+                        deadline=deadline,
+                        watch=watch,
+                        check=functools.partial(self.check_master, master, script.title),
+                    )
                     if session.has_started or session.ssh_exit_code not in {255, None}:
                         self._session_limit.record_success()
-                        return self._exit_code(session, script, master, collector)
+                        return session_exit_code(self.host, script, master, session, collector)
                     refusal = session_refusal_reason(session.diagnostic)
                     if refusal is not None and not self._session_limit.record_refusal() and refusal_deadline.has_passed:
                         raise SessionRefusedError(self.host, script.title, refusal)
@@ -254,7 +254,8 @@ class SshClient:
                         raise DeadlinePassedError
                 elif not self._record_unsupported_options(session.diagnostic):
                     if reconnected or diagnose_lost_master(session.diagnostic) is not LostCommandState.NOT_STARTED:
-                        raise self._session_error(master, session, script)
+                        self._check_open()
+                        raise session_error(self.host, script, master, session)
                     reconnected = True
                     self._discard_master(master)
                 master = self.master()
@@ -377,71 +378,13 @@ class SshClient:
                 self._master_holder.master = None
         master.close(force=not master.has_exited)
 
-    def _run_session(
-        self,
-        master: Master,
-        script: Script,
-        work: Work,
-        on_output: Callable[[Stream, bytes], None],
-        deadline: Deadline,
-        watch: Watch,
-    ) -> Session:
-        argv = session_argv(
+    def _session_argv(self, master: Master, script: Script) -> tuple[str, ...]:
+        return session_argv(
             self.destination, master.socket_path, script.command_words, unsupported_options=self._unsupported_options
         )
-        try:
-            session = Session(
-                argv,
-                script,
-                on_output=on_output,
-                deadline=deadline,
-                watch=watch,
-                check=lambda: self.check_master(master, script.title),
-            )
-        except OSError as error:
-            raise start_failure(self.host, error) from error
-        except CancelledError:
-            raise CommandStoppedError(self.host, script.title) from None
-        try:
-            try:
-                work(session)
-            except SessionEndedError:
-                session.wait()
-        except CancelledError:
-            session.cancel(timeout=script.grace + _STOP_GRACE_MARGIN_SECONDS)
-            raise CommandStoppedError(self.host, script.title) from None
-        except BaseException:
-            session.cancel()
-            raise
-        return session
-
-    def _exit_code(self, session: Session, script: Script, master: Master, collector: Collector) -> int:
-        if session.reported_status == "cd":
-            reason = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
-            raise WorkingDirectoryError(self.host, script.cwd or "", reason)
-        if session.reported_status is not None:
-            return int(session.reported_status)
-        if session.has_started and (master.has_exited or not master.check()):
-            raise ConnectionLostError(self.host, script.title, master.exit_reason, started=True)
-        if session.ssh_exit_code is not None and session.ssh_exit_code < 0:
-            reason = f"the ssh process of the session was ended by signal {-session.ssh_exit_code}"
-            raise ConnectionLostError(self.host, script.title, reason, started=session.has_started or None)
-        if not session.has_started and master.control_socket is not None:
-            raise LoginShellError(self.host, script.title, session.ssh_exit_code, session.diagnostic)
-        # The host's shell itself was killed, or a stand-in for ssh ran.
-        return 255 if session.ssh_exit_code is None else session.ssh_exit_code
 
     def _record_unsupported_options(self, stderr: str) -> bool:
         """Note keywords that this client does not know; tell whether there are new ones."""
         unsupported = find_unsupported_options(stderr) - self._unsupported_options
         self._unsupported_options |= unsupported
         return bool(unsupported)
-
-    def _session_error(self, master: Master, session: Session, script: Script) -> LazyclusterError:
-        if self._closed:
-            return RuntimeClosedError(self.host)
-        if master.control_socket is None:
-            return diagnose(self.host, session.diagnostic, exit_code=session.ssh_exit_code)
-        started = False if diagnose_lost_master(session.diagnostic) is LostCommandState.NOT_STARTED else None
-        reason = master.exit_reason if master.has_exited else session.diagnostic.strip() or "the session broke off"
-        return ConnectionLostError(self.host, script.title, reason, started)

@@ -1,0 +1,99 @@
+"""One attempt to run a script in a session: its start, its work, and the exit status or the error at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lazycluster._model.watch import Watch
+from lazycluster._ssh.diagnosis import LostCommandState, diagnose, diagnose_lost_master, start_failure
+from lazycluster._ssh.master import Master
+from lazycluster._ssh.session import Session, SessionEndedError
+from lazycluster._ssh.shell import Script
+from lazycluster._waiting import CancelledError, Deadline
+from lazycluster.exceptions import (
+    CommandStoppedError,
+    ConnectionLostError,
+    LazyclusterError,
+    LoginShellError,
+    WorkingDirectoryError,
+)
+from lazycluster.results import Collector, Stream
+
+Work = Callable[[Session], object]
+"""Feeds and reads a session between its start and its end, and calls `wait()`."""
+
+_STOP_GRACE_MARGIN_SECONDS = 2.0
+"""Seconds beyond the grace period that a stop waits for the host to have ended a command."""
+
+
+def run_session(
+    host: str,
+    argv: tuple[str, ...],
+    script: Script,
+    work: Work,
+    *,
+    on_output: Callable[[Stream, bytes], None],
+    deadline: Deadline,
+    watch: Watch,
+    check: Callable[[], None],
+) -> Session:
+    """Run the ssh process of a session by its `argv`, do the work, and return the session, which has ended.
+
+    `check` is called when nothing has moved for a while.
+
+    Raises:
+        CommandStoppedError: The cancel token was cancelled; the command was ended on the host.
+        DeadlinePassedError: The deadline passed; the script was ended.
+        SshNotFoundError: ssh cannot be started.
+    """
+    try:
+        session = Session(argv, script, on_output=on_output, deadline=deadline, watch=watch, check=check)
+    except OSError as error:
+        raise start_failure(host, error) from error
+    except CancelledError:
+        raise CommandStoppedError(host, script.title) from None
+    try:
+        try:
+            work(session)
+        except SessionEndedError:
+            session.wait()
+    except CancelledError:
+        session.cancel(timeout=script.grace + _STOP_GRACE_MARGIN_SECONDS)
+        raise CommandStoppedError(host, script.title) from None
+    except BaseException:
+        session.cancel()
+        raise
+    return session
+
+
+def session_exit_code(host: str, script: Script, master: Master, session: Session, collector: Collector) -> int:
+    """Return the exit status of a script that may have begun.
+
+    Raises:
+        ConnectionLostError: The link broke, or a signal ended the ssh process.
+        LoginShellError: The login shell did not start the script.
+        WorkingDirectoryError: The directory cannot be entered.
+    """
+    if session.reported_status == "cd":
+        reason = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
+        raise WorkingDirectoryError(host, script.cwd or "", reason)
+    if session.reported_status is not None:
+        return int(session.reported_status)
+    if session.has_started and (master.has_exited or not master.check()):
+        raise ConnectionLostError(host, script.title, master.exit_reason, started=True)
+    if session.ssh_exit_code is not None and session.ssh_exit_code < 0:
+        reason = f"the ssh process of the session was ended by signal {-session.ssh_exit_code}"
+        raise ConnectionLostError(host, script.title, reason, started=session.has_started or None)
+    if not session.has_started and master.control_socket is not None:
+        raise LoginShellError(host, script.title, session.ssh_exit_code, session.diagnostic)
+    # The host's shell itself was killed, or a stand-in for ssh ran.
+    return 255 if session.ssh_exit_code is None else session.ssh_exit_code
+
+
+def session_error(host: str, script: Script, master: Master, session: Session) -> LazyclusterError:
+    """Return the error of a session that ssh could not open or keep."""
+    if master.control_socket is None:
+        return diagnose(host, session.diagnostic, exit_code=session.ssh_exit_code)
+    started = False if diagnose_lost_master(session.diagnostic) is LostCommandState.NOT_STARTED else None
+    reason = master.exit_reason if master.has_exited else session.diagnostic.strip() or "the session broke off"
+    return ConnectionLostError(host, script.title, reason, started)
