@@ -31,6 +31,7 @@ is to be quoted by a login shell of any kind: no quote, backslash, `!` or newlin
 """
 
 _SUPERVISOR_MODULES = ("protocol", "process_tree", "spawn", "temp_dirs", "send_queue", "child", "workers", "supervisor")
+CALL_MODULES = ("call_outcome", "memory_importer", "call_program")
 _REMOTE_PACKAGE = "lazycluster._remote"
 LOADER_SOURCE = f"""\
 import sys
@@ -99,7 +100,7 @@ def build_call_program(token: str, grace: float = 5.0) -> HostProgram:
         f"call_program.main({token!r}, watchdog.fork_worker, lambda worker: watchdog.watch_worker(worker, {grace!r}))\n"
     )
     return _build_program(
-        f"{LOADER_SOURCE}{_LOAD_FROM_SOURCE}{start}", _compressed_sources(("process_tree", "watchdog", "call_program"))
+        f"{LOADER_SOURCE}{_LOAD_FROM_SOURCE}{start}", _compressed_sources(("process_tree", "watchdog", *CALL_MODULES))
     )
 
 
@@ -145,10 +146,10 @@ def calls_extension() -> bytes:
         "    late_site.run_site_main()\n"
         "    call_program.prepare(data)\n"
         "    loaded_code.run_call = call_program.run_call\n"
-        "    loaded_code.done_record = call_program.done_record\n"
+        "    loaded_code.done_record = call_outcome.done_record\n"
         "    loaded_code.warm_up = call_program.warm_up\n"
     )
-    return zlib.compress(f"{LOADER_SOURCE}{modules_source(('late_site', 'call_program'))}{install}".encode())
+    return zlib.compress(f"{LOADER_SOURCE}{modules_source(('late_site', *CALL_MODULES))}{install}".encode())
 
 
 @functools.cache

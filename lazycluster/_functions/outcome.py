@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import attrs
 
-from lazycluster._remote import call_program
+from lazycluster._remote import call_outcome
 from lazycluster.exceptions import RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Error, Value
 
@@ -27,7 +27,7 @@ def read_outcome(file: IO[bytes], host: str, function: str) -> Value[object] | E
         return answer
     return (
         _read_value(file, host, function)
-        if answer.kind == call_program.VALUE_RECORD
+        if answer.kind == call_outcome.VALUE_RECORD
         else _read_exception(file, answer, host, function)
     )
 
@@ -36,7 +36,7 @@ def read_error(file: IO[bytes], host: str, function: str) -> Exception | None:
     """Return the exception in the answer of a host, None where the function returned; its value is not unpickled."""
     answer = _find_answer_record(file, host, function)
     if not isinstance(answer, Error):
-        if answer.kind == call_program.VALUE_RECORD:
+        if answer.kind == call_outcome.VALUE_RECORD:
             return None
         answer = _read_exception(file, answer, host, function)
     return answer.error if isinstance(answer.error, Exception) else None
@@ -47,14 +47,14 @@ def _find_answer_record(file: IO[bytes], host: str, function: str) -> _AnswerRec
     file.seek(0, os.SEEK_END)
     size = file.tell()
     ended = _read_record(file, size)
-    if ended is None or ended.kind != call_program.END_RECORD:
+    if ended is None or ended.kind != call_outcome.END_RECORD:
         return _function_error(
             host, function, f"the host's answer is incomplete ({size} bytes came): the connection broke"
         )
     answer = _read_record(file, ended.start)
-    if answer is not None and answer.kind == call_program.END_RECORD:  # its process said so itself, before it died
+    if answer is not None and answer.kind == call_outcome.END_RECORD:  # its process said so itself, before it died
         answer = _read_record(file, answer.start)
-    if answer is None or (answer.kind == call_program.VALUE_RECORD and answer.start != 0):
+    if answer is None or (answer.kind == call_outcome.VALUE_RECORD and answer.start != 0):
         file.seek(ended.start)
         return _function_error(host, function, f"its process {file.read(ended.length).decode(errors='replace')}")
     file.seek(answer.start)
@@ -77,12 +77,12 @@ class _AnswerRecord:
 
 def _read_record(file: IO[bytes], end: int) -> _AnswerRecord | None:
     """Find the record of the answer that ends at a position."""
-    stop = end - call_program.RECORD_TRAILER.size
+    stop = end - call_outcome.RECORD_TRAILER.size
     if stop < 0:
         return None
     file.seek(stop)
-    magic, kind, length = call_program.RECORD_TRAILER.unpack(file.read(call_program.RECORD_TRAILER.size))
-    return _AnswerRecord(kind, stop - length, length) if magic == call_program.RECORD_MAGIC and length <= stop else None
+    magic, kind, length = call_outcome.RECORD_TRAILER.unpack(file.read(call_outcome.RECORD_TRAILER.size))
+    return _AnswerRecord(kind, stop - length, length) if magic == call_outcome.RECORD_MAGIC and length <= stop else None
 
 
 def _read_value(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
@@ -95,13 +95,13 @@ def _read_value(file: IO[bytes], host: str, function: str) -> Value[object] | Er
 
 
 def _read_exception(file: IO[bytes], answer: _AnswerRecord, host: str, function: str) -> Error:
-    lengths = call_program.ERROR_TEXT_LENGTHS.unpack(file.read(call_program.ERROR_TEXT_LENGTHS.size))
+    lengths = call_outcome.ERROR_TEXT_LENGTHS.unpack(file.read(call_outcome.ERROR_TEXT_LENGTHS.size))
     reason, text = (file.read(length).decode(errors="backslashreplace") for length in lengths)
-    if answer.length == call_program.ERROR_TEXT_LENGTHS.size + sum(lengths):
+    if answer.length == call_outcome.ERROR_TEXT_LENGTHS.size + sum(lengths):
         return Error(RemoteFunctionError(host, function, reason, text))
     try:
         form = _Unpickler(file).load()
-        error = call_program.rebuild_exception(*form) if isinstance(form, tuple) else form
+        error = call_outcome.rebuild_exception(*form) if isinstance(form, tuple) else form
     except Exception as problem:  # noqa: BLE001 - as above
         failure = RemoteFunctionError(host, function, reason, text)
         failure.__cause__ = problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 
-from lazycluster._functions.bootstrap import LOADER_SOURCE, modules_source
+from lazycluster._functions.bootstrap import CALL_MODULES, LOADER_SOURCE, modules_source
 from lazycluster._functions.serialize import Payload, cloudpickle_source
 
 _FILE_HEADER = """\
@@ -17,7 +17,7 @@ sys.path[:] = [p for p in sys.path if p]
 """
 # In a function, because `call` empties the namespace of __main__ for the function that it calls.
 _FILE_MAIN = """\
-def _start(call_program):
+def _start(call_program, call_outcome):
     import base64, os, tempfile
     answer = os.dup(1)
     os.dup2(2, 1)
@@ -27,8 +27,8 @@ def _start(call_program):
     request.write(base64.b64decode(b'''
 {request}'''))
     request.seek(0)
-    call_program.run_call(os.dup(request.fileno()), answer, call_program.DONE_RECORD)
-_start(call_program)
+    call_program.run_call(os.dup(request.fileno()), answer, call_outcome.DONE_RECORD)
+_start(call_program, call_outcome)
 """
 
 
@@ -45,4 +45,4 @@ def render_standalone_file(payload: Payload) -> str:
         request=base64.encodebytes(payload.encode_request()).decode("ascii"),
     )
     header = _FILE_HEADER.format(function=name, major=major, minor=minor)
-    return f"{header}{LOADER_SOURCE}{modules_source(('call_program',))}{start}"
+    return f"{header}{LOADER_SOURCE}{modules_source(CALL_MODULES)}{start}"

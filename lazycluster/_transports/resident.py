@@ -15,7 +15,7 @@ from lazycluster._files import transfer
 from lazycluster._functions import bootstrap
 from lazycluster._model.checks import check_command, check_environment, check_timeout
 from lazycluster._model.watch import UNWATCHED, Watch
-from lazycluster._remote import call_program, protocol
+from lazycluster._remote import call_outcome, protocol
 from lazycluster._remote.process_tree import describe_wait_status
 from lazycluster._ssh.host_scripts import PROBE_SCRIPT
 from lazycluster._transports.jobs import ChildRunner
@@ -209,7 +209,7 @@ class ResidentTransport(SshTransport):
         if exit_info.kind != "done":  # its process died, or so it seems
             words = describe_wait_status(int(exit_info.detail)).encode()
             outcome.write(
-                words + call_program.RECORD_TRAILER.pack(call_program.RECORD_MAGIC, call_program.END_RECORD, len(words))
+                words + call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, call_outcome.END_RECORD, len(words))
             )
 
     def _load_calls_extension(self, supervisor: SupervisorClient) -> None:

@@ -21,7 +21,8 @@ import attrs
 
 from lazycluster._functions.outcome import _Unpickler
 from lazycluster._functions.serialize import Payload
-from lazycluster._remote.call_program import DONE_RECORD, MemoryWriter, load_and_call
+from lazycluster._remote.call_outcome import DONE_RECORD, MemoryWriter
+from lazycluster._remote.call_program import load_and_call
 
 UnpickledCall: TypeAlias = tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazycluster._functions import bootstrap, outcome, serialize
-from lazycluster._remote import call_program
+from lazycluster._remote import call_outcome, call_program, memory_importer
 from lazycluster.exceptions import PythonVersionMismatchError, RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Value
 from tests.installed_pythons import find_pyenv_pythons
@@ -450,9 +450,9 @@ def answer_of(function: Callable[..., object], path: Path, *args: object) -> obj
     lengths = call_program.CALL_REQUEST_HEADER.unpack_from(data)
     stream = io.BytesIO(data[call_program.CALL_REQUEST_HEADER.size :])
     with path.open("wb", buffering=0) as file:
-        out = call_program.DescriptorWriter(file.fileno())
+        out = call_outcome.DescriptorWriter(file.fileno())
         call_program.load_and_call(out, lambda: call_program._load_request([stream.read(length) for length in lengths]))
-        call_program._write_record(out, call_program.END_RECORD, b"ended")
+        call_outcome.write_record(out, call_outcome.END_RECORD, b"ended")
     with path.open("rb") as file:
         return outcome.read_outcome(file, "h", "f").unwrap()
 
@@ -494,7 +494,7 @@ def test_memory_modules() -> None:
         "package_of_test.part": ("/there/package_of_test/part.py", False, "value = 5"),
         "shell_of_test": ("/there/shell_of_test.py", False, None),
     }
-    finder = call_program.MemoryImporter(sent, left_out)
+    finder = memory_importer.MemoryImporter(sent, left_out)
     sys.meta_path.insert(0, finder)
     package_of_test = importlib.import_module("package_of_test")
     shell_of_test = importlib.import_module("shell_of_test")
@@ -503,7 +503,7 @@ def test_memory_modules() -> None:
     assert finder.get_source("package_of_test.part") == "value = 5"
     contents = [("shell_of_test", "a", 1, None), ("shell_of_test", "b", None, "json")]
     contents += [("shell_of_test", "c", None, "nobody_has_this"), None]  # type: ignore[list-item]
-    call_program._fill_modules(types.SimpleNamespace(load=iter(contents).__next__), left_out)  # type: ignore[arg-type]
+    memory_importer.fill_modules(types.SimpleNamespace(load=iter(contents).__next__), left_out)  # type: ignore[arg-type]
     assert (shell_of_test.a, shell_of_test.b) == (1, sys.modules["json"])
     for name, reason in {"lock": "it is a lock", "other": "does not name it", "c": "No module named"}.items():
         with pytest.raises(AttributeError, match=f"was sent without '{name}': .*{reason}"):
@@ -538,7 +538,7 @@ def test_main(child: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == (
         []
         if child
-        else [b"9 ended" + call_program.RECORD_TRAILER.pack(call_program.RECORD_MAGIC, call_program.END_RECORD, 7)]
+        else [b"9 ended" + call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, call_outcome.END_RECORD, 7)]
     )
     call_program.main(SUPERVISOR_TOKEN, lambda: pytest.fail("forked without a request"), lambda _: "")
 

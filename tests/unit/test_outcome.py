@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazycluster._functions import outcome
-from lazycluster._remote import call_program
+from lazycluster._remote import call_outcome
 from lazycluster.exceptions import RemoteFunctionError
 from lazycluster.results import Error, Value
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def sealed(kind: bytes, record: bytes) -> bytes:
-    return record + call_program.RECORD_TRAILER.pack(call_program.RECORD_MAGIC, kind, len(record))
+    return record + call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, kind, len(record))
 
 
 def failure(reason: str, text: str, pickled: bytes = b"") -> bytes:
-    return sealed(call_program.ERROR_RECORD, call_program._encode_error_texts(reason, text) + pickled)
+    return sealed(call_outcome.ERROR_RECORD, call_outcome._encode_error_texts(reason, text) + pickled)
 
 
-ENDED = sealed(call_program.END_RECORD, b"ended with exit status 0")
+ENDED = sealed(call_outcome.END_RECORD, b"ended with exit status 0")
 SIMPLE = st.recursive(
     st.none() | st.integers() | st.text() | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -60,12 +60,12 @@ def reason_of(path: Path, data: bytes) -> str:
 
 @given(value=SIMPLE)
 def test_value(answer: Path, value: object) -> None:
-    assert read(answer, sealed(call_program.VALUE_RECORD, pickle.dumps(value)) + ENDED) == Value(value)
+    assert read(answer, sealed(call_outcome.VALUE_RECORD, pickle.dumps(value)) + ENDED) == Value(value)
 
 
 @given(value=SIMPLE, data=st.data())
 def test_every_truncation_is_noticed(answer: Path, value: object, data: st.DataObject) -> None:
-    whole = sealed(call_program.VALUE_RECORD, pickle.dumps(value)) + ENDED
+    whole = sealed(call_outcome.VALUE_RECORD, pickle.dumps(value)) + ENDED
     cut = data.draw(st.integers(0, len(whole) - 1))
     assert f"incomplete ({cut} bytes came)" in reason_of(answer, whole[:cut])
 
@@ -86,17 +86,17 @@ def test_failure_after_part_of_a_result(answer: Path, partial: bytes, reason: st
 
 
 def test_process_that_died_in_the_middle(answer: Path) -> None:
-    data = pickle.dumps(list(range(1000)))[:-100] + sealed(call_program.END_RECORD, b"was killed by signal 9 (SIGKILL)")
+    data = pickle.dumps(list(range(1000)))[:-100] + sealed(call_outcome.END_RECORD, b"was killed by signal 9 (SIGKILL)")
     assert reason_of(answer, data) == "its process was killed by signal 9 (SIGKILL)"
 
 
 def test_value_that_does_not_start_at_the_beginning(answer: Path) -> None:
-    assert "its process" in reason_of(answer, b"x" + sealed(call_program.VALUE_RECORD, pickle.dumps(1)) + ENDED)
+    assert "its process" in reason_of(answer, b"x" + sealed(call_outcome.VALUE_RECORD, pickle.dumps(1)) + ENDED)
 
 
 @pytest.mark.parametrize("pickled", [b"\x80", b"cno_such_module\nname\n.", b"cbuiltins\nno_such_name\n.", b"."])
 def test_what_cannot_be_unpickled_here(answer: Path, pickled: bytes) -> None:
-    assert reason_of(answer, sealed(call_program.VALUE_RECORD, pickled) + ENDED).startswith(
+    assert reason_of(answer, sealed(call_outcome.VALUE_RECORD, pickled) + ENDED).startswith(
         "its result cannot be unpickled here: "
     )
     assert reason_of(answer, failure("ThereError: x", "there", pickled) + ENDED) == "ThereError: x"
@@ -125,7 +125,7 @@ def test_large_result_is_read_from_the_file(answer: Path) -> None:
     with answer.open("wb") as file:
         pickle.dump([os.urandom(1 << 20) for _ in range(50)], file, protocol=pickle.HIGHEST_PROTOCOL)
         file.write(
-            call_program.RECORD_TRAILER.pack(call_program.RECORD_MAGIC, call_program.VALUE_RECORD, file.tell()) + ENDED
+            call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, call_outcome.VALUE_RECORD, file.tell()) + ENDED
         )
     tracemalloc.start()
     try:
@@ -142,7 +142,7 @@ def test_large_result_is_read_from_the_file(answer: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (sealed(call_program.VALUE_RECORD, b"not even a pickle") + ENDED, None),
+        (sealed(call_outcome.VALUE_RECORD, b"not even a pickle") + ENDED, None),
         (failure("r", "there", pickle.dumps((ValueError, ("bad",), {}))) + ENDED, ValueError),
         (failure("r", "there") + ENDED, RemoteFunctionError),
         (b"cut", RemoteFunctionError),

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from lazycluster._functions import bootstrap, outcome, serialize
-from lazycluster._remote import call_program, protocol
+from lazycluster._remote import call_outcome, protocol
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster.exceptions import RemoteFunctionError
 from lazycluster.testing._process_guard import wait_until
@@ -220,7 +220,7 @@ def test_work(function: Callable[[], object], expected: object, printed: bytes, 
     assert done.stdout.count(b"done") == 1
     with tempfile.TemporaryFile() as file:
         file.write(
-            done.stdout[:-4] + call_program.RECORD_TRAILER.pack(call_program.RECORD_MAGIC, call_program.END_RECORD, 0)
+            done.stdout[:-4] + call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, call_outcome.END_RECORD, 0)
         )
         assert outcome.read_outcome(file, "h", "f").unwrap() == expected
 
