@@ -30,7 +30,17 @@ before the function runs. Garbage is collected again, if it was, once the progra
 is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
 """
 
-_SUPERVISOR_MODULES = ("protocol", "process_tree", "spawn", "temp_dirs", "send_queue", "child", "workers", "supervisor")
+_SUPERVISOR_MODULES = (
+    "protocol",
+    "process_tree",
+    "spawn",
+    "temp_dirs",
+    "send_queue",
+    "child",
+    "workers",
+    "children",
+    "supervisor",
+)
 CALL_MODULES = ("call_outcome", "memory_importer", "call_program")
 _REMOTE_PACKAGE = "lazycluster._remote"
 LOADER_SOURCE = f"""\
@@ -105,7 +115,7 @@ def build_call_program(token: str, grace: float = 5.0) -> HostProgram:
 
 
 def build_supervisor_program(token: str, mark: str, grace: float, working_dir: str | None, probe: str) -> HostProgram:
-    """Return the program of a supervisor; see `lazycluster._remote.build_supervisor_program.main()`."""
+    """Return the program of a supervisor; see `lazycluster._remote.supervisor.main()`."""
     directory = None if working_dir is None else os.fsencode(working_dir)
     start = f"sys.exit(supervisor.main({token!r}, {mark!r}, {grace!r}, {directory!r}, {probe!r}))\n"
     source = _compressed_sources(_SUPERVISOR_MODULES)

@@ -30,6 +30,9 @@ RUN, CALL, INPUT, INPUT_END, WINDOW_UPDATE, STOP, REQUEST, PREPARE, DETACH = ran
 # From the host to the runtime.
 HELLO, STARTED, STDOUT, STDERR, OUTCOME, INPUT_WINDOW_UPDATE, ENDED, RESPONSE, GOODBYE, KEEPALIVE = range(16, 26)
 
+FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL = 1, 2
+"""Flags of RUN and CALL."""
+
 STREAM_KINDS = frozenset((INPUT, STDOUT, STDERR, OUTCOME))
 """The kinds whose bodies are pieces of a stream."""
 

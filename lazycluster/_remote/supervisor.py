@@ -9,14 +9,13 @@ Standard library only, and the syntax of Python 3.6.
 
 import _signal as signal  # `signal` itself makes enumerations of it, which takes 2 ms
 import contextlib
-import errno
 import os
 import selectors
 import sys
 import time
-from collections import deque
 
 from lazycluster._remote.child import Child
+from lazycluster._remote.children import Children
 from lazycluster._remote.process_tree import (
     ProcessEntry,
     TreeTerminator,
@@ -34,15 +33,11 @@ from lazycluster._remote.protocol import (
     INPUT_END,
     KEEPALIVE,
     MAX_BODY_BYTES,
-    OUTCOME,
     PREPARE,
     PROTOCOL_VERSION,
     REQUEST,
     RESPONSE,
     RUN,
-    STARTED,
-    STDERR,
-    STDOUT,
     STOP,
     WINDOW_UPDATE,
     FrameDecoder,
@@ -52,30 +47,17 @@ from lazycluster._remote.protocol import (
     unpack,
 )
 from lazycluster._remote.send_queue import SendQueue
-from lazycluster._remote.spawn import (
-    DescriptorLimit,
-    Spawner,
-    base_environment,
-    close_all,
-    login_shell,
-    set_nonblocking,
-    split_simple_command,
-)
+from lazycluster._remote.spawn import DescriptorLimit, Spawner, set_nonblocking
 from lazycluster._remote.temp_dirs import TempDirs
-from lazycluster._remote.workers import LoadedCode, Workers, encode_setup
+from lazycluster._remote.workers import LoadedCode, Workers
 
 SUPERVISOR_START_MARKER = "LAZYCLUSTER-SUPERVISOR"
 """The first word of what the supervisor prints; the token follows, then a newline, then frames."""
 
-FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL = 1, 2
-"""Flags of RUN and CALL."""
-
 _TERMINATION_POLL_SECONDS = 0.02  # seconds between two looks at processes that are to end
-_REPORT_STARTED_AFTER_SECONDS = 0.005  # seconds after which a job is told to have started, if it has not ended by then
 _KEEPALIVE_INTERVAL_SECONDS = 60.0  # seconds; unanswered, they let the kernel notice a dead link (tcp(7), tcp_retries2)
 _GOODBYE_TIMEOUT_SECONDS = 2.0  # seconds to get the last frame out
 _FRAME_READ_BYTES = 1 << 18
-_OUT_OF_RESOURCES_ERRNOS = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 class Supervisor:
@@ -99,18 +81,21 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(0, selectors.EVENT_READ, self._receive)
         self._selector.register(self._wakeup_reader, selectors.EVENT_READ, self._handle_signals)
-        self._send_queue = SendQueue(output_descriptor, self._selector, self._update_reading, self._close)
+        self._send_queue = SendQueue(
+            output_descriptor,
+            self._selector,
+            lambda: self._children.update_reading(),  # noqa: PLW0108 - they are made below
+            self._close,
+        )
         self._decoder = FrameDecoder()
-        self._descriptor_limit = DescriptorLimit()
-        self._spawner = Spawner(self._descriptor_limit)
+        descriptor_limit = DescriptorLimit()
+        spawner = Spawner(descriptor_limit)
         self._loaded_code = LoadedCode()
-        self._workers = Workers(self._loaded_code, self._descriptor_limit)
+        self._workers = Workers(self._loaded_code, descriptor_limit)
         self._temp_dirs = TempDirs(temp_dir_prefix)
-        self._cwd = self._temp_dirs.home
-        self._environment = base_environment()
-        self._children: dict[int, Child] = {}
-        self._children_by_pid: dict[int, Child] = {}
-        self._unreported_starts: deque[tuple[float, Child]] = deque()
+        self._children = Children(
+            mark, self._selector, self._send_queue, spawner, self._workers, self._loaded_code, self._temp_dirs
+        )
         self._working_dir = b""
         self._is_closing = False
         self._terminator: TreeTerminator | None = None
@@ -139,14 +124,13 @@ class Supervisor:
         child.captured_output = facts
         child.end_input()
         if probe and not failure:
-            self._children[0] = child
-            self._spawn(child, "/bin/sh", ["sh", "-c", probe, "sh"], {**self._environment, **probe_environment()})
+            self._children.start_probe(child, probe, probe_environment())
         else:
             child.report_end(b"exit", b"0")
         self._send_queue.flush()
 
     def _send_hello(self, child: Child, facts: bytes, failure: str) -> None:
-        self._discard_child(child)
+        self._children.discard(child)
         version = ".".join(str(part) for part in sys.version_info[:3])
         about = (sys.implementation.name, version, sys.executable or "python", failure)
         fields = (
@@ -165,8 +149,7 @@ class Supervisor:
             for key, _ in self._selector.select(self._select_timeout()):
                 key.data()
             now = time.monotonic()
-            if self._unreported_starts and self._unreported_starts[0][0] <= now:
-                self._report_started(now)
+            self._children.report_started(now)
             if now >= self._next_termination_poll:
                 self._advance_termination(now)
             if self._is_closing and self._terminator is None:
@@ -188,11 +171,11 @@ class Supervisor:
             if self._is_closing
             else self._send_queue.last_sent + _KEEPALIVE_INTERVAL_SECONDS
         )
-        if self._unreported_starts:
-            due = min(due, self._unreported_starts[0][0])
+        if self._children.next_report_at is not None:
+            due = min(due, self._children.next_report_at)
         if self._workers.next_fork_at is not None:
             due = min(due, self._workers.next_fork_at)
-        if self._is_closing or any(child.terminator for child in self._children.values()):
+        if self._is_closing or any(child.terminator for child in self._children.by_number.values()):
             due = min(due, self._next_termination_poll)
         return max(0.0, due - now)
 
@@ -215,9 +198,7 @@ class Supervisor:
             if pid == 0:
                 return False
             self._workers.process_exited(pid)
-            child = self._children_by_pid.pop(pid, None)
-            if child is not None:
-                child.process_exited(status)
+            self._children.process_exited(pid, status)
 
     # What comes in ---------------------------------------------------------------------------------------------------
 
@@ -236,7 +217,7 @@ class Supervisor:
                 try:
                     self._handle_frame(kind, number, body)
                 except Exception as error:
-                    child = self._children.get(number)
+                    child = self._children.by_number.get(number)
                     if isinstance(error, FrameError) or child is None:
                         raise
                     child.report_end(b"failed", f"{type(error).__name__}: {error}")
@@ -246,15 +227,15 @@ class Supervisor:
 
     def _handle_frame(self, kind: int, number: int, body: bytes) -> None:
         if kind == RUN:
-            self._run_command(number, unpack(body))
+            self._children.run_command(number, unpack(body))
         elif kind == CALL:
-            self._call_function(number, unpack(body))
+            self._children.call_function(number, unpack(body))
         elif kind == REQUEST:
             self._handle_request(number, unpack(body))
         elif kind == PREPARE:
             self._loaded_code.load(*unpack(body))
-        elif number in self._children:
-            child = self._children[number]
+        elif number in self._children.by_number:
+            child = self._children.by_number[number]
             if kind == WINDOW_UPDATE:
                 child.increase_window(int(body))
             elif kind == INPUT:
@@ -292,131 +273,11 @@ class Supervisor:
             raise ValueError(method)
         return []
 
-    # Jobs ------------------------------------------------------------------------------------------------------------
-
-    def _run_command(self, number: int, fields: "list[bytes]") -> None:
-        """Run a command: flags, working directory, grace, shell text, input so far; then the environment."""
-        flags, directory, grace, text, data = fields[:5]
-        child = self._new_child(number, grace, flags, data)
-        if not self._change_directory(child, directory):
-            return
-        environment = dict(self._environment)
-        own = self._child_variables(child, fields[5:])
-        environment.update(zip(own[::2], own[1::2]))
-        command = os.fsdecode(text)
-        shell = login_shell() if int(flags) & FLAG_LOGIN_SHELL else "/bin/sh"
-        words = split_simple_command(command, environment)
-        if words is not None and self._spawn(child, words[0], words[1:], environment, lenient=True):
-            return
-        self._spawn(child, shell, [shell, "-c", command], environment)
-
-    def _call_function(self, number: int, fields: "list[bytes]") -> None:
-        """Call a function: flags, working directory, grace, name, request so far; then the environment."""
-        flags, directory, grace, _, data = fields[:5]
-        child = self._new_child(number, grace, flags, data)
-        if self._loaded_code.run_call is None:
-            child.report_end(b"failed", self._loaded_code.load_error)
-            return
-        if not self._change_directory(child, directory):
-            return
-        try:
-            worker = self._workers.acquire()
-        except OSError as error:
-            child.report_end(b"failed", f"no process for it: {error.strerror}")
-            return
-        child.done_record = self._loaded_code.done_record(os.urandom(16))
-        child.prepend_input(
-            encode_setup(child.done_record, os.fsencode(self._cwd), self._child_variables(child, fields[5:]))
-        )
-        self._register_child(
-            child, worker.pid, worker.request_writer, ((worker.outcome_reader, OUTCOME), (worker.output_reader, STDERR))
-        )
-
-    def _new_child(self, number: int, grace: bytes, flags: bytes, data: bytes) -> Child:
-        child = Child(number, float(grace), self._selector, self._send_queue, self._discard_child)
-        child.write_input(data)
-        if int(flags) & FLAG_INPUT_ENDED:
-            child.end_input()
-        self._children[number] = child
-        return child
-
-    def _discard_child(self, child: Child) -> None:
-        self._children.pop(child.number, None)
-        self._workers.call_ended()
-
-    def _change_directory(self, child: Child, directory: bytes) -> bool:
-        """Enter the working directory of a job; the supervisor itself has no use for one."""
-        self._cwd = self._temp_dirs.absolute_path(os.fsdecode(directory)) if directory else self._temp_dirs.home
-        try:
-            os.chdir(self._cwd)
-        except OSError as error:
-            child.report_end(b"cd", error.strerror or "")
-            return False
-        return True
-
-    def _child_variables(self, child: Child, variables: "list[bytes]") -> "list[bytes]":
-        """Return the variables of a job beyond those of the supervisor: names and values in turn."""
-        name, _, token = self._mark.partition("=")
-        child_mark = os.fsencode(f"{token}{child.number}.")
-        return [b"PWD", os.fsencode(self._cwd), *variables, os.fsencode(name), child_mark]
-
-    def _spawn(
-        self, child: Child, program: str, argv: "list[str]", environment: "dict[bytes, bytes]", *, lenient: bool = False
-    ) -> bool:
-        """Start a program as a job. A failure ends the job as it would a shell's; where `lenient`, it returns False."""
-        child_ends: list[int] = []
-        own_ends: list[int] = []
-        try:
-            if child.needs_input:
-                input_reader, input_writer = os.pipe()
-            else:
-                input_reader, input_writer = os.open(os.devnull, os.O_RDONLY), -1
-            child_ends.append(input_reader)
-            own_ends.append(input_writer)
-            for _ in range(2):
-                reading, writing = os.pipe()
-                child_ends.append(writing)
-                own_ends.append(reading)
-            pid = self._spawner.spawn(program, argv, environment, child_ends)
-        except OSError as error:
-            close_all(own_ends)
-            if lenient:
-                return False
-            if error.errno in _OUT_OF_RESOURCES_ERRNOS:
-                child.report_end(b"failed", f"no process for it: {error.strerror}")
-            else:
-                self._send_queue.send(STDERR, child.number, os.fsencode(f"{program}: {error.strerror}\n"))
-                child.report_end(b"exit", encode_number(126 << 8))
-        else:
-            set_nonblocking(own_ends)
-            self._register_child(child, pid, own_ends[0], ((own_ends[1], STDOUT), (own_ends[2], STDERR)))
-        finally:
-            close_all(child_ends)
-        return True
-
-    def _register_child(
-        self, child: Child, pid: int, input_writer: int, streams: "tuple[tuple[int, int], ...]"
-    ) -> None:
-        self._children_by_pid[pid] = child
-        child.process_started(pid, input_writer, streams)
-        if child.number:
-            self._unreported_starts.append((time.monotonic() + _REPORT_STARTED_AFTER_SECONDS, child))
-
-    def _report_started(self, now: float) -> None:
-        while self._unreported_starts and self._unreported_starts[0][0] <= now:
-            child = self._unreported_starts.popleft()[1]
-            if not child.finished:
-                self._send_queue.send(STARTED, child.number, encode_number(child.pid))
-
-    def _update_reading(self) -> None:
-        for child in self._children.values():
-            child.update_reading()
-
     # Ending ----------------------------------------------------------------------------------------------------------
 
     def _advance_termination(self, now: float) -> None:
         """Go on with what is to end."""
-        terminating = [job for job in self._children.values() if job.terminator is not None]
+        terminating = [job for job in self._children.by_number.values() if job.terminator is not None]
         if not terminating and self._terminator is None:
             return
         self._next_termination_poll = now + _TERMINATION_POLL_SECONDS
@@ -437,7 +298,7 @@ class Supervisor:
         self._is_closing = True
         self._selector.unregister(0)
         self._workers.kill_spare()
-        for child in self._children.values():
+        for child in self._children.by_number.values():
             child.finish()
         mark = self._mark.encode()
         me = os.getpid()
@@ -447,13 +308,13 @@ class Supervisor:
             return (descendants(table, me) | find_marked(orphans, mark)) - {me}
 
         self._terminator = TreeTerminator(
-            find_own_processes, max([job.grace for job in self._children.values()], default=self._grace)
+            find_own_processes, max([job.grace for job in self._children.by_number.values()], default=self._grace)
         )
         self._next_termination_poll = 0.0
 
 
 def probe_environment() -> "dict[bytes, bytes]":
-    """Return what Python knows of the machine and the probe needs to start no program for (see probe.sh)."""
+    """Return facts that Python knows, so that the probe starts no program for them (see probe.sh)."""
     system = os.uname()
     known = {b"LAZYCLUSTER_UNAME": os.fsencode(f"{system.sysname} {system.release} {system.machine}")}
     with contextlib.suppress(AttributeError, OSError):  # not everywhere, and not allowed everywhere

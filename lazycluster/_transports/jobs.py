@@ -11,7 +11,7 @@ import attrs
 
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import protocol
-from lazycluster._remote.supervisor import FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL
+from lazycluster._remote.protocol import FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL
 from lazycluster._ssh.session import SessionEndedError
 from lazycluster._ssh.shell import Script
 from lazycluster._transports.supervisor_client import ExitInfo, RemoteChild, SupervisorClient

@@ -171,8 +171,8 @@ class LocalSupervisor:
         updates_window: bool = True,
     ) -> ObservedChild:
         """Start a command; None: its standard input is sent later."""
-        flags = (supervisor.FLAG_LOGIN_SHELL if login_shell else 0) | (
-            supervisor.FLAG_INPUT_ENDED if stdin is not None else 0
+        flags = (protocol.FLAG_LOGIN_SHELL if login_shell else 0) | (
+            protocol.FLAG_INPUT_ENDED if stdin is not None else 0
         )
         return self._start_child(protocol.RUN, command, flags, stdin or b"", cwd, env, grace, updates_window)
 
@@ -188,7 +188,7 @@ class LocalSupervisor:
         request = serialize.serialize_call(function, *args).encode_request()
         first, rest = request[: protocol.STREAM_CHUNK_BYTES], request[protocol.STREAM_CHUNK_BYTES :]
         job = self._start_child(
-            protocol.CALL, "f", 0 if rest else supervisor.FLAG_INPUT_ENDED, first, cwd, env, grace, True
+            protocol.CALL, "f", 0 if rest else protocol.FLAG_INPUT_ENDED, first, cwd, env, grace, True
         )
         if rest:
             job.write(rest)
@@ -369,7 +369,7 @@ def local_supervisor(
     sent = bootstrap.build_supervisor_program(token, mark, grace, working_dir, probe)
     environment = {**(os.environ if env is None else env), **(coverage_environment() if python is None else {})}
     imported = "import os\ndel os.environ['COVERAGE_PROCESS_CONFIG']\n"
-    modules = "child, process_tree, protocol, send_queue, spawn, supervisor, workers"
+    modules = "child, children, process_tree, protocol, send_queue, spawn, supervisor, workers"
     imported += f"from lazycluster._remote import {modules}\n"
     imported += f"{setup_code}\n"
     imported += f"supervisor.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"
