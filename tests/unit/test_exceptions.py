@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 import threading
 import traceback
 
+import attrs
 import attrs.exceptions
 import pytest
 
@@ -271,6 +273,8 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
 ]
 ERRORS = [error for error, _ in CASES]
 CLASSES = {value for _, value in inspect.getmembers(e, inspect.isclass) if issubclass(value, e.LazyclusterError)}
+PLAIN = {e.LazyclusterError, e.HostError, e.CommandError, e.FunctionError}
+"""Classes without fields: to catch the errors below them, and never raised themselves."""
 
 
 def name(error: object) -> str:
@@ -283,7 +287,7 @@ def test_text(error: e.LazyclusterError, text: str) -> None:
 
 
 def test_every_error_is_in_the_table() -> None:
-    assert CLASSES - {type(error) for error in ERRORS} == {e.LazyclusterError}
+    assert CLASSES - {type(error) for error in ERRORS} == PLAIN
 
 
 def test_every_error_is_at_the_top() -> None:
@@ -351,6 +355,44 @@ CONNECT = {cls for cls in CLASSES if issubclass(cls, e.ConnectError)}
 )
 def test_what_they_are_besides(kind: type[Exception], classes: set[type[Exception]]) -> None:
     assert {cls for cls in CLASSES if issubclass(cls, kind)} == classes
+
+
+def drawn_tree() -> dict[str, tuple[str, str, str]]:
+    """Return from the tree in the docstring, for each class: its mark, the class above it, and its further base."""
+    drawn: dict[str, tuple[str, str, str]] = {}
+    above = {-1: ""}
+    for line in (e.__doc__ or "").splitlines():
+        match = re.fullmatch(r"((?:  )*)([*x+]) (\w+)(?: \((\w+)\))?", line)
+        if match is not None:
+            indent, mark, cls, besides = match.groups(default="")
+            depth = len(indent) // 2
+            above[depth] = cls
+            assert cls not in drawn
+            drawn[cls] = (mark, above[depth - 1], besides)
+    return drawn
+
+
+def test_drawn_tree_has_every_error_below_its_base() -> None:
+    def bases(cls: type[e.LazyclusterError]) -> tuple[str, str]:
+        ours = [base.__name__ for base in cls.__bases__ if base in CLASSES]
+        besides = [base.__name__ for base in cls.__bases__ if base not in CLASSES | {Exception}]
+        assert len(ours) == (cls is not e.LazyclusterError)
+        return "".join(ours), "".join(besides)
+
+    marks = dict.fromkeys(CLASSES, "+") | dict.fromkeys(PLAIN, "x") | {e.LazyclusterError: "*"}
+
+    assert drawn_tree() == {cls.__name__: (marks[cls], *bases(cls)) for cls in CLASSES}
+
+
+def test_plain_classes_of_the_tree_have_no_fields() -> None:
+    assert {cls for cls in CLASSES if not attrs.has(cls)} == PLAIN
+    assert not any("__annotations__" in vars(cls) for cls in PLAIN)
+
+
+def test_host_lost_errors_are_those_of_a_host_and_its_directory() -> None:
+    lost = {cls for cls in CLASSES if issubclass(cls, e.HOST_LOST_ERRORS)}
+
+    assert lost == {cls for cls in CLASSES if issubclass(cls, e.HostError)} | {e.WorkingDirectoryError}
 
 
 def test_connect_errors_are_all_there() -> None:

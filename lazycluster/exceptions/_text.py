@@ -1,0 +1,32 @@
+"""Texts in the messages of errors: commands, outputs, and errors of some hosts among many."""
+
+from __future__ import annotations
+
+import textwrap
+
+from lazycluster.exceptions.root import LazyclusterError
+
+_TAIL_LINES = 20
+
+
+def indented_tail(text: str) -> str:
+    """Return the last lines of an output, indented, ready to follow a message on lines of their own."""
+    lines = text.rstrip().splitlines()[-_TAIL_LINES:]
+    return "\n" + textwrap.indent("\n".join(lines), "    ") if lines else ""
+
+
+def shorten(command: str, width: int = 200) -> str:
+    """Return a command on one line, cut to a width."""
+    line = " ".join(command.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def error_text(error: BaseException) -> str:
+    """Return the message of an error; the name of its class comes first if it is not a `LazyclusterError`."""
+    return str(error) if isinstance(error, LazyclusterError) else f"{type(error).__name__}: {error}"
+
+
+def error_lines(host: str, error: Exception) -> list[str]:
+    """Return the message of a host's error as lines, the host's name first."""
+    text = error_text(error)
+    return (text if text.startswith((f"{host}:", f"{host} ")) else f"{host}: {text}").splitlines()

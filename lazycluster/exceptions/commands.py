@@ -1,0 +1,80 @@
+"""Errors of commands and tasks on a host."""
+
+from __future__ import annotations
+
+import attrs
+
+from lazycluster.exceptions._text import indented_tail, shorten
+from lazycluster.exceptions.root import LazyclusterError
+
+
+class CommandError(LazyclusterError):
+    """A command or a task did not do its work on a host that can be used."""
+
+
+@attrs.frozen(slots=False)
+class CommandTimeoutError(CommandError, TimeoutError):
+    """A command ran longer than its timeout; the host ended it with its children."""
+
+    host: str
+    command: str
+    timeout: float
+    stdout: bytes = attrs.field(default=b"", repr=False)
+    stderr: bytes = attrs.field(default=b"", repr=False)
+
+    def __str__(self) -> str:
+        output = indented_tail((self.stdout + self.stderr).decode(errors="replace"))
+        took = f"took longer than its timeout of {self.timeout:g} s and was ended"
+        return f"{self.host}: `{shorten(self.command)}` {took}.{output}"
+
+
+@attrs.frozen(slots=False)
+class CommandStoppedError(CommandError):
+    """The local process stopped a command or function before it ended."""
+
+    host: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: `{shorten(self.command)}` was stopped before it ended."
+
+
+@attrs.frozen(slots=False)
+class CommandFailedError(CommandError):
+    """A command that must succeed ended with another exit status than 0."""
+
+    host: str
+    command: str
+    exit_code: int
+    output: str = attrs.field(default="", repr=False)
+
+    def __str__(self) -> str:
+        output = indented_tail(self.output)
+        return f"{self.host}: `{shorten(self.command)}` ended with exit status {self.exit_code}.{output}"
+
+
+@attrs.frozen(slots=False)
+class WorkingDirectoryError(CommandError):
+    """A command could not enter its working directory."""
+
+    host: str
+    path: str
+    reason: str
+    advice: str = "Create it first."
+
+    def __str__(self) -> str:
+        return f"{self.host}: cannot enter the working directory {self.path!r} ({self.reason}). {self.advice}"
+
+
+@attrs.frozen(slots=False)
+class TaskExecutionError(CommandError):
+    """A step of a task failed, with the error in `__cause__`. The steps after it did not run."""
+
+    host: str
+    task: str
+    step_index: int
+    step: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.host}: task {self.task!r} failed at step {self.step_index}, {self.step}: {self.reason}"
