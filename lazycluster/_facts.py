@@ -28,6 +28,11 @@ class Facts(ABC):
         """Return what the machine has, as it was found when the runtime was made."""
 
     @property
+    def class_name(self) -> str:
+        """Return the name of the class."""
+        return type(self).__name__
+
+    @property
     def os(self) -> str:
         """Return the name and version of the operating system."""
         return self.host_info.os

@@ -11,7 +11,7 @@ from typing import Literal
 
 from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, errors_by_host, gather, values_by_host
-from lazycluster._model.checks import check_environment
+from lazycluster._model.checks import check_environment, to_list
 from lazycluster._model.options import RuntimeOptions
 from lazycluster._transports import factory
 from lazycluster._typing import Unpack
@@ -281,8 +281,3 @@ def _raise_open_file_limit(host_count: int) -> None:
         with contextlib.suppress(ValueError, OSError):
             new_limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (new_limit, hard))
-
-
-def to_list(hosts: str | Iterable[str] | None) -> list[str]:
-    """Return hosts as a list; one may be given by itself."""
-    return [hosts] if isinstance(hosts, str) else list(hosts or ())

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import atexit
 import functools
+import itertools
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import attrs
 
+from lazycluster._model.forwarding import Forwarding
 from lazycluster._transports.interface import RuntimeTransport, Stoppable
-from lazycluster.exceptions import RuntimeClosedError
+from lazycluster.exceptions import InvalidRuntimeError, LazyclusterError, RuntimeClosedError
+from lazycluster.hardware import HostInfo
 from lazycluster.managed import ManagedProcess
 from lazycluster.tasks import TaskProcess
 
@@ -28,6 +31,7 @@ class ResourceRegistry:
     processes: dict[str, Stoppable] = attrs.field(factory=dict)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
     release_lock: threading.RLock = attrs.field(factory=threading.RLock)
+    process_numbers: Iterator[int] = attrs.field(factory=itertools.count)
     creator_pid: int = attrs.field(factory=os.getpid)
     closed: bool = False
     released: bool = False
@@ -58,6 +62,29 @@ class ResourceRegistry:
             self.released = True
             _unreleased_registries.discard(self)
 
+    def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
+        """Make the working directory, a temporary one by default; return it with the hardware of the host.
+
+        Raises:
+            InvalidRuntimeError: The host cannot be used; its `__cause__` is the reason.
+        """
+        try:
+            return self.transport.set_up(working_dir)
+        except (LazyclusterError, ValueError) as error:
+            self._abort_set_up()
+            host = self.transport.host
+            raise InvalidRuntimeError(host, str(error).removeprefix(f"{host}: ")) from error
+        except BaseException:
+            self._abort_set_up()
+            raise
+
+    def _abort_set_up(self) -> None:
+        """Release everything; a host without temporary directories of the runtime is not contacted again."""
+        if self.transport.temp_dirs:
+            self.release()
+        else:
+            self.disconnect()
+
     def disconnect(self) -> None:
         """End the connection, where nothing was made on the host yet."""
         self.closed = self.released = True
@@ -87,6 +114,19 @@ class ResourceRegistry:
         elif self.transport.temp_dirs:
             _log.warning("%s: not reached; left there: %s", self.transport.host, ", ".join(self.transport.temp_dirs))
 
+    def check_open(self) -> None:
+        """Check that the resources are not released.
+
+        Raises:
+            RuntimeClosedError: The release has begun.
+        """
+        if self.closed:
+            raise RuntimeClosedError(self.transport.host)
+
+    def new_key(self, name: str) -> str:
+        """Return a key that no other process has, also among those of other hosts of a group."""
+        return f"{name}-{next(self.process_numbers)}@{self.transport.host}"
+
     def register(self, key: str, process: Stoppable) -> str:
         """Add a process under a key and return the key; one that comes too late is stopped.
 
@@ -99,6 +139,29 @@ class ResourceRegistry:
                 return key
         process.terminate()
         raise RuntimeClosedError(self.transport.host)
+
+    def open_tunnel(self, name: str, forwarding: Forwarding, owner: object) -> str:
+        """Open a tunnel and return its key; the owner lives as long as the tunnel.
+
+        Raises:
+            RuntimeClosedError: The release has begun.
+        """
+        self.check_open()
+        tunnel = self.transport.open_tunnel(forwarding, owner)
+        return self.register(self.new_key(name), tunnel)
+
+    def get_process(self, key: str) -> ManagedProcess:
+        """Return the process with a key.
+
+        Raises:
+            ValueError: No process has that key.
+        """
+        try:
+            return self.processes[key]
+        except KeyError:
+            known = ", ".join(self.processes) or "none"
+            message = f"{self.transport.host}: no process with the key {key!r} (there are: {known})"
+            raise ValueError(message) from None
 
     def get_processes(self, *, only_alive: bool) -> dict[str, ManagedProcess]:
         """Return the processes by key."""

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import logging
-import math
-import numbers
-import shlex
-import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -19,29 +13,23 @@ import attrs
 from lazycluster import _invoke
 from lazycluster._facts import Facts
 from lazycluster._model.checks import check_environment, check_port
-from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._model.options import ConnectionOptions, RuntimeOptions
 from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._requirements import find_missing_requirement
 from lazycluster._resources import ResourceRegistry
+from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
+from lazycluster._task_history import TaskHistory
 from lazycluster._transports import factory
 from lazycluster._transports.interface import RuntimeTransport
 from lazycluster._typing import Unpack
 from lazycluster._waiting import CancelToken
-from lazycluster.exceptions import (
-    ConnectError,
-    InvalidRuntimeError,
-    LazyclusterError,
-    NoPortsLeftError,
-    PortInUseError,
-    PythonNotFoundError,
-    RuntimeClosedError,
-)
+from lazycluster.exceptions import ConnectError, LazyclusterError
 from lazycluster.executor import Executor
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import CleanupOnExit, ManagedProcess
 from lazycluster.results import CommandResult
 from lazycluster.steps import check_callable
-from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
+from lazycluster.tasks import RuntimeTask
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -82,29 +70,12 @@ class Runtime(Facts, CleanupOnExit):
         """The way onto the host, which groups use, too."""
         self._resources = ResourceRegistry(self.transport)
         self._env: dict[str, str] = {}
-        self._lock = threading.RLock()
-        self._process_numbers = itertools.count()
         self._last_success = 0.0
-        self._executions: list[tuple[RuntimeTask, Execution]] = []
-        try:
-            self._working_dir, self._host_info = self.transport.set_up(working_dir)
-        except (LazyclusterError, ValueError) as error:
-            self._abort_set_up()
-            reason = str(error).removeprefix(f"{host}: ")
-            raise InvalidRuntimeError(host, reason) from error
-        except BaseException:
-            self._abort_set_up()
-            raise
+        self._task_history = TaskHistory(self._resources)
+        self._working_dir, self._host_info = self._resources.set_up(working_dir)
         for warning in self._host_info.warnings:
             _log.warning("%s: %s", self.host, warning)
         weakref.finalize(self, self._resources.release_in_background).atexit = False
-
-    def _abort_set_up(self) -> None:
-        """End what could not be set up; a host on which nothing was made is not asked again."""
-        if self.transport.temp_dirs:
-            self._resources.release()
-        else:
-            self._resources.disconnect()
 
     def __repr__(self) -> str:
         """Return the host and the working directory."""
@@ -116,11 +87,6 @@ class Runtime(Facts, CleanupOnExit):
     def host(self) -> str:
         """Return the host as it was given."""
         return self.transport.host
-
-    @property
-    def class_name(self) -> str:
-        """Return the name of the class."""
-        return type(self).__name__
 
     @property
     def working_dir(self) -> str:
@@ -196,24 +162,9 @@ class Runtime(Facts, CleanupOnExit):
 
         The arguments are those of `check_filter()`.
         """
-        check_minimums(min_memory, min_cpu_cores)
-        info = self._host_info
-        if gpu_required and not info.gpus:
-            return "it has no GPU"
-        if min_memory is not None and info.memory_in_mb < min_memory:
-            return f"it has {info.memory_in_mb} MB of memory, and not {min_memory}"
-        if min_cpu_cores is not None and info.cpu_cores < min_cpu_cores:
-            return f"it has {info.cpu_cores:g} CPU cores, and not {min_cpu_cores:g}"
-        executables = _to_list(installed_executables)
-        if executables:
-            words = " ".join(shlex.quote(name) for name in executables)
-            result = self.run(f'for e in {words}; do command -v "$e" >/dev/null || echo "$e"; done')
-            if result.stdout or not result.ok:
-                return f"not installed: {', '.join(result.stdout.splitlines() or executables)}"
-        for command in _to_list(filter_commands):
-            if self.run(command).stdout.strip().lower() != "true":
-                return f"`{command}` did not print true"
-        return ""
+        return find_missing_requirement(
+            self._host_info, self.run, gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands
+        )
 
     # What it does ------------------------------------------------------------------------------------------------
 
@@ -232,7 +183,7 @@ class Runtime(Facts, CleanupOnExit):
             CommandTimeoutError: It took longer.
             ConnectionLostError: The link broke.
         """
-        self._check_open()
+        self._resources.check_open()
         result = self.transport.run(
             command, cwd=self._working_dir, env=self.env_variables, stdin=stdin, timeout=timeout, watch=watch
         )
@@ -273,24 +224,10 @@ class Runtime(Facts, CleanupOnExit):
             TaskExecutionError: A step failed; in the background only `join()` raises it.
         """
         executor = attrs.evolve(self.executor(debug=debug), prefix_output=prefix_output)
-        if not execute_async:
-            execution = task.new_execution(executor)
-            with self._lock:
-                self._executions.append((task, execution))
-            execution.run()
-            task.join()
-            return task
-        cancellation = CancelToken()
-        try:
-            with self._lock:
-                process = task.start_in_background(
-                    attrs.evolve(executor, cancellation=cancellation), cancellation, self
-                )
-                self._executions.append((task, process.execution))
-                self._resources.register(self._new_process_key(task.name), process)
-        except BaseException:  # also Ctrl-C: it may have begun, and nobody has it
-            cancellation.cancel()
-            raise
+        if execute_async:
+            self._task_history.start(task, executor, owner=self)
+        else:
+            self._task_history.run(task, executor)
         return task
 
     def executor(self, *, debug: bool = False, cancellation: CancelToken | None = None) -> Executor:
@@ -299,58 +236,30 @@ class Runtime(Facts, CleanupOnExit):
         Raises:
             RuntimeClosedError: The runtime was cleaned up.
         """
-        self._check_open()
-        return Executor(
-            self.transport,
-            self._working_dir,
-            self.env_variables,
-            debug=debug,
-            cancellation=cancellation,
-        )
+        self._resources.check_open()
+        return Executor(self.transport, self._working_dir, self.env_variables, debug=debug, cancellation=cancellation)
 
     @property
     def last_lost(self) -> float | None:
         """Return when a task failed because of the host, by `time.monotonic()`; None where something did well since."""
-        with self._lock:
-            ended = [(execution.ended_at, execution) for _, execution in self._executions if execution.ended_at]
-        ended_at, last = max(ended, key=lambda pair: pair[0], default=(0.0, None))
-        return ended_at if last is not None and last.host_lost and ended_at > self._last_success else None
+        return self._task_history.last_lost(self._last_success)
 
     def print_log(self) -> None:
         """Print the logs of the tasks carried out here."""
-        with self._lock:
-            executions = list(self._executions)
-        for task, execution in executions:
-            print(f"{self.host}: {task.name}")  # noqa: T201
-            execution.print_log()
+        self._task_history.print_logs(self.host)
 
     @property
     def function_returns(self) -> Generator[object, None, None]:
         """Wait for the tasks, then yield what their functions returned, in the order in which the tasks were begun."""
-        with self._lock:
-            executions = list(self._executions)
-        for process in self.task_processes:
-            process.join()
-        for _, execution in executions:
-            yield from execution.iter_function_returns()
+        yield from self._task_history.iter_function_returns()
 
     def join_tasks(self) -> list[LazyclusterError]:
         """Wait for the tasks in the background, and return why those failed that did; that counts as told then."""
-        processes = [process for process in self.get_processes().values() if isinstance(process, TaskProcess)]
-        for process in processes:
-            process.join()
-        failed = [process.execution for process in processes if process.execution.error is not None]
-        for execution in failed:
-            execution.error_reported = True
-        return [execution.error for execution in failed if execution.error is not None]
+        return self._task_history.join()
 
     def clear_tasks(self) -> None:
         """Forget the tasks that have ended: their logs, returns and processes. Those that still run are kept."""
-        with self._lock:
-            tasks = {key: process for key, process in self.get_processes().items() if isinstance(process, TaskProcess)}
-            self._resources.discard(key for key, process in tasks.items() if not process.is_alive())
-            running = {id(process.execution) for process in tasks.values() if process.is_alive()}
-            self._executions = [(task, execution) for task, execution in self._executions if id(execution) in running]
+        self._task_history.clear()
 
     # Directories and ports ---------------------------------------------------------------------------------------
 
@@ -360,12 +269,12 @@ class Runtime(Facts, CleanupOnExit):
         Raises:
             CommandFailedError: It cannot be made.
         """
-        self._check_open()
+        self._resources.check_open()
         self.transport.create_dir(path, cwd=self._working_dir)
 
     def create_tempdir(self) -> str:
         """Make a temporary directory on the host and return its path; it is removed with the runtime."""
-        self._check_open()
+        self._resources.check_open()
         return self.transport.create_tempdir()
 
     def delete_dir(self, path: str) -> bool:
@@ -376,7 +285,7 @@ class Runtime(Facts, CleanupOnExit):
         """
         if not path.rstrip("/"):
             raise ValueError(f"refusing to delete {path!r}")
-        self._check_open()
+        self._resources.check_open()
         return self.transport.delete_dir(path, cwd=self._working_dir)
 
     def has_free_port(self, port: int) -> bool:
@@ -393,11 +302,7 @@ class Runtime(Facts, CleanupOnExit):
         Raises:
             NoPortsLeftError: None is free, or the list is empty.
         """
-        wanted = list(ports)
-        free = self.free_ports(wanted)
-        if not free:
-            raise NoPortsLeftError(self.host, tuple(wanted))
-        return free[0]
+        return first_free_port(self.host, self.free_ports, ports)
 
     def free_ports(self, ports: Iterable[int]) -> list[int]:
         """Return those of some ports that are free on the host, in the order given; one round trip for all of them.
@@ -406,7 +311,7 @@ class Runtime(Facts, CleanupOnExit):
             PythonNotFoundError: There is no Python on the host to try it with.
         """
         wanted = [check_port(port) for port in ports]
-        self._check_open()
+        self._resources.check_open()
         return self.transport.free_ports(wanted) if wanted else []
 
     # Tunnels and processes ---------------------------------------------------------------------------------------
@@ -421,12 +326,8 @@ class Runtime(Facts, CleanupOnExit):
             PortInUseError: `runtime_port` is taken on the host.
             ForwardingRefusedError: The host does not allow it.
         """
-        listen = check_port(local_port if runtime_port is None else runtime_port)
-        forwarding = Forwarding(ForwardType.REMOTE, listen, check_port(local_port))
-        with contextlib.suppress(PythonNotFoundError):  # then only sshd can tell
-            if not self.has_free_port(listen):
-                raise PortInUseError(self.host, listen)
-        return self._expose(f"to-runtime-{listen}", forwarding)
+        forwarding = forwarding_to_host(self.host, self.has_free_port, local_port, runtime_port)
+        return self._resources.open_tunnel(f"to-runtime-{forwarding.listen_port}", forwarding, owner=self)
 
     def expose_port_from_runtime(self, runtime_port: int, local_port: int | None = None) -> str:
         """Make a service that listens on the host on `runtime_port` reachable here at `localhost:local_port`.
@@ -438,17 +339,8 @@ class Runtime(Facts, CleanupOnExit):
             PortInUseError: `local_port` is taken here.
             ForwardingRefusedError: The host does not allow it.
         """
-        listen = check_port(runtime_port if local_port is None else local_port)
-        return self._expose(f"from-runtime-{listen}", Forwarding(ForwardType.LOCAL, listen, check_port(runtime_port)))
-
-    def _expose(self, key: str, forwarding: Forwarding) -> str:
-        self._check_open()
-        tunnel = self.transport.open_tunnel(forwarding, self)
-        return self._resources.register(self._new_process_key(key), tunnel)
-
-    def _new_process_key(self, name: str) -> str:
-        """Return a key that no other process has, also among those of other hosts of a group."""
-        return f"{name}-{next(self._process_numbers)}@{self.host}"
+        forwarding = forwarding_from_host(runtime_port, local_port)
+        return self._resources.open_tunnel(f"from-runtime-{forwarding.listen_port}", forwarding, owner=self)
 
     def get_process(self, key: str) -> ManagedProcess:
         """Return the process with a key.
@@ -456,11 +348,7 @@ class Runtime(Facts, CleanupOnExit):
         Raises:
             ValueError: There is none.
         """
-        try:
-            return self._resources.processes[key]
-        except KeyError:
-            known = ", ".join(self._resources.processes) or "none"
-            raise ValueError(f"{self.host}: no process with the key {key!r} (there are: {known})") from None
+        return self._resources.get_process(key)
 
     def get_processes(self, only_alive: bool = False) -> dict[str, ManagedProcess]:
         """Return the processes by key: tasks in the background and tunnels."""
@@ -477,7 +365,7 @@ class Runtime(Facts, CleanupOnExit):
     @property
     def task_processes(self) -> list[ManagedProcess]:
         """Return the processes of the tasks that were begun in the background."""
-        return [process for process in self.get_processes().values() if isinstance(process, TaskProcess)]
+        return list(self._task_history.processes.values())
 
     @property
     def alive_process_count(self) -> int:
@@ -501,25 +389,6 @@ class Runtime(Facts, CleanupOnExit):
     def close(self) -> None:
         """Do what `cleanup()` does."""
         self.cleanup()
-
-    def _check_open(self) -> None:
-        if self._resources.closed:
-            raise RuntimeClosedError(self.host)
-
-
-def check_minimums(min_memory: object, min_cpu_cores: object) -> None:
-    """Check what a host is to have.
-
-    Raises:
-        ValueError: It is no number.
-    """
-    for name, value in (("min_memory", min_memory), ("min_cpu_cores", min_cpu_cores)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value)):
-            raise ValueError(f"{name} is a number, not {value!r}")
-
-
-def _to_list(items: str | list[str] | None) -> list[str]:
-    return [items] if isinstance(items, str) else list(items or [])
 
 
 __all__ = ["ConnectError", "ConnectionOptions", "Runtime", "RuntimeOptions", "RuntimeTask"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _MAX_CONNECT_TIMEOUT_SECONDS = 1e6
@@ -14,6 +14,11 @@ _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def absolute_path(path: str | os.PathLike[str]) -> Path:
     """Return a local path that no later change of the working directory moves; links are not followed."""
     return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+
+def to_list(names: str | Iterable[str] | None) -> list[str]:
+    """Return names as a list; a single name may come as plain text, and None stands for no names."""
+    return [names] if isinstance(names, str) else list(names or ())
 
 
 def check_port(port: int) -> int:

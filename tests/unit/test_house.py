@@ -41,7 +41,7 @@ ROOMS = (
     ("_transports", "connection"),
     ("executor", "_invoke", "_gather"),
     ("tasks",),
-    ("_resources", "_facts", "runtimes"),
+    ("_resources", "_facts", "_requirements", "_runtime_ports", "_task_history", "runtimes"),
     ("_mapping",),
     ("_membership", "groups"),
     ("manager",),
