@@ -151,12 +151,22 @@ class CancelGroup:
             cancellation.close()
 
 
-def capture(function: Callable[[], T]) -> Value[T] | Error:
-    """Call a function and return what came of it."""
+def capture(function: Callable[[], T], catch: type[BaseException] = BaseException) -> Value[T] | Error:
+    """Call a function and return its outcome; errors other than `catch` are raised."""
     try:
         return Value(function())
-    except BaseException as error:  # noqa: BLE001 - told to whoever asked for the outcome
+    except catch as error:
         return Error(error)
+
+
+def check_on_error(on_error: str) -> None:
+    """Check the choice between raising errors and collecting them.
+
+    Raises:
+        ValueError: It is neither `raise` nor `collect`.
+    """
+    if on_error not in {"raise", "collect"}:
+        raise ValueError(f"on_error is 'raise' or 'collect', not {on_error!r}")
 
 
 def unwrap_all(outcomes: Mapping[str, Value[T] | Error], action: str) -> dict[str, T]:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from lazycluster import _invoke
-from lazycluster._display import count_bar, pluralize, print_table
+from lazycluster import _group_calls, _group_ports, _group_tasks
+from lazycluster._display import pluralize, print_table
 from lazycluster._facts import HOST_TABLE_COLUMNS, host_table_row
-from lazycluster._gather import CancelGroup, OnError, gather, unwrap_all, values_by_host, values_or_errors
-from lazycluster._mapping import MapScheduler
+from lazycluster._gather import OnError, gather, unwrap_all
 from lazycluster._membership import Members
-from lazycluster._model.checks import check_command, check_port, check_timeout
-from lazycluster._model.watch import Watch
-from lazycluster._remote.ports import is_port_free
-from lazycluster._waiting import CancelToken
-from lazycluster.exceptions import HostsFailedError, LazyclusterError, NoPortsLeftError
+from lazycluster._model.checks import check_port
 from lazycluster.managed import CleanupOnExit, ManagedProcess
-from lazycluster.results import CommandResult, Error, Stream, Value
-from lazycluster.runtimes import Runtime
-from lazycluster.steps import GetFile, Step, check_callable, function_name
+from lazycluster.results import CommandResult, Error, Stream
 from lazycluster.tasks import RuntimeTask
 
 P = ParamSpec("P")
@@ -95,17 +87,7 @@ class RuntimeGroup(Members, CleanupOnExit):
             HostsFailedError: Hosts on which it took longer, or to which the link broke; with the results of the others.
             ValueError: The command is empty, or the timeout is not positive.
         """
-        check_command(command)
-        check_timeout(timeout)
-
-        def work(runtime: Runtime, cancellation: CancelToken) -> CommandResult:
-            def tell(stream: Stream, data: bytes) -> None:
-                if on_output is not None:
-                    on_output(runtime.host, stream, data)
-
-            return runtime.run(command, stdin=stdin, timeout=timeout, watch=Watch(tell, cancel_token=cancellation))
-
-        return self._run_on_all(work, f"`{command}`", on_error)
+        return _group_calls.run_command(self, command, on_error, stdin=stdin, timeout=timeout, on_output=on_output)
 
     @overload
     def call(
@@ -113,13 +95,7 @@ class RuntimeGroup(Members, CleanupOnExit):
     ) -> dict[str, T | Error]: ...
     @overload
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, T]: ...
-    def call(
-        self,
-        function: Callable[..., T],
-        /,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Mapping[str, T | Error]:
+    def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Mapping[str, T | Error]:
         """Call a function on every host at once and return what it returned, by host.
 
         Args:
@@ -133,32 +109,7 @@ class RuntimeGroup(Members, CleanupOnExit):
             HostsFailedError: Hosts on which it raised; with the values of the others.
         """
         on_error: OnError = kwargs.pop("on_error", "raise")
-
-        def work(runtime: Runtime, cancellation: CancelToken) -> T:
-            return _invoke.call_function(runtime.executor(cancellation=cancellation), function, args, kwargs)
-
-        check_callable(function)
-        return self._run_on_all(work, function_name(function), on_error)
-
-    def _run_on_all(
-        self, work: Callable[[Runtime, CancelToken], T], action: str, on_error: OnError
-    ) -> Mapping[str, T | Error]:
-        """Do something on every host; where this is interrupted (Ctrl-C), it is ended on the hosts."""
-        _check_on_error(on_error)
-        runtimes = self.require_runtimes()
-        cancel_group = CancelGroup()
-
-        def run_cancellable(runtime: Runtime) -> T:
-            with cancel_group.token() as cancellation:
-                return work(runtime, cancellation)
-
-        with count_bar(action, len(runtimes), "hosts", shown=self.progress) as advance:
-            outcomes = gather(
-                {host: functools.partial(run_cancellable, runtime) for host, runtime in runtimes.items()},
-                on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
-                cancel=cancel_group.cancel,
-            )
-        return unwrap_all(outcomes, action) if on_error == "raise" else values_or_errors(outcomes)
+        return _group_calls.call_function(self, function, on_error, args, kwargs)
 
     @overload
     def map(
@@ -209,27 +160,7 @@ class RuntimeGroup(Members, CleanupOnExit):
         Raises:
             HostsFailedError: No host is left.
         """
-        check_callable(function)
-        _check_on_error(on_error)
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ValueError(f"retries is a whole number from 0 on, not {retries!r}")
-        spread = MapScheduler(
-            list(self.require_runtimes().values()), function, iter(iterable), ordered=ordered, retries=retries
-        )
-        return self._iter_results(spread, on_error, function_name(function), _length_of(iterable))
-
-    def _iter_results(
-        self, scheduler: MapScheduler[X, T], on_error: OnError, title: str, total: int | None
-    ) -> Generator[T | Error, None, None]:
-        with count_bar(title, total, "items", shown=self.progress) as advance, scheduler:
-            for outcome in scheduler:
-                advance(isinstance(outcome, Value))
-                if isinstance(outcome, Value):
-                    yield outcome.value
-                elif on_error == "collect":
-                    yield outcome
-                else:
-                    outcome.unwrap()
+        return _group_calls.map_items(self, function, iterable, on_error, ordered=ordered, retries=retries)
 
     @overload
     def execute_task(
@@ -305,47 +236,9 @@ class RuntimeGroup(Members, CleanupOnExit):
             ValueError: A host that is not of the group, or a host together with `broadcast`; or a file that each host
                 would write to the same place here, see `RuntimeTask.get_file()`.
         """
-        _check_on_error(on_error)
-        if not broadcast:
-            runtime = self.get_runtime(host)
-            try:
-                return runtime.execute_task(task, execute_async, debug)
-            except LazyclusterError as error:
-                if on_error == "raise":
-                    raise
-                return Error(error)
-        if host is not None:
-            raise ValueError(f"broadcast is to all hosts, and not to {host} alone")
-        return self._broadcast(task, execute_async=execute_async, debug=debug, on_error=on_error)
-
-    def _broadcast(
-        self, task: RuntimeTask, *, execute_async: bool, debug: bool, on_error: OnError
-    ) -> Mapping[str, RuntimeTask | Error]:
-        outcomes: dict[str, Value[RuntimeTask] | Error] = {}
-        runtimes = self.require_runtimes()
-        if len(runtimes) > 1:
-            _check_distinct_local_paths(task.steps)
-        copies = {host: task.copy() for host in runtimes}
-        try:
-            for host, runtime in runtimes.items():
-                outcomes[host] = _start_task(runtime, copies[host], debug=debug)
-            if not execute_async:
-                with count_bar(
-                    f"task {task.name}", len(outcomes), "hosts", shown=self.progress and not debug
-                ) as advance:
-                    for host, outcome in outcomes.items():
-                        outcomes[host] = _join_task(outcome)
-                        advance(isinstance(outcomes[host], Value))
-        except BaseException:
-            self._terminate_tasks(list(copies.values()))
-            raise
-        return unwrap_all(outcomes, f"task {task.name!r}") if on_error == "raise" else values_or_errors(outcomes)
-
-    @staticmethod
-    def _terminate_tasks(tasks: Sequence[RuntimeTask]) -> None:
-        """End tasks in the background, all at the same time."""
-        processes = [task.process for task in tasks if task.process is not None]
-        gather({str(number): process.terminate for number, process in enumerate(processes)})
+        return _group_tasks.execute_task(
+            self, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
+        )
 
     def send_file(
         self,
@@ -364,9 +257,7 @@ class RuntimeGroup(Members, CleanupOnExit):
             ValueError: There is no such file here.
             HostsFailedError: It could not be sent to some hosts; of `execute_async` `join()` raises that.
         """
-        _check_on_error(on_error)
-        task = RuntimeTask(f"send {os.fspath(local_path)}").send_file(local_path, remote_path)
-        return self._broadcast(task, execute_async=execute_async, debug=False, on_error=on_error)
+        return _group_tasks.send_file(self, local_path, remote_path, on_error, execute_async=execute_async)
 
     # Tasks -----------------------------------------------------------------------------------------------------------
 
@@ -387,15 +278,7 @@ class RuntimeGroup(Members, CleanupOnExit):
         Raises:
             HostsFailedError: Some failed; it lists each with its host.
         """
-        runtimes = self.runtimes
-        errors = []
-        with count_bar("waiting for tasks", len(runtimes), "hosts", shown=self.progress) as advance:
-            for runtime in runtimes:
-                failed = runtime.join_tasks()
-                errors += [(runtime.host, error) for error in failed]
-                advance(not failed)
-        if errors:
-            raise HostsFailedError("a task", tuple(errors), len(runtimes)) from errors[0][1]
+        _group_tasks.join(self)
 
     def print_log(self) -> None:
         """Print the logs of the tasks, host by host."""
@@ -415,7 +298,7 @@ class RuntimeGroup(Members, CleanupOnExit):
         Raises:
             HostsFailedError: Hosts that could not be asked.
         """
-        return bool(self._free_ports([check_port(port)], exclude_hosts))
+        return bool(_group_ports.free_ports(self, [check_port(port)], exclude_hosts))
 
     def get_free_port(
         self,
@@ -434,24 +317,10 @@ class RuntimeGroup(Members, CleanupOnExit):
             NoPortsLeftError: None is, or the list is empty.
             HostsFailedError: Hosts that could not be asked.
         """
-        wanted = [check_port(port) for port in ports]
-        free = self._free_ports(wanted, exclude_hosts) if wanted else []
-        for port in free:
-            if not enforce_check_on_localhost or is_port_free(port):
-                return port
-        raise NoPortsLeftError("the group", tuple(wanted))
-
-    def _free_ports(self, ports: list[int], exclude_hosts: str | Iterable[str] | None) -> list[int]:
-        runtimes = self.get_runtimes(exclude_hosts=exclude_hosts)
-        found = gather({host: functools.partial(runtime.free_ports, ports) for host, runtime in runtimes.items()})
-        free = [set(of_host) for of_host in unwrap_all(found, "asking for free ports").values()]
-        return [port for port in ports if all(port in of_host for of_host in free)]
+        return _group_ports.first_free_port(self, ports, exclude_hosts, also_local=enforce_check_on_localhost)
 
     def expose_port_to_runtimes(
-        self,
-        local_port: int,
-        runtime_port: int | None = None,
-        exclude_hosts: str | Iterable[str] | None = None,
+        self, local_port: int, runtime_port: int | None = None, exclude_hosts: str | Iterable[str] | None = None
     ) -> list[str]:
         """Make a service that listens here on `local_port` reachable on every host at `localhost:runtime_port`.
 
@@ -463,20 +332,9 @@ class RuntimeGroup(Members, CleanupOnExit):
         Raises:
             HostsFailedError: It failed on some hosts; nothing of it is left on the others.
         """
-        check_port(local_port)
-        check_port(local_port if runtime_port is None else runtime_port)
-        runtimes = self.get_runtimes(exclude_hosts=exclude_hosts)
-        work = {
-            host: functools.partial(runtime.expose_port_to_runtime, local_port, runtime_port)
-            for host, runtime in runtimes.items()
-        }
-        outcomes = gather(
-            work, limit=self._max_connections, rollback=lambda host, key: runtimes[host].stop_process(key)
+        return _group_ports.expose_to_all(
+            self, local_port, runtime_port, exclude_hosts, max_connections=self._max_connections
         )
-        if any(isinstance(outcome, Error) for outcome in outcomes.values()):
-            keys = values_by_host(outcomes)
-            gather({host: functools.partial(runtimes[host].stop_process, key) for host, key in keys.items()})
-        return list(unwrap_all(outcomes, f"exposing port {local_port}").values())
 
     def expose_port_from_runtime_to_group(
         self, host: str, runtime_port: int, local_port: int | None = None, group_port: int | None = None
@@ -496,15 +354,9 @@ class RuntimeGroup(Members, CleanupOnExit):
             PortInUseError: The port is taken here.
             HostsFailedError: It failed on some hosts; nothing of it is left.
         """
-        source = self.get_runtime(host)
-        resolved_local_port = runtime_port if local_port is None else local_port
-        resolved_group_port = check_port(runtime_port if group_port is None else group_port)
-        key = source.expose_port_from_runtime(runtime_port, resolved_local_port)
-        try:
-            return [key, *self.expose_port_to_runtimes(resolved_local_port, resolved_group_port, exclude_hosts=host)]
-        except BaseException:
-            source.stop_process(key)
-            raise
+        return _group_ports.expose_from_one_to_others(
+            self, host, runtime_port, local_port, group_port, max_connections=self._max_connections
+        )
 
     def stop_process(self, key: str) -> None:
         """End a task or tunnel of one of the hosts by its key.
@@ -527,11 +379,8 @@ class RuntimeGroup(Members, CleanupOnExit):
 
     def print_runtime_info(self) -> None:
         """Print what is known about the hosts as a table."""
-        print_table(
-            pluralize(self.runtime_count, "host"),
-            HOST_TABLE_COLUMNS,
-            [host_table_row(runtime) for runtime in self.runtimes],
-        )
+        rows = [host_table_row(runtime) for runtime in self.runtimes]
+        print_table(pluralize(len(rows), "host"), HOST_TABLE_COLUMNS, rows)
 
     # The end ---------------------------------------------------------------------------------------------------------
 
@@ -543,36 +392,3 @@ class RuntimeGroup(Members, CleanupOnExit):
     def close(self) -> None:
         """Do what `cleanup()` does."""
         self.cleanup()
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in {"raise", "collect"}:
-        raise ValueError(f"on_error is 'raise' or 'collect', not {on_error!r}")
-
-
-def _check_distinct_local_paths(steps: Iterable[Step]) -> None:
-    for step in steps:
-        if isinstance(step, GetFile) and not step.has_host_placeholder:
-            raise ValueError(
-                f"each host would write to the same place, {step.local}: put {{host}} into the local path of get_file()"
-            )
-
-
-def _start_task(runtime: Runtime, task: RuntimeTask, *, debug: bool) -> Value[RuntimeTask] | Error:
-    try:
-        return Value(runtime.execute_task(task, debug=debug, prefix_output=True))
-    except Exception as error:  # noqa: BLE001 - the other hosts go on; Ctrl-C is none of theirs
-        return Error(error)
-
-
-def _join_task(started: Value[RuntimeTask] | Error) -> Value[RuntimeTask] | Error:
-    if isinstance(started, Value):
-        try:
-            started.value.join()
-        except LazyclusterError as error:
-            return Error(error)
-    return started
-
-
-def _length_of(iterable: Iterable[object]) -> int | None:
-    return len(iterable) if isinstance(iterable, Sized) else None

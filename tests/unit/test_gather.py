@@ -85,6 +85,15 @@ def test_what_is_no_error_of_a_host_is_raised_as_it_is() -> None:
     assert isinstance(capture(leave), Error)
 
 
+def test_capture_raises_what_it_is_not_asked_to_catch() -> None:
+    def leave() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture(leave, Exception)
+    assert isinstance(capture(leave, KeyboardInterrupt), Error)
+
+
 def test_who_is_told_is_the_caller_and_may_raise() -> None:
     seen: list[int] = []
 

@@ -43,7 +43,7 @@ ROOMS = (
     ("tasks",),
     ("_resources", "_facts", "_requirements", "_runtime_ports", "_task_history", "runtimes"),
     ("_mapping",),
-    ("_membership", "groups"),
+    ("_membership", "_group_calls", "_group_ports", "_group_tasks", "groups"),
     ("manager",),
     ("_explain",),
     ("_doctor",),

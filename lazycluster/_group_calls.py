@@ -1,0 +1,117 @@
+"""Calls on a group: one command or function on every host, or a function with each of many items."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from typing import TypeVar
+
+from lazycluster import _invoke
+from lazycluster._display import count_bar
+from lazycluster._gather import CancelGroup, OnError, check_on_error, gather, unwrap_all, values_or_errors
+from lazycluster._mapping import MapScheduler
+from lazycluster._membership import Members
+from lazycluster._model.checks import check_command, check_timeout
+from lazycluster._model.watch import Watch
+from lazycluster._waiting import CancelToken
+from lazycluster.results import CommandResult, Error, Stream, Value
+from lazycluster.runtimes import Runtime
+from lazycluster.steps import check_callable, function_name
+
+T = TypeVar("T")
+X = TypeVar("X")
+
+
+def run_command(
+    group: Members,
+    command: str,
+    on_error: OnError,
+    *,
+    stdin: bytes,
+    timeout: float | None,
+    on_output: Callable[[str, Stream, bytes], object] | None,
+) -> Mapping[str, CommandResult | Error]:
+    """Run a command on every host; see `RuntimeGroup.run()`."""
+    check_command(command)
+    check_timeout(timeout)
+
+    def work(runtime: Runtime, cancellation: CancelToken) -> CommandResult:
+        def pass_output(stream: Stream, data: bytes) -> None:
+            if on_output is not None:
+                on_output(runtime.host, stream, data)
+
+        watch = Watch(pass_output, cancel_token=cancellation)
+        return runtime.run(command, stdin=stdin, timeout=timeout, watch=watch)
+
+    return _run_on_all(group, work, f"`{command}`", on_error)
+
+
+def call_function(
+    group: Members,
+    function: Callable[..., T],
+    on_error: OnError,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+) -> Mapping[str, T | Error]:
+    """Call a function on every host; see `RuntimeGroup.call()`."""
+
+    def work(runtime: Runtime, cancellation: CancelToken) -> T:
+        return _invoke.call_function(runtime.executor(cancellation=cancellation), function, args, kwargs)
+
+    check_callable(function)
+    return _run_on_all(group, work, function_name(function), on_error)
+
+
+def _run_on_all(
+    group: Members, work: Callable[[Runtime, CancelToken], T], action: str, on_error: OnError
+) -> Mapping[str, T | Error]:
+    """Do the same work on every host; an interruption (Ctrl-C) ends it on the hosts."""
+    check_on_error(on_error)
+    runtimes = group.require_runtimes()
+    cancel_group = CancelGroup()
+
+    def run_cancellable(runtime: Runtime) -> T:
+        with cancel_group.token() as cancellation:
+            return work(runtime, cancellation)
+
+    with count_bar(action, len(runtimes), "hosts", shown=group.progress) as advance:
+        outcomes = gather(
+            {host: functools.partial(run_cancellable, runtime) for host, runtime in runtimes.items()},
+            on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
+            cancel=cancel_group.cancel,
+        )
+    return unwrap_all(outcomes, action) if on_error == "raise" else values_or_errors(outcomes)
+
+
+def map_items(
+    group: Members,
+    function: Callable[[X], T],
+    iterable: Iterable[X],
+    on_error: OnError,
+    *,
+    ordered: bool,
+    retries: int,
+) -> Generator[T | Error, None, None]:
+    """Call a function with each item, on the next free host; see `RuntimeGroup.map()`."""
+    check_callable(function)
+    check_on_error(on_error)
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise ValueError(f"retries is a whole number from 0 on, not {retries!r}")
+    runtimes = list(group.require_runtimes().values())
+    scheduler = MapScheduler(runtimes, function, iter(iterable), ordered=ordered, retries=retries)
+    total = len(iterable) if isinstance(iterable, Sized) else None
+    return _iter_results(group, scheduler, on_error, function_name(function), total)
+
+
+def _iter_results(
+    group: Members, scheduler: MapScheduler[X, T], on_error: OnError, title: str, total: int | None
+) -> Generator[T | Error, None, None]:
+    with count_bar(title, total, "items", shown=group.progress) as advance, scheduler:
+        for outcome in scheduler:
+            advance(isinstance(outcome, Value))
+            if isinstance(outcome, Value):
+                yield outcome.value
+            elif on_error == "collect":
+                yield outcome
+            else:
+                outcome.unwrap()
