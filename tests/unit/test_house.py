@@ -6,6 +6,7 @@ import ast
 import functools
 import graphlib
 import importlib
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,18 @@ def test_public_classes_live_in_public_modules() -> None:
 
                 assert getattr(home, name) is thing
                 assert "._" not in thing.__module__, name
+
+
+def test_classes_have_a_name_of_their_own() -> None:
+    found = [node.name.lstrip("_") for path in MODULES for node in nodes(path) if isinstance(node, ast.ClassDef)]
+
+    assert [name for name, group in itertools.groupby(sorted(found)) if len(list(group)) > 1] == []
+
+
+def test_modules_have_at_most_400_lines() -> None:
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+
+    assert {module: count for module, count in lines.items() if count > 400} == {}
 
 
 def test_no_clock_that_can_be_set_measures_a_wait() -> None:
