@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from lazycluster._doctor.authentication import AUTHENTICATION_CHECK, find_key_files, judge_authentication
+from lazycluster._doctor.clock import CLOCK_CHECK, judge_clock, probe_clock
 from lazycluster._doctor.connecting import (
     CONFIGURATION_CHECK,
     HOST_KEY_CHECK,
@@ -40,14 +41,6 @@ from lazycluster._doctor.login_shell import (
     probe_login_shell,
 )
 from lazycluster._doctor.login_trace import LoginAttempt, LoginTrace
-from lazycluster._doctor.machine import (
-    CLOCK_CHECK,
-    TEMPORARY_DIRECTORY_CHECK,
-    judge_clock,
-    judge_temp_dir,
-    probe_clock,
-    probe_temp_dir,
-)
 from lazycluster._doctor.port_forwarding import (
     PORTS_FROM_HOST_CHECK,
     PORTS_TO_HOST_CHECK,
@@ -57,6 +50,7 @@ from lazycluster._doctor.port_forwarding import (
 )
 from lazycluster._doctor.pythons import PYTHON_CHECK, LocalPython, find_pythons, judge_pythons
 from lazycluster._doctor.sessions import SESSIONS_CHECK, count_sessions, judge_sessions
+from lazycluster._doctor.temp_dir import TEMPORARY_DIRECTORY_CHECK, judge_temp_dir, probe_temp_dir
 from lazycluster._doctor.transfers import FILES_CHECK, judge_files, probe_files
 from lazycluster._model.checks import absolute_path
 from lazycluster._ssh.client import SshClient

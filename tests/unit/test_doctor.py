@@ -9,6 +9,7 @@ import pytest
 
 from lazycluster._cli.doctor import format_finding
 from lazycluster._doctor.authentication import KeyFile, describe_agent, is_encrypted, judge_authentication
+from lazycluster._doctor.clock import ClockProbe, judge_clock
 from lazycluster._doctor.connecting import describe_proxy, judge_host_key, judge_jump_host, judge_name, judge_port
 from lazycluster._doctor.findings import CheckRunner, Finding, Verdict, failed, ok, skipped
 from lazycluster._doctor.latency import judge_round_trips
@@ -19,7 +20,6 @@ from lazycluster._doctor.login_shell import (
     parse_server_address,
 )
 from lazycluster._doctor.login_trace import LoginAttempt, LoginTrace, parse_trace
-from lazycluster._doctor.machine import ClockProbe, TempDirProbe, judge_clock, judge_temp_dir, parse_temp_dir
 from lazycluster._doctor.port_forwarding import (
     PORTS_FROM_HOST_CHECK,
     PORTS_TO_HOST_CHECK,
@@ -28,6 +28,7 @@ from lazycluster._doctor.port_forwarding import (
 )
 from lazycluster._doctor.pythons import HostPython, LocalPython, judge_pythons, parse_pythons
 from lazycluster._doctor.sessions import judge_sessions
+from lazycluster._doctor.temp_dir import TempDirProbe, judge_temp_dir, parse_temp_dir
 from lazycluster._doctor.transfers import SCP_LEGACY_ROUTE, SCP_ROUTE, TAR_ROUTE, TransferProbe, judge_files
 from lazycluster._ssh.config import EffectiveConfig
 from lazycluster.exceptions import (

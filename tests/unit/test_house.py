@@ -183,7 +183,7 @@ def test_no_clock_that_can_be_set_measures_a_wait() -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node) in settable
     }
 
-    assert used == {("lazycluster._doctor.machine", "time.clock_gettime")}
+    assert used == {("lazycluster._doctor.clock", "time.clock_gettime")}
 
 
 def test_no_local_shell_and_no_fork_is_used() -> None:
