@@ -1,4 +1,4 @@
-"""Scripts on a host as jobs of its supervisor: what `SshClient` does with one ssh process for each."""
+"""Scripts on a host as children of its supervisor, as `SshClient` runs each of them in a session of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lazycluster._remote import protocol
 from lazycluster._remote.protocol import FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL
 from lazycluster._ssh.session import SessionEndedError
 from lazycluster._ssh.shell import Script
-from lazycluster._transports.supervisor_client import ExitInfo, RemoteChild, SupervisorClient
+from lazycluster._transports.remote_child import ExitInfo, RemoteChild
+from lazycluster._transports.supervisor_client import SupervisorClient
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -26,13 +27,13 @@ from lazycluster.exceptions import (
 from lazycluster.results import Collector, CommandResult, Stream
 
 COMMAND_CANCEL_SECONDS = 0.9
-"""Seconds for the host to end a job that is given up, within the second that a caller may be kept waiting."""
+"""Seconds for the host to end a child that is cancelled, within the second that a caller may be kept waiting."""
 _STOP_GRACE_MARGIN_SECONDS = 2.0
-"""Seconds beyond the grace period that a stop waits for the host to have ended a job."""
+"""Seconds beyond the grace period that a stop waits for the host to have ended a child."""
 
 
 class SupervisorProvider(Protocol):
-    """What jobs need of their runtime's way onto the host."""
+    """The part of a runtime's transport that a `ChildRunner` uses."""
 
     @property
     def host(self) -> str:
@@ -43,15 +44,15 @@ class SupervisorProvider(Protocol):
         """Return the seconds between SIGTERM and SIGKILL."""
 
     def ensure_supervisor(self, cwd: str | None) -> SupervisorClient:
-        """Return a supervisor that lives, for a job in a directory."""
+        """Return a running supervisor, for a child in a directory."""
 
     def child_environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
-        """Return the environment of a job."""
+        """Return the environment of a child."""
 
 
 @attrs.frozen
 class ChildRunner:
-    """Runs scripts as jobs. Any thread may use it."""
+    """Runs scripts as children of the supervisor. Any thread may use it."""
 
     provider: SupervisorProvider
 
@@ -102,7 +103,7 @@ class ChildRunner:
         child, rest = self.start_child(
             protocol.RUN, name, command, cwd=cwd, env=self.provider.child_environment(env), stdin=stdin, flags=flags
         )
-        exit_info = self.communicate(child, _stdin_writer(rest), timeout=timeout, watch=watch, collector=collector)
+        exit_info = self.communicate(child, stdin_writer(rest), timeout=timeout, watch=watch, collector=collector)
         return collector.result(command, self.exit_code(exit_info, name, cwd), time.monotonic() - started_at)
 
     def run_script(
@@ -134,10 +135,10 @@ class ChildRunner:
         flags: int = 0,
         prepare: Callable[[SupervisorClient], object] = lambda _supervisor: None,
     ) -> tuple[RemoteChild, bytes]:
-        """Start a job, and return it with what is still to be fed to it of `stdin`; None: it is fed later.
+        """Start a child, and return it with the part of `stdin` that is still to be sent.
 
-        `prepare` prepares the supervisor that is used. It is tried again where the supervisor turns out to be gone, and
-        nothing was started.
+        With None for `stdin` the caller sends all of it later. `prepare` prepares the supervisor. If the supervisor
+        turns out to be gone before the child has started, a second attempt follows.
         """
         first, rest = (
             (b"", b"")
@@ -175,12 +176,12 @@ class ChildRunner:
         watch: Watch,
         collector: Collector,
     ) -> ExitInfo:
-        """Follow a job to its end; `work` feeds and reads it, and finishes it.
+        """Follow a child to its end; `work` writes to it, reads from it and waits for its end.
 
         Raises:
-            CommandTimeoutError: `timeout` seconds have passed; it was ended.
-            CommandStoppedError: It was to be stopped.
-            ConnectionLostError: The link broke.
+            CommandTimeoutError: `timeout` seconds have passed; the child was ended.
+            CommandStoppedError: The cancel token was set.
+            ConnectionLostError: The connection broke.
         """
 
         def on_output(stream: Stream, data: bytes) -> None:
@@ -223,7 +224,9 @@ class ChildRunner:
         return exit_info.exit_code
 
 
-def _stdin_writer(data: bytes) -> Callable[[RemoteChild], object]:
+def stdin_writer(data: bytes) -> Callable[[RemoteChild], object]:
+    """Return a callback for `communicate()`: it sends the rest of standard input, if any, and waits for the end."""
+
     def work(child: RemoteChild) -> None:
         if data:
             child.write(data)

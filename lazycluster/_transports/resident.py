@@ -18,9 +18,9 @@ from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import call_outcome, protocol
 from lazycluster._remote.process_tree import describe_wait_status
 from lazycluster._ssh.host_scripts import PROBE_SCRIPT
-from lazycluster._transports.jobs import ChildRunner
+from lazycluster._transports.child_runner import ChildRunner, stdin_writer
 from lazycluster._transports.per_command import SET_UP_TIMEOUT_SECONDS, SshTransport
-from lazycluster._transports.supervisor_client import Hello, RemoteChild, SupervisorClient, SupervisorSettings
+from lazycluster._transports.supervisor_client import Hello, SupervisorClient, SupervisorSettings
 from lazycluster._waiting import DeadlinePassedError
 from lazycluster.connection import Connection
 from lazycluster.exceptions import (
@@ -193,15 +193,12 @@ class ResidentTransport(SshTransport):
             prepare=self._load_calls_extension,
         )
         child.on_outcome = outcome.write
-
-        def work(child: RemoteChild) -> None:
-            if unsent_stdin:
-                child.write(unsent_stdin)
-                child.close_stdin()
-            child.wait()
-
         exit_info = self.child_runner.communicate(
-            child, work, timeout=timeout, watch=watch, collector=watch.collector or Collector()
+            child,
+            stdin_writer(unsent_stdin),
+            timeout=timeout,
+            watch=watch,
+            collector=watch.collector or Collector(),
         )
         if exit_info.kind == "failed":
             raise RemoteFunctionError(self.host, payload.function, exit_info.detail)

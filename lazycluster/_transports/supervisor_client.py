@@ -1,15 +1,12 @@
-"""Our end of a supervisor's channel: jobs on a host, many at a time, over one session."""
+"""The local end of a supervisor's channel: it carries the frames of many children over one session."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable
 
 import attrs
 
@@ -22,15 +19,8 @@ from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
-from lazycluster._waiting import (
-    CancelledError,
-    CancelToken,
-    Deadline,
-    DeadlinePassedError,
-    queue_get,
-    start_thread,
-    wait_event,
-)
+from lazycluster._transports.remote_child import ChildEvent, RemoteChild
+from lazycluster._waiting import CancelToken, Deadline, queue_get, start_thread, wait_event
 from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented_tail
 from lazycluster.results import Collector, Stream
 
@@ -38,10 +28,6 @@ _log = logging.getLogger(__name__)
 _EXIT_COMMAND_NOT_FOUND = 127
 _MAX_QUOTED_BYTES = 2000
 """Bytes that are quoted of what start-up files print."""
-_STREAM_BY_FRAME_KIND = {protocol.STDOUT: Stream.STDOUT, protocol.STDERR: Stream.STDERR}
-
-ChildEvent: TypeAlias = "tuple[int, bytes] | Exception"
-Environment: TypeAlias = Mapping[str, str]
 
 
 @attrs.frozen
@@ -88,175 +74,6 @@ class Hello:
             facts.decode(errors="replace"),
             failure.decode(errors="replace"),
         )
-
-
-@attrs.frozen
-class ExitInfo:
-    """How a job ended: `exit` or `signal` with what waitpid(2) said, `cd` or `failed` with a reason.
-
-    A function whose process has said itself that it is done is `done`.
-    """
-
-    kind: str
-    detail: str
-
-    @property
-    def exit_code(self) -> int:
-        """Return the exit status; 128 and its number for a signal, as shells have it."""
-        code = os.waitstatus_to_exitcode(int(self.detail))
-        return code if code >= 0 else 128 - code
-
-
-class RemoteChild:
-    """A command or function under way on the host. The thread that waits for it handles what comes for it."""
-
-    def __init__(self, supervisor: SupervisorClient, number: int, title: str) -> None:
-        self.events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
-        self.exit_info: ExitInfo | None = None
-        self.has_started = False
-        self.deadline = Deadline(None)
-        self.cancel_token: CancelToken | None = None
-        self.on_output: Callable[[Stream, bytes], None] = lambda _stream, _data: None
-        self.on_outcome: Callable[[bytes], object] = lambda _data: None
-        self.title = title
-        self.number = number
-        self._supervisor = supervisor
-        self._send_window = protocol.WINDOW_BYTES
-        self._unacknowledged_bytes = 0
-        self._stdout_buffer: bytearray | None = None
-        self._stdin_closed = False
-
-    def pump(self, predicate: Callable[[], bool]) -> bool:
-        """Handle what comes until a condition holds or the job has ended; return whether the condition holds.
-
-        Raises:
-            DeadlinePassedError: The deadline passed first.
-            CancelledError: The cancellation was requested first.
-            ConnectionLostError: The link broke, or the supervisor ended.
-        """
-        wake = contextlib.nullcontext() if self.cancel_token is None else self.cancel_token.on_cancel(self._wake)
-        with wake:
-            while not predicate():
-                if self.exit_info is not None:
-                    return False
-                if self.cancel_token is not None and self.cancel_token.is_cancelled:
-                    raise CancelledError
-                if self.deadline.has_passed:
-                    raise DeadlinePassedError
-                self._handle_event(queue_get(self.events, self.deadline))
-        return True
-
-    def _wake(self) -> None:
-        self.events.put((protocol.KEEPALIVE, b""))
-
-    def _handle_event(self, event: ChildEvent) -> None:
-        if isinstance(event, Exception):
-            raise event
-        kind, body = event
-        match kind:
-            case protocol.STDOUT | protocol.STDERR | protocol.OUTCOME:
-                self._receive_data(kind, body)
-            case protocol.STARTED:
-                self.has_started = True
-            case protocol.INPUT_WINDOW_UPDATE:
-                self._send_window += int(body)
-            case protocol.ENDED:
-                how, what = protocol.unpack(body)
-                self.exit_info = ExitInfo(how.decode("ascii"), what.decode(errors="replace"))
-            case _:
-                pass
-
-    def _receive_data(self, kind: int, body: bytes) -> None:
-        self.has_started = True
-        if kind == protocol.OUTCOME:
-            self.on_outcome(body)
-        elif kind == protocol.STDOUT and self._stdout_buffer is not None:
-            self._stdout_buffer += body
-        else:
-            self.on_output(_STREAM_BY_FRAME_KIND[kind], body)
-        self._unacknowledged_bytes += len(body)
-        if self._unacknowledged_bytes >= protocol.WINDOW_UPDATE_THRESHOLD_BYTES:
-            self._send_frame(protocol.WINDOW_UPDATE, protocol.encode_number(self._unacknowledged_bytes))
-            self._unacknowledged_bytes = 0
-
-    def _send_frame(self, kind: int, body: bytes = b"") -> None:
-        self._supervisor.send(protocol.encode_frame(kind, self.number, body))
-
-    def write(self, data: bytes) -> None:
-        """Send to the standard input of the job, as it takes it.
-
-        Raises:
-            SessionEndedError: It has ended.
-        """
-        view = memoryview(data)
-        while view:
-            if self.deadline.has_passed:
-                raise DeadlinePassedError
-            if not self.pump(lambda: self._send_window > 0) or self.exit_info is not None:
-                raise SessionEndedError
-            piece = view[: min(protocol.STREAM_CHUNK_BYTES, self._send_window)]
-            self._send_window -= len(piece)
-            self._send_frame(protocol.INPUT, bytes(piece))
-            view = view[len(piece) :]
-
-    def _get_stdout_buffer(self) -> bytearray:
-        """Return the standard output that nobody has read yet; from the first call on it is kept."""
-        if self._stdout_buffer is None:
-            self._stdout_buffer = bytearray()
-        return self._stdout_buffer
-
-    def read(self, size: int) -> bytes:
-        """Return so many bytes of standard output, fewer only at its end.
-
-        The first call keeps standard output from going to `on_output` from then on.
-        """
-        reading = self._get_stdout_buffer()
-        self.pump(lambda: len(reading) >= size)
-        data = bytes(reading[:size])
-        del reading[:size]
-        return data
-
-    def read_some(self) -> bytes:
-        """Return what there is of standard output, waiting for some; nothing only at its end."""
-        reading = self._get_stdout_buffer()
-        self.pump(lambda: bool(reading))
-        data = bytes(reading)
-        reading.clear()
-        return data
-
-    def read_until(self, end: bytes) -> bytes | None:
-        """Return standard output up to a byte string, which is taken off; None where it ends before."""
-        reading = self._get_stdout_buffer()
-        self.pump(lambda: end in reading)
-        data, found, rest = bytes(reading).partition(end)
-        reading[:] = rest
-        return data if found else None
-
-    def close_stdin(self) -> None:
-        """End the standard input of the job."""
-        if not self._stdin_closed:
-            self._stdin_closed = True
-            self._send_frame(protocol.INPUT_END)
-
-    def wait(self) -> None:
-        """Wait until the job has ended and its output is complete.
-
-        Raises:
-            DeadlinePassedError: It did not in time; call `cancel()`.
-            CancelledError: It was to be stopped; call `cancel()`.
-        """
-        self.pump(lambda: self.exit_info is not None)
-
-    def cancel(self, *, timeout: float) -> None:
-        """End the job on the host with its children, and wait for that, so many seconds at most."""
-        self._send_frame(protocol.STOP)
-        self.deadline = Deadline(timeout)
-        self.cancel_token = None
-        with contextlib.suppress(DeadlinePassedError, ConnectionLostError):
-            self.wait()
-        if self.exit_info is None:
-            self._send_frame(protocol.DETACH)
-            self._supervisor.discard(self.number)
 
 
 class SupervisorClient:
@@ -339,10 +156,10 @@ class SupervisorClient:
         """Tell whether a shell that was to start it has begun on the host."""
         return self._session is not None and self._session.has_started
 
-    # Jobs ------------------------------------------------------------------------------------------------------------
+    # Children --------------------------------------------------------------------------------------------------------
 
     def start_child(self, kind: int, title: str, *fields: bytes) -> RemoteChild:
-        """Start a job.
+        """Start a child.
 
         Raises:
             ConnectionLostError: The supervisor has ended; nothing was started.
@@ -398,7 +215,7 @@ class SupervisorClient:
             self._stdin.write(message)
 
     def discard(self, number: int) -> None:
-        """Drop what still comes for a job."""
+        """Drop later frames of a child."""
         with self._lock:
             self._event_queues.pop(number, None)
             self._titles.pop(number, None)

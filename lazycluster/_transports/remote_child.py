@@ -1,0 +1,201 @@
+"""One command or function that a supervisor runs on a host: its events, its input and output, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import attrs
+
+from lazycluster._remote import protocol
+from lazycluster._ssh.session import SessionEndedError
+from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, queue_get
+from lazycluster.exceptions import ConnectionLostError
+from lazycluster.results import Stream
+
+_STREAM_BY_FRAME_KIND = {protocol.STDOUT: Stream.STDOUT, protocol.STDERR: Stream.STDERR}
+
+ChildEvent: TypeAlias = "tuple[int, bytes] | Exception"
+"""The kind and body of a frame, or the error that ends the channel."""
+
+
+class Channel(Protocol):
+    """The part of a `SupervisorClient` that its children use."""
+
+    def send(self, message: bytes) -> None:
+        """Send a frame."""
+
+    def discard(self, number: int) -> None:
+        """Drop later frames of a child."""
+
+
+@attrs.frozen
+class ExitInfo:
+    """How a child ended: `exit` or `signal` with the status of waitpid(2), `cd` or `failed` with a reason.
+
+    The kind is `done` for a function whose process has reported its end itself.
+    """
+
+    kind: str
+    detail: str
+
+    @property
+    def exit_code(self) -> int:
+        """Return the exit status; 128 plus its number for a signal, as in shells."""
+        code = os.waitstatus_to_exitcode(int(self.detail))
+        return code if code >= 0 else 128 - code
+
+
+class RemoteChild:
+    """A command or function that runs on the host. The thread that waits for it handles its events."""
+
+    def __init__(self, channel: Channel, number: int, title: str) -> None:
+        self.events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
+        self.exit_info: ExitInfo | None = None
+        self.has_started = False
+        self.deadline = Deadline(None)
+        self.cancel_token: CancelToken | None = None
+        self.on_output: Callable[[Stream, bytes], None] = lambda _stream, _data: None
+        self.on_outcome: Callable[[bytes], object] = lambda _data: None
+        self.title = title
+        self.number = number
+        self._channel = channel
+        self._send_window = protocol.WINDOW_BYTES
+        self._unacknowledged_bytes = 0
+        self._stdout_buffer: bytearray | None = None
+        self._stdin_closed = False
+
+    def pump(self, predicate: Callable[[], bool]) -> bool:
+        """Handle events until a condition holds or the child has ended; return whether the condition holds.
+
+        Raises:
+            DeadlinePassedError: The deadline passed first.
+            CancelledError: The cancel token was set first.
+            ConnectionLostError: The connection broke, or the supervisor ended.
+        """
+        wake = contextlib.nullcontext() if self.cancel_token is None else self.cancel_token.on_cancel(self._wake)
+        with wake:
+            while not predicate():
+                if self.exit_info is not None:
+                    return False
+                if self.cancel_token is not None and self.cancel_token.is_cancelled:
+                    raise CancelledError
+                if self.deadline.has_passed:
+                    raise DeadlinePassedError
+                self._handle_event(queue_get(self.events, self.deadline))
+        return True
+
+    def _wake(self) -> None:
+        self.events.put((protocol.KEEPALIVE, b""))
+
+    def _handle_event(self, event: ChildEvent) -> None:
+        if isinstance(event, Exception):
+            raise event
+        kind, body = event
+        match kind:
+            case protocol.STDOUT | protocol.STDERR | protocol.OUTCOME:
+                self._receive_data(kind, body)
+            case protocol.STARTED:
+                self.has_started = True
+            case protocol.INPUT_WINDOW_UPDATE:
+                self._send_window += int(body)
+            case protocol.ENDED:
+                how, what = protocol.unpack(body)
+                self.exit_info = ExitInfo(how.decode("ascii"), what.decode(errors="replace"))
+            case _:
+                pass
+
+    def _receive_data(self, kind: int, body: bytes) -> None:
+        self.has_started = True
+        if kind == protocol.OUTCOME:
+            self.on_outcome(body)
+        elif kind == protocol.STDOUT and self._stdout_buffer is not None:
+            self._stdout_buffer += body
+        else:
+            self.on_output(_STREAM_BY_FRAME_KIND[kind], body)
+        self._unacknowledged_bytes += len(body)
+        if self._unacknowledged_bytes >= protocol.WINDOW_UPDATE_THRESHOLD_BYTES:
+            self._send_frame(protocol.WINDOW_UPDATE, protocol.encode_number(self._unacknowledged_bytes))
+            self._unacknowledged_bytes = 0
+
+    def _send_frame(self, kind: int, body: bytes = b"") -> None:
+        self._channel.send(protocol.encode_frame(kind, self.number, body))
+
+    def write(self, data: bytes) -> None:
+        """Send to the standard input of the child, as fast as the child reads it.
+
+        Raises:
+            SessionEndedError: The child has ended.
+        """
+        view = memoryview(data)
+        while view:
+            if self.deadline.has_passed:
+                raise DeadlinePassedError
+            if not self.pump(lambda: self._send_window > 0) or self.exit_info is not None:
+                raise SessionEndedError
+            piece = view[: min(protocol.STREAM_CHUNK_BYTES, self._send_window)]
+            self._send_window -= len(piece)
+            self._send_frame(protocol.INPUT, bytes(piece))
+            view = view[len(piece) :]
+
+    def _get_stdout_buffer(self) -> bytearray:
+        """Return the unread standard output, which is kept from the first call on."""
+        if self._stdout_buffer is None:
+            self._stdout_buffer = bytearray()
+        return self._stdout_buffer
+
+    def read(self, size: int) -> bytes:
+        """Return `size` bytes of standard output, fewer only at its end.
+
+        The first call keeps standard output from going to `on_output` from then on.
+        """
+        reading = self._get_stdout_buffer()
+        self.pump(lambda: len(reading) >= size)
+        data = bytes(reading[:size])
+        del reading[:size]
+        return data
+
+    def read_some(self) -> bytes:
+        """Wait for standard output and return all of it that has come; nothing only at its end."""
+        reading = self._get_stdout_buffer()
+        self.pump(lambda: bool(reading))
+        data = bytes(reading)
+        reading.clear()
+        return data
+
+    def read_until(self, end: bytes) -> bytes | None:
+        """Return standard output up to a byte string, which is left out; None if the output ends first."""
+        reading = self._get_stdout_buffer()
+        self.pump(lambda: end in reading)
+        data, found, rest = bytes(reading).partition(end)
+        reading[:] = rest
+        return data if found else None
+
+    def close_stdin(self) -> None:
+        """End the standard input of the child."""
+        if not self._stdin_closed:
+            self._stdin_closed = True
+            self._send_frame(protocol.INPUT_END)
+
+    def wait(self) -> None:
+        """Wait until the child has ended and its output is complete.
+
+        Raises:
+            DeadlinePassedError: The deadline passed first; call `cancel()`.
+            CancelledError: The cancel token was set first; call `cancel()`.
+        """
+        self.pump(lambda: self.exit_info is not None)
+
+    def cancel(self, *, timeout: float) -> None:
+        """End the child on the host with its descendants, and wait for that, at most `timeout` seconds."""
+        self._send_frame(protocol.STOP)
+        self.deadline = Deadline(timeout)
+        self.cancel_token = None
+        with contextlib.suppress(DeadlinePassedError, ConnectionLostError):
+            self.wait()
+        if self.exit_info is None:
+            self._send_frame(protocol.DETACH)
+            self._channel.discard(self.number)
