@@ -19,7 +19,7 @@ from lazycluster._display import pluralize, print_table
 from lazycluster._gather import CancelGroup
 from lazycluster._model.checks import check_timeout
 from lazycluster._model.watch import Watch
-from lazycluster._processes import OutputCallback
+from lazycluster._processes.local_process import OutputCallback
 from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
 from lazycluster.manager import failure_reason

@@ -13,7 +13,7 @@ import attrs
 
 from lazycluster._doctor.findings import Finding, failed, failed_from_error, ok, skipped
 from lazycluster._doctor.login_trace import LoginAttempt, parse_trace
-from lazycluster._processes import run_and_capture, run_daemonizing
+from lazycluster._processes.run import run_and_capture, run_daemonizing
 from lazycluster._ssh.argv import effective_config_argv, login_attempt_argv, user_ssh_arguments
 from lazycluster._ssh.config import EffectiveConfig, parse_effective_config
 from lazycluster._ssh.destination import Destination

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 
 from lazycluster._doctor.findings import Finding, failed, ok, warning
-from lazycluster._processes import Completed, run_and_capture
+from lazycluster._processes.run import Completed, run_and_capture
 from lazycluster._ssh.argv import remote_operand, scp_argv
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.diagnosis import scp_failure_reason

@@ -25,7 +25,8 @@ from lazycluster._files.tar_reader import extract_tar
 from lazycluster._files.tar_writer import END_MARKER, write_tar
 from lazycluster._model.checks import absolute_path
 from lazycluster._model.watch import Watch
-from lazycluster._processes import Completed, LocalProcess
+from lazycluster._processes.local_process import LocalProcess
+from lazycluster._processes.run import Completed
 from lazycluster._ssh.argv import remote_operand, scp_argv
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.diagnosis import scp_failure_reason, session_refusal_reason, tar_failure_reason

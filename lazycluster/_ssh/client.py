@@ -17,7 +17,7 @@ import attrs
 
 from lazycluster._model.checks import check_environment
 from lazycluster._model.watch import UNWATCHED, Watch
-from lazycluster._processes import Completed
+from lazycluster._processes.run import Completed
 from lazycluster._ssh.argv import session_argv
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.diagnosis import (

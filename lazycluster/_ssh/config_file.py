@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from lazycluster._processes import run_and_capture
+from lazycluster._processes.run import run_and_capture
 from lazycluster._ssh.argv import config_file_argv
 from lazycluster._ssh.config import EffectiveConfig, parse_effective_config
 from lazycluster._ssh.config_edit import ConfigEditError, HostSettings, format_block, global_setting_line_number

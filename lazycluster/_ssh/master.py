@@ -21,7 +21,7 @@ from pathlib import Path
 
 import attrs
 
-from lazycluster._processes import Completed, run_and_capture, run_daemonizing
+from lazycluster._processes.run import Completed, run_and_capture, run_daemonizing
 from lazycluster._ssh.argv import effective_config_argv, login_attempt_argv, master_argv, user_ssh_arguments
 from lazycluster._ssh.config import parse_effective_config
 from lazycluster._ssh.destination import Destination

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from lazycluster._model.watch import Watch
-from lazycluster._processes import LocalProcess, PipeWriter
+from lazycluster._processes.local_process import LocalProcess
+from lazycluster._processes.pipe_writer import PipeWriter
 from lazycluster._ssh.shell import OutputDecoder, Script
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.results import Stream

@@ -14,7 +14,7 @@ from lazycluster._functions import bootstrap
 from lazycluster._functions.bootstrap import PythonInfo
 from lazycluster._functions.python_finder import python_candidates, run_python_script
 from lazycluster._model.watch import Watch
-from lazycluster._processes import PipeWriter
+from lazycluster._processes.pipe_writer import PipeWriter
 from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.session import Session, SessionEndedError

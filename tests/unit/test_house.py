@@ -55,11 +55,11 @@ ROOMS = (
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # They hold a docstring, or names that are imported when they are first used.
 FACADES = {"lazycluster", "lazycluster.__main__", "lazycluster.testing", "lazycluster._doctor"} | {
-    f"lazycluster.{room}" for room in ("_model", "_remote", "_ssh", "_functions", "_files", "_transports")
+    f"lazycluster.{room}" for room in ("_model", "_processes", "_remote", "_ssh", "_functions", "_files", "_transports")
 }
 ONLY_IMPORTERS = {
     # `testing` starts sshd and ssh-keygen by itself; the library never does.
-    "subprocess": {"lazycluster._processes", "lazycluster.testing._process_guard"},
+    "subprocess": {"lazycluster._processes.popen", "lazycluster.testing._process_guard"},
     "pexpect": {"lazycluster._ssh.prompts"},
     "cloudpickle": {"lazycluster._functions.serialize"},
     "sshconf": {"lazycluster._ssh.config_edit"},

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lazycluster._processes import LocalProcess
+from lazycluster._processes.local_process import LocalProcess
 from lazycluster._ssh.shell import (
     MANUAL_SHELL_BOOTSTRAP,
     PROCESS_MARK_VARIABLE,

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from lazycluster._gather import gather
-from lazycluster._processes import LocalProcess, run_daemonizing
+from lazycluster._processes.local_process import LocalProcess
+from lazycluster._processes.run import run_daemonizing
 from lazycluster._waiting import (
     NO_DEADLINE,
     CancelToken,

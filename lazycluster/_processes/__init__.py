@@ -1,0 +1,1 @@
+"""Local processes: this package starts every process of the library, and never judges how one ended."""

@@ -1,0 +1,222 @@
+"""A local process whose streams are pumped while its caller waits, up to a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+from collections.abc import Callable, Sequence
+from typing import IO
+
+from lazycluster._processes.pipe_writer import PipeWriter
+from lazycluster._processes.pipes import close_in_forks, enlarge_pipe, fileno_or_none
+from lazycluster._processes.popen import DEVNULL, PIPE, kill_and_close, kill_group, start_process, wait_process
+from lazycluster._waiting import SIGNAL_POLL_SECONDS, CancelledError, CancelToken, Deadline, DeadlinePassedError
+from lazycluster.results import Stream
+
+_log = logging.getLogger(__name__)
+_PIPE_IO_BYTES = 1 << 18
+
+OutputCallback = Callable[[Stream, bytes], None]
+
+
+class LocalProcess:
+    """A process whose streams the waiting thread pumps; no method blocks past the deadline.
+
+    `on_output` gets output as it comes. A timeout does not end the process: the caller decides, with `close()`.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        on_output: OutputCallback,
+        deadline: Deadline,
+        stdin: bool = True,
+        cancel_token: CancelToken | None = None,
+    ) -> None:
+        """Start the process.
+
+        Raises:
+            OSError: The program cannot be started.
+        """
+        self.argv = tuple(argv)
+        self.deadline = deadline
+        self._on_output = on_output
+        self._cancel_token = cancel_token
+        self._pending = memoryview(b"")
+        self._selector = selectors.DefaultSelector()
+        self._open_streams: set[Stream] = set()
+        self._mocked_streams: list[tuple[Stream, IO[bytes]]] = []
+        self._process = start_process(argv, stdin=PIPE if stdin else DEVNULL, stdout=PIPE, stderr=PIPE)
+        try:
+            self._register_pipes(cancel_token)
+        except BaseException:
+            kill_and_close(self._process)
+            raise
+
+    def _register_pipes(self, cancel_token: CancelToken | None) -> None:
+        self._stdin = self._process.stdin
+        for stream, reader in ((Stream.STDOUT, self._process.stdout), (Stream.STDERR, self._process.stderr)):
+            if reader is not None:
+                self._register_output(stream, reader)
+        if self._stdin is not None and fileno_or_none(self._stdin) is not None:
+            os.set_blocking(self._stdin.fileno(), False)
+            close_in_forks(self)
+        if cancel_token is not None:
+            self._selector.register(cancel_token, selectors.EVENT_READ, None)
+
+    def _register_output(self, stream: Stream, reader: IO[bytes]) -> None:
+        self._open_streams.add(stream)
+        if fileno_or_none(reader) is None:  # a stand-in of a test: read when it has ended
+            self._mocked_streams.append((stream, reader))
+            return
+        os.set_blocking(reader.fileno(), False)
+        self._selector.register(reader, selectors.EVENT_READ, stream)
+
+    @property
+    def pid(self) -> int:
+        """Return the process id."""
+        return self._process.pid
+
+    @property
+    def at_eof(self) -> bool:
+        """Whether both output streams have ended."""
+        return not self._open_streams
+
+    @property
+    def is_stdin_open(self) -> bool:
+        """Whether the standard input of the process is open, as far as is known."""
+        return self._stdin is not None
+
+    def write(self, data: bytes | memoryview, *, pump: Callable[[Callable[[], bool]], bool] | None = None) -> None:
+        """Write to the standard input of the process, and pump its output, by `pump` in place of `pump()`.
+
+        A process that no longer reads its input loses the rest, as it would in a pipeline.
+        """
+        if self._stdin is None:
+            return
+        if fileno_or_none(self._stdin) is None:
+            self._stdin.write(data)
+            return
+        self._pending = memoryview(data)
+        self._write_pending()
+        if self._pending and self._stdin is not None:
+            self._selector.register(self._stdin, selectors.EVENT_WRITE, None)
+            if not (pump or self.pump)(lambda: not self._pending):  # both outputs ended: it reads no more
+                self.close_stdin()
+
+    def close_stdin(self) -> None:
+        """End the standard input of the process."""
+        if self._stdin is None:
+            return
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(self._stdin)
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        self._stdin = None
+        self._pending = memoryview(b"")
+
+    def close_after_fork(self) -> None:
+        """Close the standard input of the process in a forked child."""
+        if self._stdin is not None:
+            with contextlib.suppress(OSError):
+                self._stdin.close()
+
+    def detach_stdin(self) -> PipeWriter:
+        """Return the standard input of the process, for any thread to write to; this object no longer owns it."""
+        assert self._stdin is not None
+        for stream in (self._stdin, self._process.stdout):
+            enlarge_pipe(stream)
+        writer = PipeWriter(os.dup(self._stdin.fileno()))
+        self.close_stdin()
+        return writer
+
+    def pump(self, predicate: Callable[[], bool], *, timeout: float | None = None) -> bool:
+        """Move data until `predicate` holds, both outputs have ended or `timeout` is over; return whether it holds.
+
+        Raises:
+            DeadlinePassedError: The deadline passed first.
+            CancelledError: The cancel token was set first.
+        """
+        self._read_mocked_streams()
+        pause = Deadline(timeout)
+        while not predicate():
+            if not self._open_streams or pause.has_passed:
+                return False
+            if self.deadline.has_passed:
+                raise DeadlinePassedError
+            for key, _ in self._selector.select(
+                min(self.deadline.clamp(SIGNAL_POLL_SECONDS), pause.clamp(SIGNAL_POLL_SECONDS))
+            ):
+                if key.fileobj is self._cancel_token:
+                    raise CancelledError
+                if key.fileobj is self._stdin:
+                    self._write_pending()
+                elif isinstance(key.data, Stream):
+                    self._read_available(key.data, key.fd)
+        return True
+
+    def wait(self, timeout: float) -> int | None:
+        """Return the exit status, negative for a signal, or None if the process still runs after `timeout` seconds."""
+        return wait_process(self._process, timeout)
+
+    def ignore_cancel_token(self) -> None:
+        """Let `pump()` go on although the cancel token was set."""
+        if self._cancel_token is not None:
+            self._selector.unregister(self._cancel_token)
+            self._cancel_token = None
+
+    def kill_group(self) -> None:
+        """Kill the process, if it still runs, and the rest of its group."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                kill_group(self._process)
+
+    def close(self) -> None:
+        """Kill the process if it still runs, and close its streams, without reading them to their end.
+
+        The streams of a multiplexed ssh stay open in the master until the remote command ends.
+        """
+        self.close_stdin()
+        self._cancel_token = None
+        kill_and_close(self._process)
+        self._selector.close()
+        self._open_streams.clear()
+        _log.debug("ended with %s: pid %s", self._process.returncode, self._process.pid)
+
+    def _write_pending(self) -> None:
+        assert self._stdin is not None
+        try:
+            written = os.write(self._stdin.fileno(), self._pending[:_PIPE_IO_BYTES])
+        except BlockingIOError:
+            return
+        except OSError:  # the process reads no more; how it ended tells the rest
+            self.close_stdin()
+            return
+        self._pending = self._pending[written:]
+        if not self._pending:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._stdin)
+
+    def _read_available(self, stream: Stream, descriptor: int) -> None:
+        try:
+            data = os.read(descriptor, _PIPE_IO_BYTES)
+        except BlockingIOError:
+            return
+        if data:
+            self._on_output(stream, data)
+        else:
+            self._selector.unregister(descriptor)
+            self._open_streams.discard(stream)
+
+    def _read_mocked_streams(self) -> None:
+        if self._mocked_streams:
+            self._process.wait()
+        for stream, reader in self._mocked_streams:
+            data = reader.read()
+            if data:
+                self._on_output(stream, data)
+            self._open_streams.discard(stream)
+        self._mocked_streams.clear()

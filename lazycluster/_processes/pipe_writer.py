@@ -1,0 +1,89 @@
+"""The standard input of a local process, written by any thread without waiting for the process."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+
+from lazycluster._processes.pipes import PIPE_CAPACITY_BYTES, close_in_forks
+from lazycluster._waiting import start_thread
+
+
+class PipeWriter:
+    """The standard input of a process. Any thread may write to it, and never waits for the process to read.
+
+    It keeps unread data without a bound, so a caller that writes much must see to it that the process reads.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Take over a non-blocking descriptor."""
+        self._descriptor = descriptor
+        self._pending = bytearray()
+        self._changed = threading.Condition()
+        self._flushing = False
+        close_in_forks(self)
+
+    def write(self, data: bytes) -> bool:
+        """Write data, now or as soon as the pipe has room; return whether its other end is still open."""
+        with self._changed:
+            if self._descriptor < 0:
+                return False
+            # Up to PIPE_BUF bytes are written at once or not at all (pipe(7)). A thread writes longer data: Ctrl-C
+            # does not interrupt it, so the number of bytes written stays known.
+            if not self._pending and len(data) <= select.PIPE_BUF:
+                try:
+                    os.write(self._descriptor, data)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._close_locked()
+                    return False
+                else:
+                    return True
+            self._pending += data
+            self._changed.notify_all()
+            if not self._flushing:
+                start_thread(threading.Thread(target=self._flush, name="lazycluster-inlet", daemon=True))
+                self._flushing = True
+            return True
+
+    def _flush(self) -> None:
+        """Write pending data whenever the pipe has room, until it is closed."""
+        poll = select.poll()
+        with self._changed:
+            if self._descriptor < 0:
+                return
+            poll.register(self._descriptor, select.POLLOUT)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._descriptor < 0)
+                if self._descriptor < 0:
+                    return
+                try:
+                    del self._pending[: os.write(self._descriptor, self._pending[:PIPE_CAPACITY_BYTES])]
+                    continue
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._close_locked()
+                    return
+            poll.poll(1000)
+
+    def close(self) -> None:
+        """Close the pipe; pending data is lost. Closing twice is fine."""
+        with self._changed:
+            self._close_locked()
+
+    def close_after_fork(self) -> None:
+        """Close the descriptor in a forked child, without the lock: a thread that the child lacks may hold it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _close_locked(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._pending.clear()
+            self._changed.notify_all()
