@@ -1,4 +1,4 @@
-"""How something that was received under a temporary name gets to its place, so that nobody ever sees half of it."""
+"""A received file or tree: its temporary name, and its move to its place, where no half of it is ever seen."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def temporary_path_beside(target: Path) -> Path:
     shown = os.fsencode(real.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
     holder = real if real.is_dir() else real.parent
     return holder / f".{shown}.lazycluster-{secrets.token_hex(8)}"
+
+
+def checked_temporary_path(target: Path) -> Path:
+    """Return a temporary path for a file or tree that is fetched to `target`.
+
+    Raises:
+        OSError: The directory that holds it does not exist; `filename` names that directory.
+    """
+    temporary = temporary_path_beside(target)
+    temporary.parent.stat()
+    return temporary
 
 
 def move_into_place(temporary: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""What transfers need of a way onto a host: to run scripts there, and to speak with them while they run."""
+"""Scripts on a host, by which transfers work: their arguments, their streams, the fields that they print."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._ssh.diagnosis import tar_failure_reason
 from lazycluster._ssh.shell import Script
+from lazycluster.exceptions import TransferError
 from lazycluster.results import Collector, CommandResult
 
 
@@ -75,3 +77,20 @@ class ScriptRunner(Protocol):
         watch: Watch = UNWATCHED,
     ) -> int:
         """Run a script and return its exit status; `work` feeds and reads it, and finishes it."""
+
+
+def script_with_arguments(text: str, *words: str) -> str:
+    """Return a script with its positional parameters set; the words must be quoted already."""
+    return f"set -- {' '.join(words)}\n{text}"
+
+
+def script_fields(host: str, action: str, path: str, result: CommandResult, target: str = "") -> list[str]:
+    """Return the NUL-terminated fields that a script printed.
+
+    Raises:
+        TransferError: The script failed.
+    """
+    if not result.ok:
+        reason = tar_failure_reason(result.stderr) or f"exit status {result.exit_code}"
+        raise TransferError(host, action, path, reason, target)
+    return [field.decode("utf-8", "surrogateescape") for field in result.stdout_bytes.split(b"\0")[:-1]]

@@ -1,0 +1,222 @@
+"""One file through `scp`, over the shared connection."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import re
+import secrets
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from lazycluster._files.install import checked_temporary_path, discard, move_into_place
+from lazycluster._files.script_runner import ScriptRunner, script_fields, script_with_arguments
+from lazycluster._files.streams import FoundFile
+from lazycluster._model.watch import Watch
+from lazycluster._processes.local_process import LocalProcess
+from lazycluster._processes.run import Completed
+from lazycluster._ssh.argv import remote_operand, scp_argv
+from lazycluster._ssh.client import SshClient
+from lazycluster._ssh.diagnosis import scp_failure_reason, session_refusal_reason
+from lazycluster._ssh.host_scripts import CREATE_LINK, MOVE_FILE, REMOVE_PATH, RESOLVE_FILE_TARGET
+from lazycluster._ssh.lifeline import Lifeline
+from lazycluster._ssh.master import Master
+from lazycluster._ssh.mux import ControlSocketError
+from lazycluster._ssh.shell import quote_path
+from lazycluster._waiting import CancelledError, Deadline
+from lazycluster.exceptions import CommandStoppedError, ConnectionLostError, LazyclusterError, TransferError
+
+_log = logging.getLogger(__name__)
+# Every version of scp, its server and any login shell take such a path as it is. Others need a symbolic link.
+_SCP_SAFE_ABSOLUTE_PATH = re.compile(r"/[A-Za-z0-9_./+,=@-]*")
+# Through a master, scp does not learn that the subsystem was refused, and sees only a closed connection (measured with
+# OpenSSH 9.2). If that had another reason and the master lives, the older protocol fails in its turn.
+_SFTP_MISSING_PATTERN = re.compile(r"subsystem request failed|\A\s*(scp: )?Connection closed\s*\Z")
+_REMOVE_TIMEOUT_SECONDS = 10.0
+_PROGRESS_INTERVAL_SECONDS = 0.2
+
+
+def put_file_by_scp(
+    runner: ScriptRunner,
+    ssh_client: SshClient,
+    local: Path,
+    name: str,
+    target: str,
+    cwd: str | None,
+    watch: Watch,
+) -> None:
+    """Send a file under a temporary name, and rename it on the host when it is complete."""
+    host = runner.host
+    script = script_with_arguments(RESOLVE_FILE_TARGET, quote_path(target), shlex.quote(name))
+    prepared = runner.run(
+        script, cwd=cwd, title=f"prepare {target}", watch=Watch(cancel_token=watch.cancel_token), login_shell=False
+    )
+    directory, base = script_fields(host, "send", str(local), prepared, target)
+    temporary = f".lazycluster-{secrets.token_hex(8)}"
+    size = local.stat().st_size
+
+    def progress(process: LocalProcess) -> None:
+        watch.on_progress(_read_position(process.pid, local), size)
+
+    with _scp_safe_path(runner, directory) as path:
+        try:
+            failure = _copy_file_by_scp(
+                ssh_client,
+                str(local.absolute()),
+                f"{path}/{temporary}",
+                watch,
+                progress,
+                sending=True,
+                on_disconnect=f"rm -f -- {shlex.quote(f'{directory}/{temporary}')}",
+            )
+            if failure:
+                raise TransferError(host, "send", str(local), failure, target)
+            placing = script_with_arguments(
+                MOVE_FILE, shlex.quote(f"{directory}/{temporary}"), shlex.quote(f"{directory}/{base}")
+            )
+            placed = runner.run(placing, title=f"place {target}", login_shell=False)
+            script_fields(host, "send", str(local), placed, target)
+        except BaseException:
+            _remove_on_host(runner, f"{directory}/{temporary}")
+            raise
+    watch.on_progress(size, size)
+
+
+def get_file_by_scp(runner: ScriptRunner, ssh_client: SshClient, found: FoundFile, target: Path, watch: Watch) -> None:
+    """Fetch a file under a temporary name, and rename it when it is complete."""
+    temporary = checked_temporary_path(target)
+
+    def progress(_process: LocalProcess) -> None:
+        with contextlib.suppress(OSError):
+            watch.on_progress(temporary.stat().st_size, found.size)
+
+    try:
+        with _scp_safe_path(runner, found.directory, found.name) as path:
+            failure = _copy_file_by_scp(ssh_client, path, str(temporary.absolute()), watch, progress, sending=False)
+        if failure:
+            raise TransferError(runner.host, "fetch", f"{found.directory}/{found.name}", failure, str(target))
+        move_into_place(temporary, target)
+    finally:
+        discard(temporary)
+    watch.on_progress(found.size, found.size)
+
+
+@contextlib.contextmanager
+def _scp_safe_path(runner: ScriptRunner, directory: str, name: str | None = None) -> Iterator[str]:
+    """Yield a path that needs no quoting in any version of scp: the path itself or a symbolic link to it."""
+    path = directory if name is None else f"{directory.rstrip('/')}/{name}"
+    if _SCP_SAFE_ABSOLUTE_PATH.fullmatch(path):
+        yield path
+        return
+    made = runner.run(script_with_arguments(CREATE_LINK, shlex.quote(path)), title=f"link to {path}", login_shell=False)
+    link = script_fields(runner.host, "reach", path, made)[0]
+    try:
+        yield link
+    finally:
+        _remove_on_host(runner, str(PurePosixPath(link).parent))
+
+
+def _remove_on_host(runner: ScriptRunner, path: str) -> None:
+    """Remove a file or tree from the host, if the host can still be reached."""
+    with contextlib.suppress(LazyclusterError):
+        script = script_with_arguments(REMOVE_PATH, shlex.quote(path))
+        runner.run(script, title=f"remove {path}", timeout=_REMOVE_TIMEOUT_SECONDS, login_shell=False)
+
+
+def _copy_file_by_scp(
+    ssh_client: SshClient,
+    source: str,
+    target: str,
+    watch: Watch,
+    progress: Callable[[LocalProcess], None],
+    *,
+    sending: bool,
+    on_disconnect: str = ":",
+) -> str:
+    """Copy one file, and return why that failed, or ''.
+
+    A second attempt uses the older protocol if the host has no sftp subsystem. If this process dies during the copy,
+    the host runs `on_disconnect` and ends the connection, and scp with it.
+    """
+    destination = ssh_client.destination
+    operands = (
+        (source, remote_operand(destination, target)) if sending else (remote_operand(destination, source), target)
+    )
+    what = f"scp {source} {target}"
+    used: list[Master] = []
+    can_open_second_session = True
+
+    def copy(master: Master, *, legacy: bool = False) -> Completed:
+        nonlocal can_open_second_session
+        used.append(master)
+        argv = scp_argv(
+            destination,
+            master.socket_path,
+            *operands,
+            legacy=legacy,
+            unsupported_options=ssh_client.unsupported_options,
+        )
+        with _holding_lifeline(master, on_disconnect) if can_open_second_session else contextlib.nullcontext():
+            ended = _run_scp(ssh_client, argv, master, watch, progress)
+        can_open_second_session = session_refusal_reason(ended.text) is None
+        return ended
+
+    ended = ssh_client.run_with_master(copy, what, watch.cancel_token)
+    if _SFTP_MISSING_PATTERN.search(ended.text) and used[-1].check():
+        ended = ssh_client.run_with_master(functools.partial(copy, legacy=True), what, watch.cancel_token)
+    if ended.exit_code == 0:
+        return ""
+    if used[-1].control_socket is not None and not used[-1].check():
+        raise ConnectionLostError(ssh_client.host, what, used[-1].exit_reason, started=True)
+    return scp_failure_reason(ended.text) or f"scp ended with exit status {ended.exit_code}"
+
+
+@contextlib.contextmanager
+def _holding_lifeline(master: Master, on_disconnect: str) -> Iterator[None]:
+    """Let the host notice the death of this process."""
+    if master.control_socket is None:
+        yield
+        return
+    try:
+        lifeline = Lifeline(master.control_socket, on_disconnect)
+    except ControlSocketError as error:
+        _log.debug("no keeper: %s", error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lifeline.close()
+
+
+def _run_scp(
+    ssh_client: SshClient, argv: tuple[str, ...], master: Master, watch: Watch, progress: Callable[[LocalProcess], None]
+) -> Completed:
+    output: list[bytes] = []
+    process = LocalProcess(
+        argv,
+        stdin=False,
+        on_output=lambda _stream, data: output.append(data),
+        deadline=Deadline(None),
+        cancel_token=watch.cancel_token,
+    )
+    try:
+        while not process.pump(lambda: process.at_eof, timeout=_PROGRESS_INTERVAL_SECONDS):
+            ssh_client.check_master(master, " ".join(argv[-2:]))
+            progress(process)
+        return Completed(process.wait(5.0), b"".join(output).decode(errors="replace"))
+    except CancelledError:
+        raise CommandStoppedError(ssh_client.host, " ".join(argv[-2:])) from None
+    finally:
+        process.close()
+
+
+def _read_position(pid: int, path: Path) -> int:
+    """Return how far a process has read a file, if the kernel shows it (Linux: proc(5), fdinfo), else 0."""
+    with contextlib.suppress(OSError, ValueError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            if link.readlink() == path.absolute():
+                return int(Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split()[1])
+    return 0
