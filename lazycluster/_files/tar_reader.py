@@ -7,46 +7,21 @@ Here nothing is ever written through a link, because no link exists before every
 from __future__ import annotations
 
 import os
-import re
-import tarfile
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import attrs
 
-from lazycluster._files.tar_writer import NAME_ENCODING
+from lazycluster._files.tar_members import STREAM_READ_BYTES, ByteSource, RegularFile, StreamReader, iter_members
 from lazycluster.exceptions import BrokenArchiveError, LazyclusterError, UnsafeArchiveError
 
 if TYPE_CHECKING:
+    import tarfile
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from lazycluster._typing import Self
-
-_STREAM_READ_BYTES: Final = 1 << 18
-_MAX_NAME_RECORD_BYTES: Final = 1 << 20
-_MAX_TIMESTAMP_SECONDS: Final = 1 << 53
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PERMISSION_BITS: Final = 0o777
-_REGULAR_TYPES: Final = (b"0", b"\0")
-_OCTAL_FIELD: Final = re.compile(rb" *[0-7]+[ \0]*")
-_NAME_RECORD_TYPES: Final = frozenset(
-    (
-        tarfile.GNUTYPE_LONGNAME,
-        tarfile.GNUTYPE_LONGLINK,
-        tarfile.XHDTYPE,
-        tarfile.XGLTYPE,
-        tarfile.SOLARIS_XHDTYPE,
-    )
-)
-
-
-class ByteSource(Protocol):
-    """Where a stream is read from: at most `size` bytes a call, none only at its end."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return the next bytes."""
-        ...
 
 
 def extract_tar(stream: ByteSource, into: Path, *, on_progress: Callable[[int], None] | None = None) -> None:
@@ -63,10 +38,10 @@ def extract_tar(stream: ByteSource, into: Path, *, on_progress: Callable[[int], 
         BrokenArchiveError: The stream ends before the archive does, or is damaged.
         OSError: Something cannot be written; `filename` tells which.
     """
-    source = _StreamReader(stream, on_progress)
+    source = StreamReader(stream, on_progress)
     tree = _TreeExtractor(into)
-    for member in _iter_members(source):
-        if isinstance(member, _RegularFile):
+    for member in iter_members(source):
+        if isinstance(member, RegularFile):
             tree.add_file(member, source)
         else:
             tree.add(member, source)
@@ -75,177 +50,16 @@ def extract_tar(stream: ByteSource, into: Path, *, on_progress: Callable[[int], 
 
 
 @attrs.define
-class _StreamReader:
-    """A stream as the file that `tarfile` wants: it tells its position, and seeks forward only."""
-
-    _stream: ByteSource
-    _on_progress: Callable[[int], None] | None
-    _buffer: bytes = b""
-    _buffer_position: int = 0
-    _buffer_offset: int = 0
-    """The position in the stream where the buffer begins."""
-
-    def read(self, size: int) -> bytes:
-        """Return `size` bytes, fewer only at the end of the stream."""
-        while len(self._buffer) - self._buffer_position < size:
-            fresh = self._stream.read(_STREAM_READ_BYTES)
-            if not fresh:
-                break
-            self._buffer_offset += self._buffer_position
-            self._buffer = self._buffer[self._buffer_position :] + fresh
-            self._buffer_position = 0
-            if self._on_progress is not None:
-                self._on_progress(len(fresh))
-        data = self._buffer[self._buffer_position : self._buffer_position + size]
-        self._buffer_position += len(data)
-        return data
-
-    def peek(self, size: int) -> bytes:
-        """Return what `read` would, and leave it there."""
-        data = self.read(size)
-        self._buffer_position -= len(data)
-        return data
-
-    def tell(self) -> int:
-        return self._buffer_offset + self._buffer_position
-
-    def seek(self, position: int) -> None:
-        if position < self.tell():
-            raise tarfile.StreamError("a member overlaps another")
-        while (remaining := position - self.tell()) and self.read(min(remaining, _STREAM_READ_BYTES)):
-            pass
-
-    def drain(self) -> None:
-        """Read up to the end, so that the sender does not break on a closed pipe."""
-        while self.read(_STREAM_READ_BYTES):
-            pass
-
-
-@attrs.frozen
-class _RegularFile:
-    """What the header of an ordinary file says."""
-
-    name: str
-    mode: int
-    size: int
-    mtime: int
-
-    def to_tarinfo(self) -> tarfile.TarInfo:
-        """Return it as `tarfile` would have it."""
-        member = tarfile.TarInfo(self.name)
-        member.mode, member.size, member.mtime = self.mode, self.size, self.mtime
-        return member
-
-    @classmethod
-    def parse(cls, block: bytes) -> _RegularFile | None:
-        """Read the header of an ordinary file with a short name; None where it is anything else.
-
-        That is nearly all of what most trees hold, and `tarfile` takes several times as long for it (POSIX.1-2017,
-        pax, ustar format; GNU tar manual, Basic Tar Format).
-        """
-        if len(block) < tarfile.BLOCKSIZE or block[156:157] not in _REGULAR_TYPES or block[257:262] != b"ustar":
-            return None
-        name = block[:100].rstrip(b"\0")
-        if block[345] and block[257:265] == tarfile.POSIX_MAGIC:
-            name = block[345:500].rstrip(b"\0") + b"/" + name
-        numbers = (block[100:108], block[124:136], block[136:148], block[148:156])
-        if not name or name.endswith(b"/") or b"\0" in name or not all(map(_OCTAL_FIELD.fullmatch, numbers)):
-            return None
-        mode, size, mtime, checksum = (int(field.strip(b" \0"), 8) for field in numbers)
-        # The checksum is the sum of all bytes, its own field counted as eight spaces.
-        if checksum != sum(block) - sum(block[148:156]) + 256:
-            return None
-        return cls(os.fsdecode(name), mode, size, mtime)
-
-
-class _EndOfArchiveError(tarfile.HeaderError):
-    """A block of zeros stands where a header might (POSIX.1-2017, pax, ustar format)."""
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """A header that is whole: `tarfile` itself takes a damaged or missing one for the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Parse a block, and refuse what would read backwards or fill the memory."""
-        if not buf:
-            raise tarfile.ReadError("the stream ends before the archive does")
-        if buf == bytes(tarfile.BLOCKSIZE):
-            raise _EndOfArchiveError("a block of zeros")
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _NAME_RECORD_TYPES and header.size > _MAX_NAME_RECORD_BYTES):
-            raise tarfile.ReadError(f"a record of {header.size} bytes")
-        return header
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile, /) -> Self:
-        """Read a header with the records before it."""
-        try:
-            return super().fromtarfile(archive)
-        except _EndOfArchiveError:
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
-
-
-class _TarFile(tarfile.TarFile):
-    # What the type declarations of the class lack.
-    members: list[tarfile.TarInfo]
-    firstmember: tarfile.TarInfo | None
-
-
-def _iter_members(source: _StreamReader) -> Iterator[tarfile.TarInfo | _RegularFile]:
-    """Yield the members of a stream, which stands at the content of each."""
-    name = ""
-    try:
-        # Read and seek are all that tarfile uses of a file that it reads from.
-        archive = _TarFile(
-            fileobj=cast("IO[bytes]", source), tarinfo=_StrictTarInfo, encoding=NAME_ENCODING, errors="surrogateescape"
-        )
-        while True:
-            while not archive.pax_headers and (file := _read_regular_file(archive, source)):
-                name = file.name
-                yield file
-            member = archive.next()
-            if member is None:
-                return
-            archive.members.clear()
-            name = member.name
-            if member.size < 0 or not abs(member.mtime) < _MAX_TIMESTAMP_SECONDS:
-                raise tarfile.ReadError("its size or time is no such thing")
-            yield member
-    except _EndOfArchiveError:
-        return
-    except LazyclusterError:
-        raise
-    except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        # What tarfile lets through of damaged numbers, sparse maps and chains of headers is each of these.
-        raise BrokenArchiveError(name, str(error)) from error
-
-
-def _read_regular_file(archive: _TarFile, source: _StreamReader) -> _RegularFile | None:
-    """Read the next header where it is that of an ordinary file; where it is not, have `archive` read it."""
-    if archive.firstmember is not None or source.tell() > archive.offset:
-        return None  # it has read one already, or has to say what is wrong
-    source.seek(archive.offset)
-    file = _RegularFile.parse(source.peek(tarfile.BLOCKSIZE))
-    if file is not None:
-        source.read(tarfile.BLOCKSIZE)
-        archive.offset = source.tell() + file.size + -file.size % tarfile.BLOCKSIZE
-    return file
-
-
-@attrs.define
 class _TreeExtractor:
-    """What the stream has put into the directory so far. It alone decides, as nobody else writes there."""
+    """The directory that is filled, and a record of its entries, which is complete: no other process writes there."""
 
     _root: Path
     _directories: dict[str, tarfile.TarInfo | None] = attrs.field(factory=lambda: {"": None})
     _files: set[str] = attrs.field(factory=set)
     _links: dict[str, tarfile.TarInfo] = attrs.field(factory=dict)
-    """Symbolic links, made when all else is there."""
+    """Symbolic links, created after all other members."""
 
-    def add(self, member: tarfile.TarInfo, source: _StreamReader) -> None:
+    def add(self, member: tarfile.TarInfo, source: StreamReader) -> None:
         name = _relative_name(member.name)
         self._make_parents(name, member.name)
         if member.isdir():
@@ -265,8 +79,8 @@ class _TreeExtractor:
         else:
             raise UnsafeArchiveError(member.name, f"type {member.type!r} is neither file, directory nor link")
 
-    def add_file(self, file: _RegularFile, source: _StreamReader) -> None:
-        """Write an ordinary file; the short way for most of what a stream holds."""
+    def add_file(self, file: RegularFile, source: StreamReader) -> None:
+        """Write an ordinary file; a short way for most members of a stream."""
         name = _relative_name(file.name)
         if name in self._files or name in self._links or name in self._directories:
             self.add(file.to_tarinfo(), source)
@@ -278,7 +92,7 @@ class _TreeExtractor:
         try:
             remaining = file.size
             while remaining:
-                data = source.read(min(remaining, _STREAM_READ_BYTES))
+                data = source.read(min(remaining, STREAM_READ_BYTES))
                 if not data:
                     raise BrokenArchiveError(file.name, f"the stream ends {remaining} bytes before the file does")
                 remaining -= len(data)
@@ -287,14 +101,14 @@ class _TreeExtractor:
             os.fchmod(descriptor, file.mode & _PERMISSION_BITS)
             os.utime(descriptor, (file.mtime, file.mtime))
         except OSError as error:
-            if not isinstance(error, LazyclusterError):  # which a broken link raises where it is read from
+            if not isinstance(error, LazyclusterError):  # such as a broken connection raises in `read()`
                 error.filename = path
             raise
         finally:
             os.close(descriptor)
 
     def finish(self) -> None:
-        """Make the symbolic links, then give the directories their modes and times, the deepest first."""
+        """Create the symbolic links, then set modes and times of the directories, the deepest first."""
         for name, link in self._links.items():
             path = self._path(name)
             path.symlink_to(link.linkname)
@@ -330,7 +144,7 @@ class _TreeExtractor:
             self._path(name).mkdir(0o700)
         self._directories[name] = member
 
-    def _write_file(self, name: str, member: tarfile.TarInfo, source: _StreamReader) -> None:
+    def _write_file(self, name: str, member: tarfile.TarInfo, source: StreamReader) -> None:
         path = self._path(name)
         descriptor = os.open(path, _CREATE_FLAGS, 0o600)
         self._files.add(name)
@@ -370,7 +184,7 @@ class _TreeExtractor:
 def _relative_name(name: str, member_name: str | None = None) -> str:
     """Return a name of the stream relative to the target, without `.` and empty parts; the target itself is ''.
 
-    Errors name the member as `member_name`, which is the name itself where it is left out.
+    Errors name the member as `member_name`, by default `name`.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
@@ -379,7 +193,7 @@ def _relative_name(name: str, member_name: str | None = None) -> str:
 
 
 def _extents(member: tarfile.TarInfo) -> list[tuple[int, int]]:
-    """Return offset and size of what the stream holds of a file; the rest are holes."""
+    """Return offset and size of each part of a file that the stream holds; the rest are holes."""
     # A list of pairs once tarfile has read it, which its type declaration does not say.
     extents = cast("list[tuple[int, int]] | None", member.sparse)
     if extents is None:
@@ -390,12 +204,12 @@ def _extents(member: tarfile.TarInfo) -> list[tuple[int, int]]:
 
 
 def _copy_extent(
-    source: _StreamReader, descriptor: int, extent: tuple[int, int], *, path: Path, member: tarfile.TarInfo
+    source: StreamReader, descriptor: int, extent: tuple[int, int], *, path: Path, member: tarfile.TarInfo
 ) -> None:
     offset, size = extent
     end = offset + size
     while offset < end:
-        data = source.read(min(end - offset, _STREAM_READ_BYTES))
+        data = source.read(min(end - offset, STREAM_READ_BYTES))
         if not data:
             raise BrokenArchiveError(member.name, f"the stream ends {end - offset} bytes before the file does")
         with _adding_path_to_errors(path):
@@ -407,7 +221,7 @@ def _copy_extent(
 
 
 def _times(member: tarfile.TarInfo) -> tuple[int, int]:
-    """Return access and modification time in nanoseconds; pax has fractions of seconds."""
+    """Return access and modification time in nanoseconds; pax records have fractions of seconds."""
     mtime = member.mtime
     nanoseconds = mtime * 10**9 if isinstance(mtime, int) else round(mtime * 10**9)
     return nanoseconds, nanoseconds
