@@ -142,13 +142,13 @@ class CancelGroup:
 
     @contextlib.contextmanager
     def token(self) -> Iterator[CancelToken]:
-        """Give a cancellation that a stop requests."""
-        cancellation = CancelToken()
+        """Yield a token that the group cancels."""
+        cancel_token = CancelToken()
         try:
-            with self.on_cancel(cancellation.cancel):
-                yield cancellation
+            with self.on_cancel(cancel_token.cancel):
+                yield cancel_token
         finally:
-            cancellation.close()
+            cancel_token.close()
 
 
 def capture(function: Callable[[], T], catch: type[BaseException] = BaseException) -> Value[T] | Error:

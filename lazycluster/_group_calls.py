@@ -35,12 +35,12 @@ def run_command(
     check_command(command)
     check_timeout(timeout)
 
-    def work(runtime: Runtime, cancellation: CancelToken) -> CommandResult:
+    def work(runtime: Runtime, cancel_token: CancelToken) -> CommandResult:
         def pass_output(stream: Stream, data: bytes) -> None:
             if on_output is not None:
                 on_output(runtime.host, stream, data)
 
-        watch = Watch(pass_output, cancel_token=cancellation)
+        watch = Watch(pass_output, cancel_token=cancel_token)
         return runtime.run(command, stdin=stdin, timeout=timeout, watch=watch)
 
     return _run_on_all(group, work, f"`{command}`", on_error)
@@ -55,8 +55,8 @@ def call_function(
 ) -> Mapping[str, T | Error]:
     """Call a function on every host; see `RuntimeGroup.call()`."""
 
-    def work(runtime: Runtime, cancellation: CancelToken) -> T:
-        return _invoke.call_function(runtime.executor(cancellation=cancellation), function, args, kwargs)
+    def work(runtime: Runtime, cancel_token: CancelToken) -> T:
+        return _invoke.call_function(runtime.executor(cancel_token=cancel_token), function, args, kwargs)
 
     check_callable(function)
     return _run_on_all(group, work, function_name(function), on_error)
@@ -71,8 +71,8 @@ def _run_on_all(
     cancel_group = CancelGroup()
 
     def run_cancellable(runtime: Runtime) -> T:
-        with cancel_group.token() as cancellation:
-            return work(runtime, cancellation)
+        with cancel_group.token() as cancel_token:
+            return work(runtime, cancel_token)
 
     with count_bar(action, len(runtimes), "hosts", shown=group.progress) as advance:
         outcomes = gather(

@@ -54,7 +54,7 @@ def call_each(
     from lazycluster._functions.serialize import serialize_batch  # noqa: PLC0415 - cloudpickle is for whoever calls functions
 
     host, name = executor.transport.host, function_name(function)
-    watch = Watch(cancel_token=executor.cancellation)
+    watch = Watch(cancel_token=executor.cancel_token)
     payload = serialize_batch(function, items, time_budget)
     with create_outcome_file() as outcome:
         executor.transport.call(

@@ -193,15 +193,15 @@ class MapScheduler(Generic[X, T]):
 
     def _run_host(self, runtime: Runtime) -> None:
         """Work on items with one host, until there are none, it fails, or nobody wants them any more."""
-        with self._cancel_group.token() as cancellation:
-            while (items := self._take_batch()) and self._run_batch(items, runtime, cancellation):
+        with self._cancel_group.token() as cancel_token:
+            while (items := self._take_batch()) and self._run_batch(items, runtime, cancel_token):
                 pass
 
-    def _run_batch(self, items: Sequence[_MapItem[X]], runtime: Runtime, cancellation: CancelToken) -> bool:
+    def _run_batch(self, items: Sequence[_MapItem[X]], runtime: Runtime, cancel_token: CancelToken) -> bool:
         """Work on items with one host, and return whether more is to be done there."""
         started = time.monotonic()
         try:
-            executor = runtime.executor(cancellation=cancellation)
+            executor = runtime.executor(cancel_token=cancel_token)
             outcomes = _invoke.call_each(executor, self._function, [item.value for item in items], _BATCH_SECONDS)
         except BaseException as error:  # noqa: BLE001 - told to whoever iterates
             if self._cancel_group.cancelled:

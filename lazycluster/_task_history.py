@@ -41,16 +41,16 @@ class TaskHistory:
         Raises:
             RuntimeClosedError: The resources were released already.
         """
-        cancellation = CancelToken()
+        cancel_token = CancelToken()
         try:
             with self._lock:
                 process = task.start_in_background(
-                    attrs.evolve(executor, cancellation=cancellation), cancellation, owner
+                    attrs.evolve(executor, cancel_token=cancel_token), cancel_token, owner
                 )
                 self._executions.append((task, process.execution))
                 self._resources.register(self._resources.new_key(task.name), process)
         except BaseException:  # also Ctrl-C: the task may have begun, and no other object knows its process
-            cancellation.cancel()
+            cancel_token.cancel()
             raise
 
     @property

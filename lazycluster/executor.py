@@ -76,7 +76,7 @@ class Executor:
     python: str | None = None
     debug: bool = False
     prefix_output: bool = False
-    cancellation: CancelToken | None = None
+    cancel_token: CancelToken | None = None
 
     def execute(self, step: Step, on_outcome: Callable[[OutcomeFile], None]) -> StepResult:
         """Carry out one step and return what came of it; a failure is in the record.
@@ -89,9 +89,9 @@ class Executor:
         error: Exception | None = None
         host_lost = False
         with self._output_handler() as on_output, self._progress_handler(step) as on_progress:
-            watch = Watch(on_output, on_progress, self.cancellation, collector)
+            watch = Watch(on_output, on_progress, self.cancel_token, collector)
             try:
-                if self.cancellation is not None and self.cancellation.is_cancelled:
+                if self.cancel_token is not None and self.cancel_token.is_cancelled:
                     raise CommandStoppedError(self.transport.host, describe_step(step))
                 exit_code = self._execute_step(step, watch, on_outcome)
             except _FunctionRaisedError as raised:

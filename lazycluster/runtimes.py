@@ -230,14 +230,14 @@ class Runtime(Facts, CleanupOnExit):
             self._task_history.run(task, executor)
         return task
 
-    def executor(self, *, debug: bool = False, cancellation: CancelToken | None = None) -> Executor:
+    def executor(self, *, debug: bool = False, cancel_token: CancelToken | None = None) -> Executor:
         """Return what carries out steps here; groups use it, too.
 
         Raises:
             RuntimeClosedError: The runtime was cleaned up.
         """
         self._resources.check_open()
-        return Executor(self.transport, self._working_dir, self.env_variables, debug=debug, cancellation=cancellation)
+        return Executor(self.transport, self._working_dir, self.env_variables, debug=debug, cancel_token=cancel_token)
 
     @property
     def last_lost(self) -> float | None:

@@ -121,12 +121,12 @@ class Execution:
 class TaskProcess:
     """A task in the background: a thread that waits for the host; a `ManagedProcess`."""
 
-    def __init__(self, execution: Execution, cancellation: CancelToken, owner: object | None = None) -> None:
+    def __init__(self, execution: Execution, cancel_token: CancelToken, owner: object | None = None) -> None:
         """Start it. The owner lives as long as it runs."""
         self.name = f"task {execution.name} on {execution.host}"
         self.pid: int | None = None
         self.execution = execution
-        self._cancellation = cancellation
+        self._cancel_token = cancel_token
         self._owner = owner
         # Not the end of the thread: Ctrl-C in Thread.join() has it taken for ended (CPython up to 3.12).
         self._ended = threading.Event()
@@ -140,7 +140,7 @@ class TaskProcess:
         except BaseException:  # noqa: BLE001 - it is in `execution.error`, for whoever joins
             _log.debug("%s ended", self.name, exc_info=True)
         finally:
-            self._cancellation.close()
+            self._cancel_token.close()
             self._owner = None
             self._ended.set()
 
@@ -177,7 +177,7 @@ class TaskProcess:
 
     def request_stop(self) -> None:
         """Ask it to end, and do not wait."""
-        self._cancellation.cancel()
+        self._cancel_token.cancel()
 
     def terminate(self) -> None:
         """End the step under way on the host, with its children, and wait for it; no further step begins."""
@@ -337,10 +337,10 @@ class RuntimeTask:
         return self._execution
 
     def start_in_background(
-        self, executor: Executor, cancellation: CancelToken, owner: object | None = None
+        self, executor: Executor, cancel_token: CancelToken, owner: object | None = None
     ) -> TaskProcess:
         """Start an execution, which replaces the last one, in a thread; the owner lives as long as it runs."""
-        self._process = TaskProcess(self.new_execution(executor), cancellation, owner)
+        self._process = TaskProcess(self.new_execution(executor), cancel_token, owner)
         return self._process
 
     def join(self) -> None:

@@ -130,7 +130,7 @@ def _transfer(selected: SelectedHosts, title: str, transfer_one: Callable[[Runti
     selected.require_hosts()
     with transfer_bars(selected.group.hosts) as bars:
 
-        def work(runtime: Runtime, cancellation: CancelToken) -> None:
+        def work(runtime: Runtime, cancel_token: CancelToken) -> None:
             transferred = 0
 
             def on_progress(done: int, total: int | None) -> None:
@@ -139,7 +139,7 @@ def _transfer(selected: SelectedHosts, title: str, transfer_one: Callable[[Runti
                 bars.update(runtime.host, done, total)
 
             try:
-                transfer_one(runtime, Watch(on_progress=on_progress, cancel_token=cancellation))
+                transfer_one(runtime, Watch(on_progress=on_progress, cancel_token=cancel_token))
             except BaseException:
                 bars.finish(runtime.host, success=False)
                 raise

@@ -96,12 +96,12 @@ def run(
             return EXIT_HOST_FAILED
         output = PrefixedOutput(selected.group.hosts, cancel_group.cancel)
 
-        def work(runtime: Runtime, cancellation: CancelToken) -> CommandOutcome:
+        def work(runtime: Runtime, cancel_token: CancelToken) -> CommandOutcome:
             def on_output(stream: Stream, data: bytes) -> None:
                 if not as_json:
                     output.write(runtime.host, stream, data)
 
-            return _run_on_host(runtime, text, stdin, timeout, on_output, cancellation)
+            return _run_on_host(runtime, text, stdin, timeout, on_output, cancel_token)
 
         try:
             run_on_hosts(
@@ -171,12 +171,12 @@ def _run_on_host(
     stdin: bytes,
     timeout: float | None,
     on_output: OutputCallback,
-    cancellation: CancelToken,
+    cancel_token: CancelToken,
 ) -> CommandOutcome:
     collector, started = Collector(), time.monotonic()
     exit_code, error = None, None
     try:
-        watch = Watch(on_output, cancel_token=cancellation, collector=collector)
+        watch = Watch(on_output, cancel_token=cancel_token, collector=collector)
         exit_code = runtime.run(command, stdin=stdin, timeout=timeout, watch=watch).exit_code
     except Exception as raised:  # noqa: BLE001 - whatever it was is told with its host
         error = raised

@@ -34,8 +34,8 @@ def run_on_hosts(
     """
 
     def run_cancellable(runtime: Runtime) -> T:
-        with cancel_group.token() as cancellation:
-            return work(runtime, cancellation)
+        with cancel_group.token() as cancel_token:
+            return work(runtime, cancel_token)
 
     def interrupt() -> None:
         click.echo(("\n" if sys.stderr.isatty() else "") + interrupt_message, err=True)  # not behind the terminal's ^C

@@ -32,11 +32,11 @@ class ClockProbe:
         return min(0.0, self.host_time + 1 - self.local_time_before)
 
 
-def probe_clock(sessions: SshClient) -> ClockProbe | None:
+def probe_clock(ssh_client: SshClient) -> ClockProbe | None:
     """Ask the host for the time; return None if its date(1) cannot print seconds."""
     # The check compares the clocks themselves, so it reads the ones that can be set.
     before = time.clock_gettime(time.CLOCK_REALTIME)
-    ended = sessions.run("date +%s", title="look at the clock", timeout=_PROBE_TIMEOUT_SECONDS, login_shell=False)
+    ended = ssh_client.run("date +%s", title="look at the clock", timeout=_PROBE_TIMEOUT_SECONDS, login_shell=False)
     after = time.clock_gettime(time.CLOCK_REALTIME)
     said = ended.stdout.strip()
     return ClockProbe(float(said), before, after) if said.isdecimal() else None

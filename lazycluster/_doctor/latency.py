@@ -54,13 +54,13 @@ def probe_supervisor(connection: Connection, python: str | None) -> SupervisorPr
     return SupervisorProbe(start_seconds, tuple(trips))
 
 
-def measure_round_trips(sessions: SshClient) -> tuple[float, ...]:
+def measure_round_trips(ssh_client: SshClient) -> tuple[float, ...]:
     """Return the seconds of some round trips without a supervisor: sshd itself answers, and uses no session."""
-    master = sessions.master()
+    master = ssh_client.master()
     trips = []
     for _ in range(_ROUND_TRIP_COUNT):
         start = time.monotonic()
-        if not master.can_reach_host(sessions.destination.connect_timeout):
+        if not master.can_reach_host(ssh_client.destination.connect_timeout):
             break
         trips.append(time.monotonic() - start)
     return tuple(trips)

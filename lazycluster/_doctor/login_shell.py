@@ -66,14 +66,14 @@ class LoginShellProbe:
         return max(0.0, min(self.seconds_with_files) - min(self.seconds_without_files))
 
 
-def probe_login_shell(sessions: SshClient) -> LoginShellProbe:
+def probe_login_shell(ssh_client: SshClient) -> LoginShellProbe:
     """Start a session, and shells in it.
 
     Raises:
         LoginShellError: It runs no commands.
         ConnectionLostError: The link broke.
     """
-    script = sessions.script(text("doctor_login_shell"), title="look at the login shell", login_shell=False)
+    script = ssh_client.script(text("doctor_login_shell"), title="look at the login shell", login_shell=False)
     facts: list[str] = []
     preambles: list[str] = ["", ""]
     instants: list[float] = []
@@ -86,7 +86,7 @@ def probe_login_shell(sessions: SshClient) -> LoginShellProbe:
         session.wait()
 
     try:
-        sessions.run_script(script, read_output, collector=Collector(), timeout=_SHELL_PROBE_TIMEOUT_SECONDS)
+        ssh_client.run_script(script, read_output, collector=Collector(), timeout=_SHELL_PROBE_TIMEOUT_SECONDS)
     except CommandTimeoutError:
         if len(instants) < 2:  # it is not in the shells that we start
             raise

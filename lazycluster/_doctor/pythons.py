@@ -77,10 +77,10 @@ class LocalPython:
         )
 
 
-def find_pythons(sessions: SshClient, python: str | None) -> tuple[HostPython, ...]:
+def find_pythons(ssh_client: SshClient, python: str | None) -> tuple[HostPython, ...]:
     """Return the Pythons of the host in the order in which they are tried, then those that are not on its PATH."""
     script = finder_text(python, LocalPython().minor_version)
-    ended = sessions.run(script, title="look for Python", timeout=_PYTHON_SEARCH_TIMEOUT_SECONDS, login_shell=False)
+    ended = ssh_client.run(script, title="look for Python", timeout=_PYTHON_SEARCH_TIMEOUT_SECONDS, login_shell=False)
     return parse_pythons(ended.stdout)
 
 

@@ -16,14 +16,14 @@ MAX_SESSIONS_COUNTED = 12
 _SESSIONS_CLOSE_SECONDS = 2.0
 
 
-def count_sessions(sessions: SshClient) -> int:
+def count_sessions(ssh_client: SshClient) -> int:
     """Return how many sessions the host allows at once, up to `MAX_SESSIONS_COUNTED`; they do nothing, and are ended.
 
     Raises:
         ConnectError: The log-in failed.
         ConnectionLostError: The link broke.
     """
-    master = sessions.master()
+    master = ssh_client.master()
     if master.control_socket is None:  # a stand-in for ssh ran
         return MAX_SESSIONS_COUNTED
     opened: list[ControlSocket] = []
@@ -34,7 +34,7 @@ def count_sessions(sessions: SshClient) -> int:
     except RequestRefusedError:
         pass
     except ControlSocketError as error:
-        raise ConnectionLostError(sessions.host, "open sessions", str(error)) from error
+        raise ConnectionLostError(ssh_client.host, "open sessions", str(error)) from error
     finally:
         os.close(reader)
         os.close(writer)

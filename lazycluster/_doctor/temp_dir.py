@@ -28,9 +28,9 @@ class TempDirProbe:
     inodes_free: int | None = None
 
 
-def probe_temp_dir(sessions: SshClient) -> TempDirProbe:
+def probe_temp_dir(ssh_client: SshClient) -> TempDirProbe:
     """Make a file in the temporary directory of the host, and measure the free room."""
-    ended = sessions.run(
+    ended = ssh_client.run(
         text("doctor_temporary"),
         title="look at the temporary directory",
         timeout=_PROBE_TIMEOUT_SECONDS,

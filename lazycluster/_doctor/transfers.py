@@ -43,7 +43,7 @@ class TransferProbe:
 
 
 def probe_files(connection: Connection) -> TransferProbe:
-    """Send a file and fetch it back by each way, and remove it.
+    """Send a file and fetch it back by each route, and remove it.
 
     Raises:
         LazyclusterError: There is no directory for it on the host, or the link broke.
@@ -68,12 +68,12 @@ def probe_files(connection: Connection) -> TransferProbe:
     return TransferProbe(failures, time.monotonic() - start)
 
 
-def _round_trip_by_scp(sessions: SshClient, local_dir: Path, remote_dir: str, *, legacy: bool) -> str:
-    remote, back = remote_operand(sessions.destination, f"{remote_dir}/file"), local_dir / "back"
-    reason = _copy_by_scp(sessions, str(local_dir / "tree" / "file"), remote, legacy=legacy)
+def _round_trip_by_scp(ssh_client: SshClient, local_dir: Path, remote_dir: str, *, legacy: bool) -> str:
+    remote, back = remote_operand(ssh_client.destination, f"{remote_dir}/file"), local_dir / "back"
+    reason = _copy_by_scp(ssh_client, str(local_dir / "tree" / "file"), remote, legacy=legacy)
     return (
         reason
-        or _copy_by_scp(sessions, remote, str(back), legacy=legacy)
+        or _copy_by_scp(ssh_client, remote, str(back), legacy=legacy)
         or _describe_difference(local_dir / "tree" / "file", back)
     )
 
@@ -96,22 +96,22 @@ def _describe_difference(sent: Path, back: Path) -> str:
     return "" if same else "it came back changed"
 
 
-def _copy_by_scp(sessions: SshClient, source: str, target: str, *, legacy: bool) -> str:
+def _copy_by_scp(ssh_client: SshClient, source: str, target: str, *, legacy: bool) -> str:
     """Copy a file one way, and return why that failed, or ''."""
 
     def copy(master: Master) -> Completed:
         argv = scp_argv(
-            sessions.destination,
+            ssh_client.destination,
             master.socket_path,
             source,
             target,
             legacy=legacy,
-            unsupported_options=sessions.unsupported_options,
+            unsupported_options=ssh_client.unsupported_options,
         )
         return run_and_capture(argv, timeout=_SCP_TIMEOUT_SECONDS, include_stderr=True)
 
     try:
-        ended = sessions.run_with_master(copy, "scp")
+        ended = ssh_client.run_with_master(copy, "scp")
     except LazyclusterError as error:
         return str(getattr(error, "reason", error))
     except OSError as error:
@@ -125,19 +125,19 @@ def _copy_by_scp(sessions: SshClient, source: str, target: str, *, legacy: bool)
 
 def judge_files(probe: TransferProbe, noise: str = "") -> Finding:
     """Judge which ways files can go. `noise` is what start-up files print."""
-    wrong = {way: reason for way, reason in probe.failures.items() if reason}
-    right = [way for way in probe.failures if way not in wrong]
+    wrong = {route: reason for route, reason in probe.failures.items() if reason}
+    right = [route for route in probe.failures if route not in wrong]
     if not wrong:
         return ok(
             FILES_CHECK, f"{_PROBE_FILE_BYTES >> 10} KiB there and back by {', '.join(right)}, in {probe.seconds:.2f} s"
         )
     found = "; ".join(
         [
-            *(f"{way} ({_ROUTE_DESCRIPTIONS[way]}) fails: {reason}" for way, reason in wrong.items()),
-            *(f"{way} ({_ROUTE_DESCRIPTIONS[way]}) works" for way in right),
+            *(f"{route} ({_ROUTE_DESCRIPTIONS[route]}) fails: {reason}" for route, reason in wrong.items()),
+            *(f"{route} ({_ROUTE_DESCRIPTIONS[route]}) works" for route in right),
         ]
     )
-    advice = [_files_advice(way, reason, noise) for way, reason in wrong.items()]
+    advice = [_files_advice(route, reason, noise) for route, reason in wrong.items()]
     text = " ".join(dict.fromkeys(advice))
     # Single files go by scp in either protocol, directories by tar: one of each has to work.
     works = TAR_ROUTE not in wrong and (SCP_ROUTE not in wrong or SCP_LEGACY_ROUTE not in wrong)

@@ -26,7 +26,7 @@ _DEFAULT_PIPE_BYTES = 1 << 16
 
 
 class PipeReader:
-    """One stream that a job writes to."""
+    """One stream that a child writes to."""
 
     def __init__(self, descriptor: int, kind: int) -> None:
         """Take the reading end of a pipe."""
@@ -276,7 +276,7 @@ class Child:
             )
 
     def _find_processes(self, mark: bytes, table: "list[ProcessEntry]") -> "set[int]":
-        """Return the processes of the job: below its own, of its session, and orphans with its mark."""
+        """Return the processes of the child: below its own, of its session, and orphans with its mark."""
         found = descendants(table, self.pid, self.pid) | ({self.pid} if self.wait_status is None else set())
         orphans = [row for row in table if row.parent in {1, os.getpid()} and row.pid not in found]
         for pid in find_marked(orphans, mark):

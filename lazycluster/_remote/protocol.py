@@ -1,8 +1,11 @@
 """The wire protocol between a runtime and its supervisor on the host: the same file on both ends.
 
-Every frame has a header (magic, kind, job, length) and a body of at most LARGEST bytes. Jobs share one channel: each
-frame says whose it is. A job's sender may have WINDOW bytes on their way that the receiver has not yet taken in, and
-gets leave for more by a grant, so that no job delays another and neither end grows without bound.
+Every frame has a header (magic, kind, number, length) and a body of at most MAX_BODY_BYTES. Children of a supervisor
+share one channel: the number of a frame says whose it is, 0 is the supervisor itself.
+
+Flow control is that of HTTP/2 (RFC 9113, section 5.2): a sender may have WINDOW_BYTES of a child on their way that the
+receiver has not consumed yet. The receiver allows more with a window update. So no child delays another, and neither
+end's memory grows without bound.
 
 Standard library only, and the syntax of Python 3.6. Nothing here does input or output.
 """
@@ -13,7 +16,7 @@ PROTOCOL_VERSION = 1
 """The version of what is described here; the greeting names it."""
 
 FRAME_HEADER = struct.Struct(">HBxII")
-"""Magic, kind, job, length of the body."""
+"""Magic, kind, number of the child, length of the body."""
 
 FRAME_MAGIC = 0xF5C7
 MAX_BODY_BYTES = 1 << 22
@@ -21,7 +24,7 @@ MAX_BODY_BYTES = 1 << 22
 STREAM_CHUNK_BYTES = 1 << 16
 """Bytes in the body of a frame that carries a piece of a stream."""
 WINDOW_BYTES = 1 << 22
-"""Bytes of a job that may be on their way in one direction: more than ssh's own window of 2 MiB per channel."""
+"""Bytes of a child that may be on their way in one direction: more than ssh's own window of 2 MiB per channel."""
 WINDOW_UPDATE_THRESHOLD_BYTES = WINDOW_BYTES // 4
 """Bytes that are taken in before leave is given for as many more."""
 
@@ -129,7 +132,7 @@ class FrameDecoder:
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> "list[tuple[int, int, bytes]]":
-        """Return kind, job and body of each frame, or piece of one, that is there now.
+        """Return kind, number and body of each frame, or piece of one, that is there now.
 
         Raises:
             FrameError: What came is no frame; the frames before it were returned.
@@ -145,15 +148,15 @@ class FrameDecoder:
             data = bytes(self._buffer)
             self._buffer.clear()
         while len(data) - offset >= FRAME_HEADER.size:
-            magic, kind, job, length = FRAME_HEADER.unpack_from(data, offset)
+            magic, kind, number, length = FRAME_HEADER.unpack_from(data, offset)
             if magic != FRAME_MAGIC or kind not in FRAME_NAMES or length > MAX_BODY_BYTES:
                 self._is_corrupt = True
                 break
             end = offset + FRAME_HEADER.size + length
             if end <= len(data):
-                found.append((kind, job, data[offset + FRAME_HEADER.size : end]))
+                found.append((kind, number, data[offset + FRAME_HEADER.size : end]))
             elif kind in STREAM_KINDS:
-                self._kind, self._number, self._bytes_missing = kind, job, length
+                self._kind, self._number, self._bytes_missing = kind, number, length
                 end = self._decode_chunk(data, offset + FRAME_HEADER.size, found)
             else:
                 break

@@ -119,7 +119,11 @@ class Supervisor:
         self._working_dir = os.fsencode(made)
         facts = bytearray()
         child = Child(
-            0, self._grace, self._selector, self._send_queue, lambda job: self._send_hello(job, bytes(facts), failure)
+            0,
+            self._grace,
+            self._selector,
+            self._send_queue,
+            lambda child: self._send_hello(child, bytes(facts), failure),
         )
         child.captured_output = facts
         child.end_input()
@@ -277,7 +281,7 @@ class Supervisor:
 
     def _advance_termination(self, now: float) -> None:
         """Go on with what is to end."""
-        terminating = [job for job in self._children.by_number.values() if job.terminator is not None]
+        terminating = [child for child in self._children.by_number.values() if child.terminator is not None]
         if not terminating and self._terminator is None:
             return
         self._next_termination_poll = now + _TERMINATION_POLL_SECONDS
@@ -308,7 +312,7 @@ class Supervisor:
             return (descendants(table, me) | find_marked(orphans, mark)) - {me}
 
         self._terminator = TreeTerminator(
-            find_own_processes, max([job.grace for job in self._children.by_number.values()], default=self._grace)
+            find_own_processes, max([child.grace for child in self._children.by_number.values()], default=self._grace)
         )
         self._next_termination_poll = 0.0
 

@@ -43,7 +43,7 @@ class SessionLimit:
 
         Raises:
             DeadlinePassedError: None became free in time.
-            CancelledError: The cancellation was requested first.
+            CancelledError: The token was cancelled first.
             NoSlotError: Lasting sessions hold all of them.
         """
         with (

@@ -88,7 +88,7 @@ class HostState:
     # Whether it answers -----------------------------------------------------------------------------------------------
 
     def register(self, transport: AttachedTransport) -> None:
-        """Keep a way that leads here."""
+        """Keep a transport of this host."""
         with self._lock:
             self.transports.append(transport)
         if self._fallback is not None:

@@ -105,8 +105,8 @@ class ScriptedHost(HostState):
         """
         self._down_error = error
         self._is_down = True
-        for way in list(self.transports):
-            way.wake()
+        for transport in list(self.transports):
+            transport.wake()
 
     def come_up(self) -> None:
         """Be reachable again."""
@@ -128,7 +128,7 @@ class ScriptedHost(HostState):
     @property
     def closed(self) -> bool:
         """Tell whether every runtime and connection that reached it was closed; False where none did."""
-        return bool(self.transports) and all(way.closed for way in self.transports)
+        return bool(self.transports) and all(transport.closed for transport in self.transports)
 
     @property
     def cleaned_up(self) -> bool:

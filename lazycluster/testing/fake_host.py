@@ -50,8 +50,8 @@ class FakeHost(ScriptedHost):
     ) -> None:
         """Stand in no more, end what is still under way, and remove the files."""
         self._exit_stack.close()
-        for way in list(self.transports):
-            way.abandon()
+        for transport in list(self.transports):
+            transport.abandon()
         self._remove_directory()
 
     def host(self, name: str) -> ScriptedHost:
@@ -63,13 +63,13 @@ class FakeHost(ScriptedHost):
             ValueError: The name has been used: whoever used it is on this host already.
         """
         if name not in self._named_hosts:
-            if any(way.host == name for way in self.transports):
+            if any(transport.host == name for transport in self.transports):
                 raise ValueError(f"{name!r} has been reached already; call host({name!r}) before that")
             self._named_hosts[name] = ScriptedHost(self._directory / f"host-{len(self._named_hosts) + 1}", self)
         return self._named_hosts[name]
 
     def connect(self, host: str, options: RuntimeOptions | None = None) -> FakeTransport:
-        """Return a way onto a host, such as a `Runtime(host, **options)` has."""
+        """Return a transport of the host, such as a `Runtime(host, **options)` has."""
         effective_options: RuntimeOptions = options or {}
         return FakeTransport(
             self._named_hosts.get(host, self),

@@ -1,4 +1,4 @@
-"""A way onto a fake host, as a runtime or a connection holds it: the interface of the real ones, and no process."""
+"""The transport of a fake host: the interface of the real ones, without a process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from lazycluster.testing.calls import AskedForPorts, Called, DeletedDir, Fetched
 
 
 class FakeTransport:
-    """One way onto a fake host; a `RuntimeTransport`. Several may lead to the same machine."""
+    """A `RuntimeTransport` of a fake host; a host may have several."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class FakeTransport:
         """See that the host can be reached.
 
         Raises:
-            RuntimeClosedError: This way was closed.
+            RuntimeClosedError: The transport was closed.
             LazyclusterError: What the test says: the host is down.
         """
         if self.closed:

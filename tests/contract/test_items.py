@@ -106,8 +106,8 @@ def test_a_fork_that_comes_back(case: TransportCase) -> None:
 
 
 def test_a_stop(case: TransportCase) -> None:
-    cancellation = CancelToken()
-    executor = case.runtime().executor(cancellation=cancellation)
+    cancel_token = CancelToken()
+    executor = case.runtime().executor(cancel_token=cancel_token)
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -118,7 +118,7 @@ def test_a_stop(case: TransportCase) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    cancellation.cancel()
+    cancel_token.cancel()
     assert wait_until(lambda: not thread.is_alive(), timeout=10)
-    cancellation.close()
+    cancel_token.close()
     assert len(errors) == 1

@@ -112,26 +112,26 @@ def test_a_collector_has_what_came_before_a_timeout(case: TransportCase, transpo
 
 
 def test_a_stop_that_was_asked_for_before(case: TransportCase, transport: RuntimeTransport) -> None:
-    cancellation = CancelToken()
-    cancellation.cancel()
+    cancel_token = CancelToken()
+    cancel_token.cancel()
 
     with pytest.raises(CommandStoppedError) as caught:
-        transport.run(case.script("sleep 1000", delay=1000), watch=Watch(cancel_token=cancellation))
+        transport.run(case.script("sleep 1000", delay=1000), watch=Watch(cancel_token=cancel_token))
 
     assert (caught.value.host, caught.value.command) == (HOST_ALIAS, "sleep 1000")
-    cancellation.close()
+    cancel_token.close()
 
 
 def test_a_stop_while_it_runs(case: TransportCase, transport: RuntimeTransport) -> None:
-    cancellation = CancelToken()
+    cancel_token = CancelToken()
     command = case.script("echo begun; sleep 1000", stdout="begun\n", delay=1000)
     begun = time.monotonic()
 
     with pytest.raises(CommandStoppedError):
-        transport.run(command, watch=Watch(lambda _stream, _data: cancellation.cancel(), cancel_token=cancellation))
+        transport.run(command, watch=Watch(lambda _stream, _data: cancel_token.cancel(), cancel_token=cancel_token))
 
     assert time.monotonic() - begun < 5
-    cancellation.close()
+    cancel_token.close()
 
 
 # Functions -----------------------------------------------------------------------------------------------------------

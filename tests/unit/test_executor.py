@@ -140,25 +140,25 @@ def test_a_function_whose_host_fails() -> None:
 
 
 def test_the_cancellation_reaches_the_host() -> None:
-    cancellation, transport = CancelToken(), StubTransport()
+    cancel_token, transport = CancelToken(), StubTransport()
     results: list[StepResult] = []
     thread = threading.Thread(
-        target=lambda: results.append(execute(transport, RunCommand("wait"), cancellation=cancellation)[0])
+        target=lambda: results.append(execute(transport, RunCommand("wait"), cancel_token=cancel_token)[0])
     )
     thread.start()
     assert transport.waiting_event.wait(10)
-    cancellation.cancel()
+    cancel_token.cancel()
     thread.join(10)
-    cancellation.close()
+    cancel_token.close()
     assert [str(result.error) for result in results] == ["web1: `wait` was stopped before it ended."]
 
 
 @pytest.mark.parametrize("step", [RunCommand("make"), SendFile(Path("/a")), GetFile("a", Path("/b")), RunFunction(add)])
 def test_after_the_cancellation_no_step_begins(step: Step) -> None:
-    cancellation, transport = CancelToken(), StubTransport()
-    cancellation.cancel()
-    result, kept = execute(transport, step, cancellation=cancellation)
-    cancellation.close()
+    cancel_token, transport = CancelToken(), StubTransport()
+    cancel_token.cancel()
+    result, kept = execute(transport, step, cancel_token=cancel_token)
+    cancel_token.close()
     assert isinstance(result.error, CommandStoppedError)
     assert str(result.error) == f"web1: `{describe_step(step)}` was stopped before it ended."
     assert (transport.calls, kept, result.log) == ([], [], "")

@@ -209,13 +209,13 @@ def test_cancellations_are_closed_with_what_they_are_for() -> None:
     kept: list[CancelToken] = []
     with stopping.token() as one, stopping.token() as two:
         kept += [one, two]
-        assert all(cancellation.fileno() >= 0 for cancellation in kept)
-        assert not any(cancellation.is_cancelled for cancellation in kept)
+        assert all(cancel_token.fileno() >= 0 for cancel_token in kept)
+        assert not any(cancel_token.is_cancelled for cancel_token in kept)
         stopping.cancel()
-        assert all(cancellation.is_cancelled for cancellation in kept)
+        assert all(cancel_token.is_cancelled for cancel_token in kept)
     with stopping.token() as late:
         assert late.is_cancelled
-    assert [cancellation.fileno() for cancellation in kept] == [-1, -1]
+    assert [cancel_token.fileno() for cancel_token in kept] == [-1, -1]
     stopping.cancel()
 
 

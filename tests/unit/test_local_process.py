@@ -46,7 +46,7 @@ def output() -> Output:
 
 
 @pytest.fixture
-def cancellation() -> Iterator[CancelToken]:
+def cancel_token() -> Iterator[CancelToken]:
     made = CancelToken()
     yield made
     made.close()
@@ -132,9 +132,9 @@ def test_what_came_before_the_deadline_is_kept(output: Output) -> None:
     assert output.out == b"early\n"
 
 
-def test_a_cancellation_ends_the_pumping_at_once(output: Output, cancellation: CancelToken) -> None:
-    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(30), cancel_token=cancellation)
-    timer = threading.Timer(0.05, cancellation.cancel)
+def test_a_cancellation_ends_the_pumping_at_once(output: Output, cancel_token: CancelToken) -> None:
+    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(30), cancel_token=cancel_token)
+    timer = threading.Timer(0.05, cancel_token.cancel)
     timer.start()
     begun = time.monotonic()
     with pytest.raises(CancelledError):
@@ -146,9 +146,9 @@ def test_a_cancellation_ends_the_pumping_at_once(output: Output, cancellation: C
     timer.join()
 
 
-def test_pumping_may_go_on_after_a_cancellation(output: Output, cancellation: CancelToken) -> None:
-    cancellation.cancel()
-    child = LocalProcess(shell("sleep 0.2; echo x"), on_output=output, deadline=Deadline(10), cancel_token=cancellation)
+def test_pumping_may_go_on_after_a_cancellation(output: Output, cancel_token: CancelToken) -> None:
+    cancel_token.cancel()
+    child = LocalProcess(shell("sleep 0.2; echo x"), on_output=output, deadline=Deadline(10), cancel_token=cancel_token)
     with pytest.raises(CancelledError):
         child.pump(lambda: False)
     child.ignore_cancel_token()
@@ -158,12 +158,12 @@ def test_pumping_may_go_on_after_a_cancellation(output: Output, cancellation: Ca
     child.close()
 
 
-def test_a_cancellation_serves_several_children(output: Output, cancellation: CancelToken) -> None:
+def test_a_cancellation_serves_several_children(output: Output, cancel_token: CancelToken) -> None:
     children = [
-        LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(30), cancel_token=cancellation)
+        LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(30), cancel_token=cancel_token)
         for _ in range(3)
     ]
-    cancellation.cancel()
+    cancel_token.cancel()
     for child in children:
         with pytest.raises(CancelledError):
             child.pump(lambda: False)
@@ -222,9 +222,9 @@ def test_a_deadline_bounds_the_feeding(output: Output) -> None:
     assert child.pid not in parent_by_pid()
 
 
-def test_a_cancellation_ends_the_feeding(output: Output, cancellation: CancelToken) -> None:
-    cancellation.cancel()
-    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(30), cancel_token=cancellation)
+def test_a_cancellation_ends_the_feeding(output: Output, cancel_token: CancelToken) -> None:
+    cancel_token.cancel()
+    child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(30), cancel_token=cancel_token)
     with pytest.raises(CancelledError):
         child.write(b"x" * (1 << 20))
     child.close_stdin()
@@ -259,10 +259,10 @@ def test_abandoning_does_not_wait_for_who_holds_the_output(output: Output) -> No
     os.kill(int(output.out), signal.SIGKILL)
 
 
-def test_abandoning_gives_everything_back(output: Output, cancellation: CancelToken) -> None:
+def test_abandoning_gives_everything_back(output: Output, cancel_token: CancelToken) -> None:
     before = open_descriptors()
     for end in (True, False):
-        child = LocalProcess(["cat"], on_output=output, deadline=Deadline(10), cancel_token=cancellation)
+        child = LocalProcess(["cat"], on_output=output, deadline=Deadline(10), cancel_token=cancel_token)
         if end:
             child.close_stdin()
             child.pump(lambda: False)
@@ -270,7 +270,7 @@ def test_abandoning_gives_everything_back(output: Output, cancellation: CancelTo
         child.close()
         child.close()
     assert open_descriptors() == before
-    assert cancellation.fileno() >= 0
+    assert cancel_token.fileno() >= 0
 
 
 def test_starts_and_ends_are_logged_at_debug(output: Output, caplog: pytest.LogCaptureFixture) -> None:

@@ -42,10 +42,10 @@ class Played:
     is_back: bool = False
     closed: bool = False
     calls: list[list[int]] = attrs.field(factory=list)
-    cancellation: CancelToken | None = None
+    cancel_token: CancelToken | None = None
 
-    def executor(self, *, cancellation: CancelToken) -> Played:
-        self.cancellation = cancellation
+    def executor(self, *, cancel_token: CancelToken) -> Played:
+        self.cancel_token = cancel_token
         return self
 
     def is_valid_runtime(self) -> bool:
@@ -61,8 +61,8 @@ class Played:
 
 def call_each(host: Played, function: Callable[[int], object], items: Sequence[int], seconds: float) -> Outcomes:
     host.calls.append(list(items))
-    assert host.cancellation is not None
-    if host.cancellation.is_cancelled:
+    assert host.cancel_token is not None
+    if host.cancel_token.is_cancelled:
         raise CommandStoppedError(host.host, "f")
     outcomes = host.play(host, items)
     return [Value(function(item)) for item in items] if outcomes is None else outcomes
@@ -279,8 +279,8 @@ def stoppable(host: Played, items: Sequence[int]) -> Outcomes | None:
     """Take for ever, until it is stopped."""
     if items[0] == 0:
         return None
-    assert host.cancellation is not None
-    assert wait_until(lambda: host.cancellation is not None and host.cancellation.is_cancelled, 20)
+    assert host.cancel_token is not None
+    assert wait_until(lambda: host.cancel_token is not None and host.cancel_token.is_cancelled, 20)
     raise CommandStoppedError(host.host, "f")
 
 
@@ -292,7 +292,7 @@ def test_whoever_stops_to_iterate_stops_the_hosts() -> None:
     assert is_over()
     begun = sum(len(host.calls) for host in hosts)
     assert begun <= 3
-    assert all(host.cancellation is not None and host.cancellation.fileno() == -1 for host in hosts)
+    assert all(host.cancel_token is not None and host.cancel_token.fileno() == -1 for host in hosts)
 
 
 def test_ctrl_c_while_it_waits() -> None:
@@ -313,11 +313,11 @@ def test_what_does_not_stop_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pyt
         spreading._read_ahead()
         assert wait_until(lambda: bool(host.calls), 10)
     assert caplog.messages == ["lazycluster-map-a: still ending what was under way there"]
-    assert host.cancellation is not None
-    assert host.cancellation.fileno() >= 0, "it is in use still"
+    assert host.cancel_token is not None
+    assert host.cancel_token.fileno() >= 0, "it is in use still"
     going_on.set()
     assert wait_until(is_over, 10)
-    assert host.cancellation.fileno() == -1
+    assert host.cancel_token.fileno() == -1
 
 
 def test_what_is_never_begun_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,8 +241,8 @@ def test_a_deadline(under: Under, seconds: float) -> None:
 
 
 def test_a_cancellation_wakes_who_waits(under: Under) -> None:
-    with contextlib.closing(CancelToken()) as cancellation:
-        under.job.cancel_token = cancellation
+    with contextlib.closing(CancelToken()) as cancel_token:
+        under.job.cancel_token = cancel_token
         waiting = threading.Event()
         under.job.on_output = lambda *_: waiting.set()
         errors: list[Exception] = []
@@ -257,7 +257,7 @@ def test_a_cancellation_wakes_who_waits(under: Under) -> None:
         thread.start()
         under.comes(out(b"x"))
         assert waiting.wait(10)
-        cancellation.cancel()
+        cancel_token.cancel()
         thread.join(10)
         assert [type(error) for error in errors] == [CancelledError]
         with pytest.raises(CancelledError):
@@ -268,9 +268,9 @@ def test_giving_up_waits_for_the_end(under: Under) -> None:
     under.channel.on_send = lambda kind: under.comes(
         out(b"last words"), (protocol.ENDED, protocol.pack(b"signal", b"15"))
     )
-    with contextlib.closing(CancelToken()) as cancellation:
-        cancellation.cancel()
-        under.job.cancel_token = cancellation
+    with contextlib.closing(CancelToken()) as cancel_token:
+        cancel_token.cancel()
+        under.job.cancel_token = cancel_token
         under.job.cancel(timeout=10)
     assert (under.channel.sent, under.channel.forgotten) == ([(protocol.STOP, b"")], [])
     assert under.output == [(Stream.STDOUT, b"last words")]

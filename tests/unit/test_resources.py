@@ -218,10 +218,10 @@ def test_a_task_may_release_what_holds_it(holdings: ResourceRegistry, host: Fake
             kept.wait(10)
             holdings.release()
 
-    kept, cancellation, transport = threading.Event(), CancelToken(), Releases()
+    kept, cancel_token, transport = threading.Event(), CancelToken(), Releases()
     task = RuntimeTask("t").send_file("/").run_command("never")
-    executor = Executor(transport, cancellation=cancellation)
-    process: TaskProcess = task.start_in_background(executor, cancellation)
+    executor = Executor(transport, cancel_token=cancel_token)
+    process: TaskProcess = task.start_in_background(executor, cancel_token)
     holdings.register("t", process)
     kept.set()
     process.join(10)

@@ -32,7 +32,7 @@ class Local:
         *,
         argv: tuple[str, ...] | None = None,
         seconds: float | None = 20.0,
-        cancellation: CancelToken | None = None,
+        cancel_token: CancelToken | None = None,
         check: Callable[[], None] = lambda: None,
         on_output: Callable[[Stream, bytes], None] | None = None,
         **fields: Any,
@@ -44,7 +44,7 @@ class Local:
             script,
             on_output=on_output or self.collector.write,
             deadline=Deadline(seconds),
-            watch=Watch(cancel_token=cancellation),
+            watch=Watch(cancel_token=cancel_token),
             check=check,
         )
         self.sessions.append(started)
@@ -68,7 +68,7 @@ def local() -> Iterator[Local]:
 
 
 @pytest.fixture
-def cancellation() -> Iterator[CancelToken]:
+def cancel_token() -> Iterator[CancelToken]:
     made = CancelToken()
     yield made
     made.close()
@@ -175,13 +175,13 @@ def test_giving_up_does_not_wait_for_the_grace(local: Local) -> None:
 
 
 @pytest.mark.parametrize("error", [DeadlinePassedError, CancelledError])
-def test_a_command_that_goes_on(local: Local, cancellation: CancelToken, error: type[Exception]) -> None:
+def test_a_command_that_goes_on(local: Local, cancel_token: CancelToken, error: type[Exception]) -> None:
     session = local.start(
-        "echo ready; exec sleep 60", seconds=0.5 if error is DeadlinePassedError else 20, cancellation=cancellation
+        "echo ready; exec sleep 60", seconds=0.5 if error is DeadlinePassedError else 20, cancel_token=cancel_token
     )
     if error is CancelledError:
         session._process.pump(lambda: b"ready" in local.out)
-        cancellation.cancel()
+        cancel_token.cancel()
     with pytest.raises(error):
         session.wait()
     session.cancel()
@@ -189,12 +189,12 @@ def test_a_command_that_goes_on(local: Local, cancellation: CancelToken, error: 
 
 
 @pytest.mark.parametrize("error", [DeadlinePassedError, CancelledError])
-def test_a_host_that_does_not_take_the_script(local: Local, cancellation: CancelToken, error: type[Exception]) -> None:
+def test_a_host_that_does_not_take_the_script(local: Local, cancel_token: CancelToken, error: type[Exception]) -> None:
     if error is CancelledError:
-        cancellation.cancel()
+        cancel_token.cancel()
     seconds = 0.1 if error is DeadlinePassedError else 20
     with pytest.raises(error):
-        local.start("# " + "x" * 300_000, argv=("sleep", "60"), seconds=seconds, cancellation=cancellation)
+        local.start("# " + "x" * 300_000, argv=("sleep", "60"), seconds=seconds, cancel_token=cancel_token)
 
 
 def test_an_error_of_the_caller_s_ends_the_process(local: Local) -> None:

@@ -58,19 +58,19 @@ def test_no_slot_in_time(seconds: float) -> None:
 
 
 @pytest.fixture
-def cancellation() -> Iterator[CancelToken]:
+def cancel_token() -> Iterator[CancelToken]:
     made = CancelToken()
     yield made
     made.close()
 
 
-def test_a_cancellation_ends_the_waiting_for_a_slot(cancellation: CancelToken) -> None:
+def test_a_cancellation_ends_the_waiting_for_a_slot(cancel_token: CancelToken) -> None:
     slots = SessionLimit(1)
     ended: list[type[BaseException] | None] = []
 
     def wait() -> None:
         try:
-            with slots.acquire(NEVER, cancellation):
+            with slots.acquire(NEVER, cancel_token):
                 ended.append(None)
         except CancelledError as error:
             ended.append(type(error))
@@ -78,38 +78,38 @@ def test_a_cancellation_ends_the_waiting_for_a_slot(cancellation: CancelToken) -
     thread = threading.Thread(target=wait)
     with slots.acquire(NEVER):
         thread.start()
-        assert wait_until(lambda: cancellation._callback is not None, 10)
+        assert wait_until(lambda: cancel_token._callback is not None, 10)
         assert ended == []
-        cancellation.cancel()
+        cancel_token.cancel()
         thread.join(10)
         assert ended == [CancelledError]
     with slots.acquire(Deadline(0)):  # who was cancelled holds none
         pass
 
 
-def test_after_a_cancellation_no_slot_is_taken(cancellation: CancelToken) -> None:
+def test_after_a_cancellation_no_slot_is_taken(cancel_token: CancelToken) -> None:
     slots = SessionLimit(1)
-    cancellation.cancel()
-    with pytest.raises(CancelledError), slots.acquire(NEVER, cancellation):
+    cancel_token.cancel()
+    with pytest.raises(CancelledError), slots.acquire(NEVER, cancel_token):
         pytest.fail("it was cancelled")
     with slots.acquire(Deadline(0)):
         pass
 
 
-def test_a_cancellation_during_a_session_is_not_the_affair_of_the_slots(cancellation: CancelToken) -> None:
+def test_a_cancellation_during_a_session_is_not_the_affair_of_the_slots(cancel_token: CancelToken) -> None:
     slots = SessionLimit(1)
-    with slots.acquire(NEVER, cancellation):
-        assert cancellation._callback is None
-        cancellation.cancel()
+    with slots.acquire(NEVER, cancel_token):
+        assert cancel_token._callback is None
+        cancel_token.cancel()
     with slots.acquire(Deadline(0)):
         pass
 
 
-def test_with_a_cancellation_the_deadline_holds_too(cancellation: CancelToken) -> None:
+def test_with_a_cancellation_the_deadline_holds_too(cancel_token: CancelToken) -> None:
     slots = SessionLimit(1)
-    with slots.acquire(NEVER), pytest.raises(DeadlinePassedError), slots.acquire(Deadline(0.02), cancellation):
+    with slots.acquire(NEVER), pytest.raises(DeadlinePassedError), slots.acquire(Deadline(0.02), cancel_token):
         pytest.fail("there was no slot")
-    with slots.acquire(Deadline(0), cancellation):
+    with slots.acquire(Deadline(0), cancel_token):
         pass
 
 

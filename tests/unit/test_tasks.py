@@ -37,8 +37,8 @@ def carry_out(task: RuntimeTask, transport: StubTransport) -> RuntimeTask:
 
 
 def in_background(task: RuntimeTask, transport: StubTransport) -> TaskProcess:
-    cancellation = CancelToken()
-    return task.start_in_background(Executor(transport, cancellation=cancellation), cancellation)
+    cancel_token = CancelToken()
+    return task.start_in_background(Executor(transport, cancel_token=cancel_token), cancel_token)
 
 
 # Building -------------------------------------------------------------------------------------------------------------
@@ -391,16 +391,16 @@ def test_stopping(end: Any) -> None:
 
 def test_a_stop_between_two_steps() -> None:
     """What comes after a step that saw nothing of the stop does not begin."""
-    cancellation = CancelToken()
+    cancel_token = CancelToken()
 
     class Stopped(StubTransport):
         def put(self, *arguments: Any, **keywords: Any) -> None:
             super().put(*arguments, **keywords)
-            cancellation.cancel()
+            cancel_token.cancel()
 
     transport = Stopped()
     task = RuntimeTask("t").send_file("/").run_command("b").run_function(add, 1)
-    process = task.start_in_background(Executor(transport, cancellation=cancellation), cancellation)
+    process = task.start_in_background(Executor(transport, cancel_token=cancel_token), cancel_token)
     process.join(10)
     assert process.exitcode == -15
     assert [call.action for call in transport.calls] == ["put / None"]
@@ -410,10 +410,10 @@ def test_a_stop_between_two_steps() -> None:
 
 
 def test_a_stop_before_the_first_step() -> None:
-    transport, cancellation = StubTransport(), CancelToken()
-    cancellation.cancel()
+    transport, cancel_token = StubTransport(), CancelToken()
+    cancel_token.cancel()
     task = RuntimeTask("t").run_command("wait")
-    process = task.start_in_background(Executor(transport, cancellation=cancellation), cancellation)
+    process = task.start_in_background(Executor(transport, cancel_token=cancel_token), cancel_token)
     process.join(10)
     assert (process.exitcode, transport.calls) == (-15, [])
 
@@ -423,10 +423,10 @@ class Owner:
 
 
 def test_the_owner_lives_as_long_as_the_process() -> None:
-    transport, owner, cancellation = StubTransport(), Owner(), CancelToken()
+    transport, owner, cancel_token = StubTransport(), Owner(), CancelToken()
     alive = weakref.ref(owner)
     task = RuntimeTask("t").run_command("wait")
-    process = task.start_in_background(Executor(transport, cancellation=cancellation), cancellation, owner)
+    process = task.start_in_background(Executor(transport, cancel_token=cancel_token), cancel_token, owner)
     del owner
     assert transport.waiting_event.wait(10)
     gc.collect()

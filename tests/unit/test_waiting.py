@@ -33,7 +33,7 @@ from tests.unit.keyboard_interrupt import interrupt, library_thread_names
 
 
 @pytest.fixture
-def cancellation() -> Iterator[CancelToken]:
+def cancel_token() -> Iterator[CancelToken]:
     made = CancelToken()
     yield made
     made.close()
@@ -67,49 +67,49 @@ def test_no_deadline() -> None:
 # Cancellation -------------------------------------------------------------------------------------------------------
 
 
-def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancellation: CancelToken) -> None:
-    requested = [cancellation.is_cancelled]
-    os.set_blocking(cancellation.fileno(), False)
+def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancel_token: CancelToken) -> None:
+    requested = [cancel_token.is_cancelled]
+    os.set_blocking(cancel_token.fileno(), False)
     with pytest.raises(BlockingIOError):
-        os.read(cancellation.fileno(), 9)
-    cancellation.cancel()
-    cancellation.cancel()
-    assert [*requested, cancellation.is_cancelled] == [False, True]
-    assert os.read(cancellation.fileno(), 9) == b"x"
+        os.read(cancel_token.fileno(), 9)
+    cancel_token.cancel()
+    cancel_token.cancel()
+    assert [*requested, cancel_token.is_cancelled] == [False, True]
+    assert os.read(cancel_token.fileno(), 9) == b"x"
 
 
 def test_a_closed_cancellation_can_still_be_requested() -> None:
-    cancellation = CancelToken()
-    descriptor = cancellation.fileno()
-    cancellation.close()
-    cancellation.close()
+    cancel_token = CancelToken()
+    descriptor = cancel_token.fileno()
+    cancel_token.close()
+    cancel_token.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
-    cancellation.cancel()
-    assert cancellation.is_cancelled
-    assert cancellation.fileno() == -1
+    cancel_token.cancel()
+    assert cancel_token.is_cancelled
+    assert cancel_token.fileno() == -1
 
 
-def test_a_request_calls_who_listens(cancellation: CancelToken) -> None:
+def test_a_request_calls_who_listens(cancel_token: CancelToken) -> None:
     calls: list[bool] = []
-    with cancellation.on_cancel(lambda: calls.append(cancellation.is_cancelled)):
+    with cancel_token.on_cancel(lambda: calls.append(cancel_token.is_cancelled)):
         assert calls == []
-        cancellation.cancel()
+        cancel_token.cancel()
         assert calls == [True]
-    cancellation.cancel()
+    cancel_token.cancel()
     assert calls == [True]
-    assert os.read(cancellation.fileno(), 9) == b"x"  # who waits for the descriptor sees it, too
+    assert os.read(cancel_token.fileno(), 9) == b"x"  # who waits for the descriptor sees it, too
 
 
-def test_who_listens_no_more_after_an_error_is_not_called(cancellation: CancelToken) -> None:
+def test_who_listens_no_more_after_an_error_is_not_called(cancel_token: CancelToken) -> None:
     calls: list[int] = []
-    with pytest.raises(KeyError), cancellation.on_cancel(lambda: calls.append(1)):
+    with pytest.raises(KeyError), cancel_token.on_cancel(lambda: calls.append(1)):
         raise KeyError
-    cancellation.cancel()
+    cancel_token.cancel()
     assert calls == []
 
 
-def test_who_is_called_may_ask_the_cancellation(cancellation: CancelToken) -> None:
+def test_who_is_called_may_ask_the_cancellation(cancel_token: CancelToken) -> None:
     """It is called without the lock that the end of the listening takes."""
     entered, called = threading.Event(), threading.Event()
 
@@ -118,14 +118,14 @@ def test_who_is_called_may_ask_the_cancellation(cancellation: CancelToken) -> No
         assert entered.wait(10)
 
     def listen() -> None:
-        with cancellation.on_cancel(listener):
+        with cancel_token.on_cancel(listener):
             called.wait(10)
         entered.set()
 
     thread = threading.Thread(target=listen)
     thread.start()
-    assert wait_until(lambda: cancellation._callback is not None, 10)
-    cancellation.cancel()
+    assert wait_until(lambda: cancel_token._callback is not None, 10)
+    cancel_token.cancel()
     thread.join(10)
     assert entered.is_set()
 
