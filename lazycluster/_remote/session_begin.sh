@@ -5,15 +5,15 @@
 # Standard error stays open as 6.
 
 # Print the end marks and exit. Takes the exit status, or `cd`.
-# The watcher goes first. Standard input may end as soon as the local process has read the marks, and the watcher must
+# The watchdog goes first. Standard input may end as soon as the local process has read the marks, and the watchdog must
 # not end processes that the command left in the background.
 lc_end() {
-    [ -z "$lc_watcher" ] || kill -s KILL "$lc_watcher"
+    [ -z "$lc_watchdog" ] || kill -s KILL "$lc_watchdog"
     printf '%s' "$lc_output_mark=$1;"
     printf '%s' "$lc_output_mark=$1;" >&6
     exit 0
 }
-lc_watcher=
+lc_watchdog=
 printf '%s' "$lc_output_mark<"
 printf '%s' "$lc_output_mark<" >&2
 exec 6>&2

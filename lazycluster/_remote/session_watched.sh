@@ -1,8 +1,8 @@
-# Run the command in a shell of its own under a watcher, then end the session.
+# Run the command in a shell of its own under a watchdog, then end the session.
 #
 # Takes what session_raw.sh takes, lc_pids (find_marked.sh), $lc_stdin_size and $lc_grace. The command reads that number
 # of bytes, which come first on standard input. The rest of standard input is the lifeline. If it ends before the
-# command does, the local process is gone or has cancelled. The watcher then ends the command with all its
+# command does, the local process is gone or has cancelled. The watchdog then ends the command with all its
 # descendants. $lc_grace is the number of seconds between SIGTERM and SIGKILL.
 
 # A shell reports here how its child died, which is no output of the command.
@@ -23,8 +23,8 @@ else
     exec 4>&-
     [ "$lc_size" -eq "$lc_stdin_size" ] || lc_full
 fi
-# The watcher is a child of this shell, without the command's environment, in which it might find no programs.
-# Signals to the process group reach this shell, too, but not the watcher.
+# The watchdog is a child of this shell, without the command's environment, in which it might find no programs.
+# Signals to the process group reach this shell, too, but not the watchdog.
 {
     trap '' HUP INT TERM
     while IFS= read -r lc_x; do :; done
@@ -46,7 +46,7 @@ fi
     kill -s KILL $lc_list $(lc_pids)
     kill -s KILL -- -$$
 } <&3 >/dev/null 2>&1 6>&- &
-lc_watcher=$!
+lc_watchdog=$!
 (
     exec <&5 5<&- 3<&- 2>&6 6>&-
     lc_env

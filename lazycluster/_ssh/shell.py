@@ -113,7 +113,7 @@ class Script:
             else:
                 values |= {"lc_grace": str(self.grace), "lc_stdin_size": str(self.stdin_size)}
                 parts += ["find_marked", "session_watched"]
-        # The command's environment is not that of the programs that the watcher needs.
+        # The command's environment is not that of the programs that the watchdog needs.
         exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()] or [":"]
         assignments = [f"{name}={value}" for name, value in values.items()]
         return "\n".join([*assignments, "lc_env() {", *exports, "}", host_scripts.text(*parts)])

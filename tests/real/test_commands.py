@@ -150,7 +150,7 @@ TEXTS = {
     "only a variable": ': "${HOME:?}"; echo "${x:-un\'set}"',
     "braces and pipes": '{ echo a; echo b; } | { read x; echo "$x"; } && echo c || echo d; (echo e)',
     "positional parameters": 'echo "$#" "$@"',
-    "an unset of our own variables": "unset lc_mark lc_watcher LAZYCLUSTER_JOB; echo fine",
+    "an unset of our own variables": "unset lc_mark lc_watchdog LAZYCLUSTER_JOB; echo fine",
     "a function called like ours": "lc_end() { echo ours; }; echo fine",
 }
 

@@ -712,8 +712,8 @@ def test_a_background_process_does_not_keep_the_status_waiting(posix: tuple[str,
 
 @needs_proc
 @posix_shells
-def test_the_environment_of_the_command_does_not_disturb_the_watcher(posix: tuple[str, ...], host: Host) -> None:
-    """A PATH for the command alone, in which the watcher would find none of the programs that it needs."""
+def test_the_environment_of_the_command_does_not_disturb_the_watchdog(posix: tuple[str, ...], host: Host) -> None:
+    """A PATH for the command alone, in which the watchdog would find none of the programs that it needs."""
     host.posix = posix
     sleep = shutil.which("sleep")
     program = script(f"{sleep} 1000 & echo $PATH ready; wait", env={"PATH": "/nowhere", "IFS": "x"})
