@@ -41,8 +41,8 @@ def run_on_hosts(
         click.echo(("\n" if sys.stderr.isatty() else "") + interrupt_message, err=True)  # not behind the terminal's ^C
         cancel_group.cancel()
 
-    jobs = {runtime.host: functools.partial(run_cancellable, runtime) for runtime in group.runtimes}
+    by_host = {runtime.host: functools.partial(run_cancellable, runtime) for runtime in group.runtimes}
     try:
-        return gather(jobs, limit=limit, on_result=on_result, cancel=interrupt)
+        return gather(by_host, limit=limit, on_result=on_result, cancel=interrupt)
     except KeyboardInterrupt as error:
         raise click.Abort from error  # for which click begins no new line, because we have

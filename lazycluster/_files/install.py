@@ -20,23 +20,16 @@ def temporary_path_beside(target: Path) -> Path:
     """Return a new name on the file system of `target`; nothing is created.
 
     It lies in the directory that holds `target`, or in `target` itself where that is a directory already: that may be
-    a mount point, or stand in a directory in which one may not write. A link is followed to what it stands for.
+    a mount point, or lie in a directory that is not writable. A link is followed.
+
+    Raises:
+        OSError: The directory that would hold `target` does not exist; `filename` names it.
     """
     real = _resolve(target)
     shown = os.fsencode(real.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
     holder = real if real.is_dir() else real.parent
+    holder.stat()
     return holder / f".{shown}.lazycluster-{secrets.token_hex(8)}"
-
-
-def checked_temporary_path(target: Path) -> Path:
-    """Return a temporary path for a file or tree that is fetched to `target`.
-
-    Raises:
-        OSError: The directory that holds it does not exist; `filename` names that directory.
-    """
-    temporary = temporary_path_beside(target)
-    temporary.parent.stat()
-    return temporary
 
 
 def move_into_place(temporary: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from lazycluster._files.install import checked_temporary_path, discard, move_into_place
+from lazycluster._files.install import discard, move_into_place, temporary_path_beside
 from lazycluster._files.script_runner import ScriptRunner, script_fields, script_with_arguments
 from lazycluster._files.streams import FoundFile
 from lazycluster._model.watch import Watch
@@ -86,7 +86,7 @@ def put_file_by_scp(
 
 def get_file_by_scp(runner: ScriptRunner, ssh_client: SshClient, found: FoundFile, target: Path, watch: Watch) -> None:
     """Fetch a file under a temporary name, and rename it when it is complete."""
-    temporary = checked_temporary_path(target)
+    temporary = temporary_path_beside(target)
 
     def progress(_process: LocalProcess) -> None:
         with contextlib.suppress(OSError):
@@ -182,7 +182,7 @@ def _holding_lifeline(master: Master, on_disconnect: str) -> Iterator[None]:
     try:
         lifeline = Lifeline(master.control_socket, on_disconnect)
     except ControlSocketError as error:
-        _log.debug("no keeper: %s", error)
+        _log.debug("no lifeline: %s", error)
         yield
         return
     try:

@@ -35,7 +35,7 @@ class RunningScript(Protocol):
 
 
 class ScriptRunner(Protocol):
-    """Runs scripts on one host: `SshClient`, each in a session of its own, or the jobs of a supervisor."""
+    """Runs scripts on one host: `SshClient`, each in a session of its own, or a child of a supervisor."""
 
     @property
     def host(self) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
-from lazycluster._files.install import checked_temporary_path, discard, move_into_place
+from lazycluster._files.install import discard, move_into_place, temporary_path_beside
 from lazycluster._files.script_runner import RunningScript, ScriptRunner, script_fields, script_with_arguments
 from lazycluster._files.tar_reader import extract_tar
 from lazycluster._files.tar_writer import END_MARKER, write_tar
@@ -161,13 +161,13 @@ def fetch(
         header.extend((field or b"").decode("utf-8", "surrogateescape") for field in fields)
         if header[0] == "d":
             target = local_target(local, remote, header[2])
-            temporary = checked_temporary_path(target)
+            temporary = temporary_path_beside(target)
             received.append((temporary, target))
             temporary.mkdir(mode=0o700)
             extract_tar(_StdoutReader(running_script), temporary, on_progress=_ProgressCounter(watch.on_progress).add)
         elif int(header[3]) <= max_streamed_bytes:
             target = local_target(local, remote, header[2])
-            temporary = checked_temporary_path(target)
+            temporary = temporary_path_beside(target)
             received.append((temporary, target))
             _receive_file(running_script, temporary, int(header[3]), watch)
         running_script.wait()

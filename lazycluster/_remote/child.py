@@ -237,7 +237,7 @@ class Child:
             if not (readers[0].remaining_bytes and readers[0].remaining_bytes > 0 and self._read_output(readers[0])):
                 readers.pop(0)
         if readers or self._is_finished():
-            return  # the rest is sent with the next grant; or the last of the streams has ended it
+            return  # the rest is sent with the next window update; or the last of the streams has ended it
         kind = b"done" if self._done_record_seen else b"signal" if os.WIFSIGNALED(self.wait_status) else b"exit"
         self.report_end(kind, encode_number(self.wait_status))
 

@@ -13,7 +13,7 @@ Standard library only, and the syntax of Python 3.6. Nothing here does input or 
 import struct
 
 PROTOCOL_VERSION = 1
-"""The version of what is described here; the greeting names it."""
+"""The version of this protocol; HELLO carries it."""
 
 FRAME_HEADER = struct.Struct(">HBxII")
 """Magic, kind, number of the child, length of the body."""
@@ -26,7 +26,7 @@ STREAM_CHUNK_BYTES = 1 << 16
 WINDOW_BYTES = 1 << 22
 """Bytes of a child that may be on their way in one direction: more than ssh's own window of 2 MiB per channel."""
 WINDOW_UPDATE_THRESHOLD_BYTES = WINDOW_BYTES // 4
-"""Bytes that are taken in before leave is given for as many more."""
+"""Bytes that a receiver consumes before it sends a window update for as many."""
 
 # From the runtime to the host.
 RUN, CALL, INPUT, INPUT_END, WINDOW_UPDATE, STOP, REQUEST, PREPARE, DETACH = range(1, 10)
@@ -110,7 +110,7 @@ def unpack(body: bytes) -> "list[bytes]":
 
 
 def encode_number(value: int) -> bytes:
-    """Return a whole number as a field, or as the body of a grant."""
+    """Return a whole number as a field, or as the body of a window update."""
     return b"%d" % value
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from lazycluster._remote.protocol import encode_frame, encode_header
 
-_HIGH_WATER_BYTES = 1 << 20  # bytes that wait to be sent before the jobs' output is left in their pipes
+_HIGH_WATER_BYTES = 1 << 20  # bytes that wait to be sent before the children's output is left in their pipes
 _MAX_BUFFERS_PER_WRITE = 64
 
 

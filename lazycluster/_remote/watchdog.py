@@ -1,4 +1,4 @@
-"""The process that watches over a function's process on a host; sent there as text, together with `call.py`.
+"""The process that watches over a function's process on a host; sent there as text, together with `call_program.py`.
 
 Standard library only, and the syntax of Python 3.6.
 """

@@ -1,4 +1,4 @@
-"""A session that notices on the host's side that this process is gone."""
+"""The lifeline: a session by which the host notices that the local process is gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lazycluster._ssh.shell import SHELL_BOOTSTRAP, escape_for_printf
 
 _log = logging.getLogger(__name__)
 _LIFELINE_CLOSE_SECONDS = 5.0
-"""Seconds for the host to confirm the end of a keeper."""
+"""Seconds for the host to confirm the end of a lifeline."""
 
 
 class Lifeline:
@@ -34,7 +34,7 @@ class Lifeline:
             os.write(self._write_fd, escape_for_printf(lifeline_text(on_disconnect)) + b"\n")
             self._session = control.open_session(SHELL_BOOTSTRAP, reader)
         except RequestRefusedError as error:
-            _log.debug("no session for a keeper: %s", error)
+            _log.debug("no session for a lifeline: %s", error)
             self._close_pipe()
         except BaseException:
             self._close_pipe()

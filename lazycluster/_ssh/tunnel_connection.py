@@ -1,4 +1,4 @@
-"""One ssh connection that carries forwardings: a master of its own, apart from that of the commands, and its keeper.
+"""One ssh connection that carries forwardings: a master of its own, apart from that of the commands, and its lifeline.
 
 Forwardings are opened over its control socket, so that those in a user's configuration can be cleared without losing
 ours, so that a refusal comes with its reason, and so that one more takes no further connection.

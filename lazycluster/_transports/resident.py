@@ -66,7 +66,7 @@ class ResidentTransport(SshTransport):
         self._supervisor: SupervisorClient | None = None
 
     def child_environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
-        """Return the environment of a job."""
+        """Return the environment of a child."""
         return {**self.connection.ssh_client.env, **check_environment(env)}
 
     # The supervisor --------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class ResidentTransport(SshTransport):
         return hello.working_dir, facts
 
     def ensure_supervisor(self, cwd: str | None = None) -> SupervisorClient:
-        """Return a supervisor that lives, for a job in a directory; one that was lost is replaced.
+        """Return a supervisor that lives, for a child in a directory; one that was lost is replaced.
 
         Raises:
             WorkingDirectoryError: The directory was temporary, and went with a supervisor that was lost.

@@ -21,6 +21,7 @@ from lazycluster import (
     ChangedHostKeyError,
     ConnectionLostError,
     ConnectTimeoutError,
+    ForwardingRefusedError,
     HostsFailedError,
     InvalidRuntimeError,
     PortInUseError,
@@ -423,7 +424,8 @@ def test_nothing_is_left_where_one_host_cannot(hosts: Hosts, group: RuntimeGroup
         with pytest.raises(HostsFailedError) as caught:
             group.expose_port_to_runtimes(service.port, port)
         assert len(caught.value.errors) == 2, "the three are one machine, and one of them was the first"
-        assert all(isinstance(error, PortInUseError) for error in caught.value.exceptions)
+        # A host that finds the port free, and is not the first to take it, is refused by its sshd.
+        assert all(isinstance(error, PortInUseError | ForwardingRefusedError) for error in caught.value.exceptions)
         assert listening_addresses(port) == []
         assert all(runtime.alive_process_count == 0 for runtime in group.runtimes)
         assert_eventually(
