@@ -5,8 +5,9 @@
 exec 2>/dev/null
 (
     exec 2>&6 6>&-
+    # As a parameter, which no variable of the user's can replace.
+    set -- "$lc_command"
     lc_env
-    set --
-    eval "$lc_command"
+    eval "set --; $1"
 )
 lc_end $?

@@ -49,8 +49,10 @@ fi
 lc_watchdog=$!
 (
     exec <&5 5<&- 3<&- 2>&6 6>&-
+    # As parameters, which no variable of the user's can replace.
+    set -- "$lc_mark" "$lc_shell" "$lc_command"
     lc_env
-    export "${lc_mark?}"
-    exec "$lc_shell" -c "$lc_command"
+    export "${1?}"
+    exec "$2" -c "$3"
 )
 lc_end $?

@@ -725,6 +725,17 @@ def test_the_environment_of_the_command_does_not_disturb_the_watchdog(posix: tup
     assert ran.err == b""
 
 
+@posix_shells
+@pytest.mark.parametrize("form", [{}, {"raw_stdin": True}, {"raw_stdin": True, "new_shell": False}], ids=str)
+def test_variables_of_the_user_do_not_replace_the_script(
+    form: dict[str, object], posix: tuple[str, ...], host: Host
+) -> None:
+    host.posix = posix
+    env = {"lc_command": "echo other", "lc_shell": "/bin/false", "lc_mark": "A=b"}
+    ran = host.run(script('echo "$lc_command $lc_mark $#"', env=env, **form))
+    assert (ran.status, ran.out) == ("0", b"echo other A=b 0\n")
+
+
 @needs_proc
 def test_the_mark_of_the_job_is_on_the_command_alone(host: Host) -> None:
     program = script("echo $$ ready; read x; sleep 1000")
