@@ -110,27 +110,27 @@ def join_threads(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
 
 
 class CancelGroup:
-    """What is under way for many hosts and can be stopped, all of it at once and from any thread."""
+    """Work on many hosts that any thread may cancel, all of it at once."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self._lock = threading.Lock()
         self._callbacks: set[Callable[[], object]] = set()
-        self.cancelled = False
+        self.is_cancelled = False
 
     def cancel(self) -> None:
-        """Stop everything, also what has not begun yet."""
+        """Cancel everything, also work that has not started yet."""
         with self._lock:
-            self.cancelled = True
+            self.is_cancelled = True
             callbacks = list(self._callbacks)
         for callback in callbacks:
             callback()
 
     @contextlib.contextmanager
     def on_cancel(self, callback: Callable[[], object]) -> Iterator[None]:
-        """Have a stop call something, at once where it was requested before."""
+        """Have `cancel()` call a function; if the group is cancelled already, call it at once."""
         with self._lock:
-            already_cancelled = self.cancelled
+            already_cancelled = self.is_cancelled
             self._callbacks.add(callback)
         try:
             if already_cancelled:

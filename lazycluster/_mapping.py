@@ -204,7 +204,7 @@ class MapScheduler(Generic[X, T]):
             executor = runtime.executor(cancel_token=cancel_token)
             outcomes = _invoke.call_each(executor, self._function, [item.value for item in items], _BATCH_SECONDS)
         except BaseException as error:  # noqa: BLE001 - told to whoever iterates
-            if self._cancel_group.cancelled:
+            if self._cancel_group.is_cancelled:
                 return False
             if isinstance(error, _HOST_ERRORS):
                 self._reassign(items, error)
@@ -219,15 +219,15 @@ class MapScheduler(Generic[X, T]):
         """Tell whether a host that failed can be used again; else go on without it."""
         if isinstance(error, ConnectionLostError) and not runtime.closed and runtime.is_valid_runtime():
             return True
-        if not self._cancel_group.cancelled:
+        if not self._cancel_group.is_cancelled:
             self._drop_host(runtime, error)
         return False
 
     def _take_batch(self) -> list[_MapItem[X]]:
         """Wait for items, and take as many as may go to a host at once; none where nothing more will come."""
         with self._changed:
-            wait_for(lambda: self._pending or self._cancel_group.cancelled or self._is_done, self._changed)
-            if self._cancel_group.cancelled or not self._pending:
+            wait_for(lambda: self._pending or self._cancel_group.is_cancelled or self._is_done, self._changed)
+            if self._cancel_group.is_cancelled or not self._pending:
                 return []
             usable_hosts = len(self._runtimes) - len(self._failed_hosts)
             batch_size = max(1, min(self._batch_size, len(self._pending) // usable_hosts))

@@ -63,7 +63,7 @@ class TaskHistory:
         """Return when the last task failed because of the host; None if a task or command has succeeded since.
 
         Args:
-            last_success: The end of the last command that succeeded, by `time.monotonic()`, as is the result.
+            last_success: The end of the last command that the host ran, by `time.monotonic()`, as is the result.
         """
         ended = [(execution.ended_at, execution) for _, execution in self._snapshot() if execution.ended_at]
         ended_at, last = max(ended, key=lambda pair: pair[0], default=(0.0, None))

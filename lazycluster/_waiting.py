@@ -190,7 +190,7 @@ class _UninterruptibleThread(threading.Thread, Generic[T]):
     """The thread in which something is made."""
 
     def __init__(self, make: Callable[[], T], rollback: Callable[[T], object]) -> None:
-        super().__init__(name="lazycluster-shelter")
+        super().__init__(name="lazycluster-uninterruptible")
         self._make = make
         self._rollback = rollback
         self._lock = threading.Lock()

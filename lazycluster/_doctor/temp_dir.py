@@ -31,7 +31,7 @@ class TempDirProbe:
 def probe_temp_dir(ssh_client: SshClient) -> TempDirProbe:
     """Make a file in the temporary directory of the host, and measure the free room."""
     ended = ssh_client.run(
-        text("doctor_temporary"),
+        text("doctor_temp_dir"),
         title="look at the temporary directory",
         timeout=_PROBE_TIMEOUT_SECONDS,
         login_shell=False,

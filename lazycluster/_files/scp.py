@@ -69,7 +69,7 @@ def put_file_by_scp(
                 watch,
                 progress,
                 sending=True,
-                on_disconnect=f"rm -f -- {shlex.quote(f'{directory}/{temporary}')}",
+                on_lost=f"rm -f -- {shlex.quote(f'{directory}/{temporary}')}",
             )
             if failure:
                 raise TransferError(host, "send", str(local), failure, target)
@@ -133,12 +133,12 @@ def _copy_file_by_scp(
     progress: Callable[[LocalProcess], None],
     *,
     sending: bool,
-    on_disconnect: str = ":",
+    on_lost: str = ":",
 ) -> str:
     """Copy one file, and return why that failed, or ''.
 
     A second attempt uses the older protocol if the host has no sftp subsystem. If this process dies during the copy,
-    the host runs `on_disconnect` and ends the connection, and scp with it.
+    the host runs `on_lost` and ends the connection, and scp with it.
     """
     destination = ssh_client.destination
     operands = (
@@ -158,7 +158,7 @@ def _copy_file_by_scp(
             legacy=legacy,
             unsupported_options=ssh_client.unsupported_options,
         )
-        with _holding_lifeline(master, on_disconnect) if can_open_second_session else contextlib.nullcontext():
+        with _holding_lifeline(master, on_lost) if can_open_second_session else contextlib.nullcontext():
             ended = _run_scp(ssh_client, argv, master, watch, progress)
         can_open_second_session = session_refusal_reason(ended.text) is None
         return ended
@@ -174,13 +174,13 @@ def _copy_file_by_scp(
 
 
 @contextlib.contextmanager
-def _holding_lifeline(master: Master, on_disconnect: str) -> Iterator[None]:
+def _holding_lifeline(master: Master, on_lost: str) -> Iterator[None]:
     """Let the host notice the death of this process."""
     if master.control_socket is None:
         yield
         return
     try:
-        lifeline = Lifeline(master.control_socket, on_disconnect)
+        lifeline = Lifeline(master.control_socket, on_lost)
     except ControlSocketError as error:
         _log.debug("no lifeline: %s", error)
         yield

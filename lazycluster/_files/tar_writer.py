@@ -58,7 +58,7 @@ def write_tar(source: Path, out: ByteSink, *, on_progress: Callable[[int], None]
 
 @attrs.define
 class _TarWriter:
-    """The state of one `pack`: what waits to be written, and the first names of files with several."""
+    """The state of one `write_tar()`: what waits to be written, and the first names of files with several."""
 
     _out: ByteSink
     _on_progress: Callable[[int], None] | None

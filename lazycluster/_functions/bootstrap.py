@@ -181,7 +181,7 @@ def _read_module_source(module: str) -> str:
     return (importlib.resources.files(_REMOTE_PACKAGE) / f"{module}.py").read_text("utf-8")
 
 
-def parse_greeting(line: bytes, token: str) -> PythonInfo | None:
+def parse_python_info(line: bytes, token: str) -> PythonInfo | None:
     """Parse a line of the host's standard output; None where it is not the greeting of the program with that token."""
     _, mark, rest = line.partition(f"{call_program.CALL_START_MARKER} {token} ".encode())
     words = rest.decode("ascii", "replace").rstrip("\r\n").split(" ", 2)

@@ -27,8 +27,8 @@ def run_python_script(python: str | None, bootstrap: str, *, mark: str, temp_dir
     Should it be killed, the shell ends what has the variable `mark` in its environment, and removes the temporary
     directories whose names begin with `temp_dir_prefix`.
     """
-    values = _set(python, lc_bootstrap=bootstrap, lc_mark=mark, lc_directories=temp_dir_prefix)
-    return values + text("find_python", "find_marked", "end_marked", "start_supervisor")
+    values = _set(python, lc_bootstrap=bootstrap, lc_mark=mark, lc_temp_dir_prefix=temp_dir_prefix)
+    return values + text("find_python", "find_marked", "stop_marked", "start_supervisor")
 
 
 def _set(python: str | None, **values: str) -> str:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
-from lazycluster._functions.bootstrap import PythonInfo, build_call_program, check_python_version, parse_greeting
+from lazycluster._functions.bootstrap import PythonInfo, build_call_program, check_python_version, parse_python_info
 from lazycluster._functions.python_finder import exec_python_script, python_candidates
 from lazycluster._model.watch import Watch
 from lazycluster._ssh.client import SshClient
@@ -45,15 +45,15 @@ def run_function_in_session(
         login_shell=False,
     )
     collector = watch.collector or Collector()
-    greetings: list[PythonInfo] = []
+    python_infos: list[PythonInfo] = []
 
     def work(session: Session) -> None:
         outcome.seek(0)
         outcome.truncate()
         session.write(host_program.stdin_prefix)
-        greeting = _read_python_greeting(session, token)
-        check_python_version(greeting, ssh_client.host)
-        greetings.append(greeting)
+        python_info = _read_python_info(session, token)
+        check_python_version(python_info, ssh_client.host)
+        python_infos.append(python_info)
         with contextlib.suppress(SessionEndedError):  # the answer says why nobody reads any more
             session.write(payload.full_request)
         while data := session.read(_ANSWER_READ_BYTES):
@@ -61,7 +61,7 @@ def run_function_in_session(
         session.wait()
 
     exit_code = ssh_client.run_script(script, work, collector=collector, timeout=timeout, watch=watch)
-    if greetings:
+    if python_infos:
         return
     if exit_code == _EXIT_COMMAND_NOT_FOUND:
         raise PythonNotFoundError(ssh_client.host, " and ".join(python_candidates(python)))
@@ -71,9 +71,9 @@ def run_function_in_session(
     )
 
 
-def _read_python_greeting(session: Session, token: str) -> PythonInfo:
+def _read_python_info(session: Session, token: str) -> PythonInfo:
     while (line := session.read_until(b"\n")) is not None:
-        greeting = parse_greeting(line, token)
-        if greeting is not None:
-            return greeting
+        python_info = parse_python_info(line, token)
+        if python_info is not None:
+            return python_info
     raise SessionEndedError

@@ -15,7 +15,7 @@ if sys.version_info[:2] != ({major}, {minor}):
     sys.exit("this function is bytecode of Python {major}.{minor}, and this is Python %s.%s" % sys.version_info[:2])
 sys.path[:] = [p for p in sys.path if p]
 """
-# In a function, because `call` empties the namespace of __main__ for the function that it calls.
+# In a function, because `call_program` empties the namespace of __main__ for the function that it calls.
 _FILE_MAIN = """\
 def _start(call_program, call_outcome):
     import base64, os, tempfile

@@ -44,7 +44,7 @@ class PipeWriter:
             self._pending += data
             self._changed.notify_all()
             if not self._flushing:
-                start_thread(threading.Thread(target=self._flush, name="lazycluster-inlet", daemon=True))
+                start_thread(threading.Thread(target=self._flush, name="lazycluster-pipe-writer", daemon=True))
                 self._flushing = True
             return True
 

@@ -265,7 +265,7 @@ class Supervisor:
     def _perform_request(self, method: str, arguments: "list[bytes]") -> "list[bytes]":
         if method == "tempdir":
             return [os.fsencode(self._temp_dirs.make_temp_dir())]
-        if method == "forget":
+        if method == "discard":
             self._temp_dirs.discard([os.fsdecode(path) for path in arguments])
             return []
         if method == "ports":

@@ -41,7 +41,7 @@ class LoadedCode:
         try:
             namespace: dict[str, object] = {}
             exec(zlib.decompress(text), namespace)  # noqa: S102 - this is how the supervisor came here, too
-            namespace["install"](self, data)  # type: ignore[operator]  # see launch.calls_preparation()
+            namespace["install"](self, data)  # type: ignore[operator]  # see bootstrap.calls_extension()
         except Exception as error:  # noqa: BLE001 - told to whoever calls
             self.load_error = f"{type(error).__name__}: {error}"
         with contextlib.suppress(ImportError, AttributeError):

@@ -105,7 +105,7 @@ class SshClient:
         self._closing = threading.Event()
         self._session_limit = SessionLimit()
         self._master_holder = _MasterHolder()
-        weakref.finalize(self, self._master_holder.disconnect).atexit = False  # see _end_all()
+        weakref.finalize(self, self._master_holder.disconnect).atexit = False  # see _disconnect_all()
 
     @property
     def host(self) -> str:

@@ -35,7 +35,7 @@ CREATE_LINK = text("create_link")
 RECEIVE_TREE = text("split_path", "target", "receive_tree")
 FETCH = text("split_path", "fetch")
 MAKE_WORKING_DIRECTORY = text("make_working_directory")
-KILL_MARKED_PROCESSES = text("find_marked", "end_marked") + 'lc_end_marked "$@"\n'
+STOP_MARKED_PROCESSES = text("find_marked", "stop_marked") + 'lc_stop_marked "$@"\n'
 """$1 what marks the processes in their environment; the others are directories to remove."""
 
 PROBE_SCRIPT = text("probe")

@@ -22,8 +22,8 @@ class Lifeline:
     sshd also keeps Nagle's algorithm off for the whole connection.
     """
 
-    def __init__(self, control: ControlSocket, on_disconnect: str = ":") -> None:
-        """Open the session; `on_disconnect` is what the host's shell does when this side is gone.
+    def __init__(self, control: ControlSocket, on_lost: str = ":") -> None:
+        """Open the session; `on_lost` is what the host's shell does when this side is gone.
 
         Raises:
             ControlSocketError: The master is gone.
@@ -31,7 +31,7 @@ class Lifeline:
         self._session: ControlSocket | None = None
         reader, self._write_fd = os.pipe()
         try:
-            os.write(self._write_fd, escape_for_printf(lifeline_text(on_disconnect)) + b"\n")
+            os.write(self._write_fd, escape_for_printf(lifeline_text(on_lost)) + b"\n")
             self._session = control.open_session(SHELL_BOOTSTRAP, reader)
         except RequestRefusedError as error:
             _log.debug("no session for a lifeline: %s", error)
@@ -69,5 +69,5 @@ class Lifeline:
 
 
 def lifeline_text(on_lost: str = ":") -> str:
-    """Return what the session runs; `on_disconnect` is a command of the host's shell."""
+    """Return what the session runs; `on_lost` is a command of the host's shell."""
     return f"lc_on_lost() {{\n{on_lost}\n}}\n{text('lifeline')}"

@@ -15,7 +15,7 @@ from lazycluster._functions.python_finder import exec_python_script
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote.ports import port_check_program
-from lazycluster._ssh.host_scripts import KILL_MARKED_PROCESSES, MAKE_WORKING_DIRECTORY, build_probe_script
+from lazycluster._ssh.host_scripts import MAKE_WORKING_DIRECTORY, STOP_MARKED_PROCESSES, build_probe_script
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, quote_path
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
@@ -100,11 +100,11 @@ class SshTransport(ABC):
         """Tell within about so many seconds whether a host that was reached before can be reached now."""
         return self.connection.ssh_client.can_reach_host(timeout)
 
-    def kill_marked_processes(self) -> None:
+    def stop_marked_processes(self) -> None:
         """End every process that was started on the host, and remove the temporary directories."""
         ssh_client = self.connection.ssh_client
         words = [shlex.quote(f"{PROCESS_MARK_VARIABLE}={ssh_client.token}."), *map(shlex.quote, self._temp_dirs)]
-        script = f"set -- {' '.join(words)}\n{KILL_MARKED_PROCESSES}"
+        script = f"set -- {' '.join(words)}\n{STOP_MARKED_PROCESSES}"
         try:
             result = ssh_client.run(
                 script, title="clean up", timeout=_CLEAN_UP_TIMEOUT_SECONDS, login_shell=False, mark_processes=False
@@ -203,7 +203,7 @@ class PerCommandTransport(SshTransport):
     def clean_up(self) -> None:
         """End what is left of the runtime on the host, and remove its temporary directories."""
         if self._temp_dirs or self.connection.ssh_client.is_connected:
-            self.kill_marked_processes()
+            self.stop_marked_processes()
 
     def close(self) -> None:
         """End the connection and what it runs."""

@@ -132,7 +132,7 @@ class ResidentTransport(SshTransport):
         except SupervisorError:
             if started.has_shell_started:
                 # A Python that hangs during its start does not see the end of its input.
-                self.kill_marked_processes()
+                self.stop_marked_processes()
             raise
         self._supervisor = started
         return hello
@@ -248,7 +248,7 @@ class ResidentTransport(SshTransport):
     def discard_temp_dir(self, path: str) -> None:
         """Note that a temporary directory is gone."""
         super().discard_temp_dir(path)
-        self._request("forget", os.fsencode(path))
+        self._request("discard", os.fsencode(path))
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
         """Return those of the ports that a server could listen on."""
@@ -264,7 +264,7 @@ class ResidentTransport(SshTransport):
             leftovers = current.close(self.grace + _CLOSE_GRACE_MARGIN_SECONDS)
         except SupervisorError as error:
             _log.debug("%s", error)
-            self.kill_marked_processes()
+            self.stop_marked_processes()
         else:
             if leftovers:
                 _log.warning("%s: the clean-up left something: %s", self.host, ", ".join(leftovers))

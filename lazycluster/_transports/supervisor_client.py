@@ -57,14 +57,14 @@ class Hello:
 
     @classmethod
     def parse(cls, body: bytes) -> Hello:
-        """Read the body of the greeting.
+        """Read the body of a HELLO frame.
 
         Raises:
             FrameError: It is none.
         """
         version, *fields = protocol.unpack(body) or [b""]
         if version != protocol.encode_number(protocol.PROTOCOL_VERSION) or len(fields) != 7:
-            raise protocol.FrameError(f"a greeting of protocol {version!r}", body)
+            raise protocol.FrameError(f"a HELLO of protocol {version!r}", body)
         implementation, release, executable, failure, pid, working_dir, facts = fields
         texts = [field.decode("utf-8", "surrogateescape") for field in (release, executable, implementation)]
         return cls(
@@ -290,12 +290,12 @@ class SupervisorClient:
         self._preamble.clear()
         self._session = session
         session.write(host_program.stdin_prefix)
-        mark, asks = (
+        start_marker, source_request = (
             f"{words} {self._token}".encode()
             for words in (supervisor.SUPERVISOR_START_MARKER, bootstrap.SOURCE_REQUEST)
         )
-        while (line := session.read_until(b"\n")) is not None and not line.endswith(mark):
-            if line.endswith(asks):
+        while (line := session.read_until(b"\n")) is not None and not line.endswith(start_marker):
+            if line.endswith(source_request):
                 session.write(host_program.source)
                 continue
             self._preamble += line[:_MAX_QUOTED_BYTES] + b"\n"

@@ -163,7 +163,6 @@ class HostFiles:
 def _copy_atomically(source: Path, target: Path, progress: ProgressCallback) -> None:
     """Copy a file or a tree under a temporary name, and put it into its place."""
     temporary = temporary_path_beside(target)
-    temporary.parent.stat()
     try:
         if source.is_dir():
             _copy_tree_as_tar(source, temporary, progress)

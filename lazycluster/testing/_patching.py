@@ -20,7 +20,7 @@ TransportFactory: TypeAlias = Callable[[str, RuntimeOptions], FakeTransport]
 
 @contextlib.contextmanager
 def patch_transports(connect: TransportFactory, check_reachable: Callable[[str], None]) -> Iterator[None]:
-    """Have runtimes that are made meanwhile, and every connection, make_transport hosts by `connect`.
+    """For a while, make new runtimes and all connections get their transports from `connect`.
 
     `check_reachable` raises where a host is down; it takes the place of the log-in.
     """
@@ -39,10 +39,10 @@ def patch_transports(connect: TransportFactory, check_reachable: Callable[[str],
         transport_of(connection).close()
         connection.ssh_client.close()
 
-    def master(sessions: SshClient) -> None:
-        if sessions.closed:
-            raise RuntimeClosedError(sessions.host)
-        check_reachable(sessions.host)
+    def master(ssh_client: SshClient) -> None:
+        if ssh_client.closed:
+            raise RuntimeClosedError(ssh_client.host)
+        check_reachable(ssh_client.host)
 
     def redirect(name: str) -> property:
         def get(connection: Connection) -> object:

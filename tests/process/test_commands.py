@@ -29,7 +29,7 @@ from lazycluster import (
     UnknownHostError,
     UnknownHostKeyError,
 )
-from lazycluster._ssh import client as sessions_module
+from lazycluster._ssh import client as client_module
 from lazycluster._ssh.shell import SHELL_BOOTSTRAP
 from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
@@ -350,7 +350,7 @@ def test_where_another_session_runs_a_refusal_lowers_the_limit(fp: FakeProcess) 
 
 
 def test_a_host_that_allows_no_session(fp: FakeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(client_module, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
     register_log_in(fp)
     register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=50)
     with Connection("web1") as connection, pytest.raises(SessionRefusedError, match=r"refused by peer.*MaxSessions"):

@@ -11,7 +11,7 @@ from pytest_subprocess.fake_process import FakeProcess
 
 from lazycluster import ConnectError, Connection, SessionRefusedError, SshNotFoundError, TransferError
 from lazycluster._model.watch import Watch
-from lazycluster._ssh import client as sessions_module
+from lazycluster._ssh import client as client_module
 from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
 NO_SFTP = "subsystem request failed on channel 0\r\nscp: Connection closed\r\n"
@@ -203,7 +203,7 @@ def test_a_session_refused_is_waited_for(fp: FakeProcess, source: Path) -> None:
 
 
 def test_no_session_at_all(fp: FakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(client_module, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
     fetched(fp, "a.txt")
     fp.register(["scp", fp.any()], stderr=REFUSED, returncode=255, occurrences=50)
     with Connection("web1") as connection, pytest.raises((TransferError, SessionRefusedError), match="refused"):

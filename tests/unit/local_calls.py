@@ -86,7 +86,7 @@ class LocalHost:
         assert process.stdout is not None
         process.stdin.write(program.stdin_prefix)
         process.stdin.flush()
-        greeting = bootstrap.parse_greeting(process.stdout.readline(), SUPERVISOR_TOKEN)
+        greeting = bootstrap.parse_python_info(process.stdout.readline(), SUPERVISOR_TOKEN)
         assert greeting is not None, process.stderr and process.stderr.read()
         bootstrap.check_python_version(greeting, "h")
         process.stdin.write(sent.full_request)

@@ -116,7 +116,7 @@ class StubTransport:
             assert process.stderr is not None
             process.stdin.write(sent.stdin_prefix + payload.full_request)
             process.stdin.flush()
-            assert bootstrap.parse_greeting(process.stdout.readline(), SUPERVISOR_TOKEN) is not None
+            assert bootstrap.parse_python_info(process.stdout.readline(), SUPERVISOR_TOKEN) is not None
             outcome.write(process.stdout.read())
             printed = process.stderr.read()
         (watch.collector or Collector()).write(Stream.STDERR, printed)

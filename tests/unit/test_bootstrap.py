@@ -102,8 +102,8 @@ def test_token_is_letters_and_digits(token: str) -> None:
         (b"", None),
     ],
 )
-def test_parse_greeting(line: bytes, expected: tuple[str, str, str] | None) -> None:
-    greeting = bootstrap.parse_greeting(line, "tok")
+def test_parse_python_info(line: bytes, expected: tuple[str, str, str] | None) -> None:
+    greeting = bootstrap.parse_python_info(line, "tok")
     assert greeting == (bootstrap.PythonInfo(*expected) if expected else None)
 
 

@@ -49,7 +49,7 @@ def test_every_python_greets(version: str, python: Path, tmp_path: Path) -> None
         [python, "-c", program.bootstrap], input=program.stdin_prefix, capture_output=True, cwd=tmp_path, check=True
     )
     assert done.stderr == b""
-    greeting = bootstrap.parse_greeting(done.stdout, SUPERVISOR_TOKEN)
+    greeting = bootstrap.parse_python_info(done.stdout, SUPERVISOR_TOKEN)
     assert greeting is not None
     assert version.startswith(greeting.version)
     assert greeting.executable == str(python)
@@ -531,7 +531,7 @@ def test_main(child: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_program, "_load_request", worked.append)
     monkeypatch.setattr(call_program, "load_and_call", lambda _, load: load())
     call_program.main(SUPERVISOR_TOKEN, lambda: 0 if child else 9, lambda worker: f"{worker} ended")
-    assert bootstrap.parse_greeting(said.pop(0), SUPERVISOR_TOKEN) is not None
+    assert bootstrap.parse_python_info(said.pop(0), SUPERVISOR_TOKEN) is not None
     assert worked == ([sent] if child else [])
     assert staged == [True] * child
     assert [target for _, target in copied] == [1, 0][: 1 + child]  # prints do not get into the answer

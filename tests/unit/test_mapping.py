@@ -90,9 +90,9 @@ def spread(
     return MapScheduler(cast("list[Runtime]", list(hosts)), function, items, ordered=ordered, retries=retries)
 
 
-def outcomes(spreading: MapScheduler[int, Any]) -> Outcomes:
-    with spreading:
-        return list(spreading)
+def outcomes(scheduler: MapScheduler[int, Any]) -> Outcomes:
+    with scheduler:
+        return list(scheduler)
 
 
 def when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
@@ -155,11 +155,11 @@ def test_each_host_takes_the_next_as_it_becomes_free() -> None:
         assert wait_until(lambda: bool(hosts[0].calls), timeout=10)
 
     hosts = [Played("busy", busy), Played("free", free)]
-    with spread(hosts, iter(range(1000)), ordered=False) as spreading:
-        found = [outcome.unwrap() for outcome in itertools.islice(spreading, 900)]
+    with spread(hosts, iter(range(1000)), ordered=False) as scheduler:
+        found = [outcome.unwrap() for outcome in itertools.islice(scheduler, 900)]
         assert len(hosts[0].calls) == 1
         going_on.set()
-        found += [outcome.unwrap() for outcome in spreading]
+        found += [outcome.unwrap() for outcome in scheduler]
     assert sorted(found) == list(range(1000))
 
 
@@ -192,8 +192,8 @@ def counted(read: list[int], items: Iterator[int] | None = None) -> Iterator[int
 @pytest.mark.parametrize("ordered", [True, False])
 def test_an_endless_iterable(ordered: bool) -> None:
     read: list[int] = []
-    with spread([Played("a"), Played("b")], counted(read), ordered=ordered) as spreading:
-        found = [outcome.unwrap() for outcome in itertools.islice(spreading, 3000)]
+    with spread([Played("a"), Played("b")], counted(read), ordered=ordered) as scheduler:
+        found = [outcome.unwrap() for outcome in itertools.islice(scheduler, 3000)]
     assert len(set(found)) == 3000
     assert len(read) < 3000 + 4200
     assert is_over()
@@ -203,8 +203,8 @@ def test_an_endless_iterable(ordered: bool) -> None:
 def test_whoever_is_slow_does_not_have_it_all_read(ordered: bool) -> None:
     read: list[int] = []
     hosts = [Played("a"), Played("b")]
-    with spread(hosts, counted(read, iter(range(100_000))), ordered=ordered) as spreading:
-        for number, _ in enumerate(spreading):
+    with spread(hosts, counted(read, iter(range(100_000))), ordered=ordered) as scheduler:
+        for number, _ in enumerate(scheduler):
             if number == 200:
                 break
             assert wait_until(lambda: sum(len(host.items) for host in hosts) == len(read), 10)  # all done meanwhile
@@ -221,9 +221,9 @@ def test_an_item_that_takes_long_is_waited_for_with_a_bound() -> None:
     read: list[int] = []
     hosts = [Played("a", slow), Played("b", slow)]
     iterating = spread(hosts, counted(read))
-    with iterating as spreading:
+    with iterating as scheduler:
         timer = when(lambda: len(read) >= 4096, going_on.set)
-        assert next(iter(spreading)).unwrap() == 0
+        assert next(iter(scheduler)).unwrap() == 0
         timer.join()
         assert len(read) == 4096
 
@@ -239,8 +239,8 @@ def test_what_is_done_is_not_held_back_by_an_iterable_that_is_slow(ordered: bool
             yield item
 
     behind = []
-    with spread([Played("a"), Played("b")], slow(), ordered=ordered) as spreading:
-        for number, _ in enumerate(itertools.islice(spreading, 10)):
+    with spread([Played("a"), Played("b")], slow(), ordered=ordered) as scheduler:
+        for number, _ in enumerate(itertools.islice(scheduler, 10)):
             behind.append(len(read) - number)
     assert max(behind) <= 5, behind
 
@@ -264,10 +264,10 @@ def test_an_iterable_that_raises() -> None:
 
     for ordered in (True, False):
         hosts = [Played("a"), Played("b")]
-        with spread(hosts, items(), ordered=ordered) as spreading:
-            seen = [outcome.unwrap() for outcome in itertools.islice(spreading, 5)]
+        with spread(hosts, items(), ordered=ordered) as scheduler:
+            seen = [outcome.unwrap() for outcome in itertools.islice(scheduler, 5)]
             with pytest.raises(LookupError, match="no more"):
-                next(iter(spreading))
+                next(iter(scheduler))
         assert sorted(seen) == [0, 1, 2, 3, 4], "as with Python's own map() what came before it is not lost"
         assert is_over()
 
@@ -286,8 +286,8 @@ def stoppable(host: Played, items: Sequence[int]) -> Outcomes | None:
 
 def test_whoever_stops_to_iterate_stops_the_hosts() -> None:
     hosts = [Played("a", stoppable), Played("b", stoppable)]
-    with spread(hosts, itertools.count()) as spreading:
-        assert next(iter(spreading)).unwrap() == 0
+    with spread(hosts, itertools.count()) as scheduler:
+        assert next(iter(scheduler)).unwrap() == 0
         assert wait_until(lambda: all(host.calls for host in hosts), 10)
     assert is_over()
     begun = sum(len(host.calls) for host in hosts)
@@ -309,8 +309,8 @@ def test_what_does_not_stop_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pyt
         going_on.wait(20)
 
     host = Played("a", stubborn)
-    with spread([host], itertools.count()) as spreading:
-        spreading._read_ahead()
+    with spread([host], itertools.count()) as scheduler:
+        scheduler._read_ahead()
         assert wait_until(lambda: bool(host.calls), 10)
     assert caplog.messages == ["lazycluster-map-a: still ending what was under way there"]
     assert host.cancel_token is not None
@@ -328,14 +328,14 @@ def test_what_is_never_begun_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    spreading = spread([Played("a"), Played("b")], itertools.count())
+    scheduler = spread([Played("a"), Played("b")], itertools.count())
 
     def fail() -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(spreading._threads[1], "start", fail)
+    monkeypatch.setattr(scheduler._threads[1], "start", fail)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        spreading.__enter__()
+        scheduler.__enter__()
     assert wait_until(is_over, 10)
 
 
@@ -470,8 +470,8 @@ def test_an_item_that_kills_host_after_host_leaves_some() -> None:
 def test_no_host_is_left() -> None:
     hosts = [Played("b", dies(3)), Played("a", dies(2))]
     found: Outcomes = []
-    with spread(hosts, itertools.count()) as spreading, pytest.raises(HostsFailedError) as caught:
-        found.extend(spreading)
+    with spread(hosts, itertools.count()) as scheduler, pytest.raises(HostsFailedError) as caught:
+        found.extend(scheduler)
     assert str(caught.value).startswith("map(identity) failed on 2 of 2 hosts:\n  b: conn")
     assert [host for host, _ in caught.value.errors] == ["b", "a"], "in the order of the hosts"
     assert isinstance(caught.value.__cause__, ConnectionLostError)
@@ -531,8 +531,8 @@ def test_each_item_has_exactly_one_outcome(
     read: list[int] = []
     found: Outcomes = []
     try:
-        with spread(hosts, counted(read, iter(range(count))), ordered=ordered, retries=retries) as spreading:
-            for outcome in spreading:
+        with spread(hosts, counted(read, iter(range(count))), ordered=ordered, retries=retries) as scheduler:
+            for outcome in scheduler:
                 found.append(outcome)
     except HostsFailedError:
         assert not steady

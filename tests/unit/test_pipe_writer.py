@@ -40,7 +40,7 @@ def pipe() -> Iterator[Pipe]:
 
 
 def flushers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "lazycluster-inlet"]
+    return [thread for thread in threading.enumerate() if thread.name == "lazycluster-pipe-writer"]
 
 
 def test_what_fits_is_written_at_once_and_without_a_thread(pipe: Pipe) -> None:

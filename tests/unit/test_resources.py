@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from lazycluster import RuntimeClosedError
-from lazycluster import _resources as holdings_module
+from lazycluster import _resources as resources_module
 from lazycluster._resources import ResourceRegistry
 from lazycluster._waiting import CancelToken
 from lazycluster.executor import Executor
@@ -56,20 +56,20 @@ def host() -> FakeHostTransport:
 
 
 @pytest.fixture
-def holdings(host: FakeHostTransport) -> Iterator[ResourceRegistry]:
+def registry(host: FakeHostTransport) -> Iterator[ResourceRegistry]:
     made = ResourceRegistry(host)
     yield made
     made.disconnect()
 
 
-def state(holdings: ResourceRegistry) -> tuple[bool, bool, bool, bool]:
+def state(registry: ResourceRegistry) -> tuple[bool, bool, bool, bool]:
     """Return what holds: closed, released, the transport is closed, the end of the program will look at it."""
-    assert isinstance(holdings.transport, FakeHostTransport)
+    assert isinstance(registry.transport, FakeHostTransport)
     return (
-        holdings.closed,
-        holdings.released,
-        holdings.transport.closed,
-        holdings in holdings_module._unreleased_registries,
+        registry.closed,
+        registry.released,
+        registry.transport.closed,
+        registry in resources_module._unreleased_registries,
     )
 
 
@@ -77,91 +77,91 @@ OPEN, RELEASED, INTERRUPTED = (False, False, False, True), (True, True, True, Fa
 FAILED = (True, False, True, True)
 
 
-def test_processes_by_key(holdings: ResourceRegistry) -> None:
+def test_processes_by_key(registry: ResourceRegistry) -> None:
     one, other = Process(), Process()
-    assert (holdings.register("a", one), holdings.register("b", other)) == ("a", "b")
+    assert (registry.register("a", one), registry.register("b", other)) == ("a", "b")
     other.terminate()
-    assert holdings.get_processes(only_alive=False) == {"a": one, "b": other}
-    assert holdings.get_processes(only_alive=True) == {"a": one}
-    holdings.discard(["b", "no such key"])
-    assert holdings.get_processes(only_alive=False) == {"a": one}
+    assert registry.get_processes(only_alive=False) == {"a": one, "b": other}
+    assert registry.get_processes(only_alive=True) == {"a": one}
+    registry.discard(["b", "no such key"])
+    assert registry.get_processes(only_alive=False) == {"a": one}
 
 
 @pytest.mark.parametrize("reached", [True, False])
-def test_everything_is_released_once(holdings: ResourceRegistry, host: FakeHostTransport, reached: bool) -> None:
+def test_everything_is_released_once(registry: ResourceRegistry, host: FakeHostTransport, reached: bool) -> None:
     """Gently where the host answers; where the link is dead quickly, and without asking the host again."""
     host.is_reachable = reached
     notes: list[str] = []
     for number in range(2):
-        holdings.register(str(number), Process(notes=notes))
-    assert state(holdings) == OPEN
-    holdings.release()
-    holdings.release()
+        registry.register(str(number), Process(notes=notes))
+    assert state(registry) == OPEN
+    registry.release()
+    registry.release()
     assert notes == ["ask", "ask", *["terminate" if reached else "kill"] * 2]  # all are asked before one is waited for
     assert host.clean_up_count == reached
-    assert state(holdings) == RELEASED
+    assert state(registry) == RELEASED
 
 
 def test_where_the_link_is_dead_the_connection_goes_before_what_waits_for_it(
-    holdings: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, host: FakeHostTransport
 ) -> None:
     host.is_reachable = False
     closed: list[bool] = []
-    holdings.register("a", Process(on_end=lambda: closed.append(host.closed)))
-    holdings.release()
-    assert (closed, state(holdings)) == ([True], RELEASED)
+    registry.register("a", Process(on_end=lambda: closed.append(host.closed)))
+    registry.release()
+    assert (closed, state(registry)) == ([True], RELEASED)
 
 
 def test_what_was_not_set_up_is_abandoned_without_a_word_to_the_host(
-    holdings: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, host: FakeHostTransport
 ) -> None:
-    holdings.disconnect()
-    holdings.release()
-    assert (state(holdings), host.clean_up_count) == (RELEASED, 0)
+    registry.disconnect()
+    registry.release()
+    assert (state(registry), host.clean_up_count) == (RELEASED, 0)
 
 
-def test_what_comes_too_late_is_stopped(holdings: ResourceRegistry) -> None:
-    holdings.release()
+def test_what_comes_too_late_is_stopped(registry: ResourceRegistry) -> None:
+    registry.release()
     late = Process()
     with pytest.raises(RuntimeClosedError, match="web1: closed already"):
-        holdings.register("late", late)
+        registry.register("late", late)
     assert late.notes == ["terminate"]
 
 
 def test_what_comes_while_everything_is_released_is_stopped(
-    holdings: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, host: FakeHostTransport
 ) -> None:
     late, refused = Process(), []
 
     def come() -> None:
         with pytest.raises(RuntimeClosedError) as caught:
-            holdings.register("late", late)
+            registry.register("late", late)
         refused.append(caught.value)
 
-    holdings.register("a", Process(on_end=come))
-    holdings.release()
-    assert (len(refused), late.notes, list(holdings.get_processes(only_alive=False))) == (1, ["terminate"], ["a"])
+    registry.register("a", Process(on_end=come))
+    registry.release()
+    assert (len(refused), late.notes, list(registry.get_processes(only_alive=False))) == (1, ["terminate"], ["a"])
     assert host.clean_up_count == 1
 
 
 def test_a_fork_of_the_owner_releases_only_what_it_began_itself(
-    holdings: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, host: FakeHostTransport
 ) -> None:
     """The transport knows: it has begun afresh since the fork."""
     process = Process()
-    holdings.register("a", process)
-    holdings.creator_pid = os.getppid()
+    registry.register("a", process)
+    registry.creator_pid = os.getppid()
     before = threading.active_count()
-    holdings.release()
-    holdings.release_in_background()
+    registry.release()
+    registry.release_in_background()
     assert (process.notes, host.clean_up_count, threading.active_count()) == ([], 1, before)
-    assert holdings.released
+    assert registry.released
 
 
 # Interruptions --------------------------------------------------------------------------------------------------------
 
 
-def test_a_release_that_was_interrupted_can_be_repeated(holdings: ResourceRegistry, host: FakeHostTransport) -> None:
+def test_a_release_that_was_interrupted_can_be_repeated(registry: ResourceRegistry, host: FakeHostTransport) -> None:
     """Such as by Ctrl-C while a process is waited for."""
 
     def interrupt() -> None:
@@ -169,68 +169,68 @@ def test_a_release_that_was_interrupted_can_be_repeated(holdings: ResourceRegist
             raise KeyboardInterrupt
 
     interrupted, after = Process(on_end=interrupt), Process()
-    holdings.register("a", interrupted)
-    holdings.register("b", after)
+    registry.register("a", interrupted)
+    registry.register("b", after)
     with pytest.raises(KeyboardInterrupt):
-        holdings.release()
-    assert (after.notes, host.clean_up_count, state(holdings)) == (["ask"], 0, INTERRUPTED)
+        registry.release()
+    assert (after.notes, host.clean_up_count, state(registry)) == (["ask"], 0, INTERRUPTED)
     with pytest.raises(RuntimeClosedError):
-        holdings.register("c", Process())
-    holdings.release()
-    assert (after.notes, host.clean_up_count, state(holdings)) == (["ask", "ask", "terminate"], 1, RELEASED)
+        registry.register("c", Process())
+    registry.release()
+    assert (after.notes, host.clean_up_count, state(registry)) == (["ask", "ask", "terminate"], 1, RELEASED)
 
 
 def test_an_interrupt_while_the_host_cleans_up_leaves_the_connection_for_the_next_time(
-    holdings: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, host: FakeHostTransport
 ) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     host.on_clean_up = interrupt
     with pytest.raises(KeyboardInterrupt):
-        holdings.release()
-    assert state(holdings) == INTERRUPTED
+        registry.release()
+    assert state(registry) == INTERRUPTED
     host.on_clean_up = lambda: None
-    holdings.release()
-    assert (host.clean_up_count, state(holdings)) == (1, RELEASED)
+    registry.release()
+    assert (host.clean_up_count, state(registry)) == (1, RELEASED)
 
 
 def test_the_connection_is_closed_though_a_process_cannot_be_ended(
-    holdings: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, host: FakeHostTransport
 ) -> None:
     def fail() -> None:
         raise OSError("no more")
 
-    holdings.register("a", Process(on_end=fail))
+    registry.register("a", Process(on_end=fail))
     with pytest.raises(OSError, match="no more"):
-        holdings.release()
-    assert (host.clean_up_count, state(holdings)) == (0, FAILED)
+        registry.release()
+    assert (host.clean_up_count, state(registry)) == (0, FAILED)
 
 
 # Threads --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_may_release_what_holds_it(holdings: ResourceRegistry, host: FakeHostTransport) -> None:
+def test_a_task_may_release_what_holds_it(registry: ResourceRegistry, host: FakeHostTransport) -> None:
     """It cannot wait for its own thread."""
 
     class Releases(StubTransport):
         def put(self, *_: object, **__: object) -> None:
             kept.wait(10)
-            holdings.release()
+            registry.release()
 
     kept, cancel_token, transport = threading.Event(), CancelToken(), Releases()
     task = RuntimeTask("t").send_file("/").run_command("never")
     executor = Executor(transport, cancel_token=cancel_token)
     process: TaskProcess = task.start_in_background(executor, cancel_token)
-    holdings.register("t", process)
+    registry.register("t", process)
     kept.set()
     process.join(10)
     assert (process.exitcode, transport.calls) == (-15, [])
     assert isinstance(task.steps[0], SendFile)
-    assert (host.clean_up_count, state(holdings)) == (1, RELEASED)
+    assert (host.clean_up_count, state(registry)) == (1, RELEASED)
 
 
-def test_who_comes_second_waits_for_the_first(holdings: ResourceRegistry, host: FakeHostTransport) -> None:
+def test_who_comes_second_waits_for_the_first(registry: ResourceRegistry, host: FakeHostTransport) -> None:
     inside, go, second = threading.Event(), threading.Event(), threading.Event()
 
     def block() -> None:
@@ -238,12 +238,12 @@ def test_who_comes_second_waits_for_the_first(holdings: ResourceRegistry, host: 
         go.wait(10)
 
     def release_too() -> None:
-        holdings.release()
+        registry.release()
         second.set()
 
     process = Process(on_end=block)
-    holdings.register("a", process)
-    threads = [threading.Thread(target=holdings.release), threading.Thread(target=release_too)]
+    registry.register("a", process)
+    threads = [threading.Thread(target=registry.release), threading.Thread(target=release_too)]
     threads[0].start()
     assert inside.wait(10)
     threads[1].start()
@@ -254,18 +254,18 @@ def test_who_comes_second_waits_for_the_first(holdings: ResourceRegistry, host: 
     assert (second.is_set(), process.notes, host.clean_up_count) == (True, ["ask", "terminate"], 1)
 
 
-def test_the_garbage_collector_does_not_wait(holdings: ResourceRegistry, host: FakeHostTransport) -> None:
+def test_the_garbage_collector_does_not_wait(registry: ResourceRegistry, host: FakeHostTransport) -> None:
     go, names = threading.Event(), []
 
     def block() -> None:
         names.append(threading.current_thread().name)
         go.wait(10)
 
-    holdings.register("a", Process(on_end=block))
-    holdings.release_in_background()
-    assert not holdings.released
+    registry.register("a", Process(on_end=block))
+    registry.release_in_background()
+    assert not registry.released
     go.set()
-    assert wait_until(lambda: state(holdings) == RELEASED, 10)
+    assert wait_until(lambda: state(registry) == RELEASED, 10)
     assert (names, host.clean_up_count) == (["clean-up of web1"], 1)
 
 
@@ -273,13 +273,13 @@ def test_the_garbage_collector_does_not_wait(holdings: ResourceRegistry, host: F
 
 
 def test_what_is_left_on_a_host_that_is_not_reached_is_logged(
-    holdings: ResourceRegistry, host: FakeHostTransport, caplog: pytest.LogCaptureFixture
+    registry: ResourceRegistry, host: FakeHostTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.is_reachable = False
     host.temp_dirs = ["/tmp/a", "/tmp/b"]
-    holdings.release()
+    registry.release()
     assert caplog.messages == ["web1: not reached; left there: /tmp/a, /tmp/b"]
-    assert state(holdings) == RELEASED
+    assert state(registry) == RELEASED
 
 
 def test_at_the_end_of_the_program_one_failure_does_not_keep_the_others(
@@ -288,14 +288,14 @@ def test_at_the_end_of_the_program_one_failure_does_not_keep_the_others(
     def fail() -> None:
         raise OSError("no more")
 
-    monkeypatch.setattr(holdings_module, "_unreleased_registries", set())
+    monkeypatch.setattr(resources_module, "_unreleased_registries", set())
     made = [ResourceRegistry(FakeHostTransport(f"web{number}", is_reachable=False)) for number in range(3)]
     processes = [Process(on_end=fail if number == 1 else lambda: None) for number in range(3)]
-    for holdings, process in zip(made, processes, strict=True):
-        holdings.register("a", process)
-    holdings_module._release_all_registries()
+    for registry, process in zip(made, processes, strict=True):
+        registry.register("a", process)
+    resources_module._release_all_registries()
     assert [process.notes for process in processes] == [["ask", "kill"]] * 3
-    assert [state(holdings) for holdings in made] == [RELEASED, FAILED, RELEASED]
+    assert [state(registry) for registry in made] == [RELEASED, FAILED, RELEASED]
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.WARNING, "web1: the clean-up failed")
     ]
@@ -319,7 +319,7 @@ print([name for name in registered if name in wanted] == wanted)
 
 @pytest.mark.parametrize(
     ("end", "printed"),
-    [("", "asked\nkilled\n"), ("holdings.release()", "asked\nkilled\n"), ("holdings.disconnect()", "")],
+    [("", "asked\nkilled\n"), ("registry.release()", "asked\nkilled\n"), ("registry.disconnect()", "")],
 )
 @pytest.mark.parametrize("resident", [True, False])
 def test_the_end_of_the_program_releases_what_was_not(end: str, printed: str, resident: bool) -> None:
@@ -331,8 +331,8 @@ class Process:
     def request_stop(self): print("asked")
     def kill(self): print("killed")
 
-holdings = ResourceRegistry(make_transport("web1", {{"resident": {resident}}}))
-holdings.register("a", Process())
+registry = ResourceRegistry(make_transport("web1", {{"resident": {resident}}}))
+registry.register("a", Process())
 {end}
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)

@@ -483,7 +483,7 @@ def test_temporary_directories(tmp_path: Path) -> None:
         assert made == [tmp / f"lazycluster-{host.token}.{number}" for number in (1, 2, 3)]
         assert all(path.stat().st_mode & 0o777 == 0o700 for path in made)
         (made[0] / "file").touch()
-        assert host.request("forget", os.fsencode(made[1]), b"/no/such") == [b"ok"]
+        assert host.request("discard", os.fsencode(made[1]), b"/no/such") == [b"ok"]
         tmp.rename(tmp_path / "elsewhere")
         assert host.request("tempdir") == [b"failed", b"No such file or directory"]
         (tmp_path / "elsewhere").rename(tmp)

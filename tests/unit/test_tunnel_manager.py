@@ -16,7 +16,7 @@ import pytest
 
 from lazycluster import ConnectError, ForwardingRefusedError, HostUnreachableError, PortInUseError, TunnelError
 from lazycluster._model.forwarding import Forwarding, ForwardType
-from lazycluster._ssh import tunnel_manager as carrier_module
+from lazycluster._ssh import tunnel_manager as tunnel_manager_module
 from lazycluster._ssh import tunnel_state
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
@@ -117,14 +117,14 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     class FakeConnector:
         connect = made.connect
 
-    monkeypatch.setattr(carrier_module, "TunnelConnection", FakeConnector)
-    monkeypatch.setattr(carrier_module, "is_port_free", lambda _port: True)
+    monkeypatch.setattr(tunnel_manager_module, "TunnelConnection", FakeConnector)
+    monkeypatch.setattr(tunnel_manager_module, "is_port_free", lambda _port: True)
     monkeypatch.setattr(tunnel_state, "_MIN_RECONNECT_DELAY_SECONDS", 0.05)
     return made
 
 
 @pytest.fixture
-def carrier(network: Network) -> Iterator[TunnelManager]:
+def manager(network: Network) -> Iterator[TunnelManager]:
     threads = threading.active_count()
     made = TunnelManager(Destination("web1"), password="secret")
     yield made
@@ -143,15 +143,15 @@ def local(port: int) -> Forwarding:
     return Forwarding(ForwardType.LOCAL, port, 80)
 
 
-def tunnel(carrier: TunnelManager, *ports: int, owner: object = None) -> Tunnel:
-    return Tunnel(carrier, [remote(port) for port in ports], owner=owner)
+def tunnel(manager: TunnelManager, *ports: int, owner: object = None) -> Tunnel:
+    return Tunnel(manager, [remote(port) for port in ports], owner=owner)
 
 
 @attrs.define
 class Caller:
     """Somebody who opens a tunnel, in a thread of their own."""
 
-    carrier: TunnelManager
+    manager: TunnelManager
     port: int
     opened: Tunnel | None = None
     error: Exception | None = None
@@ -163,7 +163,7 @@ class Caller:
 
     def _call(self) -> None:
         try:
-            self.opened = tunnel(self.carrier, self.port)
+            self.opened = tunnel(self.manager, self.port)
         except Exception as error:  # noqa: BLE001 - it is looked at where the test waits
             self.error = error
 
@@ -173,8 +173,8 @@ class Caller:
         return self
 
 
-def waits(carrier: TunnelManager, count: int) -> None:
-    assert wait_until(lambda: len(carrier._tunnels) == count, 10)
+def waits(manager: TunnelManager, count: int) -> None:
+    assert wait_until(lambda: len(manager._tunnels) == count, 10)
 
 
 class Gate:
@@ -197,9 +197,9 @@ class Gate:
 # Shared ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_dials_and_the_last_ends_it(carrier: TunnelManager, network: Network) -> None:
+def test_the_first_dials_and_the_last_ends_it(manager: TunnelManager, network: Network) -> None:
     assert network.dials == 0
-    tunnels = [tunnel(carrier, port) for port in range(1, 11)]
+    tunnels = [tunnel(manager, port) for port in range(1, 11)]
     assert network.dials == 1
     assert {each.pid for each in tunnels} == {1001}
     assert all(each.is_up and each.is_alive() and each.exitcode is None for each in tunnels)
@@ -213,13 +213,13 @@ def test_the_first_dials_and_the_last_ends_it(carrier: TunnelManager, network: N
     assert tunnels[-1].is_up
     tunnels[-1].terminate()
     assert network.link.ended == [True]
-    again = tunnel(carrier, 1)
+    again = tunnel(manager, 1)
     assert (network.dials, again.pid) == (2, 1002)
     again.terminate()
 
 
-def test_killing_one_does_not_kill_the_others(carrier: TunnelManager, network: Network) -> None:
-    first, second = tunnel(carrier, 1), tunnel(carrier, 2)
+def test_killing_one_does_not_kill_the_others(manager: TunnelManager, network: Network) -> None:
+    first, second = tunnel(manager, 1), tunnel(manager, 2)
     first.kill()
     assert network.link.closed == [([remote(1)], False)]
     assert second.is_up
@@ -227,8 +227,8 @@ def test_killing_one_does_not_kill_the_others(carrier: TunnelManager, network: N
     assert network.link.ended == [False]
 
 
-def test_many_that_are_asked_to_end_end_together(carrier: TunnelManager, network: Network) -> None:
-    tunnels = [tunnel(carrier, port) for port in range(1, 11)]
+def test_many_that_are_asked_to_end_end_together(manager: TunnelManager, network: Network) -> None:
+    tunnels = [tunnel(manager, port) for port in range(1, 11)]
     gate = network.on_close = Gate()
     tunnels[0].request_stop()
     assert gate.reached.wait(10)
@@ -243,65 +243,65 @@ def test_many_that_are_asked_to_end_end_together(carrier: TunnelManager, network
     assert network.link.ended == [True]
 
 
-def test_several_forwardings_of_one_tunnel_stand_or_fall_together(carrier: TunnelManager, network: Network) -> None:
+def test_several_forwardings_of_one_tunnel_stand_or_fall_together(manager: TunnelManager, network: Network) -> None:
     def refuse(_link: FakeTunnelConnection, forwarding: Forwarding) -> None:
         if forwarding.listen_port == 3:
             raise ForwardingRefusedError("web1", str(forwarding), "no")
 
-    both = Tunnel(carrier, [local(1), remote(2)])
+    both = Tunnel(manager, [local(1), remote(2)])
     assert both.name == "tunnel to web1: -L localhost:1:localhost:80, -R localhost:2:localhost:80"
     assert repr(both) == f"<Tunnel {both.name}, alive>"
     network.on_open = refuse
     with pytest.raises(ForwardingRefusedError):
-        tunnel(carrier, 4, 5, 3, 6)
+        tunnel(manager, 4, 5, 3, 6)
     assert network.link.open_now == [local(1), remote(2)]
     both.terminate()
     assert repr(both) == f"<Tunnel {both.name}, stopped>"
 
 
-def test_a_tunnel_of_nothing(carrier: TunnelManager, network: Network) -> None:
+def test_a_tunnel_of_nothing(manager: TunnelManager, network: Network) -> None:
     with pytest.raises(ValueError, match="a tunnel needs a forwarding"):
-        Tunnel(carrier, [])
+        Tunnel(manager, [])
     assert network.dials == 0
 
 
-def test_a_port_that_another_tunnel_of_the_host_has_is_in_use(carrier: TunnelManager, network: Network) -> None:
+def test_a_port_that_another_tunnel_of_the_host_has_is_in_use(manager: TunnelManager, network: Network) -> None:
     """Two that come at once both find it free, and ssh says of the second that it is open already."""
-    one, other = Tunnel(carrier, [remote(1)]), Tunnel(carrier, [local(1)])
+    one, other = Tunnel(manager, [remote(1)]), Tunnel(manager, [local(1)])
     for forwarding, host in ((remote(1), "web1"), (local(1), "localhost")):
         with pytest.raises(PortInUseError) as caught:
-            Tunnel(carrier, [remote(2), forwarding])
+            Tunnel(manager, [remote(2), forwarding])
         assert (caught.value.host, caught.value.port) == (host, 1)
     with pytest.raises(PortInUseError):
-        Tunnel(carrier, [remote(3), remote(3)])
+        Tunnel(manager, [remote(3), remote(3)])
     assert network.link.open_now == [remote(1), local(1)]
     one.terminate()
     other.terminate()
 
 
 def test_a_port_that_is_taken_here_is_found_before_anybody_is_dialled(
-    carrier: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
+    manager: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier_module, "is_port_free", lambda port: port != 1)
+    monkeypatch.setattr(tunnel_manager_module, "is_port_free", lambda port: port != 1)
     with pytest.raises(PortInUseError):
-        Tunnel(carrier, [local(1)])
+        Tunnel(manager, [local(1)])
     assert network.dials == 0
 
 
 # At the same time -----------------------------------------------------------------------------------------------------
 
 
-def test_those_who_come_at_once_share_one_log_in(carrier: TunnelManager, network: Network) -> None:
+def test_those_who_come_at_once_share_one_log_in(manager: TunnelManager, network: Network) -> None:
     gate = network.on_dial = Gate()
-    callers = [Caller(carrier, port) for port in range(1, 9)]
-    waits(carrier, 8)
+    callers = [Caller(manager, port) for port in range(1, 9)]
+    waits(manager, 8)
     gate.open()
     assert all(caller.done().opened for caller in callers)
     assert network.dials == 1
     assert len(network.link.open_now) == 8
 
 
-def test_those_who_wait_for_a_log_in_that_fails_get_an_error_each(carrier: TunnelManager, network: Network) -> None:
+def test_those_who_wait_for_a_log_in_that_fails_get_an_error_each(manager: TunnelManager, network: Network) -> None:
     gate = Gate()
 
     def fail(_stopping: threading.Event) -> None:
@@ -309,10 +309,10 @@ def test_those_who_wait_for_a_log_in_that_fails_get_an_error_each(carrier: Tunne
         raise UNREACHABLE from OSError("cause")
 
     network.on_dial = fail
-    first = Caller(carrier, 1)
+    first = Caller(manager, 1)
     assert gate.reached.wait(10)
-    others = [Caller(carrier, port) for port in range(2, 9)]
-    waits(carrier, 8)
+    others = [Caller(manager, port) for port in range(2, 9)]
+    waits(manager, 8)
     gate.open()
     errors = [caller.done().error for caller in (first, *others)]
     assert [type(error) for error in errors] == [HostUnreachableError] * 8
@@ -322,18 +322,18 @@ def test_those_who_wait_for_a_log_in_that_fails_get_an_error_each(carrier: Tunne
     assert network.dials == 2, "who came after the first began shares the second"
 
 
-def test_a_stop_gives_up_a_log_in_that_nobody_else_wants(carrier: TunnelManager, network: Network) -> None:
+def test_a_stop_gives_up_a_log_in_that_nobody_else_wants(manager: TunnelManager, network: Network) -> None:
     gate = network.on_dial = Gate()
-    caller = Caller(carrier, 1)
+    caller = Caller(manager, 1)
     assert gate.reached.wait(10)
-    [load] = carrier._tunnels
-    carrier.stop_tunnel(load, graceful=True)
+    [load] = manager._tunnels
+    manager.stop_tunnel(load, graceful=True)
     assert load.ended.is_set()
     caller.done()
     assert network.links == []
 
 
-def test_who_comes_when_a_log_in_was_given_up_has_one_of_their_own(carrier: TunnelManager, network: Network) -> None:
+def test_who_comes_when_a_log_in_was_given_up_has_one_of_their_own(manager: TunnelManager, network: Network) -> None:
     gate = Gate()
 
     def given_up(stopping: threading.Event) -> None:
@@ -343,20 +343,20 @@ def test_who_comes_when_a_log_in_was_given_up_has_one_of_their_own(carrier: Tunn
         raise ConnectError("web1", "given up")
 
     network.on_dial = given_up
-    Caller(carrier, 1)
+    Caller(manager, 1)
     assert wait_until(lambda: network.dials == 1, 10)
-    [load] = carrier._tunnels
-    carrier.stop_tunnel(load, graceful=True, wait=False)
+    [load] = manager._tunnels
+    manager.stop_tunnel(load, graceful=True, wait=False)
     assert gate.reached.wait(10)
-    caller = Caller(carrier, 2)
-    waits(carrier, 2)
+    caller = Caller(manager, 2)
+    waits(manager, 2)
     gate.open()
     assert caller.done().opened is not None
     assert (network.dials, network.link.open_now) == (2, [remote(2)])
 
 
 def test_an_interrupt_while_it_waits_leaves_nothing(
-    carrier: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
+    manager: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = network.on_dial = Gate()
 
@@ -365,26 +365,26 @@ def test_an_interrupt_while_it_waits_leaves_nothing(
             assert gate.reached.wait(10)
             raise KeyboardInterrupt
 
-    add = carrier._add
+    add = manager._add
 
     def adding(load: tunnel_state.TunnelState) -> None:
         load.settled = Interrupted()
         add(load)
 
-    monkeypatch.setattr(carrier, "_add", adding)
+    monkeypatch.setattr(manager, "_add", adding)
     with pytest.raises(KeyboardInterrupt):
-        tunnel(carrier, 1)
-    assert (carrier._tunnels, network.links) == ([], [])
+        tunnel(manager, 1)
+    assert (manager._tunnels, network.links) == ([], [])
 
 
-def test_who_comes_while_the_last_one_is_stopped_gets_a_connection(carrier: TunnelManager, network: Network) -> None:
-    first = tunnel(carrier, 1)
+def test_who_comes_while_the_last_one_is_stopped_gets_a_connection(manager: TunnelManager, network: Network) -> None:
+    first = tunnel(manager, 1)
     gate = network.on_end = Gate()
     stopping = threading.Thread(target=first.terminate)
     stopping.start()
     assert gate.reached.wait(10)
-    caller = Caller(carrier, 2)
-    waits(carrier, 2)
+    caller = Caller(manager, 2)
+    waits(manager, 2)
     assert first.is_alive()
     gate.open()
     stopping.join(10)
@@ -392,13 +392,13 @@ def test_who_comes_while_the_last_one_is_stopped_gets_a_connection(carrier: Tunn
     assert (network.dials, network.living, network.link.open_now) == (2, 1, [remote(2)])
 
 
-def test_stopping_while_one_is_opened_waits_and_closes_it(carrier: TunnelManager, network: Network) -> None:
-    first = tunnel(carrier, 1)
+def test_stopping_while_one_is_opened_waits_and_closes_it(manager: TunnelManager, network: Network) -> None:
+    first = tunnel(manager, 1)
     gate = network.on_open = Gate()
-    caller = Caller(carrier, 2)
+    caller = Caller(manager, 2)
     assert gate.reached.wait(10)
-    load = carrier._tunnels[-1]
-    stopping = threading.Thread(target=carrier.stop_tunnel, args=(load,), kwargs={"graceful": False})
+    load = manager._tunnels[-1]
+    stopping = threading.Thread(target=manager.stop_tunnel, args=(load,), kwargs={"graceful": False})
     stopping.start()
     assert wait_until(lambda: load.stop_requested, 10)
     gate.open()
@@ -410,25 +410,25 @@ def test_stopping_while_one_is_opened_waits_and_closes_it(carrier: TunnelManager
 
 @pytest.mark.parametrize("error", [PortInUseError("web1", 1), ForwardingRefusedError("web1", "-R", "no")])
 def test_a_first_one_that_fails_leaves_no_connection(
-    carrier: TunnelManager, network: Network, error: Exception
+    manager: TunnelManager, network: Network, error: Exception
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
     network.on_open = fail
     with pytest.raises(type(error)) as caught:
-        tunnel(carrier, 1)
+        tunnel(manager, 1)
     assert str(caught.value) == str(error)
     assert network.link.ended == [True], "before it is raised"
 
 
-def test_one_that_fails_among_good_ones_disturbs_none(carrier: TunnelManager, network: Network) -> None:
+def test_one_that_fails_among_good_ones_disturbs_none(manager: TunnelManager, network: Network) -> None:
     def fail(_link: FakeTunnelConnection, forwarding: Forwarding) -> None:
         if forwarding.listen_port % 2:
             raise ForwardingRefusedError("web1", str(forwarding), "no")
 
     network.on_open = fail
-    callers = [Caller(carrier, port).done() for port in range(1, 9)]
+    callers = [Caller(manager, port).done() for port in range(1, 9)]
     assert [caller.opened is None for caller in callers] == [True, False] * 4
     assert network.link.open_now == [remote(2), remote(4), remote(6), remote(8)]
     assert all(caller.opened.is_up for caller in callers if caller.opened)
@@ -438,9 +438,9 @@ def test_one_that_fails_among_good_ones_disturbs_none(carrier: TunnelManager, ne
 
 
 def test_all_that_stood_is_brought_back(
-    carrier: TunnelManager, network: Network, caplog: pytest.LogCaptureFixture
+    manager: TunnelManager, network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tunnels = [tunnel(carrier, port) for port in range(1, 11)]
+    tunnels = [tunnel(manager, port) for port in range(1, 11)]
     failures = iter([UNREACHABLE, UNREACHABLE])
 
     def fail(_stopping: threading.Event) -> None:
@@ -463,9 +463,9 @@ def test_all_that_stood_is_brought_back(
 
 
 def test_one_that_cannot_be_opened_again_is_tried_again_and_disturbs_none(
-    carrier: TunnelManager, network: Network, caplog: pytest.LogCaptureFixture
+    manager: TunnelManager, network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tunnels = [tunnel(carrier, port) for port in range(1, 4)]
+    tunnels = [tunnel(manager, port) for port in range(1, 4)]
     tries: list[Forwarding] = []
 
     def taken(_link: FakeTunnelConnection, forwarding: Forwarding) -> None:
@@ -486,14 +486,14 @@ def test_one_that_cannot_be_opened_again_is_tried_again_and_disturbs_none(
     assert said[1] == f"{tunnels[1].name}: open again"
 
 
-def test_one_may_come_and_one_may_go_while_the_link_is_down(carrier: TunnelManager, network: Network) -> None:
-    first, second = tunnel(carrier, 1), tunnel(carrier, 2)
+def test_one_may_come_and_one_may_go_while_the_link_is_down(manager: TunnelManager, network: Network) -> None:
+    first, second = tunnel(manager, 1), tunnel(manager, 2)
     gate = network.on_dial = Gate()
     network.link.break_connection()
     assert gate.reached.wait(10)
     assert (first.is_up, first.pid, first.is_alive()) == (False, None, True)
-    caller = Caller(carrier, 3)
-    waits(carrier, 3)
+    caller = Caller(manager, 3)
+    waits(manager, 3)
     begun = time.monotonic()
     first.terminate()  # though nobody lets the log-in go on
     assert not first.is_alive()
@@ -504,8 +504,8 @@ def test_one_may_come_and_one_may_go_while_the_link_is_down(carrier: TunnelManag
     assert sorted(forwarding.listen_port for forwarding in network.link.open_now) == [2, 3]
 
 
-def test_the_last_one_may_go_while_the_link_is_down(carrier: TunnelManager, network: Network) -> None:
-    tunnels = [tunnel(carrier, 1), tunnel(carrier, 2)]
+def test_the_last_one_may_go_while_the_link_is_down(manager: TunnelManager, network: Network) -> None:
+    tunnels = [tunnel(manager, 1), tunnel(manager, 2)]
     gate = network.on_dial = Gate()
     network.link.break_connection()
     assert gate.reached.wait(10)
@@ -516,59 +516,59 @@ def test_the_last_one_may_go_while_the_link_is_down(carrier: TunnelManager, netw
 
 
 def test_who_comes_during_a_pause_does_not_wait_for_its_end(
-    carrier: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
+    manager: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnel_state, "_MIN_RECONNECT_DELAY_SECONDS", 1000.0)
-    first = tunnel(carrier, 1)
+    first = tunnel(manager, 1)
     network.link.break_connection()
-    assert wait_until(lambda: carrier.connection is None, 10)
-    second = tunnel(carrier, 2)
+    assert wait_until(lambda: manager.connection is None, 10)
+    second = tunnel(manager, 2)
     assert wait_until(lambda: first.is_up and second.is_up, 10)
 
 
 def test_who_comes_while_the_host_is_gone_hears_it_and_the_others_wait_on(
-    carrier: TunnelManager, network: Network
+    manager: TunnelManager, network: Network
 ) -> None:
     def fail(_stopping: threading.Event) -> None:
         raise UNREACHABLE
 
-    first = tunnel(carrier, 1)
+    first = tunnel(manager, 1)
     network.on_dial = fail
     network.link.break_connection()
     with pytest.raises(HostUnreachableError):
-        tunnel(carrier, 2)
+        tunnel(manager, 2)
     assert first.is_alive()
     network.on_dial = nothing
     assert wait_until(lambda: first.is_up, 10)
 
 
-def test_a_connection_that_was_dead_already_costs_a_newcomer_nothing(carrier: TunnelManager, network: Network) -> None:
-    first = tunnel(carrier, 1)
+def test_a_connection_that_was_dead_already_costs_a_newcomer_nothing(manager: TunnelManager, network: Network) -> None:
+    first = tunnel(manager, 1)
     dead = network.link
 
     def die(link: FakeTunnelConnection, _forwarding: Forwarding) -> None:
         link.has_exited = link is dead
 
     network.on_open = die
-    second = tunnel(carrier, 2)
+    second = tunnel(manager, 2)
     assert second.pid == 1002
     assert wait_until(lambda: first.is_up, 10)
 
 
 def test_a_connection_that_dies_again_and_again_is_an_error_to_a_newcomer(
-    carrier: TunnelManager, network: Network
+    manager: TunnelManager, network: Network
 ) -> None:
     def die(link: FakeTunnelConnection, _forwarding: Forwarding) -> None:
         link.has_exited = True
 
     network.on_open = die
     with pytest.raises(ConnectError, match="the connection of a tunnel broke: no answer, broken pipe"):
-        tunnel(carrier, 1)
+        tunnel(manager, 1)
     assert (network.dials, network.living) == (2, 0)
 
 
-def test_a_loss_that_a_stop_finds_brings_the_others_back(carrier: TunnelManager, network: Network) -> None:
-    first, second = tunnel(carrier, 1), tunnel(carrier, 2)
+def test_a_loss_that_a_stop_finds_brings_the_others_back(manager: TunnelManager, network: Network) -> None:
+    first, second = tunnel(manager, 1), tunnel(manager, 2)
 
     def die() -> None:
         network.links[0].has_exited = True
@@ -587,10 +587,10 @@ class Owner:
     """Somebody whose end is noticed."""
 
 
-def test_an_owner_lives_as_long_as_their_tunnel(carrier: TunnelManager, network: Network) -> None:
+def test_an_owner_lives_as_long_as_their_tunnel(manager: TunnelManager, network: Network) -> None:
     first, second = Owner(), Owner()
     gone = [weakref.ref(first), weakref.ref(second)]
-    tunnels = [tunnel(carrier, 1, owner=first), tunnel(carrier, 2, owner=second)]
+    tunnels = [tunnel(manager, 1, owner=first), tunnel(manager, 2, owner=second)]
     del first, second
     network.link.break_connection()
     assert wait_until(lambda: all(each.is_up for each in tunnels), 10)
@@ -601,18 +601,18 @@ def test_an_owner_lives_as_long_as_their_tunnel(carrier: TunnelManager, network:
     tunnels[1].request_stop()
     assert wait_until(lambda: gone[1]() is None, 10)
     with pytest.raises(PortInUseError):
-        Tunnel(carrier, [remote(1), remote(1)], owner=(third := Owner()))
+        Tunnel(manager, [remote(1), remote(1)], owner=(third := Owner()))
     gone, third = [weakref.ref(third)], Owner()
     gc.collect()
     assert gone[0]() is None
 
 
-def test_a_tunnel_may_be_stopped_in_the_thread_that_carries_it(carrier: TunnelManager, network: Network) -> None:
+def test_a_tunnel_may_be_stopped_in_the_thread_that_carries_it(manager: TunnelManager, network: Network) -> None:
     """As by the destructor of something that is collected there."""
-    first, second = tunnel(carrier, 1), tunnel(carrier, 2)
+    first, second = tunnel(manager, 1), tunnel(manager, 2)
 
     def stop() -> None:
-        assert threading.current_thread() is carrier._thread
+        assert threading.current_thread() is manager._thread
         second.terminate()
 
     network.on_close = stop
@@ -621,8 +621,8 @@ def test_a_tunnel_may_be_stopped_in_the_thread_that_carries_it(carrier: TunnelMa
     assert not second.is_alive()
 
 
-def test_after_a_fork_the_tunnels_are_the_parents(carrier: TunnelManager, network: Network) -> None:
-    first = tunnel(carrier, 1)
+def test_after_a_fork_the_tunnels_are_the_parents(manager: TunnelManager, network: Network) -> None:
+    first = tunnel(manager, 1)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -632,7 +632,7 @@ def test_after_a_fork_the_tunnels_are_the_parents(carrier: TunnelManager, networ
             first.kill()
             first.request_stop()
             first.join()
-            mine = tunnel(carrier, 1)
+            mine = tunnel(manager, 1)
             states += [mine.pid, mine.is_up]
             mine.terminate()
             states += [network.links[0].ended, network.links[1].ended]
@@ -649,45 +649,45 @@ def test_after_a_fork_the_tunnels_are_the_parents(carrier: TunnelManager, networ
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_defect_lets_nobody_wait_for_ever(carrier: TunnelManager, network: Network) -> None:
-    first = tunnel(carrier, 1)
+def test_a_defect_lets_nobody_wait_for_ever(manager: TunnelManager, network: Network) -> None:
+    first = tunnel(manager, 1)
 
     def fail() -> None:
         raise AssertionError("a defect")
 
     network.on_close = fail
-    second = tunnel(carrier, 2)
+    second = tunnel(manager, 2)
     second.terminate()
     first.join(10)
     assert (first.exitcode, second.exitcode) == (1, 1)
     network.on_close = nothing
-    assert tunnel(carrier, 3).is_up
+    assert tunnel(manager, 3).is_up
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_defect_is_told_to_who_waits(
-    carrier: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
+    manager: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("a defect")
 
-    monkeypatch.setattr(carrier, "_connect", fail)
+    monkeypatch.setattr(manager, "_connect", fail)
     with pytest.raises(TunnelError, match="AssertionError: a defect"):
-        tunnel(carrier, 1)
+        tunnel(manager, 1)
 
 
-def test_no_thread_to_be_had(carrier: TunnelManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_to_be_had(manager: TunnelManager, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         with pytest.raises(RuntimeError):
-            tunnel(carrier, 1)
-    assert tunnel(carrier, 1).is_up
+            tunnel(manager, 1)
+    assert tunnel(manager, 1).is_up
 
 
-def test_everything_at_once_again_and_again(carrier: TunnelManager, network: Network) -> None:
+def test_everything_at_once_again_and_again(manager: TunnelManager, network: Network) -> None:
     """Threads that open and stop, and a link that breaks: whoever opened has it, and at the end nothing is left."""
     ends = threading.Event()
     failures: list[BaseException] = []
@@ -695,7 +695,7 @@ def test_everything_at_once_again_and_again(carrier: TunnelManager, network: Net
     def work(number: int) -> None:
         try:
             while not ends.is_set():
-                mine = tunnel(carrier, number)
+                mine = tunnel(manager, number)
                 (mine.kill if number % 2 else mine.terminate)()
                 assert not mine.is_alive()
                 assert mine.exitcode == 0
@@ -705,7 +705,7 @@ def test_everything_at_once_again_and_again(carrier: TunnelManager, network: Net
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 9)]
-    lasting = tunnel(carrier, 100)
+    lasting = tunnel(manager, 100)
     for thread in threads:
         thread.start()
     for _ in range(20):

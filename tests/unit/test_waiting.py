@@ -264,7 +264,7 @@ def test_nothing_is_made_twice_or_kept_where_its_thread_is_interrupted_as_it_sta
         uninterruptible(make, lambda _: taken_back.set())
     going_on.set()
     assert taken_back.wait(10)
-    assert made == ["lazycluster-shelter"]
+    assert made == ["lazycluster-uninterruptible"]
 
 
 @pytest.mark.parametrize(

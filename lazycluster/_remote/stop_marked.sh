@@ -1,6 +1,6 @@
 # End the processes that have a mark in their environment, and remove directories.
 # Takes the mark, then the directories. Needs lc_pids (find_marked.sh).
-lc_end_marked() {
+lc_stop_marked() {
     lc_mark=$1
     shift
     lc_list=$(lc_pids)
