@@ -33,6 +33,7 @@ all-pythons: setup
 soak: setup
 	.venv/bin/python -m pytest -m soak tests
 	scripts/all-pythons
+	scripts/wheel-test
 
 setup:
 	@scripts/setup test
