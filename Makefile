@@ -5,7 +5,8 @@ demo:
 	@scripts/setup demo
 	@.venv/bin/lazycluster demo
 
-WORKERS ?= 2
+# More than two cores would have: tests of real hosts wait for half of their time.
+WORKERS ?= 3
 
 test: check
 	scripts/run-tests .venv/bin/python .pytest_cache -n $(WORKERS) --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real

@@ -57,8 +57,12 @@ def put_file_by_scp(
     temporary = f".lazycluster-{secrets.token_hex(8)}"
     size = local.stat().st_size
 
+    sent = 0
+
     def progress(process: LocalProcess) -> None:
-        watch.on_progress(_read_position(process.pid, local), size)
+        nonlocal sent
+        sent = max(sent, _read_position(process.pid, local))  # 0 again once scp has closed the file
+        watch.on_progress(sent, size)
 
     with _scp_safe_path(runner, directory) as path:
         try:

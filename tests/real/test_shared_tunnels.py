@@ -246,31 +246,31 @@ def test_a_refused_one_among_good_ones_disturbs_none(make_sshd: MakeSshd) -> Non
 
 def test_one_that_was_refused_is_really_opened_when_it_is_asked_for_again(server: LocalSshd) -> None:
     """And not taken for open already, which ssh says of what it has once opened."""
-    carrier = TunnelManager(destination(server))
+    manager = TunnelManager(destination(server))
     with assert_no_leaks(server), EchoServer() as service:
-        first = Tunnel(carrier, [Forwarding(ForwardType.LOCAL, reserve_free_port(), service.port)])
+        first = Tunnel(manager, [Forwarding(ForwardType.LOCAL, reserve_free_port(), service.port)])
         for kind in ForwardType:
             port = reserve_free_port()
             with socket.create_server(("127.0.0.1", port)), pytest.raises(PortInUseError):
-                Tunnel(carrier, [Forwarding(kind, port, service.port)])
-            again = Tunnel(carrier, [Forwarding(kind, port, service.port)])
+                Tunnel(manager, [Forwarding(kind, port, service.port)])
+            again = Tunnel(manager, [Forwarding(kind, port, service.port)])
             assert is_echoing(port)
             again.terminate()
         first.terminate()
 
 
 def test_of_several_forwardings_of_one_tunnel_all_are_opened_or_none(server: LocalSshd) -> None:
-    carrier = TunnelManager(destination(server))
+    manager = TunnelManager(destination(server))
     with assert_no_leaks(server), EchoServer() as service, socket.create_server(("127.0.0.1", 0)) as taken:
         ports = [reserve_free_port() for _ in range(4)]
         kinds = [ForwardType.LOCAL, ForwardType.REMOTE] * 2
         wanted = [Forwarding(kind, port, service.port) for kind, port in zip(kinds, ports, strict=True)]
         for kind in ForwardType:
             with pytest.raises(PortInUseError):
-                Tunnel(carrier, [*wanted, Forwarding(kind, taken.getsockname()[1], service.port)])
+                Tunnel(manager, [*wanted, Forwarding(kind, taken.getsockname()[1], service.port)])
             assert not any(listening_addresses(port) for port in ports)
-            assert carrier.connection is None
-        tunnel = Tunnel(carrier, wanted)
+            assert manager.connection is None
+        tunnel = Tunnel(manager, wanted)
         assert all(is_echoing(port) for port in ports)
         tunnel.terminate()
         assert not any(listening_addresses(port) for port in ports)
@@ -372,10 +372,10 @@ def test_who_exposes_while_the_link_is_down_gets_it_up(server: LocalSshd, tmp_pa
 def test_one_stops_and_one_comes_while_the_host_is_gone(make_sshd: MakeSshd, tmp_path: Path) -> None:
     server = make_sshd()
     with EchoServer() as service, running_relay(server, tmp_path) as (relay, keywords):
-        carrier = TunnelManager(Destination(server.host, config_file=Path(keywords["config_file"]), connect_timeout=5))
+        manager = TunnelManager(Destination(server.host, config_file=Path(keywords["config_file"]), connect_timeout=5))
         with assert_no_leaks(server):
             ports = [reserve_free_port() for _ in range(4)]
-            tunnels = [Tunnel(carrier, [Forwarding(ForwardType.LOCAL, port, service.port)]) for port in ports[:3]]
+            tunnels = [Tunnel(manager, [Forwarding(ForwardType.LOCAL, port, service.port)]) for port in ports[:3]]
             relay.cut()
             os.kill(tunnels[0].pid or 0, signal.SIGKILL)
             assert_eventually(lambda: not any(tunnel.is_up for tunnel in tunnels), "it is noticed")
@@ -385,7 +385,7 @@ def test_one_stops_and_one_comes_while_the_host_is_gone(make_sshd: MakeSshd, tmp
                 assert time.monotonic() - begun < 3, "the log-in that hangs is for another"
                 assert not tunnel.is_alive()
             with pytest.raises(ConnectError):
-                Tunnel(carrier, [Forwarding(ForwardType.LOCAL, ports[3], service.port)])
+                Tunnel(manager, [Forwarding(ForwardType.LOCAL, ports[3], service.port)])
             assert tunnels[2].is_alive()
             relay.restore()
             assert_eventually(lambda: tunnels[2].is_up, "it is back", timeout=20)
@@ -403,14 +403,14 @@ def test_a_host_that_does_not_answer_costs_who_asks_and_nobody_else(
         EchoServer() as service,
         running_relay(server, tmp_path) as (relay, keywords),
     ):
-        carrier = TunnelManager(Destination(server.host, config_file=Path(keywords["config_file"])))
+        manager = TunnelManager(Destination(server.host, config_file=Path(keywords["config_file"])))
         first_port, ports = reserve_free_port(), {kind: reserve_free_port() for kind in ForwardType}
-        first = Tunnel(carrier, [Forwarding(ForwardType.REMOTE, first_port, service.port)])
+        first = Tunnel(manager, [Forwarding(ForwardType.REMOTE, first_port, service.port)])
         pid = first.pid
         relay.cut()
         for kind, port in ports.items():
             with pytest.raises(TunnelError, match="no answer from the master"):
-                Tunnel(carrier, [Forwarding(kind, port, service.port)])
+                Tunnel(manager, [Forwarding(kind, port, service.port)])
         relay.restore()
         assert is_echoing(first_port)
         assert first.pid == pid
@@ -418,7 +418,7 @@ def test_a_host_that_does_not_answer_costs_who_asks_and_nobody_else(
             lambda: not any(listening_addresses(port) for port in ports.values()), "nothing is left of the others"
         )
         for kind, port in ports.items():
-            tunnel = Tunnel(carrier, [Forwarding(kind, port, service.port)])
+            tunnel = Tunnel(manager, [Forwarding(kind, port, service.port)])
             assert is_echoing(port)
             tunnel.terminate()
         first.terminate()

@@ -213,7 +213,7 @@ def test_several_tunnels_at_once_in_both_directions(sshd: LocalSshd) -> None:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_small_exchanges_are_fast(runtime: Runtime, direction: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the keeper's session Nagle's algorithm makes some connections take 40 ms for each exchange."""
+    """Without the lifeline's session Nagle's algorithm makes some connections take 40 ms for each exchange."""
     with EchoServer() as service:
         port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)

@@ -125,15 +125,15 @@ def receive_message(connection: socket.socket) -> bytes:
 def running_fake_master() -> Iterator[FakeMaster]:
     """Run a stand-in with a socket of its own."""
     with tempfile.TemporaryDirectory(prefix="lcmux-") as directory, socket.socket(socket.AF_UNIX) as listener:
-        stand_in = FakeMaster(Path(directory, "m"))
-        listener.bind(str(stand_in.path))
+        fake_master = FakeMaster(Path(directory, "m"))
+        listener.bind(str(fake_master.path))
         listener.listen()
-        thread = threading.Thread(target=stand_in.serve, args=(listener,))
+        thread = threading.Thread(target=fake_master.serve, args=(listener,))
         thread.start()
-        yield stand_in
+        yield fake_master
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)
-        stand_in.close_descriptors()
+        fake_master.close_descriptors()
 
 
 def count_open_descriptors() -> int:

@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 20.0
 
 @attrs.define
 class ObservedChild:
-    """What has come of a job. With `updates_window`, leave for more output is given as it comes."""
+    """What has come of a child. With `updates_window`, leave for more output is given as it comes."""
 
     host: LocalSupervisor = attrs.field(repr=False)
     number: int
@@ -187,12 +187,12 @@ class LocalSupervisor:
         """Start a function."""
         request = serialize.serialize_call(function, *args).encode_request()
         first, rest = request[: protocol.STREAM_CHUNK_BYTES], request[protocol.STREAM_CHUNK_BYTES :]
-        job = self._start_child(
+        child = self._start_child(
             protocol.CALL, "f", 0 if rest else protocol.FLAG_INPUT_ENDED, first, cwd, env, grace, True
         )
         if rest:
-            job.write(rest)
-        return job
+            child.write(rest)
+        return child
 
     def _start_child(
         self,
@@ -206,11 +206,11 @@ class LocalSupervisor:
         updates_window: bool,
     ) -> ObservedChild:
         number = next(self._numbers)
-        job = self.observed_children[number] = ObservedChild(self, number, updates_window)
+        child = self.observed_children[number] = ObservedChild(self, number, updates_window)
         variables = [os.fsencode(word) for pair in (env or {}).items() for word in pair]
         fields = (protocol.encode_number(flags), os.fsencode(cwd), b"%r" % grace, os.fsencode(text), data, *variables)
         self.send(kind, number, protocol.pack(*fields))
-        return job
+        return child
 
     def prepare_calls(self) -> None:
         """Have it load what functions need."""

@@ -31,10 +31,10 @@ EXIT_MESSAGE = 0x80000004
 
 @pytest.fixture
 def master() -> Iterator[FakeMaster]:
-    with running_fake_master() as stand_in:
-        stand_in.responder, stand_in.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 3
-        stand_in.keep_descriptors_open = True
-        yield stand_in
+    with running_fake_master() as fake_master:
+        fake_master.responder, fake_master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 3
+        fake_master.keep_descriptors_open = True
+        yield fake_master
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def control(master: FakeMaster) -> Iterator[ControlSocket]:
 
 @contextlib.contextmanager
 def session(master: FakeMaster, parent: str = "/bin/sh", then: str = "exit $?") -> Iterator[subprocess.Popen[bytes]]:
-    """Run what the session is to run, reading from the descriptor that the keeper passed, as sshd would.
+    """Run what the session is to run, reading from the descriptor that the lifeline passed, as sshd would.
 
     Its parent is a shell, so that no mistake kills this process.
     """
@@ -62,23 +62,23 @@ def session(master: FakeMaster, parent: str = "/bin/sh", then: str = "exit $?") 
 
 
 def test_the_session_runs_what_any_login_shell_takes(master: FakeMaster, control: ControlSocket) -> None:
-    keeper = Lifeline(control)
+    lifeline = Lifeline(control)
     (request,) = master.requests
     assert request.body.endswith(SHELL_BOOTSTRAP.encode())
     sent = os.read(master.descriptors[0], 1 << 16)
     assert sent.endswith(b"\n")
     assert sent.count(b"\n") == 1
-    keeper.drop()
+    lifeline.drop()
 
 
 def test_a_loss_is_noticed_on_the_host(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
     file = tmp_path / "a 'b"
     file.touch()
-    keeper = Lifeline(control, f"rm -f -- {quote(str(file))}")
+    lifeline = Lifeline(control, f"rm -f -- {quote(str(file))}")
     with session(master) as there:
         with pytest.raises(subprocess.TimeoutExpired):
             there.wait(0.1)
-        keeper.drop()
+        lifeline.drop()
         assert there.wait(10) is not None
     assert not file.exists()
     assert wait_until(lambda: master.closed_connections == 1, 10)
@@ -90,17 +90,17 @@ def test_a_loss_ends_the_sshd_of_the_connection_and_no_other_process(
 ) -> None:
     parent = tmp_path / name
     parent.symlink_to("/bin/sh")
-    keeper = Lifeline(control)
+    lifeline = Lifeline(control)
     # The parent waits for its child, then for a moment, so that it is there to be killed, and was not killed before.
     with session(master, str(parent), "sleep 0.3; exit 7") as there:
-        keeper.drop()
+        lifeline.drop()
         assert there.wait(10) == (-signal.SIGTERM if killed else 7)
 
 
 def test_closing_has_no_consequence(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
     """The session is closed here only after its end there, or the host would take it for the end of this process."""
-    keeper = Lifeline(control, f"touch {quote(str(tmp_path))}/lost")
-    closing = threading.Thread(target=keeper.close)
+    lifeline = Lifeline(control, f"touch {quote(str(tmp_path))}/lost")
+    closing = threading.Thread(target=lifeline.close)
     with session(master) as there:
         closing.start()
         assert there.wait(10) == 0
@@ -114,9 +114,9 @@ def test_closing_has_no_consequence(master: FakeMaster, control: ControlSocket, 
 
 def test_closing_again_does_nothing(master: FakeMaster, control: ControlSocket) -> None:
     before = count_open_descriptors()
-    keeper = Lifeline(control)
+    lifeline = Lifeline(control)
     master.connections[-1].sendall(encode_message(EXIT_MESSAGE, 5, 0))
-    for end in (keeper.close, keeper.close, keeper.drop, keeper.drop, keeper.close):
+    for end in (lifeline.close, lifeline.close, lifeline.drop, lifeline.drop, lifeline.close):
         end()
     master.close_descriptors()
     assert wait_until(lambda: count_open_descriptors() <= before, 10)
@@ -128,9 +128,9 @@ def test_a_host_that_allows_no_session_has_no_keeper(master: FakeMaster, control
         False,
     )
     before = count_open_descriptors()
-    keeper = Lifeline(control, "touch /no/such/file")
-    keeper.close()
-    keeper.drop()
+    lifeline = Lifeline(control, "touch /no/such/file")
+    lifeline.close()
+    lifeline.drop()
     assert wait_until(lambda: count_open_descriptors() <= before, 10)
     assert not control.closed
 
@@ -145,8 +145,8 @@ def test_the_master_is_gone_before(master: FakeMaster, control: ControlSocket) -
 
 def test_the_master_is_gone_meanwhile(master: FakeMaster, control: ControlSocket) -> None:
     """Then nobody reads any more what a close would say."""
-    keeper = Lifeline(control)
+    lifeline = Lifeline(control)
     before = count_open_descriptors()
     master.close_connections()
-    keeper.close()
+    lifeline.close()
     assert wait_until(lambda: count_open_descriptors() < before, 10)

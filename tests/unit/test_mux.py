@@ -48,8 +48,8 @@ REMOTE = Forwarding(ForwardType.REMOTE, 1, 65535, "127.0.0.1", "db")
 
 @pytest.fixture
 def master() -> Iterator[FakeMaster]:
-    with running_fake_master() as stand_in:
-        yield stand_in
+    with running_fake_master() as fake_master:
+        yield fake_master
 
 
 @pytest.fixture

@@ -107,11 +107,11 @@ class StandIn:
 
 def test_a_number_that_is_not_our_child_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    stand_in = StandIn()
-    monkeypatch.setattr(run, "start_process", lambda *_, **__: stand_in)
+    fake = StandIn()
+    monkeypatch.setattr(run, "start_process", lambda *_, **__: fake)
     monkeypatch.setattr(os, "killpg", lambda group, _number: groups.append(group))
     ended = run_daemonizing(["ssh"], tmp_path / "said", timeout=0.05)
-    assert (ended.exit_code, stand_in.killed.is_set(), groups) == (None, True, [])
+    assert (ended.exit_code, fake.killed.is_set(), groups) == (None, True, [])
 
 
 def test_a_detaching_program_has_no_input_and_its_output_is_dropped(tmp_path: Path) -> None:

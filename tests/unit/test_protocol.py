@@ -61,11 +61,11 @@ WRITTEN = [protocol.encode_frame(*fields) for fields in TABLE]
 def joined(pieces: list[Frame]) -> list[Frame]:
     """Return the frames, those of a stream put together: how such a one is cut is of no importance."""
     found: list[Frame] = []
-    for kind, job, body in pieces:
-        if kind in STREAM_KINDS and found and found[-1][:2] == (kind, job):
-            found[-1] = (kind, job, found[-1][2] + body)
+    for kind, number, body in pieces:
+        if kind in STREAM_KINDS and found and found[-1][:2] == (kind, number):
+            found[-1] = (kind, number, found[-1][2] + body)
         elif body or kind not in STREAM_KINDS:
-            found.append((kind, job, body))
+            found.append((kind, number, body))
     return found
 
 
@@ -88,9 +88,9 @@ def test_the_table_has_every_kind() -> None:
 
 @pytest.mark.parametrize(("fields", "data"), list(zip(TABLE, WRITTEN, strict=True)), ids=lambda _: "")
 def test_a_frame_is_a_header_and_its_body(fields: Frame, data: bytes) -> None:
-    kind, job, body = fields
-    assert data == protocol.encode_header(kind, job, len(body)) + body
-    assert FRAME_HEADER.unpack_from(data) == (FRAME_MAGIC, kind, job, len(body))
+    kind, number, body = fields
+    assert data == protocol.encode_header(kind, number, len(body)) + body
+    assert FRAME_HEADER.unpack_from(data) == (FRAME_MAGIC, kind, number, len(body))
     assert len(data) == FRAME_HEADER.size + len(body)
     assert joined(read(data)) == joined([fields])
 

@@ -36,7 +36,7 @@ def test_exit_codes(ended: ExitInfo, code: int) -> None:
 
 @attrs.define
 class Channel:
-    """Stands in for the supervisor: notes what a job sends."""
+    """Stands in for the supervisor: notes what a child sends."""
 
     sent: list[tuple[int, bytes]] = attrs.field(factory=list)
     forgotten: list[int] = attrs.field(factory=list)
@@ -56,9 +56,9 @@ class Channel:
 
 @attrs.define
 class Under:
-    """A job under test, and what it has handed on."""
+    """A child under test, and what it has handed on."""
 
-    job: RemoteChild
+    child: RemoteChild
     channel: Channel
     output: list[tuple[Stream, bytes]]
     outcome: list[bytes]
@@ -66,16 +66,16 @@ class Under:
     def comes(self, *events: tuple[int, bytes] | Exception) -> None:
         """Have something come for it."""
         for event in events:
-            self.job.events.put(event)
+            self.child.events.put(event)
 
 
 @pytest.fixture
 def under() -> Under:
     channel = Channel()
     made = Under(RemoteChild(channel, 7, "title"), channel, [], [])
-    made.job.deadline = Deadline(10)
-    made.job.on_output = lambda stream, data: made.output.append((stream, data))
-    made.job.on_outcome = made.outcome.append
+    made.child.deadline = Deadline(10)
+    made.child.on_output = lambda stream, data: made.output.append((stream, data))
+    made.child.on_outcome = made.outcome.append
     return made
 
 
@@ -96,11 +96,11 @@ def test_what_comes_is_handed_on_until_the_end(under: Under) -> None:
         OVER,
         out(b"late"),
     )
-    under.job.wait()
+    under.child.wait()
     assert under.output == [(Stream.STDOUT, b"a"), (Stream.STDERR, b"b"), (Stream.STDOUT, b"d")]
     assert under.outcome == [b"c"]
-    assert under.job.exit_info == ExitInfo("exit", "0")
-    under.job.wait()  # again
+    assert under.child.exit_info == ExitInfo("exit", "0")
+    under.child.wait()  # again
     assert under.channel.sent == []
 
 
@@ -114,17 +114,17 @@ def test_what_comes_is_handed_on_until_the_end(under: Under) -> None:
     ],
 )
 def test_whether_it_has_started(under: Under, event: tuple[int, bytes], started: bool) -> None:
-    assert not under.job.has_started
+    assert not under.child.has_started
     under.comes(event, OVER)
-    under.job.wait()
-    assert under.job.has_started is started
+    under.child.wait()
+    assert under.child.has_started is started
 
 
 def test_what_went_wrong_is_raised(under: Under) -> None:
     error = ConnectionLostError("web1", "title", "why")
     under.comes(out(b"x"), error)
     with pytest.raises(ConnectionLostError) as caught:
-        under.job.wait()
+        under.child.wait()
     assert caught.value is error
     assert under.output == [(Stream.STDOUT, b"x")]
 
@@ -133,7 +133,7 @@ def test_leave_for_more_is_given_when_enough_was_taken(under: Under) -> None:
     half = bytes(protocol.WINDOW_UPDATE_THRESHOLD_BYTES // 2)
     kinds = (protocol.STDOUT, protocol.STDERR, protocol.OUTCOME)
     under.comes(*((kind, half) for kind in kinds), out(bytes(protocol.WINDOW_UPDATE_THRESHOLD_BYTES)), OVER)
-    under.job.wait()
+    under.child.wait()
     # of all streams together: after two halves, and then after another half and a whole
     assert under.channel.sent == [
         (protocol.WINDOW_UPDATE, b"%d" % protocol.WINDOW_UPDATE_THRESHOLD_BYTES),
@@ -151,7 +151,7 @@ def test_input_is_sent_in_pieces_as_far_as_there_is_leave(under: Under) -> None:
         under.comes,
         [(protocol.INPUT_WINDOW_UPDATE, b"10"), (protocol.INPUT_WINDOW_UPDATE, b"%d" % protocol.WINDOW_BYTES)],
     ).start()
-    under.job.write(data)
+    under.child.write(data)
     assert {kind for kind, _ in under.channel.sent} == {protocol.INPUT}
     pieces = [body for _, body in under.channel.sent]
     assert b"".join(pieces) == data
@@ -161,10 +161,10 @@ def test_input_is_sent_in_pieces_as_far_as_there_is_leave(under: Under) -> None:
 
 
 def test_output_is_taken_while_input_waits(under: Under) -> None:
-    """Or a job that answers what it reads, and is not read, would wait for ever."""
-    under.job.write(bytes(protocol.WINDOW_BYTES))
+    """Or a child that answers what it reads, and is not read, would wait for ever."""
+    under.child.write(bytes(protocol.WINDOW_BYTES))
     under.comes(out(bytes(protocol.WINDOW_UPDATE_THRESHOLD_BYTES)), (protocol.INPUT_WINDOW_UPDATE, b"3"))
-    under.job.write(b"abc")
+    under.child.write(b"abc")
     assert under.channel.sent[-2:] == [
         (protocol.WINDOW_UPDATE, b"%d" % protocol.WINDOW_UPDATE_THRESHOLD_BYTES),
         (protocol.INPUT, b"abc"),
@@ -172,29 +172,29 @@ def test_output_is_taken_while_input_waits(under: Under) -> None:
 
 
 def test_a_job_that_has_ended_takes_no_input(under: Under) -> None:
-    under.job.write(bytes(protocol.WINDOW_BYTES))
+    under.child.write(bytes(protocol.WINDOW_BYTES))
     under.comes(OVER)
     for _ in range(2):
         with pytest.raises(SessionEndedError):
-            under.job.write(b"more")
+            under.child.write(b"more")
     assert len(under.channel.sent) == protocol.WINDOW_BYTES // protocol.STREAM_CHUNK_BYTES
 
 
 def test_nothing_to_feed_is_nothing_to_send(under: Under) -> None:
-    under.job.write(b"")
+    under.child.write(b"")
     assert under.channel.sent == []
 
 
 def test_the_end_of_input_is_sent_once(under: Under) -> None:
-    under.job.close_stdin()
-    under.job.close_stdin()
+    under.child.close_stdin()
+    under.child.close_stdin()
     assert under.channel.sent == [(protocol.INPUT_END, b"")]
 
 
 def test_a_deadline_ends_feeding_that_never_has_to_wait(under: Under) -> None:
-    under.job.deadline = Deadline(0)
+    under.child.deadline = Deadline(0)
     with pytest.raises(DeadlinePassedError):
-        under.job.write(b"x")
+        under.child.write(b"x")
 
 
 # Its output -----------------------------------------------------------------------------------------------------------
@@ -202,29 +202,34 @@ def test_a_deadline_ends_feeding_that_never_has_to_wait(under: Under) -> None:
 
 def test_reading(under: Under) -> None:
     under.comes(out(b"before"))
-    assert under.job.pump(lambda: bool(under.output))
+    assert under.child.pump(lambda: bool(under.output))
     under.comes(out(b"abc"), (protocol.STDERR, b"err"), out(b"de\0f"), out(b"g\0"), out(b"hij"), OVER)
-    job = under.job
-    assert (job.read(2), job.read(0), job.read_until(b"\0"), job.read_until(b"\0")) == (b"ab", b"", b"cde", b"fg")
-    assert (job.read_some(), job.read_some(), job.read(5), job.read_until(b"\0")) == (b"hij", b"", b"", None)
+    child = under.child
+    assert (child.read(2), child.read(0), child.read_until(b"\0"), child.read_until(b"\0")) == (
+        b"ab",
+        b"",
+        b"cde",
+        b"fg",
+    )
+    assert (child.read_some(), child.read_some(), child.read(5), child.read_until(b"\0")) == (b"hij", b"", b"", None)
     assert under.output == [(Stream.STDOUT, b"before"), (Stream.STDERR, b"err")]
 
 
 def test_reading_more_than_there_is(under: Under) -> None:
     under.comes(out(b"abc"), OVER)
-    assert (under.job.read(10), under.job.read(10)) == (b"abc", b"")
-    assert under.job.exit_info is not None
+    assert (under.child.read(10), under.child.read(10)) == (b"abc", b"")
+    assert under.child.exit_info is not None
 
 
 def test_an_end_that_is_longer_than_a_byte(under: Under) -> None:
     under.comes(out(b"a--b-"), out(b"-\n-c"), OVER)
-    assert (under.job.read_until(b"--\n"), under.job.read_until(b"--\n")) == (b"a--b", None)
+    assert (under.child.read_until(b"--\n"), under.child.read_until(b"--\n")) == (b"a--b", None)
 
 
 def test_what_is_there_is_read_without_waiting(under: Under) -> None:
     """The rest need not have come."""
     under.comes(out(b"abc"))
-    assert under.job.read_some() == b"abc"
+    assert under.child.read_some() == b"abc"
 
 
 # Its end --------------------------------------------------------------------------------------------------------------
@@ -232,24 +237,24 @@ def test_what_is_there_is_read_without_waiting(under: Under) -> None:
 
 @pytest.mark.parametrize("seconds", [0, 0.05])
 def test_a_deadline(under: Under, seconds: float) -> None:
-    under.job.deadline = Deadline(seconds)
+    under.child.deadline = Deadline(seconds)
     under.comes(out(b"x"))
     with pytest.raises(DeadlinePassedError):
-        under.job.wait()
+        under.child.wait()
     with pytest.raises(DeadlinePassedError):
-        under.job.read(1000)
+        under.child.read(1000)
 
 
 def test_a_cancellation_wakes_who_waits(under: Under) -> None:
     with contextlib.closing(CancelToken()) as cancel_token:
-        under.job.cancel_token = cancel_token
+        under.child.cancel_token = cancel_token
         waiting = threading.Event()
-        under.job.on_output = lambda *_: waiting.set()
+        under.child.on_output = lambda *_: waiting.set()
         errors: list[Exception] = []
 
         def wait() -> None:
             try:
-                under.job.wait()
+                under.child.wait()
             except Exception as error:  # noqa: BLE001 - looked at below
                 errors.append(error)
 
@@ -261,7 +266,7 @@ def test_a_cancellation_wakes_who_waits(under: Under) -> None:
         thread.join(10)
         assert [type(error) for error in errors] == [CancelledError]
         with pytest.raises(CancelledError):
-            under.job.read(1)
+            under.child.read(1)
 
 
 def test_giving_up_waits_for_the_end(under: Under) -> None:
@@ -270,11 +275,11 @@ def test_giving_up_waits_for_the_end(under: Under) -> None:
     )
     with contextlib.closing(CancelToken()) as cancel_token:
         cancel_token.cancel()
-        under.job.cancel_token = cancel_token
-        under.job.cancel(timeout=10)
+        under.child.cancel_token = cancel_token
+        under.child.cancel(timeout=10)
     assert (under.channel.sent, under.channel.forgotten) == ([(protocol.STOP, b"")], [])
     assert under.output == [(Stream.STDOUT, b"last words")]
-    assert under.job.exit_info == ExitInfo("signal", "15")
+    assert under.child.exit_info == ExitInfo("signal", "15")
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -282,7 +287,7 @@ def test_giving_up_does_not_wait_for_ever(under: Under, lost: bool) -> None:
     if lost:
         under.comes(ConnectionLostError("web1", "title", "why"))
     begun = time.monotonic()
-    under.job.cancel(timeout=10 if lost else 0.05)
+    under.child.cancel(timeout=10 if lost else 0.05)
     assert time.monotonic() - begun < 5
     assert under.channel.sent == [(protocol.STOP, b""), (protocol.DETACH, b"")]
     assert under.channel.forgotten == [7]

@@ -120,9 +120,9 @@ def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
         assert (hello.python.executable, hello.probe_output) == (str(python), "facts\n")
 
         command = 'pwd; echo "$A" >&2; cat; kill -TERM $$'
-        job = host.run(command, stdin=None, cwd=hello.working_dir, env={"A": "é\n\udcff"})
-        job.write(b"in" * 200_000)
-        status, out, err = job.result()
+        child = host.run(command, stdin=None, cwd=hello.working_dir, env={"A": "é\n\udcff"})
+        child.write(b"in" * 200_000)
+        status, out, err = child.result()
         assert (status, err) == (-signal.SIGTERM, b"\xc3\xa9\n\xff\n")
         assert out == f"{hello.working_dir}\n".encode() + b"in" * 200_000
         assert host.run("ls /proc/self/fd").result() == (0, b"0\n1\n2\n3\n", b"")
@@ -196,24 +196,24 @@ def test_standard_output_and_error_come_apart_and_each_in_order() -> None:
 
 def test_output_is_sent_while_the_command_runs() -> None:
     with local_supervisor() as host:
-        job = host.run("echo first; cat; echo last", stdin=None)
-        job.wait_output(b"first\n")
+        child = host.run("echo first; cat; echo last", stdin=None)
+        child.wait_output(b"first\n")
         host.sync()
-        assert job.end is None
-        job.write(b"fed\n", close=False)
-        job.wait_output(b"fed\n")
-        job.write(b"")
-        assert job.result() == (0, b"first\nfed\nlast\n", b"")
+        assert child.end is None
+        child.write(b"fed\n", close=False)
+        child.wait_output(b"fed\n")
+        child.write(b"")
+        assert child.result() == (0, b"first\nfed\nlast\n", b"")
 
 
 def test_a_command_that_takes_longer_is_told_to_have_started() -> None:
     with local_supervisor() as host:
-        job = host.run("exec sleep 60")
-        host.receive_until(lambda: job.pid is not None, "the news that it has started")
-        assert job.pid in host.child_pids()
-        assert os.getsid(job.pid or 0) == os.getpgid(job.pid or 0) == job.pid  # a session of its own
-        job.stop()
-        assert job.wait_exit_code() == -signal.SIGTERM
+        child = host.run("exec sleep 60")
+        host.receive_until(lambda: child.pid is not None, "the news that it has started")
+        assert child.pid in host.child_pids()
+        assert os.getsid(child.pid or 0) == os.getpgid(child.pid or 0) == child.pid  # a session of its own
+        child.stop()
+        assert child.wait_exit_code() == -signal.SIGTERM
 
 
 def test_what_is_left_in_the_background_delays_no_end(tmp_path: Path) -> None:
@@ -244,12 +244,12 @@ def test_the_environment_and_the_directory(tmp_path: Path) -> None:
     awkward = "two\nlines 'and' \"quotes\" \\ $HOME \udcff="
     env = {"PATH": os.environ["PATH"], "KEPT": "yes", "BOTH": "supervisor", "HOME": str(tmp_path), "PWD": "/wrong"}
     with local_supervisor(env=env, cwd="/usr") as host:
-        job = host.run("env -0", cwd="~/a", env={})
-        assert job.wait() == ("cd", "No such file or directory")
+        child = host.run("env -0", cwd="~/a", env={})
+        assert child.wait() == ("cd", "No such file or directory")
         (tmp_path / "a").mkdir()
-        job = host.run("env -0", cwd="~/a", env={"AWKWARD": awkward, "BOTH": "job", "EMPTY": ""})
-        assert job.wait_exit_code() == 0
-        seen = dict(line.split(b"=", 1) for line in job.output().split(b"\0")[:-1])
+        child = host.run("env -0", cwd="~/a", env={"AWKWARD": awkward, "BOTH": "job", "EMPTY": ""})
+        assert child.wait_exit_code() == 0
+        seen = dict(line.split(b"=", 1) for line in child.output().split(b"\0")[:-1])
         seen.pop(b"_", None)
         assert seen == {
             b"PATH": os.fsencode(os.environ["PATH"]),
@@ -260,7 +260,7 @@ def test_the_environment_and_the_directory(tmp_path: Path) -> None:
             b"AWKWARD": os.fsencode(awkward),
             b"PWD": os.fsencode(tmp_path / "a"),
             b"SHLVL": b"1",
-            PROCESS_MARK_VARIABLE.encode(): f"{host.token}.{job.number}.".encode(),
+            PROCESS_MARK_VARIABLE.encode(): f"{host.token}.{child.number}.".encode(),
             **({b"LC_CTYPE": seen[b"LC_CTYPE"]} if b"LC_CTYPE" in seen else {}),  # PEP 538
         }
         assert host.run("pwd; /bin/pwd").result()[1] == b"/usr\n/usr\n"  # where the supervisor was started
@@ -296,9 +296,9 @@ def test_the_shell(shell: str, asked: bool, name: str) -> None:
 SIGNALS = "grep -E '^Sig(Ign|Blk)' /proc/self/status"
 
 
-def signals_of(job: ObservedChild) -> dict[str, set[int]]:
-    """Return the signals that a job ignores and blocks, but for those that only the C library knows (32 and 33)."""
-    rows = [line.split(":") for line in job.result()[1].decode().splitlines()]
+def signals_of(child: ObservedChild) -> dict[str, set[int]]:
+    """Return the signals that a child ignores and blocks, but for those that only the C library knows (32 and 33)."""
+    rows = [line.split(":") for line in child.result()[1].decode().splitlines()]
     return {name: {bit + 1 for bit in range(64) if int(mask, 16) >> bit & 1} - {32, 33} for name, mask in rows}
 
 
@@ -319,8 +319,8 @@ def test_what_is_too_long_to_start_is_told_as_a_shell_does(size: int, status: in
     long = "x" * size
     command = {"command": f": '{long}'", "plain command": f"true {long}", "variable": "true"}[what]
     with local_supervisor() as host:
-        job = host.run(command, env={"A": long} if what == "variable" else {})
-        ended, out, err = job.result()
+        child = host.run(command, env={"A": long} if what == "variable" else {})
+        ended, out, err = child.result()
         assert (ended, out) == (status, b"")
         assert err.endswith(b": Argument list too long\n" if status else b"")
         assert host.run("echo still here").result()[1] == b"still here\n"
@@ -330,9 +330,9 @@ def test_a_directory_that_cannot_be_entered(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with local_supervisor() as host:
         for directory, reason in ((tmp_path / "gone", errno.ENOENT), (tmp_path / "file", errno.ENOTDIR)):
-            job = host.run("touch never", cwd=directory)
-            assert job.wait() == ("cd", os.strerror(reason))
-            assert job.received == []
+            child = host.run("touch never", cwd=directory)
+            assert child.wait() == ("cd", os.strerror(reason))
+            assert child.received == []
 
 
 # Input ----------------------------------------------------------------------------------------------------------------
@@ -343,9 +343,9 @@ def test_input_comes_out_as_it_went_in(size: int) -> None:
     data = hashlib.sha512(b"seed").digest() * (size // 64 + 1)
     data = data[:size]
     with local_supervisor() as host:
-        job = host.run("cat", stdin=None)
-        job.write(data)
-        assert job.result() == (0, data, b"")
+        child = host.run("cat", stdin=None)
+        child.write(data)
+        assert child.result() == (0, data, b"")
         if size <= protocol.STREAM_CHUNK_BYTES:
             assert host.run("cat", stdin=data).result() == (0, data, b"")  # with the command itself
 
@@ -354,15 +354,15 @@ def test_input_that_is_not_read_is_no_failure(tmp_path: Path) -> None:
     go = tmp_path / "go"
     os.mkfifo(go)
     with local_supervisor() as host:
-        job = host.run(f"head -c 3; exec <&-; echo closed; read x <{go}; exit 4", stdin=None)
-        job.write(b"abc" + bytes(3 * WINDOW_BYTES), close=False)  # all of it is taken
+        child = host.run(f"head -c 3; exec <&-; echo closed; read x <{go}; exit 4", stdin=None)
+        child.write(b"abc" + bytes(3 * WINDOW_BYTES), close=False)  # all of it is taken
         go.write_text("go\n")
-        assert job.wait_exit_code() == 4
-        assert job.output() == b"abcclosed\n"
-        job.host.send(protocol.INPUT, job.number, b"after its end")
-        job.host.send(protocol.INPUT_END, job.number)
-        job.host.send(protocol.WINDOW_UPDATE, job.number, b"5")
-        job.stop()
+        assert child.wait_exit_code() == 4
+        assert child.output() == b"abcclosed\n"
+        child.host.send(protocol.INPUT, child.number, b"after its end")
+        child.host.send(protocol.INPUT_END, child.number)
+        child.host.send(protocol.WINDOW_UPDATE, child.number, b"5")
+        child.stop()
         host.sync()
 
 
@@ -371,20 +371,20 @@ def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
     go = tmp_path / "go"
     os.mkfifo(go)
     with local_supervisor() as host:
-        job = host.run(f"cat {go}; wc -c", stdin=None)
+        child = host.run(f"cat {go}; wc -c", stdin=None)
         for _ in range(WINDOW_BYTES // protocol.STREAM_CHUNK_BYTES):
-            host.send(protocol.INPUT, job.number, bytes(protocol.STREAM_CHUNK_BYTES))
-        job.input_window -= WINDOW_BYTES
+            host.send(protocol.INPUT, child.number, bytes(protocol.STREAM_CHUNK_BYTES))
+        child.input_window -= WINDOW_BYTES
         host.sync()
-        assert job.input_window == 0
+        assert child.input_window == 0
         assert host.run("echo not delayed").result()[1] == b"not delayed\n"
         go.write_text("it goes on\n")
-        job.write(bytes(WINDOW_BYTES), close=False)
+        child.write(bytes(WINDOW_BYTES), close=False)
         host.receive_until(
-            lambda: job.input_window > WINDOW_BYTES - WINDOW_UPDATE_THRESHOLD_BYTES, "leave for as much as at first"
+            lambda: child.input_window > WINDOW_BYTES - WINDOW_UPDATE_THRESHOLD_BYTES, "leave for as much as at first"
         )
-        job.write(b"")
-        assert job.result() == (0, b"it goes on\n%d\n" % (2 * WINDOW_BYTES), b"")
+        child.write(b"")
+        assert child.result() == (0, b"it goes on\n%d\n" % (2 * WINDOW_BYTES), b"")
 
 
 # Output ---------------------------------------------------------------------------------------------------------------
@@ -393,82 +393,82 @@ def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["exec cat /dev/zero", "cat /dev/zero >&2", "cat /dev/zero & cat /dev/zero >&2"])
 def test_a_job_prints_no_more_than_it_has_leave_for_and_delays_no_other(command: str) -> None:
     with local_supervisor() as host:
-        job = host.run(command, updates_window=False)
-        host.receive_until(lambda: job.received_bytes >= WINDOW_BYTES, "all that it has leave for")
+        child = host.run(command, updates_window=False)
+        host.receive_until(lambda: child.received_bytes >= WINDOW_BYTES, "all that it has leave for")
         assert host.run("head -c 5000000 /dev/zero").result()[1] == bytes(5_000_000)
         host.sync()
-        assert job.received_bytes == WINDOW_BYTES
+        assert child.received_bytes == WINDOW_BYTES
         for size in (1, 70_000, 500_000):
-            before = job.received_bytes
-            job.send_window_update(size)
-            host.receive_until(lambda wanted=before + size: job.received_bytes >= wanted, "as much more")  # type: ignore[misc]
+            before = child.received_bytes
+            child.send_window_update(size)
+            host.receive_until(lambda wanted=before + size: child.received_bytes >= wanted, "as much more")  # type: ignore[misc]
             host.sync()
-            assert job.received_bytes == before + size
-        job.stop()
+            assert child.received_bytes == before + size
+        child.stop()
         host.sync()
-        job.updates_window = True
-        job.send_window_update(WINDOW_BYTES)
-        assert job.wait_exit_code() == -signal.SIGTERM
+        child.updates_window = True
+        child.send_window_update(WINDOW_BYTES)
+        assert child.wait_exit_code() == -signal.SIGTERM
 
 
 def test_the_end_is_told_behind_the_output_that_waits_for_leave() -> None:
     with local_supervisor() as host:
         # Less than any pipe holds: whether this one was made larger depends on how it was read.
-        job = host.run(f"head -c {WINDOW_BYTES + 60_000} /dev/zero; exit 3", updates_window=False)
-        host.receive_until(lambda: job.received_bytes == WINDOW_BYTES, "all that it has leave for")
+        child = host.run(f"head -c {WINDOW_BYTES + 60_000} /dev/zero; exit 3", updates_window=False)
+        host.receive_until(lambda: child.received_bytes == WINDOW_BYTES, "all that it has leave for")
         host.receive_until(lambda: not host.child_pids(), "the end of its process")
         host.sync()
-        assert job.end is None
-        job.send_window_update(59_999)
-        host.receive_until(lambda: job.received_bytes == WINDOW_BYTES + 59_999, "as much more")
+        assert child.end is None
+        child.send_window_update(59_999)
+        host.receive_until(lambda: child.received_bytes == WINDOW_BYTES + 59_999, "as much more")
         host.sync()
-        assert job.end is None
-        job.send_window_update(10)
-        assert job.wait_exit_code() == 3
-        assert job.received_bytes == WINDOW_BYTES + 60_000
+        assert child.end is None
+        child.send_window_update(10)
+        assert child.wait_exit_code() == 3
+        assert child.received_bytes == WINDOW_BYTES + 60_000
 
 
 def test_a_channel_that_nobody_reads_holds_the_jobs_up_and_loses_nothing(tmp_path: Path) -> None:
     done = [tmp_path / str(number) for number in range(3)]
     with local_supervisor() as host:
-        jobs = [host.run(f"head -c 9000000 /dev/urandom | tee {path} | cat; exit 5") for path in done]
-        for job in jobs:
-            job.send_window_update(100_000_000)
+        children = [host.run(f"head -c 9000000 /dev/urandom | tee {path} | cat; exit 5") for path in done]
+        for child in children:
+            child.send_window_update(100_000_000)
         assert wait_until(host.is_stdout_full, 20)
         unread = host.run("cat", stdin=None)
         unread.write(b"fed")
-        assert [job.wait_exit_code() for job in jobs] == [5, 5, 5]
-        assert [job.output() == path.read_bytes() for job, path in zip(jobs, done, strict=True)] == [True] * 3
+        assert [child.wait_exit_code() for child in children] == [5, 5, 5]
+        assert [child.output() == path.read_bytes() for child, path in zip(children, done, strict=True)] == [True] * 3
         assert unread.result()[1] == b"fed"
 
 
 def test_three_hundred_jobs_at_once() -> None:
     with local_supervisor() as host:
-        jobs = [
+        children = [
             host.run(f"cat; echo {number}; echo e{number} >&2; exit {number % 7}", stdin=None) for number in range(300)
         ]
         host.sync()
-        assert not any(job.end for job in jobs)
-        for number, job in enumerate(jobs):
-            job.write(b"%d " % number)
-        for number, job in enumerate(jobs):
-            assert job.result() == (number % 7, b"%d %d\n" % (number, number), b"e%d\n" % number)
+        assert not any(child.end for child in children)
+        for number, child in enumerate(children):
+            child.write(b"%d " % number)
+        for number, child in enumerate(children):
+            assert child.result() == (number % 7, b"%d %d\n" % (number, number), b"e%d\n" % number)
 
 
 def test_where_there_are_no_more_descriptors(tmp_path: Path) -> None:
-    """A job that cannot have its pipes is told to have failed, and the others go on."""
+    """A child that cannot have its pipes is told to have failed, and the others go on."""
     setup_code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))"
     with local_supervisor(setup_code=setup_code) as host:
-        jobs = [host.run("cat", stdin=None) for _ in range(10)]
-        host.receive_until(lambda: any(job.end for job in jobs), "one that has none")
+        children = [host.run("cat", stdin=None) for _ in range(10)]
+        host.receive_until(lambda: any(child.end for child in children), "one that has none")
         host.sync()
-        failed = [job for job in jobs if job.end]
-        assert {job.end for job in failed} == {("failed", "no process for it: Too many open files")}
-        rest = [job for job in jobs if not job.end]
+        failed = [child for child in children if child.end]
+        assert {child.end for child in failed} == {("failed", "no process for it: Too many open files")}
+        rest = [child for child in children if not child.end]
         assert rest
-        for job in rest:
-            job.write(b"fed")
-            assert job.result() == (0, b"fed", b"")
+        for child in rest:
+            child.write(b"fed")
+            assert child.result() == (0, b"fed", b"")
         assert host.run("echo again").result() == (0, b"again\n", b"")
 
 
@@ -536,9 +536,9 @@ def test_frames_for_nobody_are_of_no_effect() -> None:
 
 def test_what_makes_no_sense_ends_its_job_alone() -> None:
     with local_supervisor() as host:
-        job, other = host.run("cat", stdin=None), host.run("cat", stdin=None)
-        host.send(protocol.WINDOW_UPDATE, job.number, b"many")
-        how, what = job.wait()
+        child, other = host.run("cat", stdin=None), host.run("cat", stdin=None)
+        host.send(protocol.WINDOW_UPDATE, child.number, b"many")
+        how, what = child.wait()
         assert (how, what) == ("failed", "ValueError: invalid literal for int() with base 10: b'many'")
         other.write(b"fed")
         assert other.result()[1] == b"fed"
@@ -550,12 +550,12 @@ def test_what_makes_no_sense_ends_its_job_alone() -> None:
 
 def test_byte_by_byte() -> None:
     with local_supervisor() as host:
-        job = host.observed_children[1] = ObservedChild(host, 1)
+        child = host.observed_children[1] = ObservedChild(host, 1)
         for byte in protocol.encode_frame(protocol.RUN, 1, protocol.pack(b"0", b"", b"5", b"cat", b"")):
             host.write(bytes([byte]))
         for byte in protocol.encode_frame(protocol.INPUT, 1, b"hello") + protocol.encode_frame(protocol.INPUT_END, 1):
             host.write(bytes([byte]))
-        assert job.result() == (0, b"hello", b"")
+        assert child.result() == (0, b"hello", b"")
 
 
 def test_what_starts_it_may_ignore_signals() -> None:

@@ -107,9 +107,9 @@ def test_a_sitecustomize_that_ends_python_is_why_functions_fail(tmp_path: Path) 
 
 
 def test_values_and_exceptions(host: LocalSupervisor) -> None:
-    job = host.call(lambda text: print(text) or [text], "é\n")
-    assert job.value() == ["é\n"]
-    assert job.stderr == b"\xc3\xa9\n\n"
+    child = host.call(lambda text: print(text) or [text], "é\n")
+    assert child.value() == ["é\n"]
+    assert child.stderr == b"\xc3\xa9\n\n"
     failing = host.call(lambda: dict[str, int]()["key"])
     with pytest.raises(KeyError, match="'key'"):
         failing.value()
@@ -134,13 +134,13 @@ def test_prints_are_sent_while_it_runs_and_are_complete_at_the_end(host: LocalSu
         sys.stdout.write("no end" + "x" * 100_000)
         return "value"
 
-    job = host.call(talk)
-    host.receive_until(lambda: job.stderr == b"first\n", "what it printed first")
+    child = host.call(talk)
+    host.receive_until(lambda: child.stderr == b"first\n", "what it printed first")
     with open(go, "w"):  # noqa: PTH123 - goes on
         pass
-    assert job.value() == "value"
+    assert child.value() == "value"
     printed = b"first\nout\nerr\nraw\nof a command\nand its errors\nno end" + b"x" * 100_000
-    assert job.stderr == printed
+    assert child.stderr == printed
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_prints_are_sent_while_it_runs_and_are_complete_at_the_end(host: LocalSu
     ],
 )
 def test_a_process_that_dies(host: LocalSupervisor, function: Callable[[], object], ended: tuple[str, str]) -> None:
-    job = host.call(lambda: (print("last words"), sys.stdout.flush(), function()))
-    assert job.wait() == ended
-    assert job.stderr == b"last words\n"
+    child = host.call(lambda: (print("last words"), sys.stdout.flush(), function()))
+    assert child.wait() == ended
+    assert child.stderr == b"last words\n"
     assert host.call(abs, -1).value() == 1
 
 
@@ -166,15 +166,15 @@ def test_a_large_argument_and_a_large_result(host: LocalSupervisor) -> None:
 
 
 def test_a_result_that_is_not_taken_holds_the_function_up(host: LocalSupervisor) -> None:
-    job = host.call(lambda: bytes(20_000_000))
-    job.updates_window = False
-    host.receive_until(lambda: job.received_bytes >= protocol.WINDOW_BYTES, "all that it has leave for")
+    child = host.call(lambda: bytes(20_000_000))
+    child.updates_window = False
+    host.receive_until(lambda: child.received_bytes >= protocol.WINDOW_BYTES, "all that it has leave for")
     host.sync()
-    assert job.received_bytes == protocol.WINDOW_BYTES
+    assert child.received_bytes == protocol.WINDOW_BYTES
     assert host.call(abs, -2).value() == 2
-    job.updates_window = True
-    job.send_window_update(1 << 30)
-    assert job.value() == bytes(20_000_000)
+    child.updates_window = True
+    child.send_window_update(1 << 30)
+    assert child.value() == bytes(20_000_000)
 
 
 # The half of it that is sent with the first call, alone --------------------------------------------------------------
@@ -254,8 +254,8 @@ def test_the_surroundings(tmp_path: Path) -> None:
 
     with local_supervisor(env={**os.environ, "KEPT": "yes", "A": "supervisor"}, cwd="/usr") as host:
         host.prepare_calls()
-        job = host.call(look, cwd=tmp_path, A="two\nlines")
-        seen = job.value()
+        child = host.call(look, cwd=tmp_path, A="two\nlines")
+        seen = child.value()
         assert isinstance(seen, dict)
         descriptors = seen.pop("descriptors")
         assert descriptors[:3] == [0, 1, 2]
@@ -265,7 +265,7 @@ def test_the_surroundings(tmp_path: Path) -> None:
             "stdin": "",
             "main": set(),
             "variables": {"A": "two\nlines", "PWD": str(tmp_path), "KEPT": "yes"},
-            "mark": f"{host.token}.{job.number}.",
+            "mark": f"{host.token}.{child.number}.",
             "handlers": {1: signal.SIG_DFL, 2: True, 13: signal.SIG_IGN, 15: signal.SIG_DFL, 17: signal.SIG_DFL},
             "leader": True,
             "nice": 0,
@@ -299,9 +299,9 @@ def test_calls_share_nothing_but_what_was_there_before(host: LocalSupervisor) ->
 
     pids = []
     for _ in range(3):
-        job = host.call(leave_traces)
-        pids.append(job.value())
-        assert job.stderr == b"at exit\n"
+        child = host.call(leave_traces)
+        pids.append(child.value())
+        assert child.stderr == b"at exit\n"
         pid, found = host.call(traces).value()
         pids.append(pid)
         assert found == [False, None, False, False]
@@ -318,9 +318,9 @@ def test_threads_and_exit_functions_are_waited_for(host: LocalSupervisor) -> Non
         atexit.register(print, "at exit")
         return "value"
 
-    job = host.call(leave)
-    assert job.value() == "value"
-    assert job.stderr == b"of a thread\nat exit\n"
+    child = host.call(leave)
+    assert child.value() == "value"
+    assert child.stderr == b"of a thread\nat exit\n"
 
 
 # Forks ----------------------------------------------------------------------------------------------------------------
@@ -356,8 +356,8 @@ def test_a_function_that_comes_back_twice_from_a_fork(host: LocalSupervisor, fir
         os.read(reading, 1)
         return f"{me}, last"
 
-    job = host.call(twice, first)
-    assert job.value() == ("parent, first" if first == "parent" else "parent, last")
+    child = host.call(twice, first)
+    assert child.value() == ("parent, first" if first == "parent" else "parent, last")
 
 
 def test_a_function_that_uses_multiprocessing(host: LocalSupervisor) -> None:
@@ -387,18 +387,18 @@ def stubborn_family() -> None:
 
 
 def started(host: LocalSupervisor) -> tuple[ObservedChild, list[int]]:
-    job = host.call(stubborn_family, grace=0.4)
-    host.receive_until(lambda: b"ready" in job.stderr and job.stderr.count(b"\n") == 4, "all of the family")
-    pids = [int(word) for word in job.stderr.split() if word != b"ready"]
+    child = host.call(stubborn_family, grace=0.4)
+    host.receive_until(lambda: b"ready" in child.stderr and child.stderr.count(b"\n") == 4, "all of the family")
+    pids = [int(word) for word in child.stderr.split() if word != b"ready"]
     assert not any(is_reaped(pid) for pid in pids)
-    return job, pids
+    return child, pids
 
 
 def test_a_stop_ends_a_function_with_all_that_it_started(host: LocalSupervisor) -> None:
-    job, pids = started(host)
+    child, pids = started(host)
     began = time.monotonic()
-    job.stop()
-    assert job.wait() == ("signal", "15")
+    child.stop()
+    assert child.wait() == ("signal", "15")
     assert 0.3 < time.monotonic() - began < 10
     assert is_reaped(*pids)
 
@@ -440,8 +440,8 @@ def test_a_worker_that_dies_before_its_call_is_replaced(host: LocalSupervisor) -
 
 
 def test_many_calls_at_once(host: LocalSupervisor) -> None:
-    jobs = [host.call(lambda number: (number, os.getpid()), number) for number in range(40)]
-    values = [job.value() for job in jobs]
+    children = [host.call(lambda number: (number, os.getpid()), number) for number in range(40)]
+    values = [child.value() for child in children]
     assert [number for number, _ in values] == list(range(40))
     assert len({pid for _, pid in values}) == 40
 
@@ -455,7 +455,7 @@ def test_the_worker_is_given_up_where_nobody_calls() -> None:
 
 
 def test_no_descriptor_of_the_supervisor_gets_into_a_call(host: LocalSupervisor) -> None:
-    """What stays open in a function would keep jobs from ending, and the channel from closing."""
+    """What stays open in a function would keep children from ending, and the channel from closing."""
     other = host.run("cat", stdin=None)
     daemon = host.call(lambda: subprocess.Popen(["sleep", "60"], close_fds=False, stdin=0, stdout=1, stderr=2).pid)
     pid = daemon.value()
@@ -495,10 +495,10 @@ def test_what_cannot_be_loaded_is_told_to_who_calls(text: bytes, data: bytes, re
 
 def test_a_request_that_breaks_off(host: LocalSupervisor) -> None:
     request = serialize.serialize_call(abs, -1).encode_request()
-    job = host.observed_children[900] = ObservedChild(host, 900)
+    child = host.observed_children[900] = ObservedChild(host, 900)
     host.send(protocol.CALL, 900, protocol.pack(b"1", b"", b"5", b"abs", request[:-1]))
-    assert job.wait() == ("exit", "256")
-    assert b"EOFError" in job.stderr
+    assert child.wait() == ("exit", "256")
+    assert b"EOFError" in child.stderr
 
 
 def test_where_no_process_can_be_forked() -> None:
@@ -520,7 +520,7 @@ os.fork = refuse
 
 
 def test_no_descriptor_is_lost(host: LocalSupervisor, tmp_path: Path) -> None:
-    """Not by jobs of any kind or end."""
+    """Not by children of any kind or end."""
 
     def round_trip() -> None:
         assert host.call(abs, -1).value() == 1

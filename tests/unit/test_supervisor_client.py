@@ -257,10 +257,10 @@ def test_what_is_no_protocol(host: FakeSshClient) -> None:
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait_until_ready(10)
-        job = supervisor.start_child(protocol.RUN, "make")
+        child = supervisor.start_child(protocol.RUN, "make")
         host.says(b"Traceback (most recent call last):\n")
         with pytest.raises(ConnectionLostError, match="this is no frame of the supervisor's protocol: b'Traceback"):
-            job.wait()
+            child.wait()
 
 
 # Jobs and questions ---------------------------------------------------------------------------------------------------
@@ -270,20 +270,22 @@ def test_jobs_get_what_is_theirs(host: FakeSshClient) -> None:
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait_until_ready(10)
-        jobs = [supervisor.start_child(protocol.RUN, f"make {number}", b"field", b"%d" % number) for number in range(3)]
-        assert host.sent == [
-            (protocol.RUN, job.number, protocol.pack(b"field", b"%d" % n)) for n, job in enumerate(jobs)
+        children = [
+            supervisor.start_child(protocol.RUN, f"make {number}", b"field", b"%d" % number) for number in range(3)
         ]
-        assert len({job.number for job in jobs}) == 3
-        for job in reversed(jobs):
+        assert host.sent == [
+            (protocol.RUN, child.number, protocol.pack(b"field", b"%d" % n)) for n, child in enumerate(children)
+        ]
+        assert len({child.number for child in children}) == 3
+        for child in reversed(children):
             host.says(
-                protocol.encode_frame(protocol.STDOUT, job.number, b"of %d" % job.number),
+                protocol.encode_frame(protocol.STDOUT, child.number, b"of %d" % child.number),
                 protocol.encode_frame(protocol.STDOUT, 99, b"nobody's"),
             )
-        for job in jobs:
-            assert job.read(4) == b"of %d" % job.number
-            host.says(protocol.encode_frame(protocol.ENDED, job.number, protocol.pack(b"exit", b"0")))
-            job.wait()
+        for child in children:
+            assert child.read(4) == b"of %d" % child.number
+            host.says(protocol.encode_frame(protocol.ENDED, child.number, protocol.pack(b"exit", b"0")))
+            child.wait()
         assert (supervisor._event_queues, supervisor._titles) == ({}, {})
 
 
@@ -291,16 +293,16 @@ def test_a_job_that_is_forgotten_keeps_nothing(host: FakeSshClient) -> None:
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait_until_ready(10)
-        job = supervisor.start_child(protocol.RUN, "make")
-        job.cancel(timeout=0)
+        child = supervisor.start_child(protocol.RUN, "make")
+        child.cancel(timeout=0)
         assert [kind for kind, _, _ in host.sent] == [protocol.RUN, protocol.STOP, protocol.DETACH]
         assert (supervisor._event_queues, supervisor._titles) == ({}, {})
         host.says(
-            protocol.encode_frame(protocol.STDOUT, job.number, b"late"),
-            protocol.encode_frame(protocol.ENDED, job.number, b""),
+            protocol.encode_frame(protocol.STDOUT, child.number, b"late"),
+            protocol.encode_frame(protocol.ENDED, child.number, b""),
         )
         assert wait_until(host.said.empty, 10)
-        assert job.events.empty()
+        assert child.events.empty()
 
 
 @pytest.mark.parametrize(
@@ -363,11 +365,11 @@ def test_closing_it(host: FakeSshClient) -> None:
     host.on_close = lambda: host.says(farewell(b"/tmp/\xff: why"), b"mark=0;")
     with supervised(host) as supervisor:
         supervisor.wait_until_ready(10)
-        job = supervisor.start_child(protocol.RUN, "make")
+        child = supervisor.start_child(protocol.RUN, "make")
         assert supervisor.close(10) == supervisor.close(0) == ["/tmp/\ufffd: why"]
         assert not supervisor.is_running
         with pytest.raises(ConnectionLostError, match="it was closed") as caught:
-            job.wait()
+            child.wait()
         assert caught.value.started is None
         with pytest.raises(ConnectionLostError) as refused:
             supervisor.start_child(protocol.RUN, "make more")
@@ -380,14 +382,16 @@ def test_the_end_of_the_shell_may_follow_closely(host: FakeSshClient, cut: int) 
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait_until_ready(10)
-        job = supervisor.start_child(protocol.RUN, "make")
+        child = supervisor.start_child(protocol.RUN, "make")
         last = (
-            protocol.encode_frame(protocol.ENDED, job.number, protocol.pack(b"exit", b"768")) + farewell() + b"mark=0;"
+            protocol.encode_frame(protocol.ENDED, child.number, protocol.pack(b"exit", b"768"))
+            + farewell()
+            + b"mark=0;"
         )
         host.on_close = lambda: host.says(last[:cut], last[cut:]) if cut else host.says(last)
         assert supervisor.close(10) == []
-        job.wait()
-        assert job.exit_info == ExitInfo("exit", "768")
+        child.wait()
+        assert child.exit_info == ExitInfo("exit", "768")
 
 
 def test_one_that_does_not_end(host: FakeSshClient) -> None:
@@ -419,11 +423,11 @@ def test_one_that_ends_by_itself(host: FakeSshClient, said: bytes | None, reason
     host.words = b"words\n"
     with supervised(host) as supervisor:
         supervisor.wait_until_ready(10)
-        jobs = [supervisor.start_child(protocol.RUN, f"make {number}") for number in range(3)]
+        children = [supervisor.start_child(protocol.RUN, f"make {number}") for number in range(3)]
         host.said.put(said)
-        for number, job in enumerate(jobs):
+        for number, child in enumerate(children):
             with pytest.raises(ConnectionLostError) as caught:
-                job.wait()
+                child.wait()
             assert (caught.value.command, caught.value.started) == (f"make {number}", None)
             assert caught.value.reason == f"the supervisor on the host is gone: {reason}\n    words"
         assert wait_until(lambda: not supervisor.is_running, 10)
@@ -437,11 +441,11 @@ def test_a_link_that_breaks(host: FakeSshClient) -> None:
     host.says(GREETED)
     with supervised(host) as supervisor:
         supervisor.wait_until_ready(10)
-        job = supervisor.start_child(protocol.RUN, "make")
+        child = supervisor.start_child(protocol.RUN, "make")
 
         host.broken = lost
         host.ends()
         with pytest.raises(ConnectionLostError, match=r"during `make` \(broken pipe\)") as caught:
-            job.wait()
+            child.wait()
         assert caught.value.started is None
         assert supervisor.exit_reason == "broken pipe"

@@ -1,4 +1,4 @@
-"""How a supervisor ends what it has started: one job of many, and all of it at its own end."""
+"""How a supervisor ends what it has started: one child of many, and all of it at its own end."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ UNMARKED = "(env -i setsid sleep 60 & echo $!) ; echo $$; echo ready; sleep 60"
 
 def started(host: LocalSupervisor, command: str, **keywords: float) -> tuple[ObservedChild, list[int]]:
     """Start a tree of processes, and return it with their numbers once all of them are there."""
-    job = host.run(command, grace=keywords.get("grace", 60.0)).wait_output(b"ready\n")
-    pids = [int(word) for word in job.output().split() if word != b"ready"]
+    child = host.run(command, grace=keywords.get("grace", 60.0)).wait_output(b"ready\n")
+    pids = [int(word) for word in child.output().split() if word != b"ready"]
     assert pids
     assert not any(is_reaped(pid) for pid in pids)
-    return job, pids
+    return child, pids
 
 
-# One job --------------------------------------------------------------------------------------------------------------
+# One child ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", TREES)
 def test_a_stop_ends_a_job_with_all_that_it_started(command: str) -> None:
     with local_supervisor() as host:
         other, others = started(host, SESSION)
-        job, pids = started(host, command)
+        child, pids = started(host, command)
         began = time.monotonic()
-        job.stop()
-        assert job.wait_exit_code() == -signal.SIGTERM
+        child.stop()
+        assert child.wait_exit_code() == -signal.SIGTERM
         assert time.monotonic() - began < 10  # not its grace
         assert is_reaped(*pids), "before its end is told, and collected"
         assert not any(is_reaped(pid) for pid in others)
@@ -62,39 +62,39 @@ def test_a_stop_ends_a_job_with_all_that_it_started(command: str) -> None:
 @pytest.mark.parametrize("command", [DEAF, DEAF_SESSION])
 def test_what_ignores_it_is_killed_when_the_grace_is_over(command: str) -> None:
     with local_supervisor() as host:
-        job, pids = started(host, command, grace=0.4)
+        child, pids = started(host, command, grace=0.4)
         began = time.monotonic()
-        job.stop()
-        assert job.wait_exit_code() in {-signal.SIGTERM, -signal.SIGKILL}
+        child.stop()
+        assert child.wait_exit_code() in {-signal.SIGTERM, -signal.SIGKILL}
         assert 0.35 < time.monotonic() - began < 10
         assert is_reaped(*pids)
 
 
 def test_no_grace_is_no_question() -> None:
     with local_supervisor() as host:
-        job, _ = started(host, "trap 'exit 7' TERM; echo $$; echo ready; while :; do sleep 0.01; done", grace=0.0)
-        job.stop()
-        assert job.wait_exit_code() == -signal.SIGKILL
+        child, _ = started(host, "trap 'exit 7' TERM; echo $$; echo ready; while :; do sleep 0.01; done", grace=0.0)
+        child.stop()
+        assert child.wait_exit_code() == -signal.SIGKILL
 
 
 def test_who_asks_twice_does_not_wait() -> None:
     with local_supervisor() as host:
-        job, pids = started(host, DEAF, grace=60.0)
-        job.stop()
+        child, pids = started(host, DEAF, grace=60.0)
+        child.stop()
         host.sync()
-        assert job.end is None
+        assert child.end is None
         began = time.monotonic()
-        job.stop()
-        assert job.wait_exit_code() == -signal.SIGKILL
+        child.stop()
+        assert child.wait_exit_code() == -signal.SIGKILL
         assert time.monotonic() - began < 10
         assert is_reaped(*pids)
 
 
 def test_a_job_that_ends_in_its_own_way_when_it_is_asked_to() -> None:
     with local_supervisor() as host:
-        job, _ = started(host, "trap 'echo bye; exit 7' TERM; echo $$; echo ready; while :; do sleep 0.01; done")
-        job.stop()
-        status, out, _ = job.result()
+        child, _ = started(host, "trap 'echo bye; exit 7' TERM; echo $$; echo ready; while :; do sleep 0.01; done")
+        child.stop()
+        status, out, _ = child.result()
         assert status == 7
         assert out.endswith(b"ready\nbye\n")
 
@@ -103,68 +103,68 @@ def test_what_it_starts_while_it_is_ended_is_ended_too() -> None:
     """A shell that answers each signal with one more process."""
     with local_supervisor() as host:
         command = "trap 'setsid sleep 60 & echo $!' TERM; echo $$; echo ready; while :; do sleep 0.01; done"
-        job, pids = started(host, command, grace=0.4)
-        job.stop()
-        assert job.wait_exit_code() == -signal.SIGKILL
-        pids += [int(word) for word in job.output().split() if word != b"ready"]
+        child, pids = started(host, command, grace=0.4)
+        child.stop()
+        assert child.wait_exit_code() == -signal.SIGKILL
+        pids += [int(word) for word in child.output().split() if word != b"ready"]
         assert len(set(pids)) > 1
         assert is_reaped(*pids)
 
 
 def test_a_stop_of_a_job_with_output_that_waits_for_leave() -> None:
     with local_supervisor() as host:
-        job = host.run("cat /dev/zero", updates_window=False)
-        host.receive_until(lambda: job.received_bytes >= WINDOW_BYTES, "all that it has leave for")
-        job.stop()
+        child = host.run("cat /dev/zero", updates_window=False)
+        host.receive_until(lambda: child.received_bytes >= WINDOW_BYTES, "all that it has leave for")
+        child.stop()
         host.receive_until(lambda: not host.child_pids(), "the end of its process")
         host.sync()
-        assert job.end is None
-        job.send_window_update(1 << 30)
-        assert job.wait_exit_code() == -signal.SIGTERM
+        assert child.end is None
+        child.send_window_update(1 << 30)
+        assert child.wait_exit_code() == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("command", ["cat /dev/zero", "trap '' TERM; cat /dev/zero; while :; do sleep 0.01; done"])
 def test_a_job_that_is_forsaken_is_ended_without_a_word(command: str) -> None:
     """Whoever gave it up takes no more of its output."""
     with local_supervisor() as host:
-        job = host.run(command, updates_window=False, grace=0.3)
-        host.receive_until(lambda: job.received_bytes >= WINDOW_BYTES, "all that it has leave for")
-        job.stop()
-        job.detach()
+        child = host.run(command, updates_window=False, grace=0.3)
+        host.receive_until(lambda: child.received_bytes >= WINDOW_BYTES, "all that it has leave for")
+        child.stop()
+        child.detach()
         host.receive_until(lambda: not host.child_pids(), "the end of its process")
         host.sync()
-        assert job.end is None
+        assert child.end is None
 
 
 def test_a_job_may_be_forsaken_when_only_its_output_is_left() -> None:
     with local_supervisor() as host:
-        job = host.run(f"head -c {WINDOW_BYTES + 50_000} /dev/zero", updates_window=False)
+        child = host.run(f"head -c {WINDOW_BYTES + 50_000} /dev/zero", updates_window=False)
         host.receive_until(
-            lambda: job.received_bytes >= WINDOW_BYTES and not host.child_pids(), "the end of its process"
+            lambda: child.received_bytes >= WINDOW_BYTES and not host.child_pids(), "the end of its process"
         )
         descriptors = len(list(Path(f"/proc/{host.process.pid}/fd").iterdir()))
-        job.detach()
-        job.stop()
+        child.detach()
+        child.stop()
         host.sync()
         now = wait_until(lambda: len(list(Path(f"/proc/{host.process.pid}/fd").iterdir())) < descriptors, 10)
         assert now, "its pipes are closed"
-        assert job.end is None
+        assert child.end is None
 
 
 def test_many_stops_at_once() -> None:
     with local_supervisor() as host:
-        jobs = [started(host, SESSION) for _ in range(20)]
-        for job, _ in jobs:
-            job.stop()
-        assert {job.wait_exit_code() for job, _ in jobs} == {-signal.SIGTERM}
-        assert is_reaped(*[pid for _, pids in jobs for pid in pids])
+        children = [started(host, SESSION) for _ in range(20)]
+        for child, _ in children:
+            child.stop()
+        assert {child.wait_exit_code() for child, _ in children} == {-signal.SIGTERM}
+        assert is_reaped(*[pid for _, pids in children for pid in pids])
 
 
 def test_a_command_that_has_ended_has_no_stop() -> None:
     with local_supervisor(grace=0.2) as host:
-        job = host.run("setsid sleep 60 >/dev/null 2>&1 & echo $!")
-        daemon = int(job.result()[1])
-        job.stop()
+        child = host.run("setsid sleep 60 >/dev/null 2>&1 & echo $!")
+        daemon = int(child.result()[1])
+        child.stop()
         host.sync()
         assert not is_reaped(daemon)
     assert is_reaped(daemon)
@@ -178,9 +178,9 @@ def test_what_cannot_be_ended_is_told_after_a_while() -> None:
         "process_tree.os.kill = lambda pid, number: None"
     )
     with local_supervisor(setup_code=setup_code, grace=0.1) as host:
-        job, pids = started(host, PLAIN, grace=0.1)
-        job.stop()
-        assert job.wait() == ("failed", "it could not be killed")
+        child, pids = started(host, PLAIN, grace=0.1)
+        child.stop()
+        assert child.wait() == ("failed", "it could not be killed")
         assert not is_reaped(*pids)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
@@ -231,7 +231,7 @@ def test_nothing_outlives_it(tmp_path: Path, way: str) -> None:
         assert host.wait_goodbye() == []
         assert 0.4 < time.monotonic() - began < 10, "the grace of the jobs"
         assert is_reaped(*pids, daemon)
-        assert [job.end for job in (waiting, busy)] == [None, None]
+        assert [child.end for child in (waiting, busy)] == [None, None]
     assert list(tmp_path.iterdir()) == []
     assert Path("/usr").exists(), "no link was followed"
 
@@ -249,8 +249,8 @@ def test_it_ends_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
 
 def test_it_ends_though_nobody_reads_its_farewell() -> None:
     with local_supervisor(setup_code="supervisor._GOODBYE_TIMEOUT_SECONDS = 0.1") as host:
-        job = host.run("cat /dev/zero", updates_window=False)
-        job.send_window_update(1 << 30)
+        child = host.run("cat /dev/zero", updates_window=False)
+        child.send_window_update(1 << 30)
         assert wait_until(host.is_stdout_full, 20)
         host.close_stdin()
         assert host.process.wait(20) == 0
