@@ -50,7 +50,7 @@ class TransferBackend:
 
 def put(backend: TransferBackend, local: Path, remote: str | None, *, cwd: str | None, watch: Watch) -> None:
     """Send a file or a directory; see `Connection.put()`."""
-    with _raising_transfer_errors(backend.host, "send", str(local)):
+    with raising_transfer_errors(backend.host, "send", str(local)):
         status = local.stat()
         name = absolute_path(local).name
         if not name:
@@ -75,7 +75,7 @@ def get(backend: TransferBackend, remote: str, local: Path, *, cwd: str | None, 
     """Fetch a file or a directory; see `Connection.get()`."""
     if not remote:
         raise ValueError("the path on the host must not be empty")
-    with _raising_transfer_errors(backend.host, "fetch", remote):
+    with raising_transfer_errors(backend.host, "fetch", remote):
         found = fetch(backend.runner, remote, local, cwd, watch, max_streamed_bytes=backend.max_streamed_bytes)
         if found is None:
             return
@@ -88,7 +88,7 @@ def get(backend: TransferBackend, remote: str, local: Path, *, cwd: str | None, 
 
 
 @contextlib.contextmanager
-def _raising_transfer_errors(host: str, action: str, path: str) -> Iterator[None]:
+def raising_transfer_errors(host: str, action: str, path: str) -> Iterator[None]:
     """Turn errors into a `TransferError` that names the path."""
     try:
         yield

@@ -100,6 +100,10 @@ class SshTransport(ABC):
         """Tell within about so many seconds whether a host that was reached before can be reached now."""
         return self.connection.ssh_client.can_reach_host(timeout)
 
+    def close(self) -> None:
+        """End the connection and what it runs."""
+        self.connection.close()
+
     def stop_marked_processes(self) -> None:
         """End every process that was started on the host, and remove the temporary directories."""
         ssh_client = self.connection.ssh_client
@@ -204,10 +208,6 @@ class PerCommandTransport(SshTransport):
         """End what is left of the runtime on the host, and remove its temporary directories."""
         if self._temp_dirs or self.connection.ssh_client.is_connected:
             self.stop_marked_processes()
-
-    def close(self) -> None:
-        """End the connection and what it runs."""
-        self.connection.close()
 
 
 def check_result(host: str, result: CommandResult) -> CommandResult:

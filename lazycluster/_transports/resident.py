@@ -269,10 +269,6 @@ class ResidentTransport(SshTransport):
             if leftovers:
                 _log.warning("%s: the clean-up left something: %s", self.host, ", ".join(leftovers))
 
-    def close(self) -> None:
-        """End the connection and what it runs."""
-        self.connection.close()
-
 
 def _check_path(path: str) -> None:
     if not path or "\0" in path:

@@ -9,14 +9,15 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from lazycluster._files.install import discard, move_into_place, temporary_path_beside
 from lazycluster._files.tar_reader import extract_tar
 from lazycluster._files.tar_writer import END_MARKER, write_tar
+from lazycluster._files.transfer import raising_transfer_errors
 from lazycluster._model.checks import absolute_path
-from lazycluster.exceptions import LazyclusterError, TransferError, WorkingDirectoryError
+from lazycluster.exceptions import TransferError, WorkingDirectoryError
 
 _TILDE_PATH = re.compile(r"~([A-Za-z0-9_][A-Za-z0-9_.-]*)?(?:/(.*))?", re.DOTALL)
 _PATH_ENDS_WITHOUT_NAME = {"", ".", "..", "~"}
@@ -109,7 +110,7 @@ class HostFiles:
 
     def put(self, host: str, local: Path, remote: str | None, cwd: str | None, progress: ProgressCallback) -> None:
         """Send a file or a directory; see `Connection.put()`."""
-        with _raising_transfer_errors(host, "send", str(local)):
+        with raising_transfer_errors(host, "send", str(local)):
             self.resolve_cwd(host, cwd)
             status = local.stat()
             name = absolute_path(local).name
@@ -148,7 +149,7 @@ class HostFiles:
         """Fetch a file or a directory; see `Connection.get()`."""
         if not remote:
             raise ValueError("the path on the host must not be empty")
-        with _raising_transfer_errors(host, "fetch", remote):
+        with raising_transfer_errors(host, "fetch", remote):
             self.resolve_cwd(host, cwd)
             source = self.local_path(remote, cwd)
             if not source.exists() or (remote.endswith("/") and not source.is_dir()):
@@ -199,18 +200,3 @@ def _copy_mode_and_times(source: Path, target: Path) -> None:
     status = source.stat()
     target.chmod(status.st_mode & 0o777)
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-@contextlib.contextmanager
-def _raising_transfer_errors(host: str, action: str, path: str) -> Iterator[None]:
-    """Turn what goes wrong into a `TransferError` that names the path."""
-    try:
-        yield
-    except TransferError:
-        raise
-    except LazyclusterError as error:
-        raise TransferError(host, action, path, str(error).removeprefix(f"{host}: ")) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        file_note = f" ({error.filename})" if error.filename and str(error.filename) != path else ""
-        raise TransferError(host, action, path, f"{reason}{file_note}") from error

@@ -548,8 +548,9 @@ class Interrupted:
     @property
     def temporary(self) -> set[Path]:
         """Return the paths beside the old file; one that the host is just removing counts."""
-        found = set(self.old.parent.iterdir())
+        found = set()
         for path in self.old.parent.iterdir():
+            found.add(path)
             with contextlib.suppress(FileNotFoundError):
                 found.update(path.rglob("*"))
         return found - {self.old, self.files[1]}
