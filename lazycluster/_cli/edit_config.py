@@ -12,20 +12,11 @@ import click
 from lazycluster._cli.first_connection import try_connection
 from lazycluster._cli.options import complete_hosts, connect_timeout_option, parse_callback
 from lazycluster._model.checks import absolute_path, check_port
-from lazycluster._ssh import config_edit
-from lazycluster._ssh.config_edit import HostSettings, host_line_numbers
-from lazycluster._ssh.config_file import (
-    ConfigChange,
-    ConfigFileError,
-    check_settings_apply,
-    check_ssh_accepts,
-    edit_config_file,
-)
-from lazycluster._ssh.config_hosts import default_config, files_naming_host
+from lazycluster._ssh.config_edit import HostSettings, add_host, hosts_file, quote_value, remove_host
+from lazycluster._ssh.config_hosts import default_config
 from lazycluster._ssh.destination import Destination
 
 _OPTION_KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
-_UNQUOTED_VALUE = re.compile(r"[\w./@%+~:,-]+")
 _REPEATABLE_KEYWORDS = {
     "identityfile",
     "certificatefile",
@@ -115,7 +106,7 @@ def build_settings(address: Destination, id_file: Path | None, options: HostSett
     if address.port is not None:
         settings.append(("Port", str(address.port)))
     if address.user is not None:
-        settings.append(("User", _quote_value(address.user)))
+        settings.append(("User", quote_value(address.user)))
     for keyword, _ in options:
         if keyword.lower() in {said.lower() for said, _ in settings}:
             raise ValueError(f"{keyword} is given twice: as an option, and in the address")
@@ -124,14 +115,8 @@ def build_settings(address: Destination, id_file: Path | None, options: HostSett
     if duplicates:
         raise ValueError(f"given twice, and ssh would take the first: {', '.join(duplicates)}")
     if id_file is not None:
-        settings.append(("IdentityFile", _quote_value(str(id_file).replace("%", "%%"))))
+        settings.append(("IdentityFile", quote_value(str(id_file).replace("%", "%%"))))
     return (*settings, *options)
-
-
-def _quote_value(text: str) -> str:
-    if _UNQUOTED_VALUE.fullmatch(text):
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 # The commands ---------------------------------------------------------------------------------------------------------
@@ -157,7 +142,11 @@ _config_option = click.option(
     help="One more keyword of ssh_config(5) with its value; may be repeated.",
 )
 @_config_option
-@click.option("--force", is_flag=True, help="Replace what a host of this name says now.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the host, or add it even if another line names it.",
+)
 @click.option("--try/--no-try", "attempt", default=None, help="Try the connection. On a terminal you are asked.")
 @click.option(
     "--copy-key/--no-copy-key",
@@ -178,8 +167,9 @@ def add_runtime(
 ) -> None:
     """Add a host to the ssh configuration, under a name of your choice.
 
-    The rest of the file stays as it is, byte for byte, and a copy of it is kept. The new lines come before whatever
-    else would win over them, such as `Host *`. Nothing is written that ssh does not accept.
+    The host goes into a file beside the configuration, such as ~/.ssh/config.lazycluster. The configuration includes
+    that file by a line at its top, which is written once; a copy without the line is kept. Nothing stays changed if
+    ssh does not accept it.
 
     \b
     Examples:
@@ -191,28 +181,12 @@ def add_runtime(
     path = default_config() if config is None else absolute_path(config)
     key = None if id_file is None else _private_key_path(id_file)
     try:
-        settings = build_settings(address, key, options)
+        added = add_host(path, name, build_settings(address, key, options), force=force)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    replaced = False
-
-    def edit(text: str) -> str:
-        nonlocal replaced
-        lines = host_line_numbers(text, name)
-        if lines and not force:
-            raise ConfigFileError(path, f"line {lines[0]} names {name} already", "Use --force to replace it.")
-        replaced = bool(lines)
-        return (config_edit.replace_host if lines else config_edit.add_host)(text, name, settings)
-
-    elsewhere = _included_files_naming(path, name)
-    if elsewhere and not force:
-        advice = f"Choose another name, or change it there: add --config {elsewhere[0]} --force."
-        raise ConfigFileError(path, f"it includes {elsewhere[0]}, which names {name} already", advice)
-    done = edit_config_file(
-        path, edit, lambda candidate, text: check_settings_apply(path, candidate, text, name, settings)
-    )
-    message = f"{'Replaced' if replaced else 'Added'} {name} in {path}."
-    _print_change(done, message if done.written else f"{path} says that of {name} already.")
+    click.echo(f"{'Replaced' if added.replaced else 'Added'} {name} in {hosts_file(path)}.")
+    if added.backup is not None:
+        click.echo(f"{path} includes that file now. The configuration as it was: {added.backup}")
     to = Destination(name, config_file=None if path == default_config() else path, connect_timeout=connect_timeout)
     try_connection(to, key, attempt=attempt, copy_key=copy_key)
 
@@ -221,33 +195,20 @@ def add_runtime(
 @click.argument("name", callback=parse_callback(parse_name), shell_complete=complete_hosts)
 @_config_option
 def delete_runtime(name: str, config: Path | None) -> None:
-    """Remove a host from the ssh configuration.
+    """Remove a host that add-runtime added to the ssh configuration.
 
-    The rest of the file stays as it is, byte for byte, and a copy of it is kept. Where a Host line is for several
-    hosts, it loses this one. Nothing is written that ssh does not accept.
+    Other lines that name the host are reported and stay as they are.
 
     \b
     Examples:
       lazycluster delete-runtime gpu1
-      lazycluster delete-runtime gpu1 --config ~/.ssh/config.d/work
+      lazycluster delete-runtime gpu1 --config cluster/ssh_config
     """  # noqa: D301 - as above
     path = default_config() if config is None else absolute_path(config)
-    elsewhere = _included_files_naming(path, name)
-
-    def edit(text: str) -> str:
-        if host_line_numbers(text, name):
-            return config_edit.remove_host(text, name)
-        if elsewhere:
-            advice = f"Use `lazycluster delete-runtime {name} --config {elsewhere[0]}`."
-            raise ConfigFileError(path, f"it names no host {name} itself, but includes {elsewhere[0]}", advice)
-        raise ConfigFileError(path, f"it names no host {name}", "Patterns such as `*` are no names.")
-
-    if not os.path.lexists(path):
-        raise ConfigFileError(path, "there is no such file")
-    done = edit_config_file(path, edit, lambda candidate, _: check_ssh_accepts(path, candidate, name))
-    _print_change(done, f"Removed {name} from {path}.")
-    for other in elsewhere:
-        click.echo(f"{other}, which it includes, still names {name}.")
+    lines = remove_host(path, name)
+    click.echo(f"Removed {name} from {hosts_file(path)}.")
+    for line in lines:
+        click.echo(f"{line}, still names {name}.")
 
 
 def _private_key_path(id_file: Path) -> Path:
@@ -260,14 +221,3 @@ def _private_key_path(id_file: Path) -> Path:
     if not any(os.path.isfile(path) for path in (given, private, f"{private}.pub")):  # noqa: PTH113 - never raises
         raise click.BadParameter(f"there is no file {given}", param_hint="--id-file")
     return private if os.path.isfile(private) else given  # noqa: PTH113
-
-
-def _included_files_naming(path: Path, name: str) -> tuple[Path, ...]:
-    real = os.path.realpath(path)
-    return tuple(file for file in files_naming_host(name, path) if os.path.realpath(file) != real)
-
-
-def _print_change(done: ConfigChange, message: str) -> None:
-    click.echo(message)
-    if done.backup is not None:
-        click.echo(f"The file as it was: {done.backup}")

@@ -23,6 +23,18 @@ _KEYWORD_LINE = re.compile(r'[ \t\r]*"?(\w+)"?(?:[ \t\r]*=[ \t\r]*|[ \t\r]+)(.*)
 _FORWARDING_KEYWORDS = ("localforward", "remoteforward", "dynamicforward")
 
 
+@attrs.frozen
+class HostLine:
+    """A host and a line that names it."""
+
+    host: str
+    file: Path
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.number}"
+
+
 def host_names(
     path: Path, *, read_text: Callable[[Path], str | None], glob: Callable[[str], Iterable[Path]], home: Path
 ) -> tuple[str, ...]:
@@ -37,13 +49,13 @@ def host_names(
         glob: Returns the files that fit an absolute pattern.
         home: The home directory of the user, as the password database has it.
     """
-    return tuple(dict.fromkeys(name for name, _ in hosts_with_files(path, read_text=read_text, glob=glob, home=home)))
+    return tuple(dict.fromkeys(line.host for line in host_lines(path, read_text=read_text, glob=glob, home=home)))
 
 
-def hosts_with_files(
+def host_lines(
     path: Path, *, read_text: Callable[[Path], str | None], glob: Callable[[str], Iterable[Path]], home: Path
-) -> tuple[tuple[str, Path], ...]:
-    """Return the same hosts, each as often as it is named, with the file that names it."""
+) -> tuple[HostLine, ...]:
+    """Return the same hosts, each as often as it is named."""
     walk = _ConfigWalker(
         read_text, glob, home, _SYSTEM_CONFIG_DIRECTORY if path.parent == _SYSTEM_CONFIG_DIRECTORY else home / ".ssh"
     )
@@ -57,18 +69,17 @@ class _ConfigWalker:
     home: Path
     relative_to: Path
 
-    def iter_hosts(self, path: Path, including: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    def iter_hosts(self, path: Path, including: tuple[Path, ...]) -> Iterator[HostLine]:
         """Yield the hosts of a file that was included by those above it."""
         if path in including:  # ssh gives up on such files; here nothing new can come of it
             return
         scope: Sequence[str] | None = ("*",)  # the patterns of the block that a line stands in; None in a Match block
-        for line in (self.read_text(path) or "").split("\n"):
-            keyword, spans = parse_config_line(line)
-            words = tuple(span.text for span in spans)
+        for number, line in enumerate((self.read_text(path) or "").split("\n"), 1):
+            keyword, words = parse_config_line(line)
             if keyword == "host":
                 scope = words
                 hosts = (word for word in words if not word.startswith(("!", "-")) and not set(word) & set("*?"))
-                yield from ((host, path) for host in hosts)
+                yield from (HostLine(host, path, number) for host in hosts)
             elif keyword == "match":
                 scope = ("*",) if [word.lower() for word in words] == ["all"] else None
             elif keyword == "include" and scope is not None and len(including) < _MAX_INCLUDE_DEPTH:
@@ -76,7 +87,7 @@ class _ConfigWalker:
                     yield from (
                         named
                         for named in self.iter_hosts(included, (*including, path))
-                        if matches_patterns(named[0], scope)
+                        if matches_patterns(named.host, scope)
                     )
 
     def _included_files(self, patterns: Iterable[str]) -> Iterator[Path]:
@@ -94,17 +105,8 @@ def matches_patterns(name: str, patterns: Iterable[str]) -> bool:
     return bool(fitting) and not any(pattern.startswith("!") for pattern in fitting)
 
 
-@attrs.frozen
-class ConfigArgument:
-    """An argument in a line: what ssh makes of it, and from where to where it stands there."""
-
-    text: str
-    start: int
-    end: int
-
-
-def parse_config_line(line: str) -> tuple[str, tuple[ConfigArgument, ...]]:
-    """Return the keyword of a line in lower case and its arguments; an empty keyword where it says nothing."""
+def parse_config_line(line: str) -> tuple[str, tuple[str, ...]]:
+    """Return the keyword of a line in lower case and its arguments; an empty keyword if there is none."""
     match = _KEYWORD_LINE.match(line.rstrip(_TRAILING_WHITESPACE))
     if match is None:
         return "", ()
@@ -114,7 +116,7 @@ def parse_config_line(line: str) -> tuple[str, tuple[ConfigArgument, ...]]:
         return "", ()
 
 
-def _split_arguments(text: str, position: int) -> Iterator[ConfigArgument]:
+def _split_arguments(text: str, position: int) -> Iterator[str]:
     """Split arguments as ssh does: quotes of both kinds, backslashes before quotes, backslashes and spaces, comments.
 
     Raises:
@@ -126,9 +128,8 @@ def _split_arguments(text: str, position: int) -> Iterator[ConfigArgument]:
         elif text[position] == "#":
             return
         else:
-            word, end = _parse_argument(text, position)
-            yield ConfigArgument(word, position, end)
-            position = end
+            word, position = _parse_argument(text, position)
+            yield word
 
 
 def _parse_argument(text: str, position: int) -> tuple[str, int]:

@@ -7,7 +7,7 @@ import os
 import pwd
 from pathlib import Path
 
-from lazycluster._ssh.config import host_names, hosts_with_files
+from lazycluster._ssh.config import HostLine, host_lines, host_names
 
 _MAX_CONFIG_CHARACTERS = 1 << 20
 """Characters of a file that are read; a configuration is no longer, but a pattern may fit anything."""
@@ -35,10 +35,10 @@ def configured_hosts(config_file: Path | None = None) -> tuple[str, ...]:
     return host_names(config_file or default_config(), read_text=_read_text, glob=_glob_files, home=home())
 
 
-def files_naming_host(host: str, config_file: Path) -> tuple[Path, ...]:
-    """Return those that name a host, of a configuration file and the files that it includes, each once."""
-    named = hosts_with_files(config_file, read_text=_read_text, glob=_glob_files, home=home())
-    return tuple(dict.fromkeys(file for name, file in named if name == host))
+def lines_naming_host(host: str, config_file: Path) -> tuple[HostLine, ...]:
+    """Return the lines that name a host, of a configuration file and the files that it includes."""
+    named = host_lines(config_file, read_text=_read_text, glob=_glob_files, home=home())
+    return tuple(line for line in named if line.host == host)
 
 
 def _read_text(path: Path) -> str | None:

@@ -7,11 +7,13 @@ import os
 import pwd
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -21,15 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lazycluster._cli import main
-from lazycluster._ssh import config_hosts
+from lazycluster._ssh import config_edit, config_hosts
 from lazycluster._ssh.config import EffectiveConfig, parse_effective_config
-from lazycluster._ssh.config_edit import (
-    add_host,
-    global_setting_line_number,
-    host_line_numbers,
-    remove_host,
-    replace_host,
-)
+from lazycluster._ssh.config_edit import add_host, hosts_file, include_line, remove_host
 from lazycluster.testing import LocalSshd, _process_guard
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -60,7 +56,7 @@ def cli(config: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
     return run
 
 
-# Whatever is in a file, ssh reads the rest of it as before ------------------------------------------------------------
+# Whatever is in a file, ssh takes the new host first, and all other hosts as before -----------------------------------
 
 LINES = st.sampled_from(
     [
@@ -94,148 +90,212 @@ TEXTS = st.builds(
     st.sampled_from(["", "\n", "\r\n"]),
 )
 SETTINGS = (("HostName", "h.example"), ("Port", "2222"), ("User", "me"), ("IdentityFile", "/mine"))
-WANTED = {"hostname": "h.example", "port": "2222", "user": "me"}
-many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def settle(config: Path, text: str, *names: str) -> list[EffectiveConfig]:
-    config.write_bytes(text.encode())
-    return [ask_ssh(config, name) for name in names]
-
-
-def holds(config: Path, text: str, name: str) -> bool:
-    """Tell whether what was asked for is what ssh takes, save for what the file sets for all hosts."""
-    (found,) = settle(config, text, name)
-    free = [keyword for keyword in WANTED if global_setting_line_number(text, keyword) is None]
-    return "/mine" in found.identity_files and all(found.value(keyword) == WANTED[keyword] for keyword in free)
-
-
-@many
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXTS)
-def test_a_new_host_is_as_was_asked_for_and_all_others_are_as_before(config: Path, text: str) -> None:
+def test_add_host_wins_and_leaves_others_as_before(config: Path, text: str) -> None:
     others = ("web", "a", "b", "x")
-    before = settle(config, text, *others)
-    added = add_host(text, "new", SETTINGS)
+    hosts_file(config).unlink(missing_ok=True)
+    config.write_bytes(text.encode())
+    before = [ask_ssh(config, name) for name in ("new", *others)]
+    add_host(config, "new", SETTINGS)
 
-    assert settle(config, added, *others) == before
-    assert holds(config, added, "new")
-    assert settle(config, remove_host(added, "new"), "new", *others) == settle(config, text, "new", *others)
-
-
-@many
-@given(TEXTS)
-def test_a_host_that_goes_or_is_replaced_takes_nothing_with_it(config: Path, text: str) -> None:
-    if host_line_numbers(text, "web"):
-        others = ("a", "b", "x", "new")
-        before = settle(config, text, *others)
-
-        assert settle(config, remove_host(text, "web"), *others) == before
-        assert settle(config, replace_host(text, "web", SETTINGS), *others) == before
-        assert holds(config, replace_host(text, "web", SETTINGS), "web")
+    assert config.read_bytes() == f"{include_line(config)}\n{text}".encode()
+    found = ask_ssh(config, "new")
+    assert (found.hostname, found.port, found.user, found.identity_files[0]) == ("h.example", 2222, "me", "/mine")
+    assert [ask_ssh(config, name) for name in others] == before[1:]
+    remove_host(config, "new")
+    assert [ask_ssh(config, name) for name in ("new", *others)] == before
 
 
 # add-runtime ----------------------------------------------------------------------------------------------------------
 
+HEADER = (
+    "# `lazycluster add-runtime` and `lazycluster delete-runtime` write this file.\n"
+    "# A comment belongs to the host above it.\n"
+)
 
-def test_a_first_host_in_a_file_of_its_own(cli: Cli, config: Path) -> None:
+
+def test_add_runtime_without_configuration_makes_one(cli: Cli, config: Path) -> None:
     key = config.with_name('my "k" \\ 100%')
     key.touch()
     options = ("--option", "ProxyJump=bastion", "--option", "LocalForward=8080 localhost:80")
     status, out, err = cli("add-runtime", "web", "me@[::1]:2222", "--id-file", str(key), *options)
 
-    assert (status, out, err) == (0, f"Added web in {config}.\n", "")
+    assert (status, out, err) == (0, f"Added web in {config}.lazycluster.\n", "")
+    assert config.read_text() == f"Include {config}.lazycluster\n"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in config.parent.glob("config*")} == {0o600}
     found = ask_ssh(config, "web")
     assert (found.hostname, found.user, found.port, found.proxy_jump) == ("::1", "me", 2222, "bastion")
     assert found.identity_files == (str(key).replace("%", "%%"),)  # as ssh is to expand it
     assert found.forwardings == (("localforward", "8080 [localhost]:80"),)
 
 
-def test_the_users_own_configuration_is_the_one_of_the_password_database(
+def test_add_runtime_finds_home_in_password_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert config_hosts.default_config() == Path(pwd.getpwuid(os.getuid()).pw_dir, ".ssh", "config")
     monkeypatch.setattr(config_hosts, "home", lambda: tmp_path)
     monkeypatch.setenv("HOME", "/nonexistent")
+    # The real ssh looks for a relative path below the real home directory, so it cannot see the new host here.
+    monkeypatch.setattr(config_edit, "_check_first_values", lambda *_: None)
     assert main(["add-runtime", "web", "h"]) == 0
 
-    assert (tmp_path / ".ssh/config").read_text() == "Host web\n  HostName h\n"
+    hosts = tmp_path / ".ssh/config.lazycluster"
+    assert (tmp_path / ".ssh/config").read_text() == "Include config.lazycluster\n"
+    assert hosts.read_text() == f"{HEADER}\nHost web\n    HostName h\n"
     assert (tmp_path / ".ssh").stat().st_mode & 0o777 == 0o700
+    assert config_hosts.configured_hosts() == ("web",)
     assert main(["delete-runtime", "web"]) == 0
-    assert (tmp_path / ".ssh/config").read_text() == ""
+    assert hosts.read_text() == f"{HEADER}\n"
+    assert config_hosts.configured_hosts() == ()
 
 
-def test_what_is_there_is_not_overwritten_without_force(cli: Cli, config: Path) -> None:
-    config.write_text("# mine\nHost web b\n  Port 1\n")
-    status, out, err = cli("add-runtime", "web", "h")
+def test_add_runtime_writes_the_include_line_once(cli: Cli, config: Path) -> None:
+    config.write_bytes(b"# \xe4\r\nUser everybody\r\nHost *\r\n\tPort 7")
+    status, out, _ = cli("add-runtime", "web", "me@h:1")
+    assert status == 0
+    first = f"Added web in {config}.lazycluster.\n{config} includes that file now. The configuration as it was: "
+    assert out.startswith(f"{first}{config.parent}/.config.lazycluster-backup-")
+    assert Path(out.split()[-1]).read_bytes() == b"# \xe4\r\nUser everybody\r\nHost *\r\n\tPort 7"
+    assert cli("add-runtime", "db", "h") == (0, f"Added db in {config}.lazycluster.\n", "")
+
+    line = f"Include {config}.lazycluster\n".encode()
+    assert config.read_bytes() == line + b"# \xe4\r\nUser everybody\r\nHost *\r\n\tPort 7"
+    assert hosts_file(config).read_text() == (
+        f"{HEADER}\nHost web\n    HostName h\n    Port 1\n    User me\n\nHost db\n    HostName h\n"
+    )
+    assert (ask_ssh(config, "web").user, ask_ssh(config, "db").user) == ("me", "everybody")
+
+
+@pytest.mark.parametrize(
+    ("line", "added"),
+    [
+        ("Include {}/*.lazycluster", False),
+        ("Match all\nInclude {}/conf?g.*", False),
+        ("Host a\nInclude {}/*.lazycluster", True),
+    ],
+)
+def test_add_runtime_uses_include_that_is_there(cli: Cli, config: Path, line: str, added: bool) -> None:
+    text = f"{line.format(config.parent)}\n"
+    config.write_text(text)
+
+    assert cli("add-runtime", "web", "h:2")[0] == 0
+    assert config.read_text() == (f"{include_line(config)}\n{text}" if added else text)
+    assert ask_ssh(config, "web").port == 2
+
+
+def test_add_runtime_keeps_a_symbolic_link(cli: Cli, config: Path) -> None:
+    target = config.parent / "dotfiles" / "ssh"
+    target.parent.mkdir()
+    target.write_text("Host *\n  Port 7\n")
+    config.symlink_to("dotfiles/ssh")
+
+    assert cli("add-runtime", "web", "h:2")[0] == 0
+    assert config.is_symlink()
+    assert target.read_text() == f"Include {config}.lazycluster\nHost *\n  Port 7\n"
+    assert ask_ssh(config, "web").port == 2
+
+
+def test_add_runtime_quotes_a_path_with_spaces(config: Path) -> None:
+    path = config.parent / "my files" / "config"
+    path.parent.mkdir()
+
+    assert main(["add-runtime", "web", "h:2", "--config", str(path)]) == 0
+    assert path.read_text() == f'Include "{path}.lazycluster"\n'
+    assert ask_ssh(path, "web").port == 2
+
+
+def test_add_runtime_names_line_for_read_only_file(cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("Host a\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write to anything
+        status, out, err = cli("add-runtime", "web", "h:2")
+
+        line = f"Include {config}.lazycluster"
+        advice = f"Put this line at its top by hand, and try again: {line}"
+        assert (status, out) == (1, "")
+        assert err == f"lazycluster: {config} was not changed: it is read-only. {advice}\n"
+        assert [file.name for file in config.parent.iterdir()] == ["config"]
+
+        config.write_text(f"{line}\nHost a\n")
+        assert cli("add-runtime", "web", "h:2")[0] == 0
+    assert config.read_text() == f"{line}\nHost a\n"
+    assert ask_ssh(config, "web").port == 2
+
+
+def test_add_runtime_replaces_a_host_with_force_only(cli: Cli, config: Path) -> None:
+    cli("add-runtime", "web", "h:1")
+    cli("add-runtime", "db", "h")
+    hosts = hosts_file(config)
+    before = hosts.read_bytes()
+    status, out, err = cli("add-runtime", "web", "h:2")
 
     assert (status, out) == (1, "")
-    assert err == f"lazycluster: {config} was not changed: line 2 names web already. Use --force to replace it.\n"
-    assert config.read_text() == "# mine\nHost web b\n  Port 1\n"
+    assert f"{hosts} was not changed: {hosts}, line 4, names web already. Choose another name, or use --force" in err
+    assert hosts.read_bytes() == before
 
-    status, out, _ = cli("add-runtime", "web", "h", "--force")
-    assert status == 0
-    assert cli("add-runtime", "web", "h", "--force") == (0, f"{config} says that of web already.\n", "")
-    assert out.startswith(f"Replaced web in {config}.\nThe file as it was: {config.parent}/.config.lazycluster-backup-")
-    assert Path(out.split()[-1]).read_text() == "# mine\nHost web b\n  Port 1\n"
-    assert config.read_text() == "# mine\nHost b\n  Port 1\n\nHost web\n  HostName h\n"
+    assert cli("add-runtime", "web", "i:2", "--force") == (0, f"Replaced web in {hosts}.\n", "")
+    assert hosts.read_text() == f"{HEADER}\nHost db\n    HostName h\n\nHost web\n    HostName i\n    Port 2\n"
 
 
-def test_what_an_included_file_names_is_not_overwritten_either(cli: Cli, config: Path) -> None:
+def test_add_runtime_leaves_entries_of_the_user(cli: Cli, config: Path) -> None:
     included = config.with_name("more")
-    included.write_text("Host web\n  Port 1\n")
-    config.write_text(f'Include "{included}"\n')
-    status, _, err = cli("add-runtime", "web", "h")
+    included.write_text("# mine\nHost web b\n  Port 1\n")
+    text = f'Include "{included}"\n'
+    config.write_text(text)
+    status, _, err = cli("add-runtime", "web", "h:2")
 
     assert status == 1
-    assert f"it includes {included}, which names web already. Choose another name, or change it there: add" in err
+    assert f"{included}, line 2, names web already. Choose another name, or use --force: ssh then takes the new" in err
+    assert config.read_text() == text
 
-    status, _, err = cli("add-runtime", "web", "h:2", "--force")  # the included file comes first
-    assert status == 1
-    assert "Port of web would be 1 and not 2, because something before it wins" in err
-    assert config.read_text() == f'Include "{included}"\n'
-    assert cli("add-runtime", "web", "h", "--force")[0] == 0
+    assert cli("add-runtime", "web", "h:2", "--force")[0] == 0
+    assert config.read_text() == f"{include_line(config)}\n{text}"
+    assert (ask_ssh(config, "web").port, ask_ssh(config, "b").port) == (2, 1)
 
 
 @pytest.mark.parametrize("option", ["Foo=bar", "ServerAliveInterval=soon", "ForwardAgent=yes no", 'User="x'])
-def test_an_option_that_ssh_does_not_know_is_never_written(cli: Cli, config: Path, option: str) -> None:
+def test_add_runtime_never_writes_what_ssh_refuses(cli: Cli, config: Path, option: str) -> None:
     config.write_text("Host a\n")
     status, out, err = cli("add-runtime", "web", "h", "--option", option)
 
     assert (status, out) == (1, "")
-    assert f"{config} was not changed: " in err
-    assert ".lazycluster-new-" not in err
+    assert f"{config} was not changed: ssh does not accept the new lines. Check the options given.\n" in err
     assert config.read_text() == "Host a\n"
     assert [file.name for file in config.parent.iterdir()] == ["config"]
 
 
-def test_a_configuration_that_is_broken_already_is_told_as_such(cli: Cli, config: Path) -> None:
+def test_add_runtime_names_error_that_was_there_before(cli: Cli, config: Path) -> None:
     config.write_text("Host a\n  Foo bar\n")
-    for arguments in (("add-runtime", "web", "h"), ("delete-runtime", "a")):
-        status, _, err = cli(*arguments)
-        if arguments[0] == "add-runtime":
-            assert status == 1
-            assert "ssh does not accept it as it is now. Mend that first.\n" in err
-            assert f"{config}: line 2: Bad configuration option: foo" in err
-        else:
-            assert status == 0  # what was wrong is gone
+    status, _, err = cli("add-runtime", "web", "h")
+
+    assert status == 1
+    assert "ssh does not accept it as it is now. Repair it first.\n" in err
+    assert f"{config}: line 2: Bad configuration option: foo" in err
+    assert [file.name for file in config.parent.iterdir()] == ["config"]
 
 
-def test_what_would_not_hold_is_not_written(cli: Cli, config: Path) -> None:
-    config.write_text("# mine\nUser everybody\nPort=7\n")
+def test_add_runtime_is_undone_if_another_line_wins(cli: Cli, config: Path) -> None:
+    text = f"# mine\nUser everybody\nPort=7\n{include_line(config)}\n"
+    config.write_text(text)
     status, _, err = cli("add-runtime", "web", "me@h")
 
     assert status == 1
-    assert (
-        "User of web would be everybody and not me, because line 2 sets it for all hosts. ssh takes the first value "
-        "that it finds: move that line to the end, under a line `Host *`." in err
-    )
-    assert config.read_text() == "# mine\nUser everybody\nPort=7\n"
+    advice = f"move the line `{include_line(config)}` to the top."
+    assert f"User of web would be everybody and not me. ssh takes the first value that it finds: {advice}" in err
+    assert config.read_text() == text
+    assert [file.name for file in config.parent.iterdir()] == ["config"]
     assert cli("add-runtime", "web", "h")[0] == 0
+    before = hosts_file(config).read_bytes()
+    assert cli("add-runtime", "web", "h:8", "--force")[0] == 1
+    assert hosts_file(config).read_bytes() == before
     assert cli("add-runtime", "db", "everybody@h")[0] == 0  # the same is no contradiction
 
 
-def test_a_match_that_hangs_does_not_hang_us(cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycluster._ssh.config_file._CONFIG_CHECK_TIMEOUT_SECONDS", 0.5)
+def test_add_runtime_ends_a_match_that_hangs(cli: Cli, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_edit, "_CONFIG_CHECK_TIMEOUT_SECONDS", 0.5)
     pid = config.with_name("pid")
     config.write_text(f'Host a\nMatch exec "echo $$ >{pid}; exec sleep 30"\n  Port 1\n')
     begun = time.monotonic()
@@ -245,6 +305,18 @@ def test_a_match_that_hangs_does_not_hang_us(cli: Cli, config: Path, monkeypatch
     assert "`ssh -G web` did not end within 0.5 s" in err
     assert time.monotonic() - begun < 10
     assert _process_guard.wait_until(lambda: int(pid.read_text()) not in _process_guard.parent_by_pid(), timeout=5)
+
+
+def test_add_runtime_at_once_loses_no_host(config: Path) -> None:
+    config.write_text("Host a\n")
+    names = [f"h{number}" for number in range(6)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        results = list(pool.map(lambda name: add_host(config, name, (("Port", "2"),)), names))
+
+    assert config_hosts.configured_hosts(config)[-1] == "a"
+    assert sorted(config_hosts.configured_hosts(config)[:-1]) == names
+    assert config.read_text() == f"{include_line(config)}\nHost a\n"
+    assert len([result for result in results if result.backup]) == 1
 
 
 @pytest.mark.parametrize(
@@ -268,6 +340,11 @@ def test_a_wrong_call_ends_with_2(cli: Cli, config: Path, arguments: tuple[str, 
     assert not config.exists()
 
 
+def test_add_runtime_refuses_path_that_include_misreads(config: Path) -> None:
+    assert main(["add-runtime", "web", "h", "--config", f"{config}*"]) == 2
+    assert list(config.parent.iterdir()) == []
+
+
 def test_a_name_with_a_dash_in_front_is_a_wrong_call(capsys: pytest.CaptureFixture[str], config: Path) -> None:
     assert main(["add-runtime", "--config", str(config), "--", "-w", "h"]) == 2
     assert "must not begin with a dash" in capsys.readouterr().err
@@ -287,56 +364,46 @@ def test_a_public_half_stands_for_its_private_one(cli: Cli, config: Path) -> Non
 # delete-runtime -------------------------------------------------------------------------------------------------------
 
 
-def test_delete(cli: Cli, config: Path) -> None:
-    config.write_bytes(b"# \xe4\r\nHost web\r\n\tPort 1\r\n\r\nMatch all\r\n\tUser u")
+def test_delete_runtime_removes_the_host(cli: Cli, config: Path) -> None:
+    config.write_text("Host *\n  Port 7\n")
+    cli("add-runtime", "web", "h:1")
+    cli("add-runtime", "db", "h")
+    before = config.read_bytes()
+
+    assert cli("delete-runtime", "web") == (0, f"Removed web from {config}.lazycluster.\n", "")
+    assert config.read_bytes() == before
+    assert ask_ssh(config, "web").port == 7
+    assert config_hosts.configured_hosts(config) == ("db",)
+
+
+def test_delete_runtime_refuses_unknown_names(cli: Cli, config: Path) -> None:
+    error = f"lazycluster: {config}.lazycluster was not changed: no host web was added."
+    assert cli("delete-runtime", "web") == (1, "", f"{error} Patterns such as `*` are no names.\n")
+    config.write_text("# mine\nHost a web\n")
+    assert cli("delete-runtime", "web") == (1, "", f"{error} Remove it by hand: {config}, line 2.\n")
+    assert config.read_text() == "# mine\nHost a web\n"
+
+
+def test_delete_runtime_reports_other_lines(cli: Cli, config: Path) -> None:
+    config.write_text("Host web b\n")
+    cli("add-runtime", "web", "h", "--force")
     status, out, _ = cli("delete-runtime", "web")
 
-    assert status == 0
-    assert out.startswith(f"Removed web from {config}.\nThe file as it was: ")
-    assert config.read_bytes() == b"# \xe4\r\nMatch all\r\n\tUser u"
+    assert (status, out) == (0, f"Removed web from {config}.lazycluster.\n{config}, line 2, still names web.\n")
 
 
-def test_who_is_not_there_cannot_be_deleted(cli: Cli, config: Path) -> None:
-    assert cli("delete-runtime", "web") == (
-        1,
-        "",
-        f"lazycluster: {config} was not changed: there is no such file.\n",
-    )
-    config.write_text("Host w*\n")
-    assert cli("delete-runtime", "web") == (
-        1,
-        "",
-        f"lazycluster: {config} was not changed: it names no host web. Patterns such as `*` are no names.\n",
-    )
-
-
-def test_who_stands_in_an_included_file_is_deleted_there(cli: Cli, config: Path) -> None:
-    included = config.with_name("more")
-    included.write_text("Host web\n  Port 1\n")
-    config.write_text(f"Host web b\nHost *\nInclude {included}\n")
-
-    status, out, _ = cli("delete-runtime", "web")
-    assert status == 0
-    assert out.endswith(f"\n{included}, which it includes, still names web.\n")
-    status, _, err = cli("delete-runtime", "web")
-    assert status == 1
-    assert f"includes {included}. Use `lazycluster delete-runtime web --config {included}`." in err
-    assert main(["delete-runtime", "web", "--config", str(included)]) == 0
-    assert config.read_text() == f"Host b\nHost *\nInclude {included}\n"
-    assert included.read_text() == ""
-
-
-def test_what_is_kept_is_not_included(cli: Cli, config: Path) -> None:
-    """An `Include conf.d/*` must not read the file as it was: the host would still be there."""
+def test_backup_is_not_included_by_a_pattern(config: Path) -> None:
+    """An `Include conf.d/*` must not read the file as it was."""
     directory = config.with_name("conf.d")
     directory.mkdir()
-    (directory / "work").write_text("Host web\n  Port 7\n")
+    work = directory / "work"
+    work.write_text("Host db\n  Port 7\n")
     config.write_text(f"Include {directory}/*\n")
-    assert ask_ssh(config, "web").port == 7
-    assert main(["delete-runtime", "web", "--config", str(directory / "work")]) == 0
+    assert main(["add-runtime", "web", "h", "--config", str(work)]) == 0
+    work.write_text("")
 
-    assert len(list(directory.iterdir())) == 2
-    assert ask_ssh(config, "web").port == 22
+    assert len(list(directory.iterdir())) == 3
+    assert ask_ssh(config, "db").port == 22
 
 
 # The first contact ----------------------------------------------------------------------------------------------------
@@ -520,7 +587,7 @@ def test_ctrl_c_at_the_password_leaves_nothing_behind(
     assert status == 130
     assert not account.keys.exists()
     assert list((tmp_path / ".ssh").iterdir()) == []  # ssh-copy-id has a directory of its own there
-    assert "web" in config.read_text()
+    assert "web" in hosts_file(config).read_text()
 
 
 def test_without_a_terminal_nobody_is_asked_for_a_password(

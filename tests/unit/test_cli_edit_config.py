@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from lazycluster._cli.edit_config import build_settings, parse_address, parse_name, parse_option
-from lazycluster._ssh.config_edit import format_block
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_what_is_no_option(text: str) -> None:
 
 def block(address: str, id_file: str | None = None, *options: tuple[str, str]) -> list[str]:
     settings = build_settings(parse_address(address), Path(id_file) if id_file else None, options)
-    return [line.strip() for line in format_block("web", settings).splitlines()[1:]]
+    return [f"{keyword} {value}" for keyword, value in settings]
 
 
 @pytest.mark.parametrize(
@@ -130,12 +129,17 @@ def block(address: str, id_file: str | None = None, *options: tuple[str, str]) -
         (block("h", "/k"), ["HostName h", "IdentityFile /k"]),
         (block("h", '/my "k" \\ 100%'), ["HostName h", 'IdentityFile "/my \\"k\\" \\\\ 100%%"']),
         (block("h", "/#k"), ["HostName h", 'IdentityFile "/#k"']),
-        (block("h", None, ("port", "2"), ("user", "u")), ["HostName h", "Port 2", "User u"]),
+        (block("h", None, ("port", "2"), ("user", "u")), ["HostName h", "port 2", "user u"]),
         (block("h", "/k", ("IdentityFile", "/l")), ["HostName h", "IdentityFile /k", "IdentityFile /l"]),
     ],
 )
 def test_what_a_block_says(lines: list[str], expected: list[str]) -> None:
     assert lines == expected
+
+
+def test_build_settings_refuses_key_of_two_lines() -> None:
+    with pytest.raises(ValueError, match="one line without control characters"):
+        build_settings(parse_address("h"), Path("/k\nHost *"), ())
 
 
 @pytest.mark.parametrize("option", ["HostName", "hostname", "Port", "user"])

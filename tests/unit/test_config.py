@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from lazycluster._ssh.config import (
-    ConfigArgument,
     EffectiveConfig,
+    HostLine,
+    host_lines,
     host_names,
-    hosts_with_files,
     parse_config_line,
     parse_effective_config,
 )
@@ -27,10 +27,10 @@ def names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
     def glob(pattern: str) -> Iterable[Path]:
         return [Path(name) for name in sorted(files) if fnmatch.fnmatchcase(name, pattern)]
 
-    named = hosts_with_files(path, read_text=lambda file: files.get(str(file)), glob=glob, home=HOME)
-    assert all(str(file) in files for _, file in named)
+    named = host_lines(path, read_text=lambda file: files.get(str(file)), glob=glob, home=HOME)
+    assert all(str(line.file) in files for line in named)
     found = host_names(path, read_text=lambda file: files.get(str(file)), glob=glob, home=HOME)
-    assert found == tuple(dict.fromkeys(host for host, _ in named))
+    assert found == tuple(dict.fromkeys(line.host for line in named))
     return found
 
 
@@ -74,22 +74,21 @@ def test_hosts_of_one_file(text: str, expected: tuple[str, ...]) -> None:
     [
         ("", "", ()),
         ("# Host a", "", ()),
-        ("Host a", "host", (ConfigArgument("a", 5, 6),)),
-        (' "HOST"=\t"a b" c#d # e\r', "host", (ConfigArgument("a b", 9, 14), ConfigArgument("c#d", 15, 18))),
+        ("Host a", "host", ("a",)),
+        (' "HOST"=\t"a b" c#d # e\r', "host", ("a b", "c#d")),
         ('Host "a', "", ()),
     ],
 )
-def test_a_line_is_a_keyword_and_words_with_their_places(
-    line: str, keyword: str, words: tuple[ConfigArgument, ...]
-) -> None:
+def test_parse_config_line_returns_keyword_and_words(line: str, keyword: str, words: tuple[str, ...]) -> None:
     assert parse_config_line(line) == (keyword, words)
 
 
-def test_each_host_is_told_with_the_file_that_names_it() -> None:
-    files = {MAIN: "Host a\nHost *\nInclude more\n", HOME / ".ssh/more": "Host b a\n"}
-    named = hosts_with_files(MAIN, read_text=files.get, glob=lambda pattern: [Path(pattern)], home=HOME)
+def test_host_lines_name_file_and_line() -> None:
+    files = {MAIN: "Host a\nHost *\nInclude more\n", HOME / ".ssh/more": "# x\nHost b a\n"}
+    named = host_lines(MAIN, read_text=files.get, glob=lambda pattern: [Path(pattern)], home=HOME)
 
-    assert named == (("a", MAIN), ("b", HOME / ".ssh/more"), ("a", HOME / ".ssh/more"))
+    more = HOME / ".ssh/more"
+    assert named == (HostLine("a", MAIN, 1), HostLine("b", more, 2), HostLine("a", more, 2))
 
 
 def test_a_file_that_cannot_be_read_names_nothing() -> None:

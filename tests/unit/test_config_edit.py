@@ -1,97 +1,66 @@
-"""An ssh configuration as text: hosts come and go, and everything else stays byte for byte."""
+"""The file with the hosts that were added, and the line that includes it."""
 
 from __future__ import annotations
 
-from itertools import takewhile
+from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lazycluster._ssh.config_edit import (
-    ConfigEditError,
-    add_host,
-    format_block,
-    global_setting_line_number,
-    host_line_numbers,
-    remove_host,
-    replace_host,
-)
-
-SETTINGS = (("HostName", "h.example"), ("Port", "2222"))
-BLOCK = "Host web\n  HostName h.example\n  Port 2222\n"
+from lazycluster._ssh import config_hosts
+from lazycluster._ssh.config_edit import add_host, hosts_file, include_line, quote_value, remove_host
+from lazycluster._ssh.config_file import ConfigFileError
 
 
-# Where a new block goes, and how it looks -----------------------------------------------------------------------------
-
-ADDED = [
-    pytest.param("", BLOCK, id="an empty file"),
-    pytest.param("Host a\n  User u\n", f"Host a\n  User u\n\n{BLOCK}", id="at the end"),
-    pytest.param("Host a\n  User u", f"Host a\n  User u\n\n{BLOCK}", id="the last newline was missing"),
-    pytest.param("Host a\n\n\n", f"Host a\n\n\n\n{BLOCK}", id="empty lines at the end stay"),
-    pytest.param("Host *\n  User u\n", f"{BLOCK}\nHost *\n  User u\n", id="before what is for all"),
-    pytest.param("Host a\nHost w*\nHost b\n", f"Host a\n{BLOCK}\nHost w*\nHost b\n", id="before a pattern that fits"),
-    pytest.param("Host * !web\n", f"Host * !web\n\n{BLOCK}", id="after a pattern that leaves it out"),
-    pytest.param("Host a\nMatch exec x\n", f"Host a\n{BLOCK}\nMatch exec x\n", id="before a Match block"),
-    pytest.param("Host=*\n", f"{BLOCK}\nHost=*\n", id="with an equals sign"),
-    pytest.param('hOsT\t"*"\n', f'{BLOCK}\nhOsT\t"*"\n', id="quoted, in any case, after a tab"),
-    pytest.param("Include x\n\nHost *\n", f"Include x\n\n{BLOCK}\nHost *\n", id="an Include for all stays for all"),
-    pytest.param("User u\n", f"User u\n\n{BLOCK}", id="a setting for all stays for all"),
-    pytest.param("# x\nHost a\n\n# y\n# z\nHost *\n", f"# x\nHost a\n\n{BLOCK}\n# y\n# z\nHost *\n", id="its comment"),
-    pytest.param("Host a\n  # in a\nHost *\n", f"Host a\n  # in a\n{BLOCK}\nHost *\n", id="a comment in another"),
-    pytest.param("# web\nHost a\n# Host web\n", f"# web\nHost a\n# Host web\n\n{BLOCK}", id="comments name nobody"),
-    pytest.param("Host web#x\n Port 1\n", f"Host web#x\n Port 1\n\n{BLOCK.replace('  ', ' ')}", id="a # within a name"),
-    pytest.param("Host a\nUser u\n", f"Host a\nUser u\n\n{BLOCK.replace('  ', '')}", id="no indentation"),
-    pytest.param("Host a\n\tUser u\n", f"Host a\n\tUser u\n\n{BLOCK.replace('  ', chr(9))}", id="tabs where tabs are"),
-    pytest.param(
-        "Host a\r\n\tUser u\r\n",
-        "Host a\r\n\tUser u\r\n\r\nHost web\r\n\tHostName h.example\r\n\tPort 2222\r\n",
-        id="CRLF where CRLF is",
-    ),
-    pytest.param("# x\x0b\u2028Host *\x85\n", f"# x\x0b\u2028Host *\x85\n\n{BLOCK}", id="only a newline ends a line"),
-    pytest.param("# \udce4\udcff\n", f"# \udce4\udcff\n\n{BLOCK}", id="bytes that are no UTF-8"),
-]
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the user's own configuration, which includes the file with the added hosts."""
+    monkeypatch.setattr(config_hosts, "home", lambda: tmp_path)
+    (tmp_path / ".ssh").mkdir()
+    path = tmp_path / ".ssh/config"
+    path.write_text(f"{include_line(path)}\n")
+    return path
 
 
-@pytest.mark.parametrize(("text", "expected"), ADDED)
-def test_add(text: str, expected: str) -> None:
-    assert add_host(text, "web", SETTINGS) == expected
-
-
-@pytest.mark.parametrize("text", [param.values[0] for param in ADDED], ids=[str(param.id) for param in ADDED])
-def test_remove_is_the_reverse_of_add(text: object) -> None:
-    assert isinstance(text, str)
-    restored = text if not text or text.endswith("\n") else f"{text}\n"
-
-    assert remove_host(add_host(text, "web", SETTINGS), "web") == restored
-
-
-def test_a_keyword_may_be_given_several_times() -> None:
-    settings = (("LocalForward", "1 x:1"), ("user", "u"), ("LocalForward", "2 x:2"))
-
-    assert format_block("web", settings) == "Host web\n  LocalForward 1 x:1\n  LocalForward 2 x:2\n  User u\n"
+def test_include_line_is_relative_in_users_configuration(config: Path) -> None:
+    assert hosts_file(config) == config.with_name("config.lazycluster")
+    assert include_line(config) == "Include config.lazycluster"
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"),
+    ("path", "expected"),
     [
-        ("web", (("Port", "1\nHost *"),)),
-        ("web", (("Port", ""),)),
-        ("web\nHost *", ()),
-        ("a b", ()),
-        ("#", ()),
-        ("web", (("Host", "*"),)),
-        ("web", (("host", "x"),)),
-        ("web", (("self", "x"),)),
-        ("web", (("Po rt", "x"),)),
+        ("/etc/my/config", "Include /etc/my/config.lazycluster"),
+        ("/my files/config", 'Include "/my files/config.lazycluster"'),
+        ("/#/config", 'Include "/#/config.lazycluster"'),
+        ("/ü/config", "Include /ü/config.lazycluster"),
     ],
 )
-def test_a_block_that_would_say_something_else_is_refused(name: str, settings: tuple[tuple[str, str], ...]) -> None:
-    with pytest.raises(ConfigEditError):
-        add_host("Host a\n", name, settings)
+def test_include_line_is_absolute_elsewhere(path: str, expected: str) -> None:
+    assert include_line(Path(path)) == expected
 
 
-# What goes with a host ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "path", ["/a*/c", "/a?/c", "/[a]/c", "/a\\/c", "/100%/c", "/$HOME/c", '/"/c', "/'/c", "/a\n/c"]
+)
+def test_include_line_refuses_special_characters(path: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        include_line(Path(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("/k-1:%h", "/k-1:%h"), ("a b", '"a b"'), ("#k", '"#k"'), ('my "k" \\', '"my \\"k\\" \\\\"'), ("", '""')],
+)
+def test_quote_value_quotes_only_if_needed(text: str, expected: str) -> None:
+    assert quote_value(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a\nHost *", "a\r", "\x1b[m", "\t", "\udce4"])
+def test_quote_value_refuses_control_characters(text: str) -> None:
+    with pytest.raises(ValueError, match="one line without control characters"):
+        quote_value(text)
 
 
 @pytest.mark.parametrize(
@@ -99,158 +68,82 @@ def test_a_block_that_would_say_something_else_is_refused(name: str, settings: t
     [
         ("Host web\n", ""),
         ("Host web", ""),
-        ("Host web\n  Port 1\nHost b\n  Port 2\n", "Host b\n  Port 2\n"),
-        ("Host a\n  Port 1\nHost web\n  Port 2\n", "Host a\n  Port 1\n"),
-        # What would be swallowed or left behind by somebody who does not read as ssh does.
-        ("User u\nHost web\n  HostName x\n  Port=2\n", "User u\n"),
+        ("# x\n\nHost web\n    Port 1\n\nHost b\n    Port 2\n", "# x\n\nHost b\n    Port 2\n"),
+        ("Host a\n    Port 1\n\nHost web\n    Port 2\n", "Host a\n    Port 1\n\n"),
+        # Lines that were edited by hand
+        ("Host web\nPort 1\n# c\n\n  User u\nHost b\n", "Host b\n"),
         ("Host web\n  Port 1\nMatch host x\n  Port 2\nHost b\n", "Match host x\n  Port 2\nHost b\n"),
         ("Host web\n Port 1\nHost b\n Port 2\nHost web\n User u\n", "Host b\n Port 2\n"),
-        ("Host=web\n  Port=1\nHost b\n", "Host b\n"),
-        ('hOST\t=  "web" # c\n  Port 1\n\nHost b\n', "Host b\n"),
-        ("Host web\r\n\tPort 1\r\n\r\nHost b\r\n", "Host b\r\n"),
-        ("Host web !x\n  Port 1\nHost b\n", "Host b\n"),
-        ("Host web web\n  Port 1\nHost b\n", "Host b\n"),
-        ("Host web\n  Include x\n  ??? no line\nHost b\n", "Host b\n"),
-        # Comments and empty lines
-        ("# web\nHost web\n  # in it\n\n  Port 1\n  # in it\n\n# b\nHost b\n", "# web\n# b\nHost b\n"),
-        ("Host web\n  Port 1\n\n\n\nHost b\n", "\n\nHost b\n"),
-        ("Host a\n\n\nHost web\n  Port 1\n", "Host a\n\n"),
-        ("Host web\n# of nobody\n", "# of nobody\n"),
-        ("Host web\n  # in it\n\n  # of b\n  Host b\n", "  # of b\n  Host b\n"),
-        # A line for several
-        ("Host web b\n  Port 1\n", "Host b\n  Port 1\n"),
-        ("Host a  web\tb # c\n  Port 1\n", "Host a\tb # c\n  Port 1\n"),
-        ("Host a web\r\n", "Host a\r\n"),
-        ('Host="web"   web "b c" web', 'Host="b c"'),
-        ("Host web *.corp !x\n  Port 1\n", "Host *.corp !x\n  Port 1\n"),
-        ("Host web\nHost a web\nHost b\n", "Host a\nHost b\n"),
+        ('hOST\t=  "web" # c\r\n  Port 1\r\nHost b\r\n', "Host b\r\n"),
+        ("Host web\n  # Host b\n\x0b\u2028Host b\n", ""),
+        ("Host web\n  # \udce4\nHost \udce4\n", "Host \udce4\n"),
     ],
 )
-def test_remove(text: str, expected: str) -> None:
-    assert remove_host(text, "web") == expected
+def test_remove_host_removes_its_block_only(config: Path, text: str, expected: str) -> None:
+    hosts = hosts_file(config)
+    hosts.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    assert remove_host(config, "web") == ()
+    assert hosts.read_bytes() == expected.encode("utf-8", "surrogateescape")
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "Host b\n", "# Host web\n", "Host web*\n", "Host !web *\n", "Host Web\n", "Match host web\n", "HostName web"],
 )
-def test_who_is_not_named_cannot_be_removed(text: str) -> None:
-    assert host_line_numbers(text, "web") == ()
-    with pytest.raises(ConfigEditError, match="no Host line names web"):
-        remove_host(text, "web")
+def test_remove_host_refuses_other_names(config: Path, text: str) -> None:
+    hosts_file(config).write_text(text)
+    with pytest.raises(ConfigFileError, match=r"no host web was added\. Patterns such as `\*` are no names\.$"):
+        remove_host(config, "web")
+    assert hosts_file(config).read_text() == text
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("# web\nHost web\n  User u\n\nHost *\n", f"# web\n{BLOCK}\nHost *\n"),
-        ("Host web\n  User u", BLOCK),
-        ("Host web\n  User u\n  # in it\n\n\n# of b\nHost b\n", f"{BLOCK}\n\n# of b\nHost b\n"),
-        ("Host web b\n  User u\n", f"Host b\n  User u\n\n{BLOCK}"),
-        ("Host *\n  User u\n\nHost web\n  Port 1\n", f"{BLOCK}\nHost *\n  User u\n"),
-        ("Host web\n  Port 1\nHost b\nHost web\n  User u\n", f"Host b\n\n{BLOCK}"),
-    ],
-)
-def test_replace(text: str, expected: str) -> None:
-    assert replace_host(text, "web", SETTINGS) == expected
+def test_remove_host_names_lines_to_remove_by_hand(config: Path) -> None:
+    hosts = hosts_file(config)
+    hosts.write_text("Host b\n\nHost web b\n")
+    config.write_text(f"{include_line(config)}\nHost a\nHost a web\n")
 
+    with pytest.raises(ConfigFileError, match=f"Remove it by hand: {hosts}, line 3; {config}, line 3\\."):
+        remove_host(config, "web")
+    hosts.write_text("Host web\n")
+    assert [str(line) for line in remove_host(config, "web")] == [f"{config}, line 3"]
 
-def test_lines_that_name_a_host() -> None:
-    assert host_line_numbers('# web\nHost a web\n\nhost="web"\n  HostName web\nHost web*\n', "web") == (2, 4)
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("", None),
-        ("# x\nuser=u\nHost a\n", 2),
-        ("Host a\nUser u\n", None),
-        ("Match all\nUser u\n", None),
-        ("Users u", None),
-    ],
-)
-def test_the_line_that_sets_something_for_all_hosts(text: str, line: int | None) -> None:
-    assert global_setting_line_number(text, "User") == line
-
-
-# Whatever is in a file ------------------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(["web", '"web"', "Web", "w*", "*", "!web", "a", "b#c", '"a b"', "web#", "ünï", "we\\ b"])
-SPACE = st.sampled_from([" ", "\t", "  ", "=", " = ", "\t=\t"])
-HEADERS = st.builds(
-    lambda keyword, space, names, tail: keyword + space + " ".join(names) + tail,
-    st.sampled_from(["Host", "host", "HOST", '"Host"', "  Host", "\tHost"]),
-    SPACE,
-    st.lists(NAMES, min_size=1, max_size=4),
-    st.sampled_from(["", " # c", " #", "\t", " "]),
-)
 LINES = st.one_of(
-    HEADERS,
-    st.sampled_from(["Match all", "Match host web", "match exec 'x y'", "Include x", "  Include ~/y", "Include=z"]),
-    st.sampled_from(
-        ["  Port 1", "\tPort=2", "User u", 'User "u', "???", "  # Host web", "# Host web", "#", "", "  ", "\f"]
+    st.builds(
+        lambda keyword, space, names, tail: keyword + space + " ".join(names) + tail,
+        st.sampled_from(["Host", "host", '"Host"', "  Host", "\tHost"]),
+        st.sampled_from([" ", "\t", "=", " = "]),
+        st.lists(NAMES, min_size=1, max_size=3),
+        st.sampled_from(["", " # c", "\t"]),
     ),
+    st.sampled_from(["Match all", "  Port 1", "User u", "???", "  # Host web", "# Host web", "", "\f"]),
     st.text(st.characters(exclude_characters="\n", exclude_categories=[]), max_size=12),
 )
-TEXTS = st.builds(
-    lambda lines, last: "".join(line + end for line, end in lines) + last,
-    st.lists(st.tuples(LINES, st.sampled_from(["\n", "\n", "\n", "\r\n"])), max_size=12),
-    st.one_of(st.just(""), LINES),
+TEXTS = st.lists(st.tuples(LINES, st.sampled_from(["\n", "\r\n"])), max_size=12).map(
+    lambda lines: "".join(line + end for line, end in lines)
 )
 
 
-def in_common(one: str, other: str) -> int:
-    """Return how many characters two texts share, from the start and from the end."""
-
-    def at_start(one: str, other: str) -> int:
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-    start = at_start(one, other)
-    return start + at_start(one[start:][::-1], other[start:][::-1])
-
-
 @given(TEXTS)
-def test_adding_inserts_one_piece(text: str) -> None:
-    added = add_host(text, "new", SETTINGS)
-
-    assert in_common(text, added) == len(text)
-    assert len(host_line_numbers(added, "new")) == 1
-    assert remove_host(added, "new") in {text, f"{text}\n", f"{text}\r\n"}
-
-
-@given(TEXTS)
-@example("Host a# web\nHost b")
-def test_removing_takes_nothing_of_anybody_else(text: str) -> None:
-    named = host_line_numbers(text, "web")
-    if not named:
-        with pytest.raises(ConfigEditError):
-            remove_host(text, "web")
-        return
-    removed = remove_host(text, "web")
-
-    assert host_line_numbers(removed, "web") == ()
-    assert len(removed) < len(text)
-    if len(named) == 1:
-        header = text.split("\n")[named[0] - 1]
-        assert in_common(text, removed) >= len(removed) - len(header)
-    for other in ("Web", "a", "ünï", "a b", "b#c"):  # who is named with it stays named, and so do all others
-        assert len(host_line_numbers(removed, other)) == len(host_line_numbers(text, other))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+def test_remove_host_keeps_every_other_host(config: Path, text: str) -> None:
+    hosts = hosts_file(config)
+    hosts.write_bytes(text.encode("utf-8", "surrogatepass"))
+    before = config_hosts.configured_hosts(config)
+    try:
+        lines = remove_host(config, "web")
+    except ConfigFileError:
+        assert hosts.read_bytes() == text.encode("utf-8", "surrogatepass")
+    else:
+        kept = tuple(name for name in before if name != "web" or lines)
+        assert sorted(config_hosts.configured_hosts(config)) == sorted(kept)
 
 
-@given(TEXTS)
-def test_replacing_leaves_one_block_that_says_what_it_is_to_say(text: str) -> None:
-    if host_line_numbers(text, "web"):
-        replaced = replace_host(text, "web", SETTINGS)
-        (line,) = host_line_numbers(replaced, "web")
-        block = replaced.split("\n")[line - 1 : line + 2]
-        assert [part.strip() for part in block] == ["Host web", "HostName h.example", "Port 2222"]
+def test_add_host_without_ssh_changes_nothing(config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
 
-
-@given(st.binary(max_size=200))
-def test_bytes_stay_bytes(data: bytes) -> None:
-    text = data.decode("utf-8", "surrogateescape")
-    added = add_host(text, "new", SETTINGS)
-
-    assert added.encode("utf-8", "surrogateescape").replace(data, b"", 1) or not data
-    assert in_common(text, added) == len(text)
-    assert text.encode("utf-8", "surrogateescape") == data
+    with pytest.raises(ConfigFileError, match="ssh, which checks the new lines, cannot be started"):
+        add_host(config, "web", (("Port", "1"),))
+    assert [file.name for file in config.parent.iterdir()] == ["config"]

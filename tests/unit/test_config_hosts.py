@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lazycluster._ssh.config_hosts import configured_hosts, default_config, files_naming_host, home
+from lazycluster._ssh.config_hosts import configured_hosts, default_config, home, lines_naming_host
 
 
 @pytest.fixture
@@ -55,8 +55,12 @@ def test_included_files_in_their_order_each_host_once(account: Path, tmp_path: P
         "Host last first both\n"
     )
     assert configured_hosts() == ("first", "a", "both", "b", "absolute", "of home", "last")
-    assert files_naming_host("both", default_config()) == (more / "a", more / "b", default_config())
-    assert files_naming_host("c.off", default_config()) == ()
+    assert [str(line) for line in lines_naming_host("both", default_config())] == [
+        f"{more}/a, line 1",
+        f"{more}/b, line 1",
+        f"{default_config()}, line 5",
+    ]
+    assert lines_naming_host("c.off", default_config()) == ()
 
 
 def test_another_file(account: Path, tmp_path: Path) -> None:

@@ -62,7 +62,6 @@ ONLY_IMPORTERS = {
     "subprocess": {"lazycluster._processes.popen", "lazycluster.testing._process_guard"},
     "pexpect": {"lazycluster._ssh.prompts"},
     "cloudpickle": {"lazycluster._functions.serialize"},
-    "sshconf": {"lazycluster._ssh.config_edit"},
     "multiprocessing": set[str](),
     "paramiko": set[str](),
     "fabric": set[str](),

@@ -1,9 +1,0 @@
-# What lazycluster uses of sshconf 0.2.
-
-from collections.abc import Sequence
-
-class SshConfigFile:
-    def __init__(self, lines: Sequence[str]) -> None: ...
-    # There is a before_host, too, which is not used here.
-    def add(self, host: str, **kwargs: list[str]) -> None: ...
-    def config(self) -> str: ...
