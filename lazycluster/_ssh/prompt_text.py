@@ -11,8 +11,9 @@ _MAX_QUESTION_LINES = 20
 
 _SSH_PASSWORD_PROMPT = re.compile(r"(?P<user>.+)@(?P<host>[^@\s]+)'s password: ?$")
 _KEYBOARD_INTERACTIVE_PREFIX = re.compile(r"^\((?P<user>[^\r\n]+?)@(?P<host>[^@\s)]+)\) ", re.MULTILINE)
-# A server words its keyboard-interactive prompts as it likes, PAM in the language of its administrator. The line must
-# hold nothing else: at "New password:" the answer would become the new password.
+# The prompt for a one-time code differs from that for a password only in its text: both have the echo off (RFC 4256).
+# PAM asks in English under sshd (seen with OpenSSH 9.2 and LC_ALL=de_DE.UTF-8); other servers have other languages.
+# The line must hold nothing else: at "New password:" the answer would become the new password.
 _KEYBOARD_INTERACTIVE_PASSWORD_PROMPT = re.compile(
     r"^(?:\([^)]*@[^)]*\) )?(?:[\w.@-]+'s )?(?:password|passwort|kennwort|mot de passe|contraseña|senha|wachtwoord"
     r"|hasło|heslo|lösenord|adgangskode|salasana|пароль|密码|密碼|パスワード|암호)(?: for [^:]+)?\s*[:\uff1a] ?$",
