@@ -29,7 +29,7 @@ _REPEATABLE_KEYWORDS = {
 """Keywords that add up where they are given several times (ssh_config(5))."""
 
 
-# What the user gave ---------------------------------------------------------------------------------------------------
+# Arguments ------------------------------------------------------------------------------------------------------------
 
 
 def parse_options(texts: Sequence[str]) -> HostSettings:
@@ -38,14 +38,14 @@ def parse_options(texts: Sequence[str]) -> HostSettings:
 
 
 def parse_name(text: str) -> str:
-    """Read a name that a Host line can have for one host, and that a person can type.
+    """Read the name of a host for a Host line.
 
     Raises:
-        ValueError: It is none, such as a pattern.
+        ValueError: The text is not a name; it may be a pattern.
     """
     wrong = _disallowed_characters(text, "._-:+")
     if wrong:
-        raise ValueError(f"a name for a host must not hold {wrong}: {text!r}")
+        raise ValueError(f"name must not contain {wrong}, got {text!r}")
     return Destination(text).host
 
 
@@ -53,7 +53,7 @@ def parse_address(text: str) -> Destination:
     """Read `[USER@]HOST[:PORT]`; an IPv6 address with a port stands in brackets.
 
     Raises:
-        ValueError: It is nothing of that kind.
+        ValueError: The text is not an address.
     """
     user, at, rest = text.rpartition("@")
     host, colon, port = rest.partition(":")
@@ -61,46 +61,46 @@ def parse_address(text: str) -> Destination:
         host, bracket, after = rest[1:].partition("]")
         colon, port = after[:1], after[1:]
         if not bracket or colon not in {"", ":"}:
-            raise ValueError(f"write an IPv6 address with a port as [ADDRESS]:PORT, not {rest!r}")
+            raise ValueError(f"an IPv6 address with a port must be [ADDRESS]:PORT, got {rest!r}")
     elif ":" in port:
         host, colon, port = rest, "", ""
     if at and not user:
-        raise ValueError(f"there is no user before the @ in {text!r}")
+        raise ValueError(f"user must not be empty, got {text!r}")
     if colon and not (port.isascii() and port.isdecimal()):
-        raise ValueError(f"the port must be a whole number from 1 to 65535, not {port!r}")
+        raise ValueError(f"port must be a whole number from 1 to 65535, got {port!r}")
     wrong = _disallowed_characters(host, "._-:%")
     if wrong:
-        raise ValueError(f"a host is a name or an address, without {wrong}: {host!r}")
+        raise ValueError(f"host must be a name or an address without {wrong}, got {host!r}")
     return Destination(host, user=user or None, port=check_port(int(port)) if colon else None)
 
 
 def _disallowed_characters(text: str, allowed: str) -> str:
-    """Return in words what a text holds beside letters, digits and what is allowed."""
+    """Return in words the characters of a text that are neither letters, nor digits, nor allowed."""
     wrong = sorted({char for char in text if not char.isalnum() and char not in allowed})
     return ", ".join("spaces" if char == " " else repr(char) for char in wrong)
 
 
 def parse_option(text: str) -> tuple[str, str]:
-    """Read `KEYWORD=VALUE_RECORD`, the value as it would stand in a configuration; what it means is for ssh to judge.
+    """Read `KEYWORD=VALUE`, the value as it is written in a configuration; only ssh judges its meaning.
 
     Raises:
-        ValueError: It is nothing of that kind, or would begin a block of its own.
+        ValueError: The text is not an option, or would begin another block.
     """
     keyword, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not value or not _OPTION_KEYWORD.fullmatch(keyword):
-        raise ValueError(f"write an option as KEYWORD=VALUE, not {text!r}")
+        raise ValueError(f"option must be KEYWORD=VALUE, got {text!r}")
     if keyword.lower() in {"host", "match"}:
-        raise ValueError(f"{keyword} is no option: it begins a block of its own")
+        raise ValueError(f"option must not begin another block, got {text!r}")
     if any(not char.isprintable() and char != "\t" for char in value):
-        raise ValueError(f"the value of {keyword} must be one line without control characters")
+        raise ValueError(f"value of {keyword} must be one line without control characters, got {value!r}")
     return keyword, value
 
 
 def build_settings(address: Destination, id_file: Path | None, options: HostSettings) -> HostSettings:
-    """Return what a block is to say.
+    """Return the lines of a block.
 
     Raises:
-        ValueError: Something is said twice, of which ssh would take the first.
+        ValueError: A keyword is given twice; ssh would take the first.
     """
     settings = [("HostName", address.host.replace("%", "%%"))]
     if address.port is not None:
@@ -108,7 +108,7 @@ def build_settings(address: Destination, id_file: Path | None, options: HostSett
     if address.user is not None:
         settings.append(("User", quote_value(address.user)))
     for keyword, _ in options:
-        if keyword.lower() in {said.lower() for said, _ in settings}:
+        if keyword.lower() in {written.lower() for written, _ in settings}:
             raise ValueError(f"{keyword} is given twice: as an option, and in the address")
     keywords = [keyword.lower() for keyword, _ in options]
     duplicates = sorted({keyword for keyword in keywords if keywords.count(keyword) > 1} - _REPEATABLE_KEYWORDS)
@@ -219,5 +219,5 @@ def _private_key_path(id_file: Path) -> Path:
     given = absolute_path(id_file)
     private = given.with_name(given.name.removesuffix(".pub"))
     if not any(os.path.isfile(path) for path in (given, private, f"{private}.pub")):  # noqa: PTH113 - never raises
-        raise click.BadParameter(f"there is no file {given}", param_hint="--id-file")
+        raise click.BadParameter(f"no such file: {given}", param_hint="--id-file")
     return private if os.path.isfile(private) else given  # noqa: PTH113

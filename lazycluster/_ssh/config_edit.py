@@ -80,7 +80,7 @@ def quote_value(text: str) -> str:
         ValueError: The value has control characters.
     """
     if not text.isprintable():
-        raise ValueError(f"a value must be one line without control characters, got {text!r}")
+        raise ValueError(f"value must be one line without control characters, got {text!r}")
     if _UNQUOTED_VALUE.fullmatch(text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -24,7 +24,7 @@ from lazycluster._cli.edit_config import build_settings, parse_address, parse_na
         ("münchen", (None, "münchen", None)),
     ],
 )
-def test_addresses(text: str, expected: tuple[str | None, str, int | None]) -> None:
+def test_parse_address_returns_user_host_port(text: str, expected: tuple[str | None, str, int | None]) -> None:
     address = parse_address(text)
 
     assert (address.user, address.host, address.port) == expected
@@ -35,7 +35,7 @@ def test_addresses(text: str, expected: tuple[str | None, str, int | None]) -> N
     [
         ("", "must not be empty"),
         ("me@", "must not be empty"),
-        ("@h", "no user before the @"),
+        ("@h", "user must not be empty"),
         ("h:", "port must be a whole number"),
         ("h:ssh", "port must be a whole number"),
         ("h:0", "1 to 65535"),
@@ -46,8 +46,8 @@ def test_addresses(text: str, expected: tuple[str | None, str, int | None]) -> N
         ("-oProxyCommand=x", "without '='"),
         ("-h", "must not begin with a dash"),
         ("-u@h", "must not begin with a dash"),
-        ("a b", "without spaces: 'a b'"),
-        ("a\u00a0b", r"without '\\xa0': "),
+        ("a b", "without spaces, got 'a b'"),
+        ("a\u00a0b", r"without '\\xa0', "),
         ("ssh://h", "port must be a whole number"),
         ("h/x", "without '/'"),
         ("*.example.org", r"without '\*'"),
@@ -56,13 +56,13 @@ def test_addresses(text: str, expected: tuple[str | None, str, int | None]) -> N
         ("h\nHost *", r"without '\\n', spaces, '\*'"),
     ],
 )
-def test_what_is_no_address(text: str, message: str) -> None:
+def test_parse_address_refuses_other_texts(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_address(text)
 
 
 @pytest.mark.parametrize("text", ["web", "gpu-1.example.org", "a_b", "a:b", "ünï", "a+b"])
-def test_names(text: str) -> None:
+def test_parse_name_returns_the_name(text: str) -> None:
     assert parse_name(text) == text
 
 
@@ -88,7 +88,7 @@ def test_names(text: str) -> None:
         "\udce4",
     ],
 )
-def test_what_is_no_name(text: str) -> None:
+def test_parse_name_refuses_other_texts(text: str) -> None:
     with pytest.raises(ValueError, match="must not"):
         parse_name(text)
 
@@ -102,7 +102,7 @@ def test_what_is_no_name(text: str) -> None:
         ('SetEnv=A="b c"', ("SetEnv", 'A="b c"')),
     ],
 )
-def test_options(text: str, expected: tuple[str, str]) -> None:
+def test_parse_option_returns_keyword_and_value(text: str, expected: tuple[str, str]) -> None:
     assert parse_option(text) == expected
 
 
@@ -110,7 +110,7 @@ def test_options(text: str, expected: tuple[str, str]) -> None:
     "text",
     ["", "x", "=x", "x=", "A B=c", "-A=b", "Host=*", "host=x", "Match=all", "Port=1\nHost *", "Port=1\rx", "A=\x1b"],
 )
-def test_what_is_no_option(text: str) -> None:
+def test_parse_option_refuses_other_texts(text: str) -> None:
     with pytest.raises(ValueError, match=r"option|value"):
         parse_option(text)
 
@@ -133,7 +133,7 @@ def block(address: str, id_file: str | None = None, *options: tuple[str, str]) -
         (block("h", "/k", ("IdentityFile", "/l")), ["HostName h", "IdentityFile /k", "IdentityFile /l"]),
     ],
 )
-def test_what_a_block_says(lines: list[str], expected: list[str]) -> None:
+def test_build_settings_returns_the_lines(lines: list[str], expected: list[str]) -> None:
     assert lines == expected
 
 
@@ -143,12 +143,12 @@ def test_build_settings_refuses_key_of_two_lines() -> None:
 
 
 @pytest.mark.parametrize("option", ["HostName", "hostname", "Port", "user"])
-def test_what_is_said_twice_is_refused(option: str) -> None:
+def test_build_settings_refuses_option_of_address(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} is given twice"):
         build_settings(parse_address("me@h:1"), None, ((option, "1"),))
 
 
-def test_an_option_that_is_given_twice_is_refused_but_for_those_that_add_up() -> None:
+def test_build_settings_refuses_option_given_twice() -> None:
     adding_up = (("SendEnv", "A"), ("sendenv", "B"), ("Include", "a"), ("Include", "b"))
     assert build_settings(parse_address("h"), None, adding_up)[1:] == adding_up
     options = (("ForwardAgent", "yes"), *adding_up, ("forwardagent", "no"))
