@@ -192,7 +192,7 @@ def raise_errors(outcomes: Mapping[str, Value[T] | Error], action: str) -> None:
     """
     errors = errors_by_host(outcomes)
     if errors:
-        raise HostsFailedError(action, errors, len(outcomes), values_by_host(outcomes)) from errors[0][1]
+        raise HostsFailedError(action, errors, len(outcomes), values_by_host(outcomes))
 
 
 def values_by_host(outcomes: Mapping[str, Value[T] | Error]) -> dict[str, T]:

@@ -112,4 +112,4 @@ def join(group: Members) -> None:
             errors += [(runtime.host, error) for error in failed]
             advance(not failed)
     if errors:
-        raise HostsFailedError("a task", tuple(errors), len(runtimes)) from errors[0][1]
+        raise HostsFailedError("a task", tuple(errors), len(runtimes))

@@ -185,9 +185,7 @@ class MapScheduler(Generic[X, T]):
 
     def _all_hosts_failed_error(self) -> HostsFailedError:
         errors = tuple((runtime.host, self._failed_hosts[runtime.host]) for runtime in self._runtimes)
-        error = HostsFailedError(f"map({function_name(self._function)})", errors, len(self._runtimes))
-        error.__cause__ = errors[-1][1]
-        return error
+        return HostsFailedError(f"map({function_name(self._function)})", errors, len(self._runtimes))
 
     # The threads of the hosts ----------------------------------------------------------------------------------------
 

@@ -111,8 +111,7 @@ class Members:
         self._failed = dict(errors_by_host(outcomes))
         if self._failed and on_error == "raise":
             gather({host: runtime.cleanup for host, runtime in connected.items()})
-            errors = tuple(self._failed.items())
-            raise HostsFailedError("connecting", errors, len(names)) from errors[0][1]
+            raise HostsFailedError("connecting", tuple(self._failed.items()), len(names))
         self._runtimes.update(connected)
 
     def __repr__(self) -> str:

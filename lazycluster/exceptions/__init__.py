@@ -42,7 +42,7 @@ The tree; `x` marks a plain class to catch the errors below it, `+` a record wit
     + ForwardingRefusedError
   + PortInUseError (ValueError)
   + NoPortsLeftError
-  + HostsFailedError
+  + HostsFailedError (ExceptionGroup)
   + NoRuntimesError (ValueError)
   + NoRuntimesDetectedError
 

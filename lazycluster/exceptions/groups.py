@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar, overload
 
 import attrs
 
+from lazycluster._typing import BaseExceptionGroup, ExceptionGroup, Self
 from lazycluster.exceptions._text import error_lines, shorten
 from lazycluster.exceptions.root import LazyclusterError
 
+X = TypeVar("X", bound=Exception)
+B = TypeVar("B", bound=BaseException)
 
-@attrs.frozen(slots=False)
-class HostsFailedError(LazyclusterError):
-    """The same work failed on some of several hosts; it resembles an `ExceptionGroup`.
+
+# Not `attrs.frozen`: the backport of ExceptionGroup sets attributes of its own. Fields still cannot be set.
+@attrs.define(slots=False, on_setattr=attrs.setters.frozen)
+class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
+    """The same work failed on some of several hosts: an `ExceptionGroup` of their errors, each with a note of its host.
 
     `errors` pairs each host with its error, in the order of the hosts. `total` is the number of hosts in the work.
     `values` holds the results of the other hosts. A pickle leaves out values that cannot be pickled, such as tasks.
+    `split()` and `subgroup()` keep the hosts of the errors they choose, and the values.
+
+    `except HostsFailedError` catches it as a whole, `except* SomeError` its members of that class. Python allows no
+    class of groups after `except*` (PEP 654). `except* LazyclusterError` catches it as a whole, since it is one itself.
     """
 
     action: str
@@ -24,10 +34,39 @@ class HostsFailedError(LazyclusterError):
     total: int = 0
     values: Mapping[str, object] = attrs.field(factory=dict, repr=False, eq=False)
 
+    def __new__(cls, action: str, errors: Sequence[tuple[str, Exception]], *_: object, **__: object) -> Self:
+        """Make the group of the errors; `__init__` sets the fields."""
+        return super().__new__(cls, action, [error for _, error in errors])
+
+    def __attrs_post_init__(self) -> None:
+        for host, error in self.errors:
+            _add_note(error, f"on host {host}")
+
     @property
-    def exceptions(self) -> tuple[Exception, ...]:
-        """The errors, without the hosts."""
-        return tuple(error for _, error in self.errors)
+    def message(self) -> str:
+        """The work, the number of hosts on which it failed, and the error of each: the same as `str()` of it."""
+        hosts = len({host for host, _ in self.errors})
+        of = f" of {self.total}" if self.total else ""
+        head = f"{shorten(self.action)} failed on {hosts}{of} host{'s' if max(hosts, self.total) > 1 else ''}:"
+        return "\n".join([head, *(f"  {line}" for host, error in self.errors for line in error_lines(host, error))])
+
+    @overload
+    def derive(self, excs: Sequence[X], /) -> ExceptionGroup[X]: ...
+    @overload
+    def derive(self, excs: Sequence[B], /) -> BaseExceptionGroup[B]: ...
+    def derive(self, excs: Sequence[B], /) -> BaseExceptionGroup[B] | HostsFailedError:
+        """Return a group of some of its errors in their order, with their hosts; of other errors, a plain group.
+
+        `split()` and `subgroup()` call it, also with parts of members that are groups themselves.
+        """
+        pairs = iter(self.errors)
+        errors = []
+        for error in excs:
+            host = next((host for host, member in pairs if _is_part(error, member)), None)
+            if host is None or not isinstance(error, Exception):
+                return BaseExceptionGroup(f"{shorten(self.action)} failed", excs)
+            errors.append((host, error))
+        return HostsFailedError(self.action, tuple(errors), self.total, self.values)
 
     def __reduce__(self) -> tuple[type[LazyclusterError], tuple[object, ...]]:
         """Return how to make it again from its facts."""
@@ -35,10 +74,26 @@ class HostsFailedError(LazyclusterError):
         return type(self), (self.action, self.errors, self.total, values)
 
     def __str__(self) -> str:
-        hosts = len({host for host, _ in self.errors})
-        of = f" of {self.total}" if self.total else ""
-        head = f"{shorten(self.action)} failed on {hosts}{of} host{'s' if max(hosts, self.total) > 1 else ''}:"
-        return "\n".join([head, *(f"  {line}" for host, error in self.errors for line in error_lines(host, error))])
+        return self.message
+
+
+def _add_note(error: Exception, note: str) -> None:
+    notes = getattr(error, "__notes__", [])
+    if note not in notes:
+        # Not add_note(): frozen records refuse it (attrs before 24.3), and Python 3.10 has none.
+        BaseException.__setattr__(error, "__notes__", [*notes, note])
+
+
+def _is_part(error: BaseException, member: BaseException) -> bool:
+    """Return whether an error is a member of a group or, if the member is a group, was split from it."""
+    return error is member or not _leaves(error).isdisjoint(_leaves(member))
+
+
+def _leaves(error: BaseException) -> set[int]:
+    """Return the identities of the errors in a group, or of one error."""
+    if isinstance(error, BaseExceptionGroup):
+        return set().union(*map(_leaves, error.exceptions))
+    return {id(error)}
 
 
 def _can_pickle(value: object) -> bool:
