@@ -10,7 +10,7 @@ from lazycluster._typing import Self
 
 
 class CleanupOnExit(ABC):
-    """A context manager that is cleaned up at the end of its block."""
+    """A context manager that is closed at the end of its block."""
 
     def __enter__(self) -> Self:
         """Return the object itself."""
@@ -19,12 +19,16 @@ class CleanupOnExit(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Clean up."""
-        self.cleanup()
+        """Close it."""
+        self.close()
 
     @abstractmethod
     def cleanup(self) -> None:
-        """Give back everything; doing it twice is fine."""
+        """End and remove everything that it holds. A second call does nothing."""
+
+    def close(self) -> None:
+        """Do what `cleanup()` does."""
+        self.cleanup()
 
 
 class ManagedProcess(Protocol):

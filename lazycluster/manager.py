@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from lazycluster._display import pluralize, print_table
 from lazycluster._facts import HOST_TABLE_COLUMNS, host_table_row
-from lazycluster._gather import errors_by_host, gather, values_by_host
+from lazycluster._gather import errors_by_host, gather, unwrap_all, values_by_host
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, check_options, connect_hosts
 from lazycluster._model.checks import absolute_path, to_list
 from lazycluster._model.options import ManagerOptions, RuntimeOptions
@@ -228,12 +228,18 @@ class RuntimeManager(CleanupOnExit):
         print_table(f"{pluralize(len(rows), 'active host')}{suffix}", HOST_TABLE_COLUMNS, rows)
 
     def cleanup(self) -> None:
-        """Give back what no group has taken. Doing it twice is fine; the next question tries all hosts again."""
+        """End the runtimes that no group has taken. A second call does nothing.
+
+        The next question tries all hosts again.
+
+        Raises:
+            HostsFailedError: It failed on some hosts.
+        """
         with self._lock:
             runtimes, self._runtimes = self._runtimes, {}
             self._inactive = {}
             self._detected = False
-            gather({host: runtime.cleanup for host, runtime in runtimes.items()})
+            unwrap_all(gather({host: runtime.cleanup for host, runtime in runtimes.items()}), "the clean-up")
 
 
 def check_requirements(

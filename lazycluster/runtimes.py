@@ -386,9 +386,5 @@ class Runtime(Facts, CleanupOnExit):
         """
         self._resources.release()
 
-    def close(self) -> None:
-        """Do what `cleanup()` does."""
-        self.cleanup()
-
 
 __all__ = ["ConnectError", "ConnectionOptions", "Runtime", "RuntimeOptions", "RuntimeTask"]

@@ -113,7 +113,7 @@ class Execution:
                 print(f"[{index}] failed: {self.error}")  # noqa: T201
 
     def close(self) -> None:
-        """Let go of what the functions returned."""
+        """Discard the returns of the functions."""
         while self._outcome_files:
             self._outcome_files.pop()[1].close()
 
@@ -362,8 +362,12 @@ class RuntimeTask:
             self._execution.print_log()
 
     def cleanup(self) -> None:
-        """Let go of temporary resources: what the functions returned."""
+        """Wait until the task has ended, then discard the returns of its functions. A second call does nothing."""
         with contextlib.suppress(LazyclusterError):
             self.join()
         if self._execution is not None:
             self._execution.close()
+
+    def close(self) -> None:
+        """Do what `cleanup()` does."""
+        self.cleanup()

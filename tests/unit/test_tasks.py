@@ -6,6 +6,7 @@ import functools
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -335,12 +336,13 @@ def test_print_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "[0] 1\n2\n[1] \n"
 
 
-def test_cleanup_lets_go_of_the_returns() -> None:
+@pytest.mark.parametrize("end", [RuntimeTask.cleanup, RuntimeTask.close])
+def test_cleanup_lets_go_of_the_returns(end: Callable[[RuntimeTask], None]) -> None:
     task = carry_out(
         RuntimeTask().run_function(add, 1).run_command("a"), StubTransport(results={"a": stub_stdout("", 1)})
     )
-    task.cleanup()
-    task.cleanup()
+    end(task)
+    end(task)
     assert list(task.function_returns) == []
     assert len(task.results) == 2
 
