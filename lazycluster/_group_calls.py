@@ -23,7 +23,7 @@ X = TypeVar("X")
 
 
 def run_command(
-    group: Members,
+    members: Members,
     command: str,
     on_error: OnError,
     *,
@@ -43,11 +43,11 @@ def run_command(
         watch = Watch(pass_output, cancel_token=cancel_token)
         return runtime.run(command, stdin=stdin, timeout=timeout, watch=watch)
 
-    return _run_on_all(group, work, f"`{command}`", on_error)
+    return _run_on_all(members, work, f"`{command}`", on_error)
 
 
 def call_function(
-    group: Members,
+    members: Members,
     function: Callable[..., T],
     on_error: OnError,
     args: Sequence[object],
@@ -59,22 +59,22 @@ def call_function(
         return _invoke.call_function(runtime.executor(cancel_token=cancel_token), function, args, kwargs)
 
     check_callable(function)
-    return _run_on_all(group, work, function_name(function), on_error)
+    return _run_on_all(members, work, function_name(function), on_error)
 
 
 def _run_on_all(
-    group: Members, work: Callable[[Runtime, CancelToken], T], action: str, on_error: OnError
+    members: Members, work: Callable[[Runtime, CancelToken], T], action: str, on_error: OnError
 ) -> Mapping[str, T | Error]:
     """Do the same work on every host; an interruption (Ctrl-C) ends it on the hosts."""
     check_on_error(on_error)
-    runtimes = group.require_runtimes()
+    runtimes = members.require()
     cancel_group = CancelGroup()
 
     def run_cancellable(runtime: Runtime) -> T:
         with cancel_group.token() as cancel_token:
             return work(runtime, cancel_token)
 
-    with count_bar(action, len(runtimes), "hosts", shown=group.progress) as advance:
+    with count_bar(action, len(runtimes), "hosts", shown=members.progress) as advance:
         outcomes = gather(
             {host: functools.partial(run_cancellable, runtime) for host, runtime in runtimes.items()},
             on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
@@ -84,7 +84,7 @@ def _run_on_all(
 
 
 def map_items(
-    group: Members,
+    members: Members,
     function: Callable[[X], T],
     iterable: Iterable[X],
     on_error: OnError,
@@ -97,16 +97,16 @@ def map_items(
     check_on_error(on_error)
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise ValueError(f"retries is a whole number from 0 on, not {retries!r}")
-    runtimes = list(group.require_runtimes().values())
+    runtimes = list(members.require().values())
     scheduler = MapScheduler(runtimes, function, iter(iterable), ordered=ordered, retries=retries)
     total = len(iterable) if isinstance(iterable, Sized) else None
-    return _iter_results(group, scheduler, on_error, function_name(function), total)
+    return _iter_results(members, scheduler, on_error, function_name(function), total)
 
 
 def _iter_results(
-    group: Members, scheduler: MapScheduler[X, T], on_error: OnError, title: str, total: int | None
+    members: Members, scheduler: MapScheduler[X, T], on_error: OnError, title: str, total: int | None
 ) -> Generator[T | Error, None, None]:
-    with count_bar(title, total, "items", shown=group.progress) as advance, scheduler:
+    with count_bar(title, total, "items", shown=members.progress) as advance, scheduler:
         for outcome in scheduler:
             advance(isinstance(outcome, Value))
             if isinstance(outcome, Value):

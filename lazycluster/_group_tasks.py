@@ -16,7 +16,7 @@ from lazycluster.tasks import RuntimeTask
 
 
 def execute_task(
-    group: Members,
+    members: Members,
     task: RuntimeTask,
     on_error: OnError,
     *,
@@ -30,8 +30,8 @@ def execute_task(
     if broadcast:
         if host is not None:
             raise ValueError(f"broadcast is to all hosts, and not to {host} alone")
-        return _broadcast(group, task, on_error, execute_async=execute_async, debug=debug)
-    runtime = group.get_runtime(host)
+        return _broadcast(members, task, on_error, execute_async=execute_async, debug=debug)
+    runtime = members.get(host)
     try:
         return runtime.execute_task(task, execute_async, debug)
     except LazyclusterError as error:
@@ -41,7 +41,7 @@ def execute_task(
 
 
 def send_file(
-    group: Members,
+    members: Members,
     local_path: str | os.PathLike[str],
     remote_path: str | None,
     on_error: OnError,
@@ -51,14 +51,14 @@ def send_file(
     """Send a file or directory to every host; see `RuntimeGroup.send_file()`."""
     check_on_error(on_error)
     task = RuntimeTask(f"send {os.fspath(local_path)}").send_file(local_path, remote_path)
-    return _broadcast(group, task, on_error, execute_async=execute_async, debug=False)
+    return _broadcast(members, task, on_error, execute_async=execute_async, debug=False)
 
 
 def _broadcast(
-    group: Members, task: RuntimeTask, on_error: OnError, *, execute_async: bool, debug: bool
+    members: Members, task: RuntimeTask, on_error: OnError, *, execute_async: bool, debug: bool
 ) -> Mapping[str, RuntimeTask | Error]:
     outcomes: dict[str, Value[RuntimeTask] | Error] = {}
-    runtimes = group.require_runtimes()
+    runtimes = members.require()
     if len(runtimes) > 1:
         _check_distinct_local_paths(task.steps)
     copies = {host: task.copy() for host in runtimes}
@@ -68,7 +68,7 @@ def _broadcast(
             work = functools.partial(runtime.execute_task, copies[host], debug=debug, prefix_output=True)
             outcomes[host] = capture(work, Exception)
         if not execute_async:
-            with count_bar(title, len(outcomes), "hosts", shown=group.progress and not debug) as advance:
+            with count_bar(title, len(outcomes), "hosts", shown=members.progress and not debug) as advance:
                 for host, outcome in outcomes.items():
                     if isinstance(outcome, Value):
                         outcomes[host] = capture(functools.partial(_join, outcome.value), LazyclusterError)
@@ -98,15 +98,15 @@ def _check_distinct_local_paths(steps: Iterable[Step]) -> None:
             )
 
 
-def join(group: Members) -> None:
+def join(members: Members) -> None:
     """Wait until every task in the background has ended.
 
     Raises:
         HostsFailedError: Some tasks failed; it lists each with its host.
     """
-    runtimes = group.runtimes
+    runtimes = members.all().values()
     errors = []
-    with count_bar("waiting for tasks", len(runtimes), "hosts", shown=group.progress) as advance:
+    with count_bar("waiting for tasks", len(runtimes), "hosts", shown=members.progress) as advance:
         for runtime in runtimes:
             failed = runtime.join_tasks()
             errors += [(runtime.host, error) for error in failed]

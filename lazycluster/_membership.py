@@ -7,14 +7,12 @@ import functools
 import resource
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, errors_by_host, gather, values_by_host
 from lazycluster._model.checks import check_environment, to_list
 from lazycluster._model.options import RuntimeOptions
 from lazycluster._transports import factory
-from lazycluster._typing import Unpack
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
@@ -77,121 +75,89 @@ def _connect_runtime(host: str, working_dir: str | None, options: RuntimeOptions
 
 
 class Members:
-    """The runtimes of a group by host, in the order given. Any thread may use it."""
+    """The runtimes of a group by host, in the order given, and how more are connected. Any thread may use it."""
 
     def __init__(
-        self,
-        runtimes: Iterable[Runtime] | None = None,
-        hosts: Iterable[str] | None = None,
-        working_dir: str | None = None,
-        *,
-        max_connections: int = DEFAULT_MAX_CONNECTIONS,
-        on_error: Literal["raise", "skip"] = "raise",
-        progress: bool = False,
-        **connection_kwargs: Unpack[RuntimeOptions],
+        self, working_dir: str | None, options: RuntimeOptions, *, max_connections: int, progress: bool
     ) -> None:
-        if on_error not in {"raise", "skip"}:
-            raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
-        self._lock = threading.Lock()
-        self._max_connections = max_connections
-        self._runtimes: dict[str, Runtime] = {}
-        self._working_dir = working_dir
-        self._options = connection_kwargs
-        self._env: dict[str, str] = {}
+        """Begin empty. The arguments are those of `RuntimeGroup`."""
+        self.max_connections = max_connections
         self.progress = progress
-        self._failed: dict[str, Exception] = {}
-        for runtime in _check_runtimes(runtimes):
-            self.add_runtime(runtime)
+        self.failed: dict[str, Exception] = {}
+        """The hosts that were skipped, with their errors."""
+        self.working_dir = working_dir
+        self.options = options
+        self._lock = threading.Lock()
+        self._runtimes: dict[str, Runtime] = {}
+        self._env: dict[str, str] = {}
+
+    def connect(self, hosts: Iterable[str] | None, *, skip_failed: bool) -> None:
+        """Connect to hosts in parallel and add their runtimes; keep the errors of those that fail, or raise them.
+
+        Raises:
+            HostsFailedError: Some hosts cannot be used; the others are disconnected.
+            ValueError: A host is there twice.
+        """
         names = to_list(hosts)
         self._check_not_members(names)
         outcomes = connect_hosts(
-            names, connection_kwargs, working_dir=working_dir, max_connections=max_connections, progress=progress
+            names,
+            self.options,
+            working_dir=self.working_dir,
+            max_connections=self.max_connections,
+            progress=self.progress,
         )
         connected = values_by_host(outcomes)
-        self._failed = dict(errors_by_host(outcomes))
-        if self._failed and on_error == "raise":
+        self.failed = dict(errors_by_host(outcomes))
+        if self.failed and not skip_failed:
             gather({host: runtime.cleanup for host, runtime in connected.items()})
-            raise HostsFailedError("connecting", tuple(self._failed.items()), len(names))
-        self._runtimes.update(connected)
+            raise HostsFailedError("connecting", tuple(self.failed.items()), len(names))
+        with self._lock:
+            self._runtimes.update(connected)
 
-    def __repr__(self) -> str:
-        """Return the hosts."""
-        return f"<{type(self).__name__} {', '.join(self.hosts) or 'without hosts'}>"
+    def all(self) -> dict[str, Runtime]:
+        """Return the runtimes as they are now; other threads may add and remove some at the same time."""
+        with self._lock:
+            return dict(self._runtimes)
 
-    @property
-    def hosts(self) -> list[str]:
-        """Return the hosts, in the order given."""
-        return list(self._snapshot())
-
-    @property
-    def runtimes(self) -> list[Runtime]:
-        """Return the runtimes, in the order of their hosts."""
-        return list(self._snapshot().values())
-
-    @property
-    def runtime_count(self) -> int:
-        """Return the number of hosts."""
-        return len(self._runtimes)
-
-    @property
-    def failed_hosts(self) -> dict[str, Exception]:
-        """Return the hosts that were skipped when the group was made, and why."""
-        return dict(self._failed)
-
-    def contains_runtime(self, host: str) -> bool:
-        """Tell whether a host belongs to the group."""
-        return host in self._runtimes
-
-    def get_runtime(self, host: str | None = None) -> Runtime:
-        """Return the runtime on a host; without one the least busy, by tasks that run, then by the order given.
-
-        A host that was lost when its last task ended comes after the others, and the one lost last comes last: it would
-        else get every task, and fail it at once. That is forgotten when a task or `run()` does well there, and with
-        `clear_tasks()`.
+    def require(self) -> dict[str, Runtime]:
+        """Return all runtimes by host.
 
         Raises:
-            ValueError: The host is not of the group.
             NoRuntimesError: The group is empty.
         """
+        runtimes = self.all()
+        if not runtimes:
+            raise NoRuntimesError("the group has no hosts")
+        return runtimes
+
+    def get(self, host: str | None) -> Runtime:
+        """Return the runtime on a host, by default the least busy; see `RuntimeGroup.get_runtime()`."""
         if host is not None:
-            return self.get_runtimes(host)[host]
+            return self.select(host)[host]
         return min(
-            self.require_runtimes().values(),
+            self.require().values(),
             key=lambda runtime: (runtime.closed, runtime.last_lost or 0.0, runtime.alive_task_process_count),
         )
 
-    def get_runtimes(
-        self,
-        include_hosts: str | Iterable[str] | None = None,
-        exclude_hosts: str | Iterable[str] | None = None,
+    def select(
+        self, include_hosts: str | Iterable[str] | None = None, exclude_hosts: str | Iterable[str] | None = None
     ) -> dict[str, Runtime]:
-        """Return runtimes by host, in the order of the group: those named, or all, but for those excluded.
-
-        Raises:
-            ValueError: A host is not of the group.
-        """
-        runtimes = self._snapshot()
+        """Return some runtimes by host; see `RuntimeGroup.get_runtimes()`."""
+        runtimes = self.all()
         included = list(runtimes) if include_hosts is None else to_list(include_hosts)
         excluded = to_list(exclude_hosts)
         _check_members([*included, *excluded], runtimes)
         chosen = set(included) - set(excluded)
         return {host: runtime for host, runtime in runtimes.items() if host in chosen}
 
-    def add_runtime(self, host_or_runtime: str | Runtime) -> None:
-        """Add a runtime, or connect to a host as the group does with its own.
-
-        A host that is connected here gets the environment variables that were given to the group; a runtime keeps its
-        own.
-
-        Raises:
-            ValueError: The host is there already.
-            InvalidRuntimeError: The host cannot be used.
-        """
+    def add(self, host_or_runtime: str | Runtime) -> None:
+        """Add a runtime, or connect to a host; see `RuntimeGroup.add_runtime()`."""
         host = host_or_runtime if isinstance(host_or_runtime, str) else host_or_runtime.host
         self._check_not_members([host])
         runtime = host_or_runtime
         if isinstance(runtime, str):
-            runtime = Runtime(runtime, self._working_dir, **self._options)
+            runtime = Runtime(runtime, self.working_dir, **self.options)
         with self._lock:
             if self._runtimes.setdefault(host, runtime) is runtime:
                 if isinstance(host_or_runtime, str):
@@ -201,8 +167,8 @@ class Members:
             runtime.cleanup()
         self._check_not_members([host])
 
-    def remove_runtime(self, host: str) -> Runtime:
-        """Take a host out of the group, and return its runtime, which goes on until it is cleaned up.
+    def remove(self, host: str) -> Runtime:
+        """Remove a host and return its runtime.
 
         Raises:
             ValueError: The host is not of the group.
@@ -211,45 +177,19 @@ class Members:
             _check_members([host], self._runtimes)
             return self._runtimes.pop(host)
 
-    def set_env_variables(self, env_variables: Mapping[str, str]) -> None:
-        """Replace the environment variables of commands and functions on every host.
-
-        Raises:
-            ValueError: A name is no identifier.
-        """
+    def set_env(self, env: Mapping[str, str]) -> None:
+        """Replace the environment variables on every host, also on those that are connected later."""
         with self._lock:
-            self._env = check_environment(env_variables)
+            self._env = check_environment(env)
             for runtime in self._runtimes.values():
-                runtime.set_env_variables(env_variables)
+                runtime.set_env_variables(env)
 
-    def add_env_variables(self, env_variables: Mapping[str, str]) -> None:
-        """Add environment variables for commands and functions on every host.
-
-        Raises:
-            ValueError: A name is no identifier.
-        """
+    def add_env(self, env: Mapping[str, str]) -> None:
+        """Add environment variables on every host, also on those that are connected later."""
         with self._lock:
-            self._env = {**self._env, **check_environment(env_variables)}
+            self._env = {**self._env, **check_environment(env)}
             for runtime in self._runtimes.values():
-                runtime.add_env_variables(env_variables)
-
-    # Checks ----------------------------------------------------------------------------------------------------------
-
-    def require_runtimes(self) -> dict[str, Runtime]:
-        """Return the runtimes by host.
-
-        Raises:
-            NoRuntimesError: There are none.
-        """
-        runtimes = self._snapshot()
-        if not runtimes:
-            raise NoRuntimesError("the group has no hosts")
-        return runtimes
-
-    def _snapshot(self) -> dict[str, Runtime]:
-        """Return the runtimes as they are now, whatever other threads add and remove."""
-        with self._lock:
-            return dict(self._runtimes)
+                runtime.add_env_variables(env)
 
     def _check_not_members(self, hosts: Iterable[str]) -> None:
         members = [host for host in hosts if host in self._runtimes]
@@ -257,8 +197,12 @@ class Members:
             raise ValueError(f"of the group already: {', '.join(members)}")
 
 
-def _check_runtimes(runtimes: Iterable[Runtime] | None) -> list[Runtime]:
-    """Return runtimes as a list, and say it where they are hosts."""
+def check_runtimes(runtimes: Iterable[Runtime] | None) -> list[Runtime]:
+    """Return runtimes as a list.
+
+    Raises:
+        TypeError: One of them is the name of a host.
+    """
     candidates = [runtimes] if isinstance(runtimes, (str, Runtime)) else list(runtimes or ())
     for runtime in candidates:
         if isinstance(runtime, str):

@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from lazycluster import _group_calls, _group_ports, _group_tasks
-from lazycluster._display import pluralize, print_table
-from lazycluster._facts import HOST_TABLE_COLUMNS, host_table_row
+from lazycluster import _group_calls, _group_tasks
 from lazycluster._gather import OnError, gather, unwrap_all
-from lazycluster._membership import Members
-from lazycluster._model.checks import check_port
-from lazycluster.managed import CleanupOnExit, ManagedProcess
+from lazycluster._group_facts import GroupFacts
+from lazycluster._group_ports import GroupPorts
+from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, Members, check_runtimes
+from lazycluster._model.options import RuntimeOptions
+from lazycluster._typing import Unpack
+from lazycluster.managed import CleanupOnExit
 from lazycluster.results import CommandResult, Error, Stream
+from lazycluster.runtimes import Runtime
 from lazycluster.tasks import RuntimeTask
 
 P = ParamSpec("P")
@@ -21,19 +23,18 @@ T = TypeVar("T")
 X = TypeVar("X")
 
 
-class RuntimeGroup(Members, CleanupOnExit):
+class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
     """Some hosts that work together: the same command, function or file on all of them, or items spread over them.
 
-    Hosts are connected in parallel. It is a context manager; at its end, or at `cleanup()`, everything that its
-    runtimes started and made is ended and removed.
+    Hosts are connected in parallel. It is a context manager; at its end, or at `close()`, everything that its runtimes
+    started and made is ended and removed.
 
     Args:
-        runtimes: Runtimes that exist; they are the group's from now on.
+        runtimes: Existing runtimes, which belong to the group from now on.
         hosts: Hosts to connect to, as `ssh` understands them.
         working_dir: The working directory on each of these hosts; default: a temporary one each.
-        max_connections: Log-ins at once while it connects, also through one jump host; a server that refuses one, then
-            or later, because there are too many (MaxStartups) is asked again, with growing pauses, until
-            `connect_timeout`.
+        max_connections: Log-ins at once while it connects, also through one jump host. Log-ins that a server refuses
+            because there are too many (MaxStartups) are tried again, with growing pauses, until `connect_timeout`.
         on_error: What to do with hosts that cannot be used: `raise`, or `skip` them, see `failed_hosts`.
         progress: Show a bar on a terminal while something is under way.
         connection_kwargs: The keywords of `Runtime`.
@@ -42,6 +43,61 @@ class RuntimeGroup(Members, CleanupOnExit):
         HostsFailedError: Some hosts cannot be used; it lists each with its cause, and none stays connected.
         ValueError: A host is there twice.
     """
+
+    def __init__(
+        self,
+        runtimes: Iterable[Runtime] | None = None,
+        hosts: Iterable[str] | None = None,
+        working_dir: str | None = None,
+        *,
+        max_connections: int = DEFAULT_MAX_CONNECTIONS,
+        on_error: Literal["raise", "skip"] = "raise",
+        progress: bool = False,
+        **connection_kwargs: Unpack[RuntimeOptions],
+    ) -> None:
+        if on_error not in {"raise", "skip"}:
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        self._members = Members(working_dir, connection_kwargs, max_connections=max_connections, progress=progress)
+        for runtime in check_runtimes(runtimes):
+            self._members.add(runtime)
+        self._members.connect(hosts, skip_failed=on_error == "skip")
+
+    # Hosts -----------------------------------------------------------------------------------------------------------
+
+    def add_runtime(self, host_or_runtime: str | Runtime) -> None:
+        """Add a runtime, or connect to a host as the group does with its own.
+
+        A host that is connected here gets the environment variables of the group; a runtime keeps its own.
+
+        Raises:
+            ValueError: The host is there already.
+            InvalidRuntimeError: The host cannot be used.
+        """
+        self._members.add(host_or_runtime)
+
+    def remove_runtime(self, host: str) -> Runtime:
+        """Remove a host from the group and return its runtime, which stays open.
+
+        Raises:
+            ValueError: The host is not of the group.
+        """
+        return self._members.remove(host)
+
+    def set_env_variables(self, env_variables: Mapping[str, str]) -> None:
+        """Replace the environment variables of commands and functions on every host.
+
+        Raises:
+            ValueError: A name is no identifier.
+        """
+        self._members.set_env(env_variables)
+
+    def add_env_variables(self, env_variables: Mapping[str, str]) -> None:
+        """Add environment variables for commands and functions on every host.
+
+        Raises:
+            ValueError: A name is no identifier.
+        """
+        self._members.add_env(env_variables)
 
     # What it does ----------------------------------------------------------------------------------------------------
 
@@ -87,12 +143,18 @@ class RuntimeGroup(Members, CleanupOnExit):
             HostsFailedError: Hosts on which it took longer, or to which the link broke; with the results of the others.
             ValueError: The command is empty, or the timeout is not positive.
         """
-        return _group_calls.run_command(self, command, on_error, stdin=stdin, timeout=timeout, on_output=on_output)
+        return _group_calls.run_command(
+            self._members, command, on_error, stdin=stdin, timeout=timeout, on_output=on_output
+        )
 
     @overload
     def call(
         self, function: Callable[..., T], /, *args: object, on_error: Literal["collect"], **kwargs: object
     ) -> dict[str, T | Error]: ...
+    @overload
+    def call(
+        self, function: Callable[..., T], /, *args: object, on_error: Literal["raise"], **kwargs: object
+    ) -> dict[str, T]: ...
     @overload
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, T]: ...
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Mapping[str, T | Error]:
@@ -109,7 +171,7 @@ class RuntimeGroup(Members, CleanupOnExit):
             HostsFailedError: Hosts on which it raised; with the values of the others.
         """
         on_error: OnError = kwargs.pop("on_error", "raise")
-        return _group_calls.call_function(self, function, on_error, args, kwargs)
+        return _group_calls.call_function(self._members, function, on_error, args, kwargs)
 
     @overload
     def map(
@@ -160,7 +222,7 @@ class RuntimeGroup(Members, CleanupOnExit):
         Raises:
             HostsFailedError: No host is left.
         """
-        return _group_calls.map_items(self, function, iterable, on_error, ordered=ordered, retries=retries)
+        return _group_calls.map_items(self._members, function, iterable, on_error, ordered=ordered, retries=retries)
 
     @overload
     def execute_task(
@@ -206,6 +268,28 @@ class RuntimeGroup(Members, CleanupOnExit):
         debug: bool = ...,
         on_error: Literal["collect"],
     ) -> dict[str, RuntimeTask | Error]: ...
+    @overload
+    def execute_task(
+        self,
+        task: RuntimeTask,
+        host: str | None = ...,
+        broadcast: bool = ...,
+        execute_async: bool = ...,
+        debug: bool = ...,
+        *,
+        on_error: Literal["raise"] = ...,
+    ) -> RuntimeTask | dict[str, RuntimeTask]: ...
+    @overload
+    def execute_task(
+        self,
+        task: RuntimeTask,
+        host: str | None = ...,
+        broadcast: bool = ...,
+        execute_async: bool = ...,
+        debug: bool = ...,
+        *,
+        on_error: Literal["collect"],
+    ) -> RuntimeTask | Error | dict[str, RuntimeTask | Error]: ...
     def execute_task(
         self,
         task: RuntimeTask,
@@ -237,9 +321,27 @@ class RuntimeGroup(Members, CleanupOnExit):
                 would write to the same place here, see `RuntimeTask.get_file()`.
         """
         return _group_tasks.execute_task(
-            self, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
+            self._members, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
         )
 
+    @overload
+    def send_file(
+        self,
+        local_path: str | os.PathLike[str],
+        remote_path: str | None = ...,
+        execute_async: bool = ...,
+        *,
+        on_error: Literal["raise"] = ...,
+    ) -> dict[str, RuntimeTask]: ...
+    @overload
+    def send_file(
+        self,
+        local_path: str | os.PathLike[str],
+        remote_path: str | None = ...,
+        execute_async: bool = ...,
+        *,
+        on_error: Literal["collect"],
+    ) -> dict[str, RuntimeTask | Error]: ...
     def send_file(
         self,
         local_path: str | os.PathLike[str],
@@ -251,144 +353,28 @@ class RuntimeGroup(Members, CleanupOnExit):
         """Send a file or directory to every host; see `RuntimeTask.send_file()` and `execute_task()`.
 
         Returns:
-            The tasks that do it, by host.
+            The tasks that send it, by host.
 
         Raises:
-            ValueError: There is no such file here.
-            HostsFailedError: It could not be sent to some hosts; of `execute_async` `join()` raises that.
+            ValueError: The local path does not exist.
+            HostsFailedError: It could not be sent to some hosts; with `execute_async`, `join()` raises it.
         """
-        return _group_tasks.send_file(self, local_path, remote_path, on_error, execute_async=execute_async)
-
-    # Tasks -----------------------------------------------------------------------------------------------------------
-
-    @property
-    def task_processes(self) -> list[ManagedProcess]:
-        """Return the processes of the tasks in the background, host by host."""
-        return [process for runtime in self.runtimes for process in runtime.task_processes]
-
-    @property
-    def function_returns(self) -> Generator[object, None, None]:
-        """Wait for the tasks, then yield what their functions returned, host by host in the order of the group."""
-        for runtime in self.runtimes:
-            yield from runtime.function_returns
+        return _group_tasks.send_file(self._members, local_path, remote_path, on_error, execute_async=execute_async)
 
     def join(self) -> None:
         """Wait until every task in the background has ended.
 
         Raises:
-            HostsFailedError: Some failed; it lists each with its host.
+            HostsFailedError: Some tasks failed; it lists each with its host.
         """
-        _group_tasks.join(self)
-
-    def print_log(self) -> None:
-        """Print the logs of the tasks, host by host."""
-        for runtime in self.runtimes:
-            runtime.print_log()
+        _group_tasks.join(self._members)
 
     def clear_tasks(self) -> None:
         """Forget the tasks that have ended: their logs, returns and processes."""
         for runtime in self.runtimes:
             runtime.clear_tasks()
 
-    # Ports and tunnels -----------------------------------------------------------------------------------------------
-
-    def has_free_port(self, port: int, exclude_hosts: str | Iterable[str] | None = None) -> bool:
-        """Tell whether a server could listen on a port of every host.
-
-        Raises:
-            HostsFailedError: Hosts that could not be asked.
-        """
-        return bool(_group_ports.free_ports(self, [check_port(port)], exclude_hosts))
-
-    def get_free_port(
-        self,
-        ports: Iterable[int],
-        enforce_check_on_localhost: bool = False,
-        exclude_hosts: str | Iterable[str] | None = None,
-    ) -> int:
-        """Return the first port of a list that is free on every host; each is asked once, all at the same time.
-
-        Args:
-            ports: The ports, in the order of preference.
-            enforce_check_on_localhost: It must be free on this machine, too.
-            exclude_hosts: Hosts that do not matter.
-
-        Raises:
-            NoPortsLeftError: None is, or the list is empty.
-            HostsFailedError: Hosts that could not be asked.
-        """
-        return _group_ports.first_free_port(self, ports, exclude_hosts, also_local=enforce_check_on_localhost)
-
-    def expose_port_to_runtimes(
-        self, local_port: int, runtime_port: int | None = None, exclude_hosts: str | Iterable[str] | None = None
-    ) -> list[str]:
-        """Make a service that listens here on `local_port` reachable on every host at `localhost:runtime_port`.
-
-        All tunnels to one host share one connection.
-
-        Returns:
-            The keys under which `stop_process()` ends the tunnels, in the order of the hosts.
-
-        Raises:
-            HostsFailedError: It failed on some hosts; nothing of it is left on the others.
-        """
-        return _group_ports.expose_to_all(
-            self, local_port, runtime_port, exclude_hosts, max_connections=self._max_connections
-        )
-
-    def expose_port_from_runtime_to_group(
-        self, host: str, runtime_port: int, local_port: int | None = None, group_port: int | None = None
-    ) -> list[str]:
-        """Make a service of one host reachable on all others, by way of this machine.
-
-        Args:
-            host: Where it listens.
-            runtime_port: On which port there.
-            local_port: On which port it is reachable on this machine; default: `runtime_port`.
-            group_port: On which port it is reachable on the other hosts, at localhost; default: `runtime_port`.
-
-        Returns:
-            The keys under which `stop_process()` ends the tunnels: that from the host first.
-
-        Raises:
-            PortInUseError: The port is taken here.
-            HostsFailedError: It failed on some hosts; nothing of it is left.
-        """
-        return _group_ports.expose_from_one_to_others(
-            self, host, runtime_port, local_port, group_port, max_connections=self._max_connections
-        )
-
-    def stop_process(self, key: str) -> None:
-        """End a task or tunnel of one of the hosts by its key.
-
-        Raises:
-            ValueError: There is no process with that key.
-        """
-        for runtime in self.runtimes:
-            if key in runtime.get_processes():
-                runtime.stop_process(key)
-                return
-        raise ValueError(f"no host of the group has a process with the key {key!r}")
-
-    # For people ------------------------------------------------------------------------------------------------------
-
-    def print_hosts(self) -> None:
-        """Print the hosts with their working directories as a table."""
-        rows = [(runtime.host, runtime.working_dir) for runtime in self.runtimes]
-        print_table(pluralize(len(rows), "host"), ("host", "working directory"), rows)
-
-    def print_runtime_info(self) -> None:
-        """Print what is known about the hosts as a table."""
-        rows = [host_table_row(runtime) for runtime in self.runtimes]
-        print_table(pluralize(len(rows), "host"), HOST_TABLE_COLUMNS, rows)
-
-    # The end ---------------------------------------------------------------------------------------------------------
-
     def cleanup(self) -> None:
-        """End every process and remove everything temporary on every host, all at once. Doing it twice is fine."""
-        outcomes = gather({host: runtime.cleanup for host, runtime in self.get_runtimes().items()})
+        """End every process and remove everything temporary on every host, all at once. A second call does nothing."""
+        outcomes = gather({host: runtime.cleanup for host, runtime in self._members.all().items()})
         unwrap_all(outcomes, "the clean-up")
-
-    def close(self) -> None:
-        """Do what `cleanup()` does."""
-        self.cleanup()

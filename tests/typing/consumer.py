@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator
 from pathlib import Path
+from typing import Literal
 
 from typing_extensions import assert_type
 
@@ -15,11 +16,15 @@ import lazycluster.exceptions
 from lazycluster import (
     CommandResult,
     Connection,
+    Error,
     Gpu,
     HostInfo,
+    HostsFailedError,
     LazyclusterError,
     ManagedProcess,
     Runtime,
+    RuntimeGroup,
+    RuntimeManager,
     RuntimeTask,
     StepResult,
     TaskExecutionError,
@@ -121,6 +126,97 @@ def tasks(runtime: Runtime, connection: Connection) -> None:
         pass
     except (ValueError, lazycluster.exceptions.ConnectError):
         pass
+
+
+OnError = Literal["raise", "collect"]
+
+
+def groups(runtime: Runtime) -> None:
+    with RuntimeGroup([runtime], hosts=["host"], max_connections=4, on_error="skip", port=22) as group:
+        assert_type(group, RuntimeGroup)
+        assert_type(group.hosts, list[str])
+        assert_type(group.failed_hosts, dict[str, Exception])
+        assert_type(group.get_runtime(), Runtime)
+        assert_type(group.get_runtimes(exclude_hosts="host"), dict[str, Runtime])
+        assert_type(group.get_free_port([8000]), int)
+        assert_type(group.expose_port_to_runtimes(8000), list[str])
+        assert_type(group.task_processes, list[ManagedProcess])
+        group.add_runtime("other")
+        group.join()
+        group.close()
+    RuntimeGroup(hosts=["host"], prot=22)  # type: ignore[call-arg]
+    RuntimeGroup(hosts=["host"], on_error="collect")  # type: ignore[arg-type]
+    RuntimeGroup(["host"])  # type: ignore[list-item]
+
+
+def group_calls(group: RuntimeGroup, on_error: OnError) -> None:
+    assert_type(group.run("true"), dict[str, CommandResult])
+    assert_type(group.run("true", on_error="raise"), dict[str, CommandResult])
+    assert_type(group.run("true", on_error="collect"), dict[str, CommandResult | Error])
+    for result in group.run("true", on_error=on_error).values():
+        assert_type(result, CommandResult | Error)
+    group.run("true", on_error="skip")  # type: ignore[call-overload]
+
+    assert_type(group.call(size, 1, unit="MB"), dict[str, int])
+    assert_type(group.call(size, 1, on_error="raise"), dict[str, int])
+    assert_type(group.call(size, 1, on_error="collect"), dict[str, int | Error])
+    for value in group.call(size, 1, on_error=on_error).values():
+        assert_type(value, int | Error)
+    group.call(size, "1")  # type: ignore[call-overload]
+
+    assert_type(group.map(size, [1, 2]), Generator[int, None, None])
+    assert_type(group.map(size, [1, 2], ordered=False, on_error="collect"), Generator[int | Error, None, None])
+    for item in group.map(size, [1, 2], on_error=on_error):
+        assert_type(item, int | Error)
+    group.map(size, ["1"])  # type: ignore[arg-type]
+    group.map(size, [1], retries="2")  # type: ignore[call-overload]
+
+
+def group_tasks(group: RuntimeGroup, task: RuntimeTask, broadcast: bool, on_error: OnError) -> None:
+    assert_type(group.execute_task(task, "host"), RuntimeTask)
+    assert_type(group.execute_task(task, on_error="collect"), RuntimeTask | Error)
+    assert_type(group.execute_task(task, on_error=on_error), RuntimeTask | Error)
+    assert_type(group.execute_task(task, broadcast=True), dict[str, RuntimeTask])
+    assert_type(group.execute_task(task, broadcast=True, on_error="collect"), dict[str, RuntimeTask | Error])
+    for copy in group.execute_task(task, broadcast=True, on_error=on_error).values():
+        assert_type(copy, RuntimeTask | Error)
+    assert_type(group.execute_task(task, broadcast=broadcast), RuntimeTask | dict[str, RuntimeTask])
+    assert_type(group.execute_task(task, None, broadcast, False, True), RuntimeTask | dict[str, RuntimeTask])
+    executed = group.execute_task(task, broadcast=broadcast, on_error=on_error)
+    assert_type(executed, RuntimeTask | dict[str, RuntimeTask] | Error | dict[str, RuntimeTask | Error])
+    group.execute_task(task, broadcast="yes")  # type: ignore[call-overload]
+
+    assert_type(group.send_file(Path("local")), dict[str, RuntimeTask])
+    assert_type(group.send_file("local", "remote", False, on_error="raise"), dict[str, RuntimeTask])
+    assert_type(group.send_file("local", on_error="collect"), dict[str, RuntimeTask | Error])
+    for sent in group.send_file("local", on_error=on_error).values():
+        assert_type(sent, RuntimeTask | Error)
+    group.send_file(b"local")  # type: ignore[call-overload]
+
+
+def group_errors(group: RuntimeGroup) -> None:
+    try:
+        group.run("true")
+    except HostsFailedError as error:
+        assert_type(error.errors, tuple[tuple[str, Exception], ...])
+        assert_type((error.action, error.total), tuple[str, int])
+        chosen, rest = error.split(ConnectionError)
+        if chosen is not None:
+            assert_type(chosen.message, str)
+        if rest is not None:
+            assert_type(rest.message, str)
+        error.total = "2"  # type: ignore[assignment]
+
+
+def managers() -> None:
+    with RuntimeManager("config", max_connections=4, connect_timeout=5.0) as manager:
+        assert_type(manager.hosts, list[str])
+        assert_type(manager.inactive_hosts, dict[str, Exception])
+        assert_type(manager.runtimes, list[Runtime])
+        assert_type(manager.create_group(["host"], min_memory=1000, installed_executables="tar"), RuntimeGroup)
+        manager.create_group(min_memory="1000")  # type: ignore[arg-type]
+        manager.close()
+    RuntimeManager(working_dir="/tmp")  # type: ignore[call-arg]
 
 
 def names(runtime: Runtime, task: RuntimeTask) -> tuple[SameRuntime, SameRuntimeTask]:

@@ -122,7 +122,7 @@ def test_one_host_by_itself(fake_host: FakeHost) -> None:
     ("keywords", "error", "text"),
     [
         ({"hosts": ["a", "b", "a", "b", "c"]}, ValueError, "named twice: a, b"),
-        ({"hosts": ["a"], "on_error": "collect"}, ValueError, "on_error is 'raise' or 'skip', not 'collect'"),
+        ({"hosts": ["a"], "on_error": "collect"}, ValueError, "on_error must be 'raise' or 'skip', got 'collect'"),
         ({"hosts": ["a"], "max_connections": 0}, ValueError, "max_connections is a whole number from 1 on, not 0"),
         ({"hosts": ["a"], "max_connections": True}, ValueError, "max_connections is a whole number from 1 on"),
         ({"hosts": ["a"], "max_connections": 1.5}, ValueError, "max_connections is a whole number from 1 on"),

@@ -44,7 +44,7 @@ ROOMS = (
     ("tasks",),
     ("_resources", "_facts", "_requirements", "_runtime_ports", "_task_history", "runtimes"),
     ("_mapping",),
-    ("_membership", "_group_calls", "_group_ports", "_group_tasks", "groups"),
+    ("_membership", "_group_calls", "_group_facts", "_group_ports", "_group_tasks", "groups"),
     ("manager",),
     ("_explain",),
     ("_doctor",),

@@ -7,13 +7,14 @@ import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from lazycluster import (
     AuthenticationError,
     ConnectionLostError,
+    HostsFailedError,
     HostUnreachableError,
     NoRuntimesDetectedError,
     PythonNotFoundError,
@@ -91,6 +92,33 @@ def test_looking_again(fake_host: FakeHost, config: Path) -> None:
         manager.cleanup()
         assert fake_host.closed
         assert manager.hosts == ["down", "new"], "the next question tries again"
+
+
+def test_manager_close_ends_the_connections_it_holds(fake_host: FakeHost, config: Path) -> None:
+    manager = RuntimeManager(config)
+    group = manager.create_group("gpu")
+
+    manager.close()
+
+    assert names(fake_host) == ["gpu"], "those of a group are the group's"
+    group.close()
+    manager.close()
+    assert fake_host.closed
+    assert fake_host.cleaned_up
+
+
+def test_manager_close_that_fails_on_a_host_says_so(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = RuntimeManager(config)
+
+    def fail() -> NoReturn:
+        raise LookupError("why")
+
+    runtime = manager.runtimes[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "cleanup", fail)
+        with pytest.raises(HostsFailedError, match="the clean-up failed on 1 of 3 hosts:\n  big: LookupError: why"):
+            manager.close()
+    runtime.close()
 
 
 def test_many_that_ask_at_once_ask_the_hosts_once(fake_host: FakeHost, config: Path) -> None:
@@ -242,9 +270,9 @@ def test_a_group_is_like_its_manager(fake_host: FakeHost, config: Path) -> None:
         group.add_runtime("new")
         fake_host.on("env")
         group.run("env")
-        assert group._max_connections == 2
-        assert group._options["config_file"] == config
-        assert group._options["connect_timeout"] == 3.5
+        assert group._members.max_connections == 2
+        assert group._members.options["config_file"] == config
+        assert group._members.options["connect_timeout"] == 3.5
     assert {call.host: call.env["A"] for call in fake_host.calls} == {"big": "1", "new": "1"}  # type: ignore[union-attr]
 
 
