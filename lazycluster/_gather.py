@@ -140,13 +140,12 @@ class CancelGroup:
             with self._lock:
                 self._callbacks.discard(callback)
 
-    @contextlib.contextmanager
-    def token(self) -> Iterator[CancelToken]:
-        """Yield a token that the group cancels."""
+    def run(self, work: Callable[[CancelToken], T]) -> T:
+        """Call a function with a token that `cancel()` cancels, and return its result."""
         cancel_token = CancelToken()
         try:
             with self.on_cancel(cancel_token.cancel):
-                yield cancel_token
+                return work(cancel_token)
         finally:
             cancel_token.close()
 

@@ -69,14 +69,12 @@ def _run_on_all(
     check_on_error(on_error)
     runtimes = members.require()
     cancel_group = CancelGroup()
-
-    def run_cancellable(runtime: Runtime) -> T:
-        with cancel_group.token() as cancel_token:
-            return work(runtime, cancel_token)
-
     with count_bar(action, len(runtimes), "hosts", shown=members.progress) as advance:
         outcomes = gather(
-            {host: functools.partial(run_cancellable, runtime) for host, runtime in runtimes.items()},
+            {
+                host: functools.partial(cancel_group.run, functools.partial(work, runtime))
+                for host, runtime in runtimes.items()
+            },
             on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
             cancel=cancel_group.cancel,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -84,7 +85,12 @@ class MapScheduler(Generic[X, T]):
         self._failed_hosts: dict[str, Exception] = {}
         self._cancel_group = CancelGroup()
         self._threads = [
-            threading.Thread(target=self._run_host, args=[runtime], name=f"lazycluster-map-{runtime.host}", daemon=True)
+            threading.Thread(
+                target=self._cancel_group.run,
+                args=[functools.partial(self._run_host, runtime)],
+                name=f"lazycluster-map-{runtime.host}",
+                daemon=True,
+            )
             for runtime in runtimes
         ]
 
@@ -189,11 +195,10 @@ class MapScheduler(Generic[X, T]):
 
     # The threads of the hosts ----------------------------------------------------------------------------------------
 
-    def _run_host(self, runtime: Runtime) -> None:
-        """Work on items with one host, until there are none, it fails, or nobody wants them any more."""
-        with self._cancel_group.token() as cancel_token:
-            while (items := self._take_batch()) and self._run_batch(items, runtime, cancel_token):
-                pass
+    def _run_host(self, runtime: Runtime, cancel_token: CancelToken) -> None:
+        """Work on items with one host, until no item is left, the host fails, or the iteration ends."""
+        while (items := self._take_batch()) and self._run_batch(items, runtime, cancel_token):
+            pass
 
     def _run_batch(self, items: Sequence[_MapItem[X]], runtime: Runtime, cancel_token: CancelToken) -> bool:
         """Work on items with one host, and return whether more is to be done there."""

@@ -1,4 +1,4 @@
-"""The same on all chosen hosts at once, until it has ended or Ctrl-C stops it."""
+"""The same work on all chosen hosts at once, until it has ended or Ctrl-C stops it."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ def run_on_hosts(
     limit: int = MAX_THREADS,
     on_result: Callable[[str, Value[T] | Error], object] = lambda _host, _outcome: None,
 ) -> dict[str, Value[T] | Error]:
-    """Do something on every host, at most so many at a time, and return what came of it.
+    """Do the same work on every host, on at most `limit` hosts at a time, and return the outcomes by host.
 
-    A request to `cancel_group` ends it on all; so does Ctrl-C, which says at once what `interrupt_message` says of
-    that. `on_result` is told of each outcome as it comes.
+    `cancel_group` can end it on all hosts. Ctrl-C prints `interrupt_message` at once and ends it, too. `on_result` gets
+    each outcome when it comes.
     """
-
-    def run_cancellable(runtime: Runtime) -> T:
-        with cancel_group.token() as cancel_token:
-            return work(runtime, cancel_token)
 
     def interrupt() -> None:
         click.echo(("\n" if sys.stderr.isatty() else "") + interrupt_message, err=True)  # not behind the terminal's ^C
         cancel_group.cancel()
 
-    by_host = {runtime.host: functools.partial(run_cancellable, runtime) for runtime in group.runtimes}
+    by_host = {
+        runtime.host: functools.partial(cancel_group.run, functools.partial(work, runtime))
+        for runtime in group.runtimes
+    }
     try:
         return gather(by_host, limit=limit, on_result=on_result, cancel=interrupt)
     except KeyboardInterrupt as error:

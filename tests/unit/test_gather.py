@@ -207,14 +207,20 @@ def test_a_stop_reaches_all_that_is_under_way() -> None:
 def test_cancellations_are_closed_with_what_they_are_for() -> None:
     stopping = CancelGroup()
     kept: list[CancelToken] = []
-    with stopping.token() as one, stopping.token() as two:
-        kept += [one, two]
-        assert all(cancel_token.fileno() >= 0 for cancel_token in kept)
-        assert not any(cancel_token.is_cancelled for cancel_token in kept)
-        stopping.cancel()
-        assert all(cancel_token.is_cancelled for cancel_token in kept)
-    with stopping.token() as late:
-        assert late.is_cancelled
+
+    def work(one: CancelToken) -> str:
+        def nested(two: CancelToken) -> str:
+            kept.extend([one, two])
+            assert all(cancel_token.fileno() >= 0 for cancel_token in kept)
+            assert not any(cancel_token.is_cancelled for cancel_token in kept)
+            stopping.cancel()
+            assert all(cancel_token.is_cancelled for cancel_token in kept)
+            return "done"
+
+        return stopping.run(nested)
+
+    assert stopping.run(work) == "done"
+    assert stopping.run(lambda late: late.is_cancelled)
     assert [cancel_token.fileno() for cancel_token in kept] == [-1, -1]
     stopping.cancel()
 
