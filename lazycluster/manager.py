@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from lazycluster._display import pluralize, print_table
 from lazycluster._facts import HOST_TABLE_COLUMNS, host_table_row
@@ -13,7 +13,7 @@ from lazycluster._gather import errors_by_host, gather, unwrap_all, values_by_ho
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, check_options, connect_hosts
 from lazycluster._model.checks import absolute_path, to_list
 from lazycluster._model.options import ManagerOptions, RuntimeOptions
-from lazycluster._requirements import check_minimums
+from lazycluster._requirements import Requirements
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
 from lazycluster._typing import Unpack
 from lazycluster.exceptions import NoRuntimesDetectedError, error_text
@@ -145,7 +145,7 @@ class RuntimeManager(CleanupOnExit):
             NoRuntimesDetectedError: No host is left; it lists each with the reason.
             ValueError: A host that is not known, or a number that is none.
         """
-        check_minimums(min_memory, min_cpu_cores)
+        requirements = Requirements(gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands)
         self._detect_once()
         if working_dir is not None and root_dir not in {None, working_dir}:
             raise ValueError(f"root_dir is another name of working_dir; {root_dir!r} is not {working_dir!r}")
@@ -154,15 +154,7 @@ class RuntimeManager(CleanupOnExit):
             included = self._select_hosts(include_hosts, None)
             selected = self._select_hosts(included, exclude_hosts)
             candidates = self._ensure_connected([host for host in selected if host not in reasons], reasons)
-            missing_requirement = functools.partial(
-                Runtime.missing_requirement,
-                gpu_required=gpu_required,
-                min_memory=min_memory,
-                min_cpu_cores=min_cpu_cores,
-                installed_executables=installed_executables,
-                filter_commands=filter_commands,
-            )
-            unsuitable, failed = check_requirements(candidates, missing_requirement)
+            unsuitable, failed = check_requirements(candidates, requirements)
             reasons |= unsuitable | failed
             suitable = {host: runtime for host, runtime in candidates.items() if host not in reasons}
             if not suitable:
@@ -243,13 +235,15 @@ class RuntimeManager(CleanupOnExit):
 
 
 def check_requirements(
-    runtimes: Mapping[str, Runtime], missing_requirement: Callable[[Runtime], str]
+    runtimes: Mapping[str, Runtime], requirements: Requirements
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return which hosts have not what is asked for, and which could not be asked, both with why.
-
-    `missing_requirement` tells what one has not, see `Runtime.missing_requirement()`.
-    """
-    outcomes = gather({host: functools.partial(missing_requirement, runtime) for host, runtime in runtimes.items()})
+    """Return the hosts that do not meet requirements, and those that could not be asked, both with the reason."""
+    outcomes = gather(
+        {
+            host: functools.partial(requirements.find_missing, runtime.host_info, runtime.run)
+            for host, runtime in runtimes.items()
+        }
+    )
     unsuitable = {host: text for host, text in values_by_host(outcomes).items() if text}
     return unsuitable, {host: failure_reason(host, error) for host, error in errors_by_host(outcomes)}
 

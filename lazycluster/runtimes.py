@@ -15,7 +15,7 @@ from lazycluster._facts import Facts
 from lazycluster._model.checks import check_environment, check_port
 from lazycluster._model.options import ConnectionOptions, RuntimeOptions
 from lazycluster._model.watch import UNWATCHED, Watch
-from lazycluster._requirements import find_missing_requirement
+from lazycluster._requirements import Requirements
 from lazycluster._resources import ResourceRegistry
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
 from lazycluster._task_history import TaskHistory
@@ -136,35 +136,21 @@ class Runtime(Facts, CleanupOnExit):
         installed_executables: str | list[str] | None = None,
         filter_commands: str | list[str] | None = None,
     ) -> bool:
-        """Tell whether the host has everything that is asked for.
+        """Returns whether the host meets all requirements.
 
         Args:
-            gpu_required: At least one GPU.
-            min_memory: The memory, in units of 1024 * 1024 bytes.
-            min_cpu_cores: The processors.
+            gpu_required: Whether it must have a GPU.
+            min_memory: The least memory, in units of 1024 * 1024 bytes.
+            min_cpu_cores: The least number of processors.
             installed_executables: Programs that must be on the PATH there.
             filter_commands: Shell commands that must print `true`, such as
                 `[ -n "$WORKSPACE" ] && echo true || echo false`.
-        """
-        return not self.missing_requirement(
-            gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands
-        )
 
-    def missing_requirement(
-        self,
-        gpu_required: bool = False,
-        min_memory: int | None = None,
-        min_cpu_cores: float | None = None,
-        installed_executables: str | list[str] | None = None,
-        filter_commands: str | list[str] | None = None,
-    ) -> str:
-        """Return the first thing that is asked for and that the host has not, in words; `''` where it has everything.
-
-        The arguments are those of `check_filter()`.
+        Raises:
+            ValueError: A minimum is not a number.
         """
-        return find_missing_requirement(
-            self._host_info, self.run, gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands
-        )
+        requirements = Requirements(gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands)
+        return not requirements.find_missing(self._host_info, self.run)
 
     # What it does ------------------------------------------------------------------------------------------------
 

@@ -20,11 +20,11 @@ from lazycluster._cli.options import (
 )
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS
 from lazycluster._model.options import RuntimeOptions
+from lazycluster._requirements import Requirements
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import check_requirements, failure_reason, underlying_error
-from lazycluster.runtimes import Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,42 +39,31 @@ _FILTERS = {
 _FILTER_SYNTAX = ", ".join(f"{name}{value}" for name, (value, _) in _FILTERS.items())
 
 
-@attrs.frozen
-class HostFilter:
-    """What a host must have, in the terms of `Runtime.check_filter()`."""
+def parse_requirements(texts: tuple[str, ...]) -> Requirements:
+    """Return the requirements that `--group-filter` names.
 
-    gpu_required: bool = False
-    min_memory: int | None = None
-    min_cpu_cores: float | None = None
-    installed_executables: tuple[str, ...] = ()
-    filter_commands: tuple[str, ...] = ()
-
-    @classmethod
-    def parse(cls, texts: tuple[str, ...]) -> HostFilter:
-        """Read what was given with `--group-filter`.
-
-        Raises:
-            ValueError: A text is none of the filters, or its value cannot be right.
-        """
-        filter_ = cls()
-        for text in texts:
-            name, _, value = text.partition("=")
-            match name:
-                case "gpu" if not value:
-                    filter_ = attrs.evolve(filter_, gpu_required=True)
-                case "min-memory" if value.isdecimal():
-                    filter_ = attrs.evolve(filter_, min_memory=int(value))
-                case "min-cores" if value.replace(".", "", 1).isdecimal():
-                    filter_ = attrs.evolve(filter_, min_cpu_cores=float(value))
-                case "installed" if value:
-                    filter_ = attrs.evolve(filter_, installed_executables=(*filter_.installed_executables, value))
-                case "true" if value:
-                    filter_ = attrs.evolve(filter_, filter_commands=(*filter_.filter_commands, value))
-                case _ if name in _FILTERS:
-                    raise ValueError(f"{name} {_FILTERS[name][1]}, not {value!r}")
-                case _:
-                    raise ValueError(f"{text!r} is no filter; there are: {_FILTER_SYNTAX}")
-        return filter_
+    Raises:
+        ValueError: A text is none of the filters, or has a value that its filter does not take.
+    """
+    found = Requirements()
+    for text in texts:
+        name, _, value = text.partition("=")
+        match name:
+            case "gpu" if not value:
+                found = attrs.evolve(found, gpu_required=True)
+            case "min-memory" if value.isdecimal():
+                found = attrs.evolve(found, min_memory=int(value))
+            case "min-cores" if value.replace(".", "", 1).isdecimal():
+                found = attrs.evolve(found, min_cpu_cores=float(value))
+            case "installed" if value:
+                found = attrs.evolve(found, installed_executables=(*found.installed_executables, value))
+            case "true" if value:
+                found = attrs.evolve(found, filter_commands=(*found.filter_commands, value))
+            case _ if name in _FILTERS:
+                raise ValueError(f"{name} {_FILTERS[name][1]}, not {value!r}")
+            case _:
+                raise ValueError(f"{text!r} is no filter; there are: {_FILTER_SYNTAX}")
+    return found
 
 
 @attrs.frozen
@@ -101,7 +90,7 @@ class HostSelection:
     """What the options of `host_selection_options()` say: which hosts were asked for, and how they are reached."""
 
     hosts: tuple[str, ...]
-    asked_for: HostFilter
+    requirements: Requirements
     config: Path | None
     connect_timeout: float
     resident: bool
@@ -130,20 +119,10 @@ class HostSelection:
             **options,
         ) as group:
             failed = {host: failure_reason(host, underlying_error(error)) for host, error in group.failed_hosts.items()}
-            filtered_out, unreachable = check_requirements(group.get_runtimes(), self._missing_requirement)
+            filtered_out, unreachable = check_requirements(group.get_runtimes(), self.requirements)
             for host in (*filtered_out, *unreachable):
                 group.remove_runtime(host).cleanup()
             yield SelectedHosts(group, failed | unreachable, filtered_out, self.source)
-
-    def _missing_requirement(self, runtime: Runtime) -> str:
-        asked_for = self.asked_for
-        return runtime.missing_requirement(
-            asked_for.gpu_required,
-            asked_for.min_memory,
-            asked_for.min_cpu_cores,
-            list(asked_for.installed_executables),
-            list(asked_for.filter_commands),
-        )
 
 
 def parse_hosts(texts: Sequence[str]) -> tuple[str, ...]:
@@ -194,8 +173,8 @@ def host_selection_options(command: Callable[P, R]) -> Callable[P, R]:
         config_option,
         click.option(
             "--group-filter",
-            "asked_for",
-            callback=parse_callback(HostFilter.parse),
+            "requirements",
+            callback=parse_callback(parse_requirements),
             multiple=True,
             metavar="FILTER",
             shell_complete=_complete_filter,

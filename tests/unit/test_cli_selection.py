@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazycluster._cli import main
-from lazycluster._cli.selection import HostFilter, parse_hosts
+from lazycluster._cli.selection import parse_hosts, parse_requirements
+from lazycluster._requirements import Requirements
 
 if TYPE_CHECKING:
     from lazycluster.testing import FakeHost
@@ -83,7 +84,7 @@ def test_a_python_without_a_name(command: tuple[str, ...], capsys: pytest.Captur
 
 def test_filters() -> None:
     texts = ("gpu", "min-memory=16000", "min-cores=1.5", "installed=git", "true=[ -d /x ] && echo true", "installed=sh")
-    assert HostFilter.parse(texts) == HostFilter(
+    assert parse_requirements(texts) == Requirements(
         gpu_required=True,
         min_memory=16000,
         min_cpu_cores=1.5,

@@ -22,6 +22,7 @@ from lazycluster import (
     RuntimeManager,
     UnknownHostError,
 )
+from lazycluster._requirements import Requirements
 from lazycluster.testing import FakeHost
 from lazycluster.testing._process_guard import wait_until
 from tests.unit.keyboard_interrupt import interrupt, library_thread_names
@@ -343,7 +344,7 @@ def test_what_is_excluded_is_listed_too(fake_host: FakeHost, config: Path) -> No
     "needs", [{"min_memory": "16"}, {"min_cpu_cores": "2"}, {"min_memory": True}, {"min_cpu_cores": math.nan}]
 )
 def test_needs_that_are_no_numbers(fake_host: FakeHost, config: Path, needs: dict[str, Any]) -> None:
-    with RuntimeManager(config) as manager, pytest.raises(ValueError, match=r"min_\w+ is a number, not "):
+    with RuntimeManager(config) as manager, pytest.raises(ValueError, match=r"min_\w+ must be a number, got "):
         manager.create_group(**needs)
 
 
@@ -362,7 +363,7 @@ def test_an_error_without_words_is_a_reason_too(
     def fail(*_args: Any, **_keywords: Any) -> str:
         raise TimeoutError
 
-    monkeypatch.setattr(Runtime, "missing_requirement", fail)
+    monkeypatch.setattr(Requirements, "find_missing", fail)
     with RuntimeManager(config) as manager, pytest.raises(NoRuntimesDetectedError, match="\n  big: TimeoutError"):
         manager.create_group()
 
