@@ -6,12 +6,13 @@ rich is imported only when something is printed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID, TextColumn
@@ -32,6 +33,23 @@ _RESET_COLOURS = "\x1b[0m"
 def pluralize(number: int, noun: str) -> str:
     """Return how many there are of something, such as `1 host` and `2 hosts`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def write_text(text: str, *, err: bool = False) -> None:
+    """Write text to standard output, or to standard error with `err`; escape characters that its encoding lacks.
+
+    Raises:
+        OSError: It cannot be written, or the stream is closed.
+    """
+    out: TextIO | None = sys.stderr if err else sys.stdout  # None if the process was started without one
+    if out is None:
+        return
+    encoding = out.encoding or "utf-8"
+    try:
+        out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        out.flush()
+    except ValueError as error:
+        raise OSError(errno.EBADF, "the stream is closed") from error
 
 
 def has_colours(*, err: bool = False) -> bool:

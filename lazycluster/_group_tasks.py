@@ -6,11 +6,15 @@ import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
+import attrs
+
 from lazycluster._display import count_bar
 from lazycluster._gather import OnError, capture, check_on_error, gather, unwrap_all, values_or_errors
 from lazycluster._membership import Members
+from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster.exceptions import HostsFailedError, LazyclusterError
 from lazycluster.results import Error, Value
+from lazycluster.runtimes import Runtime
 from lazycluster.steps import GetFile, Step
 from lazycluster.tasks import RuntimeTask
 
@@ -63,10 +67,10 @@ def _broadcast(
         _check_distinct_local_paths(task.steps)
     copies = {host: task.copy() for host in runtimes}
     title = f"task {task.name}"
+    output = PrefixedOutput(list(runtimes)) if debug else None
     try:
         for host, runtime in runtimes.items():
-            work = functools.partial(runtime.execute_task, copies[host], debug=debug, prefix_output=True)
-            outcomes[host] = capture(work, Exception)
+            outcomes[host] = capture(functools.partial(_start, copies[host], runtime, output), Exception)
         if not execute_async:
             with count_bar(title, len(outcomes), "hosts", shown=members.progress and not debug) as advance:
                 for host, outcome in outcomes.items():
@@ -77,6 +81,11 @@ def _broadcast(
         _terminate(list(copies.values()))
         raise
     return unwrap_all(outcomes, f"task {task.name!r}") if on_error == "raise" else values_or_errors(outcomes)
+
+
+def _start(task: RuntimeTask, runtime: Runtime, output: PrefixedOutput | None) -> RuntimeTask:
+    runtime.start_task(task, attrs.evolve(runtime.executor(), prefixed_output=output))
+    return task
 
 
 def _join(task: RuntimeTask) -> RuntimeTask:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, TextIO
+from typing import IO
 
 import attrs
 
-from lazycluster._display import progress_bar
+from lazycluster._display import progress_bar, write_text
 from lazycluster._functions.outcome import read_error
 from lazycluster._model.watch import Watch
+from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._transports.interface import Transport
 from lazycluster._typing import assert_never
 from lazycluster._waiting import CancelToken
@@ -44,14 +45,9 @@ def create_outcome_file() -> OutcomeFile:
 
 
 def _write_to_stdout(text: str) -> None:
-    """Print a piece of output; what standard output cannot show, or that it is closed, is no failure of the step."""
-    out: TextIO | None = sys.stdout  # none where the process was started without one
-    if out is None:
-        return
-    encoding = out.encoding or "utf-8"
-    with contextlib.suppress(OSError, ValueError):
-        out.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        out.flush()
+    """Print a piece of output; a failed write is no failure of the step."""
+    with contextlib.suppress(OSError):
+        write_text(text)
 
 
 class _FunctionRaisedError(Exception):
@@ -66,8 +62,8 @@ class _FunctionRaisedError(Exception):
 class Executor:
     """Carries out steps on a host, in a working directory and with an environment.
 
-    With `debug` output is printed while it is produced, with `prefix_output` line by line behind the name of the host;
-    otherwise it goes to the logger, line by line, at DEBUG.
+    With `debug` output is printed while it is produced. `prefixed_output` prints it line by line instead, after the
+    name of the host. Without both it goes to the logger, line by line, at DEBUG.
     """
 
     transport: Transport
@@ -75,7 +71,7 @@ class Executor:
     env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     python: str | None = None
     debug: bool = False
-    prefix_output: bool = False
+    prefixed_output: PrefixedOutput | None = None
     cancel_token: CancelToken | None = None
 
     def execute(self, step: Step, on_outcome: Callable[[OutcomeFile], None]) -> StepResult:
@@ -141,32 +137,33 @@ class Executor:
 
     @contextlib.contextmanager
     def _output_handler(self) -> Iterator[Callable[[Stream, bytes], None]]:
-        """Give what passes output on: to standard output, or line by line to the logger."""
-        if self.debug and not self.prefix_output:
+        """Yield a function that takes output: for standard output, or line by line for the logger."""
+        if self.prefixed_output is not None:
+            yield functools.partial(self.prefixed_output.write, self.transport.host)
+            self.prefixed_output.flush(self.transport.host)
+            return
+        if self.debug:
             decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in Stream}
             yield lambda stream, data: _write_to_stdout(decoders[stream].decode(data))
             return
-        if not self.debug and not _log.isEnabledFor(logging.DEBUG):
+        if not _log.isEnabledFor(logging.DEBUG):
             yield lambda _stream, _data: None
             return
         line_decoders = {stream: LineDecoder() for stream in Stream}
 
         def on_output(stream: Stream, data: bytes) -> None:
-            self._emit_lines(line_decoders[stream].feed(data))
+            self._log_lines(line_decoders[stream].feed(data))
 
         yield on_output
-        self._emit_lines(filter(None, (decoder.rest for decoder in line_decoders.values())))
+        self._log_lines(filter(None, (decoder.rest for decoder in line_decoders.values())))
 
-    def _emit_lines(self, lines: Iterable[str]) -> None:
+    def _log_lines(self, lines: Iterable[str]) -> None:
         for line in lines:
-            if self.debug:
-                _write_to_stdout(f"{self.transport.host} | {line}\n")
-            else:
-                _log.debug("%s: %s", self.transport.host, line)
+            _log.debug("%s: %s", self.transport.host, line)
 
     @contextlib.contextmanager
     def _progress_handler(self, step: Step) -> Iterator[Callable[[int, int | None], None]]:
-        if self.debug and not self.prefix_output and isinstance(step, (SendFile, GetFile)):
+        if self.debug and self.prefixed_output is None and isinstance(step, (SendFile, GetFile)):
             with progress_bar(f"{self.transport.host}: {describe_step(step)}") as advance:
                 yield advance
         else:

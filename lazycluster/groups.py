@@ -307,7 +307,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             host: Where; default: on the least busy host, see `get_runtime()`.
             broadcast: On every host, each with a copy that has its own log, results and returns.
             execute_async: Do it in the background; `join()` of a task, or of the group, raises what failed.
-            debug: Print the output while it is produced; with `broadcast` line by line, behind the name of the host.
+            debug: Print the output while it is produced; with `broadcast` line by line, after the name of the host.
             on_error: `raise` what failed, once all have ended, or `collect` it: an `Error` in place of the task, or of
                 the copy for a host. What fails in the background is raised by `join()`, whichever it is.
 

@@ -8,8 +8,6 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
-import attrs
-
 from lazycluster import _invoke
 from lazycluster._facts import Facts
 from lazycluster._model.checks import check_environment, check_port
@@ -195,8 +193,6 @@ class Runtime(Facts, CleanupOnExit):
         task: RuntimeTask,
         execute_async: bool | None = True,
         debug: bool = False,
-        *,
-        prefix_output: bool = False,
     ) -> RuntimeTask:
         """Carry out a task in the working directory and return it.
 
@@ -204,17 +200,20 @@ class Runtime(Facts, CleanupOnExit):
             task: The task; `task.join()` waits for it and raises what failed.
             execute_async: Do it in the background.
             debug: Print the output while it is produced; otherwise it goes to the logger, at DEBUG.
-            prefix_output: With `debug`, print it line by line, each behind the name of the host.
 
         Raises:
             TaskExecutionError: A step failed; in the background only `join()` raises it.
         """
-        executor = attrs.evolve(self.executor(debug=debug), prefix_output=prefix_output)
+        executor = self.executor(debug=debug)
         if execute_async:
-            self._task_history.start(task, executor, owner=self)
+            self.start_task(task, executor)
         else:
             self._task_history.run(task, executor)
         return task
+
+    def start_task(self, task: RuntimeTask, executor: Executor) -> None:
+        """Start a task in the background with an executor of this runtime; groups use it, too."""
+        self._task_history.start(task, executor, owner=self)
 
     def executor(self, *, debug: bool = False, cancel_token: CancelToken | None = None) -> Executor:
         """Return what carries out steps here; groups use it, too.

@@ -12,13 +12,13 @@ import click
 
 from lazycluster._cli import EXIT_FAILED
 from lazycluster._cli.options import json_option, parse_callback
-from lazycluster._cli.prefixed_output import PrefixedOutput
 from lazycluster._cli.run_on_hosts import run_on_hosts
 from lazycluster._cli.selection import HostSelection, SelectedHosts, host_selection_options
 from lazycluster._display import pluralize, print_table
 from lazycluster._gather import CancelGroup
 from lazycluster._model.checks import check_timeout
 from lazycluster._model.watch import Watch
+from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._processes.local_process import OutputCallback
 from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
@@ -101,7 +101,9 @@ def run(
                 if not as_json:
                     output.write(runtime.host, stream, data)
 
-            return _run_on_host(runtime, text, stdin, timeout, on_output, cancel_token)
+            outcome = _run_on_host(runtime, text, stdin, timeout, on_output, cancel_token)
+            output.flush(runtime.host)
+            return outcome
 
         try:
             run_on_hosts(
@@ -112,12 +114,10 @@ def run(
                 on_result=lambda host, outcome: outcomes.update({host: outcome.unwrap()}),
             )
         except click.Abort:
-            output.flush()
             if outcomes and not as_json:
                 stopped = {host: _CANCELLED_REASON for host in selected.group.hosts if host not in outcomes}
                 _print_summary(outcomes, selected.failed | stopped, selected.filtered_out)
             raise
-    output.flush()
     match output.write_error:
         case BrokenPipeError() as failure:
             raise failure

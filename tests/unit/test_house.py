@@ -40,7 +40,7 @@ ROOMS = (
     ("_functions",),
     ("_files",),
     ("_transports", "connection"),
-    ("executor", "_invoke", "_gather"),
+    ("_prefixed_output", "executor", "_invoke", "_gather"),
     ("tasks",),
     ("_resources", "_facts", "_requirements", "_runtime_ports", "_task_history", "runtimes"),
     ("_mapping",),

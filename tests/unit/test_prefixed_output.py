@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lazycluster._cli.prefixed_output import PrefixedOutput
+from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster.results import Stream
 from tests.unit.pseudo_terminal import pseudo_terminal
 
@@ -22,7 +22,7 @@ def fed(*pieces: bytes, host: str = "web-1") -> None:
     lines = PrefixedOutput(["web-1", "w2"], nothing)
     for piece in pieces:
         lines.write(host, Stream.STDOUT, piece)
-    lines.flush()
+    lines.flush(host)
 
 
 def test_each_line_is_behind_its_host(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,7 +31,10 @@ def test_each_line_is_behind_its_host(capsys: pytest.CaptureFixture[str]) -> Non
     lines.write("web-1", Stream.STDERR, b"oops\n")
     lines.write("w2", Stream.STDOUT, b"o\n\nrest")
     assert capsys.readouterr() == ("w2    | one\nw2    | two\nw2    | \n", "web-1 | oops\n")
-    lines.flush()
+    lines.flush("web-1")
+    assert capsys.readouterr() == ("", "")
+    lines.flush("w2")
+    lines.flush("w2")
     assert capsys.readouterr() == ("w2    | rest\n", "")
 
 
@@ -93,8 +96,7 @@ class Full(io.StringIO):
         self.error, self.takes = error, takes
 
     def write(self, text: str) -> int:
-        if text:  # click tries with nothing what it can write
-            self.takes -= 1
+        self.takes -= 1
         if self.takes < 0:
             raise self.error
         return super().write(text)
