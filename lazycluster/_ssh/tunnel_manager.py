@@ -6,7 +6,6 @@ threads post requests and wait. So all events are serialized: an opening, a stop
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import os
@@ -20,37 +19,12 @@ from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
 from lazycluster._ssh.tunnel_connection import LOCALHOST, TunnelConnection, TunnelConnectionLostError
 from lazycluster._ssh.tunnel_state import MAX_RECONNECT_DELAY_SECONDS, BackOff, ForwardingState, TunnelState
-from lazycluster._waiting import start_thread, wait_event
+from lazycluster._waiting import Waker, start_thread, wait_event
 from lazycluster.exceptions import ConnectError, PortInUseError, TunnelError
 
 _log = logging.getLogger(__name__)
 _MAX_LOST_CONNECTIONS_BEFORE_OPEN = 2
 """How many connections may break before a tunnel that never opened is given up: the first may have been dead before."""
-
-
-class _Waker:
-    """Wakes a thread that waits for descriptors."""
-
-    def __init__(self) -> None:
-        self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
-        os.set_blocking(self._write_fd, False)
-
-    def fileno(self) -> int:
-        return self._read_fd
-
-    def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it has rung often enough
-            os.write(self._write_fd, b"x")
-
-    def drain(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._read_fd, 1 << 12):
-                pass
-
-    def close(self) -> None:
-        os.close(self._read_fd)
-        os.close(self._write_fd)
 
 
 _live_tunnel_managers: weakref.WeakSet[TunnelManager] = weakref.WeakSet()
@@ -85,7 +59,7 @@ class TunnelManager:
         self._tunnels: list[TunnelState] = []
         self._connect_cancelled = threading.Event()
         self._thread: threading.Thread | None = None
-        self._waker: _Waker | None = None
+        self._waker: Waker | None = None
         self._connection: TunnelConnection | None = None
         self._back_off = BackOff()
         self._outage_reported = False
@@ -169,7 +143,7 @@ class TunnelManager:
 
     def _start_thread(self) -> None:
         """Start the thread, which waits for the lock and then finds what there is to do."""
-        self._waker = _Waker()
+        self._waker = Waker()
         self._thread = threading.Thread(target=self._run, args=(self._waker,), name=f"tunnels to {self.host}")
         self._thread.daemon = True
         try:
@@ -185,7 +159,7 @@ class TunnelManager:
 
     # What the thread does ------------------------------------------------------------------------------------------
 
-    def _run(self, waker: _Waker) -> None:
+    def _run(self, waker: Waker) -> None:
         try:
             while self._run_step(waker):
                 pass
@@ -193,7 +167,7 @@ class TunnelManager:
             self._fail_all(waker, error)
             raise
 
-    def _run_step(self, waker: _Waker) -> bool:
+    def _run_step(self, waker: Waker) -> bool:
         """Do the next thing that there is to do, or wait for one; return whether there can be more."""
         with self._lock:
             stopped = [tunnel for tunnel in self._tunnels if tunnel.stop_requested]
@@ -211,7 +185,7 @@ class TunnelManager:
             self._open_next(self._connection, active, waker)
         return True
 
-    def _finish_thread(self, waker: _Waker) -> None:
+    def _finish_thread(self, waker: Waker) -> None:
         self._thread = self._waker = None
         self._back_off, self._outage_reported = BackOff(), False
         waker.close()
@@ -236,7 +210,7 @@ class TunnelManager:
                 state.mark_closed()
             tunnel.mark_ended()
 
-    def _connect(self, active: Sequence[TunnelState], waker: _Waker) -> None:
+    def _connect(self, active: Sequence[TunnelState], waker: Waker) -> None:
         opening = [tunnel for tunnel in active if not tunnel.has_opened]
         if not opening and self._back_off.remaining:
             wait_readable([waker.fileno()], self._back_off.remaining)
@@ -281,7 +255,7 @@ class TunnelManager:
         if reopening:
             _log.warning("tunnels to %s: the link is gone (%s); bringing back %d", self.host, reason, reopening)
 
-    def _open_next(self, connection: TunnelConnection, active: Sequence[TunnelState], waker: _Waker) -> None:
+    def _open_next(self, connection: TunnelConnection, active: Sequence[TunnelState], waker: Waker) -> None:
         closed = [
             (state.back_off.remaining, tunnel, state)
             for tunnel in active
@@ -316,7 +290,7 @@ class TunnelManager:
             if not tunnel.has_opened and all(each.is_open for each in tunnel.forwarding_states):
                 tunnel.mark_opened()
 
-    def _fail_all(self, waker: _Waker, error: BaseException) -> None:
+    def _fail_all(self, waker: Waker, error: BaseException) -> None:
         """End everything after an error that nobody foresaw, so that nobody waits for ever."""
         with self._lock:
             tunnels, self._tunnels = self._tunnels, []

@@ -209,6 +209,39 @@ def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: 
         assert (tmp_path / "back").read_bytes() == large.read_bytes()
 
 
+# Idle ----------------------------------------------------------------------------------------------------------------
+
+
+def count_wake_ups() -> dict[str, int]:
+    """Return how often each other thread of this process has waited for something (proc(5), voluntary switches)."""
+    counts = {}
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+            counts[thread.name] = int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return counts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+def test_idle_runtime_wakes_for_its_heartbeat_only(sshd: LocalSshd) -> None:
+    """A heartbeat comes every 5 s at most, and takes up to three waits: its own, a lock, and the master's answer."""
+    with (
+        EchoServer() as service,
+        assert_no_leaks(sshd),
+        Runtime(sshd.host, **sshd.connection_kwargs) as runtime,
+    ):
+        runtime.expose_port_to_runtime(service.port, reserve_free_port())
+        runtime.execute_task(RuntimeTask().run_command("true")).join()
+        threads = {f"supervisor of {sshd.host}", f"tunnels to {sshd.host}"}
+        assert_eventually(lambda: threads <= count_wake_ups().keys(), "both threads wait")
+
+        before = count_wake_ups()
+        time.sleep(5)  # the time is the subject
+        after = count_wake_ups()
+
+        assert {name: after[name] - before[name] for name in threads if after[name] - before[name] > 6} == {}
+
+
 # Not there at all ----------------------------------------------------------------------------------------------------
 
 
