@@ -220,7 +220,7 @@ class Master:
     @property
     def has_exited(self) -> bool:
         """Tell whether the master is known to have ended."""
-        return self._closed or (self.control_socket is not None and self.control_socket.closed)
+        return self._closed or (self.control_socket is not None and self.control_socket.poll_closed())
 
     def check(self) -> bool:
         """Tell whether the master answers; one that has not within 5 s is stuck, or was stopped."""
@@ -259,7 +259,7 @@ class Master:
         if control is not None:
             if not force:
                 control.terminate()
-            if self.pid is not None and (force or not control.wait_closed(1.0)) and not control.closed:
+            if self.pid is not None and (force or not control.wait_closed(1.0)) and not control.poll_closed():
                 # While its end of the socket is open the process is there, so the number is nobody else's.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
