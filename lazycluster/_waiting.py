@@ -46,26 +46,27 @@ class CancelledError(Exception):
 class Deadline:
     """An instant on the monotonic clock, or never."""
 
-    __slots__ = ("_when",)
+    __slots__ = ("_clock", "_when")
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Set the deadline a number of seconds from now; None means never, as do more than a system call can count."""
-        self._when = None if seconds is None or seconds > _MAX_WAIT_SECONDS else time.monotonic() + seconds
+        self._clock = clock
+        self._when = None if seconds is None or seconds > _MAX_WAIT_SECONDS else clock() + seconds
 
     @property
     def when(self) -> float | None:
-        """Return the instant in the terms of `time.monotonic()`."""
+        """The instant on the clock; None means never."""
         return self._when
 
     @property
     def remaining(self) -> float | None:
-        """Return the seconds left, not below 0; None means for ever."""
-        return None if self._when is None else max(0.0, self._when - time.monotonic())
+        """The seconds left, at least 0; None means for ever."""
+        return None if self._when is None else max(0.0, self._when - self._clock())
 
     @property
     def has_passed(self) -> bool:
-        """Tell whether the time is up."""
-        return self._when is not None and time.monotonic() >= self._when
+        """Whether the time is up."""
+        return self._when is not None and self._clock() >= self._when
 
     def clamp(self, seconds: float) -> float:
         """Return the seconds left, at most those given."""
@@ -74,6 +75,32 @@ class Deadline:
 
 
 NO_DEADLINE = Deadline(None)
+
+
+class BackOff:
+    """The time of the next try. The pauses between tries double from `shortest` to `longest` seconds."""
+
+    def __init__(self, shortest: float, longest: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Allow the first try at once."""
+        self._delay = shortest
+        self._longest = longest
+        self._clock = clock
+        self._retry_at: float | None = None
+
+    def record_failure(self) -> None:
+        """Put the next try off by a pause, and make the pause after that longer."""
+        self._retry_at = self._clock() + self._delay
+        self._delay = min(2 * self._delay, self._longest)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a try has failed."""
+        return self._retry_at is not None
+
+    @property
+    def remaining(self) -> float:
+        """The seconds until the next try."""
+        return 0.0 if self._retry_at is None else max(0.0, self._retry_at - self._clock())
 
 
 class CancelToken:

@@ -13,16 +13,18 @@ import threading
 import weakref
 from collections.abc import Sequence
 
-from lazycluster._model.forwarding import ForwardType
+from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._remote.ports import is_port_free
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
+from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_connection import LOCALHOST, TunnelConnection, TunnelConnectionLostError
-from lazycluster._ssh.tunnel_state import MAX_RECONNECT_DELAY_SECONDS, BackOff, ForwardingState, TunnelState
-from lazycluster._waiting import Waker, start_thread, wait_event
+from lazycluster._waiting import BackOff, Waker, start_thread, wait_event
 from lazycluster.exceptions import ConnectError, PortInUseError, TunnelError
 
 _log = logging.getLogger(__name__)
+_MIN_RECONNECT_DELAY_SECONDS = 0.5
+_MAX_RECONNECT_DELAY_SECONDS = 15.0
 _MAX_LOST_CONNECTIONS_BEFORE_OPEN = 2
 """How many connections may break before a tunnel that never opened is given up: the first may have been dead before."""
 
@@ -56,12 +58,12 @@ class TunnelManager:
 
     def _initialize(self) -> None:
         self._lock = threading.RLock()  # a destructor that stops a tunnel may run anywhere
-        self._tunnels: list[TunnelState] = []
+        self._tunnels: list[Tunnel] = []
         self._connect_cancelled = threading.Event()
         self._thread: threading.Thread | None = None
         self._waker: Waker | None = None
         self._connection: TunnelConnection | None = None
-        self._back_off = BackOff()
+        self._back_off = self.new_back_off()
         self._outage_reported = False
 
     def reset(self) -> None:
@@ -71,10 +73,11 @@ class TunnelManager:
         if waker is not None:
             waker.close()
         for tunnel in tunnels:
-            tunnel.exit_code = 0
-            tunnel.settled, tunnel.ended = threading.Event(), threading.Event()  # others may have held their locks
-            tunnel.settled.set()
-            tunnel.ended.set()
+            tunnel.reset()
+
+    def new_back_off(self) -> BackOff:
+        """Return the pauses between tries of one forwarding."""
+        return BackOff(_MIN_RECONNECT_DELAY_SECONDS, _MAX_RECONNECT_DELAY_SECONDS)
 
     # What others want ----------------------------------------------------------------------------------------------
 
@@ -83,7 +86,7 @@ class TunnelManager:
         """Return the connection, None while there is none."""
         return self._connection
 
-    def open_tunnel(self, tunnel: TunnelState) -> None:
+    def open_tunnel(self, tunnel: Tunnel) -> None:
         """Open all forwardings of a tunnel, dialling if need be; when this returns traffic flows.
 
         Where one cannot be opened none of them is left, nor a connection that nobody else uses.
@@ -108,7 +111,7 @@ class TunnelManager:
             # Several may have waited for the same log-in, and each needs an exception of its own to raise.
             raise copy.copy(error).with_traceback(error.__traceback__) from error.__cause__
 
-    def stop_tunnel(self, tunnel: TunnelState, *, graceful: bool, wait: bool = True) -> None:
+    def stop_tunnel(self, tunnel: Tunnel, *, graceful: bool, wait: bool = True) -> None:
         """Close the forwardings of a tunnel, and the connection if nobody else uses it. Stopping twice is fine."""
         with self._lock:
             tunnel.graceful = tunnel.graceful and graceful
@@ -126,7 +129,7 @@ class TunnelManager:
         elif wait and threading.current_thread() is not self._thread:
             wait_event(tunnel.ended)
 
-    def _add(self, tunnel: TunnelState) -> None:
+    def _add(self, tunnel: Tunnel) -> None:
         with self._lock:
             taken = {(kind.type, kind.listen_port) for other in self._tunnels for kind in other.forwardings}
             for forwarding in tunnel.forwardings:
@@ -187,10 +190,10 @@ class TunnelManager:
 
     def _finish_thread(self, waker: Waker) -> None:
         self._thread = self._waker = None
-        self._back_off, self._outage_reported = BackOff(), False
+        self._back_off, self._outage_reported = self.new_back_off(), False
         waker.close()
 
-    def _close_stopped(self, stopped: Sequence[TunnelState], *, last: bool) -> None:
+    def _close_stopped(self, stopped: Sequence[Tunnel], *, last: bool) -> None:
         """Close what was stopped, with the connection where that was all, and only then say that it has ended."""
         forwardings = [forwarding for tunnel in stopped for forwarding in tunnel.open_forwardings]
         graceful = any(tunnel.graceful for tunnel in stopped)
@@ -206,11 +209,9 @@ class TunnelManager:
         with self._lock:
             self._tunnels = [tunnel for tunnel in self._tunnels if tunnel not in stopped]
         for tunnel in stopped:
-            for state in tunnel.forwarding_states:
-                state.mark_closed()
             tunnel.mark_ended()
 
-    def _connect(self, active: Sequence[TunnelState], waker: Waker) -> None:
+    def _connect(self, active: Sequence[Tunnel], waker: Waker) -> None:
         opening = [tunnel for tunnel in active if not tunnel.has_opened]
         if not opening and self._back_off.remaining:
             wait_readable([waker.fileno()], self._back_off.remaining)
@@ -231,7 +232,7 @@ class TunnelManager:
                     if not tunnel.stop_requested:
                         tunnel.fail(error)
         else:
-            self._connection, self._back_off, self._outage_reported = connection, BackOff(), False
+            self._connection, self._back_off, self._outage_reported = connection, self.new_back_off(), False
             if len(opening) < len(active):
                 _log.warning("tunnels to %s: the link is back", self.host)
 
@@ -240,13 +241,12 @@ class TunnelManager:
         if self._connection is not None:
             self._connection.close(graceful=False)  # before others see that there is none, and take its ports for free
             self._connection = None
-        self._back_off = BackOff()
+        self._back_off = self.new_back_off()
         self._back_off.record_failure()
         with self._lock:
             active = [tunnel for tunnel in self._tunnels if not tunnel.stop_requested]
             for tunnel in self._tunnels:
-                for state in tunnel.forwarding_states:
-                    state.mark_closed()
+                tunnel.mark_closed()
         for tunnel in active:
             tunnel.lost_connections += not tunnel.has_opened
             if tunnel.lost_connections >= _MAX_LOST_CONNECTIONS_BEFORE_OPEN:
@@ -255,40 +255,38 @@ class TunnelManager:
         if reopening:
             _log.warning("tunnels to %s: the link is gone (%s); bringing back %d", self.host, reason, reopening)
 
-    def _open_next(self, connection: TunnelConnection, active: Sequence[TunnelState], waker: Waker) -> None:
+    def _open_next(self, connection: TunnelConnection, active: Sequence[Tunnel], waker: Waker) -> None:
         closed = [
-            (state.back_off.remaining, tunnel, state)
+            (back_off.remaining, tunnel, forwarding)
             for tunnel in active
-            for state in tunnel.forwarding_states
-            if not state.is_open
+            for forwarding, back_off in tunnel.closed_forwardings.items()
         ]
-        for remaining, tunnel, state in closed:
+        for remaining, tunnel, forwarding in closed:
             if not remaining:
-                self._open_forwarding(connection, tunnel, state)
+                self._open_forwarding(connection, tunnel, forwarding)
                 return
         connection.wait(
-            min([remaining for remaining, _, _ in closed], default=MAX_RECONNECT_DELAY_SECONDS), waker.fileno()
+            min([remaining for remaining, _, _ in closed], default=_MAX_RECONNECT_DELAY_SECONDS), waker.fileno()
         )
         waker.drain()
 
-    def _open_forwarding(self, connection: TunnelConnection, tunnel: TunnelState, state: ForwardingState) -> None:
+    def _open_forwarding(self, connection: TunnelConnection, tunnel: Tunnel, forwarding: Forwarding) -> None:
+        back_off = tunnel.closed_forwardings[forwarding]
         try:
-            connection.open_forwarding(state.forwarding)
+            connection.open_forwarding(forwarding)
         except TunnelConnectionLostError as error:
             self._handle_lost_connection(str(error))
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
             if not tunnel.has_opened:
                 tunnel.fail(error)
                 return
-            level = logging.DEBUG if state.back_off.has_failed else logging.WARNING
-            state.back_off.record_failure()
+            level = logging.DEBUG if back_off.has_failed else logging.WARNING
+            back_off.record_failure()
             _log.log(level, "%s: not open again yet: %s", tunnel.name, error)
         else:
-            if state.back_off.has_failed:
+            if back_off.has_failed:
                 _log.warning("%s: open again", tunnel.name)
-            state.is_open, state.back_off = True, BackOff()
-            if not tunnel.has_opened and all(each.is_open for each in tunnel.forwarding_states):
-                tunnel.mark_opened()
+            tunnel.mark_open(forwarding)
 
     def _fail_all(self, waker: Waker, error: BaseException) -> None:
         """End everything after an error that nobody foresaw, so that nobody waits for ever."""
@@ -299,6 +297,6 @@ class TunnelManager:
         for tunnel in tunnels:
             if not tunnel.has_opened:
                 tunnel.error = TunnelError(self.host, tunnel.name, f"{type(error).__name__}: {error}")
-            tunnel.mark_ended(exit_code=1)
+            tunnel.mark_ended(exitcode=1)
         if connection is not None:
             connection.close(graceful=False)

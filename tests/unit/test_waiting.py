@@ -21,6 +21,7 @@ from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.run import run_daemonizing
 from lazycluster._waiting import (
     NO_DEADLINE,
+    BackOff,
     CancelToken,
     Deadline,
     DeadlinePassedError,
@@ -65,6 +66,41 @@ def test_a_deadline_in_the_past(seconds: float) -> None:
 def test_no_deadline() -> None:
     deadline = Deadline(None)
     assert (deadline.when, deadline.remaining, deadline.has_passed, deadline.clamp(5)) == (None, None, False, 5)
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_deadline_follows_its_clock() -> None:
+    clock = Clock()
+    deadline = Deadline(10, clock=clock)
+    seen = []
+    for clock.now in (1000.0, 1009.5, 1010.0, 1011.0):
+        seen.append((deadline.remaining, deadline.has_passed))
+    assert seen == [(10.0, False), (0.5, False), (0.0, True), (0.0, True)]
+
+
+# BackOff -------------------------------------------------------------------------------------------------------------
+
+
+def test_back_off_doubles_its_pauses_up_to_the_longest() -> None:
+    clock = Clock()
+    back_off = BackOff(0.5, 15.0, clock=clock)
+    pauses = []
+    assert (back_off.has_failed, back_off.remaining) == (False, 0.0)
+    for _ in range(7):
+        back_off.record_failure()
+        pauses.append(back_off.remaining)
+        clock.now += back_off.remaining
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
+    assert (back_off.has_failed, back_off.remaining) == (True, 0.0)
 
 
 # Cancellation -------------------------------------------------------------------------------------------------------
