@@ -26,7 +26,7 @@ from lazycluster import (
     SessionRefusedError,
 )
 from lazycluster._model.watch import Watch
-from lazycluster._ssh import client, master, session
+from lazycluster._ssh import master, session
 from lazycluster.testing import LocalSshd, write_config
 from tests.real.client_programs import (
     BackgroundCommand,
@@ -461,11 +461,11 @@ def test_a_banner_and_a_message_of_the_day_disturb_nothing(make_sshd: MakeSshd, 
 # MaxSessions ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", ["1", "3", "10"])
-def test_more_commands_than_the_host_allows_at_once_wait_for_their_turn(make_sshd: MakeSshd, limit: str) -> None:
-    server = make_sshd(options={"MaxSessions": limit})
+@pytest.mark.parametrize("limit", [1, 3, 10])
+def test_more_commands_than_the_host_allows_at_once_wait_for_their_turn(make_sshd: MakeSshd, limit: int) -> None:
+    server = make_sshd(options={"MaxSessions": str(limit)})
     before = count_connections(server)
-    with Connection(server.host, **server.connection_kwargs) as connection:
+    with Connection(server.host, max_sessions=limit, **server.connection_kwargs) as connection:
         results = call_in_parallel([lambda n=n: connection.run(f"echo {n}; echo e >&2") for n in range(40)])  # type: ignore[misc]
 
         assert [(result.stdout, result.stderr) for result in results] == [(f"{n}\n", "e\n") for n in range(40)]
@@ -475,7 +475,7 @@ def test_more_commands_than_the_host_allows_at_once_wait_for_their_turn(make_ssh
 
 def test_a_command_that_finds_no_free_session_in_time_says_so(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxSessions": "1"})
-    with Connection(server.host, **server.connection_kwargs) as connection:
+    with Connection(server.host, max_sessions=1, **server.connection_kwargs) as connection:
         command = BackgroundCommand(connection, "echo up; sleep 1006")
         command.wait_output(b"up")
         begun = time.monotonic()
@@ -489,11 +489,21 @@ def test_a_command_that_finds_no_free_session_in_time_says_so(make_sshd: MakeSsh
             command.join(5)
 
 
-def test_a_host_that_allows_no_session_is_an_error_in_bounded_time(
-    make_sshd: MakeSshd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert client._SESSION_REFUSAL_RETRY_SECONDS <= 20
-    monkeypatch.setattr(client, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
+def test_fewer_sessions_than_max_sessions_are_an_error(make_sshd: MakeSshd) -> None:
+    server = make_sshd(options={"MaxSessions": "1"})
+    with Connection(server.host, **server.connection_kwargs) as connection:
+        command = BackgroundCommand(connection, "echo up; sleep 1006")
+        command.wait_output(b"up")
+
+        with pytest.raises(SessionRefusedError, match="Set `max_sessions=` to the MaxSessions"):
+            connection.run("echo never")
+
+        connection.close()
+        with pytest.raises(LazyclusterError):
+            command.join(5)
+
+
+def test_a_host_that_allows_no_session_is_an_error_in_bounded_time(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxSessions": "0"})
     before = count_connections(server)
     with Connection(server.host, **server.connection_kwargs) as connection:

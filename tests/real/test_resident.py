@@ -197,13 +197,16 @@ def test_noise_of_start_up_files_is_skipped(make_sshd: MakeSshd) -> None:
         assert runtime.run("echo clean").stdout == "clean\n"
 
 
-@pytest.mark.parametrize("sessions", [1, 2])
-def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: int) -> None:
+@pytest.mark.parametrize(("sessions", "max_sessions"), [(1, 10), (1, 1), (2, 10), (2, 2)])
+def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: int, max_sessions: int) -> None:
     """The supervisor has the only one; a large file, which scp would take, then goes through it."""
     server = make_sshd(options={"MaxSessions": str(sessions)})
     large = tmp_path / "large"
     large.write_bytes(os.urandom(1 << 20) * 20)
-    with assert_no_leaks(server), Runtime(server.host, **server.connection_kwargs) as runtime:
+    with (
+        assert_no_leaks(server),
+        Runtime(server.host, max_sessions=max_sessions, **server.connection_kwargs) as runtime,
+    ):
         task = RuntimeTask().send_file(large, "there").get_file("there", tmp_path / "back").run_function(os.getpid)
         runtime.execute_task(task).join()
         assert (tmp_path / "back").read_bytes() == large.read_bytes()
