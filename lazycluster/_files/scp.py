@@ -184,7 +184,7 @@ def _holding_lifeline(ssh_client: SshClient, master: Master, on_lost: str) -> It
     with ssh_client.session_limit.acquire_if_free() as has_session:
         if has_session and master.control_socket is not None:
             try:
-                lifeline = Lifeline(master.control_socket, on_lost)
+                lifeline = Lifeline(master.control_socket, on_lost, timeouts=ssh_client.timeouts)
             except ControlSocketError as error:
                 _log.debug("no lifeline: %s", error)
         try:

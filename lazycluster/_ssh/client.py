@@ -46,7 +46,6 @@ from lazycluster.exceptions import (
 from lazycluster.results import Collector, CommandResult, Stream
 
 _ONLY_SESSION_IN_USE = "the supervisor has the only session"
-_CLOSE_LOCK_SECONDS = 1.0
 
 
 @attrs.define
@@ -248,6 +247,7 @@ class SshClient:
                         deadline=deadline,
                         watch=watch,
                         check=functools.partial(self.check_master, master, script.title),
+                        timeouts=self.timeouts,
                     )
                     if session.has_started or session.ssh_exit_code not in {255, None}:
                         return session_exit_code(self.host, script, master, session, collector)
@@ -339,7 +339,9 @@ class SshClient:
             if timeout is not None:
                 destination = attrs.evolve(destination, connect_timeout=min(timeout, destination.connect_timeout))
             try:
-                master = Master.connect(destination, password=self.password, cancel_event=self._closing)
+                master = Master.connect(
+                    destination, password=self.password, cancel_event=self._closing, timeouts=self.timeouts
+                )
             except ConnectError:
                 self._check_open()
                 raise
@@ -367,7 +369,7 @@ class SshClient:
         """End the master, and with it every session. Closing twice is fine."""
         self._closed = True
         self._closing.set()
-        if not self._lock.acquire(timeout=_CLOSE_LOCK_SECONDS):
+        if not self._lock.acquire(timeout=self.timeouts.login_cancel):
             return  # a log-in is still being ended; it ends what it makes
         try:
             master, self._master_holder.master = self._master_holder.master, None

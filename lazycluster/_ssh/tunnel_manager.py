@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Sequence
 
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._remote.ports import is_port_free
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
@@ -23,8 +24,6 @@ from lazycluster._waiting import BackOff, Waker, start_thread, wait_event
 from lazycluster.exceptions import ConnectError, PortInUseError, TunnelError
 
 _log = logging.getLogger(__name__)
-_MIN_RECONNECT_DELAY_SECONDS = 0.5
-_MAX_RECONNECT_DELAY_SECONDS = 15.0
 _MAX_LOST_CONNECTIONS_BEFORE_OPEN = 2
 """How many connections may break before a tunnel that never opened is given up: the first may have been dead before."""
 
@@ -48,8 +47,11 @@ class TunnelManager:
     again. A forwarding that cannot be, its port being taken meanwhile, is tried again in the same way.
     """
 
-    def __init__(self, destination: Destination, *, password: str | None = None) -> None:
+    def __init__(
+        self, destination: Destination, *, password: str | None = None, timeouts: Timeouts = DEFAULT_TIMEOUTS
+    ) -> None:
         """Remember whom to dial; nothing is dialled yet."""
+        self.timeouts = timeouts
         self.host = destination.host
         self._destination = destination
         self._password = password
@@ -77,7 +79,7 @@ class TunnelManager:
 
     def new_back_off(self) -> BackOff:
         """Return the pauses between tries of one forwarding."""
-        return BackOff(_MIN_RECONNECT_DELAY_SECONDS, _MAX_RECONNECT_DELAY_SECONDS)
+        return BackOff(*self.timeouts.tunnel_retry)
 
     # What others want ----------------------------------------------------------------------------------------------
 
@@ -218,7 +220,9 @@ class TunnelManager:
             waker.drain()
             return
         try:
-            connection = TunnelConnection.connect(self._destination, self._password, self._connect_cancelled)
+            connection = TunnelConnection.connect(
+                self._destination, self._password, self._connect_cancelled, self.timeouts
+            )
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
             is_first_failure = (
                 len(opening) < len(active) and not self._outage_reported and not self._connect_cancelled.is_set()
@@ -266,7 +270,7 @@ class TunnelManager:
                 self._open_forwarding(connection, tunnel, forwarding)
                 return
         connection.wait(
-            min([remaining for remaining, _, _ in closed], default=_MAX_RECONNECT_DELAY_SECONDS), waker.fileno()
+            min([remaining for remaining, _, _ in closed], default=self.timeouts.tunnel_check_interval), waker.fileno()
         )
         waker.drain()
 

@@ -25,8 +25,9 @@ from lazycluster import (
     RuntimeClosedError,
     SessionRefusedError,
 )
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._model.watch import Watch
-from lazycluster._ssh import master, session
+from lazycluster._ssh import master
 from lazycluster.testing import LocalSshd, write_config
 from tests.real.client_programs import (
     BackgroundCommand,
@@ -234,11 +235,9 @@ def test_sixteen_threads_find_a_dead_master_and_make_one(host: LocalSshd, connec
     assert count_connections(host) == before + 1
 
 
-def test_a_stopped_master_is_found_killed_and_replaced(
-    host: LocalSshd, connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert master._CONTROL_SOCKET_TIMEOUT_SECONDS <= 5
-    monkeypatch.setattr(master, "_CONTROL_SOCKET_TIMEOUT_SECONDS", 1.0)
+def test_a_stopped_master_is_found_killed_and_replaced(host: LocalSshd, connection: Connection) -> None:
+    assert DEFAULT_TIMEOUTS.control_socket <= 5
+    connection.ssh_client.timeouts = Timeouts(control_socket=1.0)
     pid, old = master_pid_of(connection), master_of(connection).socket_path.parent
     os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()
@@ -263,12 +262,9 @@ def test_a_stopped_master_does_not_hold_up_closing(host: LocalSshd, connection: 
     assert_eventually(lambda: not is_alive(pid), "the stopped master is gone")
 
 
-def test_a_master_stopped_during_a_command_is_an_error_in_bounded_time(
-    host: LocalSshd, connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert session._MASTER_CHECK_INTERVAL_SECONDS + master._CONTROL_SOCKET_TIMEOUT_SECONDS < 20
-    monkeypatch.setattr(session, "_MASTER_CHECK_INTERVAL_SECONDS", 0.5)
-    monkeypatch.setattr(master, "_CONTROL_SOCKET_TIMEOUT_SECONDS", 1.0)
+def test_a_master_stopped_during_a_command_is_an_error_in_bounded_time(host: LocalSshd, connection: Connection) -> None:
+    assert DEFAULT_TIMEOUTS.master_check_interval + DEFAULT_TIMEOUTS.control_socket < 20
+    connection.ssh_client.timeouts = Timeouts(master_check_interval=0.5, control_socket=1.0)
     pid = master_pid_of(connection)
     command = BackgroundCommand(connection, "echo up; sleep 1002")
     command.wait_output(b"up")
@@ -298,10 +294,8 @@ def test_a_timeout_holds_with_a_stopped_master(host: LocalSshd, connection: Conn
     assert_becomes_idle(host)
 
 
-def test_a_slow_command_that_prints_nothing_is_not_taken_for_a_wedged_master(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "_MASTER_CHECK_INTERVAL_SECONDS", 0.1)
+def test_a_slow_command_that_prints_nothing_is_not_taken_for_a_wedged_master(connection: Connection) -> None:
+    connection.ssh_client.timeouts = Timeouts(master_check_interval=0.1)
 
     assert connection.run("sleep 1; echo done").stdout == "done\n"
 

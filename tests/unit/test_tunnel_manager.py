@@ -16,6 +16,7 @@ import pytest
 
 from lazycluster import ConnectError, ForwardingRefusedError, HostUnreachableError, PortInUseError, TunnelError
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.timeouts import Timeouts
 from lazycluster._ssh import tunnel_manager as tunnel_manager_module
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
@@ -90,7 +91,7 @@ class Network:
     on_end: Callable[[], object] = nothing
 
     def connect(
-        self, destination: Destination, password: str | None, cancel_event: threading.Event
+        self, destination: Destination, password: str | None, cancel_event: threading.Event, timeouts: Timeouts
     ) -> FakeTunnelConnection:
         assert (destination.host, password) == ("web1", "secret")
         self.dials += 1
@@ -118,14 +119,13 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 
     monkeypatch.setattr(tunnel_manager_module, "TunnelConnection", FakeConnector)
     monkeypatch.setattr(tunnel_manager_module, "is_port_free", lambda _port: True)
-    monkeypatch.setattr(tunnel_manager_module, "_MIN_RECONNECT_DELAY_SECONDS", 0.05)
     return made
 
 
 @pytest.fixture
 def manager(network: Network) -> Iterator[TunnelManager]:
     threads = threading.active_count()
-    made = TunnelManager(Destination("web1"), password="secret")
+    made = TunnelManager(Destination("web1"), password="secret", timeouts=Timeouts(tunnel_retry=(0.05, 15.0)))
     yield made
     for opening in list(made._tunnels):
         made.stop_tunnel(opening, graceful=False)
@@ -514,10 +514,8 @@ def test_the_last_one_may_go_while_the_link_is_down(manager: TunnelManager, netw
     assert network.living == 0
 
 
-def test_who_comes_during_a_pause_does_not_wait_for_its_end(
-    manager: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tunnel_manager_module, "_MIN_RECONNECT_DELAY_SECONDS", 1000.0)
+def test_who_comes_during_a_pause_does_not_wait_for_its_end(manager: TunnelManager, network: Network) -> None:
+    manager.timeouts = Timeouts(tunnel_retry=(1000.0, 1000.0))
     first = tunnel(manager, 1)
     network.link.break_connection()
     assert wait_until(lambda: manager.connection is None, 10)
