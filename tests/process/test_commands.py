@@ -319,6 +319,7 @@ def test_refused_session_is_tried_once_more(fp: FakeProcess) -> None:
     register_command(fp, "true", stderr=REFUSED, returncode=255)
     register_command(fp, "true", stdout="at last")
     with Connection("web1") as connection:
+        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
         assert connection.run("true").stdout == "at last"
     assert (len(master.calls), len(fp.calls)) == (1, 3)
 

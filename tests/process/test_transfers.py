@@ -199,6 +199,7 @@ def test_a_session_refused_is_waited_for(fp: FakeProcess, source: Path) -> None:
     fp.register(["scp", fp.any()])
     register_command(fp, quote("place a.txt"))
     with Connection("web1") as connection:
+        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
         connection.put(source, "a.txt")
 
 
