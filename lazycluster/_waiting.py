@@ -1,4 +1,4 @@
-"""How long to wait, who may cut it short, waits that Ctrl-C always ends, and what it never interrupts."""
+"""Deadlines, requests to stop, waits that Ctrl-C always ends, and starts that Ctrl-C never interrupts."""
 
 from __future__ import annotations
 
