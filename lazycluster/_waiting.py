@@ -1,24 +1,38 @@
-"""How long to wait, who may cut it short, waits that Ctrl-C always ends, and what it never interrupts."""
+"""Deadlines, requests to stop, waits that Ctrl-C always ends, and starts that Ctrl-C never interrupts."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import queue
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from types import FrameType
+from typing import TypeVar
 
 T = TypeVar("T")
 _MAX_WAIT_SECONDS = 1e9
 SIGNAL_POLL_SECONDS = 0.5
-"""Seconds after which a wait begins anew, in case a signal came in the moment before it.
+"""Seconds after which the main thread begins a wait anew, in case a signal came in the moment before it.
 
 A signal interrupts a system call that has begun. One that comes after the interpreter has last looked for signals and
 before the call begins, or that another thread gets, is handled when the call is over.
 """
+_MAX_SYSTEM_CALL_SECONDS = 86_400.0
+"""Seconds that one system call waits at most: poll(2) and epoll_wait(2) count milliseconds in an int."""
+
+
+def max_wait_seconds() -> float:
+    """Return how long one system call of this thread may wait: only the main thread handles signals."""
+    return SIGNAL_POLL_SECONDS if is_main_thread() else _MAX_SYSTEM_CALL_SECONDS
+
+
+def is_main_thread() -> bool:
+    """Return whether the caller is the main thread."""
+    return threading.current_thread() is threading.main_thread()
 
 
 class DeadlinePassedError(Exception):
@@ -32,26 +46,27 @@ class CancelledError(Exception):
 class Deadline:
     """An instant on the monotonic clock, or never."""
 
-    __slots__ = ("_when",)
+    __slots__ = ("_clock", "_when")
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Set the deadline a number of seconds from now; None means never, as do more than a system call can count."""
-        self._when = None if seconds is None or seconds > _MAX_WAIT_SECONDS else time.monotonic() + seconds
+        self._clock = clock
+        self._when = None if seconds is None or seconds > _MAX_WAIT_SECONDS else clock() + seconds
 
     @property
     def when(self) -> float | None:
-        """Return the instant in the terms of `time.monotonic()`."""
+        """The instant on the clock; None means never."""
         return self._when
 
     @property
     def remaining(self) -> float | None:
-        """Return the seconds left, not below 0; None means for ever."""
-        return None if self._when is None else max(0.0, self._when - time.monotonic())
+        """The seconds left, at least 0; None means for ever."""
+        return None if self._when is None else max(0.0, self._when - self._clock())
 
     @property
     def has_passed(self) -> bool:
-        """Tell whether the time is up."""
-        return self._when is not None and time.monotonic() >= self._when
+        """Whether the time is up."""
+        return self._when is not None and self._clock() >= self._when
 
     def clamp(self, seconds: float) -> float:
         """Return the seconds left, at most those given."""
@@ -60,6 +75,32 @@ class Deadline:
 
 
 NO_DEADLINE = Deadline(None)
+
+
+class BackOff:
+    """The time of the next try. The pauses between tries double from `shortest` to `longest` seconds."""
+
+    def __init__(self, shortest: float, longest: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Allow the first try at once."""
+        self._delay = shortest
+        self._longest = longest
+        self._clock = clock
+        self._retry_at: float | None = None
+
+    def record_failure(self) -> None:
+        """Put the next try off by a pause, and make the pause after that longer."""
+        self._retry_at = self._clock() + self._delay
+        self._delay = min(2 * self._delay, self._longest)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a try has failed."""
+        return self._retry_at is not None
+
+    @property
+    def remaining(self) -> float:
+        """The seconds until the next try."""
+        return 0.0 if self._retry_at is None else max(0.0, self._retry_at - self._clock())
 
 
 class CancelToken:
@@ -106,6 +147,36 @@ class CancelToken:
                 self._read_fd = self._write_fd = -1
 
 
+class Waker:
+    """Wakes a thread that waits for descriptors, from any thread."""
+
+    def __init__(self) -> None:
+        """Open the pipe whose descriptor becomes readable."""
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        os.set_blocking(self._write_fd, False)
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable with `wake()`."""
+        return self._read_fd
+
+    def wake(self) -> None:
+        """Make the descriptor readable."""
+        with contextlib.suppress(BlockingIOError):  # the pipe is full, so the descriptor is readable
+            os.write(self._write_fd, b"x")
+
+    def drain(self) -> None:
+        """Make the descriptor unreadable until the next `wake()`."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._read_fd, 1 << 12):
+                pass
+
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+
 def queue_get(events: queue.SimpleQueue[T], deadline: Deadline = NO_DEADLINE) -> T:
     """Take from a queue what comes next.
 
@@ -113,7 +184,7 @@ def queue_get(events: queue.SimpleQueue[T], deadline: Deadline = NO_DEADLINE) ->
         DeadlinePassedError: Nothing came in time.
     """
     while True:
-        seconds = deadline.clamp(SIGNAL_POLL_SECONDS)
+        seconds = deadline.clamp(max_wait_seconds())
         try:
             # With next to no time SimpleQueue.get() may wait for ever (seen with Python 3.10 on a busy machine).
             return events.get(seconds > 0, max(seconds, 0.05))
@@ -125,7 +196,7 @@ def queue_get(events: queue.SimpleQueue[T], deadline: Deadline = NO_DEADLINE) ->
 def wait_event(event: threading.Event, deadline: Deadline = NO_DEADLINE) -> bool:
     """Wait for an event, and tell whether it has happened."""
     with _unwrap_interrupt():
-        while not event.wait(deadline.clamp(SIGNAL_POLL_SECONDS)):
+        while not event.wait(deadline.clamp(max_wait_seconds())):
             if deadline.has_passed:
                 return False
     return True
@@ -136,7 +207,7 @@ def wait_for(predicate: Callable[[], object], condition: threading.Condition, de
     while not predicate():
         if deadline.has_passed:
             return False
-        condition.wait(deadline.clamp(SIGNAL_POLL_SECONDS))
+        condition.wait(deadline.clamp(max_wait_seconds()))
     return True
 
 
@@ -167,58 +238,37 @@ def _unwrap_interrupt() -> Iterator[None]:
 
 
 def uninterruptible(make: Callable[[], T], rollback: Callable[[T], object]) -> T:
-    """Make something where no Ctrl-C interrupts it, such as a process that else nobody would know.
+    """Run `make()` where KeyboardInterrupt cannot strike, so that a started process is never leaked.
 
-    Where the calling thread is interrupted meanwhile, what was made is taken back, now or as soon as it is made.
+    A Ctrl-C that comes during `make()` is handled after it. If that raises, `rollback` gets the result first.
     """
-    if threading.current_thread() is not threading.main_thread():  # no signal handler runs there
-        return make()
-    thread = _UninterruptibleThread(make, rollback)
+    made: list[T] = []
     try:
-        try:
-            start_thread(thread)
-        except RuntimeError:  # from Python 3.12 on no thread starts while the interpreter ends
-            return make()
-        thread.join()
-        return thread.result()
+        with _sigint_deferred():
+            made.append(make())
     except BaseException:
-        thread.cancel()
+        for result in made:
+            rollback(result)
         raise
+    return made[0]
 
 
-class _UninterruptibleThread(threading.Thread, Generic[T]):
-    """The thread in which something is made."""
+@contextlib.contextmanager
+def _sigint_deferred() -> Iterator[None]:
+    """Call the handler of SIGINT at the end of the block instead of during it.
 
-    def __init__(self, make: Callable[[], T], rollback: Callable[[T], object]) -> None:
-        super().__init__(name="lazycluster-uninterruptible")
-        self._make = make
-        self._rollback = rollback
-        self._lock = threading.Lock()
-        self._cancelled = False
-        self._results: list[T] = []
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
-        """Make it, and take it back where nobody waits for it any more."""
-        try:
-            self._results.append(self._make())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            self._error = error
-        with self._lock:
-            self._roll_back_if_cancelled()
-
-    def result(self) -> T:
-        """Return what was made, or raise why it was not."""
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
-
-    def cancel(self) -> None:
-        """Take it back, now or as soon as it is made."""
-        with self._lock:
-            self._cancelled = True
-            self._roll_back_if_cancelled()
-
-    def _roll_back_if_cancelled(self) -> None:
-        while self._cancelled and self._results:
-            self._rollback(self._results.pop())
+    A handler may raise after any bytecode instruction of the main thread, also between a fork and the return of
+    `Popen()` (Python's `signal`, "Note on Signal Handlers and Exceptions"). Other threads run no handlers.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not is_main_thread() or not callable(handler):
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    try:
+        signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 from lazycluster._files import transfer
 from lazycluster._functions import session_call
 from lazycluster._model.checks import absolute_path, check_command, check_timeout
+from lazycluster._model.options import DEFAULT_MAX_SESSIONS
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.destination import Destination
@@ -38,9 +39,11 @@ class Connection:
         connect_timeout: Seconds within which the log-in succeeds or fails.
         options: ssh_config(5) keywords with their values (`ssh -o`); they win over the configuration.
         env: Environment variables for every command.
+        max_sessions: How many sessions run at once at most; more wait. Set it to the MaxSessions of the host's sshd
+            (sshd_config(5)) if that is less than 10.
 
     Raises:
-        ValueError: A host, user, port, option or variable name that cannot be right.
+        ValueError: A host, user, port, option, variable name or number of sessions that cannot be right.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Connection:
         connect_timeout: float = 10.0,
         options: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
+        max_sessions: int = DEFAULT_MAX_SESSIONS,
     ) -> None:
         destination = Destination(
             host,
@@ -65,7 +69,7 @@ class Connection:
             connect_timeout=connect_timeout,
             options=tuple((options or {}).items()),
         )
-        self.ssh_client = SshClient(destination, password=password, env=env)
+        self.ssh_client = SshClient(destination, password=password, env=env, max_sessions=max_sessions)
         """The machinery below, which transfers, calls and tunnels share."""
 
     def __repr__(self) -> str:

@@ -55,7 +55,7 @@ def judge_sessions(allowed: int) -> Finding:
             SESSIONS_CHECK,
             "one at a time on a connection (MaxSessions 1)",
             "Commands and functions all go through the supervisor's one session; large files wait for a slower way. "
-            "Raise MaxSessions in its sshd_config; sshd's own default is 10.",
+            "Set `max_sessions=1`, or raise MaxSessions in its sshd_config; sshd's own default is 10.",
         )
     return ok(
         SESSIONS_CHECK, f"{allowed} {'or more ' if allowed >= MAX_SESSIONS_COUNTED else ''}at once on a connection"

@@ -162,7 +162,7 @@ def _copy_file_by_scp(
             legacy=legacy,
             unsupported_options=ssh_client.unsupported_options,
         )
-        with _holding_lifeline(master, on_lost) if can_open_second_session else contextlib.nullcontext():
+        with _holding_lifeline(ssh_client, master, on_lost) if can_open_second_session else contextlib.nullcontext():
             ended = _run_scp(ssh_client, argv, master, watch, progress)
         can_open_second_session = session_refusal_reason(ended.text) is None
         return ended
@@ -178,21 +178,20 @@ def _copy_file_by_scp(
 
 
 @contextlib.contextmanager
-def _holding_lifeline(master: Master, on_lost: str) -> Iterator[None]:
-    """Let the host notice the death of this process."""
-    if master.control_socket is None:
-        yield
-        return
-    try:
-        lifeline = Lifeline(master.control_socket, on_lost)
-    except ControlSocketError as error:
-        _log.debug("no lifeline: %s", error)
-        yield
-        return
-    try:
-        yield
-    finally:
-        lifeline.close()
+def _holding_lifeline(ssh_client: SshClient, master: Master, on_lost: str) -> Iterator[None]:
+    """Let the host notice the death of this process, if a session for that is free."""
+    lifeline: Lifeline | None = None
+    with ssh_client.session_limit.acquire_if_free() as has_session:
+        if has_session and master.control_socket is not None:
+            try:
+                lifeline = Lifeline(master.control_socket, on_lost, timeouts=ssh_client.timeouts)
+            except ControlSocketError as error:
+                _log.debug("no lifeline: %s", error)
+        try:
+            yield
+        finally:
+            if lifeline is not None:
+                lifeline.close()
 
 
 def _run_scp(

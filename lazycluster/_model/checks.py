@@ -66,6 +66,17 @@ def check_connect_timeout(seconds: float) -> float:
     return seconds
 
 
+def check_max_sessions(max_sessions: int) -> int:
+    """Return a number of sessions.
+
+    Raises:
+        ValueError: The number is not a whole number from 1 on.
+    """
+    if isinstance(max_sessions, bool) or not isinstance(max_sessions, int) or max_sessions < 1:
+        raise ValueError(f"max_sessions must be a whole number from 1 on, got {max_sessions!r}")
+    return max_sessions
+
+
 def _is_duration(seconds: object) -> bool:
     return not isinstance(seconds, bool) and isinstance(seconds, (int, float)) and seconds > 0
 

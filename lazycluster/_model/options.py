@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import TypedDict
 
+DEFAULT_MAX_SESSIONS = 10
+"""sshd's own default of MaxSessions (sshd_config(5))."""
+
 
 class _LoginOptions(TypedDict, total=False):
     user: str | None
@@ -15,6 +18,7 @@ class _LoginOptions(TypedDict, total=False):
     connect_timeout: float
     options: Mapping[str, str] | None
     env: Mapping[str, str] | None
+    max_sessions: int
 
 
 class ConnectionOptions(_LoginOptions, total=False):

@@ -12,7 +12,7 @@ from typing import IO
 from lazycluster._processes.pipe_writer import PipeWriter
 from lazycluster._processes.pipes import close_in_forks, enlarge_pipe, fileno_or_none
 from lazycluster._processes.popen import DEVNULL, PIPE, kill_and_close, kill_group, start_process, wait_process
-from lazycluster._waiting import SIGNAL_POLL_SECONDS, CancelledError, CancelToken, Deadline, DeadlinePassedError
+from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, max_wait_seconds
 from lazycluster.results import Stream
 
 _log = logging.getLogger(__name__)
@@ -147,9 +147,7 @@ class LocalProcess:
                 return False
             if self.deadline.has_passed:
                 raise DeadlinePassedError
-            for key, _ in self._selector.select(
-                min(self.deadline.clamp(SIGNAL_POLL_SECONDS), pause.clamp(SIGNAL_POLL_SECONDS))
-            ):
+            for key, _ in self._selector.select(self.deadline.clamp(pause.clamp(max_wait_seconds()))):
                 if key.fileobj is self._cancel_token:
                     raise CancelledError
                 if key.fileobj is self._stdin:

@@ -7,7 +7,7 @@ import select
 import threading
 
 from lazycluster._processes.pipes import PIPE_CAPACITY_BYTES, close_in_forks
-from lazycluster._waiting import start_thread
+from lazycluster._waiting import Waker, start_thread
 
 
 class PipeWriter:
@@ -21,7 +21,8 @@ class PipeWriter:
         self._descriptor = descriptor
         self._pending = bytearray()
         self._changed = threading.Condition()
-        self._flushing = False
+        self._waker: Waker | None = None
+        """Wakes the thread that waits until the pipe has room; None while there is no such thread."""
         close_in_forks(self)
 
     def write(self, data: bytes) -> bool:
@@ -43,32 +44,43 @@ class PipeWriter:
                     return True
             self._pending += data
             self._changed.notify_all()
-            if not self._flushing:
+            if self._waker is None:
                 start_thread(threading.Thread(target=self._flush, name="lazycluster-pipe-writer", daemon=True))
-                self._flushing = True
             return True
 
     def _flush(self) -> None:
         """Write pending data whenever the pipe has room, until it is closed."""
         poll = select.poll()
         with self._changed:
-            if self._descriptor < 0:
+            if self._descriptor < 0 or self._waker is not None:  # Ctrl-C during the start of a thread: one more starts
                 return
+            try:
+                self._waker = waker = Waker()
+            except OSError:  # no descriptors are left; the reader sees the end of its input
+                self._close_locked()
+                raise
+            poll.register(waker, select.POLLIN)
             poll.register(self._descriptor, select.POLLOUT)
-        while True:
-            with self._changed:
+        while self._write_pending():
+            poll.poll()
+        with self._changed:
+            self._waker = None
+            waker.close()
+
+    def _write_pending(self) -> bool:
+        """Write pending data, and wait for more, until the pipe is full; return whether the pipe is still open."""
+        with self._changed:
+            while True:
                 self._changed.wait_for(lambda: self._pending or self._descriptor < 0)
                 if self._descriptor < 0:
-                    return
+                    return False
                 try:
                     del self._pending[: os.write(self._descriptor, self._pending[:PIPE_CAPACITY_BYTES])]
-                    continue
                 except BlockingIOError:
-                    pass
+                    return True
                 except OSError:
                     self._close_locked()
-                    return
-            poll.poll(1000)
+                    return False
 
     def close(self) -> None:
         """Close the pipe; pending data is lost. Closing twice is fine."""
@@ -76,10 +88,13 @@ class PipeWriter:
             self._close_locked()
 
     def close_after_fork(self) -> None:
-        """Close the descriptor in a forked child, without the lock: a thread that the child lacks may hold it."""
+        """Close the descriptors in a forked child, without the lock: a thread that the child lacks may hold it."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+        if self._waker is not None:
+            self._waker.close()
+            self._waker = None
 
     def _close_locked(self) -> None:
         if self._descriptor >= 0:
@@ -87,3 +102,5 @@ class PipeWriter:
             self._descriptor = -1
             self._pending.clear()
             self._changed.notify_all()
+            if self._waker is not None:
+                self._waker.wake()

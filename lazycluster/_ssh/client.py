@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 
-from lazycluster._model.checks import check_environment
+from lazycluster._model.checks import check_environment, check_max_sessions
+from lazycluster._model.options import DEFAULT_MAX_SESSIONS
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._processes.run import Completed
 from lazycluster._ssh.argv import session_argv
@@ -43,10 +45,7 @@ from lazycluster.exceptions import (
 )
 from lazycluster.results import Collector, CommandResult, Stream
 
-_ONLY_SESSION_IN_USE = "the supervisor has the only session that the host allows"
-_CLOSE_LOCK_SECONDS = 1.0
-_SESSION_REFUSAL_RETRY_SECONDS = 20.0
-"""Seconds in which a host that refuses even a single session is asked again: it may still count an ended one."""
+_ONLY_SESSION_IN_USE = "the supervisor has the only session"
 
 
 @attrs.define
@@ -83,10 +82,18 @@ class SshClient:
     """Owns one master, and runs scripts in sessions through it. Any thread may use it."""
 
     def __init__(
-        self, destination: Destination, *, password: str | None = None, env: Mapping[str, str] | None = None
+        self,
+        destination: Destination,
+        *,
+        password: str | None = None,
+        env: Mapping[str, str] | None = None,
+        max_sessions: int = DEFAULT_MAX_SESSIONS,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         """Remember whom to dial; nothing is dialled yet."""
         self.destination = destination
+        self.timeouts = timeouts
+        self._max_sessions = check_max_sessions(max_sessions)
         self.password = password
         self._env = check_environment(env)
         self._unsupported_options: frozenset[str] = frozenset()
@@ -103,7 +110,7 @@ class SshClient:
         """Marks every process that is started on the host, in its environment; a forked child's are another's."""
         self._lock = threading.RLock()
         self._closing = threading.Event()
-        self._session_limit = SessionLimit()
+        self.session_limit = SessionLimit(self._max_sessions)
         self._master_holder = _MasterHolder()
         weakref.finalize(self, self._master_holder.disconnect).atexit = False  # see _disconnect_all()
 
@@ -217,7 +224,7 @@ class SshClient:
         Raises:
             CommandTimeoutError: `timeout` seconds have passed since the log-in; the script was ended.
             ConnectionLostError: The link broke.
-            SessionRefusedError: The host allows no session.
+            SessionRefusedError: The host refused a session twice.
             WorkingDirectoryError: The directory cannot be entered.
         """
 
@@ -227,11 +234,10 @@ class SshClient:
 
         master = self.master()
         deadline = Deadline(timeout)
-        refusal_deadline = Deadline(_SESSION_REFUSAL_RETRY_SECONDS)
-        reconnected = False
+        refused = reconnected = False
         try:
             while True:
-                with self._session_limit.acquire(deadline, watch.cancel_token, long_lived=long_lived):
+                with self.session_limit.acquire(deadline, watch.cancel_token, long_lived=long_lived):
                     session = run_session(
                         self.host,
                         self._session_argv(master, script),
@@ -241,15 +247,16 @@ class SshClient:
                         deadline=deadline,
                         watch=watch,
                         check=functools.partial(self.check_master, master, script.title),
+                        timeouts=self.timeouts,
                     )
                     if session.has_started or session.ssh_exit_code not in {255, None}:
-                        self._session_limit.record_success()
                         return session_exit_code(self.host, script, master, session, collector)
-                    refusal = session_refusal_reason(session.diagnostic)
-                    if refusal is not None and not self._session_limit.record_refusal() and refusal_deadline.has_passed:
-                        raise SessionRefusedError(self.host, script.title, refusal)
+                refusal = session_refusal_reason(session.diagnostic)
                 if refusal is not None:
-                    self._session_limit.wait_for_change(deadline, 0.1)
+                    if refused:
+                        raise SessionRefusedError(self.host, script.title, refusal)
+                    refused = True
+                    self.session_limit.wait_for_release(deadline.clamp(self.timeouts.session_refused))
                     if deadline.has_passed:
                         raise DeadlinePassedError
                 elif not self._record_unsupported_options(session.diagnostic):
@@ -275,27 +282,28 @@ class SshClient:
     def run_with_master(
         self, program: Callable[[Master], Completed], title: str, cancel_token: CancelToken | None = None
     ) -> Completed:
-        """Run another OpenSSH program through the master, holding a session's slot; again where it got no session.
+        """Run another OpenSSH program through the master in a slot of a session; once more if the host refuses that.
 
         Raises:
-            SessionRefusedError: The host allows no session.
+            SessionRefusedError: The host refused a session twice.
         """
-        refusal_deadline = Deadline(_SESSION_REFUSAL_RETRY_SECONDS)
+        refused = False
         while True:
             master = self.master()
             with self._acquired_session(title, cancel_token):
                 ended = program(master)
-                refusal = None if ended.exit_code == 0 else session_refusal_reason(ended.text)
-                if refusal is None:
-                    return ended
-                if not self._session_limit.record_refusal() and refusal_deadline.has_passed:
-                    raise SessionRefusedError(self.host, title, refusal)
-            self._session_limit.wait_for_change(refusal_deadline, 0.1)
+            refusal = None if ended.exit_code == 0 else session_refusal_reason(ended.text)
+            if refusal is None:
+                return ended
+            if refused:
+                raise SessionRefusedError(self.host, title, refusal)
+            refused = True
+            self.session_limit.wait_for_release(self.timeouts.session_refused)
 
     @contextlib.contextmanager
     def _acquired_session(self, title: str, cancel_token: CancelToken | None) -> Iterator[None]:
         try:
-            with self._session_limit.acquire(Deadline(None), cancel_token):
+            with self.session_limit.acquire(Deadline(None), cancel_token):
                 yield
         except CancelledError:
             raise CommandStoppedError(self.host, title) from None
@@ -331,7 +339,9 @@ class SshClient:
             if timeout is not None:
                 destination = attrs.evolve(destination, connect_timeout=min(timeout, destination.connect_timeout))
             try:
-                master = Master.connect(destination, password=self.password, cancel_event=self._closing)
+                master = Master.connect(
+                    destination, password=self.password, cancel_event=self._closing, timeouts=self.timeouts
+                )
             except ConnectError:
                 self._check_open()
                 raise
@@ -359,7 +369,7 @@ class SshClient:
         """End the master, and with it every session. Closing twice is fine."""
         self._closed = True
         self._closing.set()
-        if not self._lock.acquire(timeout=_CLOSE_LOCK_SECONDS):
+        if not self._lock.acquire(timeout=self.timeouts.login_cancel):
             return  # a log-in is still being ended; it ends what it makes
         try:
             master, self._master_holder.master = self._master_holder.master, None

@@ -6,13 +6,12 @@ import contextlib
 import logging
 import os
 
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.mux import ControlSocket, RequestRefusedError
 from lazycluster._ssh.shell import SHELL_BOOTSTRAP, escape_for_printf
 
 _log = logging.getLogger(__name__)
-_LIFELINE_CLOSE_SECONDS = 5.0
-"""Seconds for the host to confirm the end of a lifeline."""
 
 
 class Lifeline:
@@ -22,12 +21,13 @@ class Lifeline:
     sshd also keeps Nagle's algorithm off for the whole connection.
     """
 
-    def __init__(self, control: ControlSocket, on_lost: str = ":") -> None:
+    def __init__(self, control: ControlSocket, on_lost: str = ":", *, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         """Open the session; `on_lost` is what the host's shell does when this side is gone.
 
         Raises:
             ControlSocketError: The master is gone.
         """
+        self._timeouts = timeouts
         self._session: ControlSocket | None = None
         reader, self._write_fd = os.pipe()
         try:
@@ -49,7 +49,7 @@ class Lifeline:
                 os.write(self._write_fd, b"\n")
             self._close_pipe()
             if self._session is not None:  # closed before, the host would take it for our end
-                self._session.wait_message(_LIFELINE_CLOSE_SECONDS)
+                self._session.wait_message(self._timeouts.lifeline_close)
         self._close_session()
 
     def drop(self) -> None:

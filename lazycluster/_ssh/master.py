@@ -21,6 +21,7 @@ from pathlib import Path
 
 import attrs
 
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._processes.run import Completed, run_and_capture, run_daemonizing
 from lazycluster._ssh.argv import effective_config_argv, login_attempt_argv, master_argv, user_ssh_arguments
 from lazycluster._ssh.config import parse_effective_config
@@ -40,8 +41,7 @@ from lazycluster.exceptions import (
 _log = logging.getLogger(__name__)
 # ssh appends a dot and 16 characters while it binds the socket, and sun_path ends at 108 bytes (Linux) or 104 (macOS).
 MAX_SOCKET_PATH_BYTES = 90 if sys.platform == "linux" else 86
-_CONTROL_SOCKET_TIMEOUT_SECONDS = 5.0
-_THROTTLE_BACKOFF_SECONDS = (0.1, 2.0)
+_SSH_G_TIMEOUT_SECONDS = 5.0
 _DIRECTORY_PREFIX = "lazycluster-m-"
 _LOCK_FILE_NAME = "lock"
 _SSH_CONFIG_SAFE_PATH = re.compile(r"/[A-Za-z0-9_./+,=@-]*")
@@ -103,8 +103,15 @@ class Master:
     Made by `connect()`; `close()` ends it and removes its files.
     """
 
-    def __init__(self, directory: PrivateDirectory, control_socket: ControlSocket | None, pid: int | None) -> None:
+    def __init__(
+        self,
+        directory: PrivateDirectory,
+        control_socket: ControlSocket | None,
+        pid: int | None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
         """Take over a master whose socket is `m` in a private directory."""
+        self._timeouts = timeouts
         self._directory = directory
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
@@ -115,7 +122,12 @@ class Master:
 
     @classmethod
     def connect(
-        cls, destination: Destination, *, password: str | None = None, cancel_event: threading.Event | None = None
+        cls,
+        destination: Destination,
+        *,
+        password: str | None = None,
+        cancel_event: threading.Event | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> Master:
         """Log in to a host within its `connect_timeout`, or until `cancel_event` is set.
 
@@ -123,27 +135,31 @@ class Master:
             ConnectError: One of its kinds, saying why.
         """
         try:
-            return cls._connect_with_retries(destination, password, cancel_event)
+            return cls._connect_with_retries(destination, password, cancel_event, timeouts)
         except ConnectError as error:
             raise attrs.evolve(error, options=user_ssh_arguments(destination)) from error.__cause__
 
     @classmethod
     def _connect_with_retries(
-        cls, destination: Destination, password: str | None, cancel_event: threading.Event | None
+        cls,
+        destination: Destination,
+        password: str | None,
+        cancel_event: threading.Event | None,
+        timeouts: Timeouts,
     ) -> Master:
         deadline = Deadline(destination.connect_timeout)
         throttled: ConnectionThrottledError | None = None
         for attempt in range(1000):
             directory = _make_private_directory(destination.host)
             try:
-                return cls._connect_once(destination, directory, password, deadline, cancel_event)
+                return cls._connect_once(destination, directory, password, deadline, cancel_event, timeouts)
             except ConnectTimeoutError as error:
                 directory.remove()
                 raise throttled or error from None  # the time was up in the middle of another try
             except ConnectionThrottledError as error:
                 directory.remove()
                 throttled = error
-                shortest, longest = _THROTTLE_BACKOFF_SECONDS
+                shortest, longest = timeouts.login_throttled
                 pause = random.uniform(0.5, 1.0) * min(longest, shortest * 2**attempt)  # noqa: S311
                 if deadline.clamp(pause) < pause:
                     raise
@@ -162,6 +178,7 @@ class Master:
         password: str | None,
         deadline: Deadline,
         cancel_event: threading.Event | None,
+        timeouts: Timeouts,
     ) -> Master:
         socket, log = directory.path / "m", directory.path / "log"
         argv = master_argv(destination, socket, log, batch=password is None)
@@ -175,12 +192,12 @@ class Master:
                     output, ended = probed.text, probed
             raise diagnose(destination.host, output, exit_code=ended.exit_code, timed_out=ended.exit_code is None)
         try:
-            control = ControlSocket(socket, timeout=_CONTROL_SOCKET_TIMEOUT_SECONDS)
-            return cls(directory, control, control.check())
+            control = ControlSocket(socket, timeout=timeouts.control_socket)
+            return cls(directory, control, control.check(), timeouts)
         except FileNotFoundError:
             # Either a stand-in for ssh ran, or the link broke just now; the first session tells.
             _log.debug("%s: ssh ended well and left no control socket", destination.host)
-            return cls(directory, None, None)
+            return cls(directory, None, None, timeouts)
         except ControlSocketError as error:
             raise ConnectError(destination.host, f"logged in, but {error}") from error
 
@@ -220,10 +237,10 @@ class Master:
     @property
     def has_exited(self) -> bool:
         """Tell whether the master is known to have ended."""
-        return self._closed or (self.control_socket is not None and self.control_socket.closed)
+        return self._closed or (self.control_socket is not None and self.control_socket.poll_closed())
 
     def check(self) -> bool:
-        """Tell whether the master answers; one that has not within 5 s is stuck, or was stopped."""
+        """Return whether the master answers in time; otherwise it is stuck, or was stopped."""
         if self._closed:
             return False
         if self.control_socket is None:
@@ -259,11 +276,15 @@ class Master:
         if control is not None:
             if not force:
                 control.terminate()
-            if self.pid is not None and (force or not control.wait_closed(1.0)) and not control.closed:
+            if (
+                self.pid is not None
+                and (force or not control.wait_closed(self._timeouts.master_end))
+                and not control.poll_closed()
+            ):
                 # While its end of the socket is open the process is there, so the number is nobody else's.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
-                control.wait_closed(1.0)
+                control.wait_closed(self._timeouts.master_end)
             control.close()
         self._directory.remove()
 
@@ -322,9 +343,7 @@ def _log_in_with_password(
     from lazycluster._ssh import prompts  # noqa: PLC0415 - pexpect is needed by few
 
     effective = parse_effective_config(
-        run_and_capture(
-            effective_config_argv(destination), timeout=deadline.clamp(_CONTROL_SOCKET_TIMEOUT_SECONDS)
-        ).text
+        run_and_capture(effective_config_argv(destination), timeout=deadline.clamp(_SSH_G_TIMEOUT_SECONDS)).text
     )
     names = {destination.host, destination.host.rpartition("@")[2], effective.hostname, effective.host_key_alias} - {
         None,

@@ -189,20 +189,22 @@ class ControlSocket:
         Nothing else may be asked over this connection meanwhile.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self.closed:
+        while not self.poll_closed():
             remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
             found = wait_readable([self._socket.fileno(), *([] if wake_fd is None else [wake_fd])], remaining)
             if not found or wake_fd in found or remaining == 0:
-                return self.closed
+                return self.poll_closed()
         return True
 
     def wait_message(self, timeout: float) -> None:
         """Wait until the master says something unasked, such as that a session has ended, or closes its end."""
         wait_readable([self._socket.fileno()], timeout)
 
-    @property
-    def closed(self) -> bool:
-        """Tell whether either side has closed the connection."""
+    def poll_closed(self) -> bool:
+        """Look at the socket, and return whether either side has closed the connection.
+
+        It waits while another thread waits for an answer. An answer that came too late is read and dropped.
+        """
         with self._lock:  # so that no other thread's answer is on its way, which would look like something to read
             try:
                 while wait_readable([self._socket.fileno()], 0):

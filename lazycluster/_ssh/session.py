@@ -5,19 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._model.watch import Watch
 from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.pipe_writer import PipeWriter
 from lazycluster._ssh.shell import OutputDecoder, Script
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.results import Stream
-
-_COMMAND_CANCEL_SECONDS = 0.9
-"""Seconds for the host to end a command that is given up, within the second that a caller may be kept waiting."""
-_MASTER_CHECK_INTERVAL_SECONDS = 10.0
-"""Seconds after which a wait is interrupted to see whether the master is still well."""
-_SSH_EXIT_WAIT_SECONDS = 0.25
-"""Seconds for ssh to end once the command has. It takes longer only where a background process holds the output."""
 
 
 class SessionEndedError(Exception):
@@ -36,6 +30,7 @@ class Session:
         deadline: Deadline,
         watch: Watch,
         check: Callable[[], None],
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         """Start the ssh process and hand it the script.
 
@@ -47,6 +42,7 @@ class Session:
         self._decoder = OutputDecoder(script.output_mark)
         self._on_output = on_output
         self._check = check
+        self._timeouts = timeouts
         self._stdout_buffer: bytearray | None = None
         self._raw_chunks: list[bytes] | None = None
         self.ssh_exit_code: int | None = None
@@ -61,7 +57,7 @@ class Session:
             raise
 
     def _pump(self, predicate: Callable[[], bool]) -> bool:
-        while not self._process.pump(predicate, timeout=_MASTER_CHECK_INTERVAL_SECONDS):
+        while not self._process.pump(predicate, timeout=self._timeouts.master_check_interval):
             if self._process.at_eof:
                 return False
             self._check()
@@ -167,7 +163,7 @@ class Session:
         """
         if self._pump(lambda: self._decoder.has_ended):
             self._process.close_stdin()
-            self.ssh_exit_code = self._process.wait(_SSH_EXIT_WAIT_SECONDS)
+            self.ssh_exit_code = self._process.wait(self._timeouts.session_end)
         else:
             self._deliver_remaining()
         self._process.close()
@@ -175,7 +171,7 @@ class Session:
     def _deliver_remaining(self) -> None:
         """Take what is left when ssh has ended without the last marks: all the output of a test's stand-in for it."""
         if self.ssh_exit_code is None:
-            self.ssh_exit_code = self._process.wait(self._process.deadline.clamp(5.0))
+            self.ssh_exit_code = self._process.wait(self._process.deadline.clamp(self._timeouts.ssh_exit))
             if self.has_started or self.ssh_exit_code not in {255, None}:  # else it is ssh that spoke, not the command
                 for stream in Stream:
                     self._deliver(stream, self._decoder.flush(stream))
@@ -183,17 +179,19 @@ class Session:
     def close(self) -> None:
         """Let go of the session, whatever it still does."""
         if self._process.at_eof:
-            self.ssh_exit_code = self._process.wait(_SSH_EXIT_WAIT_SECONDS)
+            self.ssh_exit_code = self._process.wait(self._timeouts.session_end)
         self._process.close()
 
-    def cancel(self, *, timeout: float = _COMMAND_CANCEL_SECONDS) -> None:
-        """End the command on the host with its children, and the ssh process here.
+    def cancel(self, *, grace: float | None = None) -> None:
+        """End the command on the host with its children, and the ssh process here, and take the output until then.
 
-        The end of standard input tells the host's side. What is still printed meanwhile, for `timeout` seconds at
-        most, is taken along.
+        The end of standard input makes the host end the command. With `grace`, it may use its grace period for that.
         """
         self._process.close_stdin()
-        self._process.deadline = Deadline(timeout)
+        timeouts = self._timeouts
+        self._process.deadline = Deadline(
+            timeouts.command_cancel if grace is None else grace + timeouts.command_stop_margin
+        )
         with contextlib.suppress(DeadlinePassedError, CancelledError):
             self._process.ignore_cancel_token()
             self._process.pump(lambda: self._decoder.has_ended)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lazycluster._model.timeouts import Timeouts
 from lazycluster._model.watch import Watch
 from lazycluster._ssh.diagnosis import LostCommandState, diagnose, diagnose_lost_master, start_failure
 from lazycluster._ssh.master import Master
@@ -22,9 +23,6 @@ from lazycluster.results import Collector, Stream
 Work = Callable[[Session], object]
 """Feeds and reads a session between its start and its end, and calls `wait()`."""
 
-_STOP_GRACE_MARGIN_SECONDS = 2.0
-"""Seconds beyond the grace period that a stop waits for the host to have ended a command."""
-
 
 def run_session(
     host: str,
@@ -36,6 +34,7 @@ def run_session(
     deadline: Deadline,
     watch: Watch,
     check: Callable[[], None],
+    timeouts: Timeouts,
 ) -> Session:
     """Run the ssh process of a session by its `argv`, do the work, and return the session, which has ended.
 
@@ -47,7 +46,9 @@ def run_session(
         SshNotFoundError: ssh cannot be started.
     """
     try:
-        session = Session(argv, script, on_output=on_output, deadline=deadline, watch=watch, check=check)
+        session = Session(
+            argv, script, on_output=on_output, deadline=deadline, watch=watch, check=check, timeouts=timeouts
+        )
     except OSError as error:
         raise start_failure(host, error) from error
     except CancelledError:
@@ -58,7 +59,7 @@ def run_session(
         except SessionEndedError:
             session.wait()
     except CancelledError:
-        session.cancel(timeout=script.grace + _STOP_GRACE_MARGIN_SECONDS)
+        session.cancel(grace=script.grace)
         raise CommandStoppedError(host, script.title) from None
     except BaseException:
         session.cancel()

@@ -1,4 +1,4 @@
-"""How many sessions a master may carry at once, learned from the host."""
+"""How many sessions a master carries at once."""
 
 from __future__ import annotations
 
@@ -8,32 +8,20 @@ from collections.abc import Iterator
 
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, wait_for
 
-DEFAULT_MAX_SESSIONS = 10
-"""sshd's MaxSessions where nobody set it (sshd_config(5))."""
-
-_SUCCESSES_BEFORE_RAISING_LIMIT = 20
-
 
 class NoSessionAvailableError(Exception):
-    """Every session that the host allows is one that lasts."""
+    """Long-lived sessions hold all slots."""
 
 
 class SessionLimit:
-    """Lets as many sessions run at once as the host allows; the others wait for a free slot."""
+    """Lets at most `max_sessions` sessions run at once; the others wait for a free slot."""
 
-    def __init__(self, max_sessions: int = DEFAULT_MAX_SESSIONS) -> None:
-        """Start from a limit that the first refusal may lower."""
+    def __init__(self, max_sessions: int) -> None:
+        """Begin with every slot free."""
         self._max_sessions = max_sessions
-        self._initial_max_sessions = max_sessions
         self._in_use = 0
         self._long_lived = 0
-        self._successes = 0
         self._changed = threading.Condition()
-
-    @property
-    def max_sessions(self) -> int:
-        """Return how many sessions run at once at most, as far as is known."""
-        return self._max_sessions
 
     @contextlib.contextmanager
     def acquire(
@@ -42,9 +30,9 @@ class SessionLimit:
         """Hold a slot; wait for a free one first. A long-lived session lasts as long as its client: the supervisor's.
 
         Raises:
-            DeadlinePassedError: None became free in time.
+            DeadlinePassedError: No slot became free in time.
             CancelledError: The token was cancelled first.
-            NoSlotError: Lasting sessions hold all of them.
+            NoSessionAvailableError: Long-lived sessions hold all slots.
         """
         with (
             contextlib.nullcontext() if cancel_token is None else cancel_token.on_cancel(self._notify_all),
@@ -68,39 +56,31 @@ class SessionLimit:
         try:
             yield
         finally:
-            with self._changed:
-                self._in_use -= 1
-                self._long_lived -= long_lived
-                self._changed.notify_all()
+            self._release(long_lived=long_lived)
+
+    @contextlib.contextmanager
+    def acquire_if_free(self) -> Iterator[bool]:
+        """Hold a slot if one is free; yield whether one was."""
+        with self._changed:
+            free = self._in_use < self._max_sessions
+            self._in_use += free
+        try:
+            yield free
+        finally:
+            if free:
+                self._release()
+
+    def _release(self, *, long_lived: bool = False) -> None:
+        with self._changed:
+            self._in_use -= 1
+            self._long_lived -= long_lived
+            self._changed.notify_all()
 
     def _notify_all(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
-    def record_success(self) -> None:
-        """Learn from a session that began: after some of them in a row, try one more at once again.
-
-        A host counts sessions that were given up until their commands have ended, so a refusal may have been passing.
-        """
+    def wait_for_release(self, timeout: float) -> None:
+        """Wait until a session ends, at most `timeout` seconds."""
         with self._changed:
-            self._successes += 1
-            if self._successes >= _SUCCESSES_BEFORE_RAISING_LIMIT and self._max_sessions < self._initial_max_sessions:
-                self._max_sessions += 1
-                self._successes = 0
-                self._changed.notify_all()
-
-    def record_refusal(self) -> bool:
-        """Learn from a refusal, while still holding the slot; return whether other sessions are under way.
-
-        Where none is, the host still counts a session that has ended here, or allows none at all.
-        """
-        with self._changed:
-            others = self._in_use - 1
-            self._max_sessions = max(1, min(self._max_sessions, others))
-            self._successes = 0
-            return others > 0
-
-    def wait_for_change(self, deadline: Deadline, timeout: float) -> None:
-        """Wait until a session ends, at most so many seconds."""
-        with self._changed:
-            self._changed.wait(deadline.clamp(timeout))
+            self._changed.wait(timeout)

@@ -1,25 +1,47 @@
-"""A tunnel: forwardings that stand and fall together, carried by the connection that the tunnels of a host share."""
+"""A tunnel: forwardings that are open together, over the connection that all tunnels of a host share."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from typing import Protocol
 
 from lazycluster._model.forwarding import Forwarding
-from lazycluster._ssh.tunnel_manager import TunnelManager
-from lazycluster._ssh.tunnel_state import TunnelState
-from lazycluster._waiting import Deadline, wait_event
+from lazycluster._ssh.tunnel_connection import TunnelConnection
+from lazycluster._waiting import BackOff, Deadline, wait_event
+
+
+class TunnelProvider(Protocol):
+    """The part of a `TunnelManager` that a tunnel uses."""
+
+    host: str
+
+    @property
+    def connection(self) -> TunnelConnection | None:
+        """The connection of the tunnels; None while there is none."""
+
+    def open_tunnel(self, tunnel: Tunnel) -> None:
+        """Open all forwardings of a tunnel, or none."""
+
+    def stop_tunnel(self, tunnel: Tunnel, *, graceful: bool, wait: bool = True) -> None:
+        """Close the forwardings of a tunnel."""
+
+    def new_back_off(self) -> BackOff:
+        """Return the pauses between tries of one forwarding."""
 
 
 class Tunnel:
     """Forwardings that are open until they are stopped; a `ManagedProcess`.
 
-    The process behind it is the ssh that carries all tunnels of its host. It begins with the first and ends with the
-    last of them. A tunnel that is stopped listens no more at once; connections that are open through it go on until
-    one of their ends closes them, or that ssh ends.
+    The process behind it is the ssh that all tunnels of a host share. It begins with the first and ends with the last
+    of them. A tunnel that is stopped listens no more at once; connections that are open through it go on until one of
+    their ends closes them, or that ssh ends.
+
+    Its manager alone changes the attributes.
     """
 
     def __init__(
-        self, tunnel_manager: TunnelManager, forwardings: Sequence[Forwarding], *, owner: object | None = None
+        self, tunnel_manager: TunnelProvider, forwardings: Sequence[Forwarding], *, owner: object | None = None
     ) -> None:
         """Open the forwardings, all or none, and see that traffic flows. The owner lives as long as the tunnel runs.
 
@@ -28,57 +50,94 @@ class Tunnel:
             PortInUseError: A port to listen on is taken, here or on the host.
             ForwardingRefusedError: The host does not allow it.
             ConnectError: The log-in failed.
-            TunnelError: The link broke meanwhile, or the host does not answer.
+            TunnelError: The connection broke, or the host does not answer.
         """
         if not forwardings:
             raise ValueError("a tunnel needs a forwarding")
         self._tunnel_manager = tunnel_manager
         self.forwardings = tuple(forwardings)
         self.name = f"tunnel to {tunnel_manager.host}: " + ", ".join(map(str, self.forwardings))
-        self._state = TunnelState(self.name, self.forwardings, owner)
-        tunnel_manager.open_tunnel(self._state)
+        self.owner = owner
+        self.closed_forwardings: dict[Forwarding, BackOff] = {}
+        """The forwardings that are not open on the present connection, with the time of the next try."""
+        self.has_opened = False
+        """Every forwarding was open once. From then on a forwarding that fails is tried again."""
+        self.lost_connections = 0
+        self.stop_requested = False
+        self.graceful = True
+        self.error: Exception | None = None
+        self.exitcode: int | None = None
+        """0 once the tunnel was stopped, 1 after a defect; None while it runs."""
+        self.settled = threading.Event()
+        self.ended = threading.Event()
+        self.mark_closed()
+        tunnel_manager.open_tunnel(self)
 
     def __repr__(self) -> str:
-        """Return what it carries, and whether it does."""
+        """Return the forwardings, and whether the tunnel runs."""
         return f"<Tunnel {self.name}, {'alive' if self.is_alive() else 'stopped'}>"
 
     @property
     def pid(self) -> int | None:
-        """Return the process id of the ssh that carries it, None while that is being brought back."""
+        """The process id of the ssh of the tunnels; None while there is no connection."""
         connection = self._tunnel_manager.connection
         return None if connection is None or not self.is_alive() else connection.pid
 
     @property
-    def exitcode(self) -> int | None:
-        """Return None while it runs, 0 once it was stopped."""
-        return self._state.exit_code
-
-    def is_alive(self) -> bool:
-        """Tell whether it has not been stopped; also while it is being brought back."""
-        return not self._state.ended.is_set()
+    def open_forwardings(self) -> list[Forwarding]:
+        """The forwardings that are open."""
+        return [forwarding for forwarding in self.forwardings if forwarding not in self.closed_forwardings]
 
     @property
     def is_up(self) -> bool:
-        """Tell whether its connection stands just now, and all of it is open there."""
+        """Whether there is a connection now, and every forwarding is open on it."""
         connection = self._tunnel_manager.connection
-        return (
-            connection is not None
-            and not connection.has_exited
-            and len(self._state.open_forwardings) == len(self.forwardings)
-        )
+        return connection is not None and not connection.has_exited and not self.closed_forwardings
+
+    def is_alive(self) -> bool:
+        """Return whether the tunnel has not been stopped; also True while its connection is being restored."""
+        return not self.ended.is_set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it was stopped, at most so many seconds."""
-        wait_event(self._state.ended, Deadline(timeout))
+        """Wait until the tunnel was stopped, at most `timeout` seconds."""
+        wait_event(self.ended, Deadline(timeout))
 
     def terminate(self) -> None:
         """Close its ports on both ends; the last tunnel of a host ends the connection. Stopping twice is fine."""
-        self._tunnel_manager.stop_tunnel(self._state, graceful=True)
+        self._tunnel_manager.stop_tunnel(self, graceful=True)
 
     def kill(self) -> None:
         """Close its ports without waiting for the host; the last tunnel of a host kills the ssh process."""
-        self._tunnel_manager.stop_tunnel(self._state, graceful=False)
+        self._tunnel_manager.stop_tunnel(self, graceful=False)
 
     def request_stop(self) -> None:
-        """Ask it to end, and do not wait."""
-        self._tunnel_manager.stop_tunnel(self._state, graceful=True, wait=False)
+        """Ask the tunnel to end, and do not wait."""
+        self._tunnel_manager.stop_tunnel(self, graceful=True, wait=False)
+
+    def mark_closed(self) -> None:
+        """Record that every forwarding is closed, so that the manager opens it at once."""
+        self.closed_forwardings = {forwarding: self._tunnel_manager.new_back_off() for forwarding in self.forwardings}
+
+    def mark_open(self, forwarding: Forwarding) -> None:
+        """Record that a forwarding is open."""
+        del self.closed_forwardings[forwarding]
+        if not self.closed_forwardings:
+            self.has_opened = True
+            self.settled.set()
+
+    def fail(self, error: Exception) -> None:
+        """Record why the tunnel cannot open: the manager ends it, and the thread that waits for it gets the error."""
+        self.error, self.stop_requested = error, True
+
+    def mark_ended(self, exitcode: int = 0) -> None:
+        """Record that the tunnel has ended, and drop its owner. Calling this twice is fine."""
+        self.mark_closed()
+        self.exitcode = exitcode if self.exitcode is None else self.exitcode
+        self.settled.set()
+        self.ended.set()
+        self.owner = None
+
+    def reset(self) -> None:
+        """Record the end in a forked child; a thread that the child lacks may hold the locks of the events."""
+        self.settled, self.ended = threading.Event(), threading.Event()
+        self.mark_ended()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.timeouts import Timeouts
 from lazycluster._remote.ports import is_port_free
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.diagnosis import ForwardingFailure, diagnose_forwarding
@@ -21,10 +22,6 @@ from lazycluster._ssh.master import Master
 from lazycluster._ssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
 from lazycluster.exceptions import ConnectError, ForwardingRefusedError, PortInUseError, TunnelError
 
-_CONNECTION_CHECK_INTERVAL_SECONDS = 5.0
-_CONTROL_SOCKET_TIMEOUT_SECONDS = 5.0
-_PORTS_CLOSED_CONFIRMATION_SECONDS = 2.0
-"""Seconds for the host to confirm that it has closed its ports, when a tunnel is stopped."""
 LOCALHOST = "localhost"
 # What ssh writes of a forwarding that it could not open, or of a connection through one that nobody takes.
 _TRAFFIC_LOG_LINE = re.compile(r"(?:channel \d+: |connect_to |channel_setup_fwd_|mux_\w+: |bind \S+: )")
@@ -38,29 +35,38 @@ class TunnelConnection:
     """A connection, used by one thread; any may look at its `pid` and whether it is `has_exited`."""
 
     def __init__(
-        self, destination: Destination, master: Master, control_socket: ControlSocket, lifeline: Lifeline
+        self,
+        destination: Destination,
+        master: Master,
+        control_socket: ControlSocket,
+        lifeline: Lifeline,
+        timeouts: Timeouts,
     ) -> None:
         """Take over a master that is logged in."""
+        self._timeouts = timeouts
         self._destination = destination
         self._master = master
         self._control_socket = control_socket
         self._lifeline = lifeline
         self._unresponsive = False
-        self._next_check = time.monotonic() + _CONNECTION_CHECK_INTERVAL_SECONDS
+        self._next_check = time.monotonic() + self._timeouts.tunnel_check_interval
 
     @classmethod
-    def connect(cls, destination: Destination, password: str | None, cancel_event: threading.Event) -> TunnelConnection:
+    def connect(
+        cls, destination: Destination, password: str | None, cancel_event: threading.Event, timeouts: Timeouts
+    ) -> TunnelConnection:
         """Log in.
 
         Raises:
             ConnectError: The log-in failed, or was given up because `cancel_event` was set.
             TunnelError: The connection ended at once.
         """
-        master = Master.connect(destination, password=password, cancel_event=cancel_event)
+        master = Master.connect(destination, password=password, cancel_event=cancel_event, timeouts=timeouts)
         try:
             if master.control_socket is None:
                 raise TunnelError(destination.host, "-N", f"the connection ended at once ({master.exit_reason})")
-            return cls(destination, master, master.control_socket, Lifeline(master.control_socket))
+            lifeline = Lifeline(master.control_socket, timeouts=timeouts)
+            return cls(destination, master, master.control_socket, lifeline, timeouts)
         except ControlSocketError as error:
             reason = master.exit_reason
             master.close(force=True)
@@ -134,7 +140,7 @@ class TunnelConnection:
         if graceful and any(forwarding.type is ForwardType.REMOTE for forwarding in forwardings):
             # The host handles requests in order: when this one is answered, in whatever way, its ports are closed.
             with contextlib.suppress(ControlSocketError, FileNotFoundError, RequestRefusedError):
-                self._control_socket.probe(LOCALHOST, 0, timeout=_PORTS_CLOSED_CONFIRMATION_SECONDS)
+                self._control_socket.probe(LOCALHOST, 0, timeout=self._timeouts.tunnel_close)
 
     def close(self, forwardings: Sequence[Forwarding] = (), *, graceful: bool) -> None:
         """End the connection. If `graceful`, close the forwardings first, so that the host has closed its ports."""
@@ -146,7 +152,7 @@ class TunnelConnection:
 
     def _check_master(self) -> bool:
         """Ask its ssh whether it is well, and return that."""
-        self._next_check = time.monotonic() + _CONNECTION_CHECK_INTERVAL_SECONDS
+        self._next_check = time.monotonic() + self._timeouts.tunnel_check_interval
         self._unresponsive = self._unresponsive or not self._master.check()
         return not self._unresponsive
 
@@ -184,7 +190,7 @@ class TunnelConnection:
 
     def _request_forwarding(self, forwarding: Forwarding) -> None:
         """Ask for a forwarding over a connection of its own: one answer that is late must not cost the others."""
-        control_socket = ControlSocket(self._master.socket_path, timeout=_CONTROL_SOCKET_TIMEOUT_SECONDS)
+        control_socket = ControlSocket(self._master.socket_path, timeout=self._timeouts.control_socket)
         try:
             control_socket.open_forward(forwarding)
         finally:

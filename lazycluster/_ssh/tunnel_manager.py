@@ -6,7 +6,6 @@ threads post requests and wait. So all events are serialized: an opening, a stop
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import os
@@ -14,43 +13,19 @@ import threading
 import weakref
 from collections.abc import Sequence
 
-from lazycluster._model.forwarding import ForwardType
+from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._remote.ports import is_port_free
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
+from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_connection import LOCALHOST, TunnelConnection, TunnelConnectionLostError
-from lazycluster._ssh.tunnel_state import MAX_RECONNECT_DELAY_SECONDS, BackOff, ForwardingState, TunnelState
-from lazycluster._waiting import start_thread, wait_event
+from lazycluster._waiting import BackOff, Waker, start_thread, wait_event
 from lazycluster.exceptions import ConnectError, PortInUseError, TunnelError
 
 _log = logging.getLogger(__name__)
 _MAX_LOST_CONNECTIONS_BEFORE_OPEN = 2
 """How many connections may break before a tunnel that never opened is given up: the first may have been dead before."""
-
-
-class _Waker:
-    """Wakes a thread that waits for descriptors."""
-
-    def __init__(self) -> None:
-        self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
-        os.set_blocking(self._write_fd, False)
-
-    def fileno(self) -> int:
-        return self._read_fd
-
-    def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it has rung often enough
-            os.write(self._write_fd, b"x")
-
-    def drain(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._read_fd, 1 << 12):
-                pass
-
-    def close(self) -> None:
-        os.close(self._read_fd)
-        os.close(self._write_fd)
 
 
 _live_tunnel_managers: weakref.WeakSet[TunnelManager] = weakref.WeakSet()
@@ -72,8 +47,11 @@ class TunnelManager:
     again. A forwarding that cannot be, its port being taken meanwhile, is tried again in the same way.
     """
 
-    def __init__(self, destination: Destination, *, password: str | None = None) -> None:
+    def __init__(
+        self, destination: Destination, *, password: str | None = None, timeouts: Timeouts = DEFAULT_TIMEOUTS
+    ) -> None:
         """Remember whom to dial; nothing is dialled yet."""
+        self.timeouts = timeouts
         self.host = destination.host
         self._destination = destination
         self._password = password
@@ -82,12 +60,12 @@ class TunnelManager:
 
     def _initialize(self) -> None:
         self._lock = threading.RLock()  # a destructor that stops a tunnel may run anywhere
-        self._tunnels: list[TunnelState] = []
+        self._tunnels: list[Tunnel] = []
         self._connect_cancelled = threading.Event()
         self._thread: threading.Thread | None = None
-        self._waker: _Waker | None = None
+        self._waker: Waker | None = None
         self._connection: TunnelConnection | None = None
-        self._back_off = BackOff()
+        self._back_off = self.new_back_off()
         self._outage_reported = False
 
     def reset(self) -> None:
@@ -97,10 +75,11 @@ class TunnelManager:
         if waker is not None:
             waker.close()
         for tunnel in tunnels:
-            tunnel.exit_code = 0
-            tunnel.settled, tunnel.ended = threading.Event(), threading.Event()  # others may have held their locks
-            tunnel.settled.set()
-            tunnel.ended.set()
+            tunnel.reset()
+
+    def new_back_off(self) -> BackOff:
+        """Return the pauses between tries of one forwarding."""
+        return BackOff(*self.timeouts.tunnel_retry)
 
     # What others want ----------------------------------------------------------------------------------------------
 
@@ -109,7 +88,7 @@ class TunnelManager:
         """Return the connection, None while there is none."""
         return self._connection
 
-    def open_tunnel(self, tunnel: TunnelState) -> None:
+    def open_tunnel(self, tunnel: Tunnel) -> None:
         """Open all forwardings of a tunnel, dialling if need be; when this returns traffic flows.
 
         Where one cannot be opened none of them is left, nor a connection that nobody else uses.
@@ -134,7 +113,7 @@ class TunnelManager:
             # Several may have waited for the same log-in, and each needs an exception of its own to raise.
             raise copy.copy(error).with_traceback(error.__traceback__) from error.__cause__
 
-    def stop_tunnel(self, tunnel: TunnelState, *, graceful: bool, wait: bool = True) -> None:
+    def stop_tunnel(self, tunnel: Tunnel, *, graceful: bool, wait: bool = True) -> None:
         """Close the forwardings of a tunnel, and the connection if nobody else uses it. Stopping twice is fine."""
         with self._lock:
             tunnel.graceful = tunnel.graceful and graceful
@@ -152,7 +131,7 @@ class TunnelManager:
         elif wait and threading.current_thread() is not self._thread:
             wait_event(tunnel.ended)
 
-    def _add(self, tunnel: TunnelState) -> None:
+    def _add(self, tunnel: Tunnel) -> None:
         with self._lock:
             taken = {(kind.type, kind.listen_port) for other in self._tunnels for kind in other.forwardings}
             for forwarding in tunnel.forwardings:
@@ -169,7 +148,7 @@ class TunnelManager:
 
     def _start_thread(self) -> None:
         """Start the thread, which waits for the lock and then finds what there is to do."""
-        self._waker = _Waker()
+        self._waker = Waker()
         self._thread = threading.Thread(target=self._run, args=(self._waker,), name=f"tunnels to {self.host}")
         self._thread.daemon = True
         try:
@@ -185,7 +164,7 @@ class TunnelManager:
 
     # What the thread does ------------------------------------------------------------------------------------------
 
-    def _run(self, waker: _Waker) -> None:
+    def _run(self, waker: Waker) -> None:
         try:
             while self._run_step(waker):
                 pass
@@ -193,7 +172,7 @@ class TunnelManager:
             self._fail_all(waker, error)
             raise
 
-    def _run_step(self, waker: _Waker) -> bool:
+    def _run_step(self, waker: Waker) -> bool:
         """Do the next thing that there is to do, or wait for one; return whether there can be more."""
         with self._lock:
             stopped = [tunnel for tunnel in self._tunnels if tunnel.stop_requested]
@@ -211,12 +190,12 @@ class TunnelManager:
             self._open_next(self._connection, active, waker)
         return True
 
-    def _finish_thread(self, waker: _Waker) -> None:
+    def _finish_thread(self, waker: Waker) -> None:
         self._thread = self._waker = None
-        self._back_off, self._outage_reported = BackOff(), False
+        self._back_off, self._outage_reported = self.new_back_off(), False
         waker.close()
 
-    def _close_stopped(self, stopped: Sequence[TunnelState], *, last: bool) -> None:
+    def _close_stopped(self, stopped: Sequence[Tunnel], *, last: bool) -> None:
         """Close what was stopped, with the connection where that was all, and only then say that it has ended."""
         forwardings = [forwarding for tunnel in stopped for forwarding in tunnel.open_forwardings]
         graceful = any(tunnel.graceful for tunnel in stopped)
@@ -232,18 +211,18 @@ class TunnelManager:
         with self._lock:
             self._tunnels = [tunnel for tunnel in self._tunnels if tunnel not in stopped]
         for tunnel in stopped:
-            for state in tunnel.forwarding_states:
-                state.mark_closed()
             tunnel.mark_ended()
 
-    def _connect(self, active: Sequence[TunnelState], waker: _Waker) -> None:
+    def _connect(self, active: Sequence[Tunnel], waker: Waker) -> None:
         opening = [tunnel for tunnel in active if not tunnel.has_opened]
         if not opening and self._back_off.remaining:
             wait_readable([waker.fileno()], self._back_off.remaining)
             waker.drain()
             return
         try:
-            connection = TunnelConnection.connect(self._destination, self._password, self._connect_cancelled)
+            connection = TunnelConnection.connect(
+                self._destination, self._password, self._connect_cancelled, self.timeouts
+            )
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
             is_first_failure = (
                 len(opening) < len(active) and not self._outage_reported and not self._connect_cancelled.is_set()
@@ -257,7 +236,7 @@ class TunnelManager:
                     if not tunnel.stop_requested:
                         tunnel.fail(error)
         else:
-            self._connection, self._back_off, self._outage_reported = connection, BackOff(), False
+            self._connection, self._back_off, self._outage_reported = connection, self.new_back_off(), False
             if len(opening) < len(active):
                 _log.warning("tunnels to %s: the link is back", self.host)
 
@@ -266,13 +245,12 @@ class TunnelManager:
         if self._connection is not None:
             self._connection.close(graceful=False)  # before others see that there is none, and take its ports for free
             self._connection = None
-        self._back_off = BackOff()
+        self._back_off = self.new_back_off()
         self._back_off.record_failure()
         with self._lock:
             active = [tunnel for tunnel in self._tunnels if not tunnel.stop_requested]
             for tunnel in self._tunnels:
-                for state in tunnel.forwarding_states:
-                    state.mark_closed()
+                tunnel.mark_closed()
         for tunnel in active:
             tunnel.lost_connections += not tunnel.has_opened
             if tunnel.lost_connections >= _MAX_LOST_CONNECTIONS_BEFORE_OPEN:
@@ -281,42 +259,40 @@ class TunnelManager:
         if reopening:
             _log.warning("tunnels to %s: the link is gone (%s); bringing back %d", self.host, reason, reopening)
 
-    def _open_next(self, connection: TunnelConnection, active: Sequence[TunnelState], waker: _Waker) -> None:
+    def _open_next(self, connection: TunnelConnection, active: Sequence[Tunnel], waker: Waker) -> None:
         closed = [
-            (state.back_off.remaining, tunnel, state)
+            (back_off.remaining, tunnel, forwarding)
             for tunnel in active
-            for state in tunnel.forwarding_states
-            if not state.is_open
+            for forwarding, back_off in tunnel.closed_forwardings.items()
         ]
-        for remaining, tunnel, state in closed:
+        for remaining, tunnel, forwarding in closed:
             if not remaining:
-                self._open_forwarding(connection, tunnel, state)
+                self._open_forwarding(connection, tunnel, forwarding)
                 return
         connection.wait(
-            min([remaining for remaining, _, _ in closed], default=MAX_RECONNECT_DELAY_SECONDS), waker.fileno()
+            min([remaining for remaining, _, _ in closed], default=self.timeouts.tunnel_check_interval), waker.fileno()
         )
         waker.drain()
 
-    def _open_forwarding(self, connection: TunnelConnection, tunnel: TunnelState, state: ForwardingState) -> None:
+    def _open_forwarding(self, connection: TunnelConnection, tunnel: Tunnel, forwarding: Forwarding) -> None:
+        back_off = tunnel.closed_forwardings[forwarding]
         try:
-            connection.open_forwarding(state.forwarding)
+            connection.open_forwarding(forwarding)
         except TunnelConnectionLostError as error:
             self._handle_lost_connection(str(error))
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
             if not tunnel.has_opened:
                 tunnel.fail(error)
                 return
-            level = logging.DEBUG if state.back_off.has_failed else logging.WARNING
-            state.back_off.record_failure()
+            level = logging.DEBUG if back_off.has_failed else logging.WARNING
+            back_off.record_failure()
             _log.log(level, "%s: not open again yet: %s", tunnel.name, error)
         else:
-            if state.back_off.has_failed:
+            if back_off.has_failed:
                 _log.warning("%s: open again", tunnel.name)
-            state.is_open, state.back_off = True, BackOff()
-            if not tunnel.has_opened and all(each.is_open for each in tunnel.forwarding_states):
-                tunnel.mark_opened()
+            tunnel.mark_open(forwarding)
 
-    def _fail_all(self, waker: _Waker, error: BaseException) -> None:
+    def _fail_all(self, waker: Waker, error: BaseException) -> None:
         """End everything after an error that nobody foresaw, so that nobody waits for ever."""
         with self._lock:
             tunnels, self._tunnels = self._tunnels, []
@@ -325,6 +301,6 @@ class TunnelManager:
         for tunnel in tunnels:
             if not tunnel.has_opened:
                 tunnel.error = TunnelError(self.host, tunnel.name, f"{type(error).__name__}: {error}")
-            tunnel.mark_ended(exit_code=1)
+            tunnel.mark_ended(exitcode=1)
         if connection is not None:
             connection.close(graceful=False)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import attrs
 
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import protocol
 from lazycluster._remote.protocol import FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL
@@ -25,11 +26,6 @@ from lazycluster.exceptions import (
     WorkingDirectoryError,
 )
 from lazycluster.results import Collector, CommandResult, Stream
-
-COMMAND_CANCEL_SECONDS = 0.9
-"""Seconds for the host to end a child that is cancelled, within the second that a caller may be kept waiting."""
-_STOP_GRACE_MARGIN_SECONDS = 2.0
-"""Seconds beyond the grace period that a stop waits for the host to have ended a child."""
 
 
 class SupervisorProvider(Protocol):
@@ -55,6 +51,7 @@ class ChildRunner:
     """Runs scripts as children of the supervisor. Any thread may use it."""
 
     provider: SupervisorProvider
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
 
     @property
     def host(self) -> str:
@@ -197,16 +194,16 @@ class ChildRunner:
             except SessionEndedError:
                 child.wait()
         except CancelledError:
-            child.cancel(timeout=self.provider.grace + _STOP_GRACE_MARGIN_SECONDS)
+            child.cancel(timeout=self.provider.grace + self.timeouts.command_stop_margin)
             raise CommandStoppedError(self.host, child.title) from None
         except DeadlinePassedError:
-            child.cancel(timeout=COMMAND_CANCEL_SECONDS)
+            child.cancel(timeout=self.timeouts.command_cancel)
             out, err = (collector.getvalue(stream) for stream in Stream)
             raise CommandTimeoutError(self.host, child.title, timeout or 0.0, out, err) from None
         except ConnectionLostError as error:
             raise (attrs.evolve(error, started=True) if child.has_started else error) from error.__cause__
         except BaseException:
-            child.cancel(timeout=COMMAND_CANCEL_SECONDS)
+            child.cancel(timeout=self.timeouts.command_cancel)
             raise
         assert child.exit_info is not None
         return child.exit_info

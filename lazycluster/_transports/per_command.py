@@ -51,7 +51,9 @@ class SshTransport(ABC):
         self._python = python
         self._temp_dirs: list[str] = []
         ssh_client = connection.ssh_client
-        self._tunnel_manager = TunnelManager(ssh_client.destination, password=ssh_client.password)
+        self._tunnel_manager = TunnelManager(
+            ssh_client.destination, password=ssh_client.password, timeouts=ssh_client.timeouts
+        )
         _live_transports.add(self)
 
     def reset(self) -> None:

@@ -52,7 +52,7 @@ class ResidentTransport(SshTransport):
         """Use a connection; nothing is started yet. `grace` is how many seconds lie between SIGTERM and SIGKILL."""
         super().__init__(connection, python)
         self.grace = grace
-        self.child_runner = ChildRunner(self)
+        self.child_runner = ChildRunner(self, connection.ssh_client.timeouts)
         self._transfer_backend = transfer.TransferBackend(
             self.child_runner, connection.ssh_client, max_streamed_bytes=_MAX_STREAMED_FILE_BYTES
         )

@@ -157,7 +157,7 @@ class ConnectionLostError(HostError, ConnectionError):
 
 @attrs.frozen(slots=False)
 class SessionRefusedError(HostError):
-    """The host accepts the log-in but refuses sessions, even one at a time."""
+    """The host accepts the log-in and refuses a session: it allows fewer at once than `max_sessions`, or none."""
 
     host: str
     command: str
@@ -166,7 +166,7 @@ class SessionRefusedError(HostError):
     def __str__(self) -> str:
         return (
             f"{self.host}: refused a session for `{shorten(self.command)}` ({self.reason}). "
-            "Check MaxSessions in its sshd_config; 0 forbids sessions."
+            "Set `max_sessions=` to the MaxSessions of its sshd_config; 0 forbids sessions."
         )
 
 

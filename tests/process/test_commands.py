@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_subprocess.fake_popen import FakePopen
@@ -29,7 +30,7 @@ from lazycluster import (
     UnknownHostError,
     UnknownHostKeyError,
 )
-from lazycluster._ssh import client as client_module
+from lazycluster._model.timeouts import Timeouts
 from lazycluster._ssh.shell import SHELL_BOOTSTRAP
 from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
@@ -313,16 +314,17 @@ def test_an_option_that_the_user_gave_is_not_left_out(fp: FakeProcess) -> None:
 # Sessions that the host refuses --------------------------------------------------------------------------------------
 
 
-def test_a_refused_session_waits_and_is_tried_again(fp: FakeProcess) -> None:
+def test_refused_session_is_tried_once_more(fp: FakeProcess) -> None:
     master = register_log_in(fp)
-    register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=2)
+    register_command(fp, "true", stderr=REFUSED, returncode=255)
     register_command(fp, "true", stdout="at last")
     with Connection("web1") as connection:
+        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
         assert connection.run("true").stdout == "at last"
-    assert (len(master.calls), len(fp.calls)) == (1, 4)
+    assert (len(master.calls), len(fp.calls)) == (1, 3)
 
 
-def test_where_another_session_runs_a_refusal_lowers_the_limit(fp: FakeProcess) -> None:
+def test_refused_session_is_tried_when_another_has_ended(fp: FakeProcess) -> None:
     register_log_in(fp)
     inside, leave = threading.Event(), threading.Event()
 
@@ -334,6 +336,7 @@ def test_where_another_session_runs_a_refusal_lowers_the_limit(fp: FakeProcess) 
     register_command(fp, "second", stderr=REFUSED, returncode=255)
     register_command(fp, "second", stdout="done")
     with Connection("web1") as connection:
+        connection.ssh_client.timeouts = Timeouts(session_refused=1000)
         first = threading.Thread(target=connection.run, args=("first",))
         first.start()
         assert inside.wait(10)
@@ -341,7 +344,7 @@ def test_where_another_session_runs_a_refusal_lowers_the_limit(fp: FakeProcess) 
         second = threading.Thread(target=lambda: results.append(connection.run("second").stdout))
         second.start()
         second.join(0.5)
-        assert results == []  # it waits for the slot, without asking again
+        assert results == []
         assert len(fp.calls) == 3
         leave.set()
         first.join(10)
@@ -349,12 +352,40 @@ def test_where_another_session_runs_a_refusal_lowers_the_limit(fp: FakeProcess) 
     assert results == ["done"]
 
 
-def test_a_host_that_allows_no_session(fp: FakeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
+def test_session_refused_twice_is_an_error(fp: FakeProcess) -> None:
     register_log_in(fp)
-    register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=50)
-    with Connection("web1") as connection, pytest.raises(SessionRefusedError, match=r"refused by peer.*MaxSessions"):
-        connection.run("true")
+    refused = register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=50)
+    with Connection("web1") as connection:
+        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
+        with pytest.raises(SessionRefusedError, match=r"refused by peer.*max_sessions=.*MaxSessions"):
+            connection.run("true")
+    assert len(refused.calls) == 2
+
+
+@pytest.mark.parametrize("number", [0, -1, True, 2.5, "3", None])
+def test_max_sessions_that_is_no_count_is_refused(number: Any) -> None:
+    with pytest.raises(ValueError, match=f"max_sessions must be a whole number from 1 on, got {number!r}"):
+        Connection("web1", max_sessions=number)
+
+
+def test_max_sessions_bounds_the_sessions_at_once(fp: FakeProcess) -> None:
+    register_log_in(fp)
+    inside, leave = threading.Event(), threading.Event()
+
+    def wait(process: FakePopen) -> None:
+        inside.set()
+        leave.wait(30)
+
+    register_command(fp, "first", callback=wait)
+    with Connection("web1", max_sessions=1) as connection:
+        first = threading.Thread(target=connection.run, args=("first",))
+        first.start()
+        assert inside.wait(10)
+        with pytest.raises(CommandTimeoutError):
+            connection.run("second", timeout=0.1)
+        leave.set()
+        first.join(10)
+    assert len(fp.calls) == 2
 
 
 def test_a_timeout_bounds_the_wait_for_a_session(fp: FakeProcess) -> None:

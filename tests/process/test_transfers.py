@@ -10,8 +10,8 @@ from pytest_subprocess.fake_popen import FakePopen
 from pytest_subprocess.fake_process import FakeProcess
 
 from lazycluster import ConnectError, Connection, SessionRefusedError, SshNotFoundError, TransferError
+from lazycluster._model.timeouts import Timeouts
 from lazycluster._model.watch import Watch
-from lazycluster._ssh import client as client_module
 from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
 NO_SFTP = "subsystem request failed on channel 0\r\nscp: Connection closed\r\n"
@@ -195,19 +195,21 @@ def test_without_the_sftp_subsystem_and_without_scp_there(fp: FakeProcess, tmp_p
 
 def test_a_session_refused_is_waited_for(fp: FakeProcess, source: Path) -> None:
     prepared(fp, "a.txt")
-    fp.register(["scp", fp.any()], stderr=REFUSED, returncode=255, occurrences=2)
+    fp.register(["scp", fp.any()], stderr=REFUSED, returncode=255)
     fp.register(["scp", fp.any()])
     register_command(fp, quote("place a.txt"))
     with Connection("web1") as connection:
+        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
         connection.put(source, "a.txt")
 
 
-def test_no_session_at_all(fp: FakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
+def test_no_session_at_all(fp: FakeProcess, tmp_path: Path) -> None:
     fetched(fp, "a.txt")
     fp.register(["scp", fp.any()], stderr=REFUSED, returncode=255, occurrences=50)
-    with Connection("web1") as connection, pytest.raises((TransferError, SessionRefusedError), match="refused"):
-        connection.get("a.txt", tmp_path)
+    with Connection("web1") as connection:
+        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
+        with pytest.raises((TransferError, SessionRefusedError), match="refused"):
+            connection.get("a.txt", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -325,7 +325,10 @@ def test_a_command_that_ignores_sigterm_is_killed(
 def test_a_task_that_waits_for_a_free_session_can_be_stopped(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxSessions": "1"})
     number = unique_sleep_seconds()
-    with assert_no_leaks(server), Runtime(server.host, resident=False, **server.connection_kwargs) as runtime:
+    with (
+        assert_no_leaks(server),
+        Runtime(server.host, resident=False, max_sessions=1, **server.connection_kwargs) as runtime,
+    ):
         running = runtime.execute_task(RuntimeTask("running").run_command(f"sleep {number}"))
         assert_eventually(lambda: bool(sleeping(server, number)), "it runs")
         waiting = runtime.execute_task(RuntimeTask("waiting").run_command("touch never"))

@@ -757,10 +757,20 @@ def test_a_login_shell_of_any_kind(make_sshd: MakeSshd, here: Path, there: Path,
 
 def test_a_host_that_allows_one_session_at_a_time(make_sshd: MakeSshd, here: Path, there: Path) -> None:
     server = make_sshd(options={"MaxSessions": "1"})
-    with Connection(server.host, **server.connection_kwargs) as connection:
+    with Connection(server.host, max_sessions=1, **server.connection_kwargs) as connection:
         round_trip(connection, here, there)
         call_in_parallel([functools.partial(connection.put, here / "back", f"{there}/{number}") for number in range(3)])
         assert all(described(there / str(number)) == described(here / "back") for number in range(3))
+
+
+def test_scp_asks_for_no_more_sessions_than_max_sessions(make_sshd: MakeSshd, here: Path, there: Path) -> None:
+    """The lifeline of an scp takes a session of its own, if one is free."""
+    server = make_sshd(options={"MaxSessions": "2"})
+    large = file(here / "large", "x" * (16 << 20))
+    with Connection(server.host, max_sessions=2, **server.connection_kwargs) as connection:
+        call_in_parallel([functools.partial(connection.put, large, f"{there}/{number}") for number in range(4)])
+    assert all((there / str(number)).read_bytes() == large.read_bytes() for number in range(4))
+    assert "no more sessions" not in server.log
 
 
 def test_a_start_up_file_that_prints(make_sshd: MakeSshd, here: Path, there: Path) -> None:

@@ -25,8 +25,9 @@ from lazycluster import (
     RuntimeClosedError,
     SessionRefusedError,
 )
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._model.watch import Watch
-from lazycluster._ssh import client, master, session
+from lazycluster._ssh import master
 from lazycluster.testing import LocalSshd, write_config
 from tests.real.client_programs import (
     BackgroundCommand,
@@ -234,11 +235,9 @@ def test_sixteen_threads_find_a_dead_master_and_make_one(host: LocalSshd, connec
     assert count_connections(host) == before + 1
 
 
-def test_a_stopped_master_is_found_killed_and_replaced(
-    host: LocalSshd, connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert master._CONTROL_SOCKET_TIMEOUT_SECONDS <= 5
-    monkeypatch.setattr(master, "_CONTROL_SOCKET_TIMEOUT_SECONDS", 1.0)
+def test_a_stopped_master_is_found_killed_and_replaced(host: LocalSshd, connection: Connection) -> None:
+    assert DEFAULT_TIMEOUTS.control_socket <= 5
+    connection.ssh_client.timeouts = Timeouts(control_socket=1.0)
     pid, old = master_pid_of(connection), master_of(connection).socket_path.parent
     os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()
@@ -263,12 +262,9 @@ def test_a_stopped_master_does_not_hold_up_closing(host: LocalSshd, connection: 
     assert_eventually(lambda: not is_alive(pid), "the stopped master is gone")
 
 
-def test_a_master_stopped_during_a_command_is_an_error_in_bounded_time(
-    host: LocalSshd, connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert session._MASTER_CHECK_INTERVAL_SECONDS + master._CONTROL_SOCKET_TIMEOUT_SECONDS < 20
-    monkeypatch.setattr(session, "_MASTER_CHECK_INTERVAL_SECONDS", 0.5)
-    monkeypatch.setattr(master, "_CONTROL_SOCKET_TIMEOUT_SECONDS", 1.0)
+def test_a_master_stopped_during_a_command_is_an_error_in_bounded_time(host: LocalSshd, connection: Connection) -> None:
+    assert DEFAULT_TIMEOUTS.master_check_interval + DEFAULT_TIMEOUTS.control_socket < 20
+    connection.ssh_client.timeouts = Timeouts(master_check_interval=0.5, control_socket=1.0)
     pid = master_pid_of(connection)
     command = BackgroundCommand(connection, "echo up; sleep 1002")
     command.wait_output(b"up")
@@ -298,10 +294,8 @@ def test_a_timeout_holds_with_a_stopped_master(host: LocalSshd, connection: Conn
     assert_becomes_idle(host)
 
 
-def test_a_slow_command_that_prints_nothing_is_not_taken_for_a_wedged_master(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "_MASTER_CHECK_INTERVAL_SECONDS", 0.1)
+def test_a_slow_command_that_prints_nothing_is_not_taken_for_a_wedged_master(connection: Connection) -> None:
+    connection.ssh_client.timeouts = Timeouts(master_check_interval=0.1)
 
     assert connection.run("sleep 1; echo done").stdout == "done\n"
 
@@ -461,11 +455,11 @@ def test_a_banner_and_a_message_of_the_day_disturb_nothing(make_sshd: MakeSshd, 
 # MaxSessions ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", ["1", "3", "10"])
-def test_more_commands_than_the_host_allows_at_once_wait_for_their_turn(make_sshd: MakeSshd, limit: str) -> None:
-    server = make_sshd(options={"MaxSessions": limit})
+@pytest.mark.parametrize("limit", [1, 3, 10])
+def test_more_commands_than_the_host_allows_at_once_wait_for_their_turn(make_sshd: MakeSshd, limit: int) -> None:
+    server = make_sshd(options={"MaxSessions": str(limit)})
     before = count_connections(server)
-    with Connection(server.host, **server.connection_kwargs) as connection:
+    with Connection(server.host, max_sessions=limit, **server.connection_kwargs) as connection:
         results = call_in_parallel([lambda n=n: connection.run(f"echo {n}; echo e >&2") for n in range(40)])  # type: ignore[misc]
 
         assert [(result.stdout, result.stderr) for result in results] == [(f"{n}\n", "e\n") for n in range(40)]
@@ -475,7 +469,7 @@ def test_more_commands_than_the_host_allows_at_once_wait_for_their_turn(make_ssh
 
 def test_a_command_that_finds_no_free_session_in_time_says_so(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxSessions": "1"})
-    with Connection(server.host, **server.connection_kwargs) as connection:
+    with Connection(server.host, max_sessions=1, **server.connection_kwargs) as connection:
         command = BackgroundCommand(connection, "echo up; sleep 1006")
         command.wait_output(b"up")
         begun = time.monotonic()
@@ -489,11 +483,21 @@ def test_a_command_that_finds_no_free_session_in_time_says_so(make_sshd: MakeSsh
             command.join(5)
 
 
-def test_a_host_that_allows_no_session_is_an_error_in_bounded_time(
-    make_sshd: MakeSshd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert client._SESSION_REFUSAL_RETRY_SECONDS <= 20
-    monkeypatch.setattr(client, "_SESSION_REFUSAL_RETRY_SECONDS", 0.3)
+def test_fewer_sessions_than_max_sessions_are_an_error(make_sshd: MakeSshd) -> None:
+    server = make_sshd(options={"MaxSessions": "1"})
+    with Connection(server.host, **server.connection_kwargs) as connection:
+        command = BackgroundCommand(connection, "echo up; sleep 1006")
+        command.wait_output(b"up")
+
+        with pytest.raises(SessionRefusedError, match="Set `max_sessions=` to the MaxSessions"):
+            connection.run("echo never")
+
+        connection.close()
+        with pytest.raises(LazyclusterError):
+            command.join(5)
+
+
+def test_a_host_that_allows_no_session_is_an_error_in_bounded_time(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxSessions": "0"})
     before = count_connections(server)
     with Connection(server.host, **server.connection_kwargs) as connection:

@@ -197,16 +197,52 @@ def test_noise_of_start_up_files_is_skipped(make_sshd: MakeSshd) -> None:
         assert runtime.run("echo clean").stdout == "clean\n"
 
 
-@pytest.mark.parametrize("sessions", [1, 2])
-def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: int) -> None:
+@pytest.mark.parametrize(("sessions", "max_sessions"), [(1, 10), (1, 1), (2, 10), (2, 2)])
+def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: int, max_sessions: int) -> None:
     """The supervisor has the only one; a large file, which scp would take, then goes through it."""
     server = make_sshd(options={"MaxSessions": str(sessions)})
     large = tmp_path / "large"
     large.write_bytes(os.urandom(1 << 20) * 20)
-    with assert_no_leaks(server), Runtime(server.host, **server.connection_kwargs) as runtime:
+    with (
+        assert_no_leaks(server),
+        Runtime(server.host, max_sessions=max_sessions, **server.connection_kwargs) as runtime,
+    ):
         task = RuntimeTask().send_file(large, "there").get_file("there", tmp_path / "back").run_function(os.getpid)
         runtime.execute_task(task).join()
         assert (tmp_path / "back").read_bytes() == large.read_bytes()
+
+
+# Idle ----------------------------------------------------------------------------------------------------------------
+
+
+def count_wake_ups() -> dict[str, int]:
+    """Return how often each other thread of this process has waited for something (proc(5), voluntary switches)."""
+    counts = {}
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+            counts[thread.name] = int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return counts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
+def test_idle_runtime_wakes_for_its_heartbeat_only(sshd: LocalSshd) -> None:
+    """A heartbeat comes every 5 s at most, and takes up to three waits: its own, a lock, and the master's answer."""
+    with (
+        EchoServer() as service,
+        assert_no_leaks(sshd),
+        Runtime(sshd.host, **sshd.connection_kwargs) as runtime,
+    ):
+        runtime.expose_port_to_runtime(service.port, reserve_free_port())
+        runtime.execute_task(RuntimeTask().run_command("true")).join()
+        threads = {f"supervisor of {sshd.host}", f"tunnels to {sshd.host}"}
+        assert_eventually(lambda: threads <= count_wake_ups().keys(), "both threads wait")
+
+        before = count_wake_ups()
+        time.sleep(5)  # the time is the subject
+        after = count_wake_ups()
+
+        assert {name: after[name] - before[name] for name in threads if after[name] - before[name] > 6} == {}
 
 
 # Not there at all ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 
 from lazycluster import ConnectError, ForwardingRefusedError, PortInUseError, Runtime, TunnelError
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.timeouts import Timeouts
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
@@ -393,17 +394,15 @@ def test_one_stops_and_one_comes_while_the_host_is_gone(make_sshd: MakeSshd, tmp
             tunnels[2].terminate()
 
 
-def test_a_host_that_does_not_answer_costs_who_asks_and_nobody_else(
-    server: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lazycluster._ssh.tunnel_connection._CONTROL_SOCKET_TIMEOUT_SECONDS", 0.5)
-    monkeypatch.setattr("lazycluster._ssh.master._CONTROL_SOCKET_TIMEOUT_SECONDS", 0.5)
+def test_a_host_that_does_not_answer_costs_who_asks_and_nobody_else(server: LocalSshd, tmp_path: Path) -> None:
     with (
         assert_no_leaks(server),
         EchoServer() as service,
         running_relay(server, tmp_path) as (relay, keywords),
     ):
-        manager = TunnelManager(Destination(server.host, config_file=Path(keywords["config_file"])))
+        manager = TunnelManager(
+            Destination(server.host, config_file=Path(keywords["config_file"])), timeouts=Timeouts(control_socket=0.5)
+        )
         first_port, ports = reserve_free_port(), {kind: reserve_free_port() for kind in ForwardType}
         first = Tunnel(manager, [Forwarding(ForwardType.REMOTE, first_port, service.port)])
         pid = first.pid

@@ -26,9 +26,11 @@ from lazycluster import (
     Runtime,
 )
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.timeouts import Timeouts
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
+from lazycluster._transports.per_command import SshTransport
 from lazycluster.testing import LocalSshd, write_config
 from tests.real.client_programs import ClientProgram, assert_eventually, call_in_parallel
 from tests.real.observation import (
@@ -318,13 +320,7 @@ def test_a_host_that_refuses_sessions_gets_tunnels_all_the_same(make_sshd: MakeS
             tunnel.terminate()
             assert listening_addresses(port) == []
     with pytest.raises(InvalidRuntimeError, match="MaxSessions"):
-        impatient(server)
-
-
-def impatient(server: LocalSshd) -> Runtime:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lazycluster._ssh.client._SESSION_REFUSAL_RETRY_SECONDS", 0.2)
-        return Runtime(server.host, **server.connection_kwargs)
+        Runtime(server.host, **server.connection_kwargs)
 
 
 def test_a_host_that_is_gone_is_an_error_and_nothing_is_left(make_sshd: MakeSshd, tmp_path: Path) -> None:
@@ -418,9 +414,9 @@ def test_an_ssh_that_is_killed_is_replaced_at_once(sshd: LocalSshd, runtime: Run
         assert listening_addresses(port) == []
 
 
-def test_a_stopped_ssh_is_replaced(sshd: LocalSshd, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycluster._ssh.tunnel_connection._CONNECTION_CHECK_INTERVAL_SECONDS", 0.2)
-    monkeypatch.setattr("lazycluster._ssh.master._CONTROL_SOCKET_TIMEOUT_SECONDS", 0.5)
+def test_a_stopped_ssh_is_replaced(sshd: LocalSshd, runtime: Runtime) -> None:
+    assert isinstance(runtime.transport, SshTransport)
+    runtime.transport._tunnel_manager.timeouts = Timeouts(tunnel_check_interval=0.2, control_socket=0.5)
     with assert_no_leaks(sshd), EchoServer() as service:
         port = reserve_free_port()
         key = runtime.expose_port_from_runtime(service.port, port)

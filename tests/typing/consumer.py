@@ -55,6 +55,7 @@ def connections() -> None:
         password=None,
         config_file="config",
         connect_timeout=5.0,
+        max_sessions=3,
         options={"Compression": "yes"},
         env={"LANG": "C"},
     ) as connection:

@@ -128,7 +128,10 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     ),
     (
         e.SessionRefusedError("web1", "make", "why"),
-        "web1: refused a session for `make` (why). Check MaxSessions in its sshd_config; 0 forbids sessions.",
+        (
+            "web1: refused a session for `make` (why). "
+            "Set `max_sessions=` to the MaxSessions of its sshd_config; 0 forbids sessions."
+        ),
     ),
     (
         e.LoginShellError("web1", "make", 1, "This account is currently not available.\n"),

@@ -132,7 +132,7 @@ def test_a_host_that_allows_no_session_has_no_keeper(master: FakeMaster, control
     lifeline.close()
     lifeline.drop()
     assert wait_until(lambda: count_open_descriptors() <= before, 10)
-    assert not control.closed
+    assert not control.poll_closed()
 
 
 def test_the_master_is_gone_before(master: FakeMaster, control: ControlSocket) -> None:

@@ -281,9 +281,9 @@ def test_open_session(master: FakeMaster, control: ControlSocket) -> None:
         fields = text("") + words(0, 0, 0, 0, 0xFFFFFFFF) + text("dumb") + text("exec cat")
         assert (request.type, request.body) == (0x10000002, fields)
         assert request.descriptors == ((link, os.devnull, os.devnull) if link else ("", "", ""))
-        seen = [session.closed]
+        seen = [session.poll_closed()]
         session.close()
-        assert [*seen, session.closed] == [False, True]
+        assert [*seen, session.poll_closed()] == [False, True]
         os.fstat(reading)  # the caller's own descriptor stays open
     finally:
         os.close(reading)
@@ -318,7 +318,7 @@ def test_terminate(master: FakeMaster, control: ControlSocket) -> None:
     assert not control.wait_closed(0.01)
     control.terminate()
     assert control.wait_closed(5.0)
-    assert control.closed
+    assert control.poll_closed()
     assert master.requests == [MuxRequest(0x10000005, 0, b"")]
     control.terminate()  # nobody is there any more
 
@@ -326,7 +326,7 @@ def test_terminate(master: FakeMaster, control: ControlSocket) -> None:
 def test_closed_by_us(control: ControlSocket) -> None:
     control.close()
     control.close()
-    assert control.closed
+    assert control.poll_closed()
     assert control.wait_closed(None)
     with pytest.raises(ControlSocketError):
         control.check()
@@ -376,7 +376,7 @@ def test_forgetting_is_closing_without_a_word(master: FakeMaster, monkeypatch: p
     control = ControlSocket(master.path, timeout=5.0)
     monkeypatch.setattr(mux, "_open_control_sockets", WeakSet([control]))
     mux._close_after_fork()
-    assert control.closed
+    assert control.poll_closed()
     assert master.requests == []
     assert len(mux._open_control_sockets) == 0
 
@@ -406,7 +406,7 @@ def test_a_look_at_the_end_does_not_mistake_the_answer_to_another_thread_for_it(
     thread.start()
     seen = set()
     while not done.is_set():
-        seen.add(control.closed)
+        seen.add(control.poll_closed())
     thread.join(10)
     assert seen == {False}
     assert control.check() == 4711
@@ -477,7 +477,7 @@ def test_waiting_for_a_message(master: FakeMaster, control: ControlSocket) -> No
     begun = time.monotonic()
     control.wait_message(60.0)
     assert time.monotonic() - begun < 5
-    assert not control.closed
+    assert not control.poll_closed()
     master.close_connections()
     control.wait_message(60.0)
     control.close()
@@ -527,7 +527,7 @@ def test_descriptors_above_those_of_select(master: FakeMaster) -> None:
     try:
         assert high.fileno() >= 2000
         assert control.check() == 4711
-        assert not control.closed
+        assert not control.poll_closed()
         assert not control.wait_closed(0.01, wake)
         os.write(writing, b"x")
         assert wait_readable([wake], 5.0) == {wake}

@@ -108,6 +108,15 @@ def test_a_closed_inlet_takes_nothing_and_ends_its_thread(pipe: Pipe) -> None:
     assert wait_until(lambda: not flushers(), 10)
 
 
+def test_close_with_a_full_pipe_is_seen_by_the_reader_at_once(pipe: Pipe) -> None:
+    """A thread that waits in poll(2) keeps the pipe open until it wakes."""
+    pipe.inlet.write(bytes(1_000_000))
+    assert wait_until(lambda: pipe.inlet._waker is not None, 10)
+    pipe.inlet.close()
+    assert len(pipe.reading.read()) < 1_000_000
+    assert wait_until(lambda: pipe.inlet._waker is None and not flushers(), 10)
+
+
 @pytest.mark.parametrize("waiting", [0, 1_000_000])
 def test_a_fork_neither_writes_nor_keeps_it_open(pipe: Pipe, waiting: int) -> None:
     """Though a thread that is not there may hold its lock."""
@@ -115,7 +124,7 @@ def test_a_fork_neither_writes_nor_keeps_it_open(pipe: Pipe, waiting: int) -> No
     with pipe.inlet._changed:
         child = os.fork()
     if child == 0:
-        alive = pipe.inlet._descriptor < 0
+        alive = pipe.inlet._descriptor < 0 and pipe.inlet._waker is None
         select.select([], [], [], 60 if alive else 0)
         os._exit(1)
     try:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from lazycluster import _waiting
 from lazycluster._processes import run
 from lazycluster._processes.run import run_and_capture, run_daemonizing
 from lazycluster.testing._process_guard import parent_by_pid, wait_until
@@ -172,34 +171,25 @@ def test_run_to_end_is_bounded(command: str) -> None:
 # Ctrl-C in the moment of a start -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["begun", "over", "failed"])
+@pytest.mark.parametrize("moment", ["before", "after", "failed"])
 @pytest.mark.parametrize("way", ["to the end", "detaching"])
 def test_ctrl_c_while_a_program_starts_leaves_no_process(
     way: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it is known who waits for it: as soon as it has begun, or when Popen() is about to return."""
+    """Ctrl-C comes before the process begins, or when Popen() is about to return, or Popen() fails after it."""
     started: list[subprocess.Popen[bytes]] = []
-    popen, main = subprocess.Popen, threading.main_thread().ident
-    assert main is not None
+    popen = subprocess.Popen
 
     def start(*arguments: Any, **keywords: Any) -> subprocess.Popen[bytes]:
-        if moment != "failed":
+        if moment == "after":
             started.append(popen(*arguments, **keywords))
-        signal.pthread_kill(main, signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         if moment == "failed":
             raise OSError("it cannot be started")
-        if moment == "begun":
-            taken_back.wait(10)
+        if moment == "before":
+            started.append(popen(*arguments, **keywords))
         return started[0]
 
-    taken_back = threading.Event()
-    abandon = _waiting._UninterruptibleThread.cancel
-
-    def note(shelter: _waiting._UninterruptibleThread[Any]) -> None:
-        abandon(shelter)
-        taken_back.set()
-
-    monkeypatch.setattr(_waiting._UninterruptibleThread, "cancel", note)
     monkeypatch.setattr(subprocess, "Popen", start)
     run_program = (
         run_and_capture if way == "to the end" else functools.partial(run_daemonizing, stderr_path=tmp_path / "said")
@@ -209,4 +199,4 @@ def test_ctrl_c_while_a_program_starts_leaves_no_process(
     assert len(started) == (moment != "failed")
     killed = [-signal.SIGKILL] * len(started)
     assert wait_until(lambda: [process.returncode for process in started] == killed, timeout=10)
-    assert wait_until(lambda: not library_thread_names("lazycluster-start"), timeout=10)
+    assert wait_until(lambda: not library_thread_names(), timeout=10)

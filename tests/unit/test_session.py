@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 import pytest
 
+from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._model.watch import Watch
-from lazycluster._ssh import session as session_module
 from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster._ssh.shell import Script
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
@@ -35,6 +35,7 @@ class Local:
         cancel_token: CancelToken | None = None,
         check: Callable[[], None] = lambda: None,
         on_output: Callable[[Stream, bytes], None] | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
         **fields: Any,
     ) -> Session:
         marks = {"output_mark": f"mark-{secrets.token_hex(8)}", "process_mark": f"{secrets.token_hex(8)}.0."}
@@ -46,6 +47,7 @@ class Local:
             deadline=Deadline(seconds),
             watch=Watch(cancel_token=cancel_token),
             check=check,
+            timeouts=timeouts,
         )
         self.sessions.append(started)
         return started
@@ -165,12 +167,14 @@ def test_giving_up_ends_it_and_takes_along_what_is_still_said(local: Local) -> N
 
 
 def test_giving_up_does_not_wait_for_the_grace(local: Local) -> None:
-    session = local.start("trap '' TERM; echo ready; while :; do sleep 0.02; done", grace=3)
+    session = local.start(
+        "trap '' TERM; echo ready; while :; do sleep 0.02; done", grace=1.5, timeouts=Timeouts(command_cancel=0.1)
+    )
     session._process.pump(lambda: b"ready" in local.out)
     pids = descendant_pids(session._process.pid)
     begun = time.monotonic()
     session.cancel()
-    assert time.monotonic() - begun < 2.5
+    assert time.monotonic() - begun < 1.2
     assert wait_until(lambda: pids.isdisjoint(parent_by_pid()), 5)
 
 
@@ -194,7 +198,13 @@ def test_a_host_that_does_not_take_the_script(local: Local, cancel_token: Cancel
         cancel_token.cancel()
     seconds = 0.1 if error is DeadlinePassedError else 20
     with pytest.raises(error):
-        local.start("# " + "x" * 300_000, argv=("sleep", "60"), seconds=seconds, cancel_token=cancel_token)
+        local.start(
+            "# " + "x" * 300_000,
+            argv=("sleep", "60"),
+            seconds=seconds,
+            cancel_token=cancel_token,
+            timeouts=Timeouts(command_cancel=0.1),
+        )
 
 
 def test_an_error_of_the_caller_s_ends_the_process(local: Local) -> None:
@@ -207,8 +217,7 @@ def test_an_error_of_the_caller_s_ends_the_process(local: Local) -> None:
         local.start("# " + "x" * 300_000, argv=argv, output_mark=mark, on_output=fail)
 
 
-def test_while_nothing_moves_the_master_is_looked_at(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_MASTER_CHECK_INTERVAL_SECONDS", 0.05)
+def test_while_nothing_moves_the_master_is_looked_at(local: Local) -> None:
     looked: list[float] = []
 
     def check() -> None:
@@ -216,7 +225,7 @@ def test_while_nothing_moves_the_master_is_looked_at(local: Local, monkeypatch: 
         if len(looked) == 3:
             raise ConnectionError("it does not answer")
 
-    session = local.start("exec sleep 60", check=check)
+    session = local.start("exec sleep 60", check=check, timeouts=Timeouts(master_check_interval=0.05))
     with pytest.raises(ConnectionError, match="it does not answer"):
         session.wait()
     assert looked[2] - looked[0] >= 0.09

@@ -1,21 +1,17 @@
-"""Sessions wait for a free slot, and learn how many there are."""
+"""Sessions wait for a free slot."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from lazycluster._ssh.session_limit import DEFAULT_MAX_SESSIONS, SessionLimit
+from lazycluster._ssh.session_limit import NoSessionAvailableError, SessionLimit
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.testing._process_guard import wait_until
 
 NEVER = Deadline(None)
-
-
-def test_default() -> None:
-    assert SessionLimit().max_sessions == DEFAULT_MAX_SESSIONS == 10
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10])
@@ -121,52 +117,27 @@ def test_a_slot_is_free_again_after_an_error() -> None:
         pass
 
 
-def hold(sessions: SessionLimit, count: int, body: Callable[[], object]) -> None:
-    """Call something while so many sessions are held."""
-    if count == 0:
-        body()
-        return
+def test_long_lived_sessions_with_all_slots_refuse_others_at_once() -> None:
+    sessions = SessionLimit(2)
+    with sessions.acquire(NEVER, long_lived=True):
+        with sessions.acquire(NEVER, long_lived=True), pytest.raises(NoSessionAvailableError), sessions.acquire(NEVER):
+            pytest.fail("there was no slot")
+        with sessions.acquire(Deadline(0)):
+            pass
+
+
+def test_acquire_if_free_takes_a_free_slot_only() -> None:
+    sessions = SessionLimit(2)
     with sessions.acquire(NEVER):
-        hold(sessions, count - 1, body)
+        with sessions.acquire_if_free() as first, sessions.acquire_if_free() as second:
+            assert (first, second) == (True, False)
+            with pytest.raises(DeadlinePassedError), sessions.acquire(Deadline(0)):
+                pytest.fail("there was no slot")
+        with sessions.acquire(Deadline(0)):
+            pass
 
 
-@pytest.mark.parametrize(
-    ("limit", "held", "others", "learned"),
-    [
-        (10, 10, True, 9),
-        (10, 4, True, 3),
-        (10, 2, True, 1),
-        (10, 1, False, 1),  # nobody else is there: the host still counts one that ended, or allows none
-        (1, 1, False, 1),
-    ],
-)
-def test_a_refusal_teaches(limit: int, held: int, others: bool, learned: int) -> None:
-    sessions = SessionLimit(limit)
-    seen: list[bool] = []
-    hold(sessions, held, lambda: seen.append(sessions.record_refusal()))
-    assert seen == [others]
-    assert sessions.max_sessions == learned
-
-
-def test_each_refusal_lowers_the_limit() -> None:
-    sessions = SessionLimit(10)
-    hold(sessions, 3, sessions.record_refusal)
-    hold(sessions, 2, sessions.record_refusal)
-    assert sessions.max_sessions == 1
-
-
-def test_the_lower_limit_holds_back_who_comes_later() -> None:
-    sessions = SessionLimit(10)
-
-    def body() -> None:
-        sessions.record_refusal()
-        with pytest.raises(DeadlinePassedError), sessions.acquire(Deadline(0.02)):
-            pytest.fail("there are two allowed, and three held")
-
-    hold(sessions, 3, body)
-
-
-def test_waiting_for_a_change_ends_with_a_session() -> None:
+def test_wait_for_release_ends_with_a_session() -> None:
     sessions = SessionLimit(2)
     inside, leave, waited = threading.Event(), threading.Event(), threading.Event()
 
@@ -176,7 +147,7 @@ def test_waiting_for_a_change_ends_with_a_session() -> None:
             leave.wait(10)
 
     def waiter() -> None:
-        sessions.wait_for_change(NEVER, 60.0)
+        sessions.wait_for_release(60.0)
         waited.set()
 
     threads = [threading.Thread(target=session), threading.Thread(target=waiter)]
@@ -189,64 +160,13 @@ def test_waiting_for_a_change_ends_with_a_session() -> None:
 
     # The waiter may have come to wait only after the session had left: then another one ends.
     def another() -> bool:
-        hold(sessions, 1, lambda: None)
+        with sessions.acquire(NEVER):
+            pass
         return waited.is_set()
 
     assert wait_until(another, 10)
     threads[1].join(10)
 
 
-def test_waiting_for_a_change_is_bounded() -> None:
-    sessions = SessionLimit(1)
-    sessions.wait_for_change(NEVER, 0.01)
-    sessions.wait_for_change(Deadline(0.01), 60.0)
-
-
-def test_the_limit_grows_again_after_many_sessions_and_not_above_where_it_began() -> None:
-    sessions = SessionLimit(3)
-    hold(sessions, 2, sessions.record_refusal)
-    assert sessions.max_sessions == 1
-    limits = []
-    for _ in range(100):
-        with sessions.acquire(NEVER):
-            sessions.record_success()
-        limits.append(sessions.max_sessions)
-    assert sorted(limits) == limits
-    assert (limits[10], limits[-1]) == (1, 3)
-
-
-def test_a_refusal_puts_the_next_trial_off() -> None:
-    sessions = SessionLimit(2)
-    hold(sessions, 2, sessions.record_refusal)
-    for _ in range(100):
-        hold(sessions, 1, sessions.record_refusal)
-        with sessions.acquire(NEVER):
-            sessions.record_success()
-    assert sessions.max_sessions == 1
-
-
-def test_a_growing_limit_lets_a_waiter_in() -> None:
-    sessions = SessionLimit(2)
-    hold(sessions, 2, sessions.record_refusal)
-    inside, leave, second = threading.Event(), threading.Event(), threading.Event()
-
-    def first() -> None:
-        with sessions.acquire(NEVER):
-            inside.set()
-            leave.wait(10)
-
-    def waiter() -> None:
-        with sessions.acquire(Deadline(10)):
-            second.set()
-
-    threads = [threading.Thread(target=first), threading.Thread(target=waiter)]
-    threads[0].start()
-    inside.wait(10)
-    threads[1].start()
-    assert not second.wait(0.05)
-    for _ in range(30):
-        sessions.record_success()
-    assert second.wait(10)
-    leave.set()
-    for thread in threads:
-        thread.join(10)
+def test_wait_for_release_is_bounded() -> None:
+    SessionLimit(1).wait_for_release(0.01)

@@ -16,8 +16,8 @@ import pytest
 
 from lazycluster import ConnectError, ForwardingRefusedError, HostUnreachableError, PortInUseError, TunnelError
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.timeouts import Timeouts
 from lazycluster._ssh import tunnel_manager as tunnel_manager_module
-from lazycluster._ssh import tunnel_state
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
 from lazycluster._ssh.tunnel import Tunnel
@@ -91,7 +91,7 @@ class Network:
     on_end: Callable[[], object] = nothing
 
     def connect(
-        self, destination: Destination, password: str | None, cancel_event: threading.Event
+        self, destination: Destination, password: str | None, cancel_event: threading.Event, timeouts: Timeouts
     ) -> FakeTunnelConnection:
         assert (destination.host, password) == ("web1", "secret")
         self.dials += 1
@@ -119,17 +119,16 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 
     monkeypatch.setattr(tunnel_manager_module, "TunnelConnection", FakeConnector)
     monkeypatch.setattr(tunnel_manager_module, "is_port_free", lambda _port: True)
-    monkeypatch.setattr(tunnel_state, "_MIN_RECONNECT_DELAY_SECONDS", 0.05)
     return made
 
 
 @pytest.fixture
 def manager(network: Network) -> Iterator[TunnelManager]:
     threads = threading.active_count()
-    made = TunnelManager(Destination("web1"), password="secret")
+    made = TunnelManager(Destination("web1"), password="secret", timeouts=Timeouts(tunnel_retry=(0.05, 15.0)))
     yield made
-    for load in list(made._tunnels):
-        made.stop_tunnel(load, graceful=False)
+    for opening in list(made._tunnels):
+        made.stop_tunnel(opening, graceful=False)
     assert wait_until(lambda: made._thread is None and threading.active_count() <= threads, 10)
     assert network.living == 0
     assert made.connection is None
@@ -326,9 +325,9 @@ def test_a_stop_gives_up_a_log_in_that_nobody_else_wants(manager: TunnelManager,
     gate = network.on_dial = Gate()
     caller = Caller(manager, 1)
     assert gate.reached.wait(10)
-    [load] = manager._tunnels
-    manager.stop_tunnel(load, graceful=True)
-    assert load.ended.is_set()
+    [opening] = manager._tunnels
+    manager.stop_tunnel(opening, graceful=True)
+    assert opening.ended.is_set()
     caller.done()
     assert network.links == []
 
@@ -345,8 +344,8 @@ def test_who_comes_when_a_log_in_was_given_up_has_one_of_their_own(manager: Tunn
     network.on_dial = given_up
     Caller(manager, 1)
     assert wait_until(lambda: network.dials == 1, 10)
-    [load] = manager._tunnels
-    manager.stop_tunnel(load, graceful=True, wait=False)
+    [opening] = manager._tunnels
+    manager.stop_tunnel(opening, graceful=True, wait=False)
     assert gate.reached.wait(10)
     caller = Caller(manager, 2)
     waits(manager, 2)
@@ -367,9 +366,9 @@ def test_an_interrupt_while_it_waits_leaves_nothing(
 
     add = manager._add
 
-    def adding(load: tunnel_state.TunnelState) -> None:
-        load.settled = Interrupted()
-        add(load)
+    def adding(opening: Tunnel) -> None:
+        opening.settled = Interrupted()
+        add(opening)
 
     monkeypatch.setattr(manager, "_add", adding)
     with pytest.raises(KeyboardInterrupt):
@@ -397,10 +396,10 @@ def test_stopping_while_one_is_opened_waits_and_closes_it(manager: TunnelManager
     gate = network.on_open = Gate()
     caller = Caller(manager, 2)
     assert gate.reached.wait(10)
-    load = manager._tunnels[-1]
-    stopping = threading.Thread(target=manager.stop_tunnel, args=(load,), kwargs={"graceful": False})
+    opening = manager._tunnels[-1]
+    stopping = threading.Thread(target=manager.stop_tunnel, args=(opening,), kwargs={"graceful": False})
     stopping.start()
-    assert wait_until(lambda: load.stop_requested, 10)
+    assert wait_until(lambda: opening.stop_requested, 10)
     gate.open()
     stopping.join(10)
     caller.done()
@@ -515,10 +514,8 @@ def test_the_last_one_may_go_while_the_link_is_down(manager: TunnelManager, netw
     assert network.living == 0
 
 
-def test_who_comes_during_a_pause_does_not_wait_for_its_end(
-    manager: TunnelManager, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tunnel_state, "_MIN_RECONNECT_DELAY_SECONDS", 1000.0)
+def test_who_comes_during_a_pause_does_not_wait_for_its_end(manager: TunnelManager, network: Network) -> None:
+    manager.timeouts = Timeouts(tunnel_retry=(1000.0, 1000.0))
     first = tunnel(manager, 1)
     network.link.break_connection()
     assert wait_until(lambda: manager.connection is None, 10)

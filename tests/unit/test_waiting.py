@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import queue
+import select
+import signal
 import sys
 import threading
 import time
@@ -19,9 +21,11 @@ from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.run import run_daemonizing
 from lazycluster._waiting import (
     NO_DEADLINE,
+    BackOff,
     CancelToken,
     Deadline,
     DeadlinePassedError,
+    Waker,
     queue_get,
     start_thread,
     uninterruptible,
@@ -62,6 +66,41 @@ def test_a_deadline_in_the_past(seconds: float) -> None:
 def test_no_deadline() -> None:
     deadline = Deadline(None)
     assert (deadline.when, deadline.remaining, deadline.has_passed, deadline.clamp(5)) == (None, None, False, 5)
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_deadline_follows_its_clock() -> None:
+    clock = Clock()
+    deadline = Deadline(10, clock=clock)
+    seen = []
+    for clock.now in (1000.0, 1009.5, 1010.0, 1011.0):
+        seen.append((deadline.remaining, deadline.has_passed))
+    assert seen == [(10.0, False), (0.5, False), (0.0, True), (0.0, True)]
+
+
+# BackOff -------------------------------------------------------------------------------------------------------------
+
+
+def test_back_off_doubles_its_pauses_up_to_the_longest() -> None:
+    clock = Clock()
+    back_off = BackOff(0.5, 15.0, clock=clock)
+    pauses = []
+    assert (back_off.has_failed, back_off.remaining) == (False, 0.0)
+    for _ in range(7):
+        back_off.record_failure()
+        pauses.append(back_off.remaining)
+        clock.now += back_off.remaining
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
+    assert (back_off.has_failed, back_off.remaining) == (True, 0.0)
 
 
 # Cancellation -------------------------------------------------------------------------------------------------------
@@ -212,7 +251,8 @@ def has_begun() -> bool:
     thread = threading.main_thread().ident
     assert thread is not None
     stack = [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[thread])]
-    return stack[0] in {"take", "wait", "select"} and not {"take", "happens", "holds", "pump"}.isdisjoint(stack)
+    waits = {"queue_get", "wait_event", "wait_for", "pump"}
+    return stack[0] in {"queue_get", "wait", "select"} and not waits.isdisjoint(stack)
 
 
 @pytest.mark.parametrize("wait", [take_for_ever, wait_for_ever, hold_for_ever, pump_for_ever])
@@ -228,6 +268,136 @@ def test_ctrl_c_in_the_moment_before_hosts_are_waited_for() -> None:
         interrupt(lambda: gather({"a": partial(going_on.wait, 60)}), has_begun, in_other_thread=True)
     finally:
         going_on.set()
+
+
+class RecordingEvent(threading.Event):
+    """An event that records the time-out of each wait for it, and happens at the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timeouts: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.timeouts.append(timeout)
+        return len(self.timeouts) > 1
+
+
+def test_waits_of_the_main_thread_are_short() -> None:
+    event = RecordingEvent()
+    assert wait_event(event)
+    assert event.timeouts == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("seconds", "waited"), [(None, 86_400), (60, 60), (1e8, 86_400)])
+def test_waits_of_other_threads_last_to_the_deadline(seconds: float | None, waited: float) -> None:
+    event = RecordingEvent()
+    thread = threading.Thread(target=wait_event, args=(event, Deadline(seconds)))
+    thread.start()
+    thread.join(10)
+    assert event.timeouts == pytest.approx([waited, waited], abs=10)
+
+
+def test_pump_of_another_thread_takes_a_long_deadline() -> None:
+    """More milliseconds than epoll_wait(2) can count."""
+    process = LocalProcess(["echo"], on_output=lambda *_: None, deadline=Deadline(1e8))
+    ended: list[bool] = []
+    thread = threading.Thread(target=lambda: ended.append(process.pump(lambda: False)))
+    thread.start()
+    thread.join(10)
+    process.close()
+    assert ended == [False]
+
+
+# Waker ---------------------------------------------------------------------------------------------------------------
+
+
+def test_waker_is_readable_until_it_is_drained() -> None:
+    waker = Waker()
+    readable = []
+    for act in (waker.drain, waker.wake, waker.wake, waker.drain, waker.drain):
+        act()
+        readable.append(bool(select.select([waker], [], [], 0)[0]))
+    waker.close()
+    assert readable == [False, True, True, False, False]
+
+
+def test_waker_with_a_full_pipe_does_not_block() -> None:
+    waker = Waker()
+    for _ in range(1 << 17):
+        waker.wake()
+    waker.drain()
+    assert select.select([waker], [], [], 0)[0] == []
+    waker.close()
+
+
+# Uninterruptible -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restored_sigint_handler() -> Iterator[None]:
+    """Set the handler of SIGINT back after the test."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_uninterruptible_with_ctrl_c_rolls_back_then_raises() -> None:
+    events: list[str] = []
+
+    def make() -> str:
+        signal.raise_signal(signal.SIGINT)
+        events.append("made")
+        return "result"
+
+    with pytest.raises(KeyboardInterrupt):
+        uninterruptible(make, events.append)
+    assert events == ["made", "result"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("restored_sigint_handler")
+def test_uninterruptible_calls_another_handler_afterwards() -> None:
+    events: list[str] = []
+
+    def handler(number: int, frame: object) -> None:
+        events.append(f"handled {number}")
+
+    def make() -> str:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        events.append("made")
+        return "result"
+
+    signal.signal(signal.SIGINT, handler)
+    assert uninterruptible(make, events.append) == "result"
+    assert events == ["made", "handled 2"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.usefixtures("restored_sigint_handler")
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_uninterruptible_leaves_other_dispositions(handler: signal.Handlers) -> None:
+    signal.signal(signal.SIGINT, handler)
+    assert uninterruptible(lambda: signal.getsignal(signal.SIGINT), lambda _: None) is handler
+
+
+def test_uninterruptible_in_another_thread_sets_no_handler() -> None:
+    handlers: list[object] = []
+    thread = threading.Thread(
+        target=uninterruptible, args=(lambda: handlers.append(signal.getsignal(signal.SIGINT)), handlers.append)
+    )
+    thread.start()
+    thread.join(10)
+    assert handlers == [signal.default_int_handler]
+
+
+def test_uninterruptible_with_an_error_raises_it() -> None:
+    def make() -> None:
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        uninterruptible(make, lambda _: pytest.fail("there is nothing to roll back"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # What CPython says instead of an interruption ------------------------------------------------------------------------
@@ -249,22 +419,6 @@ def interrupted_without_the_lock(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     yield
     sys.setswitchinterval(interval)
     assert not pending
-
-
-@pytest.mark.usefixtures("interrupted_without_the_lock")
-def test_nothing_is_made_twice_or_kept_where_its_thread_is_interrupted_as_it_starts() -> None:
-    going_on, made, taken_back = threading.Event(), [], threading.Event()
-
-    def make() -> str:
-        going_on.wait(10)
-        made.append(threading.current_thread().name)
-        return made[-1]
-
-    with pytest.raises(KeyboardInterrupt):
-        uninterruptible(make, lambda _: taken_back.set())
-    going_on.set()
-    assert taken_back.wait(10)
-    assert made == ["lazycluster-uninterruptible"]
 
 
 @pytest.mark.parametrize(
