@@ -6,6 +6,7 @@ import functools
 import importlib.resources
 import importlib.util
 import inspect
+import marshal
 import os
 import platform
 import sys
@@ -13,7 +14,6 @@ import zlib
 
 import attrs
 
-from lazycluster._functions import bytecode
 from lazycluster._remote import call_program
 from lazycluster._remote.ports import is_port_free
 from lazycluster.exceptions import PythonVersionMismatchError
@@ -52,8 +52,9 @@ def _load(name, code):
     exec(compile(code, "<" + full + ">", "exec") if isinstance(code, str) else code, vars(module))
     globals()[name] = module
 """
-"""Makes a module from its code or source. It is to be imported under the name that it has on the manager, and is taken
-out of `sys.modules` before a function runs: the host may have a lazycluster of its own.
+"""Makes a module from its code or source, under the name that it has on the local machine.
+
+It is taken out of `sys.modules` before a function runs: the host may have a lazycluster of its own.
 """
 SOURCE_REQUEST = "@@ lazycluster asks for the source"
 """What a host says, with a token, that cannot run the bytecode it was sent."""
@@ -144,8 +145,19 @@ def _compressed_sources(modules: tuple[str, ...]) -> bytes:
 
 @functools.cache
 def _compressed_bytecode(modules: tuple[str, ...]) -> bytes:
-    """Return modules as bytecode, compressed once for all hosts."""
-    return zlib.compress(bytecode.compile_modules({name: _read_module_source(name) for name in modules}))
+    """Return modules as bytecode without docstrings, compressed once for all hosts.
+
+    Compiling the supervisor takes a host longer than all else of its start.
+    """
+    sources = {name: _read_module_source(name) for name in modules}
+    return zlib.compress(
+        marshal.dumps(
+            [
+                (name, compile(source, f"<{_REMOTE_PACKAGE}.{name}>", "exec", dont_inherit=True, optimize=2))
+                for name, source in sources.items()
+            ]
+        )
+    )
 
 
 @functools.cache
@@ -157,7 +169,6 @@ def calls_extension() -> bytes:
         "    call_program.prepare(data)\n"
         "    loaded_code.run_call = call_program.run_call\n"
         "    loaded_code.done_record = call_outcome.done_record\n"
-        "    loaded_code.warm_up = call_program.warm_up\n"
     )
     return zlib.compress(f"{LOADER_SOURCE}{modules_source(('late_site', *CALL_MODULES))}{install}".encode())
 
@@ -192,7 +203,7 @@ def parse_python_info(line: bytes, token: str) -> PythonInfo | None:
 
 
 def check_python_version(python: PythonInfo, host: str) -> None:
-    """Raise PythonVersionMismatchError unless the host's Python understands the manager's bytecode."""
+    """Raise PythonVersionMismatchError unless the host's Python understands the bytecode of the local one."""
     local_version = (sys.implementation.name, *platform.python_version_tuple()[:2])
     if local_version != (python.implementation, *python.version.split(".")[:2]):
         known = python.implementation == sys.implementation.name

@@ -9,7 +9,6 @@ the request (see `CALL_REQUEST_HEADER`). Its end afterwards means that the local
 
 import atexit
 import contextlib
-import functools
 import importlib
 import io
 import linecache
@@ -81,28 +80,6 @@ def prepare(sources: bytes) -> None:
     make_importable(pickle.loads(zlib.decompress(sources)), {})  # noqa: S301 - from the manager, whom the host trusts
     importlib.import_module("cloudpickle")
     _prepare_interpreter()
-    _trial_pickle()
-
-
-def warm_up() -> None:
-    """Do what `run_call` does, with a function that does nothing, and write nothing."""
-    reading, writing = os.pipe()
-    try:
-        pickles = _trial_pickle() + pickle.dumps(None) + pickle.dumps(((), {})) + pickle.dumps(None)
-        request = [b"", b"", pickle.dumps({}), pickles]
-        function, args, kwargs = _load_request(request)
-        del sys.path[0]
-        _flush_standard_streams()
-        write_value(DescriptorWriter(writing), function(*args, **kwargs or {}))
-    finally:
-        os.close(reading)
-        os.close(writing)
-
-
-@functools.lru_cache(maxsize=1)
-def _trial_pickle() -> bytes:
-    data: bytes = importlib.import_module("cloudpickle").dumps(lambda: None)
-    return data
 
 
 def run_call(request_reader: int, outcome_writer: int, done: bytes) -> None:
