@@ -13,6 +13,7 @@ from lazycluster._remote.child import Child
 from lazycluster._remote.protocol import (
     FLAG_INPUT_ENDED,
     FLAG_LOGIN_SHELL,
+    FLAG_NO_SHELL,
     OUTCOME,
     STARTED,
     STDERR,
@@ -24,14 +25,15 @@ from lazycluster._remote.spawn import (
     Spawner,
     base_environment,
     close_all,
+    find_program,
     login_shell,
     set_nonblocking,
-    split_simple_command,
 )
 from lazycluster._remote.temp_dirs import TempDirs
 from lazycluster._remote.workers import LoadedCode, Workers, encode_setup
 
 _REPORT_STARTED_AFTER_SECONDS = 0.005  # seconds after which the start of a child is reported, unless it has ended
+_NOT_FOUND_ERRNOS = frozenset((errno.ENOENT, errno.ENOTDIR))
 _OUT_OF_RESOURCES_ERRNOS = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
@@ -70,7 +72,7 @@ class Children:
         self._spawn(child, "/bin/sh", ["sh", "-c", probe, "sh"], {**self._environment, **variables})
 
     def run_command(self, number: int, fields: "list[bytes]") -> None:
-        """Run a command: flags, working directory, grace, shell text, input so far; then the environment."""
+        """Run a command: flags, working directory, grace, text or words, input so far; then the environment."""
         flags, directory, grace, text, data = fields[:5]
         child = self._new_child(number, grace, flags, data)
         if not self._change_directory(child, directory):
@@ -79,11 +81,17 @@ class Children:
         own = self._child_variables(child, fields[5:])
         environment.update(zip(own[::2], own[1::2]))
         command = os.fsdecode(text)
-        shell = login_shell() if int(flags) & FLAG_LOGIN_SHELL else "/bin/sh"
-        words = split_simple_command(command, environment)
-        if words is not None and self._spawn(child, words[0], words[1:], environment, lenient=True):
-            return
-        self._spawn(child, shell, [shell, "-c", command], environment)
+        if int(flags) & FLAG_NO_SHELL:
+            argv = command.split("\0")
+            try:
+                program = find_program(argv[0], environment)
+            except OSError as error:
+                self._report_unstarted(child, argv[0], error)
+                return
+        else:
+            program = login_shell() if int(flags) & FLAG_LOGIN_SHELL else "/bin/sh"
+            argv = [program, "-c", command]
+        self._spawn(child, program, argv, environment)
 
     def call_function(self, number: int, fields: "list[bytes]") -> None:
         """Call a function: flags, working directory, grace, name, request so far; then the environment."""
@@ -131,10 +139,7 @@ class Children:
         child_mark = os.fsencode(f"{token}{child.number}.")
         return [b"PWD", os.fsencode(self._cwd), *variables, os.fsencode(name), child_mark]
 
-    def _spawn(
-        self, child: Child, program: str, argv: "list[str]", environment: "dict[bytes, bytes]", *, lenient: bool = False
-    ) -> bool:
-        """Start the program of a child. A failure ends it as it would a shell; if `lenient`, return False instead."""
+    def _spawn(self, child: Child, program: str, argv: "list[str]", environment: "dict[bytes, bytes]") -> None:
         child_ends: list[int] = []
         own_ends: list[int] = []
         try:
@@ -151,19 +156,20 @@ class Children:
             pid = self._spawner.spawn(program, argv, environment, child_ends)
         except OSError as error:
             close_all(own_ends)
-            if lenient:
-                return False
             if error.errno in _OUT_OF_RESOURCES_ERRNOS:
                 child.report_end(b"failed", f"no process for it: {error.strerror}")
             else:
-                self._send_queue.send(STDERR, child.number, os.fsencode(f"{program}: {error.strerror}\n"))
-                child.report_end(b"exit", encode_number(126 << 8))
+                self._report_unstarted(child, argv[0], error)
         else:
             set_nonblocking(own_ends)
             self._register_child(child, pid, own_ends[0], ((own_ends[1], STDOUT), (own_ends[2], STDERR)))
         finally:
             close_all(child_ends)
-        return True
+
+    def _report_unstarted(self, child: Child, name: str, error: OSError) -> None:
+        """Report a program that cannot be started as a shell does (POSIX, XCU 2.8.2)."""
+        self._send_queue.send(STDERR, child.number, os.fsencode(f"{name}: {error.strerror}\n"))
+        child.report_end(b"exit", encode_number((127 if error.errno in _NOT_FOUND_ERRNOS else 126) << 8))
 
     def _register_child(
         self, child: Child, pid: int, input_writer: int, streams: "tuple[tuple[int, int], ...]"

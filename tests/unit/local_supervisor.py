@@ -161,7 +161,7 @@ class LocalSupervisor:
 
     def run(
         self,
-        command: str,
+        command: str | list[str],
         *,
         stdin: bytes | None = b"",
         cwd: str | Path = "",
@@ -170,10 +170,13 @@ class LocalSupervisor:
         login_shell: bool = False,
         updates_window: bool = True,
     ) -> ObservedChild:
-        """Start a command; None: its standard input is sent later."""
+        """Start text in a shell, or words without one. With None its standard input is sent later."""
         flags = (protocol.FLAG_LOGIN_SHELL if login_shell else 0) | (
             protocol.FLAG_INPUT_ENDED if stdin is not None else 0
         )
+        if not isinstance(command, str):
+            flags |= protocol.FLAG_NO_SHELL
+            command = "\0".join(command)
         return self._start_child(protocol.RUN, command, flags, stdin or b"", cwd, env, grace, updates_window)
 
     def call(
