@@ -32,6 +32,7 @@ is to be quoted by a login shell of any kind: no quote, backslash, `!` or newlin
 
 _SUPERVISOR_MODULES = (
     "protocol",
+    "descriptors",
     "process_tree",
     "spawn",
     "temp_dirs",
@@ -42,6 +43,7 @@ _SUPERVISOR_MODULES = (
     "supervisor",
 )
 CALL_MODULES = ("call_outcome", "memory_importer", "call_program")
+"""The modules that call a function. They need `descriptors`, which a supervisor has."""
 _REMOTE_PACKAGE = "lazycluster._remote"
 LOADER_SOURCE = f"""\
 import sys
@@ -111,7 +113,8 @@ def build_call_program(token: str, grace: float = 5.0) -> HostProgram:
         f"call_program.main({token!r}, watchdog.fork_worker, lambda worker: watchdog.watch_worker(worker, {grace!r}))\n"
     )
     return _build_program(
-        f"{LOADER_SOURCE}{_LOAD_FROM_SOURCE}{start}", _compressed_sources(("process_tree", "watchdog", *CALL_MODULES))
+        f"{LOADER_SOURCE}{_LOAD_FROM_SOURCE}{start}",
+        _compressed_sources(("descriptors", "process_tree", "watchdog", *CALL_MODULES)),
     )
 
 

@@ -8,6 +8,7 @@ import selectors
 from collections import deque
 from collections.abc import Callable
 
+from lazycluster._remote.descriptors import enlarge_pipe, readable_bytes
 from lazycluster._remote.process_tree import ProcessEntry, TreeTerminator, descendants, find_marked
 from lazycluster._remote.protocol import (
     ENDED,
@@ -20,7 +21,6 @@ from lazycluster._remote.protocol import (
     pack,
 )
 from lazycluster._remote.send_queue import SendQueue
-from lazycluster._remote.spawn import enlarge_pipe, readable_bytes
 
 _DEFAULT_PIPE_BYTES = 1 << 16
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 
 from lazycluster._remote.child import Child
+from lazycluster._remote.descriptors import close_all, set_nonblocking
 from lazycluster._remote.protocol import (
     FLAG_INPUT_ENDED,
     FLAG_LOGIN_SHELL,
@@ -21,14 +22,7 @@ from lazycluster._remote.protocol import (
     encode_number,
 )
 from lazycluster._remote.send_queue import SendQueue
-from lazycluster._remote.spawn import (
-    Spawner,
-    base_environment,
-    close_all,
-    find_program,
-    login_shell,
-    set_nonblocking,
-)
+from lazycluster._remote.spawn import Spawner, base_environment, find_program, login_shell
 from lazycluster._remote.temp_dirs import TempDirs
 from lazycluster._remote.workers import LoadedCode, Workers, encode_setup
 

@@ -7,12 +7,9 @@ import _signal as signal  # `signal` itself makes enumerations of it, which take
 import contextlib
 import errno
 import os
-import struct
-import sys
-from collections.abc import Iterable
 
-_LARGE_PIPE_BYTES = 1 << 20
-_F_SETPIPE_SZ = 1031  # fcntl(2), F_SETPIPE_SZ
+from lazycluster._remote.descriptors import close_all
+
 POSIX_SHELLS = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
 """The shells that read what a POSIX shell reads."""
 _SIGNALS_TO_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGQUIT)
@@ -148,48 +145,3 @@ class Spawner:
             os.waitpid(pid, 0)
             raise OSError(int(failed), os.strerror(int(failed)))
         return pid
-
-
-def enlarge_pipe(descriptor: int) -> int:
-    """Let a pipe with much to carry hold more (Linux), and return how many bytes it may hold."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl  # noqa: PLC0415 - not everywhere
-
-        return fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _LARGE_PIPE_BYTES)
-    return _LARGE_PIPE_BYTES
-
-
-def readable_bytes(descriptor: int, default: int) -> int:
-    """Return how many bytes wait in a pipe."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl  # noqa: PLC0415 - not everywhere
-        import termios  # noqa: PLC0415 - as above
-
-        return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])
-    return default
-
-
-def close_all(descriptors: "Iterable[int]") -> None:
-    """Close descriptors, except those below 0, which stand for none."""
-    for descriptor in descriptors:
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-def set_nonblocking(descriptors: "Iterable[int]") -> None:
-    """Have reads and writes not wait, with the same exception."""
-    for descriptor in descriptors:
-        if descriptor >= 0:
-            os.set_blocking(descriptor, False)
-
-
-def close_all_but(*keep: int) -> None:
-    """Close every descriptor above the standard streams but those."""
-    try:
-        names = os.listdir("/proc/self/fd" if sys.platform.startswith("linux") else "/dev/fd")
-    except OSError:
-        names = [str(descriptor) for descriptor in range(1024)]
-    for descriptor in map(int, names):
-        if descriptor > 2 and descriptor not in keep:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)

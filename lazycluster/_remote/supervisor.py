@@ -16,13 +16,17 @@ import time
 
 from lazycluster._remote.child import Child
 from lazycluster._remote.children import Children
+from lazycluster._remote.descriptors import set_nonblocking
 from lazycluster._remote.process_tree import (
+    TERMINATION_POLL_SECONDS,
     ProcessEntry,
     TreeTerminator,
     become_subreaper,
+    catch_signals,
     descendants,
     find_marked,
     process_table,
+    reap_children,
 )
 from lazycluster._remote.protocol import (
     CALL,
@@ -47,14 +51,13 @@ from lazycluster._remote.protocol import (
     unpack,
 )
 from lazycluster._remote.send_queue import SendQueue
-from lazycluster._remote.spawn import DescriptorLimit, Spawner, set_nonblocking
+from lazycluster._remote.spawn import DescriptorLimit, Spawner
 from lazycluster._remote.temp_dirs import TempDirs
 from lazycluster._remote.workers import LoadedCode, Workers
 
 SUPERVISOR_START_MARKER = "LAZYCLUSTER-SUPERVISOR"
 """The first word of what the supervisor prints; the token follows, then a newline, then frames."""
 
-_TERMINATION_POLL_SECONDS = 0.02  # seconds between two looks at processes that are to end
 _KEEPALIVE_INTERVAL_SECONDS = 60.0  # seconds; unanswered, they let the kernel notice a dead link (tcp(7), tcp_retries2)
 _GOODBYE_TIMEOUT_SECONDS = 2.0  # seconds to get the last frame out
 _FRAME_READ_BYTES = 1 << 18
@@ -73,14 +76,11 @@ class Supervisor:
         self._is_subreaper = is_subreaper
         self._mark = mark
         self._grace = grace
-        self._wakeup_reader, wakeup_writer = os.pipe()
-        set_nonblocking([0, output_descriptor, self._wakeup_reader, wakeup_writer])
-        signal.set_wakeup_fd(wakeup_writer)
-        for signal_number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signal_number, lambda _number, _frame: None)
+        self._signal_reader = catch_signals()
+        set_nonblocking([0, output_descriptor])
         self._selector = selectors.DefaultSelector()
         self._selector.register(0, selectors.EVENT_READ, self._receive)
-        self._selector.register(self._wakeup_reader, selectors.EVENT_READ, self._handle_signals)
+        self._selector.register(self._signal_reader, selectors.EVENT_READ, self._handle_signals)
         self._send_queue = SendQueue(
             output_descriptor,
             self._selector,
@@ -187,22 +187,18 @@ class Supervisor:
         """Take note of signals."""
         signal_numbers = set()
         with contextlib.suppress(BlockingIOError):
-            signal_numbers = set(os.read(self._wakeup_reader, 65536))
+            signal_numbers = set(os.read(self._signal_reader, 65536))
         if signal_numbers - {signal.SIGCHLD}:
             self._close()
         self._reap()
 
     def _reap(self) -> bool:
-        """Collect what has ended, adopted processes too; tell whether there is no child any more."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return True
-            if pid == 0:
-                return False
+        """Collect the children that have ended, adopted ones too; return whether no child is left."""
+        ended, is_childless = reap_children()
+        for pid, wait_status in ended:
             self._workers.process_exited(pid)
-            self._children.process_exited(pid, status)
+            self._children.process_exited(pid, wait_status)
+        return is_childless
 
     # What comes in ---------------------------------------------------------------------------------------------------
 
@@ -284,7 +280,7 @@ class Supervisor:
         terminating = [child for child in self._children.by_number.values() if child.terminator is not None]
         if not terminating and self._terminator is None:
             return
-        self._next_termination_poll = now + _TERMINATION_POLL_SECONDS
+        self._next_termination_poll = now + TERMINATION_POLL_SECONDS
         childless = self._reap()
         if self._terminator is not None:
             if (childless and self._is_subreaper) or self._terminator.step(process_table()):

@@ -11,9 +11,10 @@ import time
 import zlib
 from collections.abc import Callable
 
+from lazycluster._remote.descriptors import close_all, close_all_but, read_exactly, set_nonblocking
 from lazycluster._remote.process_tree import become_subreaper
 from lazycluster._remote.protocol import pack, unpack
-from lazycluster._remote.spawn import DescriptorLimit, close_all, close_all_but, set_nonblocking
+from lazycluster._remote.spawn import DescriptorLimit
 
 _FORK_SPARE_AFTER_SECONDS = 0.02
 """Seconds into a call after which the worker for the next one is forked, if the call has not ended by then."""
@@ -139,11 +140,9 @@ class Workers:
                 os.dup2(descriptor, stream)
             close_all_but(request_reader, outcome_writer)
             self._descriptor_limit.restore()
-            length = _read_exactly(request_reader, _SETUP_LENGTH.size)
-            if length and self._loaded_code.run_call is not None:
-                done_record, directory, *variables = unpack(
-                    _read_exactly(request_reader, _SETUP_LENGTH.unpack(length)[0])
-                )
+            setup = _read_setup(request_reader)
+            if setup and self._loaded_code.run_call is not None:
+                done_record, directory, *variables = setup
                 os.chdir(directory)
                 for name, value in zip(variables[::2], variables[1::2]):
                     os.environb[name] = value
@@ -162,20 +161,17 @@ class Workers:
 
 
 def encode_setup(done_record: bytes, directory: bytes, variables: "list[bytes]") -> bytes:
-    """Return what a worker reads before its request.
+    """Return the beginning of a worker's input, before its request.
 
-    That is how it ends its outcome, where to call the function, and with which variables besides.
+    It holds the record that ends the outcome, the working directory and further environment variables.
     """
     body = pack(done_record, directory, *variables)
     return _SETUP_LENGTH.pack(len(body)) + body
 
 
-def _read_exactly(descriptor: int, length: int) -> bytes:
-    """Read so many bytes; nothing where the other end was closed."""
-    data = b""
-    while len(data) < length:
-        piece = os.read(descriptor, length - len(data))
-        if not piece:
-            return b""
-        data += piece
-    return data
+def _read_setup(descriptor: int) -> "list[bytes]":
+    """Return the fields of `encode_setup()`; none if the supervisor closed the pipe first."""
+    try:
+        return unpack(read_exactly(descriptor, _SETUP_LENGTH.unpack(read_exactly(descriptor, _SETUP_LENGTH.size))[0]))
+    except EOFError:
+        return []

@@ -372,7 +372,7 @@ def local_supervisor(
     sent = bootstrap.build_supervisor_program(token, mark, grace, working_dir, probe)
     environment = {**(os.environ if env is None else env), **(coverage_environment() if python is None else {})}
     imported = "import os\ndel os.environ['COVERAGE_PROCESS_CONFIG']\n"
-    modules = "child, children, process_tree, protocol, send_queue, spawn, supervisor, workers"
+    modules = "child, children, descriptors, process_tree, protocol, send_queue, spawn, supervisor, workers"
     imported += f"from lazycluster._remote import {modules}\n"
     imported += f"{setup_code}\n"
     imported += f"supervisor.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"

@@ -6,14 +6,13 @@ import errno
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lazycluster._remote import spawn
+from lazycluster._remote.descriptors import close_all
 from lazycluster._remote.spawn import DescriptorLimit, Spawner, base_environment, find_program, login_shell
 
 # Where a program is looked for ----------------------------------------------------------------------------------------
@@ -99,7 +98,7 @@ def starter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     made = Spawner(DescriptorLimit())
     yield made
-    spawn.close_all(made._low_descriptors)
+    close_all(made._low_descriptors)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
@@ -112,7 +111,7 @@ def run(starter: Spawner, program: str, *argv: str, environment: dict[bytes, byt
         os.close(reading)
         raise
     finally:
-        spawn.close_all((nothing, writing))
+        close_all((nothing, writing))
     with os.fdopen(reading, "rb") as file:
         printed = file.read()  # its end comes: nothing here keeps the pipe open
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), printed
@@ -182,7 +181,7 @@ def test_descriptors_above_the_limit_are_handed_on(starter: Spawner) -> None:
     try:
         pid = starter.spawn("/bin/sh", ["sh", "-c", "echo high; ulimit -Sn"], {}, [0, high, 2])
     finally:
-        spawn.close_all((writing, high))
+        close_all((writing, high))
         starter._descriptor_limit._original = (soft, hard)
         starter._descriptor_limit.restore()
     with os.fdopen(reading, "rb") as file:
@@ -195,46 +194,3 @@ def test_where_the_limit_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> N
     limit = DescriptorLimit()
     limit.raise_to_hard_limit()
     limit.restore()
-
-
-# Pipes ----------------------------------------------------------------------------------------------------------------
-
-
-def test_pipes() -> None:
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0) as file:
-        assert spawn.readable_bytes(reading, 7) == 0
-        file.write(b"abc")
-        assert spawn.readable_bytes(reading, 7) == 3
-        assert spawn.enlarge_pipe(reading) >= 1 << 16
-        spawn.set_nonblocking((reading, -1))
-        assert os.read(reading, 9) == b"abc"
-        with pytest.raises(BlockingIOError):
-            os.read(reading, 9)
-
-
-def test_where_there_is_no_fcntl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert spawn.readable_bytes(0, 7) == 7
-    assert spawn.enlarge_pipe(0) == spawn._LARGE_PIPE_BYTES
-
-
-@pytest.mark.parametrize("listed", [True, False])
-def test_all_but_some_descriptors_are_closed(listed: bool) -> None:
-    program = f"""
-import os
-from lazycluster._remote import spawn
-if not {listed}:
-    def refuse(path): raise FileNotFoundError
-    spawn.os.listdir = refuse
-kept, closed = os.pipe(), os.pipe()
-spawn.close_all_but(*kept)
-print([os.fstat(each) is not None for each in (0, 1, 2, *kept)])
-for each in closed:
-    try:
-        os.fstat(each)
-    except OSError as error:
-        print(error.errno)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == (f"{[True] * 5}\n{errno.EBADF}\n{errno.EBADF}\n", "")
