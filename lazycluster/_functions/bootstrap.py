@@ -40,6 +40,7 @@ _SUPERVISOR_MODULES = (
     "child",
     "workers",
     "children",
+    "host_probe",
     "supervisor",
 )
 CALL_MODULES = ("call_outcome", "memory_importer", "call_program")

@@ -9,7 +9,7 @@ import selectors
 import time
 from collections import deque
 
-from lazycluster._remote.child import Child
+from lazycluster._remote.child import FINISHED, Child
 from lazycluster._remote.descriptors import close_all, set_nonblocking
 from lazycluster._remote.protocol import (
     FLAG_INPUT_ENDED,
@@ -60,11 +60,6 @@ class Children:
 
     # Starting --------------------------------------------------------------------------------------------------------
 
-    def start_probe(self, child: Child, probe: str, variables: "dict[bytes, bytes]") -> None:
-        """Run the shell text that examines the machine, with additional environment variables."""
-        self.by_number[child.number] = child
-        self._spawn(child, "/bin/sh", ["sh", "-c", probe, "sh"], {**self._environment, **variables})
-
     def run_command(self, number: int, fields: "list[bytes]") -> None:
         """Run a command: flags, working directory, grace, text or words, input so far; then the environment."""
         flags, directory, grace, text, data = fields[:5]
@@ -102,7 +97,7 @@ class Children:
             child.report_end(b"failed", f"no process for it: {error.strerror}")
             return
         child.done_record = self._loaded_code.done_record(os.urandom(16))
-        child.prepend_input(
+        child.input.prepend(
             encode_setup(child.done_record, os.fsencode(self._cwd), self._child_variables(child, fields[5:]))
         )
         self._register_child(
@@ -111,9 +106,9 @@ class Children:
 
     def _new_child(self, number: int, grace: bytes, flags: bytes, data: bytes) -> Child:
         child = Child(number, float(grace), self._selector, self._send_queue, self.discard)
-        child.write_input(data)
+        child.input.write(data)
         if int(flags) & FLAG_INPUT_ENDED:
-            child.end_input()
+            child.input.end()
         self.by_number[number] = child
         return child
 
@@ -137,10 +132,10 @@ class Children:
         child_ends: list[int] = []
         own_ends: list[int] = []
         try:
-            if child.needs_input:
-                input_reader, input_writer = os.pipe()
-            else:
+            if child.input.is_at_end:
                 input_reader, input_writer = os.open(os.devnull, os.O_RDONLY), -1
+            else:
+                input_reader, input_writer = os.pipe()
             child_ends.append(input_reader)
             own_ends.append(input_writer)
             for _ in range(2):
@@ -170,8 +165,7 @@ class Children:
     ) -> None:
         self._by_pid[pid] = child
         child.process_started(pid, input_writer, streams)
-        if child.number:
-            self._unreported_starts.append((time.monotonic() + _REPORT_STARTED_AFTER_SECONDS, child))
+        self._unreported_starts.append((time.monotonic() + _REPORT_STARTED_AFTER_SECONDS, child))
 
     # Under way -------------------------------------------------------------------------------------------------------
 
@@ -195,7 +189,7 @@ class Children:
         """Report the starts that are due."""
         while self._unreported_starts and self._unreported_starts[0][0] <= now:
             child = self._unreported_starts.popleft()[1]
-            if not child.finished:
+            if child.state != FINISHED:
                 self._send_queue.send(STARTED, child.number, encode_number(child.pid))
 
     def update_reading(self) -> None:

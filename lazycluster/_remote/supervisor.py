@@ -14,9 +14,9 @@ import selectors
 import sys
 import time
 
-from lazycluster._remote.child import Child
 from lazycluster._remote.children import Children
 from lazycluster._remote.descriptors import set_nonblocking
+from lazycluster._remote.host_probe import HostProbe
 from lazycluster._remote.process_tree import (
     TERMINATION_POLL_SECONDS,
     ProcessEntry,
@@ -36,7 +36,6 @@ from lazycluster._remote.protocol import (
     INPUT,
     INPUT_END,
     KEEPALIVE,
-    MAX_BODY_BYTES,
     PREPARE,
     PROTOCOL_VERSION,
     REQUEST,
@@ -89,14 +88,15 @@ class Supervisor:
         )
         self._decoder = FrameDecoder()
         descriptor_limit = DescriptorLimit()
-        spawner = Spawner(descriptor_limit)
+        self._spawner = Spawner(descriptor_limit)
         self._loaded_code = LoadedCode()
         self._workers = Workers(self._loaded_code, descriptor_limit)
         self._temp_dirs = TempDirs(temp_dir_prefix)
         self._children = Children(
-            mark, self._selector, self._send_queue, spawner, self._workers, self._loaded_code, self._temp_dirs
+            mark, self._selector, self._send_queue, self._spawner, self._workers, self._loaded_code, self._temp_dirs
         )
         self._working_dir = b""
+        self._probe: HostProbe | None = None
         self._is_closing = False
         self._terminator: TreeTerminator | None = None
         self._next_termination_poll = 0.0
@@ -117,32 +117,17 @@ class Supervisor:
         except OSError as error:
             failure = f"{error.filename or working_dir}: {error.strerror}"
         self._working_dir = os.fsencode(made)
-        facts = bytearray()
-        child = Child(
-            0,
-            self._grace,
-            self._selector,
-            self._send_queue,
-            lambda child: self._send_hello(child, bytes(facts), failure),
-        )
-        child.captured_output = facts
-        child.end_input()
         if probe and not failure:
-            self._children.start_probe(child, probe, probe_environment())
+            self._probe = HostProbe(self._selector, self._send_hello)
+            self._probe.start(probe, self._spawner)
         else:
-            child.report_end(b"exit", b"0")
+            self._send_hello(b"", failure)
         self._send_queue.flush()
 
-    def _send_hello(self, child: Child, facts: bytes, failure: str) -> None:
-        self._children.discard(child)
+    def _send_hello(self, facts: bytes, failure: str = "") -> None:
         version = ".".join(str(part) for part in sys.version_info[:3])
         about = (sys.implementation.name, version, sys.executable or "python", failure)
-        fields = (
-            *(os.fsencode(text) for text in about),
-            encode_number(os.getpid()),
-            self._working_dir,
-            facts[: MAX_BODY_BYTES // 2],
-        )
+        fields = (*(os.fsencode(text) for text in about), encode_number(os.getpid()), self._working_dir, facts)
         self._send_queue.send(HELLO, 0, pack(encode_number(PROTOCOL_VERSION), *fields))
 
     # The loop --------------------------------------------------------------------------------------------------------
@@ -196,6 +181,8 @@ class Supervisor:
         """Collect the children that have ended, adopted ones too; return whether no child is left."""
         ended, is_childless = reap_children()
         for pid, wait_status in ended:
+            if self._probe is not None:
+                self._probe.process_exited(pid)
             self._workers.process_exited(pid)
             self._children.process_exited(pid, wait_status)
         return is_childless
@@ -239,9 +226,9 @@ class Supervisor:
             if kind == WINDOW_UPDATE:
                 child.increase_window(int(body))
             elif kind == INPUT:
-                child.write_input(body)
+                child.input.write(body)
             elif kind == INPUT_END:
-                child.end_input()
+                child.input.end()
             elif kind == STOP:
                 child.stop(self._mark)
                 self._next_termination_poll = 0.0
@@ -296,6 +283,7 @@ class Supervisor:
         if self._is_closing:
             return
         self._is_closing = True
+        self._probe = None
         self._selector.unregister(0)
         self._workers.kill_spare()
         for child in self._children.by_number.values():
@@ -311,15 +299,6 @@ class Supervisor:
             find_own_processes, max([child.grace for child in self._children.by_number.values()], default=self._grace)
         )
         self._next_termination_poll = 0.0
-
-
-def probe_environment() -> "dict[bytes, bytes]":
-    """Return facts that Python knows, so that the probe starts no program for them (see probe.sh)."""
-    system = os.uname()
-    known = {b"LAZYCLUSTER_UNAME": os.fsencode(f"{system.sysname} {system.release} {system.machine}")}
-    with contextlib.suppress(AttributeError, OSError):  # not everywhere, and not allowed everywhere
-        known[b"LAZYCLUSTER_PROCESSORS"] = b"%d" % len(os.sched_getaffinity(0))
-    return known
 
 
 def main(token: str, mark: str, grace: float, working_dir: "bytes | None", probe: str) -> int:
