@@ -6,6 +6,7 @@ import functools
 import importlib.resources
 import importlib.util
 import inspect
+import marshal
 import os
 import platform
 import sys
@@ -13,7 +14,6 @@ import zlib
 
 import attrs
 
-from lazycluster._functions import bytecode
 from lazycluster._remote import call_program
 from lazycluster._remote.ports import is_port_free
 from lazycluster.exceptions import PythonVersionMismatchError
@@ -32,6 +32,7 @@ is to be quoted by a login shell of any kind: no quote, backslash, `!` or newlin
 
 _SUPERVISOR_MODULES = (
     "protocol",
+    "descriptors",
     "process_tree",
     "spawn",
     "temp_dirs",
@@ -39,9 +40,11 @@ _SUPERVISOR_MODULES = (
     "child",
     "workers",
     "children",
+    "host_probe",
     "supervisor",
 )
 CALL_MODULES = ("call_outcome", "memory_importer", "call_program")
+"""The modules that call a function. They need `descriptors`, which a supervisor has."""
 _REMOTE_PACKAGE = "lazycluster._remote"
 LOADER_SOURCE = f"""\
 import sys
@@ -52,8 +55,9 @@ def _load(name, code):
     exec(compile(code, "<" + full + ">", "exec") if isinstance(code, str) else code, vars(module))
     globals()[name] = module
 """
-"""Makes a module from its code or source. It is to be imported under the name that it has on the manager, and is taken
-out of `sys.modules` before a function runs: the host may have a lazycluster of its own.
+"""Makes a module from its code or source, under the name that it has on the local machine.
+
+It is taken out of `sys.modules` before a function runs: the host may have a lazycluster of its own.
 """
 SOURCE_REQUEST = "@@ lazycluster asks for the source"
 """What a host says, with a token, that cannot run the bytecode it was sent."""
@@ -110,7 +114,8 @@ def build_call_program(token: str, grace: float = 5.0) -> HostProgram:
         f"call_program.main({token!r}, watchdog.fork_worker, lambda worker: watchdog.watch_worker(worker, {grace!r}))\n"
     )
     return _build_program(
-        f"{LOADER_SOURCE}{_LOAD_FROM_SOURCE}{start}", _compressed_sources(("process_tree", "watchdog", *CALL_MODULES))
+        f"{LOADER_SOURCE}{_LOAD_FROM_SOURCE}{start}",
+        _compressed_sources(("descriptors", "process_tree", "watchdog", *CALL_MODULES)),
     )
 
 
@@ -144,8 +149,19 @@ def _compressed_sources(modules: tuple[str, ...]) -> bytes:
 
 @functools.cache
 def _compressed_bytecode(modules: tuple[str, ...]) -> bytes:
-    """Return modules as bytecode, compressed once for all hosts."""
-    return zlib.compress(bytecode.compile_modules({name: _read_module_source(name) for name in modules}))
+    """Return modules as bytecode without docstrings, compressed once for all hosts.
+
+    Compiling the supervisor takes a host longer than all else of its start.
+    """
+    sources = {name: _read_module_source(name) for name in modules}
+    return zlib.compress(
+        marshal.dumps(
+            [
+                (name, compile(source, f"<{_REMOTE_PACKAGE}.{name}>", "exec", dont_inherit=True, optimize=2))
+                for name, source in sources.items()
+            ]
+        )
+    )
 
 
 @functools.cache
@@ -157,7 +173,6 @@ def calls_extension() -> bytes:
         "    call_program.prepare(data)\n"
         "    loaded_code.run_call = call_program.run_call\n"
         "    loaded_code.done_record = call_outcome.done_record\n"
-        "    loaded_code.warm_up = call_program.warm_up\n"
     )
     return zlib.compress(f"{LOADER_SOURCE}{modules_source(('late_site', *CALL_MODULES))}{install}".encode())
 
@@ -192,7 +207,7 @@ def parse_python_info(line: bytes, token: str) -> PythonInfo | None:
 
 
 def check_python_version(python: PythonInfo, host: str) -> None:
-    """Raise PythonVersionMismatchError unless the host's Python understands the manager's bytecode."""
+    """Raise PythonVersionMismatchError unless the host's Python understands the bytecode of the local one."""
     local_version = (sys.implementation.name, *platform.python_version_tuple()[:2])
     if local_version != (python.implementation, *python.version.split(".")[:2]):
         known = python.implementation == sys.implementation.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from lazycluster._ssh.host_scripts import text
+from lazycluster._ssh.host_scripts import grace_tenths, text
 from lazycluster._ssh.shell import quote_path
 
 
@@ -21,14 +21,21 @@ def exec_python_script(python: str | None, bootstrap: str) -> str:
     return _set(python, lc_bootstrap=bootstrap) + text("find_python", "start_python")
 
 
-def run_python_script(python: str | None, bootstrap: str, *, mark: str, temp_dir_prefix: str) -> str:
+def run_python_script(python: str | None, bootstrap: str, *, mark: str, temp_dir_prefix: str, grace: float) -> str:
     """Return the shell text that runs the first Python found, or ends with 127, and cleans up after one that fails.
 
-    Should it be killed, the shell ends what has the variable `mark` in its environment, and removes the temporary
-    directories whose names begin with `temp_dir_prefix`.
+    If it is killed, the shell ends the processes that have the variable `mark` in their environment. They have `grace`
+    seconds between SIGTERM and SIGKILL. Then it removes the temporary directories whose names begin with
+    `temp_dir_prefix`.
     """
-    values = _set(python, lc_bootstrap=bootstrap, lc_mark=mark, lc_temp_dir_prefix=temp_dir_prefix)
-    return values + text("find_python", "find_marked", "stop_marked", "start_supervisor")
+    values = _set(
+        python,
+        lc_bootstrap=bootstrap,
+        lc_mark=mark,
+        lc_temp_dir_prefix=temp_dir_prefix,
+        lc_grace_tenths=grace_tenths(grace),
+    )
+    return values + text("find_python", "terminate_marked", "stop_marked", "start_supervisor")
 
 
 def _set(python: str | None, **values: str) -> str:

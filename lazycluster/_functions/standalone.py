@@ -45,4 +45,4 @@ def render_standalone_file(payload: Payload) -> str:
         request=base64.encodebytes(payload.encode_request()).decode("ascii"),
     )
     header = _FILE_HEADER.format(function=name, major=major, minor=minor)
-    return f"{header}{LOADER_SOURCE}{modules_source(CALL_MODULES)}{start}"
+    return f"{header}{LOADER_SOURCE}{modules_source(('descriptors', *CALL_MODULES))}{start}"

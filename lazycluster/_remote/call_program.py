@@ -9,7 +9,6 @@ the request (see `CALL_REQUEST_HEADER`). Its end afterwards means that the local
 
 import atexit
 import contextlib
-import functools
 import importlib
 import io
 import linecache
@@ -34,6 +33,7 @@ from lazycluster._remote.call_outcome import (
     write_record,
     write_value,
 )
+from lazycluster._remote.descriptors import read_exactly
 from lazycluster._remote.memory_importer import fill_modules, make_importable
 
 CALL_START_MARKER = "LAZYCLUSTER-CALL"
@@ -57,8 +57,7 @@ def main(token: str, fork_worker: "Callable[[], int]", watch_worker: "Callable[[
     DescriptorWriter(out).write(" ".join(words).encode("unicode_escape") + b"\n")
     try:
         request = [
-            _read_exactly(0, length)
-            for length in CALL_REQUEST_HEADER.unpack(_read_exactly(0, CALL_REQUEST_HEADER.size))
+            read_exactly(0, length) for length in CALL_REQUEST_HEADER.unpack(read_exactly(0, CALL_REQUEST_HEADER.size))
         ]
     except EOFError:
         return
@@ -78,31 +77,9 @@ def main(token: str, fork_worker: "Callable[[], int]", watch_worker: "Callable[[
 
 def prepare(sources: bytes) -> None:
     """Import cloudpickle from its sources and prepare a supervisor for the calls that it will fork."""
-    make_importable(pickle.loads(zlib.decompress(sources)), {})  # noqa: S301 - from the manager, whom the host trusts
+    make_importable(pickle.loads(zlib.decompress(sources)), {})  # noqa: S301 - from the local process, which the host trusts
     importlib.import_module("cloudpickle")
     _prepare_interpreter()
-    _trial_pickle()
-
-
-def warm_up() -> None:
-    """Do what `run_call` does, with a function that does nothing, and write nothing."""
-    reading, writing = os.pipe()
-    try:
-        pickles = _trial_pickle() + pickle.dumps(None) + pickle.dumps(((), {})) + pickle.dumps(None)
-        request = [b"", b"", pickle.dumps({}), pickles]
-        function, args, kwargs = _load_request(request)
-        del sys.path[0]
-        _flush_standard_streams()
-        write_value(DescriptorWriter(writing), function(*args, **kwargs or {}))
-    finally:
-        os.close(reading)
-        os.close(writing)
-
-
-@functools.lru_cache(maxsize=1)
-def _trial_pickle() -> bytes:
-    data: bytes = importlib.import_module("cloudpickle").dumps(lambda: None)
-    return data
 
 
 def run_call(request_reader: int, outcome_writer: int, done: bytes) -> None:
@@ -111,8 +88,8 @@ def run_call(request_reader: int, outcome_writer: int, done: bytes) -> None:
     Before that do what a Python does at its end, as far as that is the function's; the process is to end then.
     """
     parts = [
-        _read_exactly(request_reader, length)
-        for length in CALL_REQUEST_HEADER.unpack(_read_exactly(request_reader, CALL_REQUEST_HEADER.size))
+        read_exactly(request_reader, length)
+        for length in CALL_REQUEST_HEADER.unpack(read_exactly(request_reader, CALL_REQUEST_HEADER.size))
     ]
     os.close(request_reader)
     out = BufferedWriter(outcome_writer)
@@ -131,17 +108,6 @@ def run_call(request_reader: int, outcome_writer: int, done: bytes) -> None:
     out.flush()
 
 
-def _read_exactly(descriptor: int, length: int) -> bytes:
-    """Read exactly so many bytes and not one more; raise EOFError where the stream ends before."""
-    data = bytearray()
-    while len(data) < length:
-        piece = os.read(descriptor, min(length - len(data), 1 << 20))
-        if not piece:
-            raise EOFError
-        data += piece
-    return bytes(data)
-
-
 def load_and_call(
     out: DescriptorWriter,
     load: "Callable[[], tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]]",
@@ -153,7 +119,7 @@ def load_and_call(
     """
     try:
         function, args, kwargs = load()
-    except BaseException as error:  # noqa: BLE001 - unpickling runs anything; the manager is told all of it
+    except BaseException as error:  # noqa: BLE001 - unpickling runs anything; all of it is reported
         write_failure(out, f"it cannot be loaded there: {exception_summary(error)}", error)
         return
     if kwargs is None:
@@ -172,7 +138,7 @@ def _call_and_write_outcome(
     try:
         value = function(*args, **kwargs)
         _reject_lazy_result(value)
-    except BaseException as error:  # noqa: BLE001 - the user's function; the manager is told all of it
+    except BaseException as error:  # noqa: BLE001 - the user's function; all of it is reported
         failure = error
     if os.getpid() != me:
         return
@@ -220,15 +186,15 @@ def _load_request(
     work of one pickler, so that what is shared among them stays shared.
     """
     if request[0]:
-        make_importable(pickle.loads(zlib.decompress(request[0])), {})  # noqa: S301 - from the manager, whom the host trusts
+        make_importable(pickle.loads(zlib.decompress(request[0])), {})  # noqa: S301 - from the local process, which the host trusts
         importlib.import_module("cloudpickle")
     left_out: dict[tuple[str, str], str] = {}
     if request[1]:
         sent, left_out = pickle.loads(zlib.decompress(request[1]))  # noqa: S301 - as above
         make_importable(sent, left_out)
     for file, text in pickle.loads(request[2]).items():  # noqa: S301 - as above
-        # So that tracebacks show the lines, as they would on the manager; unpacked when somebody looks, except for a
-        # file such as <stdin>, of which linecache expects nothing.
+        # Tracebacks show the lines then, as they would on the local machine. The text is unpacked when it is needed,
+        # except for a file such as <stdin>, of which linecache expects nothing.
         if file.startswith("<"):
             lines = zlib.decompress(text).decode("utf-8", "surrogatepass").splitlines(True)
             linecache.cache[file] = (sum(map(len, lines)), None, lines, file)

@@ -8,6 +8,7 @@ import selectors
 from collections import deque
 from collections.abc import Callable
 
+from lazycluster._remote.descriptors import enlarge_pipe, readable_bytes
 from lazycluster._remote.process_tree import ProcessEntry, TreeTerminator, descendants, find_marked
 from lazycluster._remote.protocol import (
     ENDED,
@@ -20,9 +21,35 @@ from lazycluster._remote.protocol import (
     pack,
 )
 from lazycluster._remote.send_queue import SendQueue
-from lazycluster._remote.spawn import enlarge_pipe, readable_bytes
 
 _DEFAULT_PIPE_BYTES = 1 << 16
+
+# The states of a child.
+NEW = "new"  # it has no process yet
+RUNNING = "running"
+STOPPING = "stopping"  # its process and all that it started are being ended
+STOPPED = "stopped"  # its process has ended, and what it started is being ended
+EXITED = "exited"  # its process has ended, and its output is still to be sent
+FINISHED = "finished"  # its end was reported, or the supervisor itself ends
+# The events that change the state.
+START = "start"  # a process was started
+STOP = "stop"  # the local process asks for the end; the second time at once
+EXIT = "exit"  # its process has ended, or has reported that its outcome is complete
+TREE_GONE = "tree gone"  # nothing is left of what a stop ends
+FINISH = "finish"
+
+TRANSITIONS = {
+    NEW: {START: RUNNING, FINISH: FINISHED},
+    RUNNING: {EXIT: EXITED, STOP: STOPPING, FINISH: FINISHED},
+    STOPPING: {EXIT: STOPPED, STOP: STOPPING, FINISH: FINISHED},
+    STOPPED: {EXIT: STOPPED, STOP: STOPPED, TREE_GONE: EXITED, FINISH: FINISHED},
+    EXITED: {EXIT: EXITED, STOP: STOPPED, FINISH: FINISHED},
+    FINISHED: {EXIT: FINISHED, STOP: FINISHED, FINISH: FINISHED},
+}
+"""The state that follows on each event; an event that a state does not have cannot happen in it.
+
+A child that is detached goes through the same states, and sends nothing more.
+"""
 
 
 class PipeReader:
@@ -35,12 +62,93 @@ class PipeReader:
         self.is_registered = False
         self.capacity = _DEFAULT_PIPE_BYTES
         self.remaining_bytes: int | None = None
-        """Bytes that the pipe can hold of a process that has ended; what comes later is of another one."""
+        """Bytes that the pipe can hold of a process that has ended; later bytes come from another process."""
 
     @property
     def chunk_bytes(self) -> int:
-        """Return how much to read at once: more where it was seen that there is much."""
+        """How much to read at once: more from a pipe that was full once."""
         return STREAM_CHUNK_BYTES if self.capacity == _DEFAULT_PIPE_BYTES else 4 * STREAM_CHUNK_BYTES
+
+
+class InputQueue:
+    """The standard input of a child: bytes that it has not read yet, in front of a pipe that does not block."""
+
+    def __init__(self, number: int, selector: "selectors.BaseSelector", send_queue: SendQueue) -> None:
+        """Begin without a pipe."""
+        self._number = number
+        self._selector = selector
+        self._send_queue = send_queue
+        self._pending: deque[memoryview] = deque()
+        self._is_complete = False
+        self._descriptor: int | None = None
+        self._is_registered = False
+        self._unacknowledged_bytes = 0
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether no input is left to be written."""
+        return self._is_complete and not self._pending
+
+    def prepend(self, data: bytes) -> None:
+        """Put bytes before the input. They do not count for flow control."""
+        self._pending.appendleft(memoryview(data))
+        self._unacknowledged_bytes -= len(data)
+
+    def write(self, data: bytes) -> None:
+        """Add a piece of input."""
+        if data:
+            self._pending.append(memoryview(data))
+        self._flush()
+
+    def end(self) -> None:
+        """Close the pipe when all input is written."""
+        self._is_complete = True
+        self._flush()
+
+    def connect(self, descriptor: int) -> None:
+        """Take the writing end of the pipe; -1 for none."""
+        self._descriptor = descriptor
+        self._flush()
+
+    def close(self) -> None:
+        """Close the pipe now."""
+        if self._descriptor is not None and self._descriptor >= 0:
+            if self._is_registered:
+                self._selector.unregister(self._descriptor)
+                self._is_registered = False
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _flush(self) -> None:
+        """Write the pending bytes, as far as the pipe takes them."""
+        if self._descriptor is None:
+            return
+        try:
+            while self._pending and self._descriptor >= 0:
+                written = os.write(self._descriptor, self._pending[0])
+                self._unacknowledged_bytes += written
+                if written == len(self._pending[0]):
+                    self._pending.popleft()
+                else:
+                    self._pending[0] = self._pending[0][written:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+        if self._descriptor < 0:  # the child reads no more, so its input is dropped
+            self._unacknowledged_bytes += sum(map(len, self._pending))
+            self._pending.clear()
+        if self._unacknowledged_bytes >= WINDOW_UPDATE_THRESHOLD_BYTES and not self._is_complete:
+            self._send_queue.send(INPUT_WINDOW_UPDATE, self._number, encode_number(self._unacknowledged_bytes))
+            self._unacknowledged_bytes = 0
+        if self.is_at_end:
+            self.close()
+        elif bool(self._pending) != self._is_registered:
+            self._is_registered = not self._is_registered
+            if self._is_registered:
+                self._selector.register(self._descriptor, selectors.EVENT_WRITE, self._flush)
+            else:
+                self._selector.unregister(self._descriptor)
 
 
 class Child:
@@ -52,117 +160,56 @@ class Child:
         grace: float,
         selector: "selectors.BaseSelector",
         send_queue: SendQueue,
-        on_end: "Callable[[Child], None]",
+        on_finish: "Callable[[Child], None]",
     ) -> None:
-        """Begin without a process; `on_end` is called when there is nothing more to tell about it."""
+        """Begin without a process; `on_finish` is called when the end is reported."""
         self.number = number
         self.grace = grace
         self.pid = 0
-        self.wait_status: int | None = None
+        self.state = NEW
+        self.input = InputQueue(number, selector, send_queue)
         self.terminator: TreeTerminator | None = None
-        self.finished = False
+        """Ends the process and what it started, in the states STOPPING and STOPPED."""
         self.done_record = b""
-        """How an outcome ends after which its process needs no further watching."""
-        self._done_record_seen = False
+        """The end of an outcome after which its process needs no further watching."""
         self._outcome_tail = b""
-        self._detached = False
-        self.captured_output: bytearray | None = None
-        """Where output goes that is not sent."""
+        self._end: tuple[bytes, bytes] | None = None
+        """How the process ended: the fields of ENDED."""
+        self._is_detached = False
         self._selector = selector
         self._send_queue = send_queue
-        self._on_end = on_end
+        self._on_finish = on_finish
         self._send_window = WINDOW_BYTES
         self._readers: list[PipeReader] = []
-        self._pending_input: deque[memoryview] = deque()
-        self._input_ended = False
-        self._input_writer = -1
-        self._input_is_registered = False
-        self._unacknowledged_bytes = 0
+
+    def _change_state(self, event: str) -> None:
+        self.state = TRANSITIONS[self.state][event]
 
     def process_started(self, pid: int, input_writer: int, streams: "tuple[tuple[int, int], ...]") -> None:
         """Take over a process with our ends of its pipes, which do not block; -1 for no input."""
+        self._change_state(START)
         self.pid = pid
         for descriptor, kind in streams:
             self._readers.append(PipeReader(descriptor, kind))
         self.update_reading()
-        self._input_writer = input_writer
-        self._flush_input()
-
-    # Input -----------------------------------------------------------------------------------------------------------
-
-    @property
-    def needs_input(self) -> bool:
-        """Tell whether it is to have a pipe for its standard input."""
-        return bool(self._pending_input) or not self._input_ended
-
-    def prepend_input(self, data: bytes) -> None:
-        """Put something before the input that is no part of it."""
-        self._pending_input.appendleft(memoryview(data))
-        self._unacknowledged_bytes -= len(data)
-
-    def write_input(self, data: bytes) -> None:
-        """Take a piece of its input."""
-        if data:
-            self._pending_input.append(memoryview(data))
-        self._flush_input()
-
-    def end_input(self) -> None:
-        """Take note that its input is complete."""
-        self._input_ended = True
-        self._flush_input()
-
-    def _flush_input(self) -> None:
-        """Write what it has not read yet, as far as it takes it."""
-        if not self.pid:
-            return
-        try:
-            while self._pending_input and self._input_writer >= 0:
-                written = os.write(self._input_writer, self._pending_input[0])
-                self._unacknowledged_bytes += written
-                if written == len(self._pending_input[0]):
-                    self._pending_input.popleft()
-                else:
-                    self._pending_input[0] = self._pending_input[0][written:]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close_input()
-        if self._input_writer < 0:  # it reads no more: what still comes for it goes nowhere
-            self._unacknowledged_bytes += sum(map(len, self._pending_input))
-            self._pending_input.clear()
-        if self._unacknowledged_bytes >= WINDOW_UPDATE_THRESHOLD_BYTES and not self._input_ended:
-            self._send_queue.send(INPUT_WINDOW_UPDATE, self.number, encode_number(self._unacknowledged_bytes))
-            self._unacknowledged_bytes = 0
-        if self._input_ended and not self._pending_input:
-            self.close_input()
-        elif bool(self._pending_input) != self._input_is_registered:
-            self._input_is_registered = not self._input_is_registered
-            if self._input_is_registered:
-                self._selector.register(self._input_writer, selectors.EVENT_WRITE, self._flush_input)
-            else:
-                self._selector.unregister(self._input_writer)
-
-    def close_input(self) -> None:
-        """End its standard input."""
-        if self._input_writer >= 0:
-            if self._input_is_registered:
-                self._selector.unregister(self._input_writer)
-                self._input_is_registered = False
-            os.close(self._input_writer)
-            self._input_writer = -1
+        self.input.connect(input_writer)
 
     # Output ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _is_silent(self) -> bool:
+        """Whether nothing more of the child is sent."""
+        return self._is_detached or self.state == FINISHED
+
     def increase_window(self, size: int) -> None:
-        """Take leave to send so many bytes more."""
+        """Allow this number of bytes more to be sent."""
         self._send_window += size
         self.update_reading()
-        if self.wait_status is not None:
-            self.report_end_if_complete()
+        self._finish_if_complete()
 
     def update_reading(self) -> None:
-        """Look out for output where there is leave to send it, or nobody to send it to."""
-        should_read = self.finished or self._detached or (self._send_window > 0 and not self._send_queue.congested)
+        """Watch for output while it can be sent, or is dropped."""
+        should_read = self._is_silent or (self._send_window > 0 and not self._send_queue.congested)
         for reader in self._readers:
             if should_read and not reader.is_registered:
                 self._selector.register(
@@ -173,13 +220,13 @@ class Child:
             reader.is_registered = should_read
 
     def _read_output(self, reader: PipeReader) -> bool:
-        """Send on what a stream holds; tell whether there may be more of it now."""
-        is_forwarded = not (self.finished or self._detached)
-        if reader.descriptor < 0 or (is_forwarded and self._send_window <= 0):  # so since the selector saw it
+        """Send on a piece of a stream; return whether there may be more of it now."""
+        is_silent = self._is_silent
+        if reader.descriptor < 0 or (self._send_window <= 0 and not is_silent):  # so since the selector saw it
             return False
         try:
             data = os.read(
-                reader.descriptor, min(reader.chunk_bytes, self._send_window) if is_forwarded else reader.chunk_bytes
+                reader.descriptor, reader.chunk_bytes if is_silent else min(reader.chunk_bytes, self._send_window)
             )
         except BlockingIOError:
             return False
@@ -187,25 +234,21 @@ class Child:
             data = b""
         if not data:
             self._close_reader(reader)
-            if self.wait_status is not None and not self._readers:
-                self.report_end_if_complete()
+            if not self._readers:
+                self._finish_if_complete()
             return False
         if len(data) == STREAM_CHUNK_BYTES and reader.capacity == _DEFAULT_PIPE_BYTES:
             reader.capacity = enlarge_pipe(reader.descriptor)
-        if not is_forwarded:
-            return True  # of a process that was left in the background, or so
+        if is_silent:
+            return True  # of a process that was left in the background, for example
         if reader.remaining_bytes is not None:
             reader.remaining_bytes -= len(data)
-        if self.captured_output is not None:
-            self.captured_output += data
-            return True
         self._send_window -= len(data)
         self._send_queue.send_chunk(reader.kind, self.number, data)
         if reader.kind == OUTCOME and self.done_record:
             self._outcome_tail = (self._outcome_tail + data[-len(self.done_record) :])[-len(self.done_record) :]
             if self._outcome_tail == self.done_record:
-                self._done_record_seen = True
-                self.process_exited(0)
+                self._record_exit(b"done", b"0")
                 return False
         if self._send_window <= 0:
             self.update_reading()
@@ -221,72 +264,76 @@ class Child:
     # The end ---------------------------------------------------------------------------------------------------------
 
     def process_exited(self, wait_status: int) -> None:
-        """Take note of what waitpid(2) says of its process."""
-        if self.wait_status is None:
-            self.wait_status = wait_status
+        """Record the wait status of its process (waitpid(2))."""
+        self._record_exit(b"signal" if os.WIFSIGNALED(wait_status) else b"exit", encode_number(wait_status))
+
+    def _record_exit(self, kind: bytes, detail: bytes) -> None:
+        self._change_state(EXIT)
+        is_first = self._end is None
+        if is_first or kind == b"done":  # the done record may be read after the process has ended
+            self._end = kind, detail
+        if is_first:
             for reader in self._readers:
                 reader.remaining_bytes = readable_bytes(reader.descriptor, reader.capacity)
-            self.report_end_if_complete()
+            self._finish_if_complete()
 
-    def report_end_if_complete(self) -> None:
-        """End it once its process has ended, its output is on its way, and what it started is gone if it must."""
-        if self.terminator is not None or self.finished or self.wait_status is None:
+    def _finish_if_complete(self) -> None:
+        """Report the end if the process has ended, its output is on its way, and nothing is left to be stopped."""
+        if self.state != EXITED:
             return
-        readers = [] if self._detached else list(self._readers)
+        readers = [] if self._is_detached else list(self._readers)
         while readers and self._send_window > 0:
             if not (readers[0].remaining_bytes and readers[0].remaining_bytes > 0 and self._read_output(readers[0])):
                 readers.pop(0)
-        if readers or self._is_finished():
-            return  # the rest is sent with the next window update; or the last of the streams has ended it
-        kind = b"done" if self._done_record_seen else b"signal" if os.WIFSIGNALED(self.wait_status) else b"exit"
-        self.report_end(kind, encode_number(self.wait_status))
-
-    def _is_finished(self) -> bool:
-        return self.finished
+        # The next window update sends the rest. The end of the last stream may have finished the child meanwhile.
+        if not readers and self.state == EXITED and self._end is not None:
+            self.report_end(*self._end)
 
     def report_end(self, kind: bytes, detail: "bytes | str") -> None:
-        """Tell the end: `exit` or `signal` and what waitpid(2) said, `cd` or `failed` and why."""
-        if self.captured_output is None and not self._detached:
+        """Report the end: `exit` or `signal` with the wait status, `cd` or `failed` with a reason."""
+        if not self._is_detached:
             self._send_queue.send(
                 ENDED, self.number, pack(kind, detail if isinstance(detail, bytes) else os.fsencode(detail))
             )
         self.finish()
-        self._on_end(self)
+        self._on_finish(self)
 
     def detach(self) -> None:
-        """Tell nothing more of it, as nobody waits for it; it is being ended."""
-        self._detached = True
-        self.close_input()
+        """Send nothing more of the child, as the local process has stopped waiting for it."""
+        self._is_detached = True
+        self.input.close()
         self.update_reading()
-        self.report_end_if_complete()
+        self._finish_if_complete()
 
     def finish(self) -> None:
-        """Tell nothing more of it; a process that it left in the background may print on."""
-        self.finished = True
-        self.close_input()
+        """Send nothing more of the child; a process that it left in the background may print on."""
+        self._change_state(FINISH)
+        self.input.close()
         self.update_reading()
 
     def stop(self, mark: str) -> None:
-        """Begin to end its process with all that it started; asked a second time, at once."""
+        """Begin to end its process with all that it started; a second call ends the grace."""
+        self._change_state(STOP)
         if self.terminator is not None:
             self.terminator.escalate()
-        elif self.pid:
+        elif self.state != FINISHED:
             self.terminator = TreeTerminator(
                 lambda table: self._find_processes(f"{mark}{self.number}.".encode(), table), self.grace, self.pid
             )
 
     def _find_processes(self, mark: bytes, table: "list[ProcessEntry]") -> "set[int]":
         """Return the processes of the child: below its own, of its session, and orphans with its mark."""
-        found = descendants(table, self.pid, self.pid) | ({self.pid} if self.wait_status is None else set())
+        found = descendants(table, self.pid, self.pid) | ({self.pid} if self.state == STOPPING else set())
         orphans = [row for row in table if row.parent in {1, os.getpid()} and row.pid not in found]
         for pid in find_marked(orphans, mark):
             found |= {pid} | descendants(table, pid)
         return found
 
     def tree_terminated(self) -> None:
-        """Take note that all of it is gone, or cannot be killed."""
+        """Record that the process and what it started are gone, or cannot be killed."""
         self.terminator = None
-        if self.wait_status is None:
+        if self.state == STOPPING:
             self.report_end(b"failed", "it could not be killed")
         else:
-            self.report_end_if_complete()
+            self._change_state(TREE_GONE)
+            self._finish_if_complete()

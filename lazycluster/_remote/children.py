@@ -9,10 +9,12 @@ import selectors
 import time
 from collections import deque
 
-from lazycluster._remote.child import Child
+from lazycluster._remote.child import FINISHED, Child
+from lazycluster._remote.descriptors import close_all, set_nonblocking
 from lazycluster._remote.protocol import (
     FLAG_INPUT_ENDED,
     FLAG_LOGIN_SHELL,
+    FLAG_NO_SHELL,
     OUTCOME,
     STARTED,
     STDERR,
@@ -20,18 +22,12 @@ from lazycluster._remote.protocol import (
     encode_number,
 )
 from lazycluster._remote.send_queue import SendQueue
-from lazycluster._remote.spawn import (
-    Spawner,
-    base_environment,
-    close_all,
-    login_shell,
-    set_nonblocking,
-    split_simple_command,
-)
+from lazycluster._remote.spawn import Spawner, base_environment, find_program, login_shell
 from lazycluster._remote.temp_dirs import TempDirs
 from lazycluster._remote.workers import LoadedCode, Workers, encode_setup
 
 _REPORT_STARTED_AFTER_SECONDS = 0.005  # seconds after which the start of a child is reported, unless it has ended
+_NOT_FOUND_ERRNOS = frozenset((errno.ENOENT, errno.ENOTDIR))
 _OUT_OF_RESOURCES_ERRNOS = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
@@ -64,13 +60,8 @@ class Children:
 
     # Starting --------------------------------------------------------------------------------------------------------
 
-    def start_probe(self, child: Child, probe: str, variables: "dict[bytes, bytes]") -> None:
-        """Run the shell text that examines the machine, with additional environment variables."""
-        self.by_number[child.number] = child
-        self._spawn(child, "/bin/sh", ["sh", "-c", probe, "sh"], {**self._environment, **variables})
-
     def run_command(self, number: int, fields: "list[bytes]") -> None:
-        """Run a command: flags, working directory, grace, shell text, input so far; then the environment."""
+        """Run a command: flags, working directory, grace, text or words, input so far; then the environment."""
         flags, directory, grace, text, data = fields[:5]
         child = self._new_child(number, grace, flags, data)
         if not self._change_directory(child, directory):
@@ -79,11 +70,17 @@ class Children:
         own = self._child_variables(child, fields[5:])
         environment.update(zip(own[::2], own[1::2]))
         command = os.fsdecode(text)
-        shell = login_shell() if int(flags) & FLAG_LOGIN_SHELL else "/bin/sh"
-        words = split_simple_command(command, environment)
-        if words is not None and self._spawn(child, words[0], words[1:], environment, lenient=True):
-            return
-        self._spawn(child, shell, [shell, "-c", command], environment)
+        if int(flags) & FLAG_NO_SHELL:
+            argv = command.split("\0")
+            try:
+                program = find_program(argv[0], environment)
+            except OSError as error:
+                self._report_unstarted(child, argv[0], error)
+                return
+        else:
+            program = login_shell() if int(flags) & FLAG_LOGIN_SHELL else "/bin/sh"
+            argv = [program, "-c", command]
+        self._spawn(child, program, argv, environment)
 
     def call_function(self, number: int, fields: "list[bytes]") -> None:
         """Call a function: flags, working directory, grace, name, request so far; then the environment."""
@@ -100,7 +97,7 @@ class Children:
             child.report_end(b"failed", f"no process for it: {error.strerror}")
             return
         child.done_record = self._loaded_code.done_record(os.urandom(16))
-        child.prepend_input(
+        child.input.prepend(
             encode_setup(child.done_record, os.fsencode(self._cwd), self._child_variables(child, fields[5:]))
         )
         self._register_child(
@@ -109,9 +106,9 @@ class Children:
 
     def _new_child(self, number: int, grace: bytes, flags: bytes, data: bytes) -> Child:
         child = Child(number, float(grace), self._selector, self._send_queue, self.discard)
-        child.write_input(data)
+        child.input.write(data)
         if int(flags) & FLAG_INPUT_ENDED:
-            child.end_input()
+            child.input.end()
         self.by_number[number] = child
         return child
 
@@ -131,17 +128,14 @@ class Children:
         child_mark = os.fsencode(f"{token}{child.number}.")
         return [b"PWD", os.fsencode(self._cwd), *variables, os.fsencode(name), child_mark]
 
-    def _spawn(
-        self, child: Child, program: str, argv: "list[str]", environment: "dict[bytes, bytes]", *, lenient: bool = False
-    ) -> bool:
-        """Start the program of a child. A failure ends it as it would a shell; if `lenient`, return False instead."""
+    def _spawn(self, child: Child, program: str, argv: "list[str]", environment: "dict[bytes, bytes]") -> None:
         child_ends: list[int] = []
         own_ends: list[int] = []
         try:
-            if child.needs_input:
-                input_reader, input_writer = os.pipe()
-            else:
+            if child.input.is_at_end:
                 input_reader, input_writer = os.open(os.devnull, os.O_RDONLY), -1
+            else:
+                input_reader, input_writer = os.pipe()
             child_ends.append(input_reader)
             own_ends.append(input_writer)
             for _ in range(2):
@@ -151,27 +145,27 @@ class Children:
             pid = self._spawner.spawn(program, argv, environment, child_ends)
         except OSError as error:
             close_all(own_ends)
-            if lenient:
-                return False
             if error.errno in _OUT_OF_RESOURCES_ERRNOS:
                 child.report_end(b"failed", f"no process for it: {error.strerror}")
             else:
-                self._send_queue.send(STDERR, child.number, os.fsencode(f"{program}: {error.strerror}\n"))
-                child.report_end(b"exit", encode_number(126 << 8))
+                self._report_unstarted(child, argv[0], error)
         else:
             set_nonblocking(own_ends)
             self._register_child(child, pid, own_ends[0], ((own_ends[1], STDOUT), (own_ends[2], STDERR)))
         finally:
             close_all(child_ends)
-        return True
+
+    def _report_unstarted(self, child: Child, name: str, error: OSError) -> None:
+        """Report a program that cannot be started as a shell does (POSIX, XCU 2.8.2)."""
+        self._send_queue.send(STDERR, child.number, os.fsencode(f"{name}: {error.strerror}\n"))
+        child.report_end(b"exit", encode_number((127 if error.errno in _NOT_FOUND_ERRNOS else 126) << 8))
 
     def _register_child(
         self, child: Child, pid: int, input_writer: int, streams: "tuple[tuple[int, int], ...]"
     ) -> None:
         self._by_pid[pid] = child
         child.process_started(pid, input_writer, streams)
-        if child.number:
-            self._unreported_starts.append((time.monotonic() + _REPORT_STARTED_AFTER_SECONDS, child))
+        self._unreported_starts.append((time.monotonic() + _REPORT_STARTED_AFTER_SECONDS, child))
 
     # Under way -------------------------------------------------------------------------------------------------------
 
@@ -195,7 +189,7 @@ class Children:
         """Report the starts that are due."""
         while self._unreported_starts and self._unreported_starts[0][0] <= now:
             child = self._unreported_starts.popleft()[1]
-            if not child.finished:
+            if child.state != FINISHED:
                 self._send_queue.send(STARTED, child.number, encode_number(child.pid))
 
     def update_reading(self) -> None:

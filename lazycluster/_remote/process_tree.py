@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_CHILD_SUBREAPER = 36
+TERMINATION_POLL_SECONDS = 0.02
+"""Seconds between two steps of a `TreeTerminator`."""
 _KILL_TIMEOUT_SECONDS = 2.0  # seconds to wait for processes that SIGKILL was sent to
 _EMPTY_SCANS_REQUIRED = (
     2  # in the moment of its exec a process shows no environment, so nothing found counts when found twice
@@ -48,6 +50,36 @@ def _prctl(option: int, value: int) -> bool:
 
         return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
     return False
+
+
+def catch_signals() -> int:
+    """Return the reading end of a pipe, which does not block: it gets the number of each signal that comes.
+
+    The signals are SIGCHLD and those that ask a process to end; they have no other effect.
+    """
+    reading, writing = os.pipe()
+    for end in (reading, writing):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(writing)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda _number, _frame: None)
+    return reading
+
+
+def reap_children() -> "tuple[list[tuple[int, int]], bool]":
+    """Collect the children that have ended, adopted ones too.
+
+    Return the process id and wait status of each, and whether no child is left.
+    """
+    ended: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, wait_status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended, True
+        if pid == 0:
+            return ended, False
+        ended.append((pid, wait_status))
 
 
 def describe_wait_status(wait_status: int) -> str:

@@ -33,8 +33,8 @@ RUN, CALL, INPUT, INPUT_END, WINDOW_UPDATE, STOP, REQUEST, PREPARE, DETACH = ran
 # From the host to the runtime.
 HELLO, STARTED, STDOUT, STDERR, OUTCOME, INPUT_WINDOW_UPDATE, ENDED, RESPONSE, GOODBYE, KEEPALIVE = range(16, 26)
 
-FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL = 1, 2
-"""Flags of RUN and CALL."""
+FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL, FLAG_NO_SHELL = 1, 2, 4
+"""Flags of RUN and CALL. With FLAG_NO_SHELL the text of RUN is the words of a program, joined by NUL."""
 
 STREAM_KINDS = frozenset((INPUT, STDOUT, STDERR, OUTCOME))
 """The kinds whose bodies are pieces of a stream."""

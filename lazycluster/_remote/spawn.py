@@ -5,31 +5,15 @@ Standard library only, and the syntax of Python 3.6.
 
 import _signal as signal  # `signal` itself makes enumerations of it, which takes 2 ms
 import contextlib
+import errno
 import os
-import stat
-import struct
-import sys
-from collections.abc import Iterable
 
-_LARGE_PIPE_BYTES = 1 << 20
-_F_SETPIPE_SZ = 1031  # fcntl(2), F_SETPIPE_SZ
+from lazycluster._remote.descriptors import close_all
+
 POSIX_SHELLS = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
 """The shells that read what a POSIX shell reads."""
 _SIGNALS_TO_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGQUIT)
 """Signals that Python ignores, or what a shell starts in the background; handlers go with the exec."""
-_LITERAL_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./+-@%:,= \t")
-"""Characters without a meaning for a shell: see `_split_literal()`. A set, because importing `re` takes 2 ms."""
-# Reserved words, and what a shell does by itself and otherwise than a program of the same name, if there is one; `true`
-# and `false` are not among them.
-_SHELL_KEYWORDS_AND_BUILTINS = frozenset(
-    (  # noqa: SIM905 - to be read as words
-        ". : [ [[ alias autoload bg bind break builtin caller case cd chdir command compgen complete compopt continue "
-        "coproc declare dirs disown do done echo elif else enable esac eval exec exit export fc fg fi float for "
-        "function getopts hash hist history if in integer jobs kill let local login logout mapfile nameref newgrp "
-        "popd print printf pushd pwd read readarray readonly return select set shift shopt source suspend test "
-        "then time times trap type typeset ulimit umask unalias unset until wait whence while"
-    ).split()
-)
 
 
 def base_environment() -> "dict[bytes, bytes]":
@@ -47,38 +31,27 @@ def login_shell() -> str:
     return shell if shell.rpartition("/")[2] in POSIX_SHELLS and os.access(shell, os.X_OK) else "/bin/sh"
 
 
-def split_simple_command(command: str, environment: "dict[bytes, bytes]") -> "list[str] | None":
-    """Return program and arguments of a command for which a shell would do nothing but to start it; else None.
+def find_program(word: str, environment: "dict[bytes, bytes]") -> str:
+    """Return the file that execvp(3) starts for a word, with the PATH of an environment.
 
-    As make(1) does: starting a shell takes longer than what most such commands do. The first word becomes a path.
+    A file that is not executable is returned where PATH has no other of that name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
     """
-    words = _split_literal(command)
-    if not words or words[0] in _SHELL_KEYWORDS_AND_BUILTINS or b"BASH_ENV" in environment or b"ENV" in environment:
-        return None
-    if b"BASH_FUNC_" in b"\n".join(environment):
-        return None
-    path = "" if "/" in words[0] else os.fsdecode(environment.get(b"PATH", b""))
-    if not path and "/" not in words[0]:
-        return None  # a shell has a default path then
-    program = _find_program(words[0], path)
-    return None if program is None else [program, *words]
-
-
-def _split_literal(command: str) -> "list[str]":
-    """Return the words of a command without anything that a shell would look at twice; else none."""
-    words = command.split()
-    plain = _LITERAL_CHARACTERS.issuperset(command) and command.strip() == command
-    return words if plain and words and words[0][0] not in "@%:," and "=" not in words[0] else []
-
-
-def _find_program(word: str, path: str) -> "str | None":
-    """Return the program that a word stands for."""
+    if "/" in word:
+        return word
+    found = ""
+    path = os.fsdecode(environment.get(b"PATH", os.fsencode(os.defpath))) if word else ""
     for directory in path.split(":"):
-        candidate = word if "/" in word else f"{directory or '.'}/{word}"
-        with contextlib.suppress(OSError):
-            if stat.S_ISREG(os.stat(candidate).st_mode) and os.access(candidate, os.X_OK):
-                return candidate
-    return None
+        candidate = os.path.join(directory, word)
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+        if not found and os.path.exists(candidate):
+            found = candidate
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return found
 
 
 class DescriptorLimit:
@@ -172,48 +145,3 @@ class Spawner:
             os.waitpid(pid, 0)
             raise OSError(int(failed), os.strerror(int(failed)))
         return pid
-
-
-def enlarge_pipe(descriptor: int) -> int:
-    """Let a pipe with much to carry hold more (Linux), and return how many bytes it may hold."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl  # noqa: PLC0415 - not everywhere
-
-        return fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _LARGE_PIPE_BYTES)
-    return _LARGE_PIPE_BYTES
-
-
-def readable_bytes(descriptor: int, default: int) -> int:
-    """Return how many bytes wait in a pipe."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl  # noqa: PLC0415 - not everywhere
-        import termios  # noqa: PLC0415 - as above
-
-        return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])
-    return default
-
-
-def close_all(descriptors: "Iterable[int]") -> None:
-    """Close descriptors, except those below 0, which stand for none."""
-    for descriptor in descriptors:
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-def set_nonblocking(descriptors: "Iterable[int]") -> None:
-    """Have reads and writes not wait, with the same exception."""
-    for descriptor in descriptors:
-        if descriptor >= 0:
-            os.set_blocking(descriptor, False)
-
-
-def close_all_but(*keep: int) -> None:
-    """Close every descriptor above the standard streams but those."""
-    try:
-        names = os.listdir("/proc/self/fd" if sys.platform.startswith("linux") else "/dev/fd")
-    except OSError:
-        names = [str(descriptor) for descriptor in range(1024)]
-    for descriptor in map(int, names):
-        if descriptor > 2 and descriptor not in keep:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)

@@ -14,15 +14,19 @@ import selectors
 import sys
 import time
 
-from lazycluster._remote.child import Child
 from lazycluster._remote.children import Children
+from lazycluster._remote.descriptors import set_nonblocking
+from lazycluster._remote.host_probe import HostProbe
 from lazycluster._remote.process_tree import (
+    TERMINATION_POLL_SECONDS,
     ProcessEntry,
     TreeTerminator,
     become_subreaper,
+    catch_signals,
     descendants,
     find_marked,
     process_table,
+    reap_children,
 )
 from lazycluster._remote.protocol import (
     CALL,
@@ -32,7 +36,6 @@ from lazycluster._remote.protocol import (
     INPUT,
     INPUT_END,
     KEEPALIVE,
-    MAX_BODY_BYTES,
     PREPARE,
     PROTOCOL_VERSION,
     REQUEST,
@@ -47,14 +50,13 @@ from lazycluster._remote.protocol import (
     unpack,
 )
 from lazycluster._remote.send_queue import SendQueue
-from lazycluster._remote.spawn import DescriptorLimit, Spawner, set_nonblocking
+from lazycluster._remote.spawn import DescriptorLimit, Spawner
 from lazycluster._remote.temp_dirs import TempDirs
 from lazycluster._remote.workers import LoadedCode, Workers
 
 SUPERVISOR_START_MARKER = "LAZYCLUSTER-SUPERVISOR"
 """The first word of what the supervisor prints; the token follows, then a newline, then frames."""
 
-_TERMINATION_POLL_SECONDS = 0.02  # seconds between two looks at processes that are to end
 _KEEPALIVE_INTERVAL_SECONDS = 60.0  # seconds; unanswered, they let the kernel notice a dead link (tcp(7), tcp_retries2)
 _GOODBYE_TIMEOUT_SECONDS = 2.0  # seconds to get the last frame out
 _FRAME_READ_BYTES = 1 << 18
@@ -73,14 +75,11 @@ class Supervisor:
         self._is_subreaper = is_subreaper
         self._mark = mark
         self._grace = grace
-        self._wakeup_reader, wakeup_writer = os.pipe()
-        set_nonblocking([0, output_descriptor, self._wakeup_reader, wakeup_writer])
-        signal.set_wakeup_fd(wakeup_writer)
-        for signal_number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signal_number, lambda _number, _frame: None)
+        self._signal_reader = catch_signals()
+        set_nonblocking([0, output_descriptor])
         self._selector = selectors.DefaultSelector()
         self._selector.register(0, selectors.EVENT_READ, self._receive)
-        self._selector.register(self._wakeup_reader, selectors.EVENT_READ, self._handle_signals)
+        self._selector.register(self._signal_reader, selectors.EVENT_READ, self._handle_signals)
         self._send_queue = SendQueue(
             output_descriptor,
             self._selector,
@@ -89,14 +88,15 @@ class Supervisor:
         )
         self._decoder = FrameDecoder()
         descriptor_limit = DescriptorLimit()
-        spawner = Spawner(descriptor_limit)
+        self._spawner = Spawner(descriptor_limit)
         self._loaded_code = LoadedCode()
         self._workers = Workers(self._loaded_code, descriptor_limit)
         self._temp_dirs = TempDirs(temp_dir_prefix)
         self._children = Children(
-            mark, self._selector, self._send_queue, spawner, self._workers, self._loaded_code, self._temp_dirs
+            mark, self._selector, self._send_queue, self._spawner, self._workers, self._loaded_code, self._temp_dirs
         )
         self._working_dir = b""
+        self._probe: HostProbe | None = None
         self._is_closing = False
         self._terminator: TreeTerminator | None = None
         self._next_termination_poll = 0.0
@@ -117,32 +117,17 @@ class Supervisor:
         except OSError as error:
             failure = f"{error.filename or working_dir}: {error.strerror}"
         self._working_dir = os.fsencode(made)
-        facts = bytearray()
-        child = Child(
-            0,
-            self._grace,
-            self._selector,
-            self._send_queue,
-            lambda child: self._send_hello(child, bytes(facts), failure),
-        )
-        child.captured_output = facts
-        child.end_input()
         if probe and not failure:
-            self._children.start_probe(child, probe, probe_environment())
+            self._probe = HostProbe(self._selector, self._send_hello)
+            self._probe.start(probe, self._spawner)
         else:
-            child.report_end(b"exit", b"0")
+            self._send_hello(b"", failure)
         self._send_queue.flush()
 
-    def _send_hello(self, child: Child, facts: bytes, failure: str) -> None:
-        self._children.discard(child)
+    def _send_hello(self, facts: bytes, failure: str = "") -> None:
         version = ".".join(str(part) for part in sys.version_info[:3])
         about = (sys.implementation.name, version, sys.executable or "python", failure)
-        fields = (
-            *(os.fsencode(text) for text in about),
-            encode_number(os.getpid()),
-            self._working_dir,
-            facts[: MAX_BODY_BYTES // 2],
-        )
+        fields = (*(os.fsencode(text) for text in about), encode_number(os.getpid()), self._working_dir, facts)
         self._send_queue.send(HELLO, 0, pack(encode_number(PROTOCOL_VERSION), *fields))
 
     # The loop --------------------------------------------------------------------------------------------------------
@@ -187,22 +172,20 @@ class Supervisor:
         """Take note of signals."""
         signal_numbers = set()
         with contextlib.suppress(BlockingIOError):
-            signal_numbers = set(os.read(self._wakeup_reader, 65536))
+            signal_numbers = set(os.read(self._signal_reader, 65536))
         if signal_numbers - {signal.SIGCHLD}:
             self._close()
         self._reap()
 
     def _reap(self) -> bool:
-        """Collect what has ended, adopted processes too; tell whether there is no child any more."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return True
-            if pid == 0:
-                return False
+        """Collect the children that have ended, adopted ones too; return whether no child is left."""
+        ended, is_childless = reap_children()
+        for pid, wait_status in ended:
+            if self._probe is not None:
+                self._probe.process_exited(pid)
             self._workers.process_exited(pid)
-            self._children.process_exited(pid, status)
+            self._children.process_exited(pid, wait_status)
+        return is_childless
 
     # What comes in ---------------------------------------------------------------------------------------------------
 
@@ -243,9 +226,9 @@ class Supervisor:
             if kind == WINDOW_UPDATE:
                 child.increase_window(int(body))
             elif kind == INPUT:
-                child.write_input(body)
+                child.input.write(body)
             elif kind == INPUT_END:
-                child.end_input()
+                child.input.end()
             elif kind == STOP:
                 child.stop(self._mark)
                 self._next_termination_poll = 0.0
@@ -284,7 +267,7 @@ class Supervisor:
         terminating = [child for child in self._children.by_number.values() if child.terminator is not None]
         if not terminating and self._terminator is None:
             return
-        self._next_termination_poll = now + _TERMINATION_POLL_SECONDS
+        self._next_termination_poll = now + TERMINATION_POLL_SECONDS
         childless = self._reap()
         if self._terminator is not None:
             if (childless and self._is_subreaper) or self._terminator.step(process_table()):
@@ -300,6 +283,7 @@ class Supervisor:
         if self._is_closing:
             return
         self._is_closing = True
+        self._probe = None
         self._selector.unregister(0)
         self._workers.kill_spare()
         for child in self._children.by_number.values():
@@ -315,15 +299,6 @@ class Supervisor:
             find_own_processes, max([child.grace for child in self._children.by_number.values()], default=self._grace)
         )
         self._next_termination_poll = 0.0
-
-
-def probe_environment() -> "dict[bytes, bytes]":
-    """Return facts that Python knows, so that the probe starts no program for them (see probe.sh)."""
-    system = os.uname()
-    known = {b"LAZYCLUSTER_UNAME": os.fsencode(f"{system.sysname} {system.release} {system.machine}")}
-    with contextlib.suppress(AttributeError, OSError):  # not everywhere, and not allowed everywhere
-        known[b"LAZYCLUSTER_PROCESSORS"] = b"%d" % len(os.sched_getaffinity(0))
-    return known
 
 
 def main(token: str, mark: str, grace: float, working_dir: "bytes | None", probe: str) -> int:

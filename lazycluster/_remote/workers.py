@@ -11,14 +11,13 @@ import time
 import zlib
 from collections.abc import Callable
 
+from lazycluster._remote.descriptors import close_all, close_all_but, read_exactly, set_nonblocking
 from lazycluster._remote.process_tree import become_subreaper
 from lazycluster._remote.protocol import pack, unpack
-from lazycluster._remote.spawn import DescriptorLimit, close_all, close_all_but, set_nonblocking
+from lazycluster._remote.spawn import DescriptorLimit
 
 _FORK_SPARE_AFTER_SECONDS = 0.02
 """Seconds into a call after which the worker for the next one is forked, if the call has not ended by then."""
-_FORK_DELAY_AFTER_CALL_SECONDS = 0.004
-"""Seconds after a call for its answer to get on its way undisturbed, where the next is not likely to come sooner."""
 _SETUP_LENGTH = struct.Struct(">I")
 
 
@@ -29,8 +28,6 @@ class LoadedCode:
         """Begin without."""
         self.run_call: Callable[[int, int, bytes], None] | None = None
         """Reads a request from one descriptor, calls its function, and writes the outcome to the other."""
-        self.warm_up: Callable[[], None] | None = None
-        """Does what a call does, with nothing: a forked process pays for each page of memory that it touches first."""
         self.done_record: Callable[[bytes], bytes] = bytes
         """How the outcome of a call ends whose process needs no further watching."""
         self.is_port_free: Callable[[int], bool] | None = None
@@ -71,8 +68,6 @@ class Workers:
         self._descriptor_limit = descriptor_limit
         self._spare: Worker | None = None
         self._is_worker = False
-        self._hurry = False
-        self._last_call_ended_at = 0.0
         self.next_fork_at: float | None = None
         """When the next one is to be forked."""
         if hasattr(os, "register_at_fork"):  # Python 3.7
@@ -85,16 +80,13 @@ class Workers:
             OSError: There cannot be another process.
         """
         worker, self._spare = self._spare, None
-        now = time.monotonic()
-        self._hurry = now < self._last_call_ended_at + _FORK_DELAY_AFTER_CALL_SECONDS
-        self.next_fork_at = now + _FORK_SPARE_AFTER_SECONDS
+        self.next_fork_at = time.monotonic() + _FORK_SPARE_AFTER_SECONDS
         return worker or self._fork()
 
     def call_ended(self) -> None:
         """Have the next worker forked now, if that is still to be done."""
         if self.next_fork_at is not None:
-            self._last_call_ended_at = time.monotonic()
-            self.next_fork_at = 0.0 if self._hurry else self._last_call_ended_at + _FORK_DELAY_AFTER_CALL_SECONDS
+            self.next_fork_at = 0.0
 
     def fork_if_due(self, now: float) -> None:
         """Fork the worker for the next call when it is time to."""
@@ -148,18 +140,13 @@ class Workers:
                 os.dup2(descriptor, stream)
             close_all_but(request_reader, outcome_writer)
             self._descriptor_limit.restore()
-            if self._loaded_code.warm_up is not None and not self._hurry:
-                self._loaded_code.warm_up()
-            length = _read_exactly(request_reader, _SETUP_LENGTH.size)
-            if length and self._loaded_code.run_call is not None:
-                done_record, directory, *variables = unpack(
-                    _read_exactly(request_reader, _SETUP_LENGTH.unpack(length)[0])
-                )
+            setup = _read_setup(request_reader)
+            if setup and self._loaded_code.run_call is not None:
+                done_record, directory, *variables = setup
                 os.chdir(directory)
                 for name, value in zip(variables[::2], variables[1::2]):
                     os.environb[name] = value
                 self._loaded_code.run_call(request_reader, outcome_writer, done_record)
-                os.nice(19)  # it is only taken apart from here on
         except BaseException:  # noqa: BLE001 - nothing may get back into the loop of the supervisor
             import traceback  # noqa: PLC0415 - hardly ever needed
 
@@ -174,20 +161,17 @@ class Workers:
 
 
 def encode_setup(done_record: bytes, directory: bytes, variables: "list[bytes]") -> bytes:
-    """Return what a worker reads before its request.
+    """Return the beginning of a worker's input, before its request.
 
-    That is how it ends its outcome, where to call the function, and with which variables besides.
+    It holds the record that ends the outcome, the working directory and further environment variables.
     """
     body = pack(done_record, directory, *variables)
     return _SETUP_LENGTH.pack(len(body)) + body
 
 
-def _read_exactly(descriptor: int, length: int) -> bytes:
-    """Read so many bytes; nothing where the other end was closed."""
-    data = b""
-    while len(data) < length:
-        piece = os.read(descriptor, length - len(data))
-        if not piece:
-            return b""
-        data += piece
-    return data
+def _read_setup(descriptor: int) -> "list[bytes]":
+    """Return the fields of `encode_setup()`; none if the supervisor closed the pipe first."""
+    try:
+        return unpack(read_exactly(descriptor, _SETUP_LENGTH.unpack(read_exactly(descriptor, _SETUP_LENGTH.size))[0]))
+    except EOFError:
+        return []

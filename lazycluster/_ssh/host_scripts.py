@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import math
 import shlex
 import sys
 
@@ -35,8 +36,14 @@ CREATE_LINK = text("create_link")
 RECEIVE_TREE = text("split_path", "target", "receive_tree")
 FETCH = text("split_path", "fetch")
 MAKE_WORKING_DIRECTORY = text("make_working_directory")
-STOP_MARKED_PROCESSES = text("find_marked", "stop_marked") + 'lc_stop_marked "$@"\n'
-"""$1 what marks the processes in their environment; the others are directories to remove."""
+STOP_MARKED_PROCESSES = text("terminate_marked", "stop_marked") + 'lc_stop_marked "$@"\n'
+"""$1 the variable that marks the processes, $2 `grace_tenths()`; the others are directories to remove."""
+
+
+def grace_tenths(grace: float) -> str:
+    """Return a number of seconds in tenths, rounded up: the texts take a grace so, a POSIX shell has integers only."""
+    return str(math.ceil(round(grace * 10, 6)))
+
 
 PROBE_SCRIPT = text("probe")
 """As `sh -c PROBE sh python3.12 python3` it asks for these Pythons, in this order."""

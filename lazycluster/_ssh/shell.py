@@ -76,7 +76,7 @@ class Script:
     title: str
     cwd: str | None = None
     env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    grace: int = 5
+    grace: float = 5.0
     stdin_size: int = 0
     raw_stdin: bool = False
     login_shell: bool = True
@@ -111,8 +111,11 @@ class Script:
             if self.raw_stdin:
                 parts.append("session_raw")
             else:
-                values |= {"lc_grace": str(self.grace), "lc_stdin_size": str(self.stdin_size)}
-                parts += ["find_marked", "session_watched"]
+                values |= {
+                    "lc_grace_tenths": host_scripts.grace_tenths(self.grace),
+                    "lc_stdin_size": str(self.stdin_size),
+                }
+                parts += ["terminate_marked", "session_watched"]
         # The command's environment is not that of the programs that the watchdog needs.
         exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()] or [":"]
         assignments = [f"{name}={value}" for name, value in values.items()]

@@ -15,7 +15,12 @@ from lazycluster._functions.python_finder import exec_python_script
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote.ports import port_check_program
-from lazycluster._ssh.host_scripts import MAKE_WORKING_DIRECTORY, STOP_MARKED_PROCESSES, build_probe_script
+from lazycluster._ssh.host_scripts import (
+    MAKE_WORKING_DIRECTORY,
+    STOP_MARKED_PROCESSES,
+    build_probe_script,
+    grace_tenths,
+)
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, quote_path
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 SET_UP_TIMEOUT_SECONDS = 60.0
 _CLEAN_UP_TIMEOUT_SECONDS = 120.0
+_CLEAN_UP_GRACE_SECONDS = 5.0
 
 _live_transports: weakref.WeakSet[SshTransport] = weakref.WeakSet()
 
@@ -109,8 +115,12 @@ class SshTransport(ABC):
     def stop_marked_processes(self) -> None:
         """End every process that was started on the host, and remove the temporary directories."""
         ssh_client = self.connection.ssh_client
-        words = [shlex.quote(f"{PROCESS_MARK_VARIABLE}={ssh_client.token}."), *map(shlex.quote, self._temp_dirs)]
-        script = f"set -- {' '.join(words)}\n{STOP_MARKED_PROCESSES}"
+        words = [
+            f"{PROCESS_MARK_VARIABLE}={ssh_client.token}.",
+            grace_tenths(_CLEAN_UP_GRACE_SECONDS),
+            *self._temp_dirs,
+        ]
+        script = f"set -- {shlex.join(words)}\n{STOP_MARKED_PROCESSES}"
         try:
             result = ssh_client.run(
                 script, title="clean up", timeout=_CLEAN_UP_TIMEOUT_SECONDS, login_shell=False, mark_processes=False

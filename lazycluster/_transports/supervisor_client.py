@@ -267,7 +267,11 @@ class SupervisorClient:
             self._token, mark, settings.grace, settings.working_dir, settings.probe_script
         )
         text = run_python_script(
-            settings.python, host_program.bootstrap, mark=mark, temp_dir_prefix=f"lazycluster-{self._token}."
+            settings.python,
+            host_program.bootstrap,
+            mark=mark,
+            temp_dir_prefix=f"lazycluster-{self._token}.",
+            grace=settings.grace,
         )
         script = ssh_client.script(
             text,

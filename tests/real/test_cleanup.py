@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
-from lazycluster._ssh.host_scripts import STOP_MARKED_PROCESSES
 from lazycluster.testing import LocalSshd
 from tests.real.client_programs import ClientProgram, assert_eventually, connection_of, master_pid_of
 from tests.real.observation import (
@@ -114,10 +113,7 @@ def test_what_it_was_called_on_twice_at_once(sshd: LocalSshd, resident: bool) ->
 def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(
     sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
-    assert "-lt 50 " in STOP_MARKED_PROCESSES, "the grace, in tenths of a second"
-    monkeypatch.setattr(
-        "lazycluster._transports.per_command.STOP_MARKED_PROCESSES", STOP_MARKED_PROCESSES.replace("-lt 50 ", "-lt 5 ")
-    )
+    monkeypatch.setattr("lazycluster._transports.per_command._CLEAN_UP_GRACE_SECONDS", 0.5)
     own, strange = unique_sleep_seconds(), unique_sleep_seconds()
     with Connection(sshd.host, **sshd.connection_kwargs) as stranger:
         stranger.run(f"setsid sleep {strange} >/dev/null 2>&1 </dev/null &")

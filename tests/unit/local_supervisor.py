@@ -161,7 +161,7 @@ class LocalSupervisor:
 
     def run(
         self,
-        command: str,
+        command: str | list[str],
         *,
         stdin: bytes | None = b"",
         cwd: str | Path = "",
@@ -170,10 +170,13 @@ class LocalSupervisor:
         login_shell: bool = False,
         updates_window: bool = True,
     ) -> ObservedChild:
-        """Start a command; None: its standard input is sent later."""
+        """Start text in a shell, or words without one. With None its standard input is sent later."""
         flags = (protocol.FLAG_LOGIN_SHELL if login_shell else 0) | (
             protocol.FLAG_INPUT_ENDED if stdin is not None else 0
         )
+        if not isinstance(command, str):
+            flags |= protocol.FLAG_NO_SHELL
+            command = "\0".join(command)
         return self._start_child(protocol.RUN, command, flags, stdin or b"", cwd, env, grace, updates_window)
 
     def call(
@@ -369,7 +372,7 @@ def local_supervisor(
     sent = bootstrap.build_supervisor_program(token, mark, grace, working_dir, probe)
     environment = {**(os.environ if env is None else env), **(coverage_environment() if python is None else {})}
     imported = "import os\ndel os.environ['COVERAGE_PROCESS_CONFIG']\n"
-    modules = "child, children, process_tree, protocol, send_queue, spawn, supervisor, workers"
+    modules = "child, children, descriptors, process_tree, protocol, send_queue, spawn, supervisor, workers"
     imported += f"from lazycluster._remote import {modules}\n"
     imported += f"{setup_code}\n"
     imported += f"supervisor.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"

@@ -400,7 +400,7 @@ def test_nothing_outlives_the_manager(function: Callable[[], None], way: str) ->
     assert took > 0.5 or not deaf
     assert took < 10  # half of the grace of those that are not
     assert all(gone(pid) for pid in pids)
-    with pytest.raises(RemoteFunctionError, match="ended because the manager closed the connection"):
+    with pytest.raises(RemoteFunctionError, match="ended because the local process closed the connection"):
         answer.outcome.unwrap()
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazycluster import gpus, hardware
-from lazycluster._remote.supervisor import probe_environment
+from lazycluster._remote.host_probe import known_facts
 from lazycluster._ssh.host_scripts import PROBE_SCRIPT, build_probe_script
 from lazycluster.hardware import CgroupLimits, Gpu, HostInfo, MigDevice
 
@@ -641,7 +641,7 @@ def test_what_the_supervisor_knows_is_not_asked_again(shell: list[str], tmp_path
 
 
 def test_the_supervisor_knows_what_the_programs_say() -> None:
-    known = {name.decode(): value.decode() for name, value in probe_environment().items()}
+    known = {name.decode(): value.decode() for name, value in known_facts().items()}
     said = {
         UNAME: ["uname", "-srm"],
         PROCESSORS: ["env", "-u", "OMP_NUM_THREADS", "-u", "OMP_THREAD_LIMIT", "nproc"],

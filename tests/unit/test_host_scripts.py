@@ -1,17 +1,21 @@
-"""Texts for a host's shell: where a file that is sent will be, and in which environment a Python starts."""
+"""Texts for a host's shell: the place of a file that is sent, the environment of a Python, the end of processes."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from lazycluster._functions.python_finder import exec_python_script, run_python_script
-from lazycluster._ssh.host_scripts import RESOLVE_FILE_TARGET
+from lazycluster._ssh.host_scripts import RESOLVE_FILE_TARGET, STOP_MARKED_PROCESSES, grace_tenths
 from lazycluster._ssh.shell import Script
 
 SHELLS = [found for name in ("dash", "bash", "ksh", "mksh") if (found := shutil.which(name))]
@@ -78,7 +82,9 @@ def test_start_python_keeps_exported_variables(shell: str, supervisor: bool) -> 
     names = ["p", "f", "d", "n", "x", "code", "list", "name", "file", "directory"]
     start = exec_python_script(sys.executable, program)
     if supervisor:
-        start = run_python_script(sys.executable, program, mark="MARK=1", temp_dir_prefix="lazycluster-none.")
+        start = run_python_script(
+            sys.executable, program, mark="MARK=1", temp_dir_prefix="lazycluster-none.", grace=5.0
+        )
     script = Script(
         start,
         output_mark="mark",
@@ -99,3 +105,37 @@ def test_start_python_keeps_exported_variables(shell: str, supervisor: bool) -> 
     )
 
     assert ended.stdout == f"mark<{' '.join(['theirs'] * len(names))}\nmark=0;"
+
+
+# Processes with a mark ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("grace", "tenths"), [(0, "0"), (0.5, "5"), (0.25, "3"), (5, "50"), (5.0, "50"), (0.7, "7")])
+def test_grace_tenths_is_a_whole_number_rounded_up(grace: float, tenths: str) -> None:
+    assert grace_tenths(grace) == tenths
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(("ignores", "tenths", "ended_by"), [(False, 600, signal.SIGTERM), (True, 3, signal.SIGKILL)])
+def test_stop_marked_kills_when_the_grace_is_over(
+    shell: str, ignores: bool, tenths: int, ended_by: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir(0o500)
+    mark = f"{secrets.token_hex(8)}."
+    trap = "trap '' TERM; " if ignores else ""
+    text = f"{trap}echo ready; while :; do sleep 0.05; done"
+    with subprocess.Popen(
+        ["sh", "-c", text], env={"PATH": os.environ["PATH"], "A_MARK": mark}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        words = shlex.join([f"A_MARK={mark}", str(tenths), str(tmp_path / "a")])
+        began = time.monotonic()
+        script = f"set -- {words}\n{STOP_MARKED_PROCESSES}"
+        with subprocess.Popen([shell, "-c", script], stderr=subprocess.PIPE) as stopping:
+            assert process.wait(20) == -ended_by
+            assert stopping.communicate(timeout=20)[1] == b""
+        assert stopping.returncode == 0
+    assert time.monotonic() - began >= (0.3 if ignores else 0)
+    assert not (tmp_path / "a").exists()

@@ -644,18 +644,22 @@ def test_a_command_has_the_grace_period_to_clean_up(posix: tuple[str, ...], host
 
 @needs_proc
 @posix_shells
-def test_what_ignores_sigterm_is_killed_after_the_grace_period(posix: tuple[str, ...], host: Host) -> None:
+@pytest.mark.parametrize("grace", [0.3, 1])
+def test_what_ignores_sigterm_is_killed_after_the_grace_period(
+    posix: tuple[str, ...], grace: float, host: Host
+) -> None:
     host.posix = posix
     stubborn = 'trap "" TERM HUP INT; sleep 1000 & while :; do sleep 1000; done'
     program = script(
-        f"setsid sh -c '{stubborn}' & trap '' TERM HUP INT; echo ready; while :; do sleep 1000; done", grace=1
+        f"setsid sh -c '{stubborn}' & trap '' TERM HUP INT; echo ready; while :; do sleep 1000; done", grace=grace
     )
     child, _, _ = begin(host, program)
     assert wait_until(lambda: len(job_processes(program.process_mark)) >= 4, 5)
     begun = time.monotonic()
     child.close_stdin()
     assert wait_until(lambda: not job_processes(program.process_mark), 6)
-    assert time.monotonic() - begun >= 0.9
+    assert time.monotonic() - begun >= 0.9 * grace
+    assert time.monotonic() - begun < grace + 3
     assert child.wait(5) is not None
 
 

@@ -1,4 +1,4 @@
-"""How a supervisor starts processes: what goes without a shell, and what a process is given."""
+"""How a supervisor starts processes: where a program is looked for, and what a process is given."""
 
 from __future__ import annotations
 
@@ -6,164 +6,63 @@ import errno
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lazycluster._remote import spawn
-from lazycluster._remote.spawn import DescriptorLimit, Spawner, base_environment, login_shell, split_simple_command
+from lazycluster._remote.descriptors import close_all
+from lazycluster._remote.spawn import DescriptorLimit, Spawner, base_environment, find_program, login_shell
 
-# Without a shell ------------------------------------------------------------------------------------------------------
+# Where a program is looked for ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a directory with programs, which is the current one, too."""
-    for name in ("tool", "echo", "-x", "3to4", "a.b"):
+    """Return a directory, which is the current one, with programs in `bin` and other files."""
+    for name, mode in (("bin/tool", 0o755), ("bin/data", 0o644), ("other/data", 0o755), ("here", 0o755)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "data").write_text("")
-    (tmp_path / "data").chmod(0o644)
-    (tmp_path / "directory").mkdir()
-    (tmp_path / "broken").symlink_to("nothing")
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "bin/directory").mkdir()
+    (tmp_path / "bin/broken").symlink_to("nothing")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("word", "path", "found"),
     [
-        ("tool", ["tool"]),
-        ("tool a  b\tc", ["tool", "a", "b", "c"]),
-        ("tool -x --long=value a=b x@y 50% a:b,c", ["tool", "-x", "--long=value", "a=b", "x@y", "50%", "a:b,c"]),
-        ("./tool x", ["./tool", "x"]),
-        ("{dir}/tool", ["{dir}/tool"]),
-        ("3to4", ["3to4"]),
-        ("a.b", ["a.b"]),
-        ("-x", ["-x"]),
+        ("tool", b"/no/such:{dir}/bin", "{dir}/bin/tool"),
+        ("tool", b"{dir}/bin/:/bin", "{dir}/bin/tool"),
+        ("tool", b"{dir}/other", None),
+        ("tool", b"bin", "bin/tool"),
+        ("data", b"{dir}/bin:{dir}/other", "{dir}/other/data"),
+        ("data", b"{dir}/bin", "{dir}/bin/data"),
+        ("directory", b"{dir}/bin", "{dir}/bin/directory"),
+        ("broken", b"{dir}/bin", None),
+        ("here", b"/no/such:", "here"),  # an empty part is the current directory
+        ("here", b"", "here"),
+        ("here", b"{dir}/bin", None),
+        ("sh", None, "/bin/sh"),
+        ("./here", b"{dir}/bin", "./here"),
+        ("bin/tool", b"{dir}/other", "bin/tool"),
+        ("/no/such", b"{dir}/bin", "/no/such"),
+        ("", b"{dir}/bin", None),
     ],
 )
-def test_a_plain_command_goes_without_a_shell(programs: Path, command: str, words: list[str]) -> None:
-    found = split_simple_command(command.format(dir=programs), {b"PATH": b"/no/such:%b" % os.fsencode(programs)})
-    words = [word.format(dir=programs) for word in words]
-    assert found == [words[0] if "/" in words[0] else f"{programs}/{words[0]}", *words]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        " tool",
-        "tool ",
-        "tool\n",
-        "tool\nrm",
-        "tool\rx",
-        "A=b",
-        "A=b tool",
-        "tool=x",
-        "tool 'a'",
-        'tool "a"',
-        "tool a\\ b",
-        "tool $A",
-        "tool `a`",
-        "tool ~",
-        "~/tool",
-        "tool *",
-        "tool a?",
-        "tool [a]",
-        "tool {a,b}",
-        "tool !",
-        "!tool",
-        "tool # comment",
-        "tool; tool",
-        "tool &",
-        "tool | tool",
-        "tool <data",
-        "tool >data",
-        "tool 2>&1",
-        "(tool)",
-        "{ tool; }",
-        "tool é",
-        "tool \udcff",
-        "tool ^a",
-        # what shells do by themselves
-        "echo x",
-        "exec tool",
-        "cd /",
-        "exit",
-        "kill 1",
-        "wait",
-        "time tool",
-        "ulimit -n",
-        "test -e data",
-        ". tool",
-        ":",
-        "if",
-        "command tool",
-        "builtin echo",
-        # not a program that can be run
-        "data",
-        "./data",
-        "directory",
-        "./directory",
-        "broken",
-        "./broken",
-        "missing",
-        "./missing",
-        "tool/",
-        "data/tool",
-    ],
-)
-def test_any_other_goes_through_a_shell(programs: Path, command: str) -> None:
-    assert split_simple_command(command, {b"PATH": os.fsencode(programs)}) is None
-
-
-@pytest.mark.parametrize(
-    ("path", "found"),
-    [
-        (b"/no/such:{dir}", "{dir}/tool"),
-        (b"{dir}/:/bin", "{dir}//tool"),
-        (b"", None),  # a shell has a path of its own then
-        (None, None),
-        (b"/no/such:", "./tool"),  # an empty part is the current directory
-        (b".", "./tool"),
-    ],
-)
-def test_where_a_program_is_looked_for(programs: Path, path: bytes | None, found: str | None) -> None:
+def test_find_program_looks_on_path_as_execvp(
+    programs: Path, word: str, path: bytes | None, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "defpath", "/bin:/usr/bin")
     environment = {} if path is None else {b"PATH": path.replace(b"{dir}", os.fsencode(programs))}
-    words = split_simple_command("tool x", environment)
-    assert words == (None if found is None else [found.format(dir=programs), "tool", "x"])
 
-
-@pytest.mark.parametrize("name", [b"BASH_ENV", b"ENV", b"BASH_FUNC_tool%%", b"BASH_FUNC_other%%"])
-def test_what_a_shell_would_read_first_needs_one(programs: Path, name: bytes) -> None:
-    """A function of bash, say, may stand in the place of the program."""
-    assert split_simple_command("tool", {b"PATH": os.fsencode(programs), name: b"x"}) is None
-
-
-@pytest.mark.parametrize("shell", ["sh", "bash", "dash"])
-@pytest.mark.parametrize(
-    "command", ["id -u", "uname -s", "true", "false", "nproc --all", "env -u A", "sleep 0", "ls /"]
-)
-def test_without_a_shell_it_is_as_with_one(shell: str, command: str) -> None:
-    environment = {b"PATH": os.fsencode(os.environ["PATH"]), b"A": b"b"}
-    words = split_simple_command(command, environment)
-    assert words is not None
-    runs = [
-        subprocess.run(argv, executable=program, capture_output=True, env=environment)
-        for program, argv in ((words[0], words[1:]), (f"/bin/{shell}", [shell, "-c", command]))
-    ]
-
-    def plain(text: bytes) -> list[bytes]:
-        return [
-            line for line in sorted(text.splitlines()) if not line.startswith((b"_=", b"PWD=", b"SHLVL=", b"OLDPWD="))
-        ]
-
-    assert plain(runs[0].stdout) == plain(runs[1].stdout)
-    assert (runs[0].returncode, runs[0].stderr) == (runs[1].returncode, runs[1].stderr)
+    if found is None:
+        with pytest.raises(FileNotFoundError):
+            find_program(word, environment)
+    else:
+        assert find_program(word, environment) == found.format(dir=programs)
 
 
 # The environment and the shell ----------------------------------------------------------------------------------------
@@ -199,7 +98,7 @@ def starter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     made = Spawner(DescriptorLimit())
     yield made
-    spawn.close_all(made._low_descriptors)
+    close_all(made._low_descriptors)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
@@ -212,7 +111,7 @@ def run(starter: Spawner, program: str, *argv: str, environment: dict[bytes, byt
         os.close(reading)
         raise
     finally:
-        spawn.close_all((nothing, writing))
+        close_all((nothing, writing))
     with os.fdopen(reading, "rb") as file:
         printed = file.read()  # its end comes: nothing here keeps the pipe open
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), printed
@@ -282,7 +181,7 @@ def test_descriptors_above_the_limit_are_handed_on(starter: Spawner) -> None:
     try:
         pid = starter.spawn("/bin/sh", ["sh", "-c", "echo high; ulimit -Sn"], {}, [0, high, 2])
     finally:
-        spawn.close_all((writing, high))
+        close_all((writing, high))
         starter._descriptor_limit._original = (soft, hard)
         starter._descriptor_limit.restore()
     with os.fdopen(reading, "rb") as file:
@@ -295,46 +194,3 @@ def test_where_the_limit_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> N
     limit = DescriptorLimit()
     limit.raise_to_hard_limit()
     limit.restore()
-
-
-# Pipes ----------------------------------------------------------------------------------------------------------------
-
-
-def test_pipes() -> None:
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0) as file:
-        assert spawn.readable_bytes(reading, 7) == 0
-        file.write(b"abc")
-        assert spawn.readable_bytes(reading, 7) == 3
-        assert spawn.enlarge_pipe(reading) >= 1 << 16
-        spawn.set_nonblocking((reading, -1))
-        assert os.read(reading, 9) == b"abc"
-        with pytest.raises(BlockingIOError):
-            os.read(reading, 9)
-
-
-def test_where_there_is_no_fcntl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert spawn.readable_bytes(0, 7) == 7
-    assert spawn.enlarge_pipe(0) == spawn._LARGE_PIPE_BYTES
-
-
-@pytest.mark.parametrize("listed", [True, False])
-def test_all_but_some_descriptors_are_closed(listed: bool) -> None:
-    program = f"""
-import os
-from lazycluster._remote import spawn
-if not {listed}:
-    def refuse(path): raise FileNotFoundError
-    spawn.os.listdir = refuse
-kept, closed = os.pipe(), os.pipe()
-spawn.close_all_but(*kept)
-print([os.fstat(each) is not None for each in (0, 1, 2, *kept)])
-for each in closed:
-    try:
-        os.fstat(each)
-    except OSError as error:
-        print(error.errno)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == (f"{[True] * 5}\n{errno.EBADF}\n{errno.EBADF}\n", "")

@@ -128,6 +128,8 @@ def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
         assert host.run("ls /proc/self/fd").result() == (0, b"0\n1\n2\n3\n", b"")
         assert host.run(f"echo {'x' * 200_000}").result() == (126, b"", b"/bin/sh: Argument list too long\n")
         assert host.run("true", cwd="/no/such").wait() == ("cd", "No such file or directory")
+        assert host.run(["printf", "%s|", "a b", "$A"]).result() == (0, b"a b|$A|", b"")
+        assert host.run(["no-such"]).result() == (127, b"", b"no-such: No such file or directory\n")
 
         script = tmp_path / "script"
         script.write_text("echo of a shell\n")
@@ -180,6 +182,68 @@ def test_one_that_cannot_run_the_bytecode_asks_for_the_source(monkeypatch: pytes
 def test_how_a_command_ends(command: str, ended: tuple[str, str]) -> None:
     with local_supervisor(env={**os.environ, "SHELL": "/bin/dash"}) as host:
         assert host.run(command).wait() == ended
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "out", "err"),
+    [
+        (["true"], 0, b"", b""),
+        (["false"], 1, b"", b""),
+        (["printf", "%s|", "a b", "$HOME", "*", "", "é\n"], 0, "a b|$HOME|*||é\n|".encode(), b""),
+        (["./program"], 0, b"as ./program\n", b""),
+        (["program"], 0, b"as bin/program\n", b""),
+        (["no-such"], 127, b"", b"no-such: No such file or directory\n"),
+        (["no such", "x"], 127, b"", b"no such: No such file or directory\n"),
+        (["/no/such"], 127, b"", b"/no/such: No such file or directory\n"),
+        (["data/x"], 127, b"", b"data/x: Not a directory\n"),
+        (["exit", "3"], 127, b"", b"exit: No such file or directory\n"),  # of a shell alone
+        ([""], 127, b"", b": No such file or directory\n"),
+        (["./data"], 126, b"", b"./data: Permission denied\n"),
+        (["not-executable"], 126, b"", b"not-executable: Permission denied\n"),
+        (["/"], 126, b"", b"/: Permission denied\n"),
+        (["./text"], 126, b"", b"./text: Exec format error\n"),
+        (["echo", "x" * 140_000], 126, b"", b"echo: Argument list too long\n"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_run_without_shell_ends_as_a_shell_says(
+    words: list[str], status: int, out: bytes, err: bytes, tmp_path: Path
+) -> None:
+    """The directory and the PATH of the child count, not those of the supervisor."""
+    for name, mode, text in (
+        ("program", 0o755, '#!/bin/sh\necho "as $0"\n'),
+        ("bin/program", 0o755, '#!/bin/sh\necho "as $0"\n'),
+        ("bin/not-executable", 0o644, ""),
+        ("data", 0o644, ""),
+        ("text", 0o755, "echo of a shell\n"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(mode)
+    with local_supervisor() as host:
+        child = host.run(words, cwd=tmp_path, env={"PATH": f"bin:{os.environ['PATH']}"})
+        assert child.result() == (status, out, err)
+
+
+def test_run_without_shell_starts_no_shell() -> None:
+    with local_supervisor(env={**os.environ, "SHELL": "/bin/sh"}) as host:
+        words = ["readlink", "/proc/self/exe"]
+        program = host.run(words, login_shell=True)
+        assert program.wait_exit_code() == 0
+        assert Path(os.fsdecode(program.output().strip())).name != Path("/bin/sh").resolve().name
+        waiting = host.run(["cat"], stdin=None)
+        host.receive_until(lambda: waiting.pid is not None, "the report that it has started")
+        assert Path(f"/proc/{waiting.pid}/cmdline").read_bytes() == b"cat\0"
+        waiting.write(b"in")
+        assert waiting.result() == (0, b"in", b"")
+
+
+def test_run_of_text_always_starts_a_shell(tmp_path: Path) -> None:
+    shell = tmp_path / "bash"
+    shell.write_text('#!/bin/sh\necho "a shell was given: $*"\n')
+    shell.chmod(0o755)
+    with local_supervisor(env={**os.environ, "SHELL": str(shell)}) as host:
+        assert host.run("true", login_shell=True).result() == (0, b"a shell was given: -c true\n", b"")
 
 
 def test_standard_output_and_error_come_apart_and_each_in_order() -> None:

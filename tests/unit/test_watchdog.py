@@ -72,7 +72,7 @@ def test_end_of_input(lifeline: int, source: str, grace: float) -> None:
     worker = start(source)
     os.close(lifeline)
     began = time.monotonic()
-    assert "the manager closed the connection" in watchdog.watch_worker(worker, grace)
+    assert "the local process closed the connection" in watchdog.watch_worker(worker, grace)
     assert time.monotonic() - began < 10
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
@@ -82,7 +82,7 @@ def test_signal(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = start("import time; time.sleep(60)")
     watcher = watchdog._Watchdog(worker, 20)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert "the manager closed the connection" in watcher.wait()
+    assert "the local process closed the connection" in watcher.wait()
     os.close(lifeline)
 
 
@@ -97,7 +97,7 @@ def test_input_that_breaks(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> No
         return read(descriptor, length)
 
     monkeypatch.setattr(os, "read", broken)
-    assert "the manager closed the connection" in watcher.wait()
+    assert "the local process closed the connection" in watcher.wait()
 
 
 def test_processes_that_cannot_be_ended(lifeline: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +107,6 @@ def test_processes_that_cannot_be_ended(lifeline: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(process_tree, "_KILL_TIMEOUT_SECONDS", 0.1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError()))
-        assert "the manager closed the connection" in watcher.wait()
+        assert "the local process closed the connection" in watcher.wait()
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
