@@ -53,11 +53,12 @@ def write_text(text: str, *, err: bool = False) -> None:
 
 
 def has_colours(*, err: bool = False) -> bool:
-    """Tell whether standard output, or standard error, gets colours: a terminal that has them, unless NO_COLOR is set.
+    """Returns whether standard output, or standard error, is a terminal with colours, and NO_COLOR is not set.
 
     rich decides, so that everything on a screen agrees.
     """
-    if not (sys.stderr if err else sys.stdout).isatty():
+    out: TextIO | None = sys.stderr if err else sys.stdout
+    if out is None or out.closed or not out.isatty():
         return False
     from rich.console import Console  # noqa: PLC0415
 

@@ -187,8 +187,8 @@ class _StepExplainer:
         match step:
             case RunCommand():
                 limit = "" if step.timeout is None else f"\nThe library ends it after {step.timeout:g} seconds."
-                comment = f"run_command: {_comment_text(step.command)}{limit}"
-                lines = _session_lines("\n".join([*self._preamble(), step.command]))
+                comment = f"run_command: {_comment_text(step.title)}{limit}"
+                lines = _session_lines("\n".join([*self._preamble(), step.title]))
             case SendFile():
                 target = "the working directory" if step.remote is None else _comment_text(step.remote)
                 comment = f"send_file: {_comment_text(str(step.local))} to {target}"

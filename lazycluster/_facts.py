@@ -15,7 +15,7 @@ class Facts(ABC):
     @property
     @abstractmethod
     def host(self) -> str:
-        """Return the host as it was given."""
+        """The host as it was given."""
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The same work on many hosts at once, each in a thread of its own, and what came of it on each."""
+"""The same work on many hosts at once, each in a thread of its own, and its outcome on each."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ T = TypeVar("T")
 X = TypeVar("X")
 OnError: TypeAlias = Literal["raise", "collect"]
 MAX_THREADS = 256
-"""Threads at once, where nothing else limits them; they only wait."""
+"""Threads at once by default; they only wait."""
 _CANCEL_WAIT_SECONDS = 8.0
-"""Seconds that an interrupted caller waits for what it has stopped: more than the grace period of a command."""
+"""Seconds that an interrupted caller waits for the work it has cancelled: more than the grace period of a command."""
 
 
 def _noop(*_: object) -> None:
@@ -35,15 +35,15 @@ def gather(
     cancel: Callable[[], object] = _noop,
     rollback: Callable[[str, T], object] = _noop,
 ) -> dict[str, Value[T] | Error]:
-    """Do what is to be done for each host, at most so many at a time, and return the outcomes in the order given.
+    """Do the work of each host, at most `limit` at a time, and return the outcomes in the order given.
 
     Args:
-        work: What, by host.
-        limit: How many at a time.
-        on_result: Is told of each outcome as it comes, in the calling thread.
-        cancel: Ends what is under way. It is called where the calling thread is interrupted (Ctrl-C); no further work
-            is begun then, and what was under way is waited for a moment.
-        rollback: Takes back what was done for a host, of which nobody will know after an interruption.
+        work: The work by host.
+        limit: The number of threads.
+        on_result: Gets each outcome when it comes, in the calling thread.
+        cancel: Ends running work. It is called if the calling thread is interrupted (Ctrl-C). No further work begins
+            then, and running work gets a moment to end.
+        rollback: Undoes the work of a host whose outcome the caller does not get because of an interruption.
     """
     pending: queue.SimpleQueue[tuple[str, Callable[[], T]]] = queue.SimpleQueue()
     ended: queue.SimpleQueue[tuple[str, Value[T] | Error]] = queue.SimpleQueue()
@@ -94,14 +94,13 @@ def gather(
 
 
 def _drain(source: queue.SimpleQueue[X]) -> Iterator[X]:
-    """Take from a queue what is in it."""
     with contextlib.suppress(queue.Empty):
         while True:
             yield source.get_nowait()
 
 
 def join_threads(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
-    """Wait a moment for threads to end what was stopped, for all of them together; return those that have not."""
+    """Wait a moment for the end of cancelled threads, for all of them together; return those that still run."""
     deadline = time.monotonic() + _CANCEL_WAIT_SECONDS
     for thread in threads:
         if thread.ident is not None:
@@ -162,10 +161,10 @@ def check_on_error(on_error: str) -> None:
     """Check the choice between raising errors and collecting them.
 
     Raises:
-        ValueError: It is neither `raise` nor `collect`.
+        ValueError: The choice is neither `raise` nor `collect`.
     """
     if on_error not in {"raise", "collect"}:
-        raise ValueError(f"on_error is 'raise' or 'collect', not {on_error!r}")
+        raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
 
 
 def unwrap_all(outcomes: Mapping[str, Value[T] | Error], action: str) -> dict[str, T]:
@@ -179,12 +178,12 @@ def unwrap_all(outcomes: Mapping[str, Value[T] | Error], action: str) -> dict[st
 
 
 def values_or_errors(outcomes: Mapping[str, Value[T] | Error]) -> dict[str, T | Error]:
-    """Return the values of outcomes by host, and an error where there is none."""
+    """Return the value of each outcome by host, or its error."""
     return {host: outcome.value if isinstance(outcome, Value) else outcome for host, outcome in outcomes.items()}
 
 
 def raise_errors(outcomes: Mapping[str, Value[T] | Error], action: str) -> None:
-    """Raise what failed.
+    """Raise the errors among outcomes.
 
     Raises:
         HostsFailedError: There are errors among the outcomes.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from lazycluster import _invoke
 from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, OnError, check_on_error, gather, unwrap_all, values_or_errors
 from lazycluster._mapping import MapScheduler
 from lazycluster._membership import Members
-from lazycluster._model.checks import check_command, check_timeout
+from lazycluster._model.checks import check_program, check_timeout
+from lazycluster._model.command import Command
 from lazycluster._model.watch import Watch
+from lazycluster._runtime_core import core_of
 from lazycluster._waiting import CancelToken
 from lazycluster.results import CommandResult, Error, Stream, Value
 from lazycluster.runtimes import Runtime
@@ -24,15 +26,16 @@ X = TypeVar("X")
 
 def run_command(
     members: Members,
-    command: str,
+    command: str | Sequence[str],
     on_error: OnError,
     *,
+    env: Mapping[str, str] | None,
     stdin: bytes,
     timeout: float | None,
     on_output: Callable[[str, Stream, bytes], object] | None,
 ) -> Mapping[str, CommandResult | Error]:
     """Run a command on every host; see `RuntimeGroup.run()`."""
-    check_command(command)
+    check_program(command)
     check_timeout(timeout)
 
     def work(runtime: Runtime, cancel_token: CancelToken) -> CommandResult:
@@ -41,9 +44,9 @@ def run_command(
                 on_output(runtime.host, stream, data)
 
         watch = Watch(pass_output, cancel_token=cancel_token)
-        return runtime.run(command, stdin=stdin, timeout=timeout, watch=watch)
+        return core_of(runtime).run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)
 
-    return _run_on_all(members, work, f"`{command}`", on_error)
+    return _run_on_all(members, work, f"`{Command(command).title}`", on_error)
 
 
 def call_function(
@@ -54,11 +57,12 @@ def call_function(
     kwargs: Mapping[str, object],
 ) -> Mapping[str, T | Error]:
     """Call a function on every host; see `RuntimeGroup.call()`."""
+    check_callable(function)
+    payload = _invoke.serialize(function, args, kwargs)
 
     def work(runtime: Runtime, cancel_token: CancelToken) -> T:
-        return _invoke.call_function(runtime.executor(cancel_token=cancel_token), function, args, kwargs)
+        return cast("T", core_of(runtime).call(payload, cancel_token))
 
-    check_callable(function)
     return _run_on_all(members, work, function_name(function), on_error)
 
 
@@ -94,7 +98,7 @@ def map_items(
     check_callable(function)
     check_on_error(on_error)
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise ValueError(f"retries is a whole number from 0 on, not {retries!r}")
+        raise ValueError(f"retries must be a whole number from 0 on, got {retries!r}")
     runtimes = list(members.require().values())
     scheduler = MapScheduler(runtimes, function, iter(iterable), ordered=ordered, retries=retries)
     total = len(iterable) if isinstance(iterable, Sized) else None

@@ -6,12 +6,11 @@ import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-import attrs
-
 from lazycluster._display import count_bar
 from lazycluster._gather import OnError, capture, check_on_error, gather, unwrap_all, values_or_errors
 from lazycluster._membership import Members
 from lazycluster._prefixed_output import PrefixedOutput
+from lazycluster._runtime_core import core_of
 from lazycluster.exceptions import HostsFailedError, LazyclusterError
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
@@ -33,7 +32,7 @@ def execute_task(
     check_on_error(on_error)
     if broadcast:
         if host is not None:
-            raise ValueError(f"broadcast is to all hosts, and not to {host} alone")
+            raise ValueError(f"host must be None with broadcast, got {host!r}")
         return _broadcast(members, task, on_error, execute_async=execute_async, debug=debug)
     runtime = members.get(host)
     try:
@@ -84,7 +83,7 @@ def _broadcast(
 
 
 def _start(task: RuntimeTask, runtime: Runtime, output: PrefixedOutput | None) -> RuntimeTask:
-    runtime.start_task(task, attrs.evolve(runtime.executor(), prefixed_output=output))
+    core_of(runtime).start_task(task, runtime, execute_async=True, prefixed_output=output)
     return task
 
 
@@ -117,7 +116,7 @@ def join(members: Members) -> None:
     errors = []
     with count_bar("waiting for tasks", len(runtimes), "hosts", shown=members.progress) as advance:
         for runtime in runtimes:
-            failed = runtime.join_tasks()
+            failed = core_of(runtime).task_history.join()
             errors += [(runtime.host, error) for error in failed]
             advance(not failed)
     if errors:

@@ -1,64 +1,114 @@
-"""Calls of a function on a host, outside of tasks: once, or with one item after another."""
+"""The call of a function on a host: what `call`, `map` and the steps of tasks have in common."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from lazycluster._functions.outcome import read_outcome
+import attrs
+
+from lazycluster._functions.function_call import FunctionCall
+from lazycluster._functions.outcome import read_error, read_outcome
 from lazycluster._model.watch import Watch
-from lazycluster.executor import Executor, OutcomeFile, create_outcome_file
-from lazycluster.results import Error, Value
-from lazycluster.steps import RunFunction, function_name
+from lazycluster._step_output import output_handler
+from lazycluster._transports.host_context import HostContext
+from lazycluster.exceptions import RemoteFunctionError
+from lazycluster.results import Collector, Error, Stream, Value
+
+if TYPE_CHECKING:
+    from lazycluster._functions.function_call import Payload
 
 T = TypeVar("T")
 R = TypeVar("R")
+OutcomeFile: TypeAlias = IO[bytes]
+_MAX_OUTCOME_BYTES_IN_MEMORY = 1 << 20
+"""Bytes up to which the outcome of a function is kept in memory; beyond, in a temporary file without a name."""
 
 
-def call_function(
-    executor: Executor, function: Callable[..., R], args: Sequence[object], kwargs: Mapping[str, object]
-) -> R:
-    """Call a function on a host and return what it returns; whatever it raises there is raised here.
+class _SpooledOutcome(tempfile.SpooledTemporaryFile[bytes]):
+    """A file without a name, so that nothing can leave it behind; garbage collection closes it without a warning."""
+
+    def __del__(self) -> None:
+        """Close it."""
+        self.close()
+
+
+def serialize(function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> Payload:
+    """Serialize a function with its arguments; any number of hosts can get the result.
 
     Raises:
-        RemoteFunctionError: It died, or its exception cannot be raised here.
-        PythonVersionMismatchError: The host's Python is of another minor version.
-        FunctionNotSerializableError: It cannot be sent.
-        ConnectionLostError: The link broke.
+        FunctionNotSerializableError: The function or an argument cannot be pickled.
     """
-    step = RunFunction(function, tuple(args), kwargs)
-    outcomes: list[OutcomeFile] = []
-    result = executor.execute(step, outcomes.append)
+    from lazycluster._functions.serialize import serialize_call  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+
+    return serialize_call(function, *args, **kwargs)
+
+
+def invoke(context: HostContext, payload: Payload, watch: Watch) -> OutcomeFile:
+    """Call a function on a host and return the file with its outcome, for `read_outcome()`; the caller closes it.
+
+    Raises:
+        PythonNotFoundError: There is no Python on the host.
+        PythonVersionMismatchError: The host's Python has another minor version.
+        CommandStoppedError: The cancel token was cancelled.
+        ConnectionLostError: The connection broke.
+    """
+    outcome = _SpooledOutcome(max_size=_MAX_OUTCOME_BYTES_IN_MEMORY)
     try:
-        if result.error is not None:
-            raise result.error
-        return cast("R", read_outcome(outcomes[0], executor.transport.host, step.name).unwrap())
-    finally:
-        for outcome in outcomes:
-            outcome.close()
+        context.transport.call(FunctionCall(payload, context.cwd, context.env), outcome, watch)
+    except BaseException:
+        outcome.close()
+        raise
+    return outcome
+
+
+def find_error(outcome: OutcomeFile, host: str, function: str, collector: Collector) -> Exception | None:
+    """Return the exception of a function, None if it returned. If its process died, its last output is in the error."""
+    error = read_error(outcome, host, function)
+    if isinstance(error, RemoteFunctionError) and not error.remote_traceback:
+        printed = collector.getvalue(Stream.STDERR).decode(errors="replace")
+        cause = error.__cause__
+        error = attrs.evolve(error, remote_traceback=printed)
+        error.__cause__ = cause
+    return error
+
+
+def call_function(context: HostContext, payload: Payload) -> object:
+    """Call a function on a host and return its value; its exception is raised here. Its output goes to the logger.
+
+    Raises:
+        RemoteFunctionError: Its process died, or its exception cannot be raised here.
+        LazyclusterError: As `invoke()`.
+    """
+    collector = Collector()
+    with output_handler(context.host) as on_output:
+        outcome = invoke(context, payload, Watch(on_output, cancel_token=context.cancel_token, collector=collector))
+    with outcome:
+        error = find_error(outcome, context.host, payload.function, collector)
+        if error is not None:
+            raise error
+        return read_outcome(outcome, context.host, payload.function).unwrap()
 
 
 def call_each(
-    executor: Executor, function: Callable[[T], R], items: Sequence[T], time_budget: float
+    context: HostContext, function: Callable[[T], R], items: Sequence[T], time_budget: float
 ) -> list[Value[R] | Error]:
-    """Call a function on a host with one item after another, in one process there, until so many seconds have passed.
+    """Call a function on a host with one item after another, in one process there, for `time_budget` seconds.
 
     Returns:
-        What came of the first items, at least of one.
+        The outcomes of the first items, at least of one.
 
     Raises:
-        RemoteFunctionError: The process died, at nobody knows which of the items.
-        LazyclusterError: As `call_function()`.
+        RemoteFunctionError: The process died; which item caused it is unknown.
+        LazyclusterError: As `invoke()`.
     """
     from lazycluster._functions.serialize import serialize_batch  # noqa: PLC0415 - cloudpickle is for whoever calls functions
 
-    host, name = executor.transport.host, function_name(function)
-    watch = Watch(cancel_token=executor.cancel_token)
     payload = serialize_batch(function, items, time_budget)
-    with create_outcome_file() as outcome:
-        executor.transport.call(
-            payload, outcome, python=executor.python, cwd=executor.cwd, env=executor.env, watch=watch
-        )
-        answers = cast("list[bytes]", read_outcome(outcome, host, name).unwrap())
-    return [cast("Value[R] | Error", read_outcome(io.BytesIO(answer), host, name)) for answer in answers]
+    with invoke(context, payload, Watch(cancel_token=context.cancel_token)) as outcome:
+        answers = cast("list[bytes]", read_outcome(outcome, context.host, payload.function).unwrap())
+    return [
+        cast("Value[R] | Error", read_outcome(io.BytesIO(answer), context.host, payload.function)) for answer in answers
+    ]

@@ -1,4 +1,4 @@
-"""Items spread over hosts: each host takes the next as it becomes free, and what comes of them is handed back."""
+"""Items spread over hosts: each free host takes the next items, and the caller gets their outcomes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import attrs
 
 from lazycluster import _invoke
 from lazycluster._gather import CancelGroup, join_threads
+from lazycluster._runtime_core import core_of
 from lazycluster._typing import Self
 from lazycluster._waiting import CancelToken, start_thread, wait_for
 from lazycluster.exceptions import (
@@ -32,15 +33,15 @@ _log = logging.getLogger(__name__)
 X = TypeVar("X")
 T = TypeVar("T")
 _BATCH_SECONDS = 0.05
-"""Seconds of work that a host gets at once, so that the way there and back is little of it."""
+"""Seconds of work that a host gets at once, so that the round trip is little of it."""
 _MAX_ITEMS_PER_BATCH = 64
 """Items that go to a host at once."""
 _MAX_OUTSTANDING_ITEMS = 4096
-"""Items that are taken from the iterable and not yet handed back, at most: those behind a slow one must wait."""
+"""Items at most that are taken from the iterable and not yet yielded: those after a slow one must wait."""
 _MAX_READ_AHEAD_SECONDS = 0.01
 """Seconds that the next item may take to come while there is an outcome to yield."""
 _HOST_ERRORS = (*HOST_LOST_ERRORS, PythonNotFoundError, PythonVersionMismatchError)
-"""What says that no function can be called on a host, and nothing about the item."""
+"""Errors that mean that no function can be called on a host, whatever the item."""
 
 
 @attrs.define(eq=False)
@@ -49,7 +50,7 @@ class _MapItem(Generic[X]):
     value: X
     moves: int = 0
     isolated: bool = False
-    """Whether a process or a host died with it among others: it is tried again by itself."""
+    """Whether a process or a host died with it in a batch: it is tried again alone."""
 
 
 class MapScheduler(Generic[X, T]):
@@ -81,7 +82,7 @@ class MapScheduler(Generic[X, T]):
         self._last_read_seconds = 0.0
         self._source_exhausted = False
         self._source_error: Exception | None = None
-        self._batch_size = 1  # of what a host gets at once
+        self._batch_size = 1
         self._failed_hosts: dict[str, Exception] = {}
         self._cancel_group = CancelGroup()
         self._threads = [
@@ -107,10 +108,10 @@ class MapScheduler(Generic[X, T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End what is under way on the hosts."""
+        """End the running items on the hosts."""
         self._cancel()
         for thread in join_threads(self._threads):
-            _log.warning("%s: still ending what was under way there", thread.name)
+            _log.warning("%s: its last items have not ended yet", thread.name)
 
     def _cancel(self) -> None:
         self._cancel_group.cancel()
@@ -124,7 +125,7 @@ class MapScheduler(Generic[X, T]):
 
         Raises:
             HostsFailedError: No host is left for the items that are still to be taken from the iterable.
-            Exception: What the iterable raised, when the outcomes of the items before that are yielded.
+            Exception: An error of the iterable, after the outcomes of the items before it.
         """
         while True:
             self._read_ahead()
@@ -148,14 +149,14 @@ class MapScheduler(Generic[X, T]):
         return self._next_index in self._outcomes if self._ordered else bool(self._outcomes)
 
     def _can_read(self) -> bool:
-        """Tell whether another item is to be taken from the iterable."""
+        """Returns whether another item is to be taken from the iterable."""
         if self._source_exhausted:
             return False
-        if self._all_hosts_failed:  # then one tells whether there are more
+        if self._all_hosts_failed:  # one more item shows whether the iterable has ended
             return not self._outstanding
         ahead = 2 * self._batch_size * (len(self._runtimes) - len(self._failed_hosts))
         if self._has_next() and (len(self._outcomes) >= ahead or self._last_read_seconds > _MAX_READ_AHEAD_SECONDS):
-            return False  # these are to be taken first: whoever iterates is slow, or the iterable is
+            return False  # yield these first: the consumer is slow, or the iterable is
         return len(self._pending) < ahead and self._outstanding < _MAX_OUTSTANDING_ITEMS
 
     @property
@@ -175,7 +176,7 @@ class MapScheduler(Generic[X, T]):
                 with self._changed:
                     self._source_exhausted = True
                 return
-            except Exception as error:  # noqa: BLE001 - raised behind the outcomes of the items before
+            except Exception as error:  # noqa: BLE001 - raised after the outcomes of the items before
                 with self._changed:
                     self._source_exhausted, self._source_error = True, error
                 return
@@ -201,12 +202,12 @@ class MapScheduler(Generic[X, T]):
             pass
 
     def _run_batch(self, items: Sequence[_MapItem[X]], runtime: Runtime, cancel_token: CancelToken) -> bool:
-        """Work on items with one host, and return whether more is to be done there."""
+        """Work on items with one host; returns whether the host can take more."""
         started = time.monotonic()
         try:
-            executor = runtime.executor(cancel_token=cancel_token)
-            outcomes = _invoke.call_each(executor, self._function, [item.value for item in items], _BATCH_SECONDS)
-        except BaseException as error:  # noqa: BLE001 - told to whoever iterates
+            context = core_of(runtime).context(cancel_token)
+            outcomes = _invoke.call_each(context, self._function, [item.value for item in items], _BATCH_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - the iterating thread gets it
             if self._cancel_group.is_cancelled:
                 return False
             if isinstance(error, _HOST_ERRORS):
@@ -219,7 +220,7 @@ class MapScheduler(Generic[X, T]):
         return True
 
     def _recover_host(self, runtime: Runtime, error: Exception) -> bool:
-        """Tell whether a host that failed can be used again; else go on without it."""
+        """Returns whether a host that failed can be used again; if it cannot, the other hosts continue without it."""
         if isinstance(error, ConnectionLostError) and not runtime.closed and runtime.is_valid_runtime():
             return True
         if not self._cancel_group.is_cancelled:
@@ -227,7 +228,7 @@ class MapScheduler(Generic[X, T]):
         return False
 
     def _take_batch(self) -> list[_MapItem[X]]:
-        """Wait for items, and take as many as may go to a host at once; none where nothing more will come."""
+        """Wait for items, and take a batch for a host; an empty one if no more items will come."""
         with self._changed:
             wait_for(lambda: self._pending or self._cancel_group.is_cancelled or self._is_done, self._changed)
             if self._cancel_group.is_cancelled or not self._pending:
@@ -242,7 +243,7 @@ class MapScheduler(Generic[X, T]):
             return items
 
     def _adjust_batch_size(self, sent: int, completed: int, seconds: float) -> None:
-        """Give out more at once if that took little time, and less if a host came back with something left."""
+        """Make batches larger if the last took little time, and smaller if a host did not finish it."""
         with self._changed:
             if completed < sent:
                 self._batch_size = max(1, completed)
@@ -257,12 +258,12 @@ class MapScheduler(Generic[X, T]):
             self._changed.notify_all()
 
     def _reassign(self, items: Sequence[_MapItem[X]], error: Exception) -> None:
-        """Give the items of a host that failed to others, but for those that many died with."""
+        """Give the items of a host that failed to other hosts, except those that were moved too often."""
         with self._changed:
             for item in reversed(items):
-                if isinstance(error, ConnectionLostError):  # else the host was not there when the item came
+                if isinstance(error, ConnectionLostError):  # otherwise the host was lost before the item came
                     item.moves += 1
-                    item.isolated = True  # it may be this one that the hosts die of
+                    item.isolated = True  # this item may be the one that ends the hosts
                 if item.moves > self._retries:
                     self._outcomes[item.index] = Error(error)
                 else:
@@ -270,7 +271,7 @@ class MapScheduler(Generic[X, T]):
             self._changed.notify_all()
 
     def _retry_alone(self, items: Sequence[_MapItem[X]], error: BaseException) -> None:
-        """Take an error for that of the item, where there was only one; else find out whose it is."""
+        """Take an error as that of the item if it was alone; otherwise retry each item alone."""
         with self._changed:
             if len(items) == 1:
                 self._outcomes[items[0].index] = Error(error)
@@ -287,7 +288,7 @@ class MapScheduler(Generic[X, T]):
             if self._all_hosts_failed:
                 self._fail_pending()
             elif not runtime.closed:
-                _log.warning("%s: the others go on without it: %s", runtime.host, error)
+                _log.warning("%s: the other hosts continue without it: %s", runtime.host, error)
             self._changed.notify_all()
 
     def _fail_pending(self) -> None:

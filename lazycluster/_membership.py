@@ -1,4 +1,4 @@
-"""Which runtimes a group consists of, and how they are connected."""
+"""The members of a group: runtimes by host, and how they are connected."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, errors_by_host, gather, values_by_host
 from lazycluster._model.checks import check_environment, to_list
 from lazycluster._model.options import RuntimeOptions
+from lazycluster._runtime_core import RuntimeCore, core_of, register_core
 from lazycluster._transports import factory
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
 from lazycluster.results import Error, Value
@@ -20,18 +21,18 @@ from lazycluster.runtimes import Runtime
 _OPEN_FILES_PER_HOST, _OTHER_OPEN_FILES = 16, 256
 """Open files of a host, measured as 8 at rest and 10 at work; and of everything else."""
 DEFAULT_MAX_CONNECTIONS = 16
-"""Log-ins at once, unless told otherwise: what a jump host and this machine's processors take well."""
+"""Log-ins at once by default; a jump host and the processors of the local machine bear so many."""
 
 
 def check_options(options: RuntimeOptions, max_connections: int) -> None:
-    """See what is wrong with options, which is not the fault of a host.
+    """Check options before any host is contacted.
 
     Raises:
-        TypeError: There is no such keyword.
-        ValueError: A value that cannot be right.
+        TypeError: A keyword is unknown.
+        ValueError: An option has an invalid value.
     """
     if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
-        raise ValueError(f"max_connections is a whole number from 1 on, not {max_connections!r}")
+        raise ValueError(f"max_connections must be a whole number from 1 on, got {max_connections!r}")
     factory.check_options(options)
 
 
@@ -43,17 +44,17 @@ def connect_hosts(
     max_connections: int = DEFAULT_MAX_CONNECTIONS,
     progress: bool = False,
 ) -> dict[str, Value[Runtime] | Error]:
-    """Make a runtime on each host, never more than so many at once, and return what came of it.
+    """Make a runtime on each host, with at most `max_connections` log-ins at once, and return the outcomes by host.
 
     Raises:
-        TypeError: There is no such keyword.
-        ValueError: A host is named twice, or an option cannot be right.
+        TypeError: A keyword is unknown.
+        ValueError: A host is named twice, or an option has an invalid value.
     """
     check_options(options, max_connections)
     names = to_list(hosts)
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
-        raise ValueError(f"named twice: {', '.join(duplicates)}")
+        raise ValueError(f"hosts contains duplicates: {', '.join(duplicates)}")
     cancel_group = CancelGroup()
     _raise_open_file_limit(len(names))
     work = {host: functools.partial(_connect_runtime, host, working_dir, options, cancel_group) for host in names}
@@ -68,10 +69,13 @@ def connect_hosts(
 
 
 def _connect_runtime(host: str, working_dir: str | None, options: RuntimeOptions, cancel_group: CancelGroup) -> Runtime:
-    """Make a runtime; a stop ends the log-in that is under way."""
+    """Return a runtime as `Runtime()` does; if the group is cancelled meanwhile, the log-in ends."""
     transport = factory.make_transport(host, options)
     with cancel_group.on_cancel(transport.close):
-        return Runtime(host, working_dir, transport=transport)
+        core = RuntimeCore.connect(transport, working_dir, options.get("env"))
+    runtime = Runtime.__new__(Runtime)
+    register_core(runtime, core)
+    return runtime
 
 
 class Members:
@@ -137,7 +141,7 @@ class Members:
             return self.select(host)[host]
         return min(
             self.require().values(),
-            key=lambda runtime: (runtime.closed, runtime.last_lost or 0.0, runtime.alive_task_process_count),
+            key=lambda runtime: (runtime.closed, core_of(runtime).last_lost or 0.0, runtime.alive_task_process_count),
         )
 
     def select(
@@ -194,7 +198,7 @@ class Members:
     def _check_not_members(self, hosts: Iterable[str]) -> None:
         members = [host for host in hosts if host in self._runtimes]
         if members:
-            raise ValueError(f"of the group already: {', '.join(members)}")
+            raise ValueError(f"already in the group: {', '.join(members)}")
 
 
 def check_runtimes(runtimes: Iterable[Runtime] | None) -> list[Runtime]:
@@ -206,18 +210,18 @@ def check_runtimes(runtimes: Iterable[Runtime] | None) -> list[Runtime]:
     candidates = [runtimes] if isinstance(runtimes, (str, Runtime)) else list(runtimes or ())
     for runtime in candidates:
         if isinstance(runtime, str):
-            raise TypeError(f"runtimes= takes objects of Runtime; names of hosts go into hosts=: {runtime!r}")
+            raise TypeError(f"runtimes must hold Runtime objects, got {runtime!r}; give names of hosts as hosts=")
     return [runtime for runtime in candidates if not isinstance(runtime, str)]
 
 
 def _check_members(hosts: Iterable[str], runtimes: Mapping[str, Runtime]) -> None:
     unknown = [host for host in hosts if host not in runtimes]
     if unknown:
-        raise ValueError(f"not of the group: {', '.join(unknown)} (there are: {', '.join(runtimes) or 'none'})")
+        raise ValueError(f"unknown host {', '.join(map(repr, unknown))} (group: {', '.join(runtimes) or 'no hosts'})")
 
 
 def _raise_open_file_limit(host_count: int) -> None:
-    """Let this process have as many open files as so many hosts take, as far as the system allows (setrlimit(2))."""
+    """Raise the limit of open files to the need of the hosts, as far as the system allows (setrlimit(2))."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OTHER_OPEN_FILES + _OPEN_FILES_PER_HOST * host_count
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
+from lazycluster._execution import TaskProcess
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._transports.interface import RuntimeTransport, Stoppable
 from lazycluster.exceptions import InvalidRuntimeError, LazyclusterError, RuntimeClosedError
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import ManagedProcess
-from lazycluster.tasks import TaskProcess
 
 _log = logging.getLogger(__name__)
 _REACHABILITY_TIMEOUT_SECONDS = 3.0

@@ -7,11 +7,12 @@ from collections.abc import Generator
 
 import attrs
 
+from lazycluster._execution import Execution, TaskProcess, state_of
 from lazycluster._resources import ResourceRegistry
 from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.executor import Executor
-from lazycluster.tasks import Execution, RuntimeTask, TaskProcess
+from lazycluster.tasks import RuntimeTask
 
 
 class TaskHistory:
@@ -29,7 +30,7 @@ class TaskHistory:
         Raises:
             TaskExecutionError: A step failed.
         """
-        execution = task.new_execution(executor)
+        execution = state_of(task).new_execution(executor)
         with self._lock:
             self._executions.append((task, execution))
         execution.run()
@@ -44,8 +45,9 @@ class TaskHistory:
         cancel_token = CancelToken()
         try:
             with self._lock:
-                process = task.start_in_background(
-                    attrs.evolve(executor, cancel_token=cancel_token), cancel_token, owner
+                context = attrs.evolve(executor.context, cancel_token=cancel_token)
+                process = state_of(task).start_in_background(
+                    attrs.evolve(executor, context=context), cancel_token, owner
                 )
                 self._executions.append((task, process.execution))
                 self._resources.register(self._resources.new_key(task.name), process)

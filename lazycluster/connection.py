@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import Final
 
-from lazycluster._files import transfer
-from lazycluster._functions import session_call
-from lazycluster._model.checks import absolute_path, check_command, check_timeout
-from lazycluster._model.options import DEFAULT_MAX_SESSIONS
-from lazycluster._model.watch import UNWATCHED, Watch
-from lazycluster._ssh.client import SshClient
-from lazycluster._ssh.destination import Destination
+from lazycluster._model.checks import check_environment
+from lazycluster._model.command import Command
+from lazycluster._model.options import DEFAULT_MAX_SESSIONS, RuntimeOptions
+from lazycluster._model.watch import make_watch
+from lazycluster._transports import factory
+from lazycluster._transports.host_context import HostContext, register_context
 from lazycluster._typing import Self
-from lazycluster.exceptions import LazyclusterError
-from lazycluster.results import CommandResult
-
-if TYPE_CHECKING:
-    from lazycluster._functions.serialize import Payload
+from lazycluster.results import CommandResult, Stream
 
 
 class Connection:
@@ -60,24 +55,27 @@ class Connection:
         env: Mapping[str, str] | None = None,
         max_sessions: int = DEFAULT_MAX_SESSIONS,
     ) -> None:
-        destination = Destination(
-            host,
-            user=user,
-            port=port,
-            identity_file=None if identity_file is None else absolute_path(identity_file),
-            config_file=None if config_file is None else absolute_path(config_file),
-            connect_timeout=connect_timeout,
-            options=tuple((options or {}).items()),
-        )
-        self.ssh_client = SshClient(destination, password=password, env=env, max_sessions=max_sessions)
-        """The machinery below, which transfers, calls and tunnels share."""
+        transport_options: RuntimeOptions = {
+            "user": user,
+            "port": port,
+            "identity_file": identity_file,
+            "password": password,
+            "config_file": config_file,
+            "connect_timeout": connect_timeout,
+            "options": options,
+            "max_sessions": max_sessions,
+            "resident": False,
+        }
+        self.host: Final = host
+        self._context = HostContext(factory.make_transport(host, transport_options), env=check_environment(env))
+        register_context(self, self._context)
 
     def __repr__(self) -> str:
         """Return the host; never the password."""
         return f"<Connection {self.host}>"
 
     def __enter__(self) -> Self:
-        """Return the connection itself; it dials when it is used."""
+        """Return the connection itself; the first use logs in."""
         return self
 
     def __exit__(
@@ -86,45 +84,43 @@ class Connection:
         """Close it."""
         self.close()
 
-    @property
-    def host(self) -> str:
-        """Return the host as it was given."""
-        return self.ssh_client.host
-
     def run(
         self,
-        command: str,
+        command: str | Sequence[str],
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
         timeout: float | None = None,
-        watch: Watch = UNWATCHED,
+        on_output: Callable[[Stream, bytes], object] | None = None,
     ) -> CommandResult:
-        """Run a command in a POSIX shell on the host and return how it ended; a failure is no exception.
+        """Run a command on the host and return its result; a failure is no exception.
 
-        The account's own shell reads it where that is a Bourne shell (bash, dash, ksh, ...), /bin/sh otherwise. It
-        begins in `cwd` (default: the home directory; `~` is the host's), with `env` added to its environment, and
-        reads `stdin`. Background processes that it leaves behind do not keep this call waiting.
+        Text goes to the account's own shell if that is a Bourne shell (bash, dash, ksh, ...), and to /bin/sh otherwise.
+        A list of words starts a program without any expansion, as in `subprocess`. The command starts in `cwd`
+        (default: the home directory; `~` is the host's), with `env` added to its environment, and reads `stdin`.
+        Background processes that it leaves do not keep this call waiting. A program that does not exist is exit status
+        127.
 
         Args:
-            command: Any text that a POSIX shell takes, up to about 100 kB.
+            command: Any text that a POSIX shell takes, up to about 100 kB, or the words of a program.
             cwd: The directory to run in.
-            env: Environment variables, besides those of the connection.
-            stdin: What the command reads; it gets it once all of it is on the host.
+            env: Environment variables in addition to those of the connection.
+            stdin: The standard input of the command, which gets it once all of it is on the host.
             timeout: Seconds after which the command and its children are ended (SIGTERM, 5 s later SIGKILL).
-            watch: Follows the output while it is produced.
+            on_output: Called with each piece of output while the command runs.
 
         Raises:
             ConnectError: The host could not be reached; its kinds say why.
             CommandTimeoutError: It took longer than `timeout`; what it had printed is in the error.
-            ConnectionLostError: The link broke.
+            ConnectionLostError: The connection broke.
             WorkingDirectoryError: `cwd` cannot be entered.
-            ValueError: The command is empty, or an environment name is none.
+            ValueError: The command is empty, or the name of a variable is not an identifier.
         """
-        check_command(command)
-        check_timeout(timeout)
-        return self.ssh_client.run(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, watch=watch)
+        variables = {**self._context.env, **check_environment(env)}
+        return self._context.transport.run(
+            Command(command, cwd=cwd, env=variables, stdin=stdin, timeout=timeout), make_watch(on_output=on_output)
+        )
 
     def put(
         self,
@@ -132,7 +128,7 @@ class Connection:
         remote: str | None = None,
         *,
         cwd: str | None = None,
-        watch: Watch = UNWATCHED,
+        on_progress: Callable[[int, int | None], object] | None = None,
     ) -> None:
         """Send a file or a directory, with modes and times; symbolic links inside a directory stay links.
 
@@ -141,15 +137,14 @@ class Connection:
             remote: Where it goes: a new name, an existing file, or an existing directory to put it into. Relative
                 paths start in `cwd`, or in the home directory; `~` is the host's. Default: its own name there.
             cwd: The directory on the host where relative paths start.
-            watch: Follows the progress.
+            on_progress: Called with the bytes moved so far, and with all of them, or None if that is unknown.
 
         Raises:
             TransferError: It could not be sent; what stood at the target stands there still.
             ConnectError: The host could not be reached.
         """
-        transfer.put(
-            transfer.TransferBackend(self.ssh_client, self.ssh_client), Path(local), remote, cwd=cwd, watch=watch
-        )
+        watch = make_watch(on_progress=on_progress)
+        self._context.transport.put(Path(local), remote, cwd=cwd, watch=watch)
 
     def get(
         self,
@@ -157,7 +152,7 @@ class Connection:
         local: str | os.PathLike[str] | None = None,
         *,
         cwd: str | None = None,
-        watch: Watch = UNWATCHED,
+        on_progress: Callable[[int, int | None], object] | None = None,
     ) -> None:
         """Fetch a file or a directory, with modes and times; symbolic links inside a directory stay links.
 
@@ -166,49 +161,20 @@ class Connection:
             local: Where it goes here: a new name, an existing file, or an existing directory to put it into. Default:
                 its own name in the current directory.
             cwd: The directory on the host where relative paths start.
-            watch: Follows the progress.
+            on_progress: Called with the bytes moved so far, and with all of them, or None if that is unknown.
 
         Raises:
             TransferError: It could not be fetched; what stood at the target stands there still.
             ConnectError: The host could not be reached.
         """
         target = Path.cwd() if local is None else Path(local)
-        transfer.get(transfer.TransferBackend(self.ssh_client, self.ssh_client), remote, target, cwd=cwd, watch=watch)
-
-    def call(
-        self,
-        payload: Payload,
-        outcome: IO[bytes],
-        *,
-        python: str | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> None:
-        """Run a function on the host, in a Python of its own, and write its outcome to a file.
-
-        Tasks and runtimes use this; see `RuntimeTask.run_function()` and `Runtime.call()`.
-
-        Raises:
-            PythonNotFoundError: There is no Python on the host.
-            PythonVersionMismatchError: Its minor version is another one than here.
-            CommandTimeoutError: It took longer than `timeout`.
-            ConnectionLostError: The link broke.
-        """
-        session_call.run_function_in_session(
-            self.ssh_client, payload, outcome, python=python, cwd=cwd, env=env, timeout=timeout, watch=watch
-        )
+        watch = make_watch(on_progress=on_progress)
+        self._context.transport.get(remote, target, cwd=cwd, watch=watch)
 
     def is_alive(self) -> bool:
-        """Tell whether a command can be run on the host now; dials if need be, and never raises."""
-        if self.ssh_client.closed:
-            return False
-        try:
-            return self.run("true", timeout=self.ssh_client.destination.connect_timeout).ok
-        except LazyclusterError:
-            return False
+        """Return whether the host can run a command now; logs in if need be, and never raises."""
+        return self._context.transport.is_alive()
 
     def close(self) -> None:
         """End the connection. Commands under way end on the host, too. Closing twice is fine."""
-        self.ssh_client.close()
+        self._context.transport.close()

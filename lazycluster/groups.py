@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import _group_calls, _group_tasks
@@ -99,13 +99,14 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         """
         self._members.add_env(env_variables)
 
-    # What it does ----------------------------------------------------------------------------------------------------
+    # Work ------------------------------------------------------------------------------------------------------------
 
     @overload
     def run(
         self,
-        command: str,
+        command: str | Sequence[str],
         *,
+        env: Mapping[str, str] | None = ...,
         stdin: bytes = ...,
         timeout: float | None = ...,
         on_error: Literal["raise"] = ...,
@@ -114,8 +115,9 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
     @overload
     def run(
         self,
-        command: str,
+        command: str | Sequence[str],
         *,
+        env: Mapping[str, str] | None = ...,
         stdin: bytes = ...,
         timeout: float | None = ...,
         on_error: Literal["collect"],
@@ -123,8 +125,9 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
     ) -> dict[str, CommandResult | Error]: ...
     def run(
         self,
-        command: str,
+        command: str | Sequence[str],
         *,
+        env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
         timeout: float | None = None,
         on_error: OnError = "raise",
@@ -133,10 +136,11 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         """Run a command on every host at once and return how it ended, by host; an exit status is no exception.
 
         Args:
-            command: Any text that a POSIX shell takes.
-            stdin: What it reads from its standard input, on each host.
+            command: Text for a POSIX shell, or the words of a program, which starts without a shell.
+            env: Environment variables in addition to those of each runtime.
+            stdin: Its standard input, on each host.
             timeout: Seconds after which the command and its children are ended.
-            on_error: `raise` what failed when all have ended, or `collect` it: an `Error` in place of the result.
+            on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the result.
             on_output: Gets each piece of output with its host while it is produced, in threads of the hosts.
 
         Raises:
@@ -144,7 +148,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             ValueError: The command is empty, or the timeout is not positive.
         """
         return _group_calls.run_command(
-            self._members, command, on_error, stdin=stdin, timeout=timeout, on_output=on_output
+            self._members, command, on_error, env=env, stdin=stdin, timeout=timeout, on_output=on_output
         )
 
     @overload
@@ -158,13 +162,13 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
     @overload
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, T]: ...
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Mapping[str, T | Error]:
-        """Call a function on every host at once and return what it returned, by host.
+        """Call a function on every host at once and return its values by host.
 
         Args:
             function: Anything that `Runtime.call()` takes.
             args: Its arguments.
-            on_error: `raise` what failed when all have ended, or `collect` it: an `Error` in place of the value. It is
-                not handed on to the function.
+            on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the value. The
+                function does not get it.
             kwargs: Its arguments by name.
 
         Raises:
@@ -202,15 +206,15 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         retries: int = 2,
         on_error: OnError = "raise",
     ) -> Generator[T | Error, None, None]:
-        """Call a function with each item, on whichever host is free, and yield what it returns.
+        """Call a function with each item, each on the next free host, and yield its values.
 
-        A host gets the next items when it has done its last ones. Items that take little time go several at once, to
-        be worked on one after another in one process there; what has not been begun within 50 ms comes back for others.
-        Some items are taken from the iterable ahead of what is yielded, more of them while a slow item is waited for.
-        What the iterable raises is raised when the items before it are done and yielded, as with Python's own `map()`.
+        A host gets more items when it has done its last ones. Items that take little time go there several at once, and
+        one process works on them one after another. Items that it has not begun within 50 ms come back for other hosts.
+        Some items are taken from the iterable before their values are due, more during the wait for a slow item.
+        An error of the iterable is raised after the values of the items before it, as with Python's own `map()`.
 
-        Items of a host that dies, or of a process that dies there, are worked on again, each by itself: what a function
-        did before may happen twice. The group's other hosts go on.
+        When a host dies, or a process there, its items are done again, each by itself, so that a function may act twice
+        on one item. The group's other hosts continue.
 
         Args:
             function: Anything that `Runtime.call()` takes, of one argument.
@@ -304,21 +308,21 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
 
         Args:
             task: The task.
-            host: Where; default: on the least busy host, see `get_runtime()`.
-            broadcast: On every host, each with a copy that has its own log, results and returns.
-            execute_async: Do it in the background; `join()` of a task, or of the group, raises what failed.
+            host: The host; default: the least busy, see `get_runtime()`.
+            broadcast: Whether every host carries out a copy, with its own log, results and returns.
+            execute_async: Do it in the background; `join()` of a task, or of the group, raises its error.
             debug: Print the output while it is produced; with `broadcast` line by line, after the name of the host.
-            on_error: `raise` what failed, once all have ended, or `collect` it: an `Error` in place of the task, or of
-                the copy for a host. What fails in the background is raised by `join()`, whichever it is.
+            on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the task, or of
+                the copy for a host. `join()` raises the errors of the background with both.
 
         Returns:
             The task, or with `broadcast` the copies by host.
 
         Raises:
             TaskExecutionError: A step failed.
-            HostsFailedError: The same with `broadcast`; its `values` has the copies that did well.
-            ValueError: A host that is not of the group, or a host together with `broadcast`; or a file that each host
-                would write to the same place here, see `RuntimeTask.get_file()`.
+            HostsFailedError: The same with `broadcast`; its `values` has the copies that succeeded.
+            ValueError: The host is not of the group, or is given together with `broadcast`. Or all hosts would write a
+                file to the same local path, see `RuntimeTask.get_file()`.
         """
         return _group_tasks.execute_task(
             self._members, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug

@@ -1,4 +1,4 @@
-"""What runs on behalf of a runtime and can be looked at, waited for and stopped."""
+"""Processes of a runtime, to watch, wait for and stop; and objects that are closed at the end of a block."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class ManagedProcess(Protocol):
 
     @property
     def name(self) -> str:
-        """Return what it is, for people."""
+        """A description for people."""
 
     @property
     def pid(self) -> int | None:
-        """Return the process id of the ssh process behind it; None where there is none just now."""
+        """The process id of its ssh process; None if it has no such process now."""
 
     @property
     def exitcode(self) -> int | None:
-        """Return 0 after a good end, another number after a bad one, negative where it was stopped; None before."""
+        """0 after a success, another number after a failure, a negative one if it was stopped; None while it runs."""
 
     def is_alive(self) -> bool:
-        """Tell whether it still runs."""
+        """Returns whether it still runs."""
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, at most so many seconds."""
+        """Wait until it has ended, at most `timeout` seconds."""
 
     def terminate(self) -> None:
         """Stop it, and wait until it is gone."""

@@ -1,4 +1,4 @@
-"""The hosts that the ssh configuration names: which answer, why the others do not, and groups of them."""
+"""The hosts that the ssh configuration names: those that answer, the faults of the others, and groups of them."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from lazycluster.runtimes import Runtime
 
 
 class RuntimeManager(CleanupOnExit):
-    """Finds the hosts that can be used, and makes groups of those that have what is needed.
+    """Finds the hosts that can be used, and makes groups of those that meet requirements.
 
     The first question tries all hosts in parallel; `detect()` tries again. Hosts that answer stay connected until a
-    group takes them, or until `cleanup()`. It is a context manager.
+    group takes them, or until `close()`. It is a context manager.
 
     Args:
-        config_file: The ssh configuration; its `Host` entries without wildcards are the hosts, those of included files
-            too. Default: the user's own. How a host is reached is ssh's affair.
+        config_file: The ssh configuration; its `Host` entries without wildcards are the hosts, also those of included
+            files. Default: the user's own.
         hosts: The hosts to try, in place of those.
         max_connections: Log-ins at once; more hosts than that which do not answer take another `connect_timeout`.
-        progress: Show a bar on a terminal meanwhile.
+        progress: Show a bar on a terminal while hosts are connected.
         connection_kwargs: The keywords of `Runtime`.
 
     Raises:
-        TypeError: There is no such keyword.
-        ValueError: An argument that cannot be right.
+        TypeError: A keyword is unknown.
+        ValueError: An argument has an invalid value.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RuntimeManager(CleanupOnExit):
         self._inactive: dict[str, Exception] = {}
 
     def __repr__(self) -> str:
-        """Return where the hosts come from."""
+        """Return the source of the hosts."""
         return f"<{type(self).__name__} of {self._source}>"
 
     @property
@@ -73,7 +73,7 @@ class RuntimeManager(CleanupOnExit):
     # Which hosts there are -------------------------------------------------------------------------------------------
 
     def detect(self) -> None:
-        """Try all hosts, in parallel, each within `connect_timeout`; what was known before is forgotten.
+        """Try all hosts again, in parallel, each within `connect_timeout`.
 
         Raises:
             ValueError: The configuration file does not exist.
@@ -98,19 +98,19 @@ class RuntimeManager(CleanupOnExit):
 
     @property
     def hosts(self) -> list[str]:
-        """Return the hosts that answered, in the order of the configuration."""
+        """The hosts that answered, in the order of the configuration."""
         self._detect_once()
         return [host for host in self._candidate_hosts if host not in self._inactive]
 
     @property
     def inactive_hosts(self) -> dict[str, Exception]:
-        """Return the hosts that cannot be used, and why."""
+        """The hosts that cannot be used, with their errors."""
         self._detect_once()
         return dict(self._inactive)
 
     @property
     def runtimes(self) -> list[Runtime]:
-        """Return the runtimes on the hosts that answered and that no group has taken."""
+        """The runtimes on the hosts that answered and that no group has taken."""
         self._detect_once()
         return list(self._runtimes.values())
 
@@ -128,14 +128,14 @@ class RuntimeManager(CleanupOnExit):
         root_dir: str | None = None,
         working_dir: str | None = None,
     ) -> RuntimeGroup:
-        """Make a group of the hosts that have everything that is asked for.
+        """Make a group of the hosts that meet all requirements.
 
         Args:
-            include_hosts: Only these.
-            exclude_hosts: None of these.
-            gpu_required: At least one GPU.
-            min_memory: The memory, in units of 1024 * 1024 bytes.
-            min_cpu_cores: The processors.
+            include_hosts: The hosts to choose from; default: all.
+            exclude_hosts: Hosts that are not taken.
+            gpu_required: Whether a host must have a GPU.
+            min_memory: The least memory, in units of 1024 * 1024 bytes.
+            min_cpu_cores: The least number of processors.
             installed_executables: Programs that must be on the PATH there.
             filter_commands: Shell commands that must print `true`.
             root_dir: Another name of `working_dir`.
@@ -143,12 +143,12 @@ class RuntimeManager(CleanupOnExit):
 
         Raises:
             NoRuntimesDetectedError: No host is left; it lists each with the reason.
-            ValueError: A host that is not known, or a number that is none.
+            ValueError: A host is unknown, or a minimum is not a number.
         """
         requirements = Requirements(gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands)
         self._detect_once()
         if working_dir is not None and root_dir not in {None, working_dir}:
-            raise ValueError(f"root_dir is another name of working_dir; {root_dir!r} is not {working_dir!r}")
+            raise ValueError(f"root_dir must be the same as working_dir {working_dir!r}, got {root_dir!r}")
         with self._lock:
             reasons = {host: failure_reason(host, error) for host, error in self._inactive.items()}
             included = self._select_hosts(include_hosts, None)
@@ -169,7 +169,9 @@ class RuntimeManager(CleanupOnExit):
         excluded = to_list(exclude_hosts)
         unknown = [host for host in [*included, *excluded] if host not in self._candidate_hosts]
         if unknown:
-            raise ValueError(f"{self._source} does not name {', '.join(unknown)}")
+            raise ValueError(
+                f"unknown host {', '.join(map(repr, unknown))} ({self._source}: {', '.join(self._candidate_hosts)})"
+            )
         return [host for host in self._candidate_hosts if host in included and host not in excluded]
 
     def _ensure_connected(self, hosts: list[str], reasons: dict[str, str]) -> dict[str, Runtime]:
@@ -208,12 +210,12 @@ class RuntimeManager(CleanupOnExit):
         print_table(pluralize(len(self.hosts), "active host"), ("host",), [(host,) for host in self.hosts])
 
     def print_inactive_hosts(self) -> None:
-        """Print the hosts that cannot be used, and why."""
+        """Print the hosts that cannot be used, with the reasons."""
         rows = [(host, failure_reason(host, error)) for host, error in self.inactive_hosts.items()]
         print_table(pluralize(len(rows), "inactive host"), ("host", "why"), rows)
 
     def print_runtime_info(self) -> None:
-        """Print what is known about the hosts that answered and that no group has taken."""
+        """Print the facts about the hosts that answered and that no group has taken."""
         rows = [host_table_row(runtime) for runtime in self.runtimes]
         taken = len(self.hosts) - len(rows)
         suffix = f" (and {taken} handed to groups)" if taken else ""
@@ -249,10 +251,10 @@ def check_requirements(
 
 
 def underlying_error(error: Exception) -> Exception:
-    """Return what made a runtime impossible."""
+    """Return the cause of an `InvalidRuntimeError`, or the error itself."""
     return error.__cause__ if isinstance(error.__cause__, Exception) else error
 
 
 def failure_reason(host: str, error: BaseException) -> str:
-    """Return why a host cannot be used, without its name in front."""
+    """Return the reason that a host cannot be used, without its name at the beginning."""
     return error_text(error).removeprefix(f"{host}: ")

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import time
-import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import ParamSpec, TypeVar, cast
 
 from lazycluster import _invoke
 from lazycluster._facts import Facts
 from lazycluster._model.checks import check_environment, check_port
-from lazycluster._model.options import ConnectionOptions, RuntimeOptions
-from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._model.options import RuntimeOptions
+from lazycluster._model.watch import make_watch
 from lazycluster._requirements import Requirements
-from lazycluster._resources import ResourceRegistry
+from lazycluster._runtime_core import RuntimeCore, core_of, register_core
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
-from lazycluster._task_history import TaskHistory
 from lazycluster._transports import factory
-from lazycluster._transports.interface import RuntimeTransport
 from lazycluster._typing import Unpack
-from lazycluster._waiting import CancelToken
-from lazycluster.exceptions import ConnectError, LazyclusterError
-from lazycluster.executor import Executor
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import CleanupOnExit, ManagedProcess
-from lazycluster.results import CommandResult
+from lazycluster.results import CommandResult, Stream
 from lazycluster.steps import check_callable
 from lazycluster.tasks import RuntimeTask
 
-_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -45,10 +36,10 @@ class Runtime(Facts, CleanupOnExit):
         host: A name that `ssh` understands.
         working_dir: The directory on the host where commands run and relative paths start; it is made where it does
             not exist, and never removed. Default: a temporary one, which is removed.
-        transport: The way onto the host, where whoever makes the runtime must be able to close it meanwhile; then there
-            are no other keywords.
         connection_kwargs: The keywords of `Connection`; and `python`, the Python for functions on the host (default:
-            the one with this Python's minor version, else python3).
+            the one with this Python's minor version, else python3), `resident` (False: each command runs in an ssh
+            process of its own, without a supervisor), and `grace`, the seconds between SIGTERM and SIGKILL for what is
+            ended.
 
     Raises:
         ValueError: An argument that cannot be right.
@@ -56,58 +47,47 @@ class Runtime(Facts, CleanupOnExit):
         InvalidRuntimeError: The host cannot be used; its `__cause__` says why.
     """
 
-    def __init__(
-        self,
-        host: str,
-        working_dir: str | None = None,
-        *,
-        transport: RuntimeTransport | None = None,
-        **connection_kwargs: Unpack[RuntimeOptions],
-    ) -> None:
-        self.transport = factory.make_transport(host, connection_kwargs) if transport is None else transport
-        """The way onto the host, which groups use, too."""
-        self._resources = ResourceRegistry(self.transport)
-        self._env: dict[str, str] = {}
-        self._last_success = 0.0
-        self._task_history = TaskHistory(self._resources)
-        self._working_dir, self._host_info = self._resources.set_up(working_dir)
-        for warning in self._host_info.warnings:
-            _log.warning("%s: %s", self.host, warning)
-        weakref.finalize(self, self._resources.release_in_background).atexit = False
+    def __init__(self, host: str, working_dir: str | None = None, **connection_kwargs: Unpack[RuntimeOptions]) -> None:
+        transport = factory.make_transport(host, connection_kwargs)
+        register_core(self, RuntimeCore.connect(transport, working_dir, connection_kwargs.get("env")))
+
+    @property
+    def _core(self) -> RuntimeCore:
+        return core_of(self)
+
+    @property
+    def host(self) -> str:
+        """The host as it was given."""
+        return self._core.host
 
     def __repr__(self) -> str:
         """Return the host and the working directory."""
-        return f"<{self.class_name} {self.host}:{getattr(self, '_working_dir', '')}>"
+        return f"<{self.class_name} {self.host}:{self.working_dir}>"
 
     # What it is --------------------------------------------------------------------------------------------------
 
     @property
-    def host(self) -> str:
-        """Return the host as it was given."""
-        return self.transport.host
-
-    @property
     def working_dir(self) -> str:
-        """Return the path of the working directory on the host."""
-        return self._working_dir
+        """The path of the working directory on the host."""
+        return self._core.working_dir
 
     @property
     def host_info(self) -> HostInfo:
-        """Return what the machine has, as it was found when the runtime was made."""
-        return self._host_info
+        """The hardware of the host, as it was found when the runtime was made."""
+        return self._core.host_info
 
     @property
     def env_variables(self) -> dict[str, str]:
-        """Return the environment variables of commands and functions; `WORKING_DIR` is always among them."""
-        return {**self._env, "WORKING_DIR": self._working_dir}
+        """The environment variables of commands and functions; `WORKING_DIR` is always among them."""
+        return self._core.env_variables
 
     def set_env_variables(self, env_variables: Mapping[str, str]) -> None:
-        """Replace the environment variables of commands and functions.
+        """Replace the environment variables of commands and functions, also those of `Runtime(env=...)`.
 
         Raises:
             ValueError: A name is no identifier.
         """
-        self._env = check_environment(env_variables)
+        self._core.env = check_environment(env_variables)
 
     def add_env_variables(self, env_variables: Mapping[str, str]) -> None:
         """Add environment variables for commands and functions.
@@ -115,16 +95,16 @@ class Runtime(Facts, CleanupOnExit):
         Raises:
             ValueError: A name is no identifier.
         """
-        self._env = {**self._env, **check_environment(env_variables)}
+        self._core.env = {**self._core.env, **check_environment(env_variables)}
 
     @property
     def closed(self) -> bool:
-        """Tell whether it was cleaned up."""
-        return self._resources.closed
+        """Whether it was cleaned up."""
+        return self._core.resources.closed
 
     def is_valid_runtime(self) -> bool:
         """Tell whether the host answers now and has a Python to run functions in."""
-        return self.transport.is_alive() and self._host_info.python_version is not None
+        return self._core.transport.is_alive() and self._core.host_info.python_version is not None
 
     def check_filter(
         self,
@@ -148,31 +128,35 @@ class Runtime(Facts, CleanupOnExit):
             ValueError: A minimum is not a number.
         """
         requirements = Requirements(gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands)
-        return not requirements.find_missing(self._host_info, self.run)
+        return not requirements.find_missing(self.host_info, self.run)
 
     # What it does ------------------------------------------------------------------------------------------------
 
     def run(
-        self, command: str, *, stdin: bytes = b"", timeout: float | None = None, watch: Watch = UNWATCHED
+        self,
+        command: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        on_output: Callable[[Stream, bytes], object] | None = None,
     ) -> CommandResult:
-        """Run a command in the working directory and return how it ended; a failure is no exception.
+        """Run a command in the working directory and return its result; a failure is no exception.
 
         Args:
-            command: Any text that a POSIX shell takes.
-            stdin: What it reads from its standard input.
+            command: Text for a POSIX shell, or the words of a program, which starts without a shell; without such a
+                program the exit status is 127.
+            env: Environment variables in addition to `env_variables`.
+            stdin: The standard input of the command.
             timeout: Seconds after which the command and its children are ended.
-            watch: Follows the output while it is produced, and may stop the command.
+            on_output: Called with each piece of output while the command runs.
 
         Raises:
             CommandTimeoutError: It took longer.
-            ConnectionLostError: The link broke.
+            ConnectionLostError: The connection broke.
         """
-        self._resources.check_open()
-        result = self.transport.run(
-            command, cwd=self._working_dir, env=self.env_variables, stdin=stdin, timeout=timeout, watch=watch
-        )
-        self._last_success = time.monotonic()
-        return result
+        watch = make_watch(on_output=on_output)
+        return self._core.run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return what it returns.
@@ -184,67 +168,36 @@ class Runtime(Facts, CleanupOnExit):
             PythonVersionMismatchError: The host's Python is of another minor version.
             FunctionNotSerializableError: It cannot be sent.
         """
-        executor = self.executor()
+        self._core.resources.check_open()
         check_callable(function)
-        return _invoke.call_function(executor, function, args, kwargs)
+        return cast("T", self._core.call(_invoke.serialize(function, args, kwargs)))
 
-    def execute_task(
-        self,
-        task: RuntimeTask,
-        execute_async: bool | None = True,
-        debug: bool = False,
-    ) -> RuntimeTask:
+    def execute_task(self, task: RuntimeTask, execute_async: bool | None = True, debug: bool = False) -> RuntimeTask:
         """Carry out a task in the working directory and return it.
 
         Args:
-            task: The task; `task.join()` waits for it and raises what failed.
+            task: The task; `task.join()` waits for it and raises its error.
             execute_async: Do it in the background.
-            debug: Print the output while it is produced; otherwise it goes to the logger, at DEBUG.
+            debug: Print the output while it comes; otherwise it goes to the logger, at DEBUG.
 
         Raises:
             TaskExecutionError: A step failed; in the background only `join()` raises it.
         """
-        executor = self.executor(debug=debug)
-        if execute_async:
-            self.start_task(task, executor)
-        else:
-            self._task_history.run(task, executor)
+        self._core.start_task(task, self, execute_async=bool(execute_async), debug=debug)
         return task
-
-    def start_task(self, task: RuntimeTask, executor: Executor) -> None:
-        """Start a task in the background with an executor of this runtime; groups use it, too."""
-        self._task_history.start(task, executor, owner=self)
-
-    def executor(self, *, debug: bool = False, cancel_token: CancelToken | None = None) -> Executor:
-        """Return what carries out steps here; groups use it, too.
-
-        Raises:
-            RuntimeClosedError: The runtime was cleaned up.
-        """
-        self._resources.check_open()
-        return Executor(self.transport, self._working_dir, self.env_variables, debug=debug, cancel_token=cancel_token)
-
-    @property
-    def last_lost(self) -> float | None:
-        """Return when a task failed because of the host, by `time.monotonic()`; None where something did well since."""
-        return self._task_history.last_lost(self._last_success)
 
     def print_log(self) -> None:
         """Print the logs of the tasks carried out here."""
-        self._task_history.print_logs(self.host)
+        self._core.task_history.print_logs(self.host)
 
     @property
     def function_returns(self) -> Generator[object, None, None]:
         """Wait for the tasks, then yield what their functions returned, in the order in which the tasks were begun."""
-        yield from self._task_history.iter_function_returns()
-
-    def join_tasks(self) -> list[LazyclusterError]:
-        """Wait for the tasks in the background, and return why those failed that did; that counts as told then."""
-        return self._task_history.join()
+        yield from self._core.task_history.iter_function_returns()
 
     def clear_tasks(self) -> None:
         """Forget the tasks that have ended: their logs, returns and processes. Those that still run are kept."""
-        self._task_history.clear()
+        self._core.task_history.clear()
 
     # Directories and ports ---------------------------------------------------------------------------------------
 
@@ -254,13 +207,13 @@ class Runtime(Facts, CleanupOnExit):
         Raises:
             CommandFailedError: It cannot be made.
         """
-        self._resources.check_open()
-        self.transport.create_dir(path, cwd=self._working_dir)
+        self._core.resources.check_open()
+        self._core.transport.create_dir(path, cwd=self._core.working_dir)
 
     def create_tempdir(self) -> str:
         """Make a temporary directory on the host and return its path; it is removed with the runtime."""
-        self._resources.check_open()
-        return self.transport.create_tempdir()
+        self._core.resources.check_open()
+        return self._core.transport.create_tempdir()
 
     def delete_dir(self, path: str) -> bool:
         """Delete a directory on the host with all that is in it; tell whether nothing of it is left.
@@ -270,8 +223,8 @@ class Runtime(Facts, CleanupOnExit):
         """
         if not path.rstrip("/"):
             raise ValueError(f"refusing to delete {path!r}")
-        self._resources.check_open()
-        return self.transport.delete_dir(path, cwd=self._working_dir)
+        self._core.resources.check_open()
+        return self._core.transport.delete_dir(path, cwd=self._core.working_dir)
 
     def has_free_port(self, port: int) -> bool:
         """Tell whether a server could listen on a port of the host, IPv4 and IPv6.
@@ -296,8 +249,8 @@ class Runtime(Facts, CleanupOnExit):
             PythonNotFoundError: There is no Python on the host to try it with.
         """
         wanted = [check_port(port) for port in ports]
-        self._resources.check_open()
-        return self.transport.free_ports(wanted) if wanted else []
+        self._core.resources.check_open()
+        return self._core.transport.free_ports(wanted) if wanted else []
 
     # Tunnels and processes ---------------------------------------------------------------------------------------
 
@@ -312,7 +265,7 @@ class Runtime(Facts, CleanupOnExit):
             ForwardingRefusedError: The host does not allow it.
         """
         forwarding = forwarding_to_host(self.host, self.has_free_port, local_port, runtime_port)
-        return self._resources.open_tunnel(f"to-runtime-{forwarding.listen_port}", forwarding, owner=self)
+        return self._core.resources.open_tunnel(f"to-runtime-{forwarding.listen_port}", forwarding, owner=self)
 
     def expose_port_from_runtime(self, runtime_port: int, local_port: int | None = None) -> str:
         """Make a service that listens on the host on `runtime_port` reachable here at `localhost:local_port`.
@@ -325,7 +278,7 @@ class Runtime(Facts, CleanupOnExit):
             ForwardingRefusedError: The host does not allow it.
         """
         forwarding = forwarding_from_host(runtime_port, local_port)
-        return self._resources.open_tunnel(f"from-runtime-{forwarding.listen_port}", forwarding, owner=self)
+        return self._core.resources.open_tunnel(f"from-runtime-{forwarding.listen_port}", forwarding, owner=self)
 
     def get_process(self, key: str) -> ManagedProcess:
         """Return the process with a key.
@@ -333,11 +286,11 @@ class Runtime(Facts, CleanupOnExit):
         Raises:
             ValueError: There is none.
         """
-        return self._resources.get_process(key)
+        return self._core.resources.get_process(key)
 
     def get_processes(self, only_alive: bool = False) -> dict[str, ManagedProcess]:
         """Return the processes by key: tasks in the background and tunnels."""
-        return self._resources.get_processes(only_alive=only_alive)
+        return self._core.resources.get_processes(only_alive=only_alive)
 
     def stop_process(self, key: str) -> None:
         """End a process, and wait until it is gone: a tunnel with its ports, a task with its remote command.
@@ -350,7 +303,7 @@ class Runtime(Facts, CleanupOnExit):
     @property
     def task_processes(self) -> list[ManagedProcess]:
         """Return the processes of the tasks that were begun in the background."""
-        return list(self._task_history.processes.values())
+        return list(self._core.task_history.processes.values())
 
     @property
     def alive_process_count(self) -> int:
@@ -369,7 +322,7 @@ class Runtime(Facts, CleanupOnExit):
 
         Logs, results and returns of the tasks stay readable.
         """
-        self._resources.release()
+        self._core.resources.release()
 
 
-__all__ = ["ConnectError", "ConnectionOptions", "Runtime", "RuntimeOptions", "RuntimeTask"]
+__all__ = ["Runtime", "RuntimeTask"]  # a task is found here, too, as in the reference

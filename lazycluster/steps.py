@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -16,10 +17,15 @@ _HOST_PLACEHOLDER = "{host}"
 
 @attrs.frozen
 class RunCommand:
-    """Run a shell command, for `timeout` seconds at most."""
+    """Run a command, text for a shell or the words of a program, for `timeout` seconds at most."""
 
-    command: str
+    command: str | tuple[str, ...]
     timeout: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The command as text."""
+        return self.command if isinstance(self.command, str) else shlex.join(self.command)
 
 
 @attrs.frozen
@@ -85,7 +91,7 @@ def describe_step(step: Step) -> str:
     """Return a step in words, on one line, for messages and logs."""
     match step:
         case RunCommand():
-            line = " ".join(step.command.split())
+            line = " ".join(step.title.split())
             return f"run_command({line if len(line) <= 100 else line[:99] + '…'})"
         case SendFile():
             return f"send_file({step.local}{'' if step.remote is None else f', {step.remote}'})"

@@ -17,6 +17,7 @@ from lazycluster._cli.selection import HostSelection, SelectedHosts, host_select
 from lazycluster._display import pluralize, print_table, transfer_bars
 from lazycluster._gather import CancelGroup, errors_by_host
 from lazycluster._model.watch import Watch
+from lazycluster._runtime_core import core_of
 from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import TransferError
 from lazycluster.manager import failure_reason
@@ -27,10 +28,10 @@ _TRANSFER_INTERRUPTED_MESSAGE = "lazycluster: ending the transfers"
 
 
 def parse_remote_path(path: str | None) -> str | None:
-    """Return a path on the host, None where none was given.
+    """Return a path on the host, None if the argument is missing.
 
     Raises:
-        ValueError: It is empty, as a variable that is not set.
+        ValueError: The path is empty, as a variable that is not set.
     """
     if path == "":
         raise ValueError("the path on the host is empty")
@@ -45,7 +46,7 @@ def put(local: Path, remote: str | None, **selection: Any) -> int:  # noqa: ANN4
     """Send the file or directory LOCAL to many hosts at once.
 
     REMOTE is a new name there, or an existing directory to put it into; a relative path starts in the home directory.
-    Without it the file keeps its name, in the home directory. The exit status is 1 where it failed on some host.
+    Without it the file keeps its name, in the home directory. The exit status is 1 if it failed on some host.
 
     \b
     Examples:
@@ -54,17 +55,17 @@ def put(local: Path, remote: str | None, **selection: Any) -> int:  # noqa: ANN4
     """  # noqa: D301 - \b keeps click from wrapping what follows
 
     def send(runtime: Runtime, watch: Watch) -> None:
-        runtime.transport.put(local.absolute(), remote, cwd=runtime.working_dir, watch=watch)
+        core_of(runtime).transport.put(local.absolute(), remote, cwd=runtime.working_dir, watch=watch)
 
     with HostSelection(**selection).connect() as selected:
         return _transfer(selected, f"{local} sent to", send)
 
 
 def parse_local_directory(path: Path) -> Path:
-    """Return the absolute path of a directory that is there, or can be made.
+    """Return the absolute path of a directory that exists or can be made.
 
     Raises:
-        ValueError: Something else is there, or on the way.
+        ValueError: The path, or one of its parents, is not a directory.
     """
     path = path.absolute()
     existing = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
@@ -87,7 +88,7 @@ def get(remote: str, directory: Path, **selection: Any) -> int:  # noqa: ANN401 
     """Fetch the file or directory REMOTE from many hosts at once, into DIRECTORY/HOST for each.
 
     A relative path starts in the home directory there. DIRECTORY is by default the current one. The exit status is 1
-    where it failed on some host.
+    if it failed on some host.
 
     \b
     Examples:
@@ -104,7 +105,7 @@ def get(remote: str, directory: Path, **selection: Any) -> int:  # noqa: ANN401 
             local.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TransferError(runtime.host, "fetch", remote, error.strerror or str(error), str(local)) from error
-        runtime.transport.get(remote, local, cwd=runtime.working_dir, watch=watch)
+        core_of(runtime).transport.get(remote, local, cwd=runtime.working_dir, watch=watch)
 
     with (
         HostSelection(**selection).connect() as chosen,
@@ -115,7 +116,7 @@ def get(remote: str, directory: Path, **selection: Any) -> int:  # noqa: ANN401 
 
 @contextlib.contextmanager
 def _remove_new_empty_directories(directories: Sequence[Path]) -> Iterator[None]:
-    """Remove at the end those directories that have been made meanwhile and are empty; inner ones come first."""
+    """Remove at the end the directories that were made in between and are empty; inner ones come first."""
     new = [path for path in directories if not path.exists()]
     try:
         yield
@@ -126,7 +127,7 @@ def _remove_new_empty_directories(directories: Sequence[Path]) -> Iterator[None]
 
 
 def _transfer(selected: SelectedHosts, title: str, transfer_one: Callable[[Runtime, Watch], None]) -> int:
-    """Move something to or from each host, with bars, and say how it went."""
+    """Send or fetch on each host, with bars, and print the outcome."""
     selected.require_hosts()
     with transfer_bars(selected.group.hosts) as bars:
 
@@ -143,7 +144,7 @@ def _transfer(selected: SelectedHosts, title: str, transfer_one: Callable[[Runti
             except BaseException:
                 bars.finish(runtime.host, success=False)
                 raise
-            bars.update(runtime.host, transferred, transferred)  # of a directory nobody knew the total before
+            bars.update(runtime.host, transferred, transferred)  # the total of a directory is unknown before
             bars.finish(runtime.host, success=True)
 
         outcomes = run_on_hosts(

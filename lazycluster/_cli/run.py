@@ -17,9 +17,11 @@ from lazycluster._cli.selection import HostSelection, SelectedHosts, host_select
 from lazycluster._display import pluralize, print_table
 from lazycluster._gather import CancelGroup
 from lazycluster._model.checks import check_timeout
+from lazycluster._model.options import DEFAULT_GRACE_SECONDS
 from lazycluster._model.watch import Watch
 from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._processes.local_process import OutputCallback
+from lazycluster._runtime_core import core_of
 from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
 from lazycluster.manager import failure_reason
@@ -28,7 +30,9 @@ from lazycluster.runtimes import Runtime
 
 EXIT_HOST_FAILED = 3
 _CANCELLED_REASON = "given up (Ctrl-C)"
-_RUN_INTERRUPTED_MESSAGE = "lazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s"
+_RUN_INTERRUPTED_MESSAGE = (
+    f"lazycluster: ending the commands; one that ignores SIGTERM is killed after {DEFAULT_GRACE_SECONDS:g} s"
+)
 
 
 @click.command(
@@ -59,16 +63,16 @@ def run(
 ) -> int:
     """Run a shell COMMAND on many hosts at once, in their home directories.
 
-    Options come before it: what follows its first word is its own. Its words are joined by spaces, as ssh does.
+    Options come before it: all words after its first are its own. Its words are joined by spaces, as ssh does.
 
-    Each line of output is printed when it comes, behind the name of its host and without control characters; a summary
-    follows on standard error. Hosts that --group-filter leaves out are told there, and are no failure. Ctrl-C ends the
+    Each line of output is printed when it comes, after the name of its host and without control characters. A summary
+    follows on standard error. It names the hosts that --group-filter leaves out; they have not failed. Ctrl-C ends the
     command on all hosts, with its children.
 
     \b
     Exit status: 0   it ended with 0 on every host
                  1   it ended otherwise on some host, or took longer than --timeout;
-                     or whoever read the output wanted no more of it
+                     or the reader of the output closed it
                  3   some host could not be reached, or was lost, or there was none to run it on
                  130 Ctrl-C
 
@@ -143,7 +147,7 @@ def _read_stdin() -> bytes:
 
 @attrs.frozen
 class CommandOutcome:
-    """How the command ended on a host: with an exit status, or before that with an error; and what it had printed."""
+    """The end of the command on a host, an exit status or an error, and its output."""
 
     output: CommandResult
     exit_code: int | None
@@ -151,11 +155,11 @@ class CommandOutcome:
 
     @property
     def host_failed(self) -> bool:
-        """Tell whether it is the host that failed, and not the command."""
+        """Whether the host failed, and not the command."""
         return self.error is not None and not isinstance(self.error, CommandTimeoutError)
 
     def failure_reason(self, host: str) -> str:
-        """Return what went wrong, without the command and its output; `''` where nothing did."""
+        """Return the reason of a failure, without the command and its output; `''` after a success."""
         match self.error:
             case None:
                 return "" if self.exit_code == 0 else "failed"
@@ -177,8 +181,8 @@ def _run_on_host(
     exit_code, error = None, None
     try:
         watch = Watch(on_output, cancel_token=cancel_token, collector=collector)
-        exit_code = runtime.run(command, stdin=stdin, timeout=timeout, watch=watch).exit_code
-    except Exception as raised:  # noqa: BLE001 - whatever it was is told with its host
+        exit_code = core_of(runtime).run(command, stdin=stdin, timeout=timeout, watch=watch).exit_code
+    except Exception as raised:  # noqa: BLE001 - the summary shows it with its host
         error = raised
     return CommandOutcome(collector.result(command, exit_code or 0, time.monotonic() - started), exit_code, error)
 

@@ -1,4 +1,4 @@
-"""Which hosts a command is for: the options that say so, and the group of those that answer and fit."""
+"""The hosts of a command: the options that choose them, and the group of those that answer and fit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FILTERS = {
     "installed": ("=PROGRAM", "takes the name of a program"),
     "true": ("=COMMAND", "takes a command"),
 }
-"""What there is to ask for: how it is written, and what its value must be."""
+"""The filters: the form of each, and the kind of its value."""
 _FILTER_SYNTAX = ", ".join(f"{name}{value}" for name, (value, _) in _FILTERS.items())
 
 
@@ -68,7 +68,7 @@ def parse_requirements(texts: tuple[str, ...]) -> Requirements:
 
 @attrs.frozen
 class SelectedHosts:
-    """The hosts that a command is for, connected; those that failed; and those that have not what was asked for."""
+    """The connected hosts of a command; those that failed, and those that lack a requirement, with the reasons."""
 
     group: RuntimeGroup
     failed: dict[str, str]
@@ -76,10 +76,10 @@ class SelectedHosts:
     source: str
 
     def require_hosts(self) -> None:
-        """See that there is a host.
+        """Check that a host is left.
 
         Raises:
-            NoRuntimesDetectedError: There is none.
+            NoRuntimesDetectedError: No host is left.
         """
         if not self.group.runtime_count:
             raise NoRuntimesDetectedError(self.source, (*self.failed.items(), *self.filtered_out.items()))
@@ -87,7 +87,7 @@ class SelectedHosts:
 
 @attrs.frozen
 class HostSelection:
-    """What the options of `host_selection_options()` say: which hosts were asked for, and how they are reached."""
+    """The values of the options of `host_selection_options()`: the hosts to choose, and how to reach them."""
 
     hosts: tuple[str, ...]
     requirements: Requirements
@@ -98,12 +98,12 @@ class HostSelection:
 
     @property
     def source(self) -> str:
-        """Return where the names of the hosts come from."""
+        """The source of the names of the hosts."""
         return "--hosts" if self.hosts else str(self.config or default_config())
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[SelectedHosts]:
-        """Connect, and give the group of those that can be used, if any, and why the others are not of it."""
+        """Connect, and yield the group of the hosts that can be used, with the reasons against the others."""
         names = self.hosts or configured_hosts(self.config)
         options: RuntimeOptions = {
             "config_file": self.config,
@@ -126,11 +126,10 @@ class HostSelection:
 
 
 def parse_hosts(texts: Sequence[str]) -> tuple[str, ...]:
-    """Read `A,B,...`, given any number of times; where nothing was given, that is no hosts.
+    """Return the hosts of any number of texts such as `A,B`, each once.
 
     Raises:
-        ValueError: A name is empty, or none of a host. Nobody who names nothing, as with a variable that is not set,
-            means all hosts.
+        ValueError: A name is empty or invalid. An empty text, as of a variable that is not set, never means all hosts.
     """
     hosts: list[str] = []
     for text in texts:
@@ -165,7 +164,7 @@ max_connections_option = click.option(
 
 
 def host_selection_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Add the options that say which hosts a command is for; they are the keywords of `HostSelection`."""
+    """Add the options that choose the hosts of a command; they are the keywords of `HostSelection`."""
     for option in (
         max_connections_option,
         resident_option,

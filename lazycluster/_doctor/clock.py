@@ -7,6 +7,7 @@ import time
 import attrs
 
 from lazycluster._doctor.findings import Finding, ok, warning
+from lazycluster._model.command import Command
 from lazycluster._ssh.client import SshClient
 
 CLOCK_CHECK = "clock"
@@ -36,7 +37,9 @@ def probe_clock(ssh_client: SshClient) -> ClockProbe | None:
     """Ask the host for the time; return None if its date(1) cannot print seconds."""
     # The check compares the clocks themselves, so it reads the ones that can be set.
     before = time.clock_gettime(time.CLOCK_REALTIME)
-    ended = ssh_client.run("date +%s", title="look at the clock", timeout=_PROBE_TIMEOUT_SECONDS, login_shell=False)
+    ended = ssh_client.run(
+        Command("date +%s", timeout=_PROBE_TIMEOUT_SECONDS, title="look at the clock", login_shell=False)
+    )
     after = time.clock_gettime(time.CLOCK_REALTIME)
     said = ended.stdout.strip()
     return ClockProbe(float(said), before, after) if said.isdecimal() else None

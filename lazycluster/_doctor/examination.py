@@ -57,7 +57,6 @@ from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.config import EffectiveConfig
 from lazycluster._ssh.destination import Destination
 from lazycluster._transports.per_command import PerCommandTransport
-from lazycluster.connection import Connection
 from lazycluster.exceptions import CommandTimeoutError, LoginShellError
 
 
@@ -83,6 +82,10 @@ def examine(
     return _Examination(destination, python).findings()
 
 
+_GRACE_SECONDS = 1.0
+"""Seconds between SIGTERM and SIGKILL for what an examination has to end."""
+
+
 class _Examination:
     """What is known so far, and the checks that add to it."""
 
@@ -94,12 +97,7 @@ class _Examination:
         self._attempt = LoginAttempt(LoginTrace())
         self._login_shell = LoginShellProbe("")
         self._supervisor: SupervisorProbe | None = None
-        self._transport = PerCommandTransport(
-            Connection(
-                destination.host, config_file=destination.config_file, connect_timeout=destination.connect_timeout
-            ),
-            python,
-        )
+        self._transport = PerCommandTransport(SshClient(destination, grace=_GRACE_SECONDS), python)
 
     def findings(self) -> Generator[Finding, None, None]:
         """Yield a finding for each check."""
@@ -129,12 +127,8 @@ class _Examination:
             self._transport.close()
 
     @property
-    def _connection(self) -> Connection:
-        return self._transport.connection
-
-    @property
     def _sessions(self) -> SshClient:
-        return self._connection.ssh_client
+        return self._transport.ssh_client
 
     # On the way --------------------------------------------------------------------------------------------------
 
@@ -187,7 +181,7 @@ class _Examination:
         return judge_pythons(find_pythons(self._sessions, self._python), self._python, LocalPython())
 
     def _check_supervisor(self) -> Finding:
-        self._supervisor = probe_supervisor(self._connection, self._python)
+        self._supervisor = probe_supervisor(self._sessions, self._python)
         return judge_supervisor(self._supervisor)
 
     def _check_round_trips(self) -> Finding:
@@ -196,7 +190,7 @@ class _Examination:
         )
 
     def _check_files(self) -> Finding:
-        return judge_files(probe_files(self._connection), self._login_shell.stdout.strip())
+        return judge_files(probe_files(self._sessions), self._login_shell.stdout.strip())
 
     def _check_ports_from_host(self) -> Finding:
         return judge_forwarding(

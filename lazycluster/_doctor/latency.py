@@ -12,14 +12,12 @@ from lazycluster._doctor.findings import Finding, ok, warning
 from lazycluster._ssh.client import SshClient
 from lazycluster._transports.resident import ResidentTransport
 from lazycluster._waiting import DeadlinePassedError
-from lazycluster.connection import Connection
 from lazycluster.exceptions import SupervisorError
 
 SUPERVISOR_CHECK, ROUND_TRIP_CHECK = "supervisor", "round trip"
 SLOW_ROUND_TRIP_SECONDS = 0.1
 """Seconds of a round trip that are worth a warning."""
 _ROUND_TRIP_COUNT = 7
-_SUPERVISOR_GRACE_SECONDS = 1.0
 
 
 @attrs.frozen
@@ -30,14 +28,14 @@ class SupervisorProbe:
     round_trip_seconds: tuple[float, ...]
 
 
-def probe_supervisor(connection: Connection, python: str | None) -> SupervisorProbe:
+def probe_supervisor(ssh_client: SshClient, python: str | None) -> SupervisorProbe:
     """Start a supervisor, ask it for a few signs of life, and end it.
 
     Raises:
         PythonNotFoundError: There is no Python on the host.
         SupervisorError: It did not start.
     """
-    resident = ResidentTransport(connection, python, _SUPERVISOR_GRACE_SECONDS)
+    resident = ResidentTransport(ssh_client, python)
     try:
         start = time.monotonic()
         supervisor = resident.ensure_supervisor()
@@ -45,10 +43,10 @@ def probe_supervisor(connection: Connection, python: str | None) -> SupervisorPr
         trips = []
         for _ in range(_ROUND_TRIP_COUNT):
             start = time.monotonic()
-            supervisor.request("ping", timeout=connection.ssh_client.destination.connect_timeout)
+            supervisor.request("ping", timeout=ssh_client.destination.connect_timeout)
             trips.append(time.monotonic() - start)
     except DeadlinePassedError:
-        raise SupervisorError(connection.host, "it started, and does not answer") from None
+        raise SupervisorError(ssh_client.host, "it started, and does not answer") from None
     finally:
         resident.clean_up()
     return SupervisorProbe(start_seconds, tuple(trips))

@@ -10,12 +10,13 @@ from pathlib import PurePosixPath
 import attrs
 
 from lazycluster._doctor.findings import Finding, failed, ok, quote_output, warning
+from lazycluster._model.command import Command
 from lazycluster._remote.spawn import POSIX_SHELLS
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.session import Session
 from lazycluster.exceptions import CommandTimeoutError, LazyclusterError, LoginShellError
-from lazycluster.results import Collector, Stream
+from lazycluster.results import Stream
 
 LOGIN_SHELL_CHECK = "login shell"
 SLOW_START_UP_SECONDS = 0.2
@@ -73,7 +74,12 @@ def probe_login_shell(ssh_client: SshClient) -> LoginShellProbe:
         LoginShellError: It runs no commands.
         ConnectionLostError: The link broke.
     """
-    script = ssh_client.script(text("doctor_login_shell"), title="look at the login shell", login_shell=False)
+    command = Command(
+        text("doctor_login_shell"),
+        timeout=_SHELL_PROBE_TIMEOUT_SECONDS,
+        title="look at the login shell",
+        login_shell=False,
+    )
     facts: list[str] = []
     preambles: list[str] = ["", ""]
     instants: list[float] = []
@@ -86,7 +92,7 @@ def probe_login_shell(ssh_client: SshClient) -> LoginShellProbe:
         session.wait()
 
     try:
-        ssh_client.run_script(script, read_output, collector=Collector(), timeout=_SHELL_PROBE_TIMEOUT_SECONDS)
+        ssh_client.run_script(ssh_client.script(command), read_output)
     except CommandTimeoutError:
         if len(instants) < 2:  # it is not in the shells that we start
             raise

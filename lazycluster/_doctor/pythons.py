@@ -11,6 +11,7 @@ import attrs
 
 from lazycluster._doctor.findings import Finding, failed, ok, warning
 from lazycluster._functions.python_finder import python_candidates
+from lazycluster._model.command import Command
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.host_scripts import text
 from lazycluster._ssh.shell import quote_path
@@ -80,7 +81,9 @@ class LocalPython:
 def find_pythons(ssh_client: SshClient, python: str | None) -> tuple[HostPython, ...]:
     """Return the Pythons of the host in the order in which they are tried, then those that are not on its PATH."""
     script = finder_text(python, LocalPython().minor_version)
-    ended = ssh_client.run(script, title="look for Python", timeout=_PYTHON_SEARCH_TIMEOUT_SECONDS, login_shell=False)
+    ended = ssh_client.run(
+        Command(script, timeout=_PYTHON_SEARCH_TIMEOUT_SECONDS, title="look for Python", login_shell=False)
+    )
     return parse_pythons(ended.stdout)
 
 

@@ -7,6 +7,7 @@ import re
 import attrs
 
 from lazycluster._doctor.findings import Finding, failed, ok, warning
+from lazycluster._model.command import Command
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.host_scripts import text
 
@@ -30,12 +31,8 @@ class TempDirProbe:
 
 def probe_temp_dir(ssh_client: SshClient) -> TempDirProbe:
     """Make a file in the temporary directory of the host, and measure the free room."""
-    ended = ssh_client.run(
-        text("doctor_temp_dir"),
-        title="look at the temporary directory",
-        timeout=_PROBE_TIMEOUT_SECONDS,
-        login_shell=False,
-    )
+    script, title = text("doctor_temp_dir"), "look at the temporary directory"
+    ended = ssh_client.run(Command(script, timeout=_PROBE_TIMEOUT_SECONDS, title=title, login_shell=False))
     return parse_temp_dir(ended.stdout)
 
 

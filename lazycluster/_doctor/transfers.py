@@ -18,7 +18,6 @@ from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.diagnosis import scp_failure_reason
 from lazycluster._ssh.master import Master
 from lazycluster._transports.per_command import PerCommandTransport
-from lazycluster.connection import Connection
 from lazycluster.exceptions import LazyclusterError
 
 FILES_CHECK = "files"
@@ -42,13 +41,13 @@ class TransferProbe:
     seconds: float
 
 
-def probe_files(connection: Connection) -> TransferProbe:
+def probe_files(ssh_client: SshClient) -> TransferProbe:
     """Send a file and fetch it back by each route, and remove it.
 
     Raises:
         LazyclusterError: There is no directory for it on the host, or the link broke.
     """
-    transport = PerCommandTransport(connection)
+    transport = PerCommandTransport(ssh_client)
     start = time.monotonic()
     try:
         remote_dir = transport.create_tempdir()
@@ -57,9 +56,9 @@ def probe_files(connection: Connection) -> TransferProbe:
             (local_dir / "tree").mkdir()
             (local_dir / "tree" / "file").write_bytes(os.urandom(_PROBE_FILE_BYTES))
             failures = {
-                SCP_ROUTE: _round_trip_by_scp(connection.ssh_client, local_dir, remote_dir, legacy=False),
-                SCP_LEGACY_ROUTE: _round_trip_by_scp(connection.ssh_client, local_dir, remote_dir, legacy=True),
-                TAR_ROUTE: _round_trip_by_tar(connection, local_dir, remote_dir),
+                SCP_ROUTE: _round_trip_by_scp(ssh_client, local_dir, remote_dir, legacy=False),
+                SCP_LEGACY_ROUTE: _round_trip_by_scp(ssh_client, local_dir, remote_dir, legacy=True),
+                TAR_ROUTE: _round_trip_by_tar(transport, local_dir, remote_dir),
             }
     finally:
         for path in transport.temp_dirs:
@@ -78,10 +77,10 @@ def _round_trip_by_scp(ssh_client: SshClient, local_dir: Path, remote_dir: str, 
     )
 
 
-def _round_trip_by_tar(connection: Connection, local_dir: Path, remote_dir: str) -> str:
+def _round_trip_by_tar(transport: PerCommandTransport, local_dir: Path, remote_dir: str) -> str:
     try:
-        connection.put(local_dir / "tree", f"{remote_dir}/tree")
-        connection.get(f"{remote_dir}/tree", local_dir / "tree-back")
+        transport.put(local_dir / "tree", f"{remote_dir}/tree")
+        transport.get(f"{remote_dir}/tree", local_dir / "tree-back")
     except LazyclusterError as error:
         return str(getattr(error, "reason", error))
     return _describe_difference(local_dir / "tree" / "file", local_dir / "tree-back" / "file")

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from lazycluster._files.install import discard, move_into_place, temporary_path_beside
-from lazycluster._files.script_runner import ScriptRunner, script_fields, script_with_arguments
+from lazycluster._files.scripts import script_fields, transfer_script
 from lazycluster._files.streams import FoundFile
+from lazycluster._model.running_command import CommandRunner
 from lazycluster._model.watch import Watch
 from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.run import Completed
@@ -39,7 +40,7 @@ _PROGRESS_INTERVAL_SECONDS = 0.2
 
 
 def put_file_by_scp(
-    runner: ScriptRunner,
+    runner: CommandRunner,
     ssh_client: SshClient,
     local: Path,
     name: str,
@@ -49,10 +50,9 @@ def put_file_by_scp(
 ) -> None:
     """Send a file under a temporary name, and rename it on the host when it is complete."""
     host = runner.host
-    script = script_with_arguments(RESOLVE_FILE_TARGET, quote_path(target), shlex.quote(name))
-    prepared = runner.run(
-        script, cwd=cwd, title=f"prepare {target}", watch=Watch(cancel_token=watch.cancel_token), login_shell=False
-    )
+    words = quote_path(target), shlex.quote(name)
+    prepare = transfer_script(RESOLVE_FILE_TARGET, *words, title=f"prepare {target}", cwd=cwd)
+    prepared = runner.run(prepare, Watch(cancel_token=watch.cancel_token))
     directory, base = script_fields(host, "send", str(local), prepared, target)
     temporary = f".lazycluster-{secrets.token_hex(8)}"
     size = local.stat().st_size
@@ -77,10 +77,8 @@ def put_file_by_scp(
             )
             if failure:
                 raise TransferError(host, "send", str(local), failure, target)
-            placing = script_with_arguments(
-                MOVE_FILE, shlex.quote(f"{directory}/{temporary}"), shlex.quote(f"{directory}/{base}")
-            )
-            placed = runner.run(placing, title=f"place {target}", login_shell=False)
+            words = shlex.quote(f"{directory}/{temporary}"), shlex.quote(f"{directory}/{base}")
+            placed = runner.run(transfer_script(MOVE_FILE, *words, title=f"place {target}"))
             script_fields(host, "send", str(local), placed, target)
         except BaseException:
             _remove_on_host(runner, f"{directory}/{temporary}")
@@ -88,7 +86,7 @@ def put_file_by_scp(
     watch.on_progress(size, size)
 
 
-def get_file_by_scp(runner: ScriptRunner, ssh_client: SshClient, found: FoundFile, target: Path, watch: Watch) -> None:
+def get_file_by_scp(runner: CommandRunner, ssh_client: SshClient, found: FoundFile, target: Path, watch: Watch) -> None:
     """Fetch a file under a temporary name, and rename it when it is complete."""
     temporary = temporary_path_beside(target)
 
@@ -108,13 +106,13 @@ def get_file_by_scp(runner: ScriptRunner, ssh_client: SshClient, found: FoundFil
 
 
 @contextlib.contextmanager
-def _scp_safe_path(runner: ScriptRunner, directory: str, name: str | None = None) -> Iterator[str]:
+def _scp_safe_path(runner: CommandRunner, directory: str, name: str | None = None) -> Iterator[str]:
     """Yield a path that needs no quoting in any version of scp: the path itself or a symbolic link to it."""
     path = directory if name is None else f"{directory.rstrip('/')}/{name}"
     if _SCP_SAFE_ABSOLUTE_PATH.fullmatch(path):
         yield path
         return
-    made = runner.run(script_with_arguments(CREATE_LINK, shlex.quote(path)), title=f"link to {path}", login_shell=False)
+    made = runner.run(transfer_script(CREATE_LINK, shlex.quote(path), title=f"link to {path}"))
     link = script_fields(runner.host, "reach", path, made)[0]
     try:
         yield link
@@ -122,11 +120,11 @@ def _scp_safe_path(runner: ScriptRunner, directory: str, name: str | None = None
         _remove_on_host(runner, str(PurePosixPath(link).parent))
 
 
-def _remove_on_host(runner: ScriptRunner, path: str) -> None:
+def _remove_on_host(runner: CommandRunner, path: str) -> None:
     """Remove a file or tree from the host, if the host can still be reached."""
     with contextlib.suppress(LazyclusterError):
-        script = script_with_arguments(REMOVE_PATH, shlex.quote(path))
-        runner.run(script, title=f"remove {path}", timeout=_REMOVE_TIMEOUT_SECONDS, login_shell=False)
+        title = f"remove {path}"
+        runner.run(transfer_script(REMOVE_PATH, shlex.quote(path), title=title, timeout=_REMOVE_TIMEOUT_SECONDS))
 
 
 def _copy_file_by_scp(

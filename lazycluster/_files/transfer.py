@@ -13,9 +13,9 @@ from pathlib import Path
 import attrs
 
 from lazycluster._files.scp import get_file_by_scp, put_file_by_scp
-from lazycluster._files.script_runner import ScriptRunner
 from lazycluster._files.streams import fetch, local_target, put_file_by_stdin, put_tree
 from lazycluster._model.checks import absolute_path
+from lazycluster._model.running_command import CommandRunner
 from lazycluster._model.watch import Watch
 from lazycluster._ssh.client import SshClient
 from lazycluster.exceptions import (
@@ -38,7 +38,7 @@ class TransferBackend:
     all files go through scp.
     """
 
-    runner: ScriptRunner
+    runner: CommandRunner
     ssh_client: SshClient
     max_streamed_bytes: int = -1
 

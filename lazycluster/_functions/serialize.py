@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import attrs
 import cloudpickle
 
+from lazycluster._functions.function_call import Payload
 from lazycluster._functions.modules import CallDependencies, is_module, is_user_module
 from lazycluster._functions.outcome import SENT_CLASSES
-from lazycluster._remote import call_program
 from lazycluster.exceptions import FunctionNotSerializableError
 from lazycluster.steps import function_name
 
@@ -28,26 +28,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@attrs.frozen
-class Payload:
-    """A function and its arguments, ready to be sent."""
-
-    function: str
-    modules: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
-    traceback_texts: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
-    pickles: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
-
-    def encode_request(self, cloudpickle_sources: bytes = b"") -> bytes:
-        """Return the request that `call` reads, with the sources of cloudpickle where the host has not got them."""
-        parts = (cloudpickle_sources, self.modules, self.traceback_texts, self.pickles)
-        return b"".join((call_program.CALL_REQUEST_HEADER.pack(*map(len, parts)), *parts))
-
-    @property
-    def full_request(self) -> bytes:
-        """Return the request with all that a host needs."""
-        return self.encode_request(cloudpickle_source())
 
 
 @functools.cache
@@ -62,10 +42,16 @@ def cloudpickle_source() -> bytes:
     return zlib.compress(pickle.dumps(sent), 9)
 
 
+def full_request(payload: Payload) -> bytes:
+    """Return the request that a host's program reads, with everything that the host needs."""
+    return payload.encode_request(cloudpickle_source())
+
+
 def serialize_call(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Payload:
     """Pickle a function with its arguments, and with the modules that it needs and that are not installed.
 
-    Raises FunctionNotSerializableError.
+    Raises:
+        FunctionNotSerializableError: The function or an argument cannot be pickled.
     """
     return _serialize(function, (args, kwargs))
 
@@ -73,7 +59,8 @@ def serialize_call(function: Callable[P, object], /, *args: P.args, **kwargs: P.
 def serialize_batch(function: Callable[[T], object], items: Sequence[T], max_seconds: float) -> Payload:
     """Pickle a function with items to call it with, one after another, until so many seconds have passed.
 
-    Raises FunctionNotSerializableError.
+    Raises:
+        FunctionNotSerializableError: The function or an argument cannot be pickled.
     """
     return _serialize(function, ((max_seconds, list(items)), None))
 

@@ -4,76 +4,77 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING
+from typing import IO
+
+import attrs
 
 from lazycluster._functions.bootstrap import PythonInfo, build_call_program, check_python_version, parse_python_info
+from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.python_finder import exec_python_script, python_candidates
+from lazycluster._model.command import Command
+from lazycluster._model.running_command import CommandEndedError, CommandRunner, RunningCommand
 from lazycluster._model.watch import Watch
-from lazycluster._ssh.client import SshClient
-from lazycluster._ssh.session import Session, SessionEndedError
 from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
 from lazycluster.results import Collector, Stream
-
-if TYPE_CHECKING:
-    from lazycluster._functions.serialize import Payload
 
 _ANSWER_READ_BYTES = 1 << 18
 _EXIT_COMMAND_NOT_FOUND = 127
 
 
 def run_function_in_session(
-    ssh_client: SshClient,
-    payload: Payload,
-    outcome: IO[bytes],
-    *,
-    python: str | None,
-    cwd: str | None,
-    env: Mapping[str, str] | None,
-    timeout: float | None,
-    watch: Watch,
+    runner: CommandRunner, call: FunctionCall, outcome: IO[bytes], *, python: str | None, grace: float, watch: Watch
 ) -> None:
-    """Run a function; see `Connection.call()`."""
+    """Call a function in a Python of its own, and write its outcome to a file, for `read_outcome()`.
+
+    Raises:
+        PythonNotFoundError: There is no Python on the host.
+        PythonVersionMismatchError: Its minor version differs from that of the local Python.
+        CommandTimeoutError: The time limit passed.
+        ConnectionLostError: The connection broke.
+    """
+    from lazycluster._functions.serialize import full_request  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+
     token = secrets.token_hex(8)
-    host_program = build_call_program(token)
-    script = ssh_client.script(
+    host_program = build_call_program(token, grace)
+    command = Command(
         exec_python_script(python, host_program.bootstrap),
-        title=f"python: {payload.function}",
-        cwd=cwd,
-        env=env,
-        raw_stdin=True,
+        cwd=call.cwd,
+        env=call.env,
+        stdin=None,
+        timeout=call.timeout,
+        title=call.title,
         login_shell=False,
     )
     collector = watch.collector or Collector()
     python_infos: list[PythonInfo] = []
 
-    def work(session: Session) -> None:
+    def send_call(running: RunningCommand) -> None:
         outcome.seek(0)
         outcome.truncate()
-        session.write(host_program.stdin_prefix)
-        python_info = _read_python_info(session, token)
-        check_python_version(python_info, ssh_client.host)
+        running.write(host_program.stdin_prefix)
+        python_info = _read_python_info(running, token)
+        check_python_version(python_info, runner.host)
         python_infos.append(python_info)
-        with contextlib.suppress(SessionEndedError):  # the answer says why nobody reads any more
-            session.write(payload.full_request)
-        while data := session.read(_ANSWER_READ_BYTES):
+        with contextlib.suppress(CommandEndedError):  # the answer says why
+            running.write(full_request(call.payload))
+        while data := running.read(_ANSWER_READ_BYTES):
             outcome.write(data)
-        session.wait()
+        running.wait()
 
-    exit_code = ssh_client.run_script(script, work, collector=collector, timeout=timeout, watch=watch)
+    exit_code = runner.communicate(command, send_call, attrs.evolve(watch, collector=collector))
     if python_infos:
         return
     if exit_code == _EXIT_COMMAND_NOT_FOUND:
-        raise PythonNotFoundError(ssh_client.host, " and ".join(python_candidates(python)))
+        raise PythonNotFoundError(runner.host, " and ".join(python_candidates(python)))
     stderr_text = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
     raise RemoteFunctionError(
-        ssh_client.host, payload.function, f"Python ended with exit status {exit_code}", stderr_text
+        runner.host, call.payload.function, f"Python ended with exit status {exit_code}", stderr_text
     )
 
 
-def _read_python_info(session: Session, token: str) -> PythonInfo:
-    while (line := session.read_until(b"\n")) is not None:
+def _read_python_info(running: RunningCommand, token: str) -> PythonInfo:
+    while (line := running.read_until(b"\n")) is not None:
         python_info = parse_python_info(line, token)
         if python_info is not None:
             return python_info
-    raise SessionEndedError
+    raise CommandEndedError

@@ -6,10 +6,11 @@ import base64
 import sys
 
 from lazycluster._functions.bootstrap import CALL_MODULES, LOADER_SOURCE, modules_source
-from lazycluster._functions.serialize import Payload, cloudpickle_source
+from lazycluster._functions.function_call import Payload
+from lazycluster._functions.serialize import cloudpickle_source
 
 _FILE_HEADER = """\
-# {function}, pickled by lazycluster for Python {major}.{minor}. Whoever runs this file runs what is in the pickle.
+# {function}, pickled by lazycluster for Python {major}.{minor}. This file runs the code that is in the pickle.
 import sys
 if sys.version_info[:2] != ({major}, {minor}):
     sys.exit("this function is bytecode of Python {major}.{minor}, and this is Python %s.%s" % sys.version_info[:2])

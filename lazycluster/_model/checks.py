@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 _MAX_CONNECT_TIMEOUT_SECONDS = 1e6
+_MAX_GRACE_SECONDS = 1e6
+_MAX_COMMAND_CHARACTERS = 1 << 20
+"""More than any system takes as the argument of a shell (execve(2), limits on size of arguments)."""
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -32,15 +35,26 @@ def check_port(port: int) -> int:
     return port
 
 
-def check_command(command: str) -> str:
-    """Return a command.
+def check_program(program: str | Sequence[str]) -> str | tuple[str, ...]:
+    """Return text for a shell, or the words of a program as a tuple.
 
     Raises:
-        ValueError: It is no text, empty, or holds a NUL.
+        ValueError: The text or a word is unusable.
     """
-    if not isinstance(command, str) or not command or "\0" in command:
-        raise ValueError(f"a command must be text, not empty and without NUL, not {command!r:.200}")
-    return command
+    if isinstance(program, str):
+        if not program or "\0" in program:
+            raise ValueError(f"command must be text, not empty and without NUL, got {program!r:.200}")
+        if len(program) > _MAX_COMMAND_CHARACTERS:
+            raise ValueError(
+                f"command must have at most {_MAX_COMMAND_CHARACTERS} characters, got {len(program)}; send it as a file"
+            )
+        return program
+    words = tuple(program) if isinstance(program, Sequence) else ()
+    if not words or not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise ValueError(f"command must be text or a list of words without NUL, got {program!r:.200}")
+    if not words[0] or words[0].startswith("-"):
+        raise ValueError(f"command must begin with the name of a program, got {words[0]!r:.200}")
+    return words
 
 
 def check_timeout(seconds: float | None) -> float | None:
@@ -75,6 +89,17 @@ def check_max_sessions(max_sessions: int) -> int:
     if isinstance(max_sessions, bool) or not isinstance(max_sessions, int) or max_sessions < 1:
         raise ValueError(f"max_sessions must be a whole number from 1 on, got {max_sessions!r}")
     return max_sessions
+
+
+def check_grace(seconds: float) -> float:
+    """Return the time between SIGTERM and SIGKILL.
+
+    Raises:
+        ValueError: It is not a number of seconds from 0 on, or longer than any host waits.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < _MAX_GRACE_SECONDS:
+        raise ValueError(f"grace must be a number of seconds from 0 to {_MAX_GRACE_SECONDS:,.0f}, got {seconds!r}")
+    return seconds
 
 
 def _is_duration(seconds: object) -> bool:

@@ -9,6 +9,9 @@ from typing import TypedDict
 DEFAULT_MAX_SESSIONS = 10
 """sshd's own default of MaxSessions (sshd_config(5))."""
 
+DEFAULT_GRACE_SECONDS = 5.0
+"""Seconds between SIGTERM and SIGKILL for what is ended, unless a user sets `grace=`."""
+
 
 class _LoginOptions(TypedDict, total=False):
     user: str | None

@@ -11,25 +11,34 @@ from lazycluster.results import Collector, Stream
 
 
 def _ignore_output(_stream: Stream, _data: bytes) -> None:
-    """Drop a piece of output."""
+    pass
 
 
 def _ignore_progress(_done: int, _total: int | None) -> None:
-    """Drop a report of progress."""
+    pass
 
 
 @attrs.frozen
 class Watch:
-    """How a caller follows, and may stop, what it asked for.
+    """How a caller follows work on a host, and may stop it.
 
-    `on_output` gets each piece of output while it is produced, `on_progress` the bytes moved so far and in all (None:
-    nobody knows). A `collector` given here holds the output so far also when the call raises.
+    `on_output` gets each piece of output at once. `on_progress` gets the bytes moved so far, and all of them, or None
+    if that is unknown. A `collector` given here holds the output so far also if the call raises.
     """
 
-    on_output: Callable[[Stream, bytes], None] = _ignore_output
-    on_progress: Callable[[int, int | None], None] = _ignore_progress
+    on_output: Callable[[Stream, bytes], object] = _ignore_output
+    on_progress: Callable[[int, int | None], object] = _ignore_progress
     cancel_token: CancelToken | None = None
     collector: Collector | None = None
 
 
 UNWATCHED = Watch()
+
+
+def make_watch(
+    on_output: Callable[[Stream, bytes], object] | None = None,
+    on_progress: Callable[[int, int | None], object] | None = None,
+    cancel_token: CancelToken | None = None,
+) -> Watch:
+    """Return a watch with the callbacks that a caller gave, if any."""
+    return Watch(on_output or _ignore_output, on_progress or _ignore_progress, cancel_token)

@@ -150,7 +150,7 @@ def _call_and_write_outcome(
 
 
 def _call_each(function: "Callable[[object], object]", seconds: float, items: "list[object]") -> "list[bytes]":
-    """Call a function with one item after another until so many seconds have passed; return what came of each."""
+    """Call a function with one item after another for a number of seconds; return the outcome of each."""
     me = os.getpid()
     until = time.monotonic() + seconds
     answers: list[bytes] = []
@@ -214,7 +214,7 @@ def _reject_lazy_result(value: object) -> None:
     kinds = (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)
     if isinstance(value, kinds):
         if isinstance(value, types.CoroutineType):
-            value.close()  # or Python would warn that nobody waited for it
+            value.close()  # or Python would warn that it was never awaited
         advice = (
             "use asyncio.run(...) there" if isinstance(value, types.CoroutineType) else "return a list of its items"
         )

@@ -285,7 +285,7 @@ class Child:
         while readers and self._send_window > 0:
             if not (readers[0].remaining_bytes and readers[0].remaining_bytes > 0 and self._read_output(readers[0])):
                 readers.pop(0)
-        # The next window update sends the rest. The end of the last stream may have finished the child meanwhile.
+        # The next window update sends the rest. The end of the last stream may have finished the child already.
         if not readers and self.state == EXITED and self._end is not None:
             self.report_end(*self._end)
 

@@ -8,7 +8,7 @@ import socket
 
 
 def is_port_free(port: int) -> bool:
-    """Tell whether a server could bind a port on every address, IPv4 and IPv6, as far as the machine has them."""
+    """Return whether a server could bind a port on every address, IPv4 and IPv6, as far as the machine has them."""
     addresses = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, ""), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")]
     for family, address in addresses:
         try:
@@ -30,7 +30,7 @@ def is_port_free(port: int) -> bool:
 
 
 def find_free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on just now, chosen by the system."""
+    """Return a port of 127.0.0.1 that is free now, chosen by the system."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

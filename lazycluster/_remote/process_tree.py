@@ -20,7 +20,7 @@ _EMPTY_SCANS_REQUIRED = (
 
 
 class ProcessEntry:
-    """A process that is not a zombie. `start_time` is in the kernel's ticks: with it, a reused pid is told apart."""
+    """A process that is not a zombie. `start_time`, in the kernel's ticks, distinguishes processes of one pid."""
 
     __slots__ = ("group", "parent", "pid", "session", "start_time")
 
@@ -34,7 +34,7 @@ class ProcessEntry:
 
 
 def become_subreaper() -> bool:
-    """Become the parent of what loses its own below this process; tell whether the kernel can do that (Linux 3.4)."""
+    """Adopt the descendants that lose their parent; return whether the kernel can do that (Linux 3.4)."""
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -162,8 +162,8 @@ def _process_table_from_ps() -> "list[ProcessEntry]":
 class TreeTerminator:
     """Ends processes, one look at a time: SIGTERM to each when it is first seen, SIGKILL when the grace is over.
 
-    What a process starts that was told to end and lives yet, such as the `rm` of a trap, is its own way of ending:
-    that is told only when it is left alone.
+    A process that has got SIGTERM may start others to clean up, such as the `rm` of a trap. These get SIGTERM only when
+    they have lost their parent.
     """
 
     def __init__(self, find: "Callable[[list[ProcessEntry]], set[int]]", grace: float, root_pid: int = 0) -> None:
@@ -185,7 +185,7 @@ class TreeTerminator:
         self._kill_at = min(self._kill_at, time.monotonic())
 
     def step(self, table: "list[ProcessEntry]") -> bool:
-        """Send the signals that are due, and tell whether nothing is left, or what is left cannot be killed."""
+        """Send the signals that are due; return whether nothing is left, or nothing that can be killed."""
         now = time.monotonic()
         rows = {row.pid: row for row in table}
         found = self._find(table) | {pid for pid, born in self._known if pid in rows and rows[pid].start_time == born}

@@ -74,7 +74,7 @@ class FrameError(Exception):
 
 
 def encode_header(kind: int, number: int, length: int) -> bytes:
-    """Return the header of a frame, for a body that is sent behind it."""
+    """Return the header of a frame, for a body that is sent after it."""
     return FRAME_HEADER.pack(FRAME_MAGIC, kind, number, length)
 
 
@@ -86,7 +86,7 @@ def encode_frame(kind: int, number: int = 0, body: bytes = b"") -> bytes:
 
 
 def pack(*fields: bytes) -> bytes:
-    """Return a body of several fields, each behind its length."""
+    """Return a body of several fields, each after its length."""
     return b"".join(_FIELD_LENGTH.pack(len(field)) + field for field in fields)
 
 
@@ -117,7 +117,7 @@ def encode_number(value: int) -> bytes:
 class FrameDecoder:
     """Turns bytes, in whatever pieces they come, into frames.
 
-    A frame that carries a piece of a stream may be given in several: what has come of it is handed on at once.
+    A frame that carries a piece of a stream may be returned in several pieces, each as soon as it has come.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class FrameDecoder:
         return found
 
     def _decode_chunk(self, data: bytes, offset: int, found: "list[tuple[int, int, bytes]]") -> int:
-        """Hand on what is there of the body of a stream's frame; return where it ends."""
+        """Add the part of a stream's frame that has come; return the offset of its end."""
         piece = data[offset : offset + self._bytes_missing]
         self._bytes_missing -= len(piece)
         if piece:

@@ -87,7 +87,7 @@ class SendQueue:
             size -= len(self._queue.popleft())
 
     def drain(self, timeout: float) -> None:
-        """Write all that waits, for so many seconds at most."""
+        """Write the whole queue, within a time-out in seconds."""
         deadline = time.monotonic() + timeout
         while self._queue and time.monotonic() < deadline:
             self.flush()

@@ -86,7 +86,7 @@ class Spawner:
     """Starts programs in sessions of their own."""
 
     def __init__(self, descriptor_limit: DescriptorLimit) -> None:
-        """Keep three descriptors with low numbers: those above the limit cannot be handed on once it is restored."""
+        """Keep three descriptors with low numbers: a child cannot inherit those above the limit once it is restored."""
         self._descriptor_limit = descriptor_limit
         self._low_descriptors = [os.dup(0) for _ in range(3)]
 

@@ -70,7 +70,7 @@ class Supervisor:
     ) -> None:
         """Prepare to write frames to a descriptor, to mark processes, and to name temporary directories.
 
-        `is_subreaper` tells whether every orphan below this process becomes its child.
+        `is_subreaper` says that every orphan below this process becomes its child.
         """
         self._is_subreaper = is_subreaper
         self._mark = mark
@@ -239,7 +239,7 @@ class Supervisor:
         """Answer a question that takes no time: `ok` and the answer, or `failed` and why."""
         try:
             response = self._perform_request(fields[0].decode("ascii"), fields[1:])
-        except Exception as error:  # noqa: BLE001 - told to whoever asked
+        except Exception as error:  # noqa: BLE001 - it is the response
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             self._send_queue.send(RESPONSE, number, pack(b"failed", os.fsencode(str(reason))))
         else:

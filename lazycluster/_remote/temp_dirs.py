@@ -8,7 +8,7 @@ import os
 import stat
 
 _MOVED_UP_PREFIX = ".lazycluster-deep-"
-_MAX_REPORTED_FAILURES = 20  # paths of which the reason is told
+_MAX_REPORTED_FAILURES = 20  # paths that are reported with the reason
 
 
 class TempDirs:

@@ -34,12 +34,12 @@ class LoadedCode:
         self.load_error = ""
 
     def load(self, text: bytes, data: bytes) -> None:
-        """Run what was sent; why that fails is told to whoever calls."""
+        """Run the code that was sent. If that fails, each call reports the reason."""
         try:
             namespace: dict[str, object] = {}
             exec(zlib.decompress(text), namespace)  # noqa: S102 - this is how the supervisor came here, too
             namespace["install"](self, data)  # type: ignore[operator]  # see bootstrap.calls_extension()
-        except Exception as error:  # noqa: BLE001 - told to whoever calls
+        except Exception as error:  # noqa: BLE001 - each call reports it
             self.load_error = f"{type(error).__name__}: {error}"
         with contextlib.suppress(ImportError, AttributeError):
             import gc  # noqa: PLC0415 - for the forks to come; Python 3.7
@@ -60,7 +60,7 @@ class Worker:
 
 
 class Workers:
-    """Forks workers: one ahead of each call, while nobody waits for it, for the fork is most of what a call costs."""
+    """Forks workers: one ahead of each call, since the fork is most of the time that a call takes."""
 
     def __init__(self, loaded_code: LoadedCode, descriptor_limit: DescriptorLimit) -> None:
         """Begin without one."""
@@ -155,7 +155,7 @@ class Workers:
         os._exit(0)
 
     def _before_fork(self) -> None:
-        """Have a function that forks adopt its orphans: in these nothing else tells whose they are."""
+        """Have a function that forks adopt its orphans, which otherwise could not be attributed to it."""
         if self._is_worker:
             become_subreaper()
 

@@ -9,14 +9,15 @@ import itertools
 import os
 import secrets
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import attrs
 
-from lazycluster._model.checks import check_environment, check_max_sessions
-from lazycluster._model.options import DEFAULT_MAX_SESSIONS
+from lazycluster._model.checks import check_max_sessions
+from lazycluster._model.command import Command
+from lazycluster._model.options import DEFAULT_GRACE_SECONDS, DEFAULT_MAX_SESSIONS
+from lazycluster._model.running_command import CommandRunner, Conversation, timeout_error
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._processes.run import Completed
@@ -29,21 +30,19 @@ from lazycluster._ssh.diagnosis import (
     session_refusal_reason,
 )
 from lazycluster._ssh.master import Master
-from lazycluster._ssh.session import Session
 from lazycluster._ssh.session_attempt import Work, run_session, session_error, session_exit_code
 from lazycluster._ssh.session_limit import NoSessionAvailableError, SessionLimit
 from lazycluster._ssh.shell import Script
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
-    CommandTimeoutError,
     ConnectError,
     ConnectionLostError,
     LazyclusterError,
     RuntimeClosedError,
     SessionRefusedError,
 )
-from lazycluster.results import Collector, CommandResult, Stream
+from lazycluster.results import Collector
 
 _ONLY_SESSION_IN_USE = "the supervisor has the only session"
 
@@ -78,7 +77,7 @@ def _disconnect_all() -> None:
         client.disconnect()
 
 
-class SshClient:
+class SshClient(CommandRunner):
     """Owns one master, and runs scripts in sessions through it. Any thread may use it."""
 
     def __init__(
@@ -86,16 +85,20 @@ class SshClient:
         destination: Destination,
         *,
         password: str | None = None,
-        env: Mapping[str, str] | None = None,
+        grace: float = DEFAULT_GRACE_SECONDS,
         max_sessions: int = DEFAULT_MAX_SESSIONS,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        """Remember whom to dial; nothing is dialled yet."""
+        """Keep the destination; the first use logs in.
+
+        `grace` is the time in seconds between SIGTERM and SIGKILL for a command that is ended.
+        """
+        self.host = destination.host
         self.destination = destination
         self.timeouts = timeouts
         self._max_sessions = check_max_sessions(max_sessions)
         self.password = password
-        self._env = check_environment(env)
+        self.grace = grace
         self._unsupported_options: frozenset[str] = frozenset()
         self._closed = False
         self._has_connected = False
@@ -113,16 +116,6 @@ class SshClient:
         self.session_limit = SessionLimit(self._max_sessions)
         self._master_holder = _MasterHolder()
         weakref.finalize(self, self._master_holder.disconnect).atexit = False  # see _disconnect_all()
-
-    @property
-    def host(self) -> str:
-        """Return the host as it was given."""
-        return self.destination.host
-
-    @property
-    def env(self) -> dict[str, str]:
-        """Return the environment variables of every command."""
-        return dict(self._env)
 
     @property
     def closed(self) -> bool:
@@ -144,96 +137,39 @@ class SshClient:
         """Return a number for a supervisor."""
         return next(self._supervisor_numbers)
 
-    def script(
-        self,
-        command: str,
-        *,
-        title: str | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin_size: int = 0,
-        raw_stdin: bool = False,
-        login_shell: bool = True,
-        mark_processes: bool = True,
-        new_shell: bool = True,
-    ) -> Script:
-        """Return a command as a script for one session; its processes are marked as ours unless they end ours."""
+    def script(self, command: Command, *, mark_processes: bool = True, inline: bool = False) -> Script:
+        """Return a command as a script for one session; see `Script`.
+
+        Without `mark_processes` its processes are not marked as those of this client: it ends these.
+        """
         return Script(
             command,
             output_mark=f"lazycluster-{secrets.token_hex(8)}",
             process_mark=f"{self.token if mark_processes else 'clean-up'}.{next(self._script_numbers)}.",
-            title=command if title is None else title,
-            cwd=cwd,
-            env={**self._env, **check_environment(env)},
-            stdin_size=stdin_size,
-            raw_stdin=raw_stdin,
-            login_shell=login_shell,
-            new_shell=new_shell,
+            grace=self.grace,
+            inline=inline,
         )
 
-    def run(
-        self,
-        command: str,
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-        title: str | None = None,
-        login_shell: bool = True,
-        mark_processes: bool = True,
-    ) -> CommandResult:
-        """Run a command and return how it ended; see `Connection.run()`."""
-        script = self.script(
-            command,
-            title=title,
-            cwd=cwd,
-            env=env,
-            stdin_size=len(stdin),
-            login_shell=login_shell,
-            mark_processes=mark_processes,
-        )
-        collector = watch.collector or Collector()
-        started_at = time.monotonic()
-        chunks = [stdin] if stdin else []
+    def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
+        """Run a command in a session; see `CommandRunner.communicate()`."""
+        return self.run_script(self.script(command), conversation, watch)
 
-        def work(session: Session) -> None:
-            for data in chunks:
-                session.write(data)
-            session.wait()
-
-        exit_code = self.run_script(script, work, collector=collector, timeout=timeout, watch=watch)
-        return collector.result(command, exit_code, time.monotonic() - started_at)
-
-    def run_script(
-        self,
-        script: Script,
-        work: Work,
-        *,
-        collector: Collector,
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-        long_lived: bool = False,
-    ) -> int:
+    def run_script(self, script: Script, work: Work, watch: Watch = UNWATCHED, *, long_lived: bool = False) -> int:
         """Run a script in a session and return its exit status.
 
-        `work` feeds and reads the session and finishes it. It is called again only where the host cannot have begun.
-        A long-lived session is one that lasts as long as its client, such as the supervisor's.
+        `work` is the conversation with the session. A long-lived session lasts as long as its client, as does that of
+        the supervisor.
 
         Raises:
-            CommandTimeoutError: `timeout` seconds have passed since the log-in; the script was ended.
-            ConnectionLostError: The link broke.
+            CommandTimeoutError: The time limit has passed since the log-in; the command was ended.
+            ConnectionLostError: The connection broke.
             SessionRefusedError: The host refused a session twice.
             WorkingDirectoryError: The directory cannot be entered.
         """
-
-        def on_output(stream: Stream, data: bytes) -> None:
-            collector.write(stream, data)
-            watch.on_output(stream, data)
-
+        title = script.command.title
+        collector = watch.collector or Collector()
         master = self.master()
-        deadline = Deadline(timeout)
+        deadline = Deadline(script.command.timeout)
         refused = reconnected = False
         try:
             while True:
@@ -243,10 +179,10 @@ class SshClient:
                         self._session_argv(master, script),
                         script,
                         work,
-                        on_output=on_output,
+                        collector=collector,
                         deadline=deadline,
                         watch=watch,
-                        check=functools.partial(self.check_master, master, script.title),
+                        check=functools.partial(self.check_master, master, title),
                         timeouts=self.timeouts,
                     )
                     if session.has_started or session.ssh_exit_code not in {255, None}:
@@ -254,7 +190,7 @@ class SshClient:
                 refusal = session_refusal_reason(session.diagnostic)
                 if refusal is not None:
                     if refused:
-                        raise SessionRefusedError(self.host, script.title, refusal)
+                        raise SessionRefusedError(self.host, title, refusal)
                     refused = True
                     self.session_limit.wait_for_release(deadline.clamp(self.timeouts.session_refused))
                     if deadline.has_passed:
@@ -266,18 +202,12 @@ class SshClient:
                     reconnected = True
                     self._discard_master(master)
                 master = self.master()
-        except CancelledError:  # while it waited for a slot
-            raise CommandStoppedError(self.host, script.title) from None
+        except CancelledError:  # while it waited for a session
+            raise CommandStoppedError(self.host, title) from None
         except NoSessionAvailableError:
-            raise SessionRefusedError(self.host, script.title, _ONLY_SESSION_IN_USE) from None
+            raise SessionRefusedError(self.host, title, _ONLY_SESSION_IN_USE) from None
         except DeadlinePassedError:
-            raise CommandTimeoutError(
-                self.host,
-                script.title,
-                timeout or 0.0,
-                collector.getvalue(Stream.STDOUT),
-                collector.getvalue(Stream.STDERR),
-            ) from None
+            raise timeout_error(self.host, title, script.command.timeout, collector) from None
 
     def run_with_master(
         self, program: Callable[[Master], Completed], title: str, cancel_token: CancelToken | None = None

@@ -1,25 +1,21 @@
-"""One session through a master: one ssh process, one script on the host."""
+"""One session through a master: one ssh process, one command on the host."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 
+from lazycluster._model.running_command import CommandEndedError, RunningCommand
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from lazycluster._model.watch import Watch
 from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.pipe_writer import PipeWriter
 from lazycluster._ssh.shell import OutputDecoder, Script
-from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
+from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Stream
 
 
-class SessionEndedError(Exception):
-    """The session ended while it was still being read from or written to."""
-
-
-class Session:
-    """A script under way on the host. Its output goes to `on_output`; standard output may be read instead."""
+class Session(RunningCommand):
+    """A command under way in a session of its own on the host."""
 
     def __init__(
         self,
@@ -28,27 +24,28 @@ class Session:
         *,
         on_output: Callable[[Stream, bytes], None],
         deadline: Deadline,
-        watch: Watch,
+        cancel_token: CancelToken | None,
         check: Callable[[], None],
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        """Start the ssh process and hand it the script.
+        """Start the ssh process, and send it the script and the standard input of the command.
 
-        `check` is called when nothing has moved for a while; it raises where waiting is in vain.
+        `check` is called when nothing has moved for a while; it raises if the wait is in vain.
 
         Raises:
             OSError: ssh cannot be started.
         """
+        super().__init__(on_output)
         self._decoder = OutputDecoder(script.output_mark)
-        self._on_output = on_output
         self._check = check
         self._timeouts = timeouts
-        self._stdout_buffer: bytearray | None = None
         self._raw_chunks: list[bytes] | None = None
         self.ssh_exit_code: int | None = None
-        self._process = LocalProcess(argv, on_output=self._receive, deadline=deadline, cancel_token=watch.cancel_token)
+        self._process = LocalProcess(argv, on_output=self._receive, deadline=deadline, cancel_token=cancel_token)
         try:
-            self._process.write(script.encode(), pump=self._pump)
+            for data in (script.encode(), script.command.stdin):
+                if data:
+                    self._process.write(data, pump=self._pump)
         except (DeadlinePassedError, CancelledError):
             self.cancel()
             raise
@@ -63,19 +60,15 @@ class Session:
             self._check()
         return True
 
+    def _wait_until(self, predicate: Callable[[], bool]) -> None:
+        if not self._pump(lambda: predicate() or self._decoder.has_ended):
+            self._deliver_remaining()
+
     def _receive(self, stream: Stream, data: bytes) -> None:
         if self._raw_chunks is not None and stream is Stream.STDOUT:
             self._raw_chunks.append(data)
             return
         self._deliver(stream, self._decoder.feed(stream, data))
-
-    def _deliver(self, stream: Stream, data: bytes) -> None:
-        if not data:
-            return
-        if self._stdout_buffer is not None and stream is Stream.STDOUT:
-            self._stdout_buffer += data
-        else:
-            self._on_output(stream, data)
 
     @property
     def has_started(self) -> bool:
@@ -97,42 +90,14 @@ class Session:
         return self._decoder.preamble(stream)
 
     def write(self, data: bytes) -> None:
-        """Send to the script's standard input.
+        """Send to standard input.
 
         Raises:
-            SessionEndedError: Nobody reads it any more.
+            CommandEndedError: The command no longer reads it.
         """
         self._process.write(data, pump=self._pump)
         if self._decoder.has_ended or self._process.at_eof or not self._process.is_stdin_open:
-            raise SessionEndedError
-
-    def read(self, size: int) -> bytes:
-        """Return so many bytes of standard output, fewer only at its end.
-
-        The first call keeps standard output from going to `on_output` from then on.
-        """
-        if self._stdout_buffer is None:
-            self._stdout_buffer = bytearray()
-        if not self._pump(lambda: len(self._stdout_buffer or b"") >= size or self._decoder.has_ended):
-            self._deliver_remaining()
-        data = bytes(self._stdout_buffer[:size])
-        del self._stdout_buffer[:size]
-        return data
-
-    def read_some(self) -> bytes:
-        """Return what there is of standard output, waiting for some; nothing only at its end."""
-        return self.read(1) + self.read(len(self._stdout_buffer or b""))
-
-    def read_until(self, end: bytes) -> bytes | None:
-        """Return standard output up to a byte string, which is taken off; None where it ends before."""
-        if self._stdout_buffer is None:
-            self._stdout_buffer = bytearray()
-        reading = self._stdout_buffer
-        if not self._pump(lambda: end in reading or self._decoder.has_ended):
-            self._deliver_remaining()
-        data, found, rest = bytes(reading).partition(end)
-        reading[:] = rest
-        return data if found else None
+            raise CommandEndedError
 
     def close_stdin(self) -> None:
         """End the script's standard input."""
@@ -144,7 +109,7 @@ class Session:
 
     def iter_raw_stdout(self) -> Iterator[bytes]:
         """Yield standard output as it comes, up to its end, and from here on as it is, marks included."""
-        rest = bytes(self._stdout_buffer or b"") + self._decoder.flush(Stream.STDOUT)
+        rest = bytes(self._unread or b"") + self._decoder.flush(Stream.STDOUT)
         self._raw_chunks = [rest] if rest else []
         while self._raw_chunks or (self._pump(lambda: bool(self._raw_chunks)) or self._raw_chunks):
             data, self._raw_chunks = self._raw_chunks, []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
+from lazycluster._model.running_command import CommandEndedError, collecting
 from lazycluster._model.timeouts import Timeouts
 from lazycluster._model.watch import Watch
 from lazycluster._ssh.diagnosis import LostCommandState, diagnose, diagnose_lost_master, start_failure
 from lazycluster._ssh.master import Master
-from lazycluster._ssh.session import Session, SessionEndedError
+from lazycluster._ssh.session import Session
 from lazycluster._ssh.shell import Script
 from lazycluster._waiting import CancelledError, Deadline
 from lazycluster.exceptions import (
@@ -20,7 +22,7 @@ from lazycluster.exceptions import (
 )
 from lazycluster.results import Collector, Stream
 
-Work = Callable[[Session], object]
+Work: TypeAlias = Callable[[Session], object]
 """Feeds and reads a session between its start and its end, and calls `wait()`."""
 
 
@@ -30,7 +32,7 @@ def run_session(
     script: Script,
     work: Work,
     *,
-    on_output: Callable[[Stream, bytes], None],
+    collector: Collector,
     deadline: Deadline,
     watch: Watch,
     check: Callable[[], None],
@@ -47,20 +49,26 @@ def run_session(
     """
     try:
         session = Session(
-            argv, script, on_output=on_output, deadline=deadline, watch=watch, check=check, timeouts=timeouts
+            argv,
+            script,
+            on_output=collecting(collector, watch),
+            deadline=deadline,
+            cancel_token=watch.cancel_token,
+            check=check,
+            timeouts=timeouts,
         )
     except OSError as error:
         raise start_failure(host, error) from error
     except CancelledError:
-        raise CommandStoppedError(host, script.title) from None
+        raise CommandStoppedError(host, script.command.title) from None
     try:
         try:
             work(session)
-        except SessionEndedError:
+        except CommandEndedError:
             session.wait()
     except CancelledError:
         session.cancel(grace=script.grace)
-        raise CommandStoppedError(host, script.title) from None
+        raise CommandStoppedError(host, script.command.title) from None
     except BaseException:
         session.cancel()
         raise
@@ -77,16 +85,16 @@ def session_exit_code(host: str, script: Script, master: Master, session: Sessio
     """
     if session.reported_status == "cd":
         reason = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
-        raise WorkingDirectoryError(host, script.cwd or "", reason)
+        raise WorkingDirectoryError(host, script.command.cwd or "", reason)
     if session.reported_status is not None:
         return int(session.reported_status)
     if session.has_started and (master.has_exited or not master.check()):
-        raise ConnectionLostError(host, script.title, master.exit_reason, started=True)
+        raise ConnectionLostError(host, script.command.title, master.exit_reason, started=True)
     if session.ssh_exit_code is not None and session.ssh_exit_code < 0:
         reason = f"the ssh process of the session was ended by signal {-session.ssh_exit_code}"
-        raise ConnectionLostError(host, script.title, reason, started=session.has_started or None)
+        raise ConnectionLostError(host, script.command.title, reason, started=session.has_started or None)
     if not session.has_started and master.control_socket is not None:
-        raise LoginShellError(host, script.title, session.ssh_exit_code, session.diagnostic)
+        raise LoginShellError(host, script.command.title, session.ssh_exit_code, session.diagnostic)
     # The host's shell itself was killed, or a stand-in for ssh ran.
     return 255 if session.ssh_exit_code is None else session.ssh_exit_code
 
@@ -97,4 +105,4 @@ def session_error(host: str, script: Script, master: Master, session: Session) -
         return diagnose(host, session.diagnostic, exit_code=session.ssh_exit_code)
     started = False if diagnose_lost_master(session.diagnostic) is LostCommandState.NOT_STARTED else None
     reason = master.exit_reason if master.has_exited else session.diagnostic.strip() or "the session broke off"
-    return ConnectionLostError(host, script.title, reason, started)
+    return ConnectionLostError(host, script.command.title, reason, started)

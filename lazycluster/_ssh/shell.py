@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import attrs
 
+from lazycluster._model.command import Command
+from lazycluster._model.options import DEFAULT_GRACE_SECONDS
 from lazycluster._ssh import host_scripts
 from lazycluster.results import Stream
 
@@ -61,31 +63,24 @@ def process_label(command: str) -> str:
 
 @attrs.frozen
 class Script:
-    """A command with its surroundings, and the marks by which its output is known.
+    """A command as one session runs it, with the marks by which its output and its processes are known.
 
-    `output_mark` is random and says which output is the command's; `process_mark` marks its processes on the host.
-    `grace` is how many seconds lie between SIGTERM and SIGKILL. With `raw_stdin` the command gets the rest of the
-    session's input as its own and watches itself for its end; otherwise it gets `stdin_size` bytes of it. `title` is
-    what `ps` shows. Without `new_shell`, and then with `raw_stdin`, the command is read by the shell that is there
-    already, and has no mark.
+    `output_mark` is random and delimits the output of the command; `process_mark` marks its processes on the host.
+    `grace` is the time in seconds between SIGTERM and SIGKILL. A command without `stdin` of its own gets the rest of
+    the session's input, and watches it for its end. With `inline`, which takes such a command, the shell of the session
+    reads the command itself, and its processes have no mark.
     """
 
-    command: str = attrs.field(repr=False)
+    command: Command
     output_mark: str
     process_mark: str
-    title: str
-    cwd: str | None = None
-    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    grace: float = 5.0
-    stdin_size: int = 0
-    raw_stdin: bool = False
-    login_shell: bool = True
-    new_shell: bool = True
+    grace: float = DEFAULT_GRACE_SECONDS
+    inline: bool = False
 
     @property
     def command_words(self) -> tuple[str, str]:
-        """Return what ssh is asked to run: the bootstrap, and the command as its label."""
-        return SHELL_BOOTSTRAP, process_label(self.title)
+        """The words for ssh to run on the host: the bootstrap, and the command as its label."""
+        return SHELL_BOOTSTRAP, process_label(self.command.title)
 
     def encode(self) -> bytes:
         """Return the line that the bootstrap reads: everything, encoded."""
@@ -93,31 +88,32 @@ class Script:
 
     def text(self) -> str:
         """Return the program for the host's /bin/sh."""
-        # A shell that starts ignores IFS in its environment; the one that is there would heed it.
-        inline = not self.new_shell and "IFS" not in self.env
-        values = {"lc_output_mark": shlex.quote(self.output_mark), "lc_command": shlex.quote(self.command)}
+        command = self.command
+        # A shell that starts ignores IFS in its environment; a running shell would heed it.
+        inline = self.inline and "IFS" not in command.env
+        values = {"lc_output_mark": shlex.quote(self.output_mark), "lc_command": shlex.quote(command.shell_text)}
         parts = ["session_begin"]
-        if self.cwd is not None:
-            values["lc_cwd"] = quote_path(self.cwd)
+        if command.cwd is not None:
+            values["lc_cwd"] = quote_path(command.cwd)
             parts.append("session_directory")
         if inline:
             parts.append("session_inline")
         else:
             values["lc_mark"] = shlex.quote(f"{PROCESS_MARK_VARIABLE}={self.process_mark}")
-            if self.login_shell:
+            if command.login_shell and isinstance(command.program, str):
                 parts.append("choose_shell")
             else:
                 values["lc_shell"] = "/bin/sh"
-            if self.raw_stdin:
+            if command.stdin is None:
                 parts.append("session_raw")
             else:
                 values |= {
                     "lc_grace_tenths": host_scripts.grace_tenths(self.grace),
-                    "lc_stdin_size": str(self.stdin_size),
+                    "lc_stdin_size": str(len(command.stdin)),
                 }
                 parts += ["terminate_marked", "session_watched"]
         # The command's environment is not that of the programs that the watchdog needs.
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()] or [":"]
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in command.env.items()] or [":"]
         assignments = [f"{name}={value}" for name, value in values.items()]
         return "\n".join([*assignments, "lc_env() {", *exports, "}", host_scripts.text(*parts)])
 

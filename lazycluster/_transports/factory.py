@@ -1,12 +1,14 @@
-"""Which way leads onto a host: the one place where a runtime gets its transport from."""
+"""The one place that makes transports: tests put a fake one here."""
 
 from __future__ import annotations
 
-from lazycluster._model.options import ConnectionOptions, RuntimeOptions
+from lazycluster._model.checks import absolute_path, check_environment, check_grace
+from lazycluster._model.options import DEFAULT_GRACE_SECONDS, DEFAULT_MAX_SESSIONS, RuntimeOptions
+from lazycluster._ssh.client import SshClient
+from lazycluster._ssh.destination import Destination
 from lazycluster._transports.interface import RuntimeTransport
 from lazycluster._transports.per_command import PerCommandTransport
 from lazycluster._transports.resident import ResidentTransport
-from lazycluster.connection import Connection
 
 
 def make_transport(host: str, options: RuntimeOptions) -> RuntimeTransport:
@@ -34,12 +36,24 @@ def _make(host: str, options: RuntimeOptions) -> RuntimeTransport:
     if unknown:
         known = ", ".join(sorted(RuntimeOptions.__annotations__))
         raise TypeError(f"Runtime() got an unexpected keyword argument {unknown[0]!r}; there are: {known}")
-    remaining = options.copy()
-    python = remaining.pop("python", None)
-    resident = remaining.pop("resident", True)
-    grace = remaining.pop("grace", 5.0)
-    if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not 0 <= grace < 1e6:
-        raise ValueError(f"grace is a number of seconds, not {grace!r}")
-    keywords: ConnectionOptions = remaining
-    connection = Connection(host, **keywords)
-    return ResidentTransport(connection, python, grace) if resident else PerCommandTransport(connection, python)
+    check_environment(options.get("env"))
+    identity_file, config_file = options.get("identity_file"), options.get("config_file")
+    destination = Destination(
+        host,
+        user=options.get("user"),
+        port=options.get("port"),
+        identity_file=None if identity_file is None else absolute_path(identity_file),
+        config_file=None if config_file is None else absolute_path(config_file),
+        connect_timeout=options.get("connect_timeout", 10.0),
+        options=tuple((options.get("options") or {}).items()),
+    )
+    ssh_client = SshClient(
+        destination,
+        password=options.get("password"),
+        grace=check_grace(options.get("grace", DEFAULT_GRACE_SECONDS)),
+        max_sessions=options.get("max_sessions", DEFAULT_MAX_SESSIONS),
+    )
+    python = options.get("python")
+    if options.get("resident", True):
+        return ResidentTransport(ssh_client, python)
+    return PerCommandTransport(ssh_client, python)

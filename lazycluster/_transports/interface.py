@@ -1,52 +1,39 @@
-"""What a way onto a host can do: run, call, send, receive, end."""
+"""The interface of a transport: run, call, send and fetch on one host, and end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, Protocol
 
+from lazycluster._functions.function_call import FunctionCall
+from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import ManagedProcess
 from lazycluster.results import CommandResult
 
-if TYPE_CHECKING:
-    from lazycluster._functions.serialize import Payload
-
 
 class Transport(Protocol):
-    """One host, however it is reached. Relative paths on the host start in `cwd`, or in the home directory."""
+    """One host. Relative paths on the host start in `cwd`, or in the home directory. Any thread may use it."""
 
     @property
     def host(self) -> str:
-        """Return the name of the host."""
+        """The host as it was given."""
 
-    def run(
-        self,
-        command: str,
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> CommandResult:
-        """Run a command in a POSIX shell and return how it ended."""
+    def connect(self) -> None:
+        """Log in unless the transport is connected.
 
-    def call(
-        self,
-        payload: Payload,
-        outcome: IO[bytes],
-        *,
-        python: str | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> None:
-        """Run a function and write its outcome to a file, for `outcome.read_outcome()`."""
+        Raises:
+            ConnectError: The host could not be reached.
+        """
+
+    def run(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
+        """Run a command and return its result."""
+
+    def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
+        """Call a function and write its outcome to a file, for `read_outcome()`."""
 
     def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Send a file or a directory."""
@@ -54,29 +41,29 @@ class Transport(Protocol):
     def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Fetch a file or a directory."""
 
+    def is_alive(self) -> bool:
+        """Return whether the host can run a command now; connects if need be, and never raises."""
+
     def close(self) -> None:
-        """End the connection and what it runs."""
+        """End the connection and everything that runs over it."""
 
 
 class Stoppable(ManagedProcess, Protocol):
-    """A managed process that can be asked to end without waiting for it, so that many end together."""
+    """A managed process that can be asked to end without a wait for it, so that many end together."""
 
     def request_stop(self) -> None:
         """Ask it to end."""
 
 
 class RuntimeTransport(Transport, Protocol):
-    """A transport under a runtime: it also makes directories, asks the machine, opens tunnels, and cleans up."""
+    """The transport of a runtime: it also makes directories, probes the machine, opens tunnels, and cleans up."""
 
     @property
     def temp_dirs(self) -> list[str]:
-        """Return the temporary directories that are to be removed."""
+        """The temporary directories that are still to be removed."""
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
-        """Make the working directory, a temporary one unless named, and look at the machine; return both."""
-
-    def is_alive(self) -> bool:
-        """Tell whether a command can be run on the host now; connects if need be, and never raises."""
+        """Make the working directory, a temporary one by default, probe the machine, and return both."""
 
     def create_dir(self, path: str, *, cwd: str) -> None:
         """Make a directory with its parents."""
@@ -85,16 +72,16 @@ class RuntimeTransport(Transport, Protocol):
         """Make a temporary directory, and return its path."""
 
     def delete_dir(self, path: str, *, cwd: str) -> bool:
-        """Delete a directory with all that is in it; tell whether nothing of it is left."""
+        """Delete a directory with its contents; return whether nothing of it is left."""
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
         """Return those of the ports that a server could listen on."""
 
     def open_tunnel(self, forwarding: Forwarding, owner: object) -> Stoppable:
-        """Open a tunnel; the owner lives as long as it does."""
+        """Open a tunnel; the owner lives as long as the tunnel."""
 
     def can_reach_host(self, timeout: float) -> bool:
-        """Tell within about so many seconds whether a host that was reached before can be reached now."""
+        """Return, after at most about `timeout` seconds, whether a host that was reached before can be reached now."""
 
     def clean_up(self) -> None:
         """End what is left of the runtime on the host, and remove its temporary directories."""

@@ -10,8 +10,8 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
+from lazycluster._model.running_command import CommandEndedError, RunningCommand
 from lazycluster._remote import protocol
-from lazycluster._ssh.session import SessionEndedError
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, queue_get
 from lazycluster.exceptions import ConnectionLostError
 from lazycluster.results import Stream
@@ -49,24 +49,32 @@ class ExitInfo:
         return code if code >= 0 else 128 - code
 
 
-class RemoteChild:
+class RemoteChild(RunningCommand):
     """A command or function that runs on the host. The thread that waits for it handles its events."""
 
     def __init__(self, channel: Channel, number: int, title: str) -> None:
+        super().__init__(lambda _stream, _data: None)
         self.events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
         self.exit_info: ExitInfo | None = None
         self.has_started = False
         self.deadline = Deadline(None)
         self.cancel_token: CancelToken | None = None
-        self.on_output: Callable[[Stream, bytes], None] = lambda _stream, _data: None
         self.on_outcome: Callable[[bytes], object] = lambda _data: None
         self.title = title
         self.number = number
         self._channel = channel
         self._send_window = protocol.WINDOW_BYTES
         self._unacknowledged_bytes = 0
-        self._stdout_buffer: bytearray | None = None
         self._stdin_closed = False
+
+    def follow(
+        self, on_output: Callable[[Stream, bytes], None], deadline: Deadline, cancel_token: CancelToken | None
+    ) -> None:
+        """Set where output goes, and what ends the wait for the child."""
+        self._on_output, self.deadline, self.cancel_token = on_output, deadline, cancel_token
+
+    def _wait_until(self, predicate: Callable[[], bool]) -> None:
+        self.pump(predicate)
 
     def pump(self, predicate: Callable[[], bool]) -> bool:
         """Handle events until a condition holds or the child has ended; return whether the condition holds.
@@ -112,10 +120,8 @@ class RemoteChild:
         self.has_started = True
         if kind == protocol.OUTCOME:
             self.on_outcome(body)
-        elif kind == protocol.STDOUT and self._stdout_buffer is not None:
-            self._stdout_buffer += body
         else:
-            self.on_output(_STREAM_BY_FRAME_KIND[kind], body)
+            self._deliver(_STREAM_BY_FRAME_KIND[kind], body)
         self._unacknowledged_bytes += len(body)
         if self._unacknowledged_bytes >= protocol.WINDOW_UPDATE_THRESHOLD_BYTES:
             self._send_frame(protocol.WINDOW_UPDATE, protocol.encode_number(self._unacknowledged_bytes))
@@ -128,51 +134,18 @@ class RemoteChild:
         """Send to the standard input of the child, as fast as the child reads it.
 
         Raises:
-            SessionEndedError: The child has ended.
+            CommandEndedError: The child has ended.
         """
         view = memoryview(data)
         while view:
             if self.deadline.has_passed:
                 raise DeadlinePassedError
             if not self.pump(lambda: self._send_window > 0) or self.exit_info is not None:
-                raise SessionEndedError
+                raise CommandEndedError
             piece = view[: min(protocol.STREAM_CHUNK_BYTES, self._send_window)]
             self._send_window -= len(piece)
             self._send_frame(protocol.INPUT, bytes(piece))
             view = view[len(piece) :]
-
-    def _get_stdout_buffer(self) -> bytearray:
-        """Return the unread standard output, which is kept from the first call on."""
-        if self._stdout_buffer is None:
-            self._stdout_buffer = bytearray()
-        return self._stdout_buffer
-
-    def read(self, size: int) -> bytes:
-        """Return `size` bytes of standard output, fewer only at its end.
-
-        The first call keeps standard output from going to `on_output` from then on.
-        """
-        reading = self._get_stdout_buffer()
-        self.pump(lambda: len(reading) >= size)
-        data = bytes(reading[:size])
-        del reading[:size]
-        return data
-
-    def read_some(self) -> bytes:
-        """Wait for standard output and return all of it that has come; nothing only at its end."""
-        reading = self._get_stdout_buffer()
-        self.pump(lambda: bool(reading))
-        data = bytes(reading)
-        reading.clear()
-        return data
-
-    def read_until(self, end: bytes) -> bytes | None:
-        """Return standard output up to a byte string, which is left out; None if the output ends first."""
-        reading = self._get_stdout_buffer()
-        self.pump(lambda: end in reading)
-        data, found, rest = bytes(reading).partition(end)
-        reading[:] = rest
-        return data if found else None
 
     def close_stdin(self) -> None:
         """End the standard input of the child."""

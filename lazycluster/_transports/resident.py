@@ -1,44 +1,48 @@
-"""A host under a runtime that keeps a supervisor there: a command or call costs one round trip and a fork."""
+"""The transport that keeps a supervisor on the host: a command or call costs one round trip and a fork."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
 
 import attrs
 
-from lazycluster._files import transfer
 from lazycluster._functions import bootstrap
-from lazycluster._model.checks import check_command, check_environment, check_timeout
+from lazycluster._functions.function_call import FunctionCall
+from lazycluster._model.command import Command
+from lazycluster._model.running_command import (
+    CommandEndedError,
+    Conversation,
+    collecting,
+    timeout_error,
+    wait_for_end,
+)
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import call_outcome, protocol
 from lazycluster._remote.process_tree import describe_wait_status
+from lazycluster._remote.protocol import FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL, FLAG_NO_SHELL
+from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.host_scripts import PROBE_SCRIPT
-from lazycluster._transports.child_runner import ChildRunner, stdin_writer
-from lazycluster._transports.per_command import SET_UP_TIMEOUT_SECONDS, SshTransport
+from lazycluster._transports.remote_child import ExitInfo, RemoteChild
+from lazycluster._transports.ssh_transport import SET_UP_TIMEOUT_SECONDS, SshTransport, directory_error
 from lazycluster._transports.supervisor_client import Hello, SupervisorClient, SupervisorSettings
-from lazycluster._waiting import DeadlinePassedError
-from lazycluster.connection import Connection
+from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
-    CommandFailedError,
+    CommandStoppedError,
+    ConnectionLostError,
     LazyclusterError,
     RemoteFunctionError,
     SupervisorError,
     WorkingDirectoryError,
 )
 from lazycluster.hardware import HostInfo, parse_probe_output
-from lazycluster.results import Collector, CommandResult
-
-if TYPE_CHECKING:
-    from lazycluster._functions.serialize import Payload
+from lazycluster.results import Collector
 
 _log = logging.getLogger(__name__)
 _SUPERVISOR_RESPONSE_TIMEOUT_SECONDS = 30.0
-_MAX_COMMAND_CHARACTERS = 1 << 20
 _MAX_STREAMED_FILE_BYTES = 1 << 24
 """Bytes up to which a file goes through the supervisor's channel: about where scp, which is faster, has caught up."""
 _CLOSE_GRACE_MARGIN_SECONDS = 15.0
@@ -48,14 +52,9 @@ _CLOSE_GRACE_MARGIN_SECONDS = 15.0
 class ResidentTransport(SshTransport):
     """Runs everything through a supervisor on the host, which is started again where it was lost."""
 
-    def __init__(self, connection: Connection, python: str | None = None, grace: float = 5.0) -> None:
-        """Use a connection; nothing is started yet. `grace` is how many seconds lie between SIGTERM and SIGKILL."""
-        super().__init__(connection, python)
-        self.grace = grace
-        self.child_runner = ChildRunner(self, connection.ssh_client.timeouts)
-        self._transfer_backend = transfer.TransferBackend(
-            self.child_runner, connection.ssh_client, max_streamed_bytes=_MAX_STREAMED_FILE_BYTES
-        )
+    def __init__(self, ssh_client: SshClient, python: str | None = None) -> None:
+        """Use an ssh client; nothing starts yet."""
+        super().__init__(ssh_client, python, max_streamed_bytes=_MAX_STREAMED_FILE_BYTES)
         self._lost_temp_dirs: dict[str, str] = {}
         self.reset()
 
@@ -65,21 +64,17 @@ class ResidentTransport(SshTransport):
         self._lock = threading.RLock()
         self._supervisor: SupervisorClient | None = None
 
-    def child_environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
-        """Return the environment of a child."""
-        return {**self.connection.ssh_client.env, **check_environment(env)}
-
     # The supervisor --------------------------------------------------------------------------------------------------
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
         """Start the supervisor, which makes the working directory and probes the machine."""
         if working_dir is not None:
             _check_path(working_dir)
-        settings = SupervisorSettings(self._python, self.grace, working_dir or "", PROBE_SCRIPT)
+        settings = SupervisorSettings(self._python, self.ssh_client.grace, working_dir or "", PROBE_SCRIPT)
         with self._lock:
             hello = self._start_supervisor(settings)
         if hello.working_dir_error:
-            raise CommandFailedError(self.host, f"mkdir -p {working_dir or ''}".strip(), 1, hello.working_dir_error)
+            raise directory_error(self.host, working_dir, hello.working_dir_error)
         if working_dir is None:
             self._temp_dirs.append(hello.working_dir)
         facts = attrs.evolve(
@@ -114,21 +109,19 @@ class ResidentTransport(SshTransport):
                 for path in self._temp_dirs:
                     self._lost_temp_dirs[path] = self._supervisor.exit_reason
                 self._temp_dirs.clear()
-            self._start_supervisor(SupervisorSettings(self._python, self.grace))
+            self._start_supervisor(SupervisorSettings(self._python, self.ssh_client.grace))
             assert self._supervisor is not None
             return self._supervisor
 
     def _is_usable(self, supervisor: SupervisorClient) -> bool:
         """Tell whether a supervisor can be used; that its link is gone may be seen before it is."""
-        return supervisor.is_running and self.connection.ssh_client.is_connected
+        return supervisor.is_running and self.ssh_client.is_connected
 
     def _start_supervisor(self, settings: SupervisorSettings) -> Hello:
         """Start a supervisor, which others see once it has greeted."""
-        started = SupervisorClient(self.connection.ssh_client, settings)
+        started = SupervisorClient(self.ssh_client, settings)
         try:
-            hello = started.wait_until_ready(
-                self.connection.ssh_client.destination.connect_timeout + SET_UP_TIMEOUT_SECONDS
-            )
+            hello = started.wait_until_ready(self.ssh_client.destination.connect_timeout + SET_UP_TIMEOUT_SECONDS)
         except SupervisorError:
             if started.has_shell_started:
                 # A Python that hangs during its start does not see the end of its input.
@@ -145,64 +138,43 @@ class ResidentTransport(SshTransport):
                 self.host, f"no answer to {method!r} within {_SUPERVISOR_RESPONSE_TIMEOUT_SECONDS:g} s"
             ) from None
         except OSError as error:
-            raise CommandFailedError(self.host, method, 1, str(error)) from error
+            raise SupervisorError(self.host, f"{method!r} failed: {error}") from error
 
     # What it does ----------------------------------------------------------------------------------------------------
 
-    def run(
-        self,
-        command: str,
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> CommandResult:
-        """Run a command; see `Connection.run()`."""
-        check_command(command)
-        check_timeout(timeout)
-        if len(command) > _MAX_COMMAND_CHARACTERS:
-            raise ValueError(
-                f"a command of {len(command)} characters is longer than any system takes; send it as a file"
-            )
-        return self.child_runner.run(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout, watch=watch)
+    def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
+        """Run a command as a child of the supervisor; see `CommandRunner.communicate()`."""
+        flags = FLAG_LOGIN_SHELL if command.login_shell else 0
+        text = command.program
+        if not isinstance(text, str):
+            flags, text = FLAG_NO_SHELL, "\0".join(text)
+        child, unsent = self._start_child(
+            protocol.RUN, command.title, text, command.cwd, command.env, stdin=command.stdin, flags=flags
+        )
+        collector = watch.collector or Collector()
+        exit_info = self._follow(child, unsent, conversation, command.timeout, watch, collector)
+        return self._exit_code(exit_info, command.title, command.cwd)
 
-    def call(
-        self,
-        payload: Payload,
-        outcome: IO[bytes],
-        *,
-        python: str | None = None,  # noqa: ARG002 - the supervisor's own
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> None:
-        """Run a function in a forked child of the supervisor, and write its outcome to a file."""
+    def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
+        """Call a function in a forked child of the supervisor."""
         outcome.seek(0)
         outcome.truncate()
-        title = f"python: {payload.function}"
-        child, unsent_stdin = self.child_runner.start_child(
+        function = call.payload.function
+        child, unsent = self._start_child(
             protocol.CALL,
-            title,
-            payload.function,
-            cwd=cwd,
-            env=self.child_environment(env),
-            stdin=payload.encode_request(),
+            call.title,
+            function,
+            call.cwd,
+            call.env,
+            stdin=call.payload.encode_request(),
             prepare=self._load_calls_extension,
         )
         child.on_outcome = outcome.write
-        exit_info = self.child_runner.communicate(
-            child,
-            stdin_writer(unsent_stdin),
-            timeout=timeout,
-            watch=watch,
-            collector=watch.collector or Collector(),
-        )
+        collector = watch.collector or Collector()
+        exit_info = self._follow(child, unsent, wait_for_end, call.timeout, watch, collector)
         if exit_info.kind == "failed":
-            raise RemoteFunctionError(self.host, payload.function, exit_info.detail)
-        self.child_runner.exit_code(exit_info, title, cwd)
+            raise RemoteFunctionError(self.host, function, exit_info.detail)
+        self._exit_code(exit_info, call.title, call.cwd)
         if exit_info.kind != "done":  # its process died, or so it seems
             words = describe_wait_status(int(exit_info.detail)).encode()
             outcome.write(
@@ -215,26 +187,96 @@ class ResidentTransport(SshTransport):
         bootstrap.check_python_version(supervisor.wait_until_ready(SET_UP_TIMEOUT_SECONDS).python, self.host)
         supervisor.ensure_loaded("calls", bootstrap.calls_extension, cloudpickle_source)
 
-    def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
-        """Send a file or a directory; see `Connection.put()`."""
-        transfer.put(self._transfer_backend, local, remote, cwd=cwd, watch=watch)
+    def _start_child(
+        self,
+        kind: int,
+        title: str,
+        text: str,
+        cwd: str | None,
+        env: Mapping[str, str],
+        *,
+        stdin: bytes | None,
+        flags: int = 0,
+        prepare: Callable[[SupervisorClient], object] = lambda _supervisor: None,
+    ) -> tuple[RemoteChild, bytes]:
+        """Start a child, and return it with the part of `stdin` that is still to be sent.
 
-    def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
-        """Fetch a file or a directory; see `Connection.get()`."""
-        transfer.get(self._transfer_backend, remote, local, cwd=cwd, watch=watch)
-
-    def run_sh(self, script: str, title: str, *, cwd: str | None = None, stdin: bytes = b"") -> CommandResult:
-        """Run text of the library's own in the host's /bin/sh."""
-        return self.child_runner.run(
-            script, title=title, cwd=cwd, stdin=stdin, timeout=SET_UP_TIMEOUT_SECONDS, login_shell=False
+        `prepare` prepares the supervisor. If the supervisor turns out to be gone before the child has started, a second
+        attempt follows.
+        """
+        first, unsent = (stdin or b"")[: protocol.STREAM_CHUNK_BYTES], (stdin or b"")[protocol.STREAM_CHUNK_BYTES :]
+        if stdin is not None and not unsent:
+            flags |= FLAG_INPUT_ENDED
+        fields = (
+            protocol.encode_number(flags),
+            b"" if cwd is None else os.fsencode(cwd),
+            b"%r" % self.ssh_client.grace,
+            text.encode("utf-8", "surrogateescape"),
+            first,
+            *(os.fsencode(word) for pair in env.items() for word in pair),
         )
+        for can_retry in (True, False):
+            supervisor = self.ensure_supervisor(cwd)
+            try:
+                prepare(supervisor)
+                return supervisor.start_child(kind, title, *fields), unsent
+            except ConnectionLostError:
+                if not can_retry:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _follow(
+        self,
+        child: RemoteChild,
+        unsent: bytes,
+        conversation: Conversation,
+        timeout: float | None,
+        watch: Watch,
+        collector: Collector,
+    ) -> ExitInfo:
+        """Send the rest of the standard input of a child, hold the conversation, and return how the child ended.
+
+        Raises:
+            CommandTimeoutError: The time limit passed; the child was ended.
+            CommandStoppedError: The cancel token was cancelled; the child was ended.
+            ConnectionLostError: The connection broke.
+        """
+        child.follow(collecting(collector, watch), Deadline(timeout), watch.cancel_token)
+        try:
+            try:
+                if unsent:
+                    child.write(unsent)
+                    child.close_stdin()
+                conversation(child)
+            except CommandEndedError:
+                child.wait()
+        except CancelledError:
+            child.cancel(timeout=self.ssh_client.grace + self.ssh_client.timeouts.command_stop_margin)
+            raise CommandStoppedError(self.host, child.title) from None
+        except DeadlinePassedError:
+            child.cancel(timeout=self.ssh_client.timeouts.command_cancel)
+            raise timeout_error(self.host, child.title, timeout, collector) from None
+        except ConnectionLostError as error:
+            raise (attrs.evolve(error, started=True) if child.has_started else error) from error.__cause__
+        except BaseException:
+            child.cancel(timeout=self.ssh_client.timeouts.command_cancel)
+            raise
+        assert child.exit_info is not None
+        return child.exit_info
+
+    def _exit_code(self, exit_info: ExitInfo, title: str, cwd: str | None) -> int:
+        if exit_info.kind == "cd":
+            raise WorkingDirectoryError(self.host, cwd or "", exit_info.detail)
+        if exit_info.kind == "failed":
+            raise SupervisorError(self.host, f"`{title}`: {exit_info.detail}")
+        return exit_info.exit_code
 
     def is_alive(self) -> bool:
         """Tell whether a command can be run on the host now."""
-        if self.connection.ssh_client.closed:
+        if self.ssh_client.closed:
             return False
         try:
-            self.ensure_supervisor().request("ping", timeout=self.connection.ssh_client.destination.connect_timeout)
+            self.ensure_supervisor().request("ping", timeout=self.ssh_client.destination.connect_timeout)
         except (LazyclusterError, DeadlinePassedError):
             return False
         return True
@@ -261,7 +303,7 @@ class ResidentTransport(SshTransport):
         if current is None:
             return
         try:
-            leftovers = current.close(self.grace + _CLOSE_GRACE_MARGIN_SECONDS)
+            leftovers = current.close(self.ssh_client.grace + _CLOSE_GRACE_MARGIN_SECONDS)
         except SupervisorError as error:
             _log.debug("%s", error)
             self.stop_marked_processes()

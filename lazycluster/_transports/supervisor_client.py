@@ -13,11 +13,14 @@ import attrs
 from lazycluster._functions import bootstrap
 from lazycluster._functions.bootstrap import PythonInfo
 from lazycluster._functions.python_finder import python_candidates, run_python_script
+from lazycluster._model.command import Command
+from lazycluster._model.options import DEFAULT_GRACE_SECONDS
+from lazycluster._model.running_command import CommandEndedError
 from lazycluster._model.watch import Watch
 from lazycluster._processes.pipe_writer import PipeWriter
 from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.client import SshClient
-from lazycluster._ssh.session import Session, SessionEndedError
+from lazycluster._ssh.session import Session
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster._transports.remote_child import ChildEvent, RemoteChild
 from lazycluster._waiting import CancelToken, Deadline, queue_get, start_thread, wait_event
@@ -39,7 +42,7 @@ class SupervisorSettings:
     """
 
     python: str | None = None
-    grace: float = 5.0
+    grace: float = DEFAULT_GRACE_SECONDS
     working_dir: str | None = None
     probe_script: str = attrs.field(default="", repr=False)
 
@@ -273,20 +276,11 @@ class SupervisorClient:
             temp_dir_prefix=f"lazycluster-{self._token}.",
             grace=settings.grace,
         )
-        script = ssh_client.script(
-            text,
-            title="lazycluster supervisor",
-            raw_stdin=True,
-            login_shell=False,
-            mark_processes=False,
-            new_shell=False,
-        )
-        watch = Watch(cancel_token=self._cancel_token)
+        command = Command(text, stdin=None, title="lazycluster supervisor", login_shell=False)
         return ssh_client.run_script(
-            script,
+            ssh_client.script(command, mark_processes=False, inline=True),
             lambda session: self._communicate(session, host_program),
-            collector=self._collector,
-            watch=watch,
+            Watch(cancel_token=self._cancel_token, collector=self._collector),
             long_lived=True,
         )
 
@@ -306,7 +300,7 @@ class SupervisorClient:
             del self._preamble[:-_MAX_QUOTED_BYTES]
         if line is None:
             self._preamble[:0] = session.diagnostic.encode()[-_MAX_QUOTED_BYTES:]
-            raise SessionEndedError
+            raise CommandEndedError
         self._stdin = session.detach_stdin()
         try:
             self._read_frames(session)

@@ -19,11 +19,21 @@ class CommandTimeoutError(CommandError, TimeoutError):
     host: str
     command: str
     timeout: float
-    stdout: bytes = attrs.field(default=b"", repr=False)
-    stderr: bytes = attrs.field(default=b"", repr=False)
+    stdout_bytes: bytes = attrs.field(default=b"", repr=False)
+    stderr_bytes: bytes = attrs.field(default=b"", repr=False)
+
+    @property
+    def stdout(self) -> str:
+        """The standard output so far as text (UTF-8; undecodable bytes replaced)."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """The standard error so far as text (UTF-8; undecodable bytes replaced)."""
+        return self.stderr_bytes.decode(errors="replace")
 
     def __str__(self) -> str:
-        output = indented_tail((self.stdout + self.stderr).decode(errors="replace"))
+        output = indented_tail(self.stdout + self.stderr)
         took = f"took longer than its timeout of {self.timeout:g} s and was ended"
         return f"{self.host}: `{shorten(self.command)}` {took}.{output}"
 
@@ -55,7 +65,7 @@ class CommandFailedError(CommandError):
 
 @attrs.frozen(slots=False)
 class WorkingDirectoryError(CommandError):
-    """A command could not enter its working directory."""
+    """A working directory could not be entered or made."""
 
     host: str
     path: str

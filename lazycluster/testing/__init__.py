@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         Sent,
     )
     from lazycluster.testing.fake_host import FakeHost
-    from lazycluster.testing.fake_transport import FakeTransport
     from lazycluster.testing.local_sshd import LocalSshd, LocalSshdError, SshdNotFoundError, find_sshd, write_config
     from lazycluster.testing.relay import Relay
 
@@ -33,7 +32,6 @@ __all__ = [
     "Called",
     "DeletedDir",
     "FakeHost",
-    "FakeTransport",
     "Fetched",
     "LocalSshd",
     "LocalSshdError",
@@ -50,7 +48,6 @@ __all__ = [
 
 _LAZY_IMPORTS = {
     "FakeHost": "fake_host",
-    "FakeTransport": "fake_transport",
     "LocalSshd": "local_sshd",
     "LocalSshdError": "local_sshd",
     "Relay": "relay",

@@ -23,7 +23,7 @@ _TILDE_PATH = re.compile(r"~([A-Za-z0-9_][A-Za-z0-9_.-]*)?(?:/(.*))?", re.DOTALL
 _PATH_ENDS_WITHOUT_NAME = {"", ".", "..", "~"}
 _MAX_TAR_BYTES_IN_MEMORY = 1 << 20
 
-ProgressCallback = Callable[[int, int | None], None]
+ProgressCallback = Callable[[int, int | None], object]
 
 
 class HostFiles:

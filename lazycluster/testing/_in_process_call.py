@@ -19,8 +19,8 @@ from typing import Any, TextIO, TypeAlias, cast
 
 import attrs
 
+from lazycluster._functions.function_call import Payload
 from lazycluster._functions.outcome import _Unpickler
-from lazycluster._functions.serialize import Payload
 from lazycluster._remote.call_outcome import DONE_RECORD, MemoryWriter
 from lazycluster._remote.call_program import load_and_call
 

@@ -8,7 +8,7 @@ from typing import TypeAlias, cast
 
 import attrs
 
-from lazycluster._functions.serialize import Payload
+from lazycluster._functions.function_call import Payload
 from lazycluster._model.forwarding import Forwarding
 from lazycluster.testing._in_process_call import unpickle_call
 

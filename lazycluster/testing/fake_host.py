@@ -12,9 +12,9 @@ from types import TracebackType
 
 from lazycluster._model.options import RuntimeOptions
 from lazycluster._typing import Self
+from lazycluster.testing._fake_transport import FakeTransport
 from lazycluster.testing._patching import patch_transports
 from lazycluster.testing._scripted_host import ScriptedHost
-from lazycluster.testing.fake_transport import FakeTransport
 
 
 class FakeHost(ScriptedHost):
@@ -42,7 +42,7 @@ class FakeHost(ScriptedHost):
 
     def __enter__(self) -> Self:
         """Stand in from now on."""
-        self._exit_stack.enter_context(patch_transports(self.connect, self._check_host_reachable))
+        self._exit_stack.enter_context(patch_transports(self._connect))
         return self
 
     def __exit__(
@@ -68,16 +68,6 @@ class FakeHost(ScriptedHost):
             self._named_hosts[name] = ScriptedHost(self._directory / f"host-{len(self._named_hosts) + 1}", self)
         return self._named_hosts[name]
 
-    def connect(self, host: str, options: RuntimeOptions | None = None) -> FakeTransport:
-        """Return a transport of the host, such as a `Runtime(host, **options)` has."""
-        effective_options: RuntimeOptions = options or {}
-        return FakeTransport(
-            self._named_hosts.get(host, self),
-            host,
-            env=effective_options.get("env"),
-            python=effective_options.get("python"),
-            resident=effective_options.get("resident", True),
-        )
-
-    def _check_host_reachable(self, host: str) -> None:
-        self._named_hosts.get(host, self).check_reachable(host)
+    def _connect(self, host: str, options: RuntimeOptions) -> FakeTransport:
+        machine = self._named_hosts.get(host, self)
+        return FakeTransport(machine, host, python=options.get("python"), resident=options.get("resident", True))

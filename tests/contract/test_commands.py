@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Mapping
 
 import pytest
 
@@ -17,7 +18,7 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster.testing import Ran
+from lazycluster.testing import FakeHost, Ran
 from lazycluster.testing._process_guard import wait_until
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 
@@ -142,7 +143,7 @@ def test_one_that_takes_longer_than_its_timeout_is_ended(case: TransportCase, ru
     assert isinstance(caught.value, TimeoutError)
     assert 0.4 < time.monotonic() - begun < 5
     assert (caught.value.host, caught.value.command, caught.value.timeout) == (HOST_ALIAS, command, 0.5)
-    assert (caught.value.stdout, caught.value.stderr) == (b"begun\n", b"odd\n")
+    assert (caught.value.stdout, caught.value.stderr) == ("begun\n", "odd\n")
     assert runtime.run(case.script("echo on", stdout="on\n")).stdout == "on\n"
 
 
@@ -201,23 +202,40 @@ def test_closing_a_runtime_stops_its_tasks(case: TransportCase) -> None:
 # Where they run ------------------------------------------------------------------------------------------------------
 
 
+def last_env(fake: FakeHost) -> Mapping[str, str]:
+    asked = fake.calls[-1]
+    assert isinstance(asked, Ran)
+    return asked.env
+
+
 def test_the_environment(case: TransportCase) -> None:
     awkward = "two\nlines, 'single', \"double\", $HOME `id` \\n ü !"
-    runtime = case.runtime(env={"OF_CONNECTION": "1", "BOTH": "connection"})
-    runtime.set_env_variables({"AWKWARD": awkward, "BOTH": "runtime"})
-    runtime.add_env_variables({"ADDED": ""})
-    expected = {"AWKWARD": awkward, "BOTH": "runtime", "ADDED": "", "WORKING_DIR": runtime.working_dir}
+    runtime = case.runtime(env={"OF_OPTION": "1", "BOTH": "option"})
+    runtime.add_env_variables({"AWKWARD": awkward, "BOTH": "added"})
+    runtime.add_env_variables({"EMPTY": ""})
+    expected = {"AWKWARD": awkward, "BOTH": "added", "EMPTY": "", "WORKING_DIR": runtime.working_dir, "OF_OPTION": "1"}
     assert runtime.env_variables == expected
-    expected["OF_CONNECTION"] = "1"
     text = "".join(f"{value}|" for value in expected.values())
-    command = 'printf "%s|" "$AWKWARD" "$BOTH" "$ADDED" "$WORKING_DIR" "$OF_CONNECTION"'
+    command = 'printf "%s|" "$AWKWARD" "$BOTH" "$EMPTY" "$WORKING_DIR" "$OF_OPTION"'
 
     assert runtime.run(case.script(command, stdout=text)).stdout == text
 
     if case.fake is not None:  # nothing reads the variables there; this is what would
-        asked = case.fake.calls[-1]
-        assert isinstance(asked, Ran)
-        assert asked.env == expected
+        assert last_env(case.fake) == expected
+
+
+def test_set_env_variables_replaces_the_env_option(case: TransportCase) -> None:
+    runtime = case.runtime(env={"OF_OPTION": "1"})
+    assert runtime.env_variables == {"OF_OPTION": "1", "WORKING_DIR": runtime.working_dir}
+    runtime.set_env_variables({"SET": "2"})
+    expected = {"SET": "2", "WORKING_DIR": runtime.working_dir}
+    assert runtime.env_variables == expected
+    command = case.script('echo "${OF_OPTION-unset} $SET"', stdout="unset 2\n")
+
+    assert runtime.run(command).stdout == "unset 2\n"
+
+    if case.fake is not None:
+        assert last_env(case.fake) == expected
 
 
 def test_a_working_directory_that_is_not_there(case: TransportCase) -> None:

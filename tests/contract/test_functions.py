@@ -177,15 +177,15 @@ def test_returns_come_in_the_order_of_the_functions(case: TransportCase, runtime
 
 
 def test_it_runs_in_the_working_directory_with_the_environment(case: TransportCase) -> None:
-    runtime = case.runtime(env={"OF_CONNECTION": "1"})
-    runtime.set_env_variables({"GREETING": "two\nlines 'and' \"quotes\""})
+    runtime = case.runtime(env={"OF_OPTION": "1"})
+    runtime.add_env_variables({"GREETING": "two\nlines 'and' \"quotes\""})
     here, environment = Path.cwd(), dict(os.environ)
 
     found, there = runtime.call(lambda: (dict(os.environ), os.getcwd()))  # noqa: PTH109 - as text
 
     assert there == runtime.working_dir
     assert found["GREETING"] == "two\nlines 'and' \"quotes\""
-    assert found["OF_CONNECTION"] == "1"
+    assert found["OF_OPTION"] == "1"
     assert found["WORKING_DIR"] == runtime.working_dir
     assert found["HOME"] == str(case.home)
     assert Path.cwd() == here

@@ -19,6 +19,7 @@ from lazycluster import (
     Runtime,
     RuntimeClosedError,
     RuntimeTask,
+    WorkingDirectoryError,
 )
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 from tests.reserved_ports import reserve_free_port
@@ -58,7 +59,7 @@ def test_a_working_directory_that_cannot_be_made(case: TransportCase, obstacle: 
         case.runtime(path)
 
     assert isinstance(caught.value, ValueError)
-    assert isinstance(caught.value.__cause__, CommandFailedError)
+    assert isinstance(caught.value.__cause__, WorkingDirectoryError)
     assert str(caught.value).startswith(f"{HOST_ALIAS} cannot be used as a runtime: ")
     assert f"{directory}/file" in str(caught.value)
     assert "File exists" in str(caught.value) or "Not a directory" in str(caught.value)

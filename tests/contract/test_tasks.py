@@ -175,5 +175,5 @@ def test_cleaning_up_lets_go_of_the_returns(runtime: Runtime) -> None:
 
 @pytest.mark.parametrize("add", [lambda task: task.run_command(""), lambda task: task.run_command(" \n")])
 def test_steps_that_cannot_be(add: Callable[[RuntimeTask], object]) -> None:
-    with pytest.raises(ValueError, match="must not be empty"):
+    with pytest.raises(ValueError, match=r"command must.* empty"):
         add(RuntimeTask())

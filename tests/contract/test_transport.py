@@ -21,8 +21,10 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster._files.install import discard
+from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.outcome import read_outcome
 from lazycluster._functions.serialize import serialize_call
+from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._model.watch import Watch
 from lazycluster._transports import factory
@@ -61,29 +63,29 @@ def test_where_a_command_runs_and_what_it_reads(case: TransportCase, transport: 
     case.script('pwd; echo "$X"; cat', stdout=f"{cwd}\nset\nread")
     case.script("pwd", stdout=f"{case.home}\n")
 
-    result = transport.run('pwd; echo "$X"; cat', cwd=cwd, env={"X": "set"}, stdin=b"read")
+    result = transport.run(Command('pwd; echo "$X"; cat', cwd=cwd, env={"X": "set"}, stdin=b"read"))
 
     assert result.stdout == f"{cwd}\nset\nread"
-    assert transport.run("pwd").stdout == f"{case.home}\n"
-    assert transport.run("pwd", cwd="~").stdout == f"{case.home}\n"
+    assert transport.run(Command("pwd")).stdout == f"{case.home}\n"
+    assert transport.run(Command("pwd", cwd="~")).stdout == f"{case.home}\n"
 
 
 def test_much_standard_input(case: TransportCase, transport: RuntimeTransport) -> None:
     data = os.urandom(3_000_000)
 
-    assert transport.run(case.script("cat", stdout=data), stdin=data).stdout_bytes == data
+    assert transport.run(Command(case.script("cat", stdout=data), stdin=data)).stdout_bytes == data
 
 
 @pytest.mark.parametrize("name", ["no-identifier", "", "1ST", "A=B"])
 def test_a_variable_that_is_none(transport: RuntimeTransport, name: str) -> None:
     with pytest.raises(ValueError, match="environment"):
-        transport.run("true", env={name: "x"})
+        transport.run(Command("true", env={name: "x"}))
 
 
 @pytest.mark.parametrize("cwd", ["no such directory", "/no/such", "~/no such"])
 def test_a_directory_that_is_not_there(transport: RuntimeTransport, cwd: str) -> None:
     with pytest.raises(WorkingDirectoryError) as caught:
-        transport.run("true", cwd=cwd)
+        transport.run(Command("true", cwd=cwd))
     assert (caught.value.host, caught.value.path) == (HOST_ALIAS, cwd)
 
 
@@ -93,7 +95,7 @@ def test_output_is_handed_on_as_it_comes_and_collected(case: TransportCase, tran
     command = case.script("echo out; sleep 0.1; echo err >&2; exit 5", stdout="out\n", stderr="err\n", exit_code=5)
 
     result = transport.run(
-        command, watch=Watch(on_output=lambda stream, data: seen.append((stream, data)), collector=collector)
+        Command(command), Watch(on_output=lambda stream, data: seen.append((stream, data)), collector=collector)
     )
 
     assert seen == [(Stream.STDOUT, b"out\n"), (Stream.STDERR, b"err\n")]
@@ -106,9 +108,9 @@ def test_a_collector_has_what_came_before_a_timeout(case: TransportCase, transpo
     command = case.script("echo begun; sleep 1000", stdout="begun\n", delay=1000)
 
     with pytest.raises(CommandTimeoutError) as caught:
-        transport.run(command, timeout=0.3, watch=Watch(collector=collector))
+        transport.run(Command(command, timeout=0.3), Watch(collector=collector))
 
-    assert collector.getvalue(Stream.STDOUT) == caught.value.stdout == b"begun\n"
+    assert collector.getvalue(Stream.STDOUT) == caught.value.stdout_bytes == b"begun\n"
 
 
 def test_a_stop_that_was_asked_for_before(case: TransportCase, transport: RuntimeTransport) -> None:
@@ -116,7 +118,7 @@ def test_a_stop_that_was_asked_for_before(case: TransportCase, transport: Runtim
     cancel_token.cancel()
 
     with pytest.raises(CommandStoppedError) as caught:
-        transport.run(case.script("sleep 1000", delay=1000), watch=Watch(cancel_token=cancel_token))
+        transport.run(Command(case.script("sleep 1000", delay=1000)), Watch(cancel_token=cancel_token))
 
     assert (caught.value.host, caught.value.command) == (HOST_ALIAS, "sleep 1000")
     cancel_token.close()
@@ -128,7 +130,7 @@ def test_a_stop_while_it_runs(case: TransportCase, transport: RuntimeTransport) 
     begun = time.monotonic()
 
     with pytest.raises(CommandStoppedError):
-        transport.run(command, watch=Watch(lambda _stream, _data: cancel_token.cancel(), cancel_token=cancel_token))
+        transport.run(Command(command), Watch(lambda _stream, _data: cancel_token.cancel(), cancel_token=cancel_token))
 
     assert time.monotonic() - begun < 5
     cancel_token.close()
@@ -141,7 +143,7 @@ def test_the_outcome_of_a_function_replaces_what_was_in_the_file(transport: Runt
     outcome = io.BytesIO(b"something else")
 
     for payload, expected in ((serialize_call(os.getcwd), cwd), (serialize_call(len, "four"), 4)):
-        transport.call(payload, outcome, cwd=cwd)
+        transport.call(FunctionCall(payload, cwd=cwd), outcome)
         assert read_outcome(outcome, HOST_ALIAS, payload.function) == Value(expected)
 
 
@@ -150,9 +152,9 @@ def test_a_function_is_followed_like_a_command(transport: RuntimeTransport) -> N
     collector = Collector()
 
     transport.call(
-        serialize_call(print, "shown"),
+        FunctionCall(serialize_call(print, "shown")),
         io.BytesIO(),
-        watch=Watch(lambda stream, data: seen.append((stream, data)), collector=collector),
+        Watch(lambda stream, data: seen.append((stream, data)), collector=collector),
     )
 
     assert {stream for stream, _ in seen} == {Stream.STDERR}
@@ -167,20 +169,20 @@ def test_a_function_that_takes_too_long(transport: RuntimeTransport, cwd: str) -
             time.sleep(0.01)
 
     with pytest.raises(CommandTimeoutError) as caught:
-        transport.call(serialize_call(endless), io.BytesIO(), cwd=cwd, timeout=1.0)
+        transport.call(FunctionCall(serialize_call(endless), cwd=cwd, timeout=1.0), io.BytesIO())
 
     assert (caught.value.host, caught.value.timeout) == (HOST_ALIAS, 1.0)
     assert caught.value.command.startswith("python: ")
-    assert b"begun\n" in caught.value.stderr
+    assert "begun\n" in caught.value.stderr
     outcome = io.BytesIO()
-    transport.call(serialize_call(len, "four"), outcome)
+    transport.call(FunctionCall(serialize_call(len, "four")), outcome)
     assert read_outcome(outcome, HOST_ALIAS, "len") == Value(4)
 
 
 def test_a_function_that_fails_is_no_failure_of_the_call(transport: RuntimeTransport) -> None:
     outcome = io.BytesIO()
 
-    transport.call(serialize_call(int, "no number"), outcome)
+    transport.call(FunctionCall(serialize_call(int, "no number")), outcome)
 
     answer = read_outcome(outcome, HOST_ALIAS, "int")
     assert isinstance(answer, Error)
@@ -288,9 +290,9 @@ def test_how_it_stands_until_it_is_closed(case: TransportCase, transport: Runtim
     assert not transport.is_alive()
     assert not transport.can_reach_host(5)
     with pytest.raises(RuntimeClosedError):
-        transport.run("true")
+        transport.run(Command("true"))
     with pytest.raises(RuntimeClosedError):
-        transport.call(serialize_call(int), io.BytesIO())
+        transport.call(FunctionCall(serialize_call(int)), io.BytesIO())
 
 
 def test_closing_ends_what_another_thread_waits_for(case: TransportCase, transport: RuntimeTransport) -> None:
@@ -301,7 +303,7 @@ def test_closing_ends_what_another_thread_waits_for(case: TransportCase, transpo
 
     def run() -> None:
         try:
-            ended.append(transport.run(command, watch=Watch(lambda _stream, _data: begun.set())).signal)
+            ended.append(transport.run(Command(command), Watch(lambda _stream, _data: begun.set())).signal)
         except ConnectionLostError as error:
             ended.append((error.host, error.command, error.started))
 

@@ -32,6 +32,8 @@ from lazycluster import (
 )
 from lazycluster._model.timeouts import Timeouts
 from lazycluster._ssh.shell import SHELL_BOOTSTRAP
+from lazycluster._transports.host_context import context_of
+from tests.internals import ssh_client_of
 from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
 REFUSED = "mux_client_request_session: session request failed: Session open refused by peer\r\n"
@@ -123,7 +125,7 @@ def test_a_result(fp: FakeProcess) -> None:
 
 @pytest.mark.parametrize("text", ["", "a\0b"])
 def test_no_command(fp: FakeProcess, text: str) -> None:
-    with Connection("web1") as connection, pytest.raises(ValueError, match="a command must be text"):
+    with Connection("web1") as connection, pytest.raises(ValueError, match="command must be text"):
         connection.run(text)
     assert list(fp.calls) == []
 
@@ -267,7 +269,7 @@ def test_ssh_vanishes_after_the_log_in(fp: FakeProcess, tmp_path: Path, monkeypa
     register_log_in(fp)
     fp.pass_command(["ssh", "-T", fp.any()])
     with Connection("web1") as connection:
-        connection.ssh_client.master()
+        context_of(connection).transport.connect()
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(SshNotFoundError):
             connection.run("true")
@@ -319,7 +321,7 @@ def test_refused_session_is_tried_once_more(fp: FakeProcess) -> None:
     register_command(fp, "true", stderr=REFUSED, returncode=255)
     register_command(fp, "true", stdout="at last")
     with Connection("web1") as connection:
-        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
+        ssh_client_of(connection).timeouts = Timeouts(session_refused=0.01)
         assert connection.run("true").stdout == "at last"
     assert (len(master.calls), len(fp.calls)) == (1, 3)
 
@@ -336,7 +338,7 @@ def test_refused_session_is_tried_when_another_has_ended(fp: FakeProcess) -> Non
     register_command(fp, "second", stderr=REFUSED, returncode=255)
     register_command(fp, "second", stdout="done")
     with Connection("web1") as connection:
-        connection.ssh_client.timeouts = Timeouts(session_refused=1000)
+        ssh_client_of(connection).timeouts = Timeouts(session_refused=1000)
         first = threading.Thread(target=connection.run, args=("first",))
         first.start()
         assert inside.wait(10)
@@ -356,7 +358,7 @@ def test_session_refused_twice_is_an_error(fp: FakeProcess) -> None:
     register_log_in(fp)
     refused = register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=50)
     with Connection("web1") as connection:
-        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
+        ssh_client_of(connection).timeouts = Timeouts(session_refused=0.01)
         with pytest.raises(SessionRefusedError, match=r"refused by peer.*max_sessions=.*MaxSessions"):
             connection.run("true")
     assert len(refused.calls) == 2

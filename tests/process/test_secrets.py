@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lazycluster import ConnectError, Connection
+from tests.internals import ssh_client_of
 
 SECRET = "hunter2-correct-horse"
 SSH = """#!/bin/sh
@@ -44,7 +45,7 @@ def test_the_password_is_typed_and_nowhere_else(here: Path, caplog: pytest.LogCa
     with Connection("web1", password=SECRET) as connection:
         assert connection.run("true").exit_code == 0
         assert SECRET not in repr(connection)
-        assert SECRET not in repr(connection.ssh_client.destination)
+        assert SECRET not in repr(ssh_client_of(connection).destination)
     assert (here / "answers").read_text() == SECRET + "\n"
     seen = (here / "seen").read_text()
     assert "ControlMaster=yes" in seen

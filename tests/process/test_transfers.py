@@ -11,7 +11,7 @@ from pytest_subprocess.fake_process import FakeProcess
 
 from lazycluster import ConnectError, Connection, SessionRefusedError, SshNotFoundError, TransferError
 from lazycluster._model.timeouts import Timeouts
-from lazycluster._model.watch import Watch
+from tests.internals import ssh_client_of
 from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
 NO_SFTP = "subsystem request failed on channel 0\r\nscp: Connection closed\r\n"
@@ -47,7 +47,7 @@ def test_sending(fp: FakeProcess, source: Path) -> None:
     place = register_command(fp, quote("place sub/a.txt"))
     moved: list[tuple[int, int | None]] = []
     with Connection("web1", port=2222) as connection:
-        connection.put(source, "sub/a.txt", watch=Watch(on_progress=lambda done, total: moved.append((done, total))))
+        connection.put(source, "sub/a.txt", on_progress=lambda done, total: moved.append((done, total)))
     ((*_, separator, local, remote),) = recorded_argvs([scp])
     assert (separator, local) == ("--", str(source))
     directory, _, temporary = remote.rpartition("/")
@@ -199,7 +199,7 @@ def test_a_session_refused_is_waited_for(fp: FakeProcess, source: Path) -> None:
     fp.register(["scp", fp.any()])
     register_command(fp, quote("place a.txt"))
     with Connection("web1") as connection:
-        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
+        ssh_client_of(connection).timeouts = Timeouts(session_refused=0.01)
         connection.put(source, "a.txt")
 
 
@@ -207,7 +207,7 @@ def test_no_session_at_all(fp: FakeProcess, tmp_path: Path) -> None:
     fetched(fp, "a.txt")
     fp.register(["scp", fp.any()], stderr=REFUSED, returncode=255, occurrences=50)
     with Connection("web1") as connection:
-        connection.ssh_client.timeouts = Timeouts(session_refused=0.01)
+        ssh_client_of(connection).timeouts = Timeouts(session_refused=0.01)
         with pytest.raises((TransferError, SessionRefusedError), match="refused"):
             connection.get("a.txt", tmp_path)
     assert list(tmp_path.iterdir()) == []

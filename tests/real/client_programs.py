@@ -14,13 +14,12 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from lazycluster import CommandResult, Connection, Runtime
-from lazycluster._model.watch import Watch
 from lazycluster._ssh.master import Master
-from lazycluster._transports.per_command import SshTransport
 from lazycluster._typing import Self
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd
 from lazycluster.testing._process_guard import wait_until
+from tests.internals import ssh_client_of
 from tests.real.observation import command_line
 
 T = TypeVar("T")
@@ -58,18 +57,12 @@ def count_log_ins(server: LocalSshd) -> int:
     return len(re.findall(r"Accepted \S+ for ", server.log))
 
 
-def master_of(connection: Connection) -> Master:
-    return connection.ssh_client.master()
+def master_of(owner: Connection | Runtime) -> Master:
+    return ssh_client_of(owner).master()
 
 
-def connection_of(runtime: Runtime) -> Connection:
-    transport = runtime.transport
-    assert isinstance(transport, SshTransport)
-    return transport.connection
-
-
-def master_pid_of(connection: Connection) -> int:
-    pid = master_of(connection).pid
+def master_pid_of(owner: Connection | Runtime) -> int:
+    pid = master_of(owner).pid
     assert pid is not None
     return pid
 
@@ -89,7 +82,7 @@ class BackgroundCommand:
 
         def run() -> None:
             try:
-                self.result = connection.run(command, timeout=timeout, watch=Watch(on_output))
+                self.result = connection.run(command, timeout=timeout, on_output=on_output)
             except Exception as error:  # noqa: BLE001 - it is raised where the test waits
                 self.error = error
             self.end_time = time.monotonic()
@@ -139,7 +132,8 @@ def call_in_parallel(functions: list[Callable[[], T]]) -> list[T]:
 class ClientProgram:
     """A Python program that uses the library, in a process of its own; a context manager that ends it.
 
-    Its text finds `connection`, not yet dialled, and `say()`, which prints a line at once.
+    Its text finds `say()`, which prints a line at once. With a server it also finds `connection`, which is not
+    connected yet, and `master()`, which returns the master of that connection.
     """
 
     def __init__(
@@ -153,7 +147,9 @@ class ClientProgram:
         lines = ["import os, signal, sys, threading, time", "def say(*words): print(*words, flush=True)"]
         if server is not None:
             lines.append("from lazycluster import Connection")
+            lines.append("from lazycluster._transports.host_context import context_of")
             lines.append(f"connection = Connection({server.host!r}, config_file={str(server.config_file)!r})")
+            lines.append("def master(): return context_of(connection).transport.ssh_client.master()")
         source = "\n".join([*lines, textwrap.dedent(text)])
         self._stack = ExitStack()
         self.process = self._stack.enter_context(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import os
 import re
@@ -24,7 +23,6 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
-from lazycluster._ssh.shell import Script
 from lazycluster.testing import LocalSshd
 from tests.real.client_programs import assert_eventually, call_in_parallel
 from tests.real.observation import assert_no_leaks, command_line, running_relay, unique_sleep_seconds
@@ -309,10 +307,7 @@ def test_stopping_a_task_ends_its_command_with_its_children(sshd: LocalSshd, run
     assert runtime.execute_task(task.copy().run_command("true")) is not task
 
 
-def test_a_command_that_ignores_sigterm_is_killed(
-    sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, resident: bool
-) -> None:
-    monkeypatch.setattr("lazycluster._ssh.client.Script", functools.partial(Script, grace=1))
+def test_a_command_that_ignores_sigterm_is_killed(sshd: LocalSshd, resident: bool) -> None:
     number = unique_sleep_seconds()
     with Runtime(sshd.host, resident=resident, grace=1, **sshd.connection_kwargs) as runtime:
         runtime.execute_task(RuntimeTask().run_command(f"trap '' TERM HUP INT; sleep {number}; sleep {number}"))

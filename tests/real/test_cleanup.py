@@ -16,7 +16,8 @@ import pytest
 
 from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
 from lazycluster.testing import LocalSshd
-from tests.real.client_programs import ClientProgram, assert_eventually, connection_of, master_pid_of
+from tests.internals import ssh_client_of
+from tests.real.client_programs import ClientProgram, assert_eventually, master_pid_of
 from tests.real.observation import (
     EchoServer,
     assert_no_leaks,
@@ -113,7 +114,6 @@ def test_what_it_was_called_on_twice_at_once(sshd: LocalSshd, resident: bool) ->
 def test_a_daemon_of_a_command_is_ended_and_a_stranger_is_not(
     sshd: LocalSshd, monkeypatch: pytest.MonkeyPatch, resident: bool
 ) -> None:
-    monkeypatch.setattr("lazycluster._transports.per_command._CLEAN_UP_GRACE_SECONDS", 0.5)
     own, strange = unique_sleep_seconds(), unique_sleep_seconds()
     with Connection(sshd.host, **sshd.connection_kwargs) as stranger:
         stranger.run(f"setsid sleep {strange} >/dev/null 2>&1 </dev/null &")
@@ -197,7 +197,7 @@ def test_a_link_that_broke_and_is_back_is_used_to_clean_up(sshd: LocalSshd, tmp_
             number = unique_sleep_seconds()
             runtime.run(f"setsid sleep {number} >/dev/null 2>&1 </dev/null &")
             relay.drop()
-            assert_eventually(lambda: not connection_of(runtime).ssh_client.is_connected, "the break is noticed")
+            assert_eventually(lambda: not ssh_client_of(runtime).is_connected, "the break is noticed")
         assert not Path(runtime.working_dir).exists()
         assert not sleeping(sshd, f"sleep {number}")
 
@@ -216,7 +216,7 @@ def test_a_host_that_is_gone_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path,
 def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd, resident: bool) -> None:
     with assert_no_leaks(sshd):
         runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
-        os.kill(master_pid_of(connection_of(runtime)), signal.SIGSTOP)
+        os.kill(master_pid_of(runtime), signal.SIGSTOP)
         begun = time.monotonic()
         runtime.cleanup()
         assert time.monotonic() - begun < 10
@@ -384,7 +384,7 @@ def test_nothing_is_left_in_the_directories_for_temporary_files(
         task.send_file({__file__!r}, "it's a file").get_file("it's a file", {str(tmp_path / "file")!r})
         runtime.execute_task(task, execute_async=False)
         runtime.create_tempdir()
-        runtime.transport.run("cat", stdin=bytes(100000))
+        runtime.run("cat", stdin=bytes(100000))
     """
     with ClientProgram(text, environment={"TMPDIR": str(ours)}) as program:
         assert program.wait(60) == (0, "", "")

@@ -26,7 +26,6 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster._model.watch import Watch
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd, Relay, write_config
 from tests.real.client_programs import (
@@ -377,7 +376,7 @@ def test_a_reader_that_is_slow_holds_up_the_command_and_not_the_memory(connectio
         pieces.append(len(data))
         time.sleep(0.001)
 
-    result = connection.run("head -c 20000000 /dev/zero", watch=Watch(on_output))
+    result = connection.run("head -c 20000000 /dev/zero", on_output=on_output)
     assert (len(result.stdout_bytes), sum(pieces)) == (20_000_000, 20_000_000)
     assert max(pieces) <= 1 << 18
 
@@ -502,7 +501,7 @@ def test_a_timeout_ends_the_wait_and_the_command_with_its_children(host: LocalSs
 
     assert 1 <= time.monotonic() - begun < 4
     assert isinstance(caught.value, TimeoutError)
-    assert (caught.value.stdout, caught.value.stderr) == (b"begun\nall\n", b"oops\n")
+    assert (caught.value.stdout, caught.value.stderr) == ("begun\nall\n", "oops\n")
     for word in (host.host, "timeout of 1 s", "begun", "oops"):
         assert word in str(caught.value)
     assert_eventually(lambda: running_commands(host) == [], "all its children have ended", 4)
@@ -551,7 +550,7 @@ def test_a_command_that_never_stops_printing_is_ended_at_its_timeout(connection:
     with pytest.raises(CommandTimeoutError) as caught:
         connection.run("yes", timeout=0.5)
     assert time.monotonic() - begun < 4
-    assert caught.value.stdout.startswith(b"y\ny\n")
+    assert caught.value.stdout.startswith("y\ny\n")
     assert len(str(caught.value)) < 1000
 
 

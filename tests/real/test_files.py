@@ -28,6 +28,8 @@ from lazycluster import (
     TransferError,
 )
 from lazycluster._model.watch import Watch
+from lazycluster._runtime_core import core_of
+from lazycluster._transports.host_context import context_of
 from lazycluster._transports.interface import Transport
 from lazycluster.testing import LocalSshd
 from lazycluster.testing._process_guard import child_pids
@@ -494,13 +496,13 @@ KINDS = [("file", False), ("tree", False), ("file", True), ("tree", True), ("sma
 
 @contextlib.contextmanager
 def reached(server: LocalSshd, resident: bool, **keywords: Any) -> Iterator[Transport]:
-    """Give the way onto a host that a resident runtime takes, or a connection."""
+    """Give the transport of a resident runtime, or that of a connection."""
     if resident:
         with Runtime(server.host, str(server.home), **keywords) as runtime:
-            yield runtime.transport
+            yield core_of(runtime).transport
     else:
         with Connection(server.host, **keywords) as connection:
-            yield connection
+            yield context_of(connection).transport
 
 
 class Interrupted:
@@ -522,7 +524,7 @@ class Interrupted:
         self.files[1].write_text("old")
         self.moved = 0
 
-    def __call__(self, connection: Transport, trouble: Callable[[], object]) -> LazyclusterError:
+    def __call__(self, transport: Transport, trouble: Callable[[], object]) -> LazyclusterError:
         """Transfer, make trouble once some of it is over, and return the error."""
 
         def on_progress(done: int, _total: int | None) -> None:
@@ -531,15 +533,15 @@ class Interrupted:
                 trouble()
 
         with pytest.raises(LazyclusterError) as caught:
-            self.transfer(connection, on_progress)
+            self.transfer(transport, on_progress)
         assert 0 < self.moved < self.size
         return caught.value
 
-    def transfer(self, connection: Transport, on_progress: Callable[[int, int | None], None]) -> None:
+    def transfer(self, transport: Transport, on_progress: Callable[[int, int | None], None]) -> None:
         if self.action == "send":
-            connection.put(self.source, str(self.old.parent), watch=Watch(on_progress=on_progress))
+            transport.put(self.source, str(self.old.parent), watch=Watch(on_progress=on_progress))
         else:
-            connection.get(str(self.source), self.old.parent, watch=Watch(on_progress=on_progress))
+            transport.get(str(self.source), self.old.parent, watch=Watch(on_progress=on_progress))
 
     def is_as_before(self) -> bool:
         """Tell whether the old file is whole, and nothing lies beside it."""
@@ -564,8 +566,8 @@ def test_a_link_that_breaks_in_the_middle_leaves_the_old_file(
     interrupted = Interrupted(kind, action, here, there)
     with assert_no_leaks(sshd), running_relay(sshd, tmp_path) as (relay, keywords):
         relay.delay = 0.02
-        with reached(sshd, resident, **keywords) as connection:
-            error = interrupted(connection, relay.drop)
+        with reached(sshd, resident, **keywords) as transport:
+            error = interrupted(transport, relay.drop)
 
             assert isinstance(error, TransferError)
             assert (error.action, error.host) == (action, "local")
@@ -573,7 +575,7 @@ def test_a_link_that_breaks_in_the_middle_leaves_the_old_file(
             assert_eventually(interrupted.is_as_before, f"nothing temporary: {interrupted.temporary}")
 
             relay.delay = 0
-            interrupted.transfer(connection, lambda _done, _total: None)
+            interrupted.transfer(transport, lambda _done, _total: None)
             assert interrupted.files[1].stat().st_size == interrupted.size
 
 
@@ -586,10 +588,10 @@ def test_a_host_that_dies_in_the_middle_leaves_the_old_file(
     interrupted = Interrupted(kind, action, here, there)
     with (
         running_relay(server, tmp_path) as (relay, keywords),
-        reached(server, resident, connect_timeout=5, **keywords) as connection,
+        reached(server, resident, connect_timeout=5, **keywords) as transport,
     ):
         relay.delay = 0.02
-        error = interrupted(connection, server.stop)
+        error = interrupted(transport, server.stop)
 
     assert str(interrupted.source) in str(error)
     assert interrupted.files[1].read_text() == "old"
@@ -610,7 +612,7 @@ def test_an_scp_that_is_killed_leaves_the_old_file(
     with assert_no_leaks(sshd), running_relay(sshd, tmp_path) as (relay, keywords):
         relay.delay = 0.02
         with Connection(sshd.host, **keywords) as connection:
-            error = interrupted(connection, kill)
+            error = interrupted(context_of(connection).transport, kill)
 
             assert isinstance(error, TransferError)
             assert "SIGKILL" in error.reason or "-9" in error.reason
@@ -920,12 +922,14 @@ def test_progress_is_told(connection: Connection, here: Path, there: Path, kind:
     (here / "tree" / "file").write_bytes(os.urandom(size))
     source = here / "tree" if kind == "tree" else here / "tree" / "file"
     reports: list[tuple[int, int | None]] = []
-    watch = Watch(on_progress=lambda done, total: reports.append((done, total)))
+
+    def on_progress(done: int, total: int | None) -> None:
+        reports.append((done, total))
 
     if action == "send":
-        connection.put(source, str(there), watch=watch)
+        connection.put(source, str(there), on_progress=on_progress)
     else:
-        connection.get(str(source), there, watch=watch)
+        connection.get(str(source), there, on_progress=on_progress)
 
     done = [amount for amount, _ in reports]
     assert done == sorted(done)

@@ -37,8 +37,9 @@ from lazycluster import (
     SupervisorError,
     TaskExecutionError,
 )
-from lazycluster._functions.bootstrap import build_call_program
+from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.serialize import serialize_call
+from lazycluster._runtime_core import core_of
 from lazycluster.testing import LocalSshd
 from tests.real.client_programs import assert_eventually, call_in_parallel
 from tests.real.observation import (
@@ -730,18 +731,16 @@ def test_stopping_ends_the_function_with_everything_that_it_started(sshd: LocalS
         assert runtime.get_process(key).exitcode == -signal.SIGTERM
 
 
-def test_a_timeout_ends_the_function_with_everything_that_it_started(
-    sshd: LocalSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "lazycluster._functions.session_call.build_call_program", functools.partial(build_call_program, grace=1.0)
-    )
+def test_a_timeout_ends_the_function_with_everything_that_it_started(sshd: LocalSshd, tmp_path: Path) -> None:
     number = unique_sleep_seconds()
-    with Connection(sshd.host, **sshd.connection_kwargs) as connection, (tmp_path / "outcome").open("w+b") as outcome:
-        connection.run("true")
+    with (
+        Runtime(sshd.host, resident=False, grace=1.0, **sshd.connection_kwargs) as runtime,
+        (tmp_path / "outcome").open("w+b") as outcome,
+    ):
+        call = FunctionCall(serialize_call(with_children, number, "trap '' TERM"), timeout=1)
         begun = time.monotonic()
         with pytest.raises(CommandTimeoutError, match="took longer than its timeout of 1 s"):
-            connection.call(serialize_call(with_children, number, "trap '' TERM"), outcome, timeout=1)
+            core_of(runtime).transport.call(call, outcome)
         assert time.monotonic() - begun < 5
         assert_eventually(lambda: not sleeping(sshd, number), "all are gone", timeout=8)
 

@@ -41,6 +41,7 @@ from lazycluster import (
     UnknownHostKeyError,
 )
 from lazycluster.testing import LocalSshd, Relay, write_config
+from tests.internals import ssh_client_of
 from tests.real.client_programs import (
     ClientProgram,
     assert_becomes_idle,
@@ -676,7 +677,8 @@ def test_a_password_is_asked_for_once_and_never_seen(account: Account, caplog: p
         assert connection.run("id -un; pwd").stdout.split()[0] == account.user
         assert server.log.count("Accepted password") == before + 1
         assert server.connections() == 1
-        looked_at = [repr(connection), repr(connection.ssh_client), repr(connection.ssh_client.destination)]
+        ssh_client = ssh_client_of(connection)
+        looked_at = [repr(connection), repr(ssh_client), repr(ssh_client.destination)]
         looked_at.append(repr(master_pid_of(connection)))
     assert any("ssh" in line and account.user in line for line in seen)
     for text in [*seen, *looked_at, caplog.text, server.log]:

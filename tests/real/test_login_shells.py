@@ -147,7 +147,7 @@ def test_a_timeout_ends_the_command_with_its_children(host: LocalSshd, connectio
     with pytest.raises(CommandTimeoutError) as caught:
         connection.run("echo begun; sleep 1031 & setsid sleep 1032 & (sleep 1033; :) & wait", timeout=0.5)
     assert time.monotonic() - begun < 4
-    assert caught.value.stdout == b"begun\n"
+    assert caught.value.stdout == "begun\n"
     assert_eventually(
         lambda: not any(find_host_pids(host, f"sleep 103{n}") for n in (1, 2, 3)), "its children have ended", 4
     )

@@ -26,9 +26,9 @@ from lazycluster import (
     SessionRefusedError,
 )
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from lazycluster._model.watch import Watch
 from lazycluster._ssh import master
 from lazycluster.testing import LocalSshd, write_config
+from tests.internals import ssh_client_of
 from tests.real.client_programs import (
     BackgroundCommand,
     ClientProgram,
@@ -71,7 +71,7 @@ def connection(host: LocalSshd) -> Iterator[Connection]:
 def test_constructing_does_nothing_and_the_first_use_dials(host: LocalSshd) -> None:
     before = count_connections(host)
     connection = Connection(host.host, **host.connection_kwargs)
-    assert not connection.ssh_client.is_connected
+    assert not ssh_client_of(connection).is_connected
     assert count_connections(host) == before
 
     with connection:
@@ -237,7 +237,7 @@ def test_sixteen_threads_find_a_dead_master_and_make_one(host: LocalSshd, connec
 
 def test_a_stopped_master_is_found_killed_and_replaced(host: LocalSshd, connection: Connection) -> None:
     assert DEFAULT_TIMEOUTS.control_socket <= 5
-    connection.ssh_client.timeouts = Timeouts(control_socket=1.0)
+    ssh_client_of(connection).timeouts = Timeouts(control_socket=1.0)
     pid, old = master_pid_of(connection), master_of(connection).socket_path.parent
     os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()
@@ -264,7 +264,7 @@ def test_a_stopped_master_does_not_hold_up_closing(host: LocalSshd, connection: 
 
 def test_a_master_stopped_during_a_command_is_an_error_in_bounded_time(host: LocalSshd, connection: Connection) -> None:
     assert DEFAULT_TIMEOUTS.master_check_interval + DEFAULT_TIMEOUTS.control_socket < 20
-    connection.ssh_client.timeouts = Timeouts(master_check_interval=0.5, control_socket=1.0)
+    ssh_client_of(connection).timeouts = Timeouts(master_check_interval=0.5, control_socket=1.0)
     pid = master_pid_of(connection)
     command = BackgroundCommand(connection, "echo up; sleep 1002")
     command.wait_output(b"up")
@@ -295,7 +295,7 @@ def test_a_timeout_holds_with_a_stopped_master(host: LocalSshd, connection: Conn
 
 
 def test_a_slow_command_that_prints_nothing_is_not_taken_for_a_wedged_master(connection: Connection) -> None:
-    connection.ssh_client.timeouts = Timeouts(master_check_interval=0.1)
+    ssh_client_of(connection).timeouts = Timeouts(master_check_interval=0.1)
 
     assert connection.run("sleep 1; echo done").stdout == "done\n"
 
@@ -516,12 +516,11 @@ def test_a_host_that_allows_no_session_is_an_error_in_bounded_time(make_sshd: Ma
 # The end of the owner ------------------------------------------------------------------------------------------------
 
 _BUSY = """
-    from lazycluster._model.watch import Watch
     ready = threading.Event()
-    run = lambda: connection.run("echo up; sleep 1007", watch=Watch(lambda stream, data: ready.set()))
+    run = lambda: connection.run("echo up; sleep 1007", on_output=lambda stream, data: ready.set())
     threading.Thread(target=run, daemon=True).start()
     ready.wait()
-    say(connection.ssh_client.master().pid)
+    say(master().pid)
 """
 
 
@@ -596,15 +595,15 @@ def test_a_program_that_ends_leaves_nothing(host: LocalSshd, temporary: Path, te
 def test_a_fork_neither_uses_nor_ends_its_parents_connection(host: LocalSshd) -> None:
     text = """
         connection.run("true")
-        pid = connection.ssh_client.master().pid
+        pid = master().pid
         child = os.fork()
         if child == 0:
             other = connection.run("echo child")
-            say(other.stdout.strip(), connection.ssh_client.master().pid != pid)
+            say(other.stdout.strip(), master().pid != pid)
             connection.close()
             sys.exit(0)
         say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        say(connection.ssh_client.master().pid == pid, connection.ssh_client.master().socket_path.exists())
+        say(master().pid == pid, master().socket_path.exists())
         say(connection.run("echo parent").stdout.strip())
     """
     before = count_connections(host)
@@ -619,12 +618,12 @@ def test_a_fork_neither_uses_nor_ends_its_parents_connection(host: LocalSshd) ->
 def test_a_fork_that_does_nothing_leaves_the_connection_alone(host: LocalSshd) -> None:
     text = """
         connection.run("true")
-        pid = connection.ssh_client.master().pid
+        pid = master().pid
         child = os.fork()
         if child == 0:
             sys.exit(0)
         os.waitpid(child, 0)
-        say(connection.run("echo parent").stdout.strip(), connection.ssh_client.master().pid == pid)
+        say(connection.run("echo parent").stdout.strip(), master().pid == pid)
         child = os.fork()
         if child == 0:
             time.sleep(1000)
@@ -680,7 +679,7 @@ def test_output_handlers_that_raise_end_the_command_and_not_the_connection(
 
     pid = master_pid_of(connection)
     with pytest.raises(ZeroDivisionError):
-        connection.run("echo up; sleep 1008", watch=Watch(fail))
+        connection.run("echo up; sleep 1008", on_output=fail)
 
     assert_eventually(lambda: not find_host_pids(host, "sleep 1008"), "the command has ended", 10)
     assert master_pid_of(connection) == pid

@@ -31,10 +31,17 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
+from lazycluster._runtime_core import core_of
 from lazycluster._transports.resident import ResidentTransport
 from lazycluster._transports.supervisor_client import SupervisorClient
 from lazycluster.testing import LocalSshd
-from tests.real.client_programs import ClientProgram, assert_becomes_idle, assert_eventually, call_in_parallel
+from tests.real.client_programs import (
+    ClientProgram,
+    assert_becomes_idle,
+    assert_eventually,
+    call_in_parallel,
+    master_pid_of,
+)
 from tests.real.client_programs import find_host_pids as commands_running
 from tests.real.observation import (
     EchoServer,
@@ -54,8 +61,9 @@ if TYPE_CHECKING:
 
 
 def transport(runtime: Runtime) -> ResidentTransport:
-    assert isinstance(runtime.transport, ResidentTransport)
-    return runtime.transport
+    transport = core_of(runtime).transport
+    assert isinstance(transport, ResidentTransport)
+    return transport
 
 
 def supervisor(runtime: Runtime) -> SupervisorClient:
@@ -143,7 +151,7 @@ def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixtu
         ended = threading.Event()
 
         def print_much() -> None:
-            result = transport(runtime).run("head -c 1000000000 /dev/zero", cwd=runtime.working_dir)
+            result = runtime.run("head -c 1000000000 /dev/zero")
             assert len(result.stdout_bytes) == 1_000_000_000
             ended.set()
 
@@ -164,8 +172,6 @@ def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixtu
 
 def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> None:
     """The caller's `on_output` blocks; what is on its way for it is bounded, and the host stops there."""
-    from lazycluster._model.watch import Watch  # noqa: PLC0415
-
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         go_on = threading.Event()
         sizes: list[int] = []
@@ -175,8 +181,7 @@ def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> Non
             sizes.append(len(data))
 
         def read_slowly() -> None:
-            command = "head -c 50000000 /dev/zero; touch printed"
-            transport(runtime).run(command, cwd=runtime.working_dir, watch=Watch(on_output))
+            runtime.run("head -c 50000000 /dev/zero; touch printed", on_output=on_output)
 
         thread = threading.Thread(target=read_slowly, daemon=True)
         thread.start()
@@ -334,8 +339,7 @@ def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
                 if how == "drop":
                     relay.drop()
                 else:
-                    master = runtime.transport.connection.ssh_client.master()  # type: ignore[attr-defined]
-                    os.kill(master.pid, signal.SIGKILL)
+                    os.kill(master_pid_of(runtime), signal.SIGKILL)
                 if task is not None:
                     with pytest.raises(TaskExecutionError) as caught:
                         task.join()
@@ -468,7 +472,7 @@ def test_stubborn_jobs_get_the_grace_that_was_asked_for(sshd: LocalSshd) -> None
 
 @pytest.mark.parametrize("grace", [-1, "5", True, float("nan")])
 def test_a_grace_that_is_none(grace: object) -> None:
-    with pytest.raises(ValueError, match="grace is a number of seconds"):
+    with pytest.raises(ValueError, match="grace must be a number of seconds"):
         Runtime("never-dialled", grace=grace)  # type: ignore[arg-type]
 
 

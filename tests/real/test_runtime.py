@@ -28,6 +28,7 @@ from lazycluster import (
     RuntimeClosedError,
     RuntimeTask,
     UnknownHostError,
+    WorkingDirectoryError,
 )
 from lazycluster.testing import LocalSshd
 from tests.real.client_programs import ClientProgram
@@ -110,7 +111,7 @@ def test_a_working_directory_that_cannot_be_made(
         with assert_no_leaks(sshd), pytest.raises(InvalidRuntimeError) as caught:
             Runtime(sshd.host, str(path), resident=resident, **sshd.connection_kwargs)
 
-    assert isinstance(caught.value.__cause__, CommandFailedError)
+    assert isinstance(caught.value.__cause__, WorkingDirectoryError)
     assert str(directory) in str(caught.value)
     assert re.search(r"File exists|Not a directory|Read-only file system|Permission denied", str(caught.value))
 
@@ -216,13 +217,13 @@ def test_a_directory_that_went_away_is_told(sshd: LocalSshd, tmp_path: Path, res
 def test_variables_reach_commands_and_functions(sshd: LocalSshd, resident: bool) -> None:
     awkward = "two\nlines, 'single', \"double\", $HOME `id` \\n ü !"
     keywords = sshd.connection_kwargs
-    with Runtime(sshd.host, env={"OF_CONNECTION": "1", "BOTH": "connection"}, resident=resident, **keywords) as runtime:
-        runtime.set_env_variables({"AWKWARD": awkward, "BOTH": "runtime"})
-        runtime.add_env_variables({"ADDED": ""})
-        expected = {"AWKWARD": awkward, "BOTH": "runtime", "ADDED": "", "WORKING_DIR": runtime.working_dir}
+    with Runtime(sshd.host, env={"OF_OPTION": "1", "BOTH": "option"}, resident=resident, **keywords) as runtime:
+        runtime.add_env_variables({"AWKWARD": awkward, "BOTH": "added"})
+        runtime.add_env_variables({"EMPTY": ""})
+        expected = {"OF_OPTION": "1", "BOTH": "added", "AWKWARD": awkward, "EMPTY": ""}
+        expected["WORKING_DIR"] = runtime.working_dir
 
         assert runtime.env_variables == expected
-        expected["OF_CONNECTION"] = "1"
         for name, value in expected.items():
             assert runtime.run(f'printf %s "${name}"').stdout == value
         assert expected.items() <= runtime.call(lambda: dict(os.environ)).items()
@@ -231,7 +232,7 @@ def test_variables_reach_commands_and_functions(sshd: LocalSshd, resident: bool)
         assert task.execution_log == [awkward]
 
         runtime.set_env_variables({})
-        assert runtime.run('echo "${AWKWARD-unset} $BOTH"').stdout == "unset connection\n"
+        assert runtime.run('echo "${AWKWARD-unset} ${BOTH-unset}"').stdout == "unset unset\n"
         for name in ("1ST", "A-B", "A=B", "", "Ü"):
             with pytest.raises(ValueError, match="environment"):
                 runtime.add_env_variables({name: "x"})

@@ -30,8 +30,8 @@ from lazycluster._model.timeouts import Timeouts
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
-from lazycluster._transports.per_command import SshTransport
 from lazycluster.testing import LocalSshd, write_config
+from tests.internals import transport_of
 from tests.real.client_programs import ClientProgram, assert_eventually, call_in_parallel
 from tests.real.observation import (
     EchoServer,
@@ -415,8 +415,7 @@ def test_an_ssh_that_is_killed_is_replaced_at_once(sshd: LocalSshd, runtime: Run
 
 
 def test_a_stopped_ssh_is_replaced(sshd: LocalSshd, runtime: Runtime) -> None:
-    assert isinstance(runtime.transport, SshTransport)
-    runtime.transport._tunnel_manager.timeouts = Timeouts(tunnel_check_interval=0.2, control_socket=0.5)
+    transport_of(runtime)._tunnel_manager.timeouts = Timeouts(tunnel_check_interval=0.2, control_socket=0.5)
     with assert_no_leaks(sshd), EchoServer() as service:
         port = reserve_free_port()
         key = runtime.expose_port_from_runtime(service.port, port)

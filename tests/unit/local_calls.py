@@ -89,7 +89,7 @@ class LocalHost:
         greeting = bootstrap.parse_python_info(process.stdout.readline(), SUPERVISOR_TOKEN)
         assert greeting is not None, process.stderr and process.stderr.read()
         bootstrap.check_python_version(greeting, "h")
-        process.stdin.write(sent.full_request)
+        process.stdin.write(serialize.full_request(sent))
         process.stdin.flush()
         return LocalCall(process, sent.function)
 

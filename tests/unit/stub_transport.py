@@ -12,7 +12,9 @@ from typing import IO
 import attrs
 
 from lazycluster._functions import bootstrap
-from lazycluster._functions.serialize import Payload
+from lazycluster._functions.function_call import FunctionCall
+from lazycluster._functions.serialize import full_request
+from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._transports.interface import Stoppable
@@ -45,7 +47,6 @@ class RecordedCall:
     cwd: str | None
     env: Mapping[str, str] | None = None
     timeout: float | None = None
-    python: str | None = None
 
 
 @attrs.define
@@ -59,28 +60,26 @@ class StubTransport:
     waiting_event: threading.Event = attrs.field(factory=threading.Event)
     closed: bool = False
 
-    def run(
-        self,
-        command: str,
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> CommandResult:
+    def connect(self) -> None:
+        """Do nothing."""
+
+    def is_alive(self) -> bool:
+        """Return whether it is open."""
+        return not self.closed
+
+    def run(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
         """Answer from the table."""
-        self.calls.append(RecordedCall(command, cwd, env, timeout))
-        reaction = self.results.get(command, StubResult())
+        self.calls.append(RecordedCall(command.title, command.cwd, command.env, command.timeout))
+        reaction = self.results.get(command.title, StubResult())
         collector = watch.collector or Collector()
         for stream, data in reaction.pieces:
             collector.write(stream, data)
             watch.on_output(stream, data)
-        if command == "wait":
+        if command.title == "wait":
             self._wait(watch)
         if reaction.error is not None:
             raise reaction.error
-        return collector.result(command, reaction.exit_code, 0.25)
+        return collector.result(command.title, reaction.exit_code, 0.25)
 
     def _wait(self, watch: Watch) -> None:
         self.waiting_event.set()
@@ -88,20 +87,10 @@ class StubTransport:
             if watch.cancel_token is not None and watch.cancel_token.is_cancelled:
                 raise CommandStoppedError(self.host, "wait")
 
-    def call(
-        self,
-        payload: Payload,
-        outcome: IO[bytes],
-        *,
-        python: str | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> None:
+    def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
         """Run the function in a Python of its own on this machine."""
-        self.calls.append(RecordedCall(payload.function, cwd, env, timeout, python))
-        reaction = self.results.get(payload.function, StubResult())
+        self.calls.append(RecordedCall(call.payload.function, call.cwd, call.env, call.timeout))
+        reaction = self.results.get(call.payload.function, StubResult())
         if reaction.error is not None:
             raise reaction.error
         sent = bootstrap.build_call_program(SUPERVISOR_TOKEN)
@@ -114,7 +103,7 @@ class StubTransport:
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stderr is not None
-            process.stdin.write(sent.stdin_prefix + payload.full_request)
+            process.stdin.write(sent.stdin_prefix + full_request(call.payload))
             process.stdin.flush()
             assert bootstrap.parse_python_info(process.stdout.readline(), SUPERVISOR_TOKEN) is not None
             outcome.write(process.stdout.read())

@@ -73,7 +73,7 @@ def test_streams_byte_by_byte() -> None:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    for byte in program.stdin_prefix + sent.full_request:
+    for byte in program.stdin_prefix + serialize.full_request(sent):
         process.stdin.write(bytes([byte]))
     _, _, answer = process.stdout.read().partition(b"\n")
     assert pickle.loads(answer) == 4
@@ -87,7 +87,7 @@ def test_a_manager_that_goes_before_the_call(length: int) -> None:
     program, sent = bootstrap.build_call_program(SUPERVISOR_TOKEN), serialize.serialize_call(print, "called")
     done = subprocess.run(
         [sys.executable, "-c", program.bootstrap],
-        input=program.stdin_prefix + sent.full_request[:length],
+        input=program.stdin_prefix + serialize.full_request(sent)[:length],
         capture_output=True,
         check=True,
     )
@@ -446,7 +446,7 @@ def _stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def answer_of(function: Callable[..., object], path: Path, *args: object) -> object:
     """Do both halves of a call here."""
-    data = serialize.serialize_call(function, *args).full_request
+    data = serialize.full_request(serialize.serialize_call(function, *args))
     lengths = call_program.CALL_REQUEST_HEADER.unpack_from(data)
     stream = io.BytesIO(data[call_program.CALL_REQUEST_HEADER.size :])
     with path.open("wb", buffering=0) as file:

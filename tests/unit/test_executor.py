@@ -12,7 +12,12 @@ from typing import IO
 
 import pytest
 
+from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.outcome import read_outcome
+from lazycluster._invoke import OutcomeFile, invoke, serialize
+from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._prefixed_output import PrefixedOutput
+from lazycluster._transports.host_context import HostContext
 from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import (
     CommandFailedError,
@@ -22,7 +27,7 @@ from lazycluster.exceptions import (
     RemoteFunctionError,
     TransferError,
 )
-from lazycluster.executor import Executor, OutcomeFile, create_outcome_file
+from lazycluster.executor import Executor
 from lazycluster.results import StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe_step
 from tests.unit.stub_transport import RecordedCall, StubResult, StubTransport, stub_stdout
@@ -32,7 +37,9 @@ OUT, ERR = Stream.STDOUT, Stream.STDERR
 
 def execute(transport: StubTransport, step: Step, **keywords: object) -> tuple[StepResult, list[OutcomeFile]]:
     kept: list[OutcomeFile] = []
-    executor = Executor(transport, **keywords)  # type: ignore[arg-type]  # the keywords of a table
+    shown = {name: keywords.pop(name) for name in ("debug", "prefixed_output") if name in keywords}
+    context = HostContext(transport, **keywords)  # type: ignore[arg-type]  # the keywords of a table
+    executor = Executor(context, **shown)  # type: ignore[arg-type]  # as above
     return executor.execute(step, kept.append), kept
 
 
@@ -105,9 +112,9 @@ def test_a_file_that_fails() -> None:
 
 def test_a_function() -> None:
     transport = StubTransport()
-    result, kept = execute(transport, RunFunction(add, (1,), {"b": 2}), cwd="/w", env={"A": "1"}, python="/opt/python3")
+    result, kept = execute(transport, RunFunction(add, (1,), {"b": 2}), cwd="/w", env={"A": "1"})
     assert (result.ok, result.exit_code, result.error, result.log) == (True, None, None, "")
-    assert transport.calls == [RecordedCall("<lambda>", "/w", {"A": "1"}, None, "/opt/python3")]
+    assert transport.calls == [RecordedCall("<lambda>", "/w", {"A": "1"}, None)]
     assert [read_outcome(outcome, "web1", "f").unwrap() for outcome in kept] == [3]
 
 
@@ -136,7 +143,7 @@ def test_a_function_whose_host_fails() -> None:
     error = RemoteFunctionError("web1", "f", "died")
     result, kept = execute(StubTransport(results={"<lambda>": StubResult(error=error)}), RunFunction(add))
     assert result.error is error
-    assert len(kept) == 1
+    assert kept == []
 
 
 def test_the_cancellation_reaches_the_host() -> None:
@@ -165,7 +172,7 @@ def test_after_the_cancellation_no_step_begins(step: Step) -> None:
 
 
 def test_the_environment_is_not_shown() -> None:
-    shown = repr(Executor(StubTransport(), env={"TOKEN": "s3cret"}))
+    shown = repr(Executor(HostContext(StubTransport(), env={"TOKEN": "s3cret"})))
     assert "s3cret" not in shown
     assert "TOKEN" not in shown
 
@@ -213,13 +220,40 @@ def closed() -> io.TextIOWrapper:
     return stream
 
 
-@pytest.mark.parametrize("stdout", [None, closed(), Broken()], ids=["none", "closed", "broken"])
+UNSEEN = pytest.mark.parametrize("stdout", [None, closed(), Broken()], ids=["none", "closed", "broken"])
+
+
+@UNSEEN
 def test_a_step_does_not_fail_because_nobody_sees_its_output(
     stdout: io.TextIOBase | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", stdout)
     result, _ = execute(StubTransport(results={"x": UMLAUT}), RunCommand("x"), debug=True)
     assert (result.ok, result.error, result.log) == (True, None, "a warning\nä\nb\ufffd\nrest")
+
+
+@UNSEEN
+def test_prefixed_output_unseen_is_no_failure_of_the_step(
+    stdout: io.TextIOBase | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stdout)
+    output = PrefixedOutput(["web1", "w2"])
+    result, _ = execute(StubTransport(results={"x": UMLAUT}), RunCommand("x"), prefixed_output=output)
+    assert (result.ok, result.error, result.log) == (True, None, "a warning\nä\nb\ufffd\nrest")
+
+
+def test_prefixed_output_of_each_step_ends_with_a_newline(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "lazycluster")
+    output = PrefixedOutput(["web1", "other"])
+    for _ in range(2):
+        execute(StubTransport(results={"x": UMLAUT}), RunCommand("x"), prefixed_output=output)
+    assert capsys.readouterr() == (
+        "web1  | a ä\nweb1  | b\ufffd\nweb1  | rest\n" * 2,
+        "web1  | warning\n" * 2,
+    )
+    assert caplog.messages == []
 
 
 def test_otherwise_lines_are_logged(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -248,8 +282,12 @@ def test_no_bar_without_a_terminal(step: Step, debug: bool, capsys: pytest.Captu
 
 def test_an_outcome_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    outcome: IO[bytes] = create_outcome_file()
-    outcome.write(b"x" * (3 << 20))
+
+    class Prolific(StubTransport):
+        def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
+            outcome.write(b"x" * (3 << 20))
+
+    outcome = invoke(HostContext(Prolific()), serialize(add, (1,), {}), UNWATCHED)
     outcome.seek(0)
     assert list(tmp_path.iterdir()) == []
     assert len(outcome.read()) == 3 << 20

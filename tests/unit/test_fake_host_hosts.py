@@ -20,9 +20,8 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
-from lazycluster._ssh.client import SshClient
 from lazycluster._transports import factory
-from lazycluster.testing import FakeHost, FakeTransport, Ran, UnexpectedCommandError
+from lazycluster.testing import FakeHost, Ran, UnexpectedCommandError
 from lazycluster.testing._process_guard import wait_until
 
 # Several hosts -------------------------------------------------------------------------------------------------------
@@ -211,11 +210,7 @@ def test_whether_everything_was_closed_and_cleaned_up(fake_host: FakeHost) -> No
 
 
 def test_nothing_is_left_when_it_stands_in_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    places = (
-        (factory, ("make_transport",)),
-        (Connection, ("run", "call", "put", "get", "is_alive", "close")),
-        (SshClient, ("master",)),
-    )
+    places = ((factory, ("make_transport",)),)
 
     def found() -> list[object]:
         return [vars(owner)[name] for owner, names in places for name in names]
@@ -256,16 +251,3 @@ def test_one_within_another(fake_host: FakeHost) -> None:
             assert runtime.run("which").stdout == "inner"
     with Runtime("any-host") as runtime:
         assert runtime.run("which").stdout == "outer"
-
-
-def test_it_can_be_used_without_standing_in() -> None:
-    host = FakeHost()
-    host.on("nproc", stdout="8\n")
-
-    way = host.connect("web1")
-
-    assert isinstance(way, FakeTransport)
-    assert repr(way) == "<FakeTransport web1>"
-    assert way.run("nproc").stdout == "8\n"
-    with host:
-        pass

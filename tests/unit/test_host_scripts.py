@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lazycluster._functions.python_finder import exec_python_script, run_python_script
+from lazycluster._model.command import Command
 from lazycluster._ssh.host_scripts import RESOLVE_FILE_TARGET, STOP_MARKED_PROCESSES, grace_tenths
 from lazycluster._ssh.shell import Script
 
@@ -85,15 +86,8 @@ def test_start_python_keeps_exported_variables(shell: str, supervisor: bool) -> 
         start = run_python_script(
             sys.executable, program, mark="MARK=1", temp_dir_prefix="lazycluster-none.", grace=5.0
         )
-    script = Script(
-        start,
-        output_mark="mark",
-        process_mark="job",
-        title="",
-        raw_stdin=True,
-        login_shell=False,
-        new_shell=not supervisor,
-    )
+    command = Command(start, stdin=None, login_shell=False)
+    script = Script(command, output_mark="mark", process_mark="job", inline=supervisor)
 
     ended = subprocess.run(
         [shell, "-c", script.text()],

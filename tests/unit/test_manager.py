@@ -18,12 +18,13 @@ from lazycluster import (
     HostUnreachableError,
     NoRuntimesDetectedError,
     PythonNotFoundError,
-    Runtime,
     RuntimeManager,
     UnknownHostError,
 )
 from lazycluster._requirements import Requirements
+from lazycluster.hardware import HostInfo
 from lazycluster.testing import FakeHost
+from lazycluster.testing._fake_transport import FakeTransport
 from lazycluster.testing._process_guard import wait_until
 from tests.unit.keyboard_interrupt import interrupt, library_thread_names
 
@@ -152,14 +153,15 @@ def test_all_are_tried_at_once_and_wait_together(
     """Of fifty hosts ten are dead by time-out; all ten wait at the same time."""
     together = threading.Barrier(10)
 
-    class Dialled(Runtime):
-        def __init__(self, host: str, *args: Any, **keywords: Any) -> None:
-            if host.startswith("dead"):
-                together.wait(20)
-                raise TimeoutError(host)
-            super().__init__(host, *args, **keywords)
+    set_up = FakeTransport.set_up
 
-    monkeypatch.setattr("lazycluster._membership.Runtime", Dialled)
+    def slow_set_up(transport: FakeTransport, working_dir: str | None) -> tuple[str, HostInfo]:
+        if transport.host.startswith("dead"):
+            together.wait(20)
+            raise TimeoutError(transport.host)
+        return set_up(transport, working_dir)
+
+    monkeypatch.setattr(FakeTransport, "set_up", slow_set_up)
     hosts = [f"dead-{number}" if number % 5 == 0 else f"host-{number}" for number in range(50)]
     with RuntimeManager(hosts=hosts) as manager:
         assert len(manager.hosts) == 40
@@ -169,14 +171,15 @@ def test_all_are_tried_at_once_and_wait_together(
 def test_ctrl_c_while_it_looks(fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[str] = []
 
-    class Slow(Runtime):
-        def __init__(self, host: str, *args: Any, **keywords: Any) -> None:
-            begun.append(host)
-            if host == "slow":
-                assert wait_until(lambda: bool(keywords["transport"].closed), 20)
-            super().__init__(host, *args, **keywords)
+    set_up = FakeTransport.set_up
 
-    monkeypatch.setattr("lazycluster._membership.Runtime", Slow)
+    def slow_set_up(transport: FakeTransport, working_dir: str | None) -> tuple[str, HostInfo]:
+        begun.append(transport.host)
+        if transport.host == "slow":
+            assert wait_until(lambda: transport.closed, 20)
+        return set_up(transport, working_dir)
+
+    monkeypatch.setattr(FakeTransport, "set_up", slow_set_up)
     manager = RuntimeManager(hosts=["a", "slow", "b"])
     interrupt(manager.detect, lambda: len(begun) == 3)
     assert fake_host.closed
@@ -260,7 +263,7 @@ def test_a_working_directory(fake_host: FakeHost, config: Path, keywords: dict[s
 
 def test_a_working_directory_has_one_name(config: Path) -> None:
     with RuntimeManager(config) as manager:
-        with pytest.raises(ValueError, match="'/a' is not '/b'"):
+        with pytest.raises(ValueError, match="root_dir must be the same as working_dir '/b', got '/a'"):
             manager.create_group(root_dir="/a", working_dir="/b")
         manager.create_group(root_dir="/a", working_dir="/a").cleanup()
 
@@ -280,7 +283,7 @@ def test_a_group_is_like_its_manager(fake_host: FakeHost, config: Path) -> None:
 def test_hosts_that_nobody_knows(config: Path) -> None:
     with RuntimeManager(config) as manager:
         for wanted in ({"include_hosts": ["big", "db1"]}, {"exclude_hosts": "db1"}):
-            with pytest.raises(ValueError, match=f"{config} does not name db1"):
+            with pytest.raises(ValueError, match=rf"unknown host 'db1' \({config}: small, big, gpu, down\)"):
                 manager.create_group(**wanted)
 
 

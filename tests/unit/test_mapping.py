@@ -22,6 +22,7 @@ from lazycluster import (
     RemoteFunctionError,
     Runtime,
     _invoke,
+    _mapping,
 )
 from lazycluster._mapping import MapScheduler
 from lazycluster._waiting import CancelToken
@@ -44,7 +45,7 @@ class Played:
     calls: list[list[int]] = attrs.field(factory=list)
     cancel_token: CancelToken | None = None
 
-    def executor(self, *, cancel_token: CancelToken) -> Played:
+    def context(self, cancel_token: CancelToken) -> Played:
         self.cancel_token = cancel_token
         return self
 
@@ -72,6 +73,7 @@ def call_each(host: Played, function: Callable[[int], object], items: Sequence[i
 def hosts_are_played() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_invoke, "call_each", call_each)
+        patch.setattr(_mapping, "core_of", lambda host: host)
         yield
 
 
@@ -312,7 +314,7 @@ def test_what_does_not_stop_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     with spread([host], itertools.count()) as scheduler:
         scheduler._read_ahead()
         assert wait_until(lambda: bool(host.calls), 10)
-    assert caplog.messages == ["lazycluster-map-a: still ending what was under way there"]
+    assert caplog.messages == ["lazycluster-map-a: its last items have not ended yet"]
     assert host.cancel_token is not None
     assert host.cancel_token.fileno() >= 0, "it is in use still"
     going_on.set()
@@ -404,7 +406,7 @@ def test_the_items_of_a_host_that_dies_are_moved(caplog: pytest.LogCaptureFixtur
     assert len(hosts[0].calls) == 3
     assert len(hosts[2].calls) == 1
     assert sorted(caplog.messages) == [
-        f"{host}: the others go on without it: {host}: connection lost during `f` (the test says so). "
+        f"{host}: the other hosts continue without it: {host}: connection lost during `f` (the test says so). "
         "It had started on the host, which ends it when it sees the link gone."
         for host in "ac"
     ]

@@ -152,7 +152,7 @@ def __getattr__(name): raise AttributeError(name)
 
 def needed(function: Callable[..., object]) -> tuple[dict[str, bool], dict[tuple[str, str], str], bytes]:
     """Return which modules go with a function (True: with source), what of them is left out, and the pickles."""
-    data = serialize.serialize_call(function).full_request
+    data = serialize.full_request(serialize.serialize_call(function))
     _, modules, texts, pickles = call_program.CALL_REQUEST_HEADER.unpack_from(data)
     modules_at = len(data) - modules - texts - pickles
     packed = data[modules_at : modules_at + modules]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 import pytest
 
-from lazycluster import CommandFailedError, Connection, ConnectionLostError
+from lazycluster import CommandFailedError, ConnectionLostError
+from lazycluster._model.watch import Watch
 from lazycluster._ssh.client import SshClient
-from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
-from lazycluster._transports.per_command import PerCommandTransport, check_result
-from lazycluster.results import CommandResult
+from lazycluster._ssh.destination import Destination
+from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, Script
+from lazycluster._transports.per_command import PerCommandTransport
+from lazycluster._transports.ssh_transport import check_result
+from lazycluster.results import CommandResult, Stream
 
 
 @attrs.define
@@ -20,27 +22,30 @@ class Scripts:
     """What was run on the host, and what it answers."""
 
     answers: list[CommandResult | Exception] = attrs.field(factory=list)
-    run: list[tuple[str, dict[str, Any]]] = attrs.field(factory=list)
+    run: list[Script] = attrs.field(factory=list)
 
-    def __call__(self, script: str, **keywords: Any) -> CommandResult:
+    def __call__(self, script: Script, _work: object, watch: Watch) -> int:
         """Answer with the next."""
-        self.run.append((script, keywords))
+        self.run.append(script)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        assert watch.collector is not None
+        watch.collector.write(Stream.STDOUT, answer.stdout_bytes)
+        watch.collector.write(Stream.STDERR, answer.stderr_bytes)
+        return answer.exit_code
 
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
     made = Scripts()
-    monkeypatch.setattr(SshClient, "run", made)  # called without the sessions
+    monkeypatch.setattr(SshClient, "run_script", made)  # called without the client
     return made
 
 
 @pytest.fixture
 def host() -> Iterator[PerCommandTransport]:
-    made = PerCommandTransport(Connection("web1"))
+    made = PerCommandTransport(SshClient(Destination("web1")))
     yield made
     made.close()
 
@@ -69,15 +74,15 @@ def test_what_the_host_could_not_clean_up_is_logged(
     scripts.answers = [CommandResult("create_tempdir", 0, b"/tmp/a b\0", b""), outcome]
     assert host.create_tempdir() == "/tmp/a b"
     host.clean_up()
-    script, keywords = scripts.run[-1]
-    assert script.startswith(f"set -- {PROCESS_MARK_VARIABLE}={host.connection.ssh_client.token}. '/tmp/a b'\n")
-    assert not keywords["mark_processes"]  # it would end itself
+    script, token = scripts.run[-1], host.ssh_client.token
+    assert script.command.shell_text.startswith(f"set -- {PROCESS_MARK_VARIABLE}={token}. 50 '/tmp/a b'\n")
+    assert token not in script.process_mark  # it would end itself
     assert caplog.messages == warnings
 
 
 def test_a_host_that_was_never_reached_is_not_dialled(host: PerCommandTransport) -> None:
     assert not host.can_reach_host(1.0)
-    assert not host.connection.ssh_client.is_connected
+    assert not host.ssh_client.is_connected
 
 
 def test_temporary_directories(host: PerCommandTransport, scripts: Scripts) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import attrs
 import pytest
 
+from lazycluster._model.running_command import CommandEndedError
 from lazycluster._remote import protocol
-from lazycluster._ssh.session import SessionEndedError
 from lazycluster._transports.remote_child import ExitInfo, RemoteChild
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.exceptions import ConnectionLostError
@@ -74,7 +74,7 @@ def under() -> Under:
     channel = Channel()
     made = Under(RemoteChild(channel, 7, "title"), channel, [], [])
     made.child.deadline = Deadline(10)
-    made.child.on_output = lambda stream, data: made.output.append((stream, data))
+    made.child._on_output = lambda stream, data: made.output.append((stream, data))
     made.child.on_outcome = made.outcome.append
     return made
 
@@ -175,7 +175,7 @@ def test_a_job_that_has_ended_takes_no_input(under: Under) -> None:
     under.child.write(bytes(protocol.WINDOW_BYTES))
     under.comes(OVER)
     for _ in range(2):
-        with pytest.raises(SessionEndedError):
+        with pytest.raises(CommandEndedError):
             under.child.write(b"more")
     assert len(under.channel.sent) == protocol.WINDOW_BYTES // protocol.STREAM_CHUNK_BYTES
 
@@ -249,7 +249,7 @@ def test_a_cancellation_wakes_who_waits(under: Under) -> None:
     with contextlib.closing(CancelToken()) as cancel_token:
         under.child.cancel_token = cancel_token
         waiting = threading.Event()
-        under.child.on_output = lambda *_: waiting.set()
+        under.child._on_output = lambda *_: waiting.set()
         errors: list[Exception] = []
 
         def wait() -> None:

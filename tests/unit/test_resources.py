@@ -14,11 +14,13 @@ import pytest
 
 from lazycluster import RuntimeClosedError
 from lazycluster import _resources as resources_module
+from lazycluster._execution import TaskProcess, state_of
 from lazycluster._resources import ResourceRegistry
+from lazycluster._transports.host_context import HostContext
 from lazycluster._waiting import CancelToken
 from lazycluster.executor import Executor
 from lazycluster.steps import SendFile
-from lazycluster.tasks import RuntimeTask, TaskProcess
+from lazycluster.tasks import RuntimeTask
 from lazycluster.testing._process_guard import wait_until
 from tests.unit.stub_transport import FakeHostTransport, StubTransport
 
@@ -220,8 +222,8 @@ def test_a_task_may_release_what_holds_it(registry: ResourceRegistry, host: Fake
 
     kept, cancel_token, transport = threading.Event(), CancelToken(), Releases()
     task = RuntimeTask("t").send_file("/").run_command("never")
-    executor = Executor(transport, cancel_token=cancel_token)
-    process: TaskProcess = task.start_in_background(executor, cancel_token)
+    executor = Executor(HostContext(transport, cancel_token=cancel_token))
+    process: TaskProcess = state_of(task).start_in_background(executor, cancel_token)
     registry.register("t", process)
     kept.set()
     process.join(10)

@@ -33,7 +33,7 @@ def test_an_unknown_keyword_is_named_with_those_that_there_are() -> None:
         Runtime("web1", **keywords)
     assert str(caught.value) == (
         "Runtime() got an unexpected keyword argument 'usr'; there are: config_file, connect_timeout, env, "
-        "grace, identity_file, options, password, port, python, resident, user"
+        "grace, identity_file, max_sessions, options, password, port, python, resident, user"
     )
 
 
@@ -67,7 +67,9 @@ def test_arguments_that_cannot_be_right(host: str, keywords: Any) -> None:
 
 @pytest.mark.parametrize("grace", [-1, -0.001, 1e6, math.inf, math.nan, True, "5", None])
 def test_a_grace_that_cannot_be_right(grace: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"grace is a number of seconds, not {grace!r}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"grace must be a number of seconds from 0 to 1,000,000, got {grace!r}")
+    ):
         Runtime("web1", grace=grace)
 
 
@@ -87,7 +89,7 @@ def test_the_grace_is_five_seconds_unless_told_otherwise() -> None:
     for keywords in (RuntimeOptions(), RuntimeOptions(grace=0), RuntimeOptions(grace=0.5)):
         transport = make_transport("web1", keywords)
         assert isinstance(transport, ResidentTransport)
-        graces.append(transport.grace)
+        graces.append(transport.ssh_client.grace)
         transport.close()
     assert graces == [5.0, 0, 0.5]
 

@@ -17,6 +17,7 @@ import cloudpickle
 import pytest
 
 from lazycluster._functions import serialize
+from lazycluster._functions.function_call import Payload
 from lazycluster.exceptions import FunctionNotSerializableError
 from lazycluster.steps import function_name
 from tests.unit.local_calls import LocalHost
@@ -206,7 +207,7 @@ def test_registry_with_one_module_under_two_names(registry: set[str], monkeypatc
 
 
 def test_dumps_in_threads() -> None:
-    made: list[serialize.Payload] = []
+    made: list[Payload] = []
     threads = [threading.Thread(target=lambda: made.append(serialize.serialize_call(factorial, 3))) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -224,7 +225,7 @@ def test_class_of_an_extension_in_a_package_by_value_goes_by_reference(monkeypat
     package.__path__ = ["/project/own_package"]
     monkeypatch.setitem(sys.modules, "own_package", package)
     monkeypatch.setitem(sys.modules, "own_package.compiled", compiled)
-    assert b"own_package.compiled\x94\x8c\x05Thing" in serialize.serialize_call(compiled.Thing).full_request
+    assert b"own_package.compiled\x94\x8c\x05Thing" in serialize.full_request(serialize.serialize_call(compiled.Thing))
 
 
 HELPER = """
@@ -338,7 +339,7 @@ CASES = {
         """
         import helper
         from lazycluster._functions import serialize
-        print(len(serialize.serialize_call(lambda: helper.g()).full_request) < 100_000)
+        print(len(serialize.full_request(serialize.serialize_call(lambda: helper.g()))) < 100_000)
         """,
         "True",
     ),

@@ -10,9 +10,10 @@ from typing import Any
 import attrs
 import pytest
 
+from lazycluster._model.command import Command
+from lazycluster._model.running_command import CommandEndedError
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from lazycluster._model.watch import Watch
-from lazycluster._ssh.session import Session, SessionEndedError
+from lazycluster._ssh.session import Session
 from lazycluster._ssh.shell import Script
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Collector, Stream
@@ -39,13 +40,14 @@ class Local:
         **fields: Any,
     ) -> Session:
         marks = {"output_mark": f"mark-{secrets.token_hex(8)}", "process_mark": f"{secrets.token_hex(8)}.0."}
-        script = Script(command, title=command, **{**marks, **fields})
+        of_script = {name: fields.pop(name) for name in ("output_mark", "process_mark", "grace") if name in fields}
+        script = Script(Command(command, **fields), **dict(marks, **of_script))
         started = Session(
             argv or ("/bin/sh", "-c", " ".join(script.command_words)),
             script,
             on_output=on_output or self.collector.write,
             deadline=Deadline(seconds),
-            watch=Watch(cancel_token=cancel_token),
+            cancel_token=cancel_token,
             check=check,
             timeouts=timeouts,
         )
@@ -95,7 +97,7 @@ def test_reading(local: Local) -> None:
 
 
 def test_feeding(local: Local) -> None:
-    session = local.start("cat", raw_stdin=True)
+    session = local.start("cat", stdin=None)
     for _ in range(3):
         session.write(b"x" * 100_000)
     session.close_stdin()
@@ -104,14 +106,14 @@ def test_feeding(local: Local) -> None:
 
 
 def test_feeding_what_has_ended(local: Local) -> None:
-    session = local.start("exit 4", raw_stdin=True)
+    session = local.start("exit 4", stdin=None)
     assert session._process.pump(lambda: session.reported_status is not None)
 
     def feed_for_ever() -> None:
         while True:
             session.write(b"x" * 100_000)
 
-    with pytest.raises(SessionEndedError):
+    with pytest.raises(CommandEndedError):
         feed_for_ever()
     session.wait()
     assert session.reported_status == "4"

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from lazycluster._model.command import Command
 from lazycluster._processes.local_process import LocalProcess
 from lazycluster._ssh.shell import (
     MANUAL_SHELL_BOOTSTRAP,
@@ -69,12 +70,10 @@ RAW = st.binary(max_size=30).map(lambda data: data.replace(b"\0", b"").decode("u
 
 def script(command: str, **fields: object) -> Script:
     """Return a script with fresh marks."""
-    given_fields = {
-        "title": command,
-        "output_mark": f"mark-{secrets.token_hex(8)}",
-        "process_mark": f"{secrets.token_hex(8)}.0.",
-    }
-    return Script(command, **{**given_fields, **fields})  # type: ignore[arg-type]  # the fields of a table
+    marks = {"output_mark": f"mark-{secrets.token_hex(8)}", "process_mark": f"{secrets.token_hex(8)}.0."}
+    of_script = {name: fields.pop(name) for name in (*marks, "grace", "inline") if name in fields}
+    made = Command(command, **fields)  # type: ignore[arg-type]  # the fields of a table
+    return Script(made, **{**marks, **of_script})  # type: ignore[arg-type]  # as above
 
 
 @attrs.define
@@ -428,7 +427,7 @@ def test_exit_statuses(posix: tuple[str, ...], status: int, host: Host) -> None:
 
 
 def test_every_exit_status(host: Host) -> None:
-    statuses = [host.run(script(f"exit {status}", raw_stdin=True)).status for status in range(256)]
+    statuses = [host.run(script(f"exit {status}", stdin=None)).status for status in range(256)]
     assert statuses == [str(status) for status in range(256)]
 
 
@@ -440,7 +439,7 @@ def test_death_by_signal_is_a_status_and_no_text(
 ) -> None:
     host.posix = posix
     command = f"ulimit -c 0; printf out; printf err >&2; kill -{number.value} $$; sleep 60"
-    assert host.run(script(command, raw_stdin=raw)) == Ran(str(128 + number), b"out", b"err")
+    assert host.run(script(command, stdin=None if raw else b"")) == Ran(str(128 + number), b"out", b"err")
 
 
 @posix_shells
@@ -522,7 +521,7 @@ def test_what_start_up_files_print_is_no_output(login: tuple[str, ...], host: Ho
 )
 def test_standard_input(posix: tuple[str, ...], data: bytes, host: Host) -> None:
     host.posix = posix
-    assert host.run(script("cat; cat", stdin_size=len(data)), data) == Ran("0", data)
+    assert host.run(script("cat; cat", stdin=data), data) == Ran("0", data)
 
 
 @posix_shells
@@ -534,13 +533,13 @@ def test_without_standard_input_a_command_reads_nothing(posix: tuple[str, ...], 
 @posix_shells
 def test_a_command_need_not_read_its_input(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    assert host.run(script("echo done", stdin_size=200_000), b"x" * 200_000) == Ran("0", b"done\n")
+    assert host.run(script("echo done", stdin=b"x" * 200_000), b"x" * 200_000) == Ran("0", b"done\n")
 
 
 @posix_shells
 def test_input_that_breaks_off_runs_nothing(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    program, ran = script("echo must not run", stdin_size=100), Ran()
+    program, ran = script("echo must not run", stdin=bytes(100)), Ran()
     marks = OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
     child.write(b"only a part")
@@ -552,14 +551,14 @@ def test_input_that_breaks_off_runs_nothing(posix: tuple[str, ...], host: Host) 
 
 def test_spooled_input_leaves_no_file(host: Host, tmp_path: Path) -> None:
     host.environment = {"TMPDIR": str(tmp_path)}
-    assert host.run(script("ls -A $TMPDIR", stdin_size=3), b"abc") == Ran("0", b"")
+    assert host.run(script("ls -A $TMPDIR", stdin=b"abc"), b"abc") == Ran("0", b"")
     assert list(tmp_path.iterdir()) == []
 
 
 @posix_shells
 def test_raw_input_goes_straight_to_the_command(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    program, ran = script('read -r a; echo "got $a"; cat', raw_stdin=True), Ran()
+    program, ran = script('read -r a; echo "got $a"; cat', stdin=None), Ran()
     marks = OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
     child.write(b"first\n")
@@ -578,7 +577,7 @@ def test_without_a_shell_of_its_own(posix: tuple[str, ...], command: str, host: 
     """It is a subshell of the one that is there: it ends itself alone, and has its own streams and no arguments."""
     host.posix = posix
     text = f'read -r a; echo "$a $# $A"; echo err >&2; {command}'
-    program, ran = script(text, raw_stdin=True, new_shell=False, env={"A": "é $x"}), Ran()
+    program, ran = script(text, stdin=None, inline=True, env={"A": "é $x"}), Ran()
     marks = OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
     child.write(b"first\n")
@@ -589,8 +588,8 @@ def test_without_a_shell_of_its_own(posix: tuple[str, ...], command: str, host: 
 
 def test_what_splits_words_stays_as_it_is_without_a_shell_of_its_own(host: Host) -> None:
     env = {"IFS": "x", "A": "1x2 3"}
-    ran = host.run(script('echo "$IFS" $A', raw_stdin=True, new_shell=False, env=env))
-    assert ran.out == host.run(script('echo "$IFS" $A', raw_stdin=True, env=env)).out
+    ran = host.run(script('echo "$IFS" $A', stdin=None, inline=True, env=env))
+    assert ran.out == host.run(script('echo "$IFS" $A', stdin=None, env=env)).out
     assert b"1x2 3" in ran.out
 
 
@@ -616,7 +615,7 @@ def test_the_end_of_input_ends_the_command_with_all_its_children(
         "sleep 1000 & (sleep 1001 &) & setsid sleep 1002 & setsid sh -c 'trap \"\" HUP; sleep 1003 & wait' & "
         "nohup sleep 1004 >/dev/null 2>&1 & sh -c 'exec >/dev/null 2>&1; sleep 1005' & sleep 0.1; echo ready; wait"
     )
-    program = script(command, stdin_size=len(stdin))
+    program = script(command, stdin=stdin)
     ran, marks = Ran(), OutputDecoder(program.output_mark)
     child = host.start(program, ran, marks)
     child.write(stdin)
@@ -693,7 +692,7 @@ def test_other_jobs_are_let_be(host: Host) -> None:
 def test_a_command_that_has_ended_leaves_no_process_of_the_wrapper(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     for raw in (False, True):
-        program = script("true", raw_stdin=raw)
+        program = script("true", stdin=None if raw else b"")
         assert host.run(program).status == "0"
         assert wait_until(lambda job=program.process_mark: not job_processes(job), 5)  # type: ignore[misc]  # bound in time
 
@@ -730,7 +729,7 @@ def test_the_environment_of_the_command_does_not_disturb_the_watchdog(posix: tup
 
 
 @posix_shells
-@pytest.mark.parametrize("form", [{}, {"raw_stdin": True}, {"raw_stdin": True, "new_shell": False}], ids=str)
+@pytest.mark.parametrize("form", [{}, {"stdin": None}, {"stdin": None, "inline": True}], ids=str)
 def test_variables_of_the_user_do_not_replace_the_script(
     form: dict[str, object], posix: tuple[str, ...], host: Host
 ) -> None:
@@ -788,7 +787,7 @@ def test_without_proc_the_processes_are_found_by_the_environment_that_ps_shows(h
         def text(self) -> str:
             return text
 
-    child = host.start(Elsewhere(**attrs.asdict(program)), ran, marks)
+    child = host.start(Elsewhere(**attrs.asdict(program, recurse=False)), ran, marks)
     assert child.pump(lambda: b"ready" in ran.out)
     assert wait_until(lambda: len(job_processes(program.process_mark)) >= 4, 5)
     child.close_stdin()

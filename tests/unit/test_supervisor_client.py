@@ -13,8 +13,10 @@ import pytest
 
 from lazycluster._functions import bootstrap
 from lazycluster._functions.bootstrap import PythonInfo
+from lazycluster._model.command import Command
+from lazycluster._model.running_command import CommandEndedError
+from lazycluster._model.watch import Watch
 from lazycluster._remote import protocol, supervisor
-from lazycluster._ssh.session import SessionEndedError
 from lazycluster._transports.remote_child import ExitInfo
 from lazycluster._transports.supervisor_client import Hello, SupervisorClient, SupervisorSettings
 from lazycluster._waiting import CancelToken, DeadlinePassedError
@@ -106,19 +108,18 @@ class FakeSshClient:
     def next_supervisor_number(self) -> int:
         return 1
 
-    def script(self, text: str, **_: Any) -> str:
-        assert text
-        return text
+    def script(self, command: Command, **_: Any) -> str:
+        return command.shell_text
 
-    def run_script(
-        self, _script: str, work: Callable[[Any], object], *, collector: Any, watch: Any, long_lived: bool
-    ) -> int:
+    def run_script(self, _script: str, work: Callable[[Any], object], watch: Watch, *, long_lived: bool) -> int:
         assert long_lived
         if self.error is not None:
             raise self.error
-        collector.write(Stream.STDERR, self.words)
+        assert watch.collector is not None
+        assert watch.cancel_token is not None
+        watch.collector.write(Stream.STDERR, self.words)
         self._line = self.noise
-        with contextlib.suppress(SessionEndedError):
+        with contextlib.suppress(CommandEndedError):
             work(FakeSession(self, watch.cancel_token))
         if self.broken is not None:
             raise self.broken

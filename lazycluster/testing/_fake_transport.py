@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.python_finder import python_candidates
-from lazycluster._functions.serialize import Payload
-from lazycluster._model.checks import check_command, check_environment, check_timeout
+from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding
+from lazycluster._model.running_command import collecting, timeout_error
 from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._transports.ssh_transport import directory_error
 from lazycluster._waiting import Deadline, DeadlinePassedError, queue_get
 from lazycluster.exceptions import (
     CommandFailedError,
     CommandStoppedError,
-    CommandTimeoutError,
     ConnectionLostError,
     PythonNotFoundError,
     RuntimeClosedError,
@@ -38,20 +38,11 @@ from lazycluster.testing.calls import AskedForPorts, Called, DeletedDir, Fetched
 class FakeTransport:
     """A `RuntimeTransport` of a fake host; a host may have several."""
 
-    def __init__(
-        self,
-        machine: HostState,
-        host: str,
-        *,
-        env: Mapping[str, str] | None = None,
-        python: str | None = None,
-        resident: bool = True,
-    ) -> None:
-        """Lead to a machine under a name; `env` goes to every command and function."""
+    def __init__(self, machine: HostState, host: str, *, python: str | None = None, resident: bool = True) -> None:
+        """Reach a machine under the name of a host."""
+        self.host = host
         self.machine = machine
         self.closed = False
-        self._host = host
-        self._env = check_environment(env)
         self._python = python
         self._resident = resident
         self._temp_dirs: list[str] = []
@@ -61,12 +52,7 @@ class FakeTransport:
 
     def __repr__(self) -> str:
         """Return the host."""
-        return f"<FakeTransport {self._host}>"
-
-    @property
-    def host(self) -> str:
-        """Return the host as it was given."""
-        return self._host
+        return f"<FakeTransport {self.host}>"
 
     @property
     def temp_dirs(self) -> list[str]:
@@ -74,6 +60,10 @@ class FakeTransport:
         return list(self._temp_dirs)
 
     # How it stands ----------------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Check that the host can be reached."""
+        self.check()
 
     def check(self) -> None:
         """See that the host can be reached.
@@ -83,12 +73,12 @@ class FakeTransport:
             LazyclusterError: What the test says: the host is down.
         """
         if self.closed:
-            raise RuntimeClosedError(self._host)
-        self.machine.check_reachable(self._host)
+            raise RuntimeClosedError(self.host)
+        self.machine.check_reachable(self.host)
 
     def is_alive(self) -> bool:
         """Tell whether a command can be run on the host now."""
-        return not self.closed and self.machine.unreachable_error(self._host) is None
+        return not self.closed and self.machine.unreachable_error(self.host) is None
 
     def can_reach_host(self, timeout: float) -> bool:  # noqa: ARG002 - it takes none
         """Tell whether the host can be reached now."""
@@ -98,8 +88,11 @@ class FakeTransport:
         """Make the working directory, and tell what the machine has."""
         self.check()
         if self._resident and self.machine.info.python_version is None:
-            raise PythonNotFoundError(self._host, " and ".join(python_candidates(self._python)))
-        made = self.create_tempdir() if working_dir is None else self._make_dir(working_dir, None)
+            raise PythonNotFoundError(self.host, " and ".join(python_candidates(self._python)))
+        try:
+            made = self.create_tempdir() if working_dir is None else self.machine.files.make_dir(working_dir, None)
+        except OSError as error:
+            raise directory_error(self.host, working_dir, error.strerror or str(error)) from error
         self.machine.working_dir = made
         return made, self.machine.info
 
@@ -132,44 +125,31 @@ class FakeTransport:
 
     # Commands ---------------------------------------------------------------------------------------------------------
 
-    def run(
-        self,
-        command: str,
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> CommandResult:
+    def run(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
         """Answer a command as the test says; see `FakeHost.on()`."""
-        asked = Ran(
-            self._host, check_command(command), cwd, self._merge_environment(env), stdin, timeout=check_timeout(timeout)
-        )
+        asked = Ran(self.host, command.title, command.cwd, command.env, command.stdin or b"", timeout=command.timeout)
         self.check()
         self.machine.record(asked)
-        directory = self.machine.files.resolve_cwd(self._host, cwd)
+        directory = self.machine.files.resolve_cwd(self.host, command.cwd)
         answer = self.machine.find_answer(asked)
         collector = watch.collector or Collector()
         begun = time.monotonic()
+        timeout = math.inf if command.timeout is None else command.timeout
         with self._registered_events(watch) as events:
             for stream, data in ((Stream.STDOUT, answer.stdout), (Stream.STDERR, answer.stderr)):
                 if data:
-                    collector.write(stream, data)
-                    watch.on_output(stream, data)
-            seconds = min(answer.delay, math.inf if timeout is None else timeout)
+                    collecting(collector, watch)(stream, data)
+            seconds = min(answer.delay, timeout)
             with contextlib.suppress(DeadlinePassedError):
-                self._next_event(events, command, Deadline(seconds if seconds < threading.TIMEOUT_MAX else None), watch)
-        if timeout is not None and answer.delay > timeout:
-            raise self._timeout_error(command, timeout, collector)
+                deadline = Deadline(seconds if seconds < threading.TIMEOUT_MAX else None)
+                self._next_event(events, command.title, deadline, watch)
+        if answer.delay > timeout:
+            raise timeout_error(self.host, command.title, timeout, collector)
         for path, content in answer.writes.items():
             self.machine.files.write(path, str(directory), content)
         if answer.error is not None:
             raise answer.error
-        return collector.result(command, answer.exit_code, time.monotonic() - begun)
-
-    def _merge_environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
-        return {**self._env, **check_environment(env)}
+        return collector.result(command.title, answer.exit_code, time.monotonic() - begun)
 
     @contextlib.contextmanager
     def _registered_events(self, watch: Watch) -> Iterator[queue.SimpleQueue[InProcessEvent]]:
@@ -199,104 +179,74 @@ class FakeTransport:
         """
         while True:
             if watch.cancel_token is not None and watch.cancel_token.is_cancelled:
-                raise CommandStoppedError(self._host, title)
-            failure = self.machine.unreachable_error(self._host)
+                raise CommandStoppedError(self.host, title)
+            failure = self.machine.unreachable_error(self.host)
             if failure is not None:
-                raise ConnectionLostError(self._host, title, str(failure), started=True)
+                raise ConnectionLostError(self.host, title, str(failure), started=True)
             if self.closed:
-                raise ConnectionLostError(self._host, title, "the connection was closed", started=True)
+                raise ConnectionLostError(self.host, title, "the connection was closed", started=True)
             event = queue_get(events, deadline)
             if event is not None:
                 return event
 
-    def _timeout_error(self, title: str, timeout: float | None, collector: Collector) -> CommandTimeoutError:
-        out, err = (collector.getvalue(stream) for stream in Stream)
-        return CommandTimeoutError(self._host, title, timeout or 0.0, out, err)
-
     # Functions --------------------------------------------------------------------------------------------------------
 
-    def call(
-        self,
-        payload: Payload,
-        outcome: IO[bytes],
-        *,
-        python: str | None = None,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> None:
-        """Run a function in this process, and write its outcome to a file."""
-        environment = self._merge_environment(env)
+    def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
+        """Call a function in this process, and write its outcome to a file."""
+        payload = call.payload
         self.check()
-        self.machine.record(Called(self._host, payload.function, cwd, environment, timeout, payload=payload))
-        self.machine.check_python(self._host, python or self._python)
-        directory = self.machine.files.resolve_cwd(self._host, cwd)
+        self.machine.record(
+            Called(self.host, payload.function, call.cwd, dict(call.env), call.timeout, payload=payload)
+        )
+        self.machine.check_python(self.host, self._python)
+        directory = self.machine.files.resolve_cwd(self.host, call.cwd)
         outcome.seek(0)
         outcome.truncate()
         collector = watch.collector or Collector()
-        title = f"python: {payload.function}"
-        until = Deadline(timeout)
+        on_output = collecting(collector, watch)
+        deadline = Deadline(call.timeout)
         with self._registered_events(watch) as events:
-            variables = {"HOME": str(self.machine.files.home), **environment}
+            variables = {"HOME": str(self.machine.files.home), **call.env}
             function = InProcessCall(payload, directory, variables, events)
             try:
-                while isinstance(event := self._next_event(events, title, until, watch), bytes):
-                    collector.write(Stream.STDERR, event)
-                    watch.on_output(Stream.STDERR, event)
+                while isinstance(event := self._next_event(events, call.title, deadline, watch), bytes):
+                    on_output(Stream.STDERR, event)
             except DeadlinePassedError:
                 function.detach()
-                raise self._timeout_error(title, timeout, collector) from None
+                raise timeout_error(self.host, call.title, call.timeout, collector) from None
             except BaseException:
                 function.detach()
                 raise
         if isinstance(event, FunctionNotStarted):
             raise WorkingDirectoryError(
-                self._host, cwd or "~", event.error.strerror or str(event.error)
+                self.host, call.cwd or "~", event.error.strerror or str(event.error)
             ) from event.error
         outcome.write(event.outcome)
 
     # Files and directories --------------------------------------------------------------------------------------------
 
-    def put(
-        self,
-        local: str | os.PathLike[str],
-        remote: str | None = None,
-        *,
-        cwd: str | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> None:
+    def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Send a file or a directory into the directory that plays the host; see `Connection.put()`."""
         self.check()
-        self.machine.record(Sent(self._host, Path(local), remote, cwd))
-        self.machine.files.put(self._host, Path(local), remote, cwd, watch.on_progress)
+        self.machine.record(Sent(self.host, local, remote, cwd))
+        self.machine.files.put(self.host, local, remote, cwd, watch.on_progress)
 
-    def get(
-        self,
-        remote: str,
-        local: str | os.PathLike[str] | None = None,
-        *,
-        cwd: str | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> None:
+    def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Fetch a file or a directory from the directory that plays the host; see `Connection.get()`."""
-        target = Path.cwd() if local is None else Path(local)
         self.check()
-        self.machine.record(Fetched(self._host, remote, target, cwd))
-        self.machine.files.get(self._host, remote, target, cwd, watch.on_progress)
+        self.machine.record(Fetched(self.host, remote, local, cwd))
+        self.machine.files.get(self.host, remote, local, cwd, watch.on_progress)
 
     def create_dir(self, path: str, *, cwd: str) -> None:
         """Make a directory with its parents."""
         self.check()
-        self.machine.record(MadeDir(self._host, path, cwd))
-        self._make_dir(path, cwd)
-
-    def _make_dir(self, path: str, cwd: str | None) -> str:
+        self.machine.record(MadeDir(self.host, path, cwd))
         try:
-            return self.machine.files.make_dir(path, cwd)
+            self.machine.files.make_dir(path, cwd)
         except OSError as error:
-            said = f"{path}: {error.strerror or error}"
-            raise CommandFailedError(self._host, f"mkdir -p {path}", 1, said) from error
+            raise CommandFailedError(
+                self.host, f"create_dir {path}", 1, f"{path}: {error.strerror or error}"
+            ) from error
 
     def create_tempdir(self) -> str:
         """Make a temporary directory, and return its path."""
@@ -308,7 +258,7 @@ class FakeTransport:
     def delete_dir(self, path: str, *, cwd: str) -> bool:
         """Delete a directory with all that is in it; tell whether nothing of it is left."""
         self.check()
-        self.machine.record(DeletedDir(self._host, path, cwd))
+        self.machine.record(DeletedDir(self.host, path, cwd))
         deleted = self.machine.files.delete(path, cwd)
         if deleted and path in self._temp_dirs:
             self._temp_dirs.remove(path)
@@ -319,13 +269,13 @@ class FakeTransport:
     def free_ports(self, ports: Sequence[int]) -> list[int]:
         """Return those of the ports that the test did not say are in use, and no tunnel listens on."""
         self.check()
-        self.machine.record(AskedForPorts(self._host, tuple(ports)))
+        self.machine.record(AskedForPorts(self.host, tuple(ports)))
         if self.machine.info.python_version is None:
-            raise PythonNotFoundError(self._host, self._python or "python3")
+            raise PythonNotFoundError(self.host, self._python or "python3")
         return [port for port in ports if self.machine.is_free(port)]
 
     def open_tunnel(self, forwarding: Forwarding, owner: object) -> FakeTunnel:
         """Open a tunnel, through which nothing flows; the owner lives as long as it does."""
         self.check()
-        self.machine.record(OpenedTunnel(self._host, forwarding))
-        return self.machine.open_tunnel(self._host, forwarding, owner)
+        self.machine.record(OpenedTunnel(self.host, forwarding))
+        return self.machine.open_tunnel(self.host, forwarding, owner)

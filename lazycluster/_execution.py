@@ -1,0 +1,230 @@
+"""The executions of tasks: the results of the steps so far, and the thread of a task in the background."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Generator
+
+import attrs
+
+from lazycluster._functions.outcome import read_outcome, remote_traceback
+from lazycluster._invoke import OutcomeFile
+from lazycluster._waiting import CancelToken, Deadline, start_thread, wait_event
+from lazycluster.exceptions import (
+    CommandStoppedError,
+    LazyclusterError,
+    RuntimeClosedError,
+    TaskExecutionError,
+    indented_tail,
+)
+from lazycluster.executor import Executor
+from lazycluster.results import StepResult
+from lazycluster.steps import RunFunction, Step, describe_step
+
+_log = logging.getLogger("lazycluster.tasks")  # the name that users know
+
+
+class Execution:
+    """One run of a task's steps on one host: what came of each so far, when and why it ended."""
+
+    def __init__(self, name: str, steps: tuple[Step, ...], executor: Executor) -> None:
+        """Prepare; `run()` does it."""
+        self.name = name
+        self.host = executor.host
+        self.error: LazyclusterError | None = None
+        self.error_reported = False
+        self.ended_at: float | None = None
+        self._steps = steps
+        self._executor = executor
+        self._results: list[StepResult] = []
+        self._outcome_files: list[tuple[str, OutcomeFile]] = []
+        self._call_count = 0
+
+    @property
+    def results(self) -> tuple[StepResult, ...]:
+        """Return what came of the steps that were carried out."""
+        return tuple(self._results)
+
+    @property
+    def host_lost(self) -> bool:
+        """Tell whether it failed because the host cannot be used."""
+        return bool(self._results) and self._results[-1].host_lost
+
+    def run(self) -> None:
+        """Carry out the steps, up to the first that fails; `error` tells whether one did."""
+        try:
+            self._run_steps()
+        finally:
+            self.ended_at = time.monotonic()
+
+    def _run_steps(self) -> None:
+        for index, step in enumerate(self._steps):
+            outcome_files: list[OutcomeFile] = []
+            try:
+                result = self._executor.execute(step, outcome_files.append)
+            except BaseException as error:  # such as Ctrl-C in the thread that waits
+                self.error = self._task_error(index, step, error)
+                raise
+            self._outcome_files += [
+                (step.name, outcome_file) for outcome_file in outcome_files if isinstance(step, RunFunction)
+            ]
+            self._call_count += len(outcome_files)
+            self._results.append(result)
+            if result.error is not None:
+                self.error = self._task_error(index, step, result.error)
+                return
+
+    def _task_error(self, index: int, step: Step, error: BaseException) -> LazyclusterError:
+        if isinstance(error, RuntimeClosedError):
+            return error
+        reason = str(error).removeprefix(f"{self.host}: ") or type(error).__name__
+        if not isinstance(error, LazyclusterError):
+            reason = f"{type(error).__name__}: {reason}{indented_tail(remote_traceback(error))}"
+        failure = TaskExecutionError(self.host, self.name, index, describe_step(step), reason)
+        failure.__cause__ = error
+        return failure
+
+    def iter_function_returns(self) -> Generator[object, None, None]:
+        """Yield what the functions returned, in order; one that raised, or never ran, raises here."""
+        self.error_reported = True
+        for name, outcome_file in self._outcome_files:
+            yield read_outcome(outcome_file, self.host, name).unwrap()
+        if self.error is not None and self._call_count < sum(isinstance(step, RunFunction) for step in self._steps):
+            raise self.error
+
+    def print_log(self) -> None:
+        """Print what each step printed, after its number, and why it failed."""
+        for index, result in enumerate(self.results):
+            print(f"[{index}] {result.log.rstrip()}")  # noqa: T201
+            if result.error is not None:
+                print(f"[{index}] failed: {self.error}")  # noqa: T201
+
+    def close(self) -> None:
+        """Let go of what the functions returned."""
+        while self._outcome_files:
+            self._outcome_files.pop()[1].close()
+
+
+class TaskProcess:
+    """A task in the background: a thread that waits for the host; a `ManagedProcess`."""
+
+    def __init__(self, execution: Execution, cancel_token: CancelToken, owner: object | None = None) -> None:
+        """Start it. The owner lives as long as it runs."""
+        self.name = f"task {execution.name} on {execution.host}"
+        self.pid: int | None = None
+        self.execution = execution
+        self._cancel_token = cancel_token
+        self._owner = owner
+        # Not the end of the thread: Ctrl-C in Thread.join() has it taken for ended (CPython up to 3.12).
+        self._ended = threading.Event()
+        self._creator_pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        start_thread(self._thread)
+
+    def _run(self) -> None:
+        try:
+            self.execution.run()
+        except BaseException:  # noqa: BLE001 - it is in `execution.error`, for whoever joins
+            _log.debug("%s ended", self.name, exc_info=True)
+        finally:
+            self._cancel_token.close()
+            self._owner = None
+            self._ended.set()
+
+    def __repr__(self) -> str:
+        """Return what it is and how it stands."""
+        state = "alive" if self.is_alive() else f"ended with {self.exitcode}"
+        return f"<TaskProcess {self.name}, {state}>"
+
+    @property
+    def exitcode(self) -> int | None:
+        """Return None while it runs; then 0, 1 where a step failed, and -15 where it was stopped."""
+        if self.is_alive():
+            return None
+        error = self.execution.error
+        if error is None:
+            return 0
+        return -signal.SIGTERM if isinstance(error.__cause__, CommandStoppedError) else 1
+
+    def is_alive(self) -> bool:
+        """Tell whether it still runs."""
+        return not self._ended.is_set() and self._creator_pid == os.getpid()  # a fork has none of the threads
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, at most so many seconds; raises nothing, see `RuntimeTask.join()`."""
+        if threading.current_thread() is not self._thread and self.is_alive():
+            wait_event(self._ended, Deadline(timeout))
+
+    def log_failure(self) -> None:
+        """Log a failure that nobody has asked for, once."""
+        if self.execution.error is not None and not self.execution.error_reported:
+            self.execution.error_reported = True
+            stopped = isinstance(self.execution.error.__cause__, CommandStoppedError)
+            _log.log(logging.INFO if stopped else logging.WARNING, "%s", self.execution.error)
+
+    def request_stop(self) -> None:
+        """Ask it to end, and do not wait."""
+        self._cancel_token.cancel()
+
+    def terminate(self) -> None:
+        """End the step under way on the host, with its children, and wait for it; no further step begins."""
+        self.request_stop()
+        self.join()
+
+    def kill(self) -> None:
+        """Do what `terminate()` does: the host sends SIGKILL to every process that outlives the grace period."""
+        self.terminate()
+
+
+@attrs.define
+class TaskState:
+    """The steps of a task, and its last execution."""
+
+    name: str
+    steps: list[Step] = attrs.field(factory=list)
+    execution: Execution | None = None
+    process: TaskProcess | None = None
+
+    def new_execution(self, executor: Executor) -> Execution:
+        """Prepare an execution, which replaces the last one."""
+        self.process = None
+        self.execution = Execution(self.name, tuple(self.steps), executor)
+        return self.execution
+
+    def start_in_background(
+        self, executor: Executor, cancel_token: CancelToken, owner: object | None = None
+    ) -> TaskProcess:
+        """Start an execution, which replaces the last one, in a thread; the owner lives as long as the thread."""
+        self.process = TaskProcess(self.new_execution(executor), cancel_token, owner)
+        return self.process
+
+    def join(self) -> None:
+        """Wait until the last execution has ended.
+
+        Raises:
+            TaskExecutionError: A step failed.
+        """
+        execution, process = self.execution, self.process
+        if process is not None:
+            process.join()
+        if execution is not None and execution.error is not None:
+            execution.error_reported = True
+            raise execution.error
+
+
+_STATES: weakref.WeakKeyDictionary[object, TaskState] = weakref.WeakKeyDictionary()
+
+
+def register_state(task: object, state: TaskState) -> None:
+    """Note the state of a task, which is private to it, for the runtimes that carry it out."""
+    _STATES[task] = state
+
+
+def state_of(task: object) -> TaskState:
+    """Return the steps and the last execution of a task."""
+    return _STATES[task]

@@ -1,0 +1,43 @@
+"""The record of a command on a host, which every transport takes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+import attrs
+
+from lazycluster._model.checks import check_environment, check_program, check_timeout
+
+
+@attrs.frozen
+class Command:
+    """A command and its surroundings.
+
+    Raises:
+        ValueError: A field is out of range.
+    """
+
+    program: str | tuple[str, ...] = attrs.field(converter=check_program, repr=False)
+    """Text for a POSIX shell, or the words of a program, which starts without a shell."""
+    cwd: str | None = None
+    """The directory on the host where the command starts; by default the home directory."""
+    env: Mapping[str, str] = attrs.field(factory=dict, converter=check_environment, repr=False)
+    """Environment variables in addition to those of the host."""
+    stdin: bytes | None = attrs.field(default=b"", repr=False)
+    """The standard input of the command. None means that the caller writes it while the command runs."""
+    timeout: float | None = attrs.field(default=None, converter=check_timeout)
+    """The time limit in seconds."""
+    title: str = attrs.field()
+    """The name of the command in errors, and in the process list of the host."""
+    login_shell: bool = True
+    """Text goes to the shell of the account if that is a POSIX shell; otherwise, or if False, to /bin/sh."""
+
+    @title.default
+    def _default_title(self) -> str:
+        return self.program if isinstance(self.program, str) else shlex.join(self.program)
+
+    @property
+    def shell_text(self) -> str:
+        """The program as text for a POSIX shell: `exec` keeps the shell from running a builtin in its place."""
+        return self.program if isinstance(self.program, str) else f"exec {shlex.join(self.program)}"

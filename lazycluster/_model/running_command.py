@@ -1,0 +1,142 @@
+"""A command under way on a host, and the interface of whatever runs commands there."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import attrs
+
+from lazycluster._model.command import Command
+from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster.exceptions import CommandTimeoutError
+from lazycluster.results import Collector, CommandResult, Stream
+
+
+class CommandEndedError(Exception):
+    """The command ended while the caller was still writing its input or reading its output."""
+
+
+class RunningCommand(ABC):
+    """A command under way. The thread that waits for it handles its output.
+
+    Output goes to `on_output`. A caller may read standard output instead: the first call of a `read` method keeps it
+    from `on_output` from then on.
+    """
+
+    def __init__(self, on_output: Callable[[Stream, bytes], object]) -> None:
+        """Start without unread output."""
+        self._on_output = on_output
+        self._unread: bytearray | None = None
+
+    @abstractmethod
+    def _wait_until(self, predicate: Callable[[], bool]) -> None:
+        """Handle events until a condition holds, or all output of the command has come."""
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """Send to standard input.
+
+        Raises:
+            CommandEndedError: The command no longer reads it.
+        """
+
+    @abstractmethod
+    def close_stdin(self) -> None:
+        """End standard input."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait until the command has ended and its output is complete.
+
+        Raises:
+            DeadlinePassedError: The time limit passed first.
+            CancelledError: The cancel token was cancelled first.
+        """
+
+    def read(self, size: int) -> bytes:
+        """Return `size` bytes of standard output, fewer only at its end."""
+        unread = self._start_reading()
+        self._wait_until(lambda: len(unread) >= size)
+        data = bytes(unread[:size])
+        del unread[:size]
+        return data
+
+    def read_some(self) -> bytes:
+        """Wait for standard output and return all of it that has come; nothing only at its end."""
+        unread = self._start_reading()
+        self._wait_until(lambda: bool(unread))
+        data = bytes(unread)
+        unread.clear()
+        return data
+
+    def read_until(self, end: bytes) -> bytes | None:
+        """Return standard output up to a byte string, which is left out; None if the output ends first."""
+        unread = self._start_reading()
+        self._wait_until(lambda: end in unread)
+        data, found, rest = bytes(unread).partition(end)
+        unread[:] = rest
+        return data if found else None
+
+    def _start_reading(self) -> bytearray:
+        if self._unread is None:
+            self._unread = bytearray()
+        return self._unread
+
+    def _deliver(self, stream: Stream, data: bytes) -> None:
+        if self._unread is not None and stream is Stream.STDOUT:
+            self._unread += data
+        elif data:
+            self._on_output(stream, data)
+
+
+Conversation: TypeAlias = Callable[[RunningCommand], object]
+"""Writes to a command, reads from it, and waits for its end."""
+
+
+def wait_for_end(running: RunningCommand) -> None:
+    """Hold the shortest conversation: wait for the end of the command."""
+    running.wait()
+
+
+class CommandRunner(ABC):
+    """Runs commands on one host. Any thread may use it."""
+
+    host: str
+
+    def run(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
+        """Run a command and return its result; see `Connection.run()`."""
+        collector = watch.collector or Collector()
+        started_at = time.monotonic()
+        exit_code = self.communicate(command, wait_for_end, attrs.evolve(watch, collector=collector))
+        return collector.result(command.title, exit_code, time.monotonic() - started_at)
+
+    @abstractmethod
+    def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
+        """Run a command, hold a conversation with it, and return the exit status.
+
+        The conversation begins after `command.stdin`. It is held again if the host cannot have started the command.
+
+        Raises:
+            CommandTimeoutError: The time limit passed. The command was ended.
+            CommandStoppedError: The cancel token was cancelled. The command was ended.
+            ConnectionLostError: The connection broke.
+            WorkingDirectoryError: The directory cannot be entered.
+        """
+
+
+def collecting(collector: Collector, watch: Watch) -> Callable[[Stream, bytes], None]:
+    """Return a callback that keeps output in a collector before the watch gets it."""
+
+    def on_output(stream: Stream, data: bytes) -> None:
+        collector.write(stream, data)
+        watch.on_output(stream, data)
+
+    return on_output
+
+
+def timeout_error(host: str, title: str, timeout: float | None, collector: Collector) -> CommandTimeoutError:
+    """Return the error of a command that ran longer than its time limit."""
+    return CommandTimeoutError(host, title, timeout or 0.0, *map(collector.getvalue, Stream))

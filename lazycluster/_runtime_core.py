@@ -1,0 +1,137 @@
+"""The parts of a runtime, on which groups build as well."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+from lazycluster import _invoke
+from lazycluster._model.checks import check_environment
+from lazycluster._model.command import Command
+from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._prefixed_output import PrefixedOutput
+from lazycluster._resources import ResourceRegistry
+from lazycluster._task_history import TaskHistory
+from lazycluster._transports.host_context import HostContext
+from lazycluster._transports.interface import RuntimeTransport
+from lazycluster._waiting import CancelToken
+from lazycluster.executor import Executor
+from lazycluster.hardware import HostInfo
+from lazycluster.results import CommandResult
+from lazycluster.tasks import RuntimeTask
+
+if TYPE_CHECKING:
+    from lazycluster._functions.function_call import Payload
+
+_log = logging.getLogger("lazycluster.runtimes")  # the name that users know
+
+
+@attrs.define(eq=False)
+class RuntimeCore:
+    """One host under a runtime: its transport, working directory, environment, resources and tasks."""
+
+    host: str
+    transport: RuntimeTransport
+    resources: ResourceRegistry
+    working_dir: str
+    host_info: HostInfo
+    env: dict[str, str]
+    task_history: TaskHistory
+    last_success: float = 0.0
+    """The end of the last command or call that the host carried out, by `time.monotonic()`."""
+
+    @classmethod
+    def connect(
+        cls, transport: RuntimeTransport, working_dir: str | None, env: Mapping[str, str] | None
+    ) -> RuntimeCore:
+        """Log in, make the working directory, a temporary one by default, and probe the machine.
+
+        Raises:
+            InvalidRuntimeError: The host cannot be used; its `__cause__` is the reason.
+        """
+        variables = check_environment(env)
+        resources = ResourceRegistry(transport)
+        made, host_info = resources.set_up(working_dir)
+        for warning in host_info.warnings:
+            _log.warning("%s: %s", transport.host, warning)
+        return cls(transport.host, transport, resources, made, host_info, variables, TaskHistory(resources))
+
+    @property
+    def env_variables(self) -> dict[str, str]:
+        """The environment variables of commands and functions."""
+        return {**self.env, "WORKING_DIR": self.working_dir}
+
+    def context(self, cancel_token: CancelToken | None = None) -> HostContext:
+        """Return the surroundings of work on the host.
+
+        Raises:
+            RuntimeClosedError: The runtime was cleaned up.
+        """
+        self.resources.check_open()
+        return HostContext(self.transport, self.working_dir, self.env_variables, cancel_token)
+
+    def run(
+        self,
+        program: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        watch: Watch = UNWATCHED,
+    ) -> CommandResult:
+        """Run a command in the working directory; see `Runtime.run()`."""
+        self.resources.check_open()
+        variables = {**self.env_variables, **check_environment(env)}
+        command = Command(program, cwd=self.working_dir, env=variables, stdin=stdin, timeout=timeout)
+        result = self.transport.run(command, watch)
+        self.last_success = time.monotonic()
+        return result
+
+    def call(self, payload: Payload, cancel_token: CancelToken | None = None) -> object:
+        """Call a function in the working directory; see `Runtime.call()`."""
+        value = _invoke.call_function(self.context(cancel_token), payload)
+        self.last_success = time.monotonic()
+        return value
+
+    def start_task(
+        self,
+        task: RuntimeTask,
+        owner: object,
+        *,
+        execute_async: bool,
+        debug: bool = False,
+        prefixed_output: PrefixedOutput | None = None,
+    ) -> None:
+        """Carry out a task; see `Runtime.execute_task()`. The owner lives as long as a task in the background.
+
+        `prefixed_output` gets the output line by line, in place of standard output and the logger.
+        """
+        executor = Executor(self.context(), debug=debug, prefixed_output=prefixed_output)
+        if execute_async:
+            self.task_history.start(task, executor, owner)
+        else:
+            self.task_history.run(task, executor)
+
+    @property
+    def last_lost(self) -> float | None:
+        """The time when a task failed because of the host, by `time.monotonic()`; None after a later success."""
+        return self.task_history.last_lost(self.last_success)
+
+
+_CORES: weakref.WeakKeyDictionary[object, RuntimeCore] = weakref.WeakKeyDictionary()
+
+
+def register_core(runtime: object, core: RuntimeCore) -> None:
+    """Note the core of a runtime, which is private to it, for groups. It is released with the runtime."""
+    _CORES[runtime] = core
+    weakref.finalize(runtime, core.resources.release_in_background).atexit = False
+
+
+def core_of(runtime: object) -> RuntimeCore:
+    """Return the core of a runtime."""
+    return _CORES[runtime]

@@ -1,0 +1,155 @@
+"""Everything that transports over ssh do alike: files, directories, tunnels, clean-up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import weakref
+from pathlib import Path
+
+from lazycluster._files import transfer
+from lazycluster._model.command import Command
+from lazycluster._model.forwarding import Forwarding
+from lazycluster._model.running_command import CommandRunner, wait_for_end
+from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._ssh.client import SshClient
+from lazycluster._ssh.host_scripts import STOP_MARKED_PROCESSES, grace_tenths
+from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, quote_path
+from lazycluster._ssh.tunnel import Tunnel
+from lazycluster._ssh.tunnel_manager import TunnelManager
+from lazycluster.exceptions import CommandFailedError, LazyclusterError, WorkingDirectoryError
+from lazycluster.results import Collector, CommandResult, Stream
+
+_log = logging.getLogger(__name__)
+SET_UP_TIMEOUT_SECONDS = 60.0
+_CLEAN_UP_TIMEOUT_SECONDS = 120.0
+
+_live_transports: weakref.WeakSet[SshTransport] = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    for transport in list(_live_transports):
+        transport.reset()
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+class SshTransport(CommandRunner):
+    """What every transport over ssh does alike."""
+
+    def __init__(self, ssh_client: SshClient, python: str | None = None, *, max_streamed_bytes: int = -1) -> None:
+        """Use an ssh client; `python` is the one for functions, `max_streamed_bytes` as in `TransferBackend`."""
+        self.host = ssh_client.host
+        self.ssh_client = ssh_client
+        self._python = python
+        self._temp_dirs: list[str] = []
+        self._max_streamed_bytes = max_streamed_bytes
+        self._tunnel_manager = TunnelManager(
+            ssh_client.destination, password=ssh_client.password, timeouts=ssh_client.timeouts
+        )
+        _live_transports.add(self)
+
+    def reset(self) -> None:
+        """Begin without anything on the host, in a forked child: all that is its parent's."""
+        self._temp_dirs = []
+
+    @property
+    def temp_dirs(self) -> list[str]:
+        """The temporary directories that are still to be removed."""
+        return list(self._temp_dirs)
+
+    def connect(self) -> None:
+        """Log in unless the client is connected."""
+        self.ssh_client.master()
+
+    def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
+        """Send a file or a directory; see `Connection.put()`."""
+        transfer.put(self._transfer_backend(), local, remote, cwd=cwd, watch=watch)
+
+    def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
+        """Fetch a file or a directory; see `Connection.get()`."""
+        transfer.get(self._transfer_backend(), remote, local, cwd=cwd, watch=watch)
+
+    def _transfer_backend(self) -> transfer.TransferBackend:
+        return transfer.TransferBackend(self, self.ssh_client, max_streamed_bytes=self._max_streamed_bytes)
+
+    def run_sh(self, script: str, title: str, *, cwd: str | None = None, stdin: bytes = b"") -> CommandResult:
+        """Run text of the library's own in the host's /bin/sh."""
+        return self.run(
+            Command(script, cwd=cwd, stdin=stdin, timeout=SET_UP_TIMEOUT_SECONDS, title=title, login_shell=False)
+        )
+
+    def create_dir(self, path: str, *, cwd: str) -> None:
+        """Make a directory with its parents.
+
+        Raises:
+            CommandFailedError: It cannot be made.
+        """
+        check_result(self.host, self.run_sh(f"mkdir -p -- {_quote_nonempty_path(path)}", f"create_dir {path}", cwd=cwd))
+
+    def delete_dir(self, path: str, *, cwd: str) -> bool:
+        """Delete a directory with all that is in it; tell whether nothing of it is left."""
+        word = _quote_nonempty_path(path)
+        deleted = self.run_sh(f"rm -rf -- {word} && [ ! -e {word} ]", f"delete_dir {path}", cwd=cwd).ok
+        if deleted and path in self._temp_dirs:
+            self.discard_temp_dir(path)
+        return deleted
+
+    def discard_temp_dir(self, path: str) -> None:
+        """Note that a temporary directory is gone."""
+        self._temp_dirs.remove(path)
+
+    def open_tunnel(self, forwarding: Forwarding, owner: object) -> Tunnel:
+        """Open a tunnel; the owner lives as long as it does. All tunnels of a host share one connection."""
+        return Tunnel(self._tunnel_manager, [forwarding], owner=owner)
+
+    def can_reach_host(self, timeout: float) -> bool:
+        """Tell within about so many seconds whether a host that was reached before can be reached now."""
+        return self.ssh_client.can_reach_host(timeout)
+
+    def close(self) -> None:
+        """End the connection and everything that runs over it."""
+        self.ssh_client.close()
+
+    def stop_marked_processes(self) -> None:
+        """End every process that was started on the host, and remove the temporary directories."""
+        mark = f"{PROCESS_MARK_VARIABLE}={self.ssh_client.token}."
+        words = shlex.join([mark, grace_tenths(self.ssh_client.grace), *self._temp_dirs])
+        text = f"set -- {words}\n{STOP_MARKED_PROCESSES}"
+        command = Command(text, timeout=_CLEAN_UP_TIMEOUT_SECONDS, title="clean up", login_shell=False)
+        collector = Collector()
+        try:
+            exit_code = self.ssh_client.run_script(
+                self.ssh_client.script(command, mark_processes=False), wait_for_end, Watch(collector=collector)
+            )
+        except LazyclusterError as error:
+            _log.warning("%s: the clean-up failed: %s", self.host, error)
+        else:
+            if exit_code != 0:
+                said = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
+                _log.warning("%s: the clean-up left something: %s", self.host, said)
+
+
+def directory_error(host: str, path: str | None, reason: str) -> WorkingDirectoryError:
+    """Return the error of a working directory, a temporary one by default, that could not be made."""
+    advice = "Set TMPDIR on the host, or name a working directory." if path is None else "Name another one."
+    return WorkingDirectoryError(host, path or "(temporary)", f"it could not be made: {reason}", advice)
+
+
+def check_result(host: str, result: CommandResult) -> CommandResult:
+    """Return a result.
+
+    Raises:
+        CommandFailedError: The command failed.
+    """
+    if not result.ok:
+        raise CommandFailedError(host, result.command, result.exit_code, result.output)
+    return result
+
+
+def _quote_nonempty_path(path: str) -> str:
+    if not path:
+        raise ValueError("the path must not be empty")
+    return quote_path(path)
