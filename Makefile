@@ -16,6 +16,7 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python scripts/check-shell
+	scripts/check-public-types
 
 # How fast it is, side by side with the floors and the peers: `make bench BENCH="--quick --only 1,2"`.
 bench:

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 from benchmarks.contestants import Abilities, Contestant, Opener, expect
 from benchmarks.sites import Site
 from lazycluster import Runtime
-from lazycluster._model.options import RuntimeOptions
+from lazycluster.options import RuntimeOptions
 
 P = ParamSpec("P")
 T = TypeVar("T")

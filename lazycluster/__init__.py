@@ -51,12 +51,15 @@ if TYPE_CHECKING:
         UnsafeArchiveError,
         WorkingDirectoryError,
     )
+    from lazycluster.gpus import Gpu, MigDevice
     from lazycluster.groups import RuntimeGroup
-    from lazycluster.hardware import Gpu, HostInfo
+    from lazycluster.hardware import HostInfo
     from lazycluster.managed import ManagedProcess
     from lazycluster.manager import RuntimeManager
-    from lazycluster.results import CommandResult, Error, StepResult, Value
+    from lazycluster.options import ConnectionOptions, ManagerOptions, RuntimeOptions
+    from lazycluster.results import CommandResult, Error, OnError, StepResult, Stream, Value
     from lazycluster.runtimes import Runtime
+    from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
     from lazycluster.tasks import RuntimeTask
 
 __all__ = [
@@ -72,11 +75,13 @@ __all__ = [
     "ConnectTimeoutError",
     "Connection",
     "ConnectionLostError",
+    "ConnectionOptions",
     "ConnectionThrottledError",
     "Error",
     "ForwardingRefusedError",
     "FunctionError",
     "FunctionNotSerializableError",
+    "GetFile",
     "Gpu",
     "HostError",
     "HostInfo",
@@ -86,24 +91,33 @@ __all__ = [
     "LazyclusterError",
     "LoginShellError",
     "ManagedProcess",
+    "ManagerOptions",
+    "MigDevice",
     "NoPortsLeftError",
     "NoRuntimesDetectedError",
     "NoRuntimesError",
+    "OnError",
     "PortInUseError",
     "PortRefusedError",
     "PythonNotFoundError",
     "PythonVersionMismatchError",
     "RemoteFunctionError",
     "RemoteTraceback",
+    "RunCommand",
+    "RunFunction",
     "Runtime",
     "RuntimeClosedError",
     "RuntimeGroup",
     "RuntimeManager",
+    "RuntimeOptions",
     "RuntimeTask",
+    "SendFile",
     "SessionRefusedError",
     "SshConfigurationError",
     "SshNotFoundError",
+    "Step",
     "StepResult",
+    "Stream",
     "SupervisorError",
     "TaskExecutionError",
     "TransferError",
@@ -123,9 +137,20 @@ _LAZY_IMPORTS = {
     "RuntimeTask": "tasks",
     "CommandResult": "results",
     "Error": "results",
+    "OnError": "results",
+    "Stream": "results",
     "Value": "results",
     "StepResult": "results",
-    "Gpu": "hardware",
+    "Step": "steps",
+    "GetFile": "steps",
+    "RunCommand": "steps",
+    "RunFunction": "steps",
+    "SendFile": "steps",
+    "ConnectionOptions": "options",
+    "ManagerOptions": "options",
+    "RuntimeOptions": "options",
+    "Gpu": "gpus",
+    "MigDevice": "gpus",
     "HostInfo": "hardware",
     "ManagedProcess": "managed",
 }

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeVar
 
 from lazycluster._waiting import CancelToken, queue_get, start_thread
 from lazycluster.exceptions import HostsFailedError
@@ -16,7 +16,6 @@ from lazycluster.results import Error, Value
 
 T = TypeVar("T")
 X = TypeVar("X")
-OnError: TypeAlias = Literal["raise", "collect"]
 MAX_THREADS = 256
 """Threads at once by default; they only wait."""
 _CANCEL_WAIT_SECONDS = 8.0

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 from lazycluster import _invoke
 from lazycluster._display import count_bar
-from lazycluster._gather import CancelGroup, OnError, check_on_error, gather, unwrap_all, values_or_errors
+from lazycluster._gather import CancelGroup, check_on_error, gather, unwrap_all, values_or_errors
 from lazycluster._mapping import MapScheduler
 from lazycluster._membership import Members
 from lazycluster._model.checks import check_program, check_timeout
@@ -16,7 +16,7 @@ from lazycluster._model.command import Command
 from lazycluster._model.watch import Watch
 from lazycluster._runtime_core import core_of
 from lazycluster._waiting import CancelToken
-from lazycluster.results import CommandResult, Error, Stream, Value
+from lazycluster.results import CommandResult, Error, OnError, Stream, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import check_callable, function_name
 

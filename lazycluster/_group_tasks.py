@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from lazycluster._display import count_bar
-from lazycluster._gather import OnError, capture, check_on_error, gather, unwrap_all, values_or_errors
+from lazycluster._gather import capture, check_on_error, gather, unwrap_all, values_or_errors
 from lazycluster._membership import Members
 from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._runtime_core import core_of
 from lazycluster.exceptions import HostsFailedError, LazyclusterError
-from lazycluster.results import Error, Value
+from lazycluster.results import Error, OnError, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import GetFile, Step
 from lazycluster.tasks import RuntimeTask

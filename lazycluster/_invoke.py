@@ -5,20 +5,17 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import IO, TypeAlias, TypeVar, cast
 
 import attrs
 
-from lazycluster._functions.function_call import FunctionCall
+from lazycluster._functions.function_call import FunctionCall, Payload
 from lazycluster._functions.outcome import read_error, read_outcome
 from lazycluster._model.watch import Watch
 from lazycluster._step_output import output_handler
 from lazycluster._transports.host_context import HostContext
 from lazycluster.exceptions import RemoteFunctionError
 from lazycluster.results import Collector, Error, Stream, Value
-
-if TYPE_CHECKING:
-    from lazycluster._functions.function_call import Payload
 
 T = TypeVar("T")
 R = TypeVar("R")

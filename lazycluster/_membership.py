@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, errors_by_host, gather, values_by_host
 from lazycluster._model.checks import check_environment, to_list
-from lazycluster._model.options import RuntimeOptions
 from lazycluster._runtime_core import RuntimeCore, core_of, register_core
 from lazycluster._transports import factory
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
+from lazycluster.options import RuntimeOptions
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
 

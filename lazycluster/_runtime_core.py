@@ -6,11 +6,11 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 
 from lazycluster import _invoke
+from lazycluster._functions.function_call import Payload
 from lazycluster._model.checks import check_environment
 from lazycluster._model.command import Command
 from lazycluster._model.watch import UNWATCHED, Watch
@@ -24,9 +24,6 @@ from lazycluster.executor import Executor
 from lazycluster.hardware import HostInfo
 from lazycluster.results import CommandResult
 from lazycluster.tasks import RuntimeTask
-
-if TYPE_CHECKING:
-    from lazycluster._functions.function_call import Payload
 
 _log = logging.getLogger("lazycluster.runtimes")  # the name that users know
 

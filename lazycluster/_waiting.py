@@ -111,7 +111,7 @@ class CancelToken:
         self._read_fd, self._write_fd = os.pipe()
         self._lock = threading.Lock()
         self._callback: Callable[[], None] | None = None
-        self.is_cancelled = False
+        self.is_cancelled: bool = False
 
     def cancel(self) -> None:
         """Ask for the stop. Asking twice is asking once."""

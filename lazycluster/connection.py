@@ -10,11 +10,11 @@ from typing import Final
 
 from lazycluster._model.checks import check_environment
 from lazycluster._model.command import Command
-from lazycluster._model.options import DEFAULT_MAX_SESSIONS, RuntimeOptions
 from lazycluster._model.watch import make_watch
 from lazycluster._transports import factory
 from lazycluster._transports.host_context import HostContext, register_context
 from lazycluster._typing import Self
+from lazycluster.options import DEFAULT_MAX_SESSIONS, RuntimeOptions
 from lazycluster.results import CommandResult, Stream
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import _group_calls, _group_tasks
-from lazycluster._gather import OnError, gather, unwrap_all
+from lazycluster._gather import gather, unwrap_all
 from lazycluster._group_facts import GroupFacts
 from lazycluster._group_ports import GroupPorts
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, Members, check_runtimes
-from lazycluster._model.options import RuntimeOptions
 from lazycluster._typing import Unpack
 from lazycluster.managed import CleanupOnExit
-from lazycluster.results import CommandResult, Error, Stream
+from lazycluster.options import RuntimeOptions
+from lazycluster.results import CommandResult, Error, OnError, Stream
 from lazycluster.runtimes import Runtime
 from lazycluster.tasks import RuntimeTask
 

@@ -12,13 +12,13 @@ from lazycluster._facts import HOST_TABLE_COLUMNS, host_table_row
 from lazycluster._gather import errors_by_host, gather, unwrap_all, values_by_host
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, check_options, connect_hosts
 from lazycluster._model.checks import absolute_path, to_list
-from lazycluster._model.options import ManagerOptions, RuntimeOptions
 from lazycluster._requirements import Requirements
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
 from lazycluster._typing import Unpack
 from lazycluster.exceptions import NoRuntimesDetectedError, error_text
 from lazycluster.groups import RuntimeGroup
 from lazycluster.managed import CleanupOnExit
+from lazycluster.options import ManagerOptions, RuntimeOptions
 from lazycluster.runtimes import Runtime
 
 

@@ -6,11 +6,13 @@ import codecs
 import enum
 import io
 import signal
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar
 
 import attrs
 
 T_co = TypeVar("T_co", covariant=True)
+OnError: TypeAlias = Literal["raise", "collect"]
+"""What a group does with the errors of hosts: raise them when all have ended, or return an `Error` for each."""
 
 
 class Stream(enum.Enum):
@@ -80,7 +82,7 @@ class LineDecoder:
     def __init__(self) -> None:
         """Begin with nothing."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.rest = ""
+        self.rest: str = ""
         """What came after the last newline."""
 
     def feed(self, data: bytes) -> list[str]:

@@ -8,7 +8,6 @@ from typing import ParamSpec, TypeVar, cast
 from lazycluster import _invoke
 from lazycluster._facts import Facts
 from lazycluster._model.checks import check_environment, check_port
-from lazycluster._model.options import RuntimeOptions
 from lazycluster._model.watch import make_watch
 from lazycluster._requirements import Requirements
 from lazycluster._runtime_core import RuntimeCore, core_of, register_core
@@ -17,6 +16,7 @@ from lazycluster._transports import factory
 from lazycluster._typing import Unpack
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import CleanupOnExit, ManagedProcess
+from lazycluster.options import RuntimeOptions
 from lazycluster.results import CommandResult, Stream
 from lazycluster.steps import check_callable
 from lazycluster.tasks import RuntimeTask

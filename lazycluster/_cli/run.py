@@ -17,7 +17,6 @@ from lazycluster._cli.selection import HostSelection, SelectedHosts, host_select
 from lazycluster._display import pluralize, print_table
 from lazycluster._gather import CancelGroup
 from lazycluster._model.checks import check_timeout
-from lazycluster._model.options import DEFAULT_GRACE_SECONDS
 from lazycluster._model.watch import Watch
 from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._processes.local_process import OutputCallback
@@ -25,6 +24,7 @@ from lazycluster._runtime_core import core_of
 from lazycluster._waiting import CancelToken
 from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
 from lazycluster.manager import failure_reason
+from lazycluster.options import DEFAULT_GRACE_SECONDS
 from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.runtimes import Runtime
 
@@ -82,7 +82,7 @@ def run(
       lazycluster run --hosts web-1,web-2 -- 'df -h / | tail -1'
       lazycluster run --group-filter gpu --group-filter min-memory=16000 -- nvidia-smi -L
       lazycluster run --stdin -- 'cat >> .ssh/authorized_keys' < new_key.pub
-      lazycluster run --json -- uname -r | jq -r 'select(.exit_status == 0).stdout'
+      lazycluster run --json -- uname -r | jq -r 'select(.exit_code == 0).stdout'
     """  # noqa: D301 - \b keeps click from wrapping what follows
     text = " ".join(command)  # as ssh does
     if not text.strip():
@@ -191,7 +191,7 @@ def _outcome_record(host: str, outcome: CommandOutcome) -> dict[str, object]:
     output = outcome.output
     return {
         "host": host,
-        "exit_status": outcome.exit_code,
+        "exit_code": outcome.exit_code,
         "stdout": output.stdout,
         "stderr": output.stderr,
         "seconds": round(output.duration, 6),

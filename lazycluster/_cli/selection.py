@@ -19,12 +19,12 @@ from lazycluster._cli.options import (
     resident_option,
 )
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS
-from lazycluster._model.options import RuntimeOptions
 from lazycluster._requirements import Requirements
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import check_requirements, failure_reason, underlying_error
+from lazycluster.options import RuntimeOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -147,7 +147,7 @@ def judge_failed_login_shell(error: LazyclusterError) -> Finding:
         said = f": {quote_output(error.output)}" if error.output.strip() else " and printed nothing"
         return failed(
             LOGIN_SHELL_CHECK,
-            f"it ended with exit status {error.exit_status} before our command began{said}",
+            f"it ended with exit status {error.exit_code} before our command began{said}",
             "The account allows no commands: its shell (`getent passwd`; nologin? git-shell?), a ForceCommand, or a "
             "start-up file that calls exit.",
         )

@@ -16,7 +16,6 @@ import attrs
 
 from lazycluster._model.checks import check_max_sessions
 from lazycluster._model.command import Command
-from lazycluster._model.options import DEFAULT_GRACE_SECONDS, DEFAULT_MAX_SESSIONS
 from lazycluster._model.running_command import CommandRunner, Conversation, timeout_error
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._model.watch import UNWATCHED, Watch
@@ -42,6 +41,7 @@ from lazycluster.exceptions import (
     RuntimeClosedError,
     SessionRefusedError,
 )
+from lazycluster.options import DEFAULT_GRACE_SECONDS, DEFAULT_MAX_SESSIONS
 from lazycluster.results import Collector
 
 _ONLY_SESSION_IN_USE = "the supervisor has the only session"

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import attrs
 
 from lazycluster._model.command import Command
-from lazycluster._model.options import DEFAULT_GRACE_SECONDS
 from lazycluster._ssh import host_scripts
+from lazycluster.options import DEFAULT_GRACE_SECONDS
 from lazycluster.results import Stream
 
 SHELL_BOOTSTRAP = """exec /bin/sh -c 'IFS= read -r lc_p && eval "$(printf %b "$lc_p")"'"""

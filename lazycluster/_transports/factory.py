@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from lazycluster._model.checks import absolute_path, check_environment, check_grace
-from lazycluster._model.options import DEFAULT_GRACE_SECONDS, DEFAULT_MAX_SESSIONS, RuntimeOptions
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.destination import Destination
 from lazycluster._transports.interface import RuntimeTransport
 from lazycluster._transports.per_command import PerCommandTransport
 from lazycluster._transports.resident import ResidentTransport
+from lazycluster.options import DEFAULT_GRACE_SECONDS, DEFAULT_MAX_SESSIONS, RuntimeOptions
 
 
 def make_transport(host: str, options: RuntimeOptions) -> RuntimeTransport:

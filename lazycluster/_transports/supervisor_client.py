@@ -14,7 +14,6 @@ from lazycluster._functions import bootstrap
 from lazycluster._functions.bootstrap import PythonInfo
 from lazycluster._functions.python_finder import python_candidates, run_python_script
 from lazycluster._model.command import Command
-from lazycluster._model.options import DEFAULT_GRACE_SECONDS
 from lazycluster._model.running_command import CommandEndedError
 from lazycluster._model.watch import Watch
 from lazycluster._processes.pipe_writer import PipeWriter
@@ -25,6 +24,7 @@ from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster._transports.remote_child import ChildEvent, RemoteChild
 from lazycluster._waiting import CancelToken, Deadline, queue_get, start_thread, wait_event
 from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented_tail
+from lazycluster.options import DEFAULT_GRACE_SECONDS
 from lazycluster.results import Collector, Stream
 
 _log = logging.getLogger(__name__)

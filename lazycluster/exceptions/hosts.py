@@ -176,12 +176,12 @@ class LoginShellError(HostError):
 
     host: str
     command: str
-    exit_status: int | None
+    exit_code: int | None
     output: str = attrs.field(default="", repr=False)
 
     def __str__(self) -> str:
         return (
-            f"{self.host}: the login shell ended with exit status {self.exit_status} before `{shorten(self.command)}` "
+            f"{self.host}: the login shell ended with exit status {self.exit_code} before `{shorten(self.command)}` "
             f"began. Check the account's shell and its start-up files: `ssh {self.host} true`."
             f"{indented_tail(self.output)}"
         )

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lazycluster.testing.answers import UnexpectedCommandError
+    from lazycluster.testing.answers import CommandMatcher, UnexpectedCommandError
     from lazycluster.testing.calls import (
         Asked,
         AskedForPorts,
@@ -23,13 +23,23 @@ if TYPE_CHECKING:
         Sent,
     )
     from lazycluster.testing.fake_host import FakeHost
-    from lazycluster.testing.local_sshd import LocalSshd, LocalSshdError, SshdNotFoundError, find_sshd, write_config
+    from lazycluster.testing.local_sshd import (
+        ConnectionKeywords,
+        LocalSshd,
+        LocalSshdError,
+        SshdNotFoundError,
+        find_sshd,
+        write_config,
+    )
     from lazycluster.testing.relay import Relay
+    from lazycluster.testing.scripted_host import ScriptedHost
 
 __all__ = [
     "Asked",
     "AskedForPorts",
     "Called",
+    "CommandMatcher",
+    "ConnectionKeywords",
     "DeletedDir",
     "FakeHost",
     "Fetched",
@@ -39,6 +49,7 @@ __all__ = [
     "OpenedTunnel",
     "Ran",
     "Relay",
+    "ScriptedHost",
     "Sent",
     "SshdNotFoundError",
     "UnexpectedCommandError",
@@ -47,10 +58,13 @@ __all__ = [
 ]
 
 _LAZY_IMPORTS = {
+    "CommandMatcher": "answers",
+    "ConnectionKeywords": "local_sshd",
     "FakeHost": "fake_host",
     "LocalSshd": "local_sshd",
     "LocalSshdError": "local_sshd",
     "Relay": "relay",
+    "ScriptedHost": "scripted_host",
     "SshdNotFoundError": "local_sshd",
     "UnexpectedCommandError": "answers",
     "find_sshd": "local_sshd",

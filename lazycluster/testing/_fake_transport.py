@@ -14,7 +14,7 @@ from typing import IO
 from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.python_finder import python_candidates
 from lazycluster._model.command import Command
-from lazycluster._model.forwarding import Forwarding
+from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._model.running_command import collecting, timeout_error
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._transports.ssh_transport import directory_error
@@ -277,5 +277,6 @@ class FakeTransport:
     def open_tunnel(self, forwarding: Forwarding, owner: object) -> FakeTunnel:
         """Open a tunnel, through which nothing flows; the owner lives as long as it does."""
         self.check()
-        self.machine.record(OpenedTunnel(self.host, forwarding))
+        to_host = forwarding.type is ForwardType.REMOTE
+        self.machine.record(OpenedTunnel(self.host, forwarding.listen_port, forwarding.connect_port, to_host))
         return self.machine.open_tunnel(self.host, forwarding, owner)

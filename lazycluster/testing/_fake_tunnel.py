@@ -13,7 +13,7 @@ class FakeTunnel:
 
     def __init__(self, host: str, forwarding: Forwarding, owner: object) -> None:
         """Open it. The owner lives as long as it does."""
-        self.name = f"tunnel to {host}: {forwarding}"
+        self.name: str = f"tunnel to {host}: {forwarding}"
         self.forwarding = forwarding
         self._owner: object = owner
         self._stopped = threading.Event()

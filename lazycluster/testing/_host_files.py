@@ -35,9 +35,9 @@ class HostFiles:
 
     def __init__(self, root: Path) -> None:
         """Use an empty directory."""
-        self.root = root
-        self.home = root / "home" / "me"
-        self.temp_root = root / "tmp"
+        self.root: Path = root
+        self.home: Path = root / "home" / "me"
+        self.temp_root: Path = root / "tmp"
         self.home.mkdir(parents=True)
         self.temp_root.mkdir()
 

@@ -69,8 +69,8 @@ class HostState:
 
     def __init__(self, root: Path, fallback: HostState | None = None) -> None:
         """Play it in an empty directory; what it has no answer for is looked for in the machine beneath."""
-        self.files = HostFiles(root)
-        self.info = default_host_info()
+        self.files: HostFiles = HostFiles(root)
+        self.info: HostInfo = default_host_info()
         self.ports_in_use: set[int] = set()
         self.executables: set[str] = set()
         self.strict = True
@@ -78,7 +78,7 @@ class HostState:
         self.transports: list[AttachedTransport] = []
         self._is_down = False
         self._down_error: LazyclusterError | None = None
-        self.answer_table = AnswerTable()
+        self.answer_table: AnswerTable = AnswerTable()
         self.local_tunnels: FakeTunnelRegistry = FakeTunnelRegistry() if fallback is None else fallback.local_tunnels
         self._fallback = fallback
         self._calls: list[Asked] = []
@@ -93,6 +93,17 @@ class HostState:
             self.transports.append(transport)
         if self._fallback is not None:
             self._fallback.register(transport)
+
+    def go_down(self, error: LazyclusterError | None) -> None:
+        """Be unreachable from now on."""
+        self._down_error = error
+        self._is_down = True
+        for transport in list(self.transports):
+            transport.wake()
+
+    def come_up(self) -> None:
+        """Be reachable again."""
+        self._is_down = False
 
     def unreachable_error(self, host: str) -> LazyclusterError | None:
         """Return why it cannot be reached under a name just now."""
@@ -118,6 +129,12 @@ class HostState:
             self._calls.append(call)
         if self._fallback is not None:
             self._fallback.record(call)
+
+    @property
+    def calls(self) -> list[Asked]:
+        """The calls so far, in order."""
+        with self._lock:
+            return list(self._calls)
 
     def find_answer(self, call: Ran) -> ScriptedAnswer:
         """Return what a command answers.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from lazycluster._model.options import RuntimeOptions
 from lazycluster._transports import factory
 from lazycluster._transports.interface import RuntimeTransport
+from lazycluster.options import RuntimeOptions
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import threading
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -11,8 +12,8 @@ import attrs
 
 from lazycluster.testing.calls import Ran
 
-CommandMatcher: TypeAlias = str | re.Pattern[str] | Callable[[Ran], bool]
-"""Which commands a line is for: one text, those that a pattern matches as a whole, or those that a function picks."""
+CommandMatcher: TypeAlias = str | list[str] | re.Pattern[str] | Callable[[Ran], bool]
+"""The commands of a line: one text, the words of one program, all that a pattern matches, or a function picks."""
 
 _MAX_ANSWERS_IN_MESSAGE = 10
 
@@ -75,6 +76,8 @@ class _ScriptedCommand:
         match self.matcher:
             case str(text):
                 return call.command == text
+            case list(words):
+                return call.command == shlex.join(words)
             case re.Pattern() as pattern:
                 return pattern.fullmatch(call.command) is not None
             case pick:
@@ -95,8 +98,9 @@ class AnswerTable:
 
     def add(self, matcher: CommandMatcher, answer: ScriptedAnswer, times: int | None = None) -> None:
         """Add a line, which serves so many times, or always."""
-        if not isinstance(matcher, (str, re.Pattern)) and not callable(matcher):
-            raise TypeError(f"commands are named by a text, a compiled pattern or a function, not by {matcher!r}")
+        is_words = isinstance(matcher, list) and all(isinstance(word, str) for word in matcher)
+        if not is_words and not isinstance(matcher, (str, re.Pattern)) and not callable(matcher):
+            raise TypeError(f"command must be text, a list of words, a compiled pattern or a function, got {matcher!r}")
         if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
             raise ValueError(f"times is a whole number from 1 on, or None for always, not {times!r}")
         with self._lock:

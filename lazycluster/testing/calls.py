@@ -9,7 +9,6 @@ from typing import TypeAlias, cast
 import attrs
 
 from lazycluster._functions.function_call import Payload
-from lazycluster._model.forwarding import Forwarding
 from lazycluster.testing._in_process_call import unpickle_call
 
 
@@ -34,18 +33,18 @@ class Called:
     cwd: str | None = None
     env: Mapping[str, str] = attrs.field(factory=dict)
     timeout: float | None = None
-    payload: Payload = attrs.field(kw_only=True, repr=False, eq=False)
+    _payload: Payload = attrs.field(kw_only=True, repr=False, eq=False)
 
     @property
     def args(self) -> tuple[object, ...]:
         """Return copies of the positional arguments, as they were sent; of a `map()` the items that went together."""
-        _, args, kwargs = unpickle_call(self.payload)
+        _, args, kwargs = unpickle_call(self._payload)
         return args if kwargs is not None else tuple(cast("tuple[float, list[object]]", args)[1])
 
     @property
     def kwargs(self) -> dict[str, object]:
         """Return copies of the keyword arguments, as they were sent."""
-        return unpickle_call(self.payload)[2] or {}
+        return unpickle_call(self._payload)[2] or {}
 
 
 @attrs.frozen
@@ -96,10 +95,12 @@ class AskedForPorts:
 
 @attrs.frozen
 class OpenedTunnel:
-    """A tunnel was opened."""
+    """A tunnel was opened: `to_host` makes a local port reachable on the host, otherwise one of the host here."""
 
     host: str
-    forwarding: Forwarding
+    listen_port: int
+    connect_port: int
+    to_host: bool
 
 
 Asked: TypeAlias = Ran | Called | Sent | Fetched | MadeDir | DeletedDir | AskedForPorts | OpenedTunnel

@@ -10,11 +10,19 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from lazycluster._model.options import RuntimeOptions
 from lazycluster._typing import Self
+from lazycluster.options import RuntimeOptions
 from lazycluster.testing._fake_transport import FakeTransport
+from lazycluster.testing._host_state import HostState
 from lazycluster.testing._patching import patch_transports
-from lazycluster.testing._scripted_host import ScriptedHost
+from lazycluster.testing.scripted_host import ScriptedHost
+
+
+class _NamedHost(ScriptedHost):
+    """A fake host of its own for one name."""
+
+    def __init__(self, state: HostState) -> None:
+        self._state = state
 
 
 class FakeHost(ScriptedHost):
@@ -36,8 +44,9 @@ class FakeHost(ScriptedHost):
         # The real path: a function that asks for its current directory is told that.
         self._directory = Path(os.path.realpath(tempfile.mkdtemp(prefix="lazycluster-fake-")))
         self._remove_directory = weakref.finalize(self, shutil.rmtree, str(self._directory), ignore_errors=True)
-        super().__init__(self._directory / "host")
+        self._state = HostState(self._directory / "host")
         self._named_hosts: dict[str, ScriptedHost] = {}
+        self._states: dict[str, HostState] = {}
         self._exit_stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -50,7 +59,7 @@ class FakeHost(ScriptedHost):
     ) -> None:
         """Stand in no more, end what is still under way, and remove the files."""
         self._exit_stack.close()
-        for transport in list(self.transports):
+        for transport in list(self._state.transports):
             transport.abandon()
         self._remove_directory()
 
@@ -63,11 +72,13 @@ class FakeHost(ScriptedHost):
             ValueError: The name has been used: whoever used it is on this host already.
         """
         if name not in self._named_hosts:
-            if any(transport.host == name for transport in self.transports):
+            if any(transport.host == name for transport in self._state.transports):
                 raise ValueError(f"{name!r} has been reached already; call host({name!r}) before that")
-            self._named_hosts[name] = ScriptedHost(self._directory / f"host-{len(self._named_hosts) + 1}", self)
+            state = HostState(self._directory / f"host-{len(self._named_hosts) + 1}", self._state)
+            self._states[name] = state
+            self._named_hosts[name] = _NamedHost(state)
         return self._named_hosts[name]
 
     def _connect(self, host: str, options: RuntimeOptions) -> FakeTransport:
-        machine = self._named_hosts.get(host, self)
+        machine = self._states.get(host, self._state)
         return FakeTransport(machine, host, python=options.get("python"), resident=options.get("resident", True))

@@ -11,20 +11,17 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from types import TracebackType
+from typing import TypedDict
 
 import attrs
 
 from lazycluster._remote.ports import find_free_port
+from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.testing._process_guard import GuardedProcess, child_pids, kill_all, run_checked, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
-
-    from lazycluster._typing import Self
 
 _LOOPBACK_ADDRESS = "127.0.0.1"
 _SHADOW_FILE = Path("/etc/shadow")
@@ -91,8 +88,8 @@ class LocalSshd:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.host = name
-        self.user = pwd.getpwuid(os.geteuid()).pw_name
-        self.port = 0
+        self.user: str = pwd.getpwuid(os.geteuid()).pw_name
+        self.port: int = 0
         self._home = home
         self._shell = shell
         self._options = dict(options or {})

@@ -10,14 +10,11 @@ import struct
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from types import TracebackType
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from collections.abc import Set as AbstractSet
-    from types import TracebackType
-
-    from lazycluster._typing import Self
+from lazycluster._typing import Self
 
 _LOOPBACK_ADDRESS = "127.0.0.1"
 _SOCKET_READ_BYTES = 1 << 16

@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 import pytest
 
 from lazycluster import Runtime, RuntimeTask
 from lazycluster._files.install import discard
-from lazycluster._model.options import RuntimeOptions
 from lazycluster._typing import Unpack
+from lazycluster.options import RuntimeOptions
 from lazycluster.testing import FakeHost, LocalSshd, SshdNotFoundError, find_sshd
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ TRANSPORT_KINDS = [
     "fake",
 ]
 HOST_ALIAS = "local"
+
+Program = TypeVar("Program", str, list[str])
 
 
 @attrs.define
@@ -48,14 +50,14 @@ class TransportCase:
 
     def script(
         self,
-        command: str,
+        command: Program,
         *,
         stdout: str | bytes = "",
         stderr: str = "",
         exit_code: int = 0,
         delay: float = 0.0,
         writes: Mapping[str, str] | None = None,
-    ) -> str:
+    ) -> Program:
         """Say what a command prints, and how it ends, to a host that does not run it; return the command."""
         if self.fake is not None:
             self.fake.on(command, stdout=stdout, stderr=stderr, exit_code=exit_code, delay=delay, writes=writes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Mapping
@@ -52,6 +53,81 @@ def test_how_it_ended_and_what_it_printed(
     assert result.ok is (exit_code == 0)
     assert result.signal == (exit_code - 128 if exit_code in {137, 143} else None)
     assert 0 <= result.duration < 10
+
+
+@pytest.mark.parametrize(
+    ("words", "stdout", "exit_code"),
+    [
+        (["echo", "$HOME *", "~"], "$HOME * ~\n", 0),
+        (["printf", "%s|", "a b", "", "it's", "-n", "ü\n"], "a b||it's|-n|ü\n|", 0),
+        (["sh", "-c", "exit 3"], "", 3),
+        (["/bin/sh", "-c", "kill -TERM $$"], "", 128 + signal.SIGTERM),
+    ],
+)
+def test_run_with_words_starts_a_program_without_a_shell(
+    case: TransportCase, runtime: Runtime, words: list[str], stdout: str, exit_code: int
+) -> None:
+    case.script(words, stdout=stdout, exit_code=exit_code)
+
+    result = runtime.run(words)
+
+    assert (result.exit_code, result.stdout, result.stderr) == (exit_code, stdout, "")
+    assert result.command == shlex.join(words)
+
+
+@pytest.mark.parametrize("program", ["no-such-program", "./no-such-program", "cd"])
+def test_run_with_words_of_no_program_is_exit_code_127(case: TransportCase, runtime: Runtime, program: str) -> None:
+    case.script([program, "/"], stderr=f"{program}: not found", exit_code=127)
+
+    result = runtime.run([program, "/"])
+
+    assert (result.exit_code, result.stdout) == (127, "")
+    assert program in result.stderr
+
+
+def test_run_with_words_of_no_executable_is_exit_code_126(case: TransportCase, runtime: Runtime) -> None:
+    (case.local_path(runtime.working_dir) / "file").write_text("text")
+    case.script(["./file"], stderr="./file: Permission denied", exit_code=126)
+
+    result = runtime.run(["./file"])
+
+    assert (result.exit_code, result.stdout) == (126, "")
+    assert "./file" in result.stderr
+
+
+def test_run_with_words_finds_program_on_path_of_env(case: TransportCase, runtime: Runtime) -> None:
+    program = case.local_path(runtime.working_dir) / "bin" / "own-program"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "own: $1"\n')
+    program.chmod(0o755)
+    case.script(["own-program", "a  b"], stdout="own: a  b\n")
+
+    result = runtime.run(["own-program", "a  b"], env={"PATH": f"{runtime.working_dir}/bin:/usr/bin:/bin"})
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "own: a  b\n", "")
+
+
+def test_task_with_words_runs_them_without_a_shell(case: TransportCase, runtime: Runtime) -> None:
+    words = case.script(["echo", "$HOME"], stdout="$HOME\n")
+    task = RuntimeTask().run_command(words)
+
+    execute_and_wait(runtime, task)
+
+    assert task.results[0].stdout == "$HOME\n"
+    assert task.results[0].step == "run_command(echo '$HOME')"
+
+
+def test_run_with_env_adds_to_the_environment_of_the_runtime(case: TransportCase, runtime: Runtime) -> None:
+    runtime.add_env_variables({"A": "1", "B": "2"})
+    command = case.script('echo "$A $B $WORKING_DIR"', stdout=f"1 3 {runtime.working_dir}\n")
+
+    assert runtime.run(command, env={"B": "3"}).stdout == f"1 3 {runtime.working_dir}\n"
+
+    if case.fake is not None:
+        asked = case.fake.calls[-1]
+        assert isinstance(asked, Ran)
+        assert asked.env == {"A": "1", "B": "3", "WORKING_DIR": runtime.working_dir}
+    assert runtime.env_variables["B"] == "2"
 
 
 def test_output_is_bytes_too(case: TransportCase, runtime: Runtime) -> None:

@@ -115,7 +115,7 @@ def test_run_fails_somewhere(with_dead: str, capsys: pytest.CaptureFixture[str])
 def test_run_as_json(with_dead: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--config", with_dead, "--json", "--timeout", "20", "--", "echo hello; exit 2"]) == 3
     records = {record["host"]: record for record in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert (records["web-1"]["exit_status"], records["web-1"]["stdout"]) == (2, "hello\n")
+    assert (records["web-1"]["exit_code"], records["web-1"]["stdout"]) == (2, "hello\n")
     assert records["dead"]["error"].startswith("connection refused")
 
 

@@ -127,9 +127,9 @@ def test_a_timeout_as_json_has_what_the_others_have(fake_host: FakeHost, capsys:
     fake_host.on("work", stdout="done\n")
     assert run("--json", "--timeout", "0.2", "work") == 1
     well, late = map(json.loads, capsys.readouterr().out.splitlines())
-    assert well.keys() == {"host", "exit_status", "stdout", "stderr", "seconds"}
+    assert well.keys() == {"host", "exit_code", "stdout", "stderr", "seconds"}
     assert late.keys() == {*well.keys(), "error"}
-    assert (late["exit_status"], late["stdout"], late["stderr"]) == (None, "so far\n", "oops\n")
+    assert (late["exit_code"], late["stdout"], late["stderr"]) == (None, "so far\n", "oops\n")
     assert late["error"] == "took longer than its timeout of 0.2 s and was ended"
     assert late["seconds"] >= 0.2
 
@@ -164,7 +164,7 @@ def test_a_host_that_a_filter_leaves_out_has_not_failed(
     assert re.search(r"^a +- +- +left out: not installed: tool$", err, re.MULTILINE)
     assert run("--group-filter", "installed=tool", "--json", "work") == 0
     ended, left_out = map(json.loads, capsys.readouterr().out.splitlines())
-    assert ended["exit_status"] == 0
+    assert ended["exit_code"] == 0
     assert left_out == {"host": "a", "left_out": "not installed: tool"}
     assert run("--group-filter", "installed=tool", "fail") == 1
 

@@ -28,7 +28,6 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
-from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster.testing import (
     AskedForPorts,
     Called,
@@ -161,9 +160,10 @@ def test_answers_that_cannot_be(fake_host: FakeHost, keywords: dict[str, int], m
         fake_host.on("x", **keywords)  # type: ignore[arg-type]  # the mistakes that are tested
 
 
-def test_a_command_that_is_none_of_the_three(fake_host: FakeHost) -> None:
-    with pytest.raises(TypeError, match=r"a text, a compiled pattern or a function, not by \['ls'\]"):
-        fake_host.on(["ls"])  # type: ignore[arg-type]  # the mistake that is tested
+@pytest.mark.parametrize("command", [("ls",), [3], None])
+def test_fake_host_on_with_unusable_command_is_refused(fake_host: FakeHost, command: object) -> None:
+    with pytest.raises(TypeError, match=r"^command must be text, a list of words, a compiled pattern or a function"):
+        fake_host.on(command)  # type: ignore[arg-type]  # the mistakes that are tested
 
 
 # What nothing was said about -----------------------------------------------------------------------------------------
@@ -306,12 +306,12 @@ def test_everything_that_was_asked_is_told(fake_host: FakeHost, tmp_path: Path) 
     assert fake_host.calls == [
         Sent("web1", tmp_path / "file", None, "/work"),
         Ran("web1", "make", "/work", env, b"", 5),
-        Called("web1", "pow", "/work", env, payload=called.payload),
+        Called("web1", "pow", "/work", env, payload=called._payload),
         Fetched("web1", "file", tmp_path / "back", "/work"),
         MadeDir("web1", "made", "/work"),
         DeletedDir("web1", "made", "/work"),
         AskedForPorts("web1", (8080,)),
-        OpenedTunnel("web1", Forwarding(ForwardType.REMOTE, 8080, 80)),
+        OpenedTunnel("web1", 8080, 80, to_host=True),
     ]
     assert repr(fake_host) == "<FakeHost, 8 calls>"
 

@@ -139,7 +139,7 @@ def test_what_is_under_way_when_it_goes_down_is_lost(fake_host: FakeHost) -> Non
         tasks = [RuntimeTask().run_command("sleep"), RuntimeTask().run_function(waits, runtime.working_dir)]
         for task in tasks:
             runtime.execute_task(task)
-        assert wait_until(lambda: fake_host.transports[0].calls_under_way == 2, timeout=10)
+        assert wait_until(lambda: fake_host._state.transports[0].calls_under_way == 2, timeout=10)
 
         fake_host.go_down()
 
@@ -221,7 +221,7 @@ def test_nothing_is_left_when_it_stands_in_no_more(caplog: pytest.LogCaptureFixt
         host.on("sleep", delay=math.inf)
         runtime = Runtime("never-closed")
         task = runtime.execute_task(RuntimeTask().run_command("sleep"))
-        assert wait_until(lambda: bool(host.transports[0].calls_under_way), timeout=10)
+        assert wait_until(lambda: bool(host._state.transports[0].calls_under_way), timeout=10)
         directory = host.path("/")
 
     assert found() == before

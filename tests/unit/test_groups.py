@@ -146,7 +146,7 @@ def test_arguments_that_cannot_be_right(
     with pytest.raises(error, match=text) as caught:
         RuntimeGroup(**keywords)
     assert not isinstance(caught.value, HostsFailedError)
-    assert fake_host.transports == [], "nothing was dialled"
+    assert fake_host._state.transports == [], "nothing was dialled"
 
 
 def test_a_host_is_there_once(group: RuntimeGroup, fake_host: FakeHost) -> None:
@@ -161,7 +161,7 @@ def test_a_host_is_there_once(group: RuntimeGroup, fake_host: FakeHost) -> None:
             RuntimeGroup([other, group.runtimes[0]])
         assert other.is_valid_runtime()
     assert group.hosts == HOSTS
-    assert len(fake_host.transports) == 4, "and is not dialled twice"
+    assert len(fake_host._state.transports) == 4, "and is not dialled twice"
 
 
 def test_an_empty_group() -> None:
@@ -268,7 +268,7 @@ def test_two_that_add_the_same_host_at_once(group: RuntimeGroup, fake_host: Fake
         thread.join()
     assert group.hosts == [*HOSTS, "web4"]
     assert len(errors) == 7
-    assert [way.closed for way in fake_host.transports].count(False) == 4, "those that came too late are closed"
+    assert [way.closed for way in fake_host._state.transports].count(False) == 4, "those that came too late are closed"
 
 
 def test_it_may_be_changed_while_it_is_used(group: RuntimeGroup, fake_host: FakeHost) -> None:
@@ -619,7 +619,7 @@ def test_arguments_that_are_wrong_are_no_fault_of_the_hosts(group: RuntimeGroup,
 
 
 def under_way(fake_host: FakeHost, count: int) -> Callable[[], bool]:
-    return lambda: sum(way.calls_under_way for way in fake_host.transports) >= count
+    return lambda: sum(way.calls_under_way for way in fake_host._state.transports) >= count
 
 
 def test_ctrl_c_during_a_command(group: RuntimeGroup, fake_host: FakeHost) -> None:
@@ -1228,7 +1228,7 @@ def test_a_clean_up_that_fails_somewhere_is_told_after_all_others(
         patch.setattr(group.runtimes[1], "cleanup", fail)
         with pytest.raises(HostsFailedError, match="the clean-up failed on 1 of 3 hosts:\n  web2: LookupError: why"):
             group.cleanup()
-    assert {way.host: way.closed for way in fake_host.transports} == {"web1": True, "web2": False, "web3": True}
+    assert {way.host: way.closed for way in fake_host._state.transports} == {"web1": True, "web2": False, "web3": True}
     group.cleanup()
     assert fake_host.closed
 

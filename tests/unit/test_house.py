@@ -32,7 +32,7 @@ ROOMS = (
     ("exceptions", "_typing"),
     ("_waiting",),
     ("_display",),
-    ("results", "steps", "hardware", "gpus", "managed"),
+    ("results", "steps", "options", "hardware", "gpus", "managed"),
     ("_model",),
     ("_processes",),
     ("_remote",),

@@ -46,7 +46,7 @@ def config(fake_host: FakeHost, tmp_path: Path) -> Iterator[Path]:
 
 def names(fake_host: FakeHost) -> list[str]:
     """Return the hosts that are connected."""
-    return sorted(way.host for way in fake_host.transports if not way.closed)
+    return sorted(way.host for way in fake_host._state.transports if not way.closed)
 
 
 # What there is -------------------------------------------------------------------------------------------------------
@@ -54,13 +54,13 @@ def names(fake_host: FakeHost) -> list[str]:
 
 def test_hosts_that_answer_and_hosts_that_do_not(fake_host: FakeHost, config: Path) -> None:
     with RuntimeManager(config) as manager:
-        assert fake_host.transports == [], "nothing is dialled before somebody asks"
+        assert fake_host._state.transports == [], "nothing is dialled before somebody asks"
         assert manager.hosts == ["small", "big", "gpu"], "in the order of the configuration, each once"
         assert list(manager.inactive_hosts) == ["down"]
         assert isinstance(manager.inactive_hosts["down"], HostUnreachableError), "the cause itself"
         assert [runtime.host for runtime in manager.runtimes] == manager.hosts
         assert names(fake_host) == ["big", "gpu", "small"]
-        assert len(fake_host.transports) == 4, "each was asked once"
+        assert len(fake_host._state.transports) == 4, "each was asked once"
         assert repr(manager) == f"<RuntimeManager of {config}>"
     assert fake_host.closed
     assert fake_host.cleaned_up
@@ -132,7 +132,7 @@ def test_many_that_ask_at_once_ask_the_hosts_once(fake_host: FakeHost, config: P
         for thread in asking:
             thread.join()
         assert found == [["small", "big", "gpu"]] * 8
-        assert len(fake_host.transports) == 4
+        assert len(fake_host._state.transports) == 4
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_group_of_all(fake_host: FakeHost, config: Path) -> None:
     manager = RuntimeManager(config)
     with manager.create_group() as group:
         assert group.hosts == ["small", "big", "gpu"]
-        assert len(fake_host.transports) == 4, "those that were found are those of the group"
+        assert len(fake_host._state.transports) == 4, "those that were found are those of the group"
         assert manager.runtimes == []
         assert manager.hosts == ["small", "big", "gpu"]
         manager.cleanup()
@@ -329,7 +329,7 @@ def test_arguments_that_cannot_be_right_are_told_at_once(
 ) -> None:
     with pytest.raises(error, match=next(iter(keywords))):
         RuntimeManager(config, **keywords)
-    assert fake_host.transports == []
+    assert fake_host._state.transports == []
 
 
 def test_what_is_excluded_is_listed_too(fake_host: FakeHost, config: Path) -> None:

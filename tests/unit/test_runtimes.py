@@ -12,11 +12,11 @@ import pytest
 
 from lazycluster import Connection, Gpu, HostInfo, Runtime
 from lazycluster._facts import Facts, info_rows
-from lazycluster._model.options import ConnectionOptions, RuntimeOptions
 from lazycluster._transports.factory import make_transport
 from lazycluster._transports.per_command import PerCommandTransport
 from lazycluster._transports.resident import ResidentTransport
 from lazycluster.gpus import MigDevice
+from lazycluster.options import ConnectionOptions, RuntimeOptions
 
 
 @pytest.fixture(autouse=True)

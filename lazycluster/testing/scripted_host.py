@@ -9,6 +9,7 @@ import attrs
 
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.gpus import Gpu
+from lazycluster.hardware import HostInfo
 from lazycluster.testing._host_state import HostState
 from lazycluster.testing.answers import CommandMatcher, ScriptedAnswer
 from lazycluster.testing.calls import Asked, Ran
@@ -16,16 +17,49 @@ from lazycluster.testing.calls import Asked, Ran
 _GPU_MEMORY_BYTES = 16 * 2**30
 
 
-class ScriptedHost(HostState):
-    """One fake host.
+class ScriptedHost:
+    """One fake host; `FakeHost` makes it."""
 
-    Attributes:
-        info: The `HostInfo` that a runtime finds; see also `has()`.
-        ports_in_use: Ports of the host that are not free.
-        executables: Programs that `check_filter(installed_executables=...)` finds; none unless a test names some.
-        strict: Whether a command that nothing was said about raises `UnexpectedCommandError`, which is the default, or
-            prints nothing and ends with exit status 0.
-    """
+    _state: HostState
+
+    @property
+    def info(self) -> HostInfo:
+        """The `HostInfo` that a runtime finds; see also `has()`."""
+        return self._state.info
+
+    @info.setter
+    def info(self, info: HostInfo) -> None:
+        self._state.info = info
+
+    @property
+    def ports_in_use(self) -> set[int]:
+        """Ports of the host that are not free."""
+        return self._state.ports_in_use
+
+    @ports_in_use.setter
+    def ports_in_use(self, ports: set[int]) -> None:
+        self._state.ports_in_use = ports
+
+    @property
+    def executables(self) -> set[str]:
+        """Programs that `check_filter(installed_executables=...)` finds; none unless a test names some."""
+        return self._state.executables
+
+    @executables.setter
+    def executables(self, names: set[str]) -> None:
+        self._state.executables = names
+
+    @property
+    def strict(self) -> bool:
+        """Whether a command without a scripted answer raises `UnexpectedCommandError`, which is the default.
+
+        Otherwise it prints nothing and ends with exit status 0.
+        """
+        return self._state.strict
+
+    @strict.setter
+    def strict(self, strict: bool) -> None:
+        self._state.strict = strict
 
     def __repr__(self) -> str:
         """Return how much was asked of it."""
@@ -46,8 +80,8 @@ class ScriptedHost(HostState):
         """Say what a command answers. What is said last wins.
 
         Args:
-            command: The exact text; or a compiled pattern, which has to match all of it; or a function that is given
-                the `Ran` record and tells whether it is meant.
+            command: The exact text or list of words, a compiled pattern that has to match the whole text, or a function
+                that gets the `Ran` record and returns whether the answer is for it.
             stdout: What it prints, at once.
             stderr: What it prints to standard error, after that.
             exit_code: Its exit status, 0 to 255; 128 and more stand for a signal.
@@ -58,7 +92,7 @@ class ScriptedHost(HostState):
             times: How often it answers so; then what was said before counts again. Default: always.
         """
         answer = ScriptedAnswer(stdout, stderr, exit_code=exit_code, delay=delay, error=error, writes=writes or {})
-        self.answer_table.add(command, answer, times)
+        self._state.answer_table.add(command, answer, times)
 
     def has(
         self,
@@ -95,7 +129,7 @@ class ScriptedHost(HostState):
         `~` is the host's home. A relative path starts in the working directory of the runtime that was made last, in
         the home directory before there is one.
         """
-        return self.files.local_path(remote, self.working_dir)
+        return self._state.files.local_path(remote, self._state.working_dir)
 
     def go_down(self, error: LazyclusterError | None = None) -> None:
         """Be unreachable from now on; what is under way raises `ConnectionLostError`.
@@ -103,22 +137,18 @@ class ScriptedHost(HostState):
         Args:
             error: What every use raises. Default: `HostUnreachableError`.
         """
-        self._down_error = error
-        self._is_down = True
-        for transport in list(self.transports):
-            transport.wake()
+        self._state.go_down(error)
 
     def come_up(self) -> None:
         """Be reachable again."""
-        self._is_down = False
+        self._state.come_up()
 
     # What was asked ---------------------------------------------------------------------------------------------------
 
     @property
     def calls(self) -> list[Asked]:
         """Return what was asked, in order: commands, functions, files, directories, ports, tunnels."""
-        with self._lock:
-            return list(self._calls)
+        return self._state.calls
 
     @property
     def commands(self) -> list[str]:
@@ -128,12 +158,12 @@ class ScriptedHost(HostState):
     @property
     def closed(self) -> bool:
         """Tell whether every runtime and connection that reached it was closed; False where none did."""
-        return bool(self.transports) and all(transport.closed for transport in self.transports)
+        return bool(self._state.transports) and all(transport.closed for transport in self._state.transports)
 
     @property
     def cleaned_up(self) -> bool:
         """Tell whether no temporary directory of a runtime or of `create_tempdir()` is left."""
-        return not any(transport.temp_dirs for transport in self.transports)
+        return not any(transport.temp_dirs for transport in self._state.transports)
 
 
 def _fake_gpu(index: int) -> Gpu:
