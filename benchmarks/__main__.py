@@ -68,7 +68,7 @@ def _benchmark_hosts(parent: Path) -> Iterator[tuple[LocalSshd, SshdFarm, Path]]
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazycluster-bench-", dir=parent)))
         home = directory / "home"
         home.mkdir(mode=0o700)
-        sshd = stack.enter_context(LocalSshd(home=home))
+        sshd = stack.enter_context(LocalSshd(home=home, options=machine.default_key_exchange()))
         yield sshd, stack.enter_context(SshdFarm(directory)), directory
 
 

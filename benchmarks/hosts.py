@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from benchmarks.machine import default_key_exchange
 from benchmarks.processes import running_programs
 from lazycluster.testing import LocalSshd, write_config
 
@@ -148,7 +149,7 @@ class SshdFarm:
                 name=f"host-{taken + number}",
                 home=False,
                 environment={"HOME": str(self._home), "PATH": f"{os.defpath}:{Path(sys.base_prefix, 'bin')}"},
-                options=_DEFAULT_STARTUPS,
+                options={**_DEFAULT_STARTUPS, **default_key_exchange()},
             )
             for number in range(count)
         ]

@@ -37,6 +37,14 @@ def _first_line(*argv: str) -> str:
     return (ended.stdout or ended.stderr).partition("\n")[0].strip()
 
 
+def default_key_exchange() -> dict[str, str]:
+    """Return the sshd option with which a log-in costs what it costs users: a test's sshd has a faster key exchange."""
+    argv = ["ssh", "-G", "-F", "/dev/null", "any-host"]
+    lines = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
+    [algorithms] = [line.partition(" ")[2] for line in lines if line.startswith("kexalgorithms ")]
+    return {"KexAlgorithms": algorithms}
+
+
 def fastest_directory() -> Path:
     """Return where files are made at once, so that it is not the file system that is measured: memory, given room."""
     memory = Path("/dev/shm")

@@ -27,7 +27,7 @@ def abilities_of(runtime: Runtime) -> Abilities:
     """Return what a runtime does."""
 
     def command() -> None:
-        expect(0, runtime.run("true").exit_code)
+        expect(0, runtime.run(["true"]).exit_code)
 
     def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return runtime.call(function, *args, **kwargs)

@@ -293,6 +293,8 @@ class LocalSshd:
             "PrintMotd": "no",
             "PrintLastLog": "no",
             "MaxStartups": "100:30:200",
+            # OpenSSH's default is safe against quantum computers, and half of a log-in (125 ms of processor time, 9.2).
+            "KexAlgorithms": "curve25519-sha256",
             "LogLevel": "VERBOSE",
             "Subsystem": f"sftp {_find_sftp_server()}",
         }
