@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator
 from pathlib import Path
-from typing import Literal
 
 from typing_extensions import assert_type
 
@@ -17,21 +16,29 @@ from lazycluster import (
     CommandResult,
     Connection,
     Error,
+    GetFile,
     Gpu,
     HostInfo,
     HostsFailedError,
     LazyclusterError,
     ManagedProcess,
+    OnError,
+    RunCommand,
+    RunFunction,
     Runtime,
     RuntimeGroup,
     RuntimeManager,
+    RuntimeOptions,
     RuntimeTask,
+    SendFile,
+    Step,
     StepResult,
+    Stream,
     TaskExecutionError,
 )
 from lazycluster.runtimes import Runtime as SameRuntime
 from lazycluster.runtimes import RuntimeTask as SameRuntimeTask
-from lazycluster.testing import FakeHost, LocalSshd, Relay
+from lazycluster.testing import FakeHost, LocalSshd, Relay, ScriptedHost
 
 
 def size(number: int, *, unit: str = "") -> int:
@@ -44,6 +51,14 @@ class Point:
 
     def scaled(self, factor: float) -> tuple[float, float]:
         return self.x * factor, self.y * factor
+
+
+def show_output(stream: Stream, data: bytes) -> None:
+    print(stream, data)
+
+
+def show_progress(done: int, total: int | None) -> None:
+    print(done, total)
 
 
 def connections() -> None:
@@ -70,7 +85,11 @@ def connections() -> None:
         connection.put(Path("local"), "remote")
         connection.get("remote", "local")
         assert_type(connection.is_alive(), bool)
+        assert_type(connection.run(["echo", "a b"], on_output=show_output), CommandResult)
         connection.run("true", stdin="text")  # type: ignore[arg-type]
+        connection.run(["sleep", 1])  # type: ignore[list-item]
+        connection.run("true", on_output=show_progress)  # type: ignore[arg-type]
+        connection.put("local", on_progress=show_progress)
         result.exit_code = 1  # type: ignore[misc]
     Connection("host", prot=22)  # type: ignore[call-arg]
     Connection("host", port="22")  # type: ignore[arg-type]
@@ -83,6 +102,7 @@ def runtimes() -> None:
         assert_type(runtime.host_info.cpu_cores, float)
         assert_type(runtime.host_info.gpus, tuple[Gpu, ...])
         assert_type(runtime.run("true", timeout=1), CommandResult)
+        assert_type(runtime.run(("ls", "-l"), env={"A": "1"}), CommandResult)
         assert_type(runtime.env_variables, dict[str, str])
         assert_type(runtime.get_free_port([8000, 8001]), int)
         assert_type(runtime.expose_port_to_runtime(8000), str)
@@ -129,7 +149,23 @@ def tasks(runtime: Runtime, connection: Connection) -> None:
         pass
 
 
-OnError = Literal["raise", "collect"]
+def options() -> None:
+    shared: RuntimeOptions = {"user": "me", "resident": False, "max_sessions": 1}
+    Runtime("host", **shared)
+    RuntimeGroup(hosts=["host"], **shared)
+    shared["grace"] = "5"  # type: ignore[typeddict-item]
+
+
+def steps(task: RuntimeTask) -> None:
+    assert_type(task.steps, tuple[Step, ...])
+    for step in task.steps:
+        match step:
+            case RunCommand():
+                assert_type(step.command, str | tuple[str, ...])
+            case SendFile() | GetFile():
+                assert_type(step.local, Path)
+            case _:
+                assert_type(step, RunFunction)
 
 
 def groups(runtime: Runtime) -> None:
@@ -239,6 +275,9 @@ def testing() -> None:
 def fakes() -> None:
     with FakeHost() as host:
         host.on("nproc", stdout="8\n", exit_code=0, delay=0.5)
+        host.on(["ls", "-l"], exit_code=2)
         host.on("nproc", stdout=8)  # type: ignore[arg-type]
+        assert_type(host.host("web1"), ScriptedHost)
+        host.strict = "no"  # type: ignore[assignment]
         assert_type(host.commands, list[str])
         assert_type(host.path("~/file"), Path)
