@@ -170,7 +170,7 @@ def _copy_file_by_scp(
         ended = ssh_client.run_with_master(functools.partial(copy, legacy=True), what, watch.cancel_token)
     if ended.exit_code == 0:
         return ""
-    if used[-1].control_socket is not None and not used[-1].check():
+    if not used[-1].check():
         raise ConnectionLostError(ssh_client.host, what, used[-1].exit_reason, started=True)
     return scp_failure_reason(ended.text) or f"scp ended with exit status {ended.exit_code}"
 
@@ -180,7 +180,7 @@ def _holding_lifeline(ssh_client: SshClient, master: Master, on_lost: str) -> It
     """Let the host notice the death of this process, if a session for that is free."""
     lifeline: Lifeline | None = None
     with ssh_client.session_limit.acquire_if_free() as has_session:
-        if has_session and master.control_socket is not None:
+        if has_session:
             try:
                 lifeline = Lifeline(master.control_socket, on_lost, timeouts=ssh_client.timeouts)
             except ControlSocketError as error:

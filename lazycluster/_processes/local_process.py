@@ -7,10 +7,10 @@ import logging
 import os
 import selectors
 from collections.abc import Callable, Sequence
-from typing import IO
 
+from lazycluster._processes.mocked_process import MockedOutput, is_mocked, replace_streams
 from lazycluster._processes.pipe_writer import PipeWriter
-from lazycluster._processes.pipes import close_in_forks, enlarge_pipe, fileno_or_none
+from lazycluster._processes.pipes import close_in_forks, enlarge_pipe
 from lazycluster._processes.popen import DEVNULL, PIPE, kill_and_close, kill_group, start_process, wait_process
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, max_wait_seconds
 from lazycluster.results import Stream
@@ -35,8 +35,9 @@ class LocalProcess:
         deadline: Deadline,
         stdin: bool = True,
         cancel_token: CancelToken | None = None,
+        mocked_output: MockedOutput = lambda data, _exit_code: data,
     ) -> None:
-        """Start the process.
+        """Start the process. Under a mocked `subprocess` its output goes through `mocked_output`.
 
         Raises:
             OSError: The program cannot be started.
@@ -46,11 +47,12 @@ class LocalProcess:
         self._on_output = on_output
         self._cancel_token = cancel_token
         self._pending = memoryview(b"")
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.PollSelector()  # epoll takes no files, which a mocked process has for streams
         self._open_streams: set[Stream] = set()
-        self._mocked_streams: list[tuple[Stream, IO[bytes]]] = []
         self._process = start_process(argv, stdin=PIPE if stdin else DEVNULL, stdout=PIPE, stderr=PIPE)
         try:
+            if is_mocked(self._process):
+                replace_streams(self._process, mocked_output)
             self._register_pipes(cancel_token)
         except BaseException:
             kill_and_close(self._process)
@@ -60,20 +62,14 @@ class LocalProcess:
         self._stdin = self._process.stdin
         for stream, reader in ((Stream.STDOUT, self._process.stdout), (Stream.STDERR, self._process.stderr)):
             if reader is not None:
-                self._register_output(stream, reader)
-        if self._stdin is not None and fileno_or_none(self._stdin) is not None:
+                os.set_blocking(reader.fileno(), False)
+                self._selector.register(reader, selectors.EVENT_READ, stream)
+                self._open_streams.add(stream)
+        if self._stdin is not None:
             os.set_blocking(self._stdin.fileno(), False)
             close_in_forks(self)
         if cancel_token is not None:
             self._selector.register(cancel_token, selectors.EVENT_READ, None)
-
-    def _register_output(self, stream: Stream, reader: IO[bytes]) -> None:
-        self._open_streams.add(stream)
-        if fileno_or_none(reader) is None:  # a stand-in of a test: read when it has ended
-            self._mocked_streams.append((stream, reader))
-            return
-        os.set_blocking(reader.fileno(), False)
-        self._selector.register(reader, selectors.EVENT_READ, stream)
 
     @property
     def pid(self) -> int:
@@ -96,9 +92,6 @@ class LocalProcess:
         A process that no longer reads its input loses the rest, as it would in a pipeline.
         """
         if self._stdin is None:
-            return
-        if fileno_or_none(self._stdin) is None:
-            self._stdin.write(data)
             return
         self._pending = memoryview(data)
         self._write_pending()
@@ -140,7 +133,6 @@ class LocalProcess:
             DeadlinePassedError: The deadline passed first.
             CancelledError: The cancel token was set first.
         """
-        self._read_mocked_streams()
         pause = Deadline(timeout)
         while not predicate():
             if not self._open_streams or pause.has_passed:
@@ -208,13 +200,3 @@ class LocalProcess:
         else:
             self._selector.unregister(descriptor)
             self._open_streams.discard(stream)
-
-    def _read_mocked_streams(self) -> None:
-        if self._mocked_streams:
-            self._process.wait()
-        for stream, reader in self._mocked_streams:
-            data = reader.read()
-            if data:
-                self._on_output(stream, data)
-            self._open_streams.discard(stream)
-        self._mocked_streams.clear()

@@ -13,20 +13,11 @@ PIPE_CAPACITY_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031  # fcntl(2), F_SETPIPE_SZ
 
 
-def fileno_or_none(stream: IO[bytes]) -> int | None:
-    """Return the descriptor of a stream; None for a stand-in of a test, such as pytest-subprocess makes."""
-    try:
-        return stream.fileno()
-    except (OSError, AttributeError):
-        return None
-
-
 def enlarge_pipe(stream: IO[bytes] | None) -> None:
     """Enlarge the buffer of a pipe, if the system allows it (Linux)."""
-    descriptor = None if stream is None else fileno_or_none(stream)
-    if descriptor is not None and sys.platform == "linux":
+    if stream is not None and sys.platform == "linux":
         with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, _F_SETPIPE_SZ, PIPE_CAPACITY_BYTES)
+            fcntl.fcntl(stream, _F_SETPIPE_SZ, PIPE_CAPACITY_BYTES)
 
 
 class StdinPipeOwner(Protocol):

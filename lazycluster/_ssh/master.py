@@ -28,6 +28,7 @@ from lazycluster._ssh.config import parse_effective_config
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.diagnosis import diagnose, has_relay_failed, start_failure
 from lazycluster._ssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
+from lazycluster._ssh.stand_in import StandInControlSocket
 from lazycluster._typing import assert_never
 from lazycluster._waiting import Deadline
 from lazycluster.exceptions import (
@@ -106,7 +107,7 @@ class Master:
     def __init__(
         self,
         directory: PrivateDirectory,
-        control_socket: ControlSocket | None,
+        control_socket: ControlSocket,
         pid: int | None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
@@ -117,7 +118,7 @@ class Master:
         self._lock = threading.Lock()
         self._closed = False
         self.control_socket = control_socket
-        """The held connection; None where only a stand-in for ssh was run, as in a test."""
+        """The held connection."""
         self.pid = pid
 
     @classmethod
@@ -195,11 +196,15 @@ class Master:
             control = ControlSocket(socket, timeout=timeouts.control_socket)
             return cls(directory, control, control.check(), timeouts)
         except FileNotFoundError:
-            # Either a stand-in for ssh ran, or the link broke just now; the first session tells.
             _log.debug("%s: ssh ended well and left no control socket", destination.host)
-            return cls(directory, None, None, timeouts)
+            return cls(directory, StandInControlSocket(), None, timeouts)
         except ControlSocketError as error:
             raise ConnectError(destination.host, f"logged in, but {error}") from error
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether ssh left no control socket, as a mocked one does."""
+        return isinstance(self.control_socket, StandInControlSocket)
 
     @property
     def socket_path(self) -> Path:
@@ -237,14 +242,12 @@ class Master:
     @property
     def has_exited(self) -> bool:
         """Tell whether the master is known to have ended."""
-        return self._closed or (self.control_socket is not None and self.control_socket.poll_closed())
+        return self._closed or self.control_socket.poll_closed()
 
     def check(self) -> bool:
         """Return whether the master answers in time; otherwise it is stuck, or was stopped."""
         if self._closed:
             return False
-        if self.control_socket is None:
-            return True
         try:
             self.control_socket.check()
         except ControlSocketError as error:
@@ -254,8 +257,6 @@ class Master:
 
     def can_reach_host(self, timeout: float) -> bool:
         """Tell whether the host itself answers within so many seconds; that takes none of its sessions."""
-        if self.control_socket is None:
-            return True
         try:
             self.control_socket.probe("localhost", 0, timeout=timeout)  # nobody listens there: any answer will do
         except RequestRefusedError:
@@ -273,19 +274,18 @@ class Master:
         control = self.control_socket
         if self._owner_pid != os.getpid():  # a fork of its owner, whose it is not to end
             return
-        if control is not None:
-            if not force:
-                control.terminate()
-            if (
-                self.pid is not None
-                and (force or not control.wait_closed(self._timeouts.master_end))
-                and not control.poll_closed()
-            ):
-                # While its end of the socket is open the process is there, so the number is nobody else's.
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
-                control.wait_closed(self._timeouts.master_end)
-            control.close()
+        if not force:
+            control.terminate()
+        if (
+            self.pid is not None
+            and (force or not control.wait_closed(self._timeouts.master_end))
+            and not control.poll_closed()
+        ):
+            # While its end of the socket is open the process is there, so the number is nobody else's.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            control.wait_closed(self._timeouts.master_end)
+        control.close()
         self._directory.remove()
 
     def disconnect(self) -> None:
@@ -293,9 +293,8 @@ class Master:
         self._closed = True
         if self._owner_pid != os.getpid():
             return
-        if self.control_socket is not None:
-            self.control_socket.terminate()
-            self.control_socket.close()
+        self.control_socket.terminate()
+        self.control_socket.close()
         self._directory.remove()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 from lazycluster._model.running_command import CommandEndedError, RunningCommand
@@ -10,6 +11,7 @@ from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.pipe_writer import PipeWriter
 from lazycluster._ssh.shell import OutputDecoder, Script
+from lazycluster._ssh.stand_in import add_marks
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Stream
 
@@ -41,7 +43,13 @@ class Session(RunningCommand):
         self._timeouts = timeouts
         self._raw_chunks: list[bytes] | None = None
         self.ssh_exit_code: int | None = None
-        self._process = LocalProcess(argv, on_output=self._receive, deadline=deadline, cancel_token=cancel_token)
+        self._process = LocalProcess(
+            argv,
+            on_output=self._receive,
+            deadline=deadline,
+            cancel_token=cancel_token,
+            mocked_output=functools.partial(add_marks, script.output_mark),
+        )
         try:
             for data in (script.encode(), script.command.stdin):
                 if data:
@@ -134,12 +142,11 @@ class Session(RunningCommand):
         self._process.close()
 
     def _deliver_remaining(self) -> None:
-        """Take what is left when ssh has ended without the last marks: all the output of a test's stand-in for it."""
+        """Deliver the output that the decoder held back when ssh has ended without the last marks."""
         if self.ssh_exit_code is None:
             self.ssh_exit_code = self._process.wait(self._process.deadline.clamp(self._timeouts.ssh_exit))
-            if self.has_started or self.ssh_exit_code not in {255, None}:  # else it is ssh that spoke, not the command
-                for stream in Stream:
-                    self._deliver(stream, self._decoder.flush(stream))
+            for stream in Stream:
+                self._deliver(stream, self._decoder.flush(stream))
 
     def close(self) -> None:
         """Let go of the session, whatever it still does."""

@@ -93,15 +93,15 @@ def session_exit_code(host: str, script: Script, master: Master, session: Sessio
     if session.ssh_exit_code is not None and session.ssh_exit_code < 0:
         reason = f"the ssh process of the session was ended by signal {-session.ssh_exit_code}"
         raise ConnectionLostError(host, script.command.title, reason, started=session.has_started or None)
-    if not session.has_started and master.control_socket is not None:
+    if not session.has_started and (session.diagnostic or not master.is_stand_in):
         raise LoginShellError(host, script.command.title, session.ssh_exit_code, session.diagnostic)
-    # The host's shell itself was killed, or a stand-in for ssh ran.
+    # The host's shell itself was killed, or a silent program took the place of ssh.
     return 255 if session.ssh_exit_code is None else session.ssh_exit_code
 
 
 def session_error(host: str, script: Script, master: Master, session: Session) -> LazyclusterError:
     """Return the error of a session that ssh could not open or keep."""
-    if master.control_socket is None:
+    if master.is_stand_in:
         return diagnose(host, session.diagnostic, exit_code=session.ssh_exit_code)
     started = False if diagnose_lost_master(session.diagnostic) is LostCommandState.NOT_STARTED else None
     reason = master.exit_reason if master.has_exited else session.diagnostic.strip() or "the session broke off"

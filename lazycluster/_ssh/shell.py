@@ -173,9 +173,8 @@ class _MarkedStream:
         return None if match is None else match[1].decode("ascii")
 
     def flush(self) -> bytes:
-        """Return what was held back, at the end of the stream; all of it where no mark ever came."""
-        rest = self.partial_mark if self.has_started else bytes(self.preamble)
-        self.partial_mark = b""
+        """Return the output that was held back as the possible beginning of a mark, at the end of the stream."""
+        rest, self.partial_mark = self.partial_mark, b""
         return rest
 
     def _partial_mark_length(self, data: bytes) -> int:
@@ -228,5 +227,5 @@ class OutputDecoder:
         return self._streams[stream].feed(data)
 
     def flush(self, stream: Stream) -> bytes:
-        """Return what is left of a stream that has ended; all of it where no mark ever came (a test's stand-in)."""
+        """Return the output that was held back of a stream that has ended."""
         return self._streams[stream].flush()

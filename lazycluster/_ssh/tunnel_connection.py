@@ -58,13 +58,10 @@ class TunnelConnection:
         """Log in.
 
         Raises:
-            ConnectError: The log-in failed, or was given up because `cancel_event` was set.
-            TunnelError: The connection ended at once.
+            ConnectError: The log-in failed or was given up because `cancel_event` was set, or the connection ended.
         """
         master = Master.connect(destination, password=password, cancel_event=cancel_event, timeouts=timeouts)
         try:
-            if master.control_socket is None:
-                raise TunnelError(destination.host, "-N", f"the connection ended at once ({master.exit_reason})")
             lifeline = Lifeline(master.control_socket, timeouts=timeouts)
             return cls(destination, master, master.control_socket, lifeline, timeouts)
         except ControlSocketError as error:

@@ -821,8 +821,8 @@ STREAMS: list[tuple[bytes, tuple[bytes, str | None, bytes, bool]]] = [
     (START + b"broken off", (b"broken off", None, b"", True)),
     (START + b"x" + f"{MARK}=2".encode(), (b"x" + f"{MARK}=2".encode(), None, b"", True)),
     (START + b"x" + MARK.encode(), (b"x" + MARK.encode(), None, b"", True)),
-    (b"never any mark", (b"never any mark", None, b"never any mark", False)),
-    (MARK.encode(), (MARK.encode(), None, MARK.encode(), False)),
+    (b"never any mark", (b"", None, b"never any mark", False)),
+    (MARK.encode(), (b"", None, MARK.encode(), False)),
     (b"", (b"", None, b"", False)),
     (START + START + b"x" + END, (START + b"x", "0", b"", True)),
     *(
