@@ -21,8 +21,9 @@ from lazycluster._waiting import CancelToken
 from lazycluster.executor import Executor
 from lazycluster.steps import SendFile
 from lazycluster.tasks import RuntimeTask
+from lazycluster.testing import FakeHost
+from lazycluster.testing._fake_transport import FakeTransport
 from lazycluster.testing._process_guard import wait_until
-from tests.unit.stub_transport import FakeHostTransport, StubTransport
 
 
 @attrs.define
@@ -52,21 +53,36 @@ class Process:
         self.on_end()
 
 
-@pytest.fixture
-def host() -> FakeHostTransport:
-    return FakeHostTransport()
+class CountingTransport(FakeTransport):
+    """Counts its clean-ups, and does before each of them what a test asks for."""
+
+    clean_up_count = 0
+
+    def __init__(self, fake_host: FakeHost) -> None:
+        super().__init__(fake_host._state, "web1")
+        self.on_clean_up: Callable[[], object] = lambda: None
+
+    def clean_up(self) -> None:
+        self.on_clean_up()
+        super().clean_up()
+        self.clean_up_count += 1
 
 
 @pytest.fixture
-def registry(host: FakeHostTransport) -> Iterator[ResourceRegistry]:
-    made = ResourceRegistry(host)
+def transport(fake_host: FakeHost) -> CountingTransport:
+    return CountingTransport(fake_host)
+
+
+@pytest.fixture
+def registry(transport: CountingTransport) -> Iterator[ResourceRegistry]:
+    made = ResourceRegistry(transport)
     yield made
     made.disconnect()
 
 
 def state(registry: ResourceRegistry) -> tuple[bool, bool, bool, bool]:
     """Return what holds: closed, released, the transport is closed, the end of the program will look at it."""
-    assert isinstance(registry.transport, FakeHostTransport)
+    assert isinstance(registry.transport, FakeTransport)
     return (
         registry.closed,
         registry.released,
@@ -90,9 +106,12 @@ def test_processes_by_key(registry: ResourceRegistry) -> None:
 
 
 @pytest.mark.parametrize("reached", [True, False])
-def test_everything_is_released_once(registry: ResourceRegistry, host: FakeHostTransport, reached: bool) -> None:
+def test_everything_is_released_once(
+    registry: ResourceRegistry, transport: CountingTransport, reached: bool, fake_host: FakeHost
+) -> None:
     """Gently where the host answers; where the link is dead quickly, and without asking the host again."""
-    host.is_reachable = reached
+    if not reached:
+        fake_host.go_down()
     notes: list[str] = []
     for number in range(2):
         registry.register(str(number), Process(notes=notes))
@@ -100,26 +119,26 @@ def test_everything_is_released_once(registry: ResourceRegistry, host: FakeHostT
     registry.release()
     registry.release()
     assert notes == ["ask", "ask", *["terminate" if reached else "kill"] * 2]  # all are asked before one is waited for
-    assert host.clean_up_count == reached
+    assert transport.clean_up_count == reached
     assert state(registry) == RELEASED
 
 
 def test_where_the_link_is_dead_the_connection_goes_before_what_waits_for_it(
-    registry: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, transport: CountingTransport, fake_host: FakeHost
 ) -> None:
-    host.is_reachable = False
+    fake_host.go_down()
     closed: list[bool] = []
-    registry.register("a", Process(on_end=lambda: closed.append(host.closed)))
+    registry.register("a", Process(on_end=lambda: closed.append(transport.closed)))
     registry.release()
     assert (closed, state(registry)) == ([True], RELEASED)
 
 
 def test_what_was_not_set_up_is_abandoned_without_a_word_to_the_host(
-    registry: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, transport: CountingTransport
 ) -> None:
     registry.disconnect()
     registry.release()
-    assert (state(registry), host.clean_up_count) == (RELEASED, 0)
+    assert (state(registry), transport.clean_up_count) == (RELEASED, 0)
 
 
 def test_what_comes_too_late_is_stopped(registry: ResourceRegistry) -> None:
@@ -131,7 +150,7 @@ def test_what_comes_too_late_is_stopped(registry: ResourceRegistry) -> None:
 
 
 def test_what_comes_while_everything_is_released_is_stopped(
-    registry: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, transport: CountingTransport
 ) -> None:
     late, refused = Process(), []
 
@@ -143,11 +162,11 @@ def test_what_comes_while_everything_is_released_is_stopped(
     registry.register("a", Process(on_end=come))
     registry.release()
     assert (len(refused), late.notes, list(registry.get_processes(only_alive=False))) == (1, ["terminate"], ["a"])
-    assert host.clean_up_count == 1
+    assert transport.clean_up_count == 1
 
 
 def test_a_fork_of_the_owner_releases_only_what_it_began_itself(
-    registry: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, transport: CountingTransport
 ) -> None:
     """The transport knows: it has begun afresh since the fork."""
     process = Process()
@@ -156,14 +175,16 @@ def test_a_fork_of_the_owner_releases_only_what_it_began_itself(
     before = threading.active_count()
     registry.release()
     registry.release_in_background()
-    assert (process.notes, host.clean_up_count, threading.active_count()) == ([], 1, before)
+    assert (process.notes, transport.clean_up_count, threading.active_count()) == ([], 1, before)
     assert registry.released
 
 
 # Interruptions --------------------------------------------------------------------------------------------------------
 
 
-def test_a_release_that_was_interrupted_can_be_repeated(registry: ResourceRegistry, host: FakeHostTransport) -> None:
+def test_a_release_that_was_interrupted_can_be_repeated(
+    registry: ResourceRegistry, transport: CountingTransport
+) -> None:
     """Such as by Ctrl-C while a process is waited for."""
 
     def interrupt() -> None:
@@ -175,30 +196,30 @@ def test_a_release_that_was_interrupted_can_be_repeated(registry: ResourceRegist
     registry.register("b", after)
     with pytest.raises(KeyboardInterrupt):
         registry.release()
-    assert (after.notes, host.clean_up_count, state(registry)) == (["ask"], 0, INTERRUPTED)
+    assert (after.notes, transport.clean_up_count, state(registry)) == (["ask"], 0, INTERRUPTED)
     with pytest.raises(RuntimeClosedError):
         registry.register("c", Process())
     registry.release()
-    assert (after.notes, host.clean_up_count, state(registry)) == (["ask", "ask", "terminate"], 1, RELEASED)
+    assert (after.notes, transport.clean_up_count, state(registry)) == (["ask", "ask", "terminate"], 1, RELEASED)
 
 
 def test_an_interrupt_while_the_host_cleans_up_leaves_the_connection_for_the_next_time(
-    registry: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, transport: CountingTransport
 ) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    host.on_clean_up = interrupt
+    transport.on_clean_up = interrupt
     with pytest.raises(KeyboardInterrupt):
         registry.release()
     assert state(registry) == INTERRUPTED
-    host.on_clean_up = lambda: None
+    transport.on_clean_up = lambda: None
     registry.release()
-    assert (host.clean_up_count, state(registry)) == (1, RELEASED)
+    assert (transport.clean_up_count, state(registry)) == (1, RELEASED)
 
 
 def test_the_connection_is_closed_though_a_process_cannot_be_ended(
-    registry: ResourceRegistry, host: FakeHostTransport
+    registry: ResourceRegistry, transport: CountingTransport
 ) -> None:
     def fail() -> None:
         raise OSError("no more")
@@ -206,33 +227,35 @@ def test_the_connection_is_closed_though_a_process_cannot_be_ended(
     registry.register("a", Process(on_end=fail))
     with pytest.raises(OSError, match="no more"):
         registry.release()
-    assert (host.clean_up_count, state(registry)) == (0, FAILED)
+    assert (transport.clean_up_count, state(registry)) == (0, FAILED)
 
 
 # Threads --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_may_release_what_holds_it(registry: ResourceRegistry, host: FakeHostTransport) -> None:
+def test_a_task_may_release_what_holds_it(
+    registry: ResourceRegistry, transport: CountingTransport, fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It cannot wait for its own thread."""
 
-    class Releases(StubTransport):
-        def put(self, *_: object, **__: object) -> None:
-            kept.wait(10)
-            registry.release()
+    def release(*_: object, **__: object) -> None:
+        kept.wait(10)
+        registry.release()
 
-    kept, cancel_token, transport = threading.Event(), CancelToken(), Releases()
+    kept, cancel_token, other_transport = threading.Event(), CancelToken(), fake_host._connect("web1", {})
+    monkeypatch.setattr(other_transport, "put", release)
     task = RuntimeTask("t").send_file("/").run_command("never")
-    executor = Executor(HostContext(transport, cancel_token=cancel_token))
+    executor = Executor(HostContext(other_transport, cancel_token=cancel_token))
     process: TaskProcess = state_of(task).start_in_background(executor, cancel_token)
     registry.register("t", process)
     kept.set()
     process.join(10)
-    assert (process.exitcode, transport.calls) == (-15, [])
+    assert (process.exitcode, fake_host.calls) == (-15, [])
     assert isinstance(task.steps[0], SendFile)
-    assert (host.clean_up_count, state(registry)) == (1, RELEASED)
+    assert (transport.clean_up_count, state(registry)) == (1, RELEASED)
 
 
-def test_who_comes_second_waits_for_the_first(registry: ResourceRegistry, host: FakeHostTransport) -> None:
+def test_who_comes_second_waits_for_the_first(registry: ResourceRegistry, transport: CountingTransport) -> None:
     inside, go, second = threading.Event(), threading.Event(), threading.Event()
 
     def block() -> None:
@@ -253,10 +276,10 @@ def test_who_comes_second_waits_for_the_first(registry: ResourceRegistry, host: 
     go.set()
     for thread in threads:
         thread.join(10)
-    assert (second.is_set(), process.notes, host.clean_up_count) == (True, ["ask", "terminate"], 1)
+    assert (second.is_set(), process.notes, transport.clean_up_count) == (True, ["ask", "terminate"], 1)
 
 
-def test_the_garbage_collector_does_not_wait(registry: ResourceRegistry, host: FakeHostTransport) -> None:
+def test_the_garbage_collector_does_not_wait(registry: ResourceRegistry, transport: CountingTransport) -> None:
     go, names = threading.Event(), []
 
     def block() -> None:
@@ -268,30 +291,31 @@ def test_the_garbage_collector_does_not_wait(registry: ResourceRegistry, host: F
     assert not registry.released
     go.set()
     assert wait_until(lambda: state(registry) == RELEASED, 10)
-    assert (names, host.clean_up_count) == (["clean-up of web1"], 1)
+    assert (names, transport.clean_up_count) == (["clean-up of web1"], 1)
 
 
 # What is left, and the end of the program -----------------------------------------------------------------------------
 
 
 def test_what_is_left_on_a_host_that_is_not_reached_is_logged(
-    registry: ResourceRegistry, host: FakeHostTransport, caplog: pytest.LogCaptureFixture
+    registry: ResourceRegistry, transport: CountingTransport, caplog: pytest.LogCaptureFixture, fake_host: FakeHost
 ) -> None:
-    host.is_reachable = False
-    host.temp_dirs = ["/tmp/a", "/tmp/b"]
+    left = [transport.create_tempdir(), transport.create_tempdir()]
+    fake_host.go_down()
     registry.release()
-    assert caplog.messages == ["web1: not reached; left there: /tmp/a, /tmp/b"]
+    assert caplog.messages == [f"web1: not reached; left there: {left[0]}, {left[1]}"]
     assert state(registry) == RELEASED
 
 
 def test_at_the_end_of_the_program_one_failure_does_not_keep_the_others(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fake_host: FakeHost
 ) -> None:
     def fail() -> None:
         raise OSError("no more")
 
     monkeypatch.setattr(resources_module, "_unreleased_registries", set())
-    made = [ResourceRegistry(FakeHostTransport(f"web{number}", is_reachable=False)) for number in range(3)]
+    fake_host.go_down()
+    made = [ResourceRegistry(fake_host._connect(f"web{number}", {})) for number in range(3)]
     processes = [Process(on_end=fail if number == 1 else lambda: None) for number in range(3)]
     for registry, process in zip(made, processes, strict=True):
         registry.register("a", process)
