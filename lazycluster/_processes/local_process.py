@@ -8,9 +8,10 @@ import os
 import selectors
 from collections.abc import Callable, Sequence
 
+from lazycluster._processes.forks import reset_in_forks
 from lazycluster._processes.mocked_process import MockedOutput, is_mocked, replace_streams
 from lazycluster._processes.pipe_writer import PipeWriter
-from lazycluster._processes.pipes import close_in_forks, enlarge_pipe
+from lazycluster._processes.pipes import enlarge_pipe
 from lazycluster._processes.popen import DEVNULL, PIPE, kill_and_close, kill_group, start_process, wait_process
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, max_wait_seconds
 from lazycluster.results import Stream
@@ -67,7 +68,7 @@ class LocalProcess:
                 self._open_streams.add(stream)
         if self._stdin is not None:
             os.set_blocking(self._stdin.fileno(), False)
-            close_in_forks(self)
+            reset_in_forks(self)  # a copy of the pipe in a child would hide the end of this process from a host
         if cancel_token is not None:
             self._selector.register(cancel_token, selectors.EVENT_READ, None)
 
@@ -111,7 +112,7 @@ class LocalProcess:
         self._stdin = None
         self._pending = memoryview(b"")
 
-    def close_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """Close the standard input of the process in a forked child."""
         if self._stdin is not None:
             with contextlib.suppress(OSError):

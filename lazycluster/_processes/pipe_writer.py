@@ -6,7 +6,8 @@ import os
 import select
 import threading
 
-from lazycluster._processes.pipes import PIPE_CAPACITY_BYTES, close_in_forks
+from lazycluster._processes.forks import reset_in_forks
+from lazycluster._processes.pipes import PIPE_CAPACITY_BYTES
 from lazycluster._waiting import Waker, start_thread
 
 
@@ -23,7 +24,7 @@ class PipeWriter:
         self._changed = threading.Condition()
         self._waker: Waker | None = None
         """Wakes the thread that waits until the pipe has room; None while there is no such thread."""
-        close_in_forks(self)
+        reset_in_forks(self)  # a copy of the pipe in a child would hide the end of this process from a host
 
     def write(self, data: bytes) -> bool:
         """Write data, now or as soon as the pipe has room; return whether its other end is still open."""
@@ -87,7 +88,7 @@ class PipeWriter:
         with self._changed:
             self._close_locked()
 
-    def close_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """Close the descriptors in a forked child, without the lock: a thread that the child lacks may hold it."""
         if self._descriptor >= 0:
             os.close(self._descriptor)

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import functools
 import itertools
-import os
 import secrets
 import threading
 import weakref
@@ -19,6 +18,7 @@ from lazycluster._model.command import Command
 from lazycluster._model.running_command import CommandRunner, Conversation, timeout_error
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._processes.forks import reset_in_forks
 from lazycluster._processes.run import Completed
 from lazycluster._ssh.argv import session_argv
 from lazycluster._ssh.destination import Destination
@@ -61,15 +61,6 @@ class _MasterHolder:
 _live_clients: weakref.WeakSet[SshClient] = weakref.WeakSet()
 
 
-def _reset_after_fork() -> None:
-    """Let a forked child dial for itself: the masters are its parent's, and locks may be held by threads it lacks."""
-    for client in list(_live_clients):
-        client.reset()
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
-
-
 @atexit.register
 def _disconnect_all() -> None:
     """End the masters when the program ends: after the runtimes, whose module registers later, have cleaned up."""
@@ -104,11 +95,11 @@ class SshClient(CommandRunner):
         self._has_connected = False
         self._script_numbers = itertools.count()
         self._supervisor_numbers = itertools.count(1)
-        self.reset()
+        self._initialize()
         _live_clients.add(self)
+        reset_in_forks(self)
 
-    def reset(self) -> None:
-        """Begin without a master and with nothing under way."""
+    def _initialize(self) -> None:
         self.token = secrets.token_hex(8)
         """Marks every process that is started on the host, in its environment; a forked child's are another's."""
         self._lock = threading.RLock()
@@ -116,6 +107,10 @@ class SshClient(CommandRunner):
         self.session_limit = SessionLimit(self._max_sessions)
         self._master_holder = _MasterHolder()
         weakref.finalize(self, self._master_holder.disconnect).atexit = False  # see _disconnect_all()
+
+    def reset_after_fork(self) -> None:
+        """Begin without a master: a forked child logs in by itself."""
+        self._initialize()
 
     @property
     def closed(self) -> bool:

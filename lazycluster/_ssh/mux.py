@@ -15,12 +15,12 @@ import socket
 import struct
 import threading
 import time
-import weakref
 from pathlib import Path
 
 import attrs
 
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._processes.forks import reset_in_forks
 
 _MUX_VERSION = 4
 _MUX_MSG_HELLO = 0x00000001
@@ -36,8 +36,6 @@ _MUX_S_SESSION_OPENED = 0x80000006
 _NO_ESCAPE_CHARACTER = 0xFFFFFFFF
 _MUX_FWD_TYPES = {ForwardType.LOCAL: 1, ForwardType.REMOTE: 2}
 _MAX_MUX_MESSAGE_BYTES = 1 << 20
-
-_open_control_sockets: weakref.WeakSet[ControlSocket] = weakref.WeakSet()
 
 
 class ControlSocketError(Exception):
@@ -109,7 +107,7 @@ class ControlSocket:
         except ControlSocketError:
             self.close()
             raise
-        _open_control_sockets.add(self)
+        reset_in_forks(self)  # a copy of the socket in a child would keep the master after the end of this process
 
     def check(self) -> int:
         """Return the master's process id if it answers.
@@ -221,7 +219,7 @@ class ControlSocket:
         with self._lock:
             self._socket.close()
 
-    def close_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """Close the descriptor in a forked child, without a word to the master."""
         self._socket.close()
 
@@ -283,13 +281,3 @@ def _forward_fields(forwarding: Forwarding) -> tuple[int | str, ...]:
         forwarding.connect_host,
         forwarding.connect_port,
     )
-
-
-def _close_after_fork() -> None:
-    """Close what a fork copied, or the child would keep the parent's masters after the parent's death."""
-    for control_socket in list(_open_control_sockets):
-        control_socket.close_after_fork()
-    _open_control_sockets.clear()
-
-
-os.register_at_fork(after_in_child=_close_after_fork)

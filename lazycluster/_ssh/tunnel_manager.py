@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import threading
-import weakref
 from collections.abc import Sequence
 
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from lazycluster._processes.forks import reset_in_forks
 from lazycluster._remote.ports import is_port_free
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.mux import wait_readable
@@ -26,18 +25,6 @@ from lazycluster.exceptions import ConnectError, PortInUseError, TunnelError
 _log = logging.getLogger(__name__)
 _MAX_LOST_CONNECTIONS_BEFORE_OPEN = 2
 """How many connections may break before a tunnel that never opened is given up: the first may have been dead before."""
-
-
-_live_tunnel_managers: weakref.WeakSet[TunnelManager] = weakref.WeakSet()
-
-
-def _reset_after_fork() -> None:
-    """Let a forked child have a connection of its own: what there is belongs to its parent."""
-    for tunnel_manager in list(_live_tunnel_managers):
-        tunnel_manager.reset()
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 class TunnelManager:
@@ -56,7 +43,7 @@ class TunnelManager:
         self._destination = destination
         self._password = password
         self._initialize()
-        _live_tunnel_managers.add(self)
+        reset_in_forks(self)
 
     def _initialize(self) -> None:
         self._lock = threading.RLock()  # a destructor that stops a tunnel may run anywhere
@@ -68,7 +55,7 @@ class TunnelManager:
         self._back_off = self.new_back_off()
         self._outage_reported = False
 
-    def reset(self) -> None:
+    def reset_after_fork(self) -> None:
         """Begin without a connection, in a forked child: there its parent's tunnels have ended."""
         tunnels, waker = self._tunnels, self._waker
         self._initialize()

@@ -56,11 +56,9 @@ class ResidentTransport(SshTransport):
         """Use an ssh client; nothing starts yet."""
         super().__init__(ssh_client, python, max_streamed_bytes=_MAX_STREAMED_FILE_BYTES)
         self._lost_temp_dirs: dict[str, str] = {}
-        self.reset()
 
-    def reset(self) -> None:
-        """Begin without a supervisor."""
-        super().reset()
+    def _initialize(self) -> None:
+        super()._initialize()
         self._lock = threading.RLock()
         self._supervisor: SupervisorClient | None = None
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
-import weakref
 from pathlib import Path
 
 from lazycluster._files import transfer
@@ -13,6 +11,7 @@ from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.running_command import CommandRunner, wait_for_end
 from lazycluster._model.watch import UNWATCHED, Watch
+from lazycluster._processes.forks import reset_in_forks
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.host_scripts import STOP_MARKED_PROCESSES, grace_tenths
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, quote_path
@@ -25,16 +24,6 @@ _log = logging.getLogger(__name__)
 SET_UP_TIMEOUT_SECONDS = 60.0
 _CLEAN_UP_TIMEOUT_SECONDS = 120.0
 
-_live_transports: weakref.WeakSet[SshTransport] = weakref.WeakSet()
-
-
-def _reset_after_fork() -> None:
-    for transport in list(_live_transports):
-        transport.reset()
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
-
 
 class SshTransport(CommandRunner):
     """What every transport over ssh does alike."""
@@ -44,16 +33,19 @@ class SshTransport(CommandRunner):
         self.host = ssh_client.host
         self.ssh_client = ssh_client
         self._python = python
-        self._temp_dirs: list[str] = []
         self._max_streamed_bytes = max_streamed_bytes
         self._tunnel_manager = TunnelManager(
             ssh_client.destination, password=ssh_client.password, timeouts=ssh_client.timeouts
         )
-        _live_transports.add(self)
+        self._initialize()
+        reset_in_forks(self)
 
-    def reset(self) -> None:
+    def _initialize(self) -> None:
+        self._temp_dirs: list[str] = []
+
+    def reset_after_fork(self) -> None:
         """Begin without anything on the host, in a forked child: all that is its parent's."""
-        self._temp_dirs = []
+        self._initialize()
 
     @property
     def temp_dirs(self) -> list[str]:

@@ -13,12 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from weakref import WeakSet
 
 import pytest
 
 from lazycluster._model.forwarding import Forwarding, ForwardType
-from lazycluster._ssh import mux
 from lazycluster._ssh.mux import (
     ControlSocket,
     ControlSocketError,
@@ -368,17 +366,14 @@ def test_a_forked_child_does_not_hold_the_master(control: ControlSocket) -> None
     os.close(reading)
     os.waitpid(pid, 0)
     assert control.check() == 4711
-    assert control in mux._open_control_sockets
 
 
-def test_forgetting_is_closing_without_a_word(master: FakeMaster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgetting_is_closing_without_a_word(master: FakeMaster) -> None:
     """What a fork does in the child, done here to a connection of this process."""
     control = ControlSocket(master.path, timeout=5.0)
-    monkeypatch.setattr(mux, "_open_control_sockets", WeakSet([control]))
-    mux._close_after_fork()
+    control.reset_after_fork()
     assert control.poll_closed()
     assert master.requests == []
-    assert len(mux._open_control_sockets) == 0
 
 
 def test_many_threads_ask_over_one_connection(master: FakeMaster, control: ControlSocket) -> None:
