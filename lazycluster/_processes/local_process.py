@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from lazycluster._processes.forks import reset_in_forks
 from lazycluster._processes.mocked_process import MockedOutput, is_mocked, replace_streams
 from lazycluster._processes.pipe_writer import PipeWriter
-from lazycluster._processes.pipes import enlarge_pipe
 from lazycluster._processes.popen import DEVNULL, PIPE, kill_and_close, kill_group, start_process, wait_process
+from lazycluster._remote.descriptors import enlarge_pipe
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, max_wait_seconds
 from lazycluster.results import Stream
 
@@ -121,8 +121,9 @@ class LocalProcess:
     def detach_stdin(self) -> PipeWriter:
         """Return the standard input of the process, for any thread to write to; this object no longer owns it."""
         assert self._stdin is not None
+        assert self._process.stdout is not None
         for stream in (self._stdin, self._process.stdout):
-            enlarge_pipe(stream)
+            enlarge_pipe(stream.fileno())
         writer = PipeWriter(os.dup(self._stdin.fileno()))
         self.close_stdin()
         return writer

@@ -7,8 +7,9 @@ import select
 import threading
 
 from lazycluster._processes.forks import reset_in_forks
-from lazycluster._processes.pipes import PIPE_CAPACITY_BYTES
 from lazycluster._waiting import Waker, start_thread
+
+_WRITE_BYTES = 1 << 20
 
 
 class PipeWriter:
@@ -76,7 +77,7 @@ class PipeWriter:
                 if self._descriptor < 0:
                     return False
                 try:
-                    del self._pending[: os.write(self._descriptor, self._pending[:PIPE_CAPACITY_BYTES])]
+                    del self._pending[: os.write(self._descriptor, self._pending[:_WRITE_BYTES])]
                 except BlockingIOError:
                     return True
                 except OSError:
