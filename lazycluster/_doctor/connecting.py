@@ -54,7 +54,7 @@ def read_effective_config(destination: Destination) -> EffectiveConfig:
         raise attempt_log_in(destination).error or SshConfigurationError(
             destination.host, f"ssh -G ended with exit status {ended.exit_code}"
         )
-    return parse_effective_config(ended.text)
+    return parse_effective_config(ended.stdout)
 
 
 def attempt_log_in(destination: Destination) -> LoginAttempt:
@@ -69,10 +69,10 @@ def attempt_log_in(destination: Destination) -> LoginAttempt:
             ended = run_daemonizing(argv, Path(directory) / "said", timeout=destination.connect_timeout)
         except OSError as error:
             raise start_failure(destination.host, error) from error
-    trace = parse_trace(ended.text)
+    trace = parse_trace(ended.stderr)
     if ended.exit_code == 0 or trace.authenticated:
         return LoginAttempt(trace, is_hanging=ended.exit_code is None)
-    diagnosis = diagnose(destination.host, ended.text, exit_code=ended.exit_code, timed_out=ended.exit_code is None)
+    diagnosis = diagnose(destination.host, ended.stderr, exit_code=ended.exit_code, timed_out=ended.exit_code is None)
     return LoginAttempt(trace, attrs.evolve(diagnosis, options=user_ssh_arguments(destination)))
 
 

@@ -107,7 +107,7 @@ def _copy_by_scp(ssh_client: SshClient, source: str, target: str, *, legacy: boo
             legacy=legacy,
             unsupported_options=ssh_client.unsupported_options,
         )
-        return run_and_capture(argv, timeout=_SCP_TIMEOUT_SECONDS, include_stderr=True)
+        return run_and_capture(argv, timeout=_SCP_TIMEOUT_SECONDS)
 
     try:
         ended = ssh_client.run_with_master(copy, "scp")
@@ -115,11 +115,11 @@ def _copy_by_scp(ssh_client: SshClient, source: str, target: str, *, legacy: boo
         return str(getattr(error, "reason", error))
     except OSError as error:
         return f"scp cannot be started here: {error}"
-    if ended.exit_code == 0 or (legacy and _UNKNOWN_LEGACY_OPTION in ended.text):
+    if ended.exit_code == 0 or (legacy and _UNKNOWN_LEGACY_OPTION in ended.stderr):
         return ""
     if ended.exit_code is None:
         return f"not done within {_SCP_TIMEOUT_SECONDS:g} s"
-    return scp_failure_reason(ended.text) or f"exit status {ended.exit_code}"
+    return scp_failure_reason(ended.stderr) or f"exit status {ended.exit_code}"
 
 
 def judge_files(probe: TransferProbe, noise: str = "") -> Finding:

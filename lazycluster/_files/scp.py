@@ -28,6 +28,7 @@ from lazycluster._ssh.mux import ControlSocketError
 from lazycluster._ssh.shell import quote_path
 from lazycluster._waiting import CancelledError, Deadline
 from lazycluster.exceptions import CommandStoppedError, ConnectionLostError, LazyclusterError, TransferError
+from lazycluster.results import Collector
 
 _log = logging.getLogger(__name__)
 # Every version of scp, its server and any login shell take such a path as it is. Others need a symbolic link.
@@ -162,17 +163,17 @@ def _copy_file_by_scp(
         )
         with _holding_lifeline(ssh_client, master, on_lost) if can_open_second_session else contextlib.nullcontext():
             ended = _run_scp(ssh_client, argv, master, watch, progress)
-        can_open_second_session = session_refusal_reason(ended.text) is None
+        can_open_second_session = session_refusal_reason(ended.stderr) is None
         return ended
 
     ended = ssh_client.run_with_master(copy, what, watch.cancel_token)
-    if _SFTP_MISSING_PATTERN.search(ended.text) and used[-1].check():
+    if _SFTP_MISSING_PATTERN.search(ended.stderr) and used[-1].check():
         ended = ssh_client.run_with_master(functools.partial(copy, legacy=True), what, watch.cancel_token)
     if ended.exit_code == 0:
         return ""
     if not used[-1].check():
         raise ConnectionLostError(ssh_client.host, what, used[-1].exit_reason, started=True)
-    return scp_failure_reason(ended.text) or f"scp ended with exit status {ended.exit_code}"
+    return scp_failure_reason(ended.stderr) or f"scp ended with exit status {ended.exit_code}"
 
 
 @contextlib.contextmanager
@@ -195,11 +196,11 @@ def _holding_lifeline(ssh_client: SshClient, master: Master, on_lost: str) -> It
 def _run_scp(
     ssh_client: SshClient, argv: tuple[str, ...], master: Master, watch: Watch, progress: Callable[[LocalProcess], None]
 ) -> Completed:
-    output: list[bytes] = []
+    collector = Collector()
     process = LocalProcess(
         argv,
         stdin=False,
-        on_output=lambda _stream, data: output.append(data),
+        on_output=collector.write,
         deadline=Deadline(None),
         cancel_token=watch.cancel_token,
     )
@@ -207,7 +208,7 @@ def _run_scp(
         while not process.pump(lambda: process.at_eof, timeout=_PROGRESS_INTERVAL_SECONDS):
             ssh_client.check_master(master, " ".join(argv[-2:]))
             progress(process)
-        return Completed(process.wait(5.0), b"".join(output).decode(errors="replace"))
+        return Completed.from_collector(process.wait(5.0), collector)
     except CancelledError:
         raise CommandStoppedError(ssh_client.host, " ".join(argv[-2:])) from None
     finally:

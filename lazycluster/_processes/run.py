@@ -1,4 +1,4 @@
-"""Run a local program to its end, with a bound on its time, and return its exit status and text."""
+"""Run a local program to its end, with a bound on its time, and return its exit status and output."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import attrs
 
 from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.popen import DEVNULL, Process, kill_group, start_process, wait_process
+from lazycluster._typing import Self
 from lazycluster._waiting import Deadline, DeadlinePassedError, start_thread
-from lazycluster.results import Stream
+from lazycluster.results import Collector, Stream
 
 _CANCEL_POLL_SECONDS = 0.1
 """Seconds between two looks at `cancel_event`."""
@@ -20,16 +21,22 @@ _CANCEL_POLL_SECONDS = 0.1
 
 @attrs.frozen
 class Completed:
-    """How a process ended: its exit status (negative for a signal, None if killed at the deadline), and its text."""
+    """How a process ended: its exit status (negative for a signal, None if killed at the deadline), and its output."""
 
     exit_code: int | None
-    text: str
+    stdout: str
+    stderr: str
+
+    @classmethod
+    def from_collector(cls, exit_code: int | None, collector: Collector) -> Self:
+        """Return the record of an ended process whose output a collector has kept."""
+        return cls(exit_code, *(collector.getvalue(stream).decode(errors="replace") for stream in Stream))
 
 
 def run_daemonizing(
     argv: Sequence[str], stderr_path: Path, *, timeout: float, cancel_event: threading.Event | None = None
 ) -> Completed:
-    """Run a program that ends and leaves a daemon running; its standard error goes through a file.
+    """Run a program that ends and leaves a daemon running; only its standard error is kept, in a file.
 
     The program is killed after `timeout` seconds, or when `cancel_event` is set. The daemon may keep the descriptors
     that it inherits, so no pipe may be among them.
@@ -48,7 +55,7 @@ def run_daemonizing(
                 with contextlib.suppress(ProcessLookupError):
                     kill_group(process)  # with its ProxyCommand, which need not notice its end
                 process.wait()
-    return Completed(None if timed_out else process.returncode, stderr_path.read_text(errors="replace"))
+    return Completed(None if timed_out else process.returncode, "", stderr_path.read_text(errors="replace"))
 
 
 def _wait_for_exit(process: Process, deadline: Deadline, cancel_event: threading.Event | None) -> None:
@@ -65,19 +72,14 @@ def _wait_for_exit(process: Process, deadline: Deadline, cancel_event: threading
         waiter.join(deadline.clamp(_CANCEL_POLL_SECONDS))
 
 
-def run_and_capture(argv: Sequence[str], *, timeout: float, include_stderr: bool = False) -> Completed:
-    """Run a program that prints little, and return its standard output; with `include_stderr`, its standard error too.
+def run_and_capture(argv: Sequence[str], *, timeout: float) -> Completed:
+    """Run a program that prints little.
 
     Raises:
         OSError: The program cannot be started.
     """
-    pieces: list[bytes] = []
-    process = LocalProcess(
-        argv,
-        stdin=False,
-        deadline=Deadline(timeout),
-        on_output=lambda stream, data: pieces.append(data) if include_stderr or stream is Stream.STDOUT else None,
-    )
+    collector = Collector()
+    process = LocalProcess(argv, stdin=False, deadline=Deadline(timeout), on_output=collector.write)
     exit_code: int | None = None
     try:
         with contextlib.suppress(DeadlinePassedError):
@@ -86,4 +88,4 @@ def run_and_capture(argv: Sequence[str], *, timeout: float, include_stderr: bool
     finally:
         process.kill_group()  # such as the program of a `Match exec`, for which `ssh -G` waits
         process.close()
-    return Completed(exit_code, b"".join(pieces).decode(errors="replace"))
+    return Completed.from_collector(exit_code, collector)

@@ -217,7 +217,7 @@ class SshClient(CommandRunner):
             master = self.master()
             with self._acquired_session(title, cancel_token):
                 ended = program(master)
-            refusal = None if ended.exit_code == 0 else session_refusal_reason(ended.text)
+            refusal = None if ended.exit_code == 0 else session_refusal_reason(ended.stderr)
             if refusal is None:
                 return ended
             if refused:

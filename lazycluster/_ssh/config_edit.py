@@ -186,15 +186,13 @@ def _settings_in(file: Path, name: str, refused: ConfigFileError) -> EffectiveCo
         ConfigFileError: ssh cannot be started, does not end in time, or refuses the file; then it is `refused`.
     """
     try:
-        ended = run_and_capture(
-            config_file_argv(file, name), timeout=_CONFIG_CHECK_TIMEOUT_SECONDS, include_stderr=True
-        )
+        ended = run_and_capture(config_file_argv(file, name), timeout=_CONFIG_CHECK_TIMEOUT_SECONDS)
     except OSError as error:
         reason = f"ssh, which checks the new lines, cannot be started ({error.strerror})"
         raise ConfigFileError(refused.path, reason, "Install it (Debian and Ubuntu: openssh-client).") from error
     if ended.exit_code is None:
         reason = f"`ssh -G {name}` did not end within {_CONFIG_CHECK_TIMEOUT_SECONDS:g} s"
-        raise ConfigFileError(refused.path, reason, output=ended.text)
+        raise ConfigFileError(refused.path, reason, output=ended.stderr)
     if ended.exit_code != 0:
-        raise attrs.evolve(refused, output=ended.text)
-    return parse_effective_config(ended.text)
+        raise attrs.evolve(refused, output=ended.stderr)
+    return parse_effective_config(ended.stdout)

@@ -22,7 +22,7 @@ from pathlib import Path
 import attrs
 
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from lazycluster._processes.run import Completed, run_and_capture, run_daemonizing
+from lazycluster._processes.run import run_and_capture, run_daemonizing
 from lazycluster._ssh.argv import effective_config_argv, login_attempt_argv, master_argv, user_ssh_arguments
 from lazycluster._ssh.config import parse_effective_config
 from lazycluster._ssh.destination import Destination
@@ -185,12 +185,12 @@ class Master:
         argv = master_argv(destination, socket, log, batch=password is None)
         ended = _run_login(destination, argv, directory, password, deadline, cancel_event)
         if ended.exit_code != 0:
-            output = (log.read_text(errors="replace") if log.exists() else "") + ended.text
+            output = (log.read_text(errors="replace") if log.exists() else "") + ended.diagnostic
             if has_relay_failed(output):
                 argv = login_attempt_argv(destination, batch=password is None)
                 probed = _run_login(destination, argv, directory, password, deadline, cancel_event)
                 if probed.exit_code not in {0, None}:
-                    output, ended = probed.text, probed
+                    output, ended = probed.diagnostic, probed
             raise diagnose(destination.host, output, exit_code=ended.exit_code, timed_out=ended.exit_code is None)
         try:
             control = ControlSocket(socket, timeout=timeouts.control_socket)
@@ -305,6 +305,14 @@ def _make_private_directory(host: str) -> PrivateDirectory:
         raise ConnectError(host, f"no directory for the control socket: {error}") from error
 
 
+@attrs.frozen
+class _LoginEnd:
+    """How a log-in ended, as `Completed`, and what ssh printed as the reason: on standard error or on a terminal."""
+
+    exit_code: int | None
+    diagnostic: str
+
+
 def _run_login(
     destination: Destination,
     argv: tuple[str, ...],
@@ -312,7 +320,7 @@ def _run_login(
     password: str | None,
     deadline: Deadline,
     cancel_event: threading.Event | None,
-) -> Completed:
+) -> _LoginEnd:
     """Run an ssh that logs in, until it ends or goes to the background.
 
     Raises:
@@ -321,7 +329,8 @@ def _run_login(
     try:
         if password is None:
             seconds = deadline.clamp(destination.connect_timeout)
-            return run_daemonizing(argv, directory.path / "said", timeout=seconds, cancel_event=cancel_event)
+            ended = run_daemonizing(argv, directory.path / "said", timeout=seconds, cancel_event=cancel_event)
+            return _LoginEnd(ended.exit_code, ended.stderr)
         return _log_in_with_password(destination, argv, password, deadline, cancel_event)
     except OSError as error:
         raise start_failure(destination.host, error) from error
@@ -333,7 +342,7 @@ def _log_in_with_password(
     password: str,
     deadline: Deadline,
     cancel_event: threading.Event | None,
-) -> Completed:
+) -> _LoginEnd:
     """Log in with a password, typed only at prompts of the destination itself.
 
     Raises:
@@ -342,7 +351,7 @@ def _log_in_with_password(
     from lazycluster._ssh import prompts  # noqa: PLC0415 - pexpect is needed by few
 
     effective = parse_effective_config(
-        run_and_capture(effective_config_argv(destination), timeout=deadline.clamp(_SSH_G_TIMEOUT_SECONDS)).text
+        run_and_capture(effective_config_argv(destination), timeout=deadline.clamp(_SSH_G_TIMEOUT_SECONDS)).stdout
     )
     names = {destination.host, destination.host.rpartition("@")[2], effective.hostname, effective.host_key_alias} - {
         None,
@@ -357,9 +366,9 @@ def _log_in_with_password(
     )
     match outcome.end_reason:
         case prompts.LoginEndReason.EXITED:
-            return Completed(outcome.exit_code, outcome.text)
+            return _LoginEnd(outcome.exit_code, outcome.text)
         case prompts.LoginEndReason.TIMED_OUT:
-            return Completed(None, outcome.text)
+            return _LoginEnd(None, outcome.text)
         case prompts.LoginEndReason.UNKNOWN_HOST_KEY:
             raise UnknownHostKeyError(destination.host, outcome.prompt)
         case prompts.LoginEndReason.REFUSED:

@@ -37,7 +37,7 @@ def test_a_daemon_does_not_keep_us_waiting(tmp_path: Path) -> None:
     begun = time.monotonic()
     ended = run_daemonizing(daemon(pid_file), said, timeout=30)
     assert time.monotonic() - begun < 10
-    assert (ended.exit_code, ended.text) == (4, "said\n")
+    assert (ended.exit_code, ended.stderr) == (4, "said\n")
     pid = int(pid_file.read_text())
     assert pid in parent_by_pid()
     os.kill(pid, signal.SIGKILL)
@@ -49,14 +49,14 @@ def test_a_program_that_does_not_detach_is_killed(tmp_path: Path) -> None:
     ended = run_daemonizing(shell("echo $$ >&2; exec sleep 60"), tmp_path / "said", timeout=0.3)
     assert 0.2 < time.monotonic() - begun < 10
     assert ended.exit_code is None
-    assert int(ended.text) not in parent_by_pid()
+    assert int(ended.stderr) not in parent_by_pid()
 
 
 def test_a_program_that_is_killed_takes_along_what_it_started(tmp_path: Path) -> None:
     """As ssh its ProxyCommand."""
     ended = run_daemonizing(shell("sleep 60 & echo $! >&2; wait"), tmp_path / "said", timeout=0.3)
     assert ended.exit_code is None
-    assert wait_until(lambda: int(ended.text) not in parent_by_pid(), 5)
+    assert wait_until(lambda: int(ended.stderr) not in parent_by_pid(), 5)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -78,7 +78,7 @@ def test_what_nobody_stops_ends_by_itself_or_at_its_time(tmp_path: Path) -> None
     ended = run_daemonizing(
         shell("echo said >&2; sleep 0.3; exit 3"), tmp_path / "a", timeout=30, cancel_event=stopping
     )
-    assert (ended.exit_code, ended.text) == (3, "said\n")
+    assert (ended.exit_code, ended.stderr) == (3, "said\n")
     begun = time.monotonic()
     assert run_daemonizing(["sleep", "60"], tmp_path / "b", timeout=0.3, cancel_event=stopping).exit_code is None
     assert 0.2 < time.monotonic() - begun < 10
@@ -115,7 +115,7 @@ def test_a_number_that_is_not_our_child_is_not_killed(tmp_path: Path, monkeypatc
 
 def test_a_detaching_program_has_no_input_and_its_output_is_dropped(tmp_path: Path) -> None:
     ended = run_daemonizing(shell("cat; echo dropped; printf 'a\\377' >&2"), tmp_path / "said", timeout=10)
-    assert (ended.exit_code, ended.text) == (0, "a\ufffd")
+    assert (ended.exit_code, ended.stderr) == (0, "a\ufffd")
 
 
 def test_a_detaching_program_that_is_not_there(tmp_path: Path) -> None:
@@ -141,22 +141,22 @@ def test_many_threads_may_run_programs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "status", "text"),
-    [("echo out; echo err >&2", 0, "out\n"), ("printf 'a\\377'; exit 2", 2, "a\ufffd"), ("kill -9 $$", -9, "")],
+    ("command", "status", "stdout", "stderr"),
+    [
+        ("echo out; echo err >&2", 0, "out\n", "err\n"),
+        ("printf 'a\\377'; exit 2", 2, "a\ufffd", ""),
+        ("kill -9 $$", -9, "", ""),
+    ],
 )
-def test_run_to_end(command: str, status: int, text: str) -> None:
+def test_run_to_end(command: str, status: int, stdout: str, stderr: str) -> None:
     ended = run_and_capture(shell(command), timeout=10)
-    assert (ended.exit_code, ended.text) == (status, text)
-
-
-def test_run_to_end_with_what_went_wrong() -> None:
-    assert run_and_capture(shell("echo err >&2"), timeout=10, include_stderr=True).text == "err\n"
+    assert (ended.exit_code, ended.stdout, ended.stderr) == (status, stdout, stderr)
 
 
 def test_run_to_end_leaves_nothing_that_the_program_has_started() -> None:
     ended = run_and_capture(shell("sleep 60 & echo $!; wait"), timeout=0.5)
 
-    assert wait_until(lambda: int(ended.text) not in parent_by_pid(), timeout=5)
+    assert wait_until(lambda: int(ended.stdout) not in parent_by_pid(), timeout=5)
 
 
 @pytest.mark.parametrize("command", ["echo $$; exec sleep 60", "echo $$; exec >&- 2>&-; exec sleep 60"])
@@ -165,7 +165,7 @@ def test_run_to_end_is_bounded(command: str) -> None:
     ended = run_and_capture(shell(command), timeout=0.3)
     assert time.monotonic() - begun < 10
     assert ended.exit_code is None
-    assert int(ended.text) not in parent_by_pid()
+    assert int(ended.stdout) not in parent_by_pid()
 
 
 # Ctrl-C in the moment of a start -------------------------------------------------------------------------------------
