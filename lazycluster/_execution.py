@@ -113,7 +113,7 @@ class Execution:
 class TaskProcess:
     """A task in the background: a thread that waits for the host; a `ManagedProcess`."""
 
-    def __init__(self, execution: Execution, cancel_token: CancelToken, owner: object | None = None) -> None:
+    def __init__(self, execution: Execution, cancel_token: CancelToken, owner: object | None) -> None:
         """Start it. The owner lives as long as it runs."""
         self.name = f"task {execution.name} on {execution.host}"
         self.pid: int | None = None

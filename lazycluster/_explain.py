@@ -153,7 +153,6 @@ def explain_steps(
     working_dir: str | None = None,
     *,
     is_directory: Callable[[Path], bool],
-    env: Mapping[str, str] | None = None,
     payloads: Mapping[int, Path] | None = None,
     python: str | None = None,
 ) -> tuple[ShellBlock, ...]:
@@ -164,11 +163,10 @@ def explain_steps(
         destination: The host.
         working_dir: Where they run, as `Runtime(host, working_dir)` has it; None: in the home directory.
         is_directory: Tells whether something that is sent is a directory.
-        env: Environment variables of the commands and functions; with a working directory WORKING_DIR is added.
         payloads: For the index of a `RunFunction` where its `render_standalone_file` is; without it that step fails.
         python: The Python for functions on the host, as for `Runtime(host, python=)`.
     """
-    explainer = _StepExplainer(destination, working_dir, env or {}, is_directory, payloads or {}, python)
+    explainer = _StepExplainer(destination, working_dir, is_directory, payloads or {}, python)
     return tuple(explainer.explain_step(index, step) for index, step in enumerate(steps))
 
 
@@ -178,7 +176,6 @@ class _StepExplainer:
 
     destination: Destination
     cwd: str | None
-    env: Mapping[str, str]
     is_directory: Callable[[Path], bool]
     payloads: Mapping[int, Path]
     python: str | None
@@ -211,11 +208,8 @@ class _StepExplainer:
         return ShellBlock(f"{index + 1}. {comment}", lines)
 
     def _preamble(self) -> list[str]:
-        """Return what comes before a command: its directory, and its environment."""
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.env.items()]
-        if self.cwd is None:
-            return exports
-        return [f'cd {quote_path(self.cwd)} && export WORKING_DIR="$PWD" || exit', *exports]
+        """Return the lines before a command, which change to the working directory."""
+        return [] if self.cwd is None else [f'cd {quote_path(self.cwd)} && export WORKING_DIR="$PWD" || exit']
 
     def _in_working_dir(self, *commands: str) -> str:
         """Return commands of the library's own in the working directory, up to the first that fails."""

@@ -41,8 +41,8 @@ def connect_hosts(
     options: RuntimeOptions,
     *,
     working_dir: str | None = None,
-    max_connections: int = DEFAULT_MAX_CONNECTIONS,
-    progress: bool = False,
+    max_connections: int,
+    progress: bool,
 ) -> dict[str, Value[Runtime] | Error]:
     """Make a runtime on each host, with at most `max_connections` log-ins at once, and return the outcomes by host.
 

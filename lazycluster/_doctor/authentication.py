@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +66,7 @@ def find_key_files(paths: Sequence[str]) -> tuple[KeyFile, ...]:
 
 
 def judge_authentication(
-    config: EffectiveConfig, attempt: LoginAttempt, keys: Sequence[KeyFile], environment: Mapping[str, str] = os.environ
+    config: EffectiveConfig, attempt: LoginAttempt, keys: Sequence[KeyFile], environment: Mapping[str, str]
 ) -> Finding:
     """Judge how the host took what we have, and say what is missing."""
     trace, error = attempt.trace, attempt.error

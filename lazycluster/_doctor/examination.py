@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ from lazycluster.exceptions import CommandTimeoutError, LoginShellError
 
 
 def examine(
-    host: str, *, config_file: Path | None = None, connect_timeout: float = 10.0, python: str | None = None
+    host: str, *, config_file: Path | None, connect_timeout: float = 10.0, python: str | None = None
 ) -> Generator[Finding, None, None]:
     """Look step by step at why a host does not work, or works badly; yield each finding as it comes.
 
@@ -145,7 +146,7 @@ class _Examination:
             PORT_CHECK: lambda login: judge_port(config, login),
             HOST_KEY_CHECK: lambda login: judge_host_key(config, login),
             AUTHENTICATION_CHECK: lambda login: judge_authentication(
-                config, login, find_key_files(login.trace.identity_files)
+                config, login, find_key_files(login.trace.identity_files), os.environ
             ),
         }
         previous_check = CONFIGURATION_CHECK

@@ -62,7 +62,7 @@ class ForwardingProbe:
 
 
 def probe_port_from_host(
-    transport: PerCommandTransport, server_address: tuple[str, int] | None, ssh_port: int | None = None
+    transport: PerCommandTransport, server_address: tuple[str, int] | None, ssh_port: int | None
 ) -> ForwardingProbe:
     """Open a port here (-L) that leads to the host's own sshd, and read its greeting through it.
 

@@ -122,7 +122,7 @@ def _copy_by_scp(ssh_client: SshClient, source: str, target: str, *, legacy: boo
     return scp_failure_reason(ended.stderr) or f"exit status {ended.exit_code}"
 
 
-def judge_files(probe: TransferProbe, noise: str = "") -> Finding:
+def judge_files(probe: TransferProbe, noise: str) -> Finding:
     """Judge which ways files can go. `noise` is what start-up files print."""
     wrong = {route: reason for route, reason in probe.failures.items() if reason}
     right = [route for route in probe.failures if route not in wrong]

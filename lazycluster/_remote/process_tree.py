@@ -177,8 +177,6 @@ class TreeTerminator:
         self._known: set[tuple[int, int]] = set()
         self._empty_scans = 0
         self._kill_at = time.monotonic() + grace
-        self.unkillable: set[int] = set()
-        """What could not be killed."""
 
     def escalate(self) -> None:
         """End the grace."""
@@ -205,7 +203,4 @@ class TreeTerminator:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, number)
         self._known |= {(pid, rows[pid].start_time) for pid in unsignalled}
-        if now < self._kill_at + _KILL_TIMEOUT_SECONDS:
-            return False
-        self.unkillable = found
-        return True
+        return now >= self._kill_at + _KILL_TIMEOUT_SECONDS

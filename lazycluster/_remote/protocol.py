@@ -67,7 +67,7 @@ _FIELD_LENGTH = struct.Struct(">I")
 class FrameError(Exception):
     """What came is no frame of this protocol; `trailing_data` begins with it."""
 
-    def __init__(self, reason: str, trailing_data: bytes = b"") -> None:
+    def __init__(self, reason: str, trailing_data: bytes) -> None:
         """Keep the first bytes of what came."""
         super().__init__(f"{reason}: {trailing_data[:80]!r}")
         self.trailing_data = trailing_data

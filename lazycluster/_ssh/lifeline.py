@@ -68,6 +68,6 @@ class Lifeline:
             self._write_fd = -1
 
 
-def lifeline_text(on_lost: str = ":") -> str:
+def lifeline_text(on_lost: str) -> str:
     """Return what the session runs; `on_lost` is a command of the host's shell."""
     return f"lc_on_lost() {{\n{on_lost}\n}}\n{text('lifeline')}"

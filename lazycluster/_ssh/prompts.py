@@ -22,7 +22,7 @@ import termios
 import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import attrs
 import pexpect
@@ -101,7 +101,6 @@ def log_in(
     *,
     deadline: float,
     host_names: Collection[str],
-    env: Mapping[str, str] | None = None,
     cancel_event: threading.Event | None = None,
 ) -> LoginOutcome:
     """Run an ssh that logs in and goes to the background, and answer its prompts.
@@ -114,7 +113,6 @@ def log_in(
         password: The password of the destination, or the passphrase of a key.
         deadline: The instant, in terms of `time.monotonic()`, at which to give up.
         host_names: What a prompt may call the destination: its name as given, its HostName, its HostKeyAlias.
-        env: The environment of ssh; this process's unless given.
         cancel_event: Once this is set, the attempt is given up as if the time were up.
 
     Raises:
@@ -122,29 +120,26 @@ def log_in(
         ValueError: The password is no single line of text; the error does not show it.
     """
     check_typeable(password)
-    child = _spawn(argv, env)
+    child = _spawn(argv)
     try:
         return _LoginPromptLoop(child, password, host_names, deadline).run(cancel_event)
     finally:
         _terminate(child)
 
 
-def run_interactive(
-    argv: Sequence[str], ask: AskUser, *, timeout: float, env: Mapping[str, str] | None = None
-) -> InteractiveOutcome:
+def run_interactive(argv: Sequence[str], ask: AskUser, *, timeout: float) -> InteractiveOutcome:
     """Run ssh, or a program that runs it, and put its questions to a person; none is answered otherwise.
 
     Args:
         argv: The whole call, without BatchMode.
         ask: Puts a question. The time that it takes does not count.
         timeout: The time after which to give up.
-        env: The environment of the program; this process's unless given.
 
     Raises:
         OSError: The program cannot be started.
         ValueError: An answer is no single line of text; the error does not show it.
     """
-    child = _spawn(argv, env)
+    child = _spawn(argv)
     try:
         prompt_loop = _InteractivePromptLoop(child, ask, time.monotonic() + timeout)
         outcome = prompt_loop.run()
@@ -153,10 +148,10 @@ def run_interactive(
         _terminate(child, grace=_TERMINATE_GRACE_SECONDS)
 
 
-def _spawn(argv: Sequence[str], env: Mapping[str, str] | None) -> pexpect.spawn:
+def _spawn(argv: Sequence[str]) -> pexpect.spawn:
     _log.debug("start %s on a terminal", argv)
     # A prompt must come to the terminal, never to a window of SSH_ASKPASS (ssh(1), ENVIRONMENT).
-    environment = {**(os.environ if env is None else env), "SSH_ASKPASS_REQUIRE": "never"}
+    environment = {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}
 
     def start() -> pexpect.spawn:
         with _SPAWN_LOCK, warnings.catch_warnings():

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 from lazycluster._model.running_command import CommandEndedError, RunningCommand
-from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from lazycluster._model.timeouts import Timeouts
 from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.pipe_writer import PipeWriter
 from lazycluster._ssh.shell import OutputDecoder, Script
@@ -28,7 +28,7 @@ class Session(RunningCommand):
         deadline: Deadline,
         cancel_token: CancelToken | None,
         check: Callable[[], None],
-        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        timeouts: Timeouts,
     ) -> None:
         """Start the ssh process, and send it the script and the standard input of the command.
 

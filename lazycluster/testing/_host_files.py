@@ -78,7 +78,7 @@ class HostFiles:
             raise WorkingDirectoryError(host, cwd or "~", reason)
         return path
 
-    def make_dir(self, path: str, cwd: str | None = None) -> str:
+    def make_dir(self, path: str, cwd: str | None) -> str:
         """Make a directory with its parents, and return its full path on the host.
 
         Raises:

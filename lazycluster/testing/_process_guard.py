@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 _PROC_DIRECTORY = Path("/proc")
+_KILL_TIMEOUT_SECONDS = 10.0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -92,7 +93,7 @@ def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
     return True
 
 
-def kill_all(find_pids: Callable[[], set[int]], timeout: float = 10.0) -> None:
+def kill_all(find_pids: Callable[[], set[int]]) -> None:
     """Kill the processes that `find_pids` finds, and wait until they are gone.
 
     They are stopped first, and looked for until no new one appears, so that none forks away in between.
@@ -102,7 +103,7 @@ def kill_all(find_pids: Callable[[], set[int]], timeout: float = 10.0) -> None:
         _send_signal(new, signal.SIGSTOP)
         stopped |= new
     _send_signal(stopped, signal.SIGKILL)
-    wait_until(lambda: stopped.isdisjoint(parent_by_pid()), timeout)
+    wait_until(lambda: stopped.isdisjoint(parent_by_pid()), _KILL_TIMEOUT_SECONDS)
 
 
 def _send_signal(pids: Iterable[int], number: signal.Signals) -> None:

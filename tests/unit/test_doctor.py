@@ -359,7 +359,7 @@ def test_too_many_keys() -> None:
 
 
 def test_a_log_in_that_went_well() -> None:
-    finding = judge_authentication(DIRECT, LoginAttempt(parse_trace(LOGGED_IN)), [])
+    finding = judge_authentication(DIRECT, LoginAttempt(parse_trace(LOGGED_IN)), [], {})
 
     assert finding == ok("authentication", "publickey, /home/me/.ssh/id ed25519 ED25519 SHA256:Mc3u")
 

@@ -56,12 +56,6 @@ def test_a_command(command: str, working_dir: str | None, expected: str) -> None
     assert lines(RunCommand(command), working_dir) == expected
 
 
-def test_the_environment_of_commands() -> None:
-    text = lines(RunCommand("env"), "/work", env={"A": "it's", "B": ""})
-    assert text == f"lc_ssh <<'EOF'\n{STAGE}\nexport A='it'\"'\"'s'\nexport B=''\nenv\nEOF"
-    assert "export" not in lines(SendFile(Path("/here/tree")), "/work", env={"A": "b"})
-
-
 @pytest.mark.parametrize(
     ("local", "remote", "working_dir", "expected"),
     [

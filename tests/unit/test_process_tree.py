@@ -225,7 +225,6 @@ def test_nothing_to_end_is_seen_twice(kernel: Kernel) -> None:
     ending = TreeTerminator(all_of, 5)
     assert [ending.step([]), ending.step([row(9)]), ending.step([]), ending.step([])] == [False, False, False, True]
     assert kernel.take() == softly(9)
-    assert ending.unkillable == set()
 
 
 def test_each_process_is_asked_once_and_killed_when_the_grace_is_over(kernel: Kernel) -> None:
@@ -311,7 +310,7 @@ def test_what_cannot_be_killed_is_left(kernel: Kernel, error: Exception) -> None
         steps.append(ending.step([row(7), row(8)] if kernel.now < 102 else [row(7)]))
         sent.append(kernel.take())
     assert sent == [softly(7, 8), hard(7, 8), hard(7), hard(7)]
-    assert (steps, ending.unkillable) == ([False, False, False, True], {7})
+    assert steps == [False, False, False, True]
 
 
 # Ending, with real processes ----------------------------------------------------------------------------------------
@@ -365,5 +364,5 @@ def test_a_tree_is_ended(start: Start, text: str, grace: float, status: int) -> 
         return ending.step(process_tree.process_table())
 
     assert wait_until(ended, 20)
-    assert (process.returncode, ending.unkillable) == (status, set())
+    assert process.returncode == status
     assert process.pid not in {each.session for each in process_tree.process_table()}
