@@ -173,6 +173,8 @@ class LocalProcess:
         """
         self.close_stdin()
         self._cancel_token = None
+        # The owner of the callback owns this object, too: a cycle would keep both until a run of the collector.
+        self._on_output = lambda _stream, _data: None
         kill_and_close(self._process)
         self._selector.close()
         self._open_streams.clear()

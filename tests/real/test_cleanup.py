@@ -9,12 +9,13 @@ import subprocess
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lazycluster import Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
+from lazycluster import CommandTimeoutError, Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
 from lazycluster.testing import LocalSshd
 from tests.internals import ssh_client_of
 from tests.real.client_programs import ClientProgram, assert_eventually, master_pid_of
@@ -22,6 +23,7 @@ from tests.real.observation import (
     EchoServer,
     assert_no_leaks,
     command_line,
+    is_alive,
     is_echoing,
     list_resources,
     listening_addresses,
@@ -240,6 +242,28 @@ def test_a_runtime_that_is_forgotten_is_cleaned_up(sshd: LocalSshd, resident: bo
         assert gone() is None, "nothing keeps it: not the end of the program, nor what it has run"
         assert_eventually(lambda: not working_dir.exists(), "its directory is removed")
         assert_eventually(lambda: not sleeping(sshd, f"sleep {number}"), "its daemons are ended")
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Garbage goes by its reference counts alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_connection_dropped_ends_without_gc(sshd: LocalSshd, tmp_path: Path, no_collector: None) -> None:
+    with assert_no_leaks(sshd):
+        connection = Connection(sshd.host, **sshd.connection_kwargs)
+        connection.run("cat", stdin=bytes(1_000_000))
+        with pytest.raises(CommandTimeoutError):
+            connection.run(["sleep", "60"], timeout=0.1)
+        connection.put(Path(__file__), str(tmp_path / "sent"))
+        connection.get(str(tmp_path / "sent"), tmp_path / "fetched")
+        master = master_pid_of(connection)
+        del connection
+        assert_eventually(lambda: not is_alive(master), "its master ends")
 
 
 def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tasks(
