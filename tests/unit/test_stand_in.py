@@ -68,6 +68,7 @@ def test_session_of_mocked_ssh_has_marks(fp: FakeProcess) -> None:
         deadline=Deadline(20),
         cancel_token=None,
         check=lambda: None,
+        timeouts=DEFAULT_TIMEOUTS,
     )
     assert session.read_until(b"\0") == b"head"
     assert session.read(100) == b"rest"
