@@ -47,12 +47,12 @@ class Execution:
 
     @property
     def results(self) -> tuple[StepResult, ...]:
-        """Return what came of the steps that were carried out."""
+        """The results of the steps that were carried out."""
         return tuple(self._results)
 
     @property
     def host_lost(self) -> bool:
-        """Tell whether it failed because the host cannot be used."""
+        """Whether the execution failed because the host cannot be used."""
         return bool(self._results) and self._results[-1].host_lost
 
     def run(self) -> None:
@@ -143,7 +143,7 @@ class TaskProcess:
 
     @property
     def exitcode(self) -> int | None:
-        """Return None while it runs; then 0, 1 where a step failed, and -15 where it was stopped."""
+        """None while the task runs; then 0, 1 if a step failed, or -15 if it was stopped."""
         if self.is_alive():
             return None
         error = self.execution.error
@@ -152,7 +152,7 @@ class TaskProcess:
         return -signal.SIGTERM if isinstance(error.__cause__, CommandStoppedError) else 1
 
     def is_alive(self) -> bool:
-        """Tell whether it still runs."""
+        """Return whether it still runs."""
         return not self._ended.is_set() and self._creator_pid == os.getpid()  # a fork has none of the threads
 
     def join(self, timeout: float | None = None) -> None:

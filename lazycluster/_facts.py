@@ -20,56 +20,56 @@ class Facts(ABC):
     @property
     @abstractmethod
     def working_dir(self) -> str:
-        """Return the path of the working directory on the host."""
+        """The path of the working directory on the host."""
 
     @property
     @abstractmethod
     def host_info(self) -> HostInfo:
-        """Return what the machine has, as it was found when the runtime was made."""
+        """The hardware and software of the machine, as found when the runtime was made."""
 
     @property
     def class_name(self) -> str:
-        """Return the name of the class."""
+        """The name of the class."""
         return type(self).__name__
 
     @property
     def os(self) -> str:
-        """Return the name and version of the operating system."""
+        """The name and version of the operating system."""
         return self.host_info.os
 
     @property
     def python_version(self) -> str:
-        """Return the version of the Python that functions run in, `''` where there is none."""
+        """The version of the Python that functions run in, `''` where there is none."""
         return self.host_info.python_version or ""
 
     @property
     def cpu_cores(self) -> str:
-        """Return how many processors may be used, a cgroup's quota included, such as `8` or `1.5`."""
+        """The number of processors that may be used, a cgroup's quota included, such as `8` or `1.5`."""
         return f"{self.host_info.cpu_cores:g}"
 
     @property
     def memory(self) -> str:
-        """Return the memory in bytes, a cgroup's limit included."""
+        """The memory in bytes, a cgroup's limit included."""
         return str(self.host_info.memory)
 
     @property
     def memory_in_mb(self) -> str:
-        """Return the memory in units of 1024 * 1024 bytes."""
+        """The memory in units of 1024 * 1024 bytes."""
         return str(self.host_info.memory_in_mb)
 
     @property
     def gpus(self) -> list[Gpu]:
-        """Return a record for each GPU."""
+        """A record for each GPU."""
         return list(self.host_info.gpus)
 
     @property
     def gpu_count(self) -> int:
-        """Return the number of GPUs."""
+        """The number of GPUs."""
         return self.host_info.gpu_count
 
     @property
     def info(self) -> dict[str, object]:
-        """Return the facts about the runtime by name."""
+        """The facts about the runtime by name."""
         return {
             "host": self.host,
             "os": self.os,

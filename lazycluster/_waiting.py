@@ -194,7 +194,7 @@ def queue_get(events: queue.SimpleQueue[T], deadline: Deadline = NO_DEADLINE) ->
 
 
 def wait_event(event: threading.Event, deadline: Deadline = NO_DEADLINE) -> bool:
-    """Wait for an event, and tell whether it has happened."""
+    """Wait for an event, and return whether it has happened."""
     with _unwrap_interrupt():
         while not event.wait(deadline.clamp(max_wait_seconds())):
             if deadline.has_passed:

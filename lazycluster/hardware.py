@@ -42,12 +42,12 @@ class HostInfo:
 
     @property
     def memory_in_mb(self) -> int:
-        """Return the memory in units of 1024 * 1024 bytes, rounded down, as `free -m` counts."""
+        """The memory in units of 1024 * 1024 bytes, rounded down, as `free -m` counts."""
         return self.memory // _MIB
 
     @property
     def gpu_count(self) -> int:
-        """Return the number of physical GPUs."""
+        """The number of physical GPUs."""
         return len(self.gpus)
 
 

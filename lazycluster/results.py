@@ -40,28 +40,28 @@ class CommandResult:
 
     @property
     def ok(self) -> bool:
-        """Tell whether the exit status is 0."""
+        """Whether the exit status is 0."""
         return self.exit_code == 0
 
     @property
     def stdout(self) -> str:
-        """Return standard output as text (UTF-8; undecodable bytes replaced)."""
+        """Standard output as text (UTF-8; undecodable bytes replaced)."""
         return self.stdout_bytes.decode(errors="replace")
 
     @property
     def stderr(self) -> str:
-        """Return standard error as text (UTF-8; undecodable bytes replaced)."""
+        """Standard error as text (UTF-8; undecodable bytes replaced)."""
         return self.stderr_bytes.decode(errors="replace")
 
     @property
     def signal(self) -> int | None:
-        """Return the number of the signal that ended the command, if by the shell's convention one did."""
+        """The number of the signal that ended the command, if by the shell's convention one did."""
         number = self.exit_code - 128
         return number if number in set(signal.Signals) else None
 
     @property
     def output(self) -> str:
-        """Return standard output and standard error as text, in the order in which they came."""
+        """Standard output and standard error as text, in the order in which they came."""
         if not self.stderr_bytes:
             return self.stdout
         decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in Stream}
@@ -136,22 +136,22 @@ class StepResult:
 
     @property
     def ok(self) -> bool:
-        """Tell whether the step did what it was to do."""
+        """Whether the step succeeded."""
         return self.error is None
 
     @property
     def log(self) -> str:
-        """Return what it printed on both streams, in the order in which it came; `''` for files."""
+        """The text of both streams, in the order in which it came; `''` for files."""
         return self.output.output
 
     @property
     def stdout(self) -> str:
-        """Return what it printed on standard output."""
+        """The text of standard output."""
         return self.output.stdout
 
     @property
     def stderr(self) -> str:
-        """Return what it printed on standard error; all that a function printed."""
+        """The text of standard error; for a function, all that it printed."""
         return self.output.stderr
 
 

@@ -103,7 +103,7 @@ class Runtime(Facts, CleanupOnExit):
         return self._core.resources.closed
 
     def is_valid_runtime(self) -> bool:
-        """Tell whether the host answers now and has a Python to run functions in."""
+        """Return whether the host answers now and has a Python to run functions in."""
         return self._core.transport.is_alive() and self._core.host_info.python_version is not None
 
     def check_filter(
@@ -216,7 +216,7 @@ class Runtime(Facts, CleanupOnExit):
         return self._core.transport.create_tempdir()
 
     def delete_dir(self, path: str) -> bool:
-        """Delete a directory on the host with all that is in it; tell whether nothing of it is left.
+        """Delete a directory on the host with all that is in it; return whether nothing of it is left.
 
         Raises:
             ValueError: The path is empty or the root directory.
@@ -227,7 +227,7 @@ class Runtime(Facts, CleanupOnExit):
         return self._core.transport.delete_dir(path, cwd=self._core.working_dir)
 
     def has_free_port(self, port: int) -> bool:
-        """Tell whether a server could listen on a port of the host, IPv4 and IPv6.
+        """Return whether a server could listen on a port of the host, IPv4 and IPv6.
 
         Raises:
             PythonNotFoundError: There is no Python on the host to try it with.
@@ -302,17 +302,17 @@ class Runtime(Facts, CleanupOnExit):
 
     @property
     def task_processes(self) -> list[ManagedProcess]:
-        """Return the processes of the tasks that were begun in the background."""
+        """The processes of the tasks that were begun in the background."""
         return list(self._core.task_history.processes.values())
 
     @property
     def alive_process_count(self) -> int:
-        """Return the number of processes that run."""
+        """The number of processes that run."""
         return len(self.get_processes(only_alive=True))
 
     @property
     def alive_task_process_count(self) -> int:
-        """Return the number of tasks that run in the background."""
+        """The number of tasks that run in the background."""
         return sum(process.is_alive() for process in self.task_processes)
 
     # The end -----------------------------------------------------------------------------------------------------

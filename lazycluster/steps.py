@@ -45,7 +45,7 @@ class GetFile:
 
     @property
     def has_host_placeholder(self) -> bool:
-        """Tell whether each host has a place of its own here."""
+        """Whether each host has a place of its own here."""
         return _HOST_PLACEHOLDER in str(self.local)
 
     def local_path_for(self, host: str) -> Path:
@@ -63,7 +63,7 @@ class RunFunction:
 
     @property
     def name(self) -> str:
-        """Return what the function is called."""
+        """The name of the function."""
         return function_name(self.function)
 
 

@@ -42,27 +42,27 @@ class RuntimeTask:
 
     @property
     def name(self) -> str:
-        """Return the name of the task."""
+        """The name of the task."""
         return self._state.name
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Return the steps added so far."""
+        """The steps added so far."""
         return tuple(self._state.steps)
 
     @property
     def process(self) -> ManagedProcess | None:
-        """Return the process in which the task runs or ran in the background; None where it did not."""
+        """The process in which the task runs or ran in the background; None where it did not."""
         return self._state.process
 
     @property
     def results(self) -> tuple[StepResult, ...]:
-        """Return a record for each step that was carried out; the last one may be a failure."""
+        """A record for each step that was carried out; the last one may be a failure."""
         return () if self._state.execution is None else self._state.execution.results
 
     @property
     def execution_log(self) -> list[str]:
-        """Return what each step printed, in order, `''` for none; empty before the execution."""
+        """The text that each step printed, in order, `''` for none; empty before the execution."""
         return [result.log for result in self.results]
 
     @property

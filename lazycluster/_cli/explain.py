@@ -55,12 +55,12 @@ class FoundTask:
 
     @property
     def variable(self) -> str:
-        """Return the variable that was the first."""
+        """The variable that was the first."""
         return self.variables[0]
 
     @property
     def title(self) -> str:
-        """Return what to call it: its name, where it was given one."""
+        """The name to show: its own if it was given one."""
         return self.variable if self.task.name == f"task-{id(self.task)}" else self.task.name
 
 

@@ -31,12 +31,12 @@ class KeyFile:
 
     @property
     def is_readable_by_others(self) -> bool:
-        """Tell whether others may read it, so that ssh does not use it."""
+        """Whether others may read the key, so that ssh does not use it."""
         return bool(self.mode & _GROUP_AND_OTHERS_MODE_BITS)
 
 
 def is_encrypted(text: str) -> bool:
-    """Tell whether a private key has a passphrase: OpenSSH's own format (PROTOCOL.key), PKCS#8, or PEM."""
+    """Return whether a private key has a passphrase: OpenSSH's own format (PROTOCOL.key), PKCS#8, or PEM."""
     if "ENCRYPTED" in text:
         return True
     lines = [line for line in text.splitlines() if not line.startswith("-----")]

@@ -26,7 +26,7 @@ class ClockProbe:
 
     @property
     def skew(self) -> float:
-        """Return by how many seconds the host's clock is ahead, at the least; 0 if the two may be equal."""
+        """The seconds by which the host's clock is ahead, at the least; 0 if the two may be equal."""
         # `date` cuts off fractions of a second, and the host answered between the two local times.
         if self.host_time > self.local_time_after:
             return self.host_time - self.local_time_after

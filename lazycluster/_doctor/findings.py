@@ -101,5 +101,5 @@ class CheckRunner:
         return finding
 
     def has_failed(self, check: str) -> bool:
-        """Tell whether a check has failed, or was skipped because of one that has."""
+        """Return whether a check has failed, or was skipped because of one that has."""
         return check in self._root_causes

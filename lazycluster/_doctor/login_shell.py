@@ -56,12 +56,12 @@ class LoginShellProbe:
 
     @property
     def name(self) -> str:
-        """Return its name."""
+        """The name of the shell."""
         return PurePosixPath(self.path).name or "sh"
 
     @property
     def start_up_seconds(self) -> float | None:
-        """Return the seconds that start-up files take, at their fastest; None where it was not measured."""
+        """The seconds that start-up files take, at their fastest; None where it was not measured."""
         if not self.seconds_with_files or not self.seconds_without_files:
             return None
         return max(0.0, min(self.seconds_with_files) - min(self.seconds_without_files))

@@ -51,7 +51,7 @@ class LoginTrace:
 
     @property
     def trusts_host(self) -> bool:
-        """Tell whether ssh accepted the host key: keys are exchanged only then."""
+        """Whether ssh accepted the host key: keys are exchanged only then."""
         return bool(self.key_exchange or self.methods or self.authenticated)
 
 

@@ -50,7 +50,7 @@ class HostPython:
 
     @property
     def minor_version(self) -> tuple[int, ...]:
-        """Return the major and the minor version."""
+        """The major and the minor version."""
         return tuple(int(part) for part in self.version.split(".")[:2] if part.isdecimal())
 
     def __str__(self) -> str:
@@ -67,11 +67,11 @@ class LocalPython:
 
     @property
     def minor_version(self) -> str:
-        """Return the version that a host's Python has to have, too."""
+        """The version that a host's Python has to have, too."""
         return ".".join(self.version.split(".")[:2])
 
     def is_compatible_with(self, python: HostPython) -> bool:
-        """Tell whether functions from here run in a Python."""
+        """Return whether functions from here run in a Python."""
         return (
             python.implementation == self.implementation
             and ".".join(map(str, python.minor_version)) == self.minor_version

@@ -137,5 +137,5 @@ def _lexists(path: Path) -> bool:
 
 
 def _is_directory(path: Path) -> bool:
-    """Tell whether there is a directory, not a link to one."""
+    """Return whether there is a directory, not a link to one."""
     return _lexists(path) and stat.S_ISDIR(path.lstat().st_mode)

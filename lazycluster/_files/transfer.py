@@ -44,7 +44,7 @@ class TransferBackend:
 
     @property
     def host(self) -> str:
-        """Return the host as it was given."""
+        """The host as it was given."""
         return self.runner.host
 
 

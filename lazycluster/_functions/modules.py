@@ -42,7 +42,7 @@ class ModuleSource:
 
 
 def is_user_module(module: ModuleType) -> bool:
-    """Tell whether a module is not installed: the user's script, what lies beside it, an editable project."""
+    """Return whether a module is not installed: the user's script, what lies beside it, an editable project."""
     facts = _module_namespace(module)
     name = facts.get("__name__")
     if not isinstance(name, str) or name.partition(".")[0] in _NEVER_SENT_PACKAGES:
@@ -56,12 +56,12 @@ def is_user_module(module: ModuleType) -> bool:
 
 
 def is_module(obj: object) -> TypeGuard[ModuleType]:
-    """Tell whether something is a module; what only says so of itself (cffi's libraries do) is none."""
+    """Return whether something is a module; what only says so of itself (cffi's libraries do) is none."""
     return issubclass(type(obj), ModuleType)
 
 
 def is_installed(file: str) -> bool:
-    """Tell whether a file belongs to the standard library or to an installed distribution."""
+    """Return whether a file belongs to the standard library or to an installed distribution."""
     return _is_installed(file) if file.startswith(os.sep) else _is_installed.__wrapped__(file)
 
 
@@ -92,7 +92,7 @@ def _module_namespace(module: ModuleType) -> dict[str, object]:
 
 
 def _is_user_namespace_package(path: object) -> bool:
-    """Tell whether a `__path__` is that of a namespace package of which no part is installed."""
+    """Return whether a `__path__` is that of a namespace package of which no part is installed."""
     entries = _path_entries(path)
     return bool(entries) and not any(is_installed(entry) for entry in entries)
 
@@ -202,7 +202,7 @@ class CallDependencies:
     _already_returned: set[tuple[str, str]] = attrs.field(factory=set)
 
     def is_by_value(self, module: ModuleType) -> bool:
-        """Tell whether a loaded module goes by value."""
+        """Return whether a loaded module goes by value."""
         name = str(_module_namespace(module).get("__name__"))
         if sys.modules.get(name) is not module:
             return False

@@ -225,7 +225,7 @@ class _Pickler(cloudpickle.Pickler):
         return reduced
 
     def _is_in_extension_module(self, cls: type) -> bool:
-        """Tell whether a class is of an extension module within a package that goes by value."""
+        """Return whether a class is of an extension module within a package that goes by value."""
         module = sys.modules.get(str(cls.__module__))
         return module is not None and str(getattr(module, "__file__", "")).endswith((".so", ".pyd"))
 

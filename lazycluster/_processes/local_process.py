@@ -74,7 +74,7 @@ class LocalProcess:
 
     @property
     def pid(self) -> int:
-        """Return the process id."""
+        """The process id."""
         return self._process.pid
 
     @property

@@ -128,7 +128,7 @@ class FrameDecoder:
 
     @property
     def trailing_data(self) -> bytes:
-        """Return what has come of a frame that is not complete, or of what is no frame."""
+        """The bytes so far of an incomplete frame, or of something that is no frame."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> "list[tuple[int, int, bytes]]":

@@ -114,18 +114,18 @@ class SshClient(CommandRunner):
 
     @property
     def closed(self) -> bool:
-        """Tell whether `close()` was called."""
+        """Whether `close()` was called."""
         return self._closed
 
     @property
     def is_connected(self) -> bool:
-        """Tell whether there is a master, and it has not ended."""
+        """Whether there is a master that has not ended."""
         master = self._master_holder.master
         return master is not None and not master.has_exited
 
     @property
     def unsupported_options(self) -> frozenset[str]:
-        """Return the ssh_config(5) keywords, in lower case, that this client was found not to know."""
+        """The ssh_config(5) keywords, in lower case, that this client was found not to know."""
         return self._unsupported_options
 
     def next_supervisor_number(self) -> int:
@@ -278,7 +278,7 @@ class SshClient(CommandRunner):
             return master
 
     def can_reach_host(self, timeout: float) -> bool:
-        """Tell within about so many seconds whether a host that was reached before can be reached now."""
+        """Return, after at most about `timeout` seconds, whether a host that was reached before can be reached now."""
         if not self._has_connected:
             return False
         try:
@@ -319,7 +319,7 @@ class SshClient(CommandRunner):
         )
 
     def _record_unsupported_options(self, stderr: str) -> bool:
-        """Note keywords that this client does not know; tell whether there are new ones."""
+        """Note keywords that this client does not know; return whether there are new ones."""
         unsupported = find_unsupported_options(stderr) - self._unsupported_options
         self._unsupported_options |= unsupported
         return bool(unsupported)

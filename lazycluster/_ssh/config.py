@@ -100,7 +100,7 @@ class _ConfigWalker:
 
 
 def matches_patterns(name: str, patterns: Iterable[str]) -> bool:
-    """Tell whether a host fits a pattern list; a negated pattern that fits rules it out (ssh_config(5), PATTERNS)."""
+    """Return whether a host fits a pattern list; a negated pattern that fits rules it out (ssh_config(5), PATTERNS)."""
     fitting = [p for p in patterns if fnmatch.fnmatchcase(name.lower(), p.lstrip("!").replace("[", "[[]").lower())]
     return bool(fitting) and not any(pattern.startswith("!") for pattern in fitting)
 
@@ -169,38 +169,38 @@ class EffectiveConfig:
 
     @property
     def hostname(self) -> str | None:
-        """Return the name or address that is dialled."""
+        """The name or address that is dialled."""
         return self.value("hostname")
 
     @property
     def user(self) -> str | None:
-        """Return who logs in."""
+        """The user who logs in."""
         return self.value("user")
 
     @property
     def port(self) -> int | None:
-        """Return the port that is dialled."""
+        """The port that is dialled."""
         port = self.value("port")
         return int(port) if port is not None and port.isdecimal() else None
 
     @property
     def proxy_jump(self) -> str | None:
-        """Return the jump hosts, separated by commas."""
+        """The jump hosts, separated by commas."""
         return self.value("proxyjump")
 
     @property
     def host_key_alias(self) -> str | None:
-        """Return the name under which the host key is known, which is also the one in ssh's prompts."""
+        """The name under which the host key is known, which is also the one in ssh's prompts."""
         return self.value("hostkeyalias")
 
     @property
     def identity_files(self) -> tuple[str, ...]:
-        """Return the private keys that ssh tries, as written; they may not exist."""
+        """The private keys that ssh tries, as written; they may not exist."""
         return tuple(file for file in self.settings.get("identityfile", ()) if file.lower() != "none")
 
     @property
     def forwardings(self) -> tuple[tuple[str, str], ...]:
-        """Return the forwardings of the user's own, as keyword and value."""
+        """The forwardings of the user's own, as keyword and value."""
         return tuple((keyword, value) for keyword in _FORWARDING_KEYWORDS for value in self.settings.get(keyword, ()))
 
 

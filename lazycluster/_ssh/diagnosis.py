@@ -77,7 +77,7 @@ def _apply_rules(host: str, lines: Sequence[str]) -> ConnectError | None:
 
 
 def has_relay_failed(stderr: str) -> bool:
-    """Tell whether a jump host or ProxyCommand gave up, whose own words then say why."""
+    """Return whether a jump host or ProxyCommand gave up, whose own words then say why."""
     return any(_RELAY_FAILED.match(line) for line in clean_lines(stderr))
 
 

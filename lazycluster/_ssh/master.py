@@ -208,17 +208,17 @@ class Master:
 
     @property
     def socket_path(self) -> Path:
-        """Return the path of the control socket."""
+        """The path of the control socket."""
         return self._directory.path / "m"
 
     @property
     def log(self) -> str:
-        """Return what the master has said."""
+        """All that the master has printed."""
         return self.log_since(0)
 
     @property
     def log_size(self) -> int:
-        """Return how many bytes the master has said so far."""
+        """The number of bytes that the master has printed so far."""
         try:
             return (self._directory.path / "log").stat().st_size
         except OSError:
@@ -235,13 +235,13 @@ class Master:
 
     @property
     def exit_reason(self) -> str:
-        """Return the last thing that the master has said, as the cause of its end."""
+        """The last line that the master has printed, as the cause of its end."""
         lines = self.log.strip().splitlines()
         return lines[-1].strip() if lines else "the ssh process of the connection is gone"
 
     @property
     def has_exited(self) -> bool:
-        """Tell whether the master is known to have ended."""
+        """Whether the master is known to have ended."""
         return self._closed or self.control_socket.poll_closed()
 
     def check(self) -> bool:
@@ -256,7 +256,7 @@ class Master:
         return True
 
     def can_reach_host(self, timeout: float) -> bool:
-        """Tell whether the host itself answers within so many seconds; that takes none of its sessions."""
+        """Return whether the host itself answers within so many seconds; that takes none of its sessions."""
         try:
             self.control_socket.probe("localhost", 0, timeout=timeout)  # nobody listens there: any answer will do
         except RequestRefusedError:

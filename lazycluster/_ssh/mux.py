@@ -62,7 +62,7 @@ class MuxReply:
 
     @property
     def reason(self) -> str:
-        """Return the reason of a refusal: a string behind the request's id."""
+        """The reason of a refusal: a string behind the request's id."""
         return self.body[8 : 8 + self.uint32(1)].decode(errors="replace")
 
 

@@ -70,7 +70,7 @@ class LoginOutcome:
 
     @property
     def prompt(self) -> str:
-        """Return the prompt at which ssh was ended; '' where it was at none."""
+        """The prompt at which ssh was ended; '' where it was at none."""
         return "" if self.end_reason is LoginEndReason.EXITED else last_line(self.text)
 
 
@@ -263,7 +263,7 @@ class _PromptLoop:
 
     @property
     def _unanswered_output(self) -> str:
-        """Return what was shown since the last answer, or the end of it."""
+        """The text since the last answer, or the end of it."""
         return self._output[max(self._answered_length, len(self._output) - _MAX_PROMPT_CONTEXT_CHARACTERS) :]
 
     def _handle_output(self) -> LoginEndReason | None:
@@ -275,7 +275,7 @@ class _PromptLoop:
         return None
 
     def _is_echo_off(self) -> bool:
-        """Tell whether the terminal would not show what is typed; else there is no prompt for a secret."""
+        """Return whether the terminal would not show what is typed; else there is no prompt for a secret."""
         try:
             return self._child.waitnoecho(min(_ECHO_OFF_TIMEOUT_SECONDS, self._remaining_seconds()))
         except (OSError, termios.error):  # the program has ended meanwhile; the next read tells

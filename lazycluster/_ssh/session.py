@@ -80,17 +80,17 @@ class Session(RunningCommand):
 
     @property
     def has_started(self) -> bool:
-        """Tell whether the host's shell is known to have begun."""
+        """Whether the host's shell is known to have begun."""
         return self._decoder.has_started
 
     @property
     def reported_status(self) -> str | None:
-        """Return what the host's shell reported at the end: an exit status, or `cd`."""
+        """The word that the host's shell reported at the end: an exit status, or `cd`."""
         return self._decoder.reported_status
 
     @property
     def diagnostic(self) -> str:
-        """Return what ssh, or a start-up file, said before the command began."""
+        """The text that ssh, or a start-up file, printed before the command began."""
         return (self._decoder.preamble(Stream.STDERR) + self._decoder.preamble(Stream.STDOUT)).decode(errors="replace")
 
     def preamble(self, stream: Stream) -> bytes:

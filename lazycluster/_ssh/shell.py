@@ -200,17 +200,17 @@ class OutputDecoder:
 
     @property
     def has_started(self) -> bool:
-        """Tell whether the host's shell is known to have begun."""
+        """Whether the host's shell is known to have begun."""
         return any(marked.has_started for marked in self._streams.values())
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether both streams are complete."""
+        """Whether both streams are complete."""
         return all(marked.reported_status is not None for marked in self._streams.values())
 
     @property
     def reported_status(self) -> str | None:
-        """Return the exit status that the host's shell reported, or `cd` where it could not enter the directory."""
+        """The exit status that the host's shell reported, or `cd` where it could not enter the directory."""
         statuses: Sequence[str | None] = [marked.reported_status for marked in self._streams.values()]
         return next((status for status in statuses if status is not None), None)
 

@@ -74,24 +74,24 @@ class TunnelConnection:
 
     @property
     def pid(self) -> int | None:
-        """Return the process id of its ssh."""
+        """The process id of its ssh."""
         return self._master.pid
 
     @property
     def has_exited(self) -> bool:
-        """Tell whether its ssh is known to have ended."""
+        """Whether its ssh is known to have ended."""
         return self._master.has_exited
 
     @property
     def exit_reason(self) -> str:
-        """Return the last thing that its ssh has said, as the cause of its end; not what it said of the traffic."""
+        """The last line that its ssh has printed, as the cause of its end; lines about the traffic do not count."""
         lines = [
             line.strip() for line in self._master.log.splitlines() if line.strip() and not _TRAFFIC_LOG_LINE.match(line)
         ]
         return lines[-1] if lines else "the ssh process of the tunnels is gone"
 
     def is_lost(self) -> bool:
-        """Tell whether it is gone or stuck; it is asked every few seconds."""
+        """Return whether it is gone or stuck; it is asked every few seconds."""
         if not self.has_exited and time.monotonic() >= self._next_check:
             self._check_master()
         return self.has_exited or self._unresponsive

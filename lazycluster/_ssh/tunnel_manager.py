@@ -72,7 +72,7 @@ class TunnelManager:
 
     @property
     def connection(self) -> TunnelConnection | None:
-        """Return the connection, None while there is none."""
+        """The connection, None while there is none."""
         return self._connection
 
     def open_tunnel(self, tunnel: Tunnel) -> None:

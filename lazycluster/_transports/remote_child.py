@@ -44,7 +44,7 @@ class ExitInfo:
 
     @property
     def exit_code(self) -> int:
-        """Return the exit status; 128 plus its number for a signal, as in shells."""
+        """The exit status; 128 plus its number for a signal, as in shells."""
         code = os.waitstatus_to_exitcode(int(self.detail))
         return code if code >= 0 else 128 - code
 

@@ -112,7 +112,7 @@ class ResidentTransport(SshTransport):
             return self._supervisor
 
     def _is_usable(self, supervisor: SupervisorClient) -> bool:
-        """Tell whether a supervisor can be used; that its link is gone may be seen before it is."""
+        """Return whether a supervisor can be used; that its link is gone may be seen before it is."""
         return supervisor.is_running and self.ssh_client.is_connected
 
     def _start_supervisor(self, settings: SupervisorSettings) -> Hello:
@@ -270,7 +270,7 @@ class ResidentTransport(SshTransport):
         return exit_info.exit_code
 
     def is_alive(self) -> bool:
-        """Tell whether a command can be run on the host now."""
+        """Return whether a command can be run on the host now."""
         if self.ssh_client.closed:
             return False
         try:

@@ -82,7 +82,7 @@ class SshTransport(CommandRunner):
         check_result(self.host, self.run_sh(f"mkdir -p -- {_quote_nonempty_path(path)}", f"create_dir {path}", cwd=cwd))
 
     def delete_dir(self, path: str, *, cwd: str) -> bool:
-        """Delete a directory with all that is in it; tell whether nothing of it is left."""
+        """Delete a directory with all that is in it; return whether nothing of it is left."""
         word = _quote_nonempty_path(path)
         deleted = self.run_sh(f"rm -rf -- {word} && [ ! -e {word} ]", f"delete_dir {path}", cwd=cwd).ok
         if deleted and path in self._temp_dirs:
@@ -98,7 +98,7 @@ class SshTransport(CommandRunner):
         return Tunnel(self._tunnel_manager, [forwarding], owner=owner)
 
     def can_reach_host(self, timeout: float) -> bool:
-        """Tell within about so many seconds whether a host that was reached before can be reached now."""
+        """Return, after at most about `timeout` seconds, whether a host that was reached before can be reached now."""
         return self.ssh_client.can_reach_host(timeout)
 
     def close(self) -> None:

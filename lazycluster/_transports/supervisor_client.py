@@ -112,12 +112,12 @@ class SupervisorClient:
 
     @property
     def is_running(self) -> bool:
-        """Tell whether it can be used, as far as is known."""
+        """Whether the supervisor can be used, as far as is known."""
         return self._failure is None
 
     @property
     def exit_reason(self) -> str:
-        """Return why it has ended."""
+        """The reason why it has ended."""
         failure = self._failure
         if failure is None:
             return "the link is gone"
@@ -156,7 +156,7 @@ class SupervisorClient:
 
     @property
     def has_shell_started(self) -> bool:
-        """Tell whether a shell that was to start it has begun on the host."""
+        """Whether a shell that was to start it has begun on the host."""
         return self._session is not None and self._session.has_started
 
     # Children --------------------------------------------------------------------------------------------------------

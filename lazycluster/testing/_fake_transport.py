@@ -56,7 +56,7 @@ class FakeTransport:
 
     @property
     def temp_dirs(self) -> list[str]:
-        """Return the temporary directories that are to be removed."""
+        """The temporary directories that are to be removed."""
         return list(self._temp_dirs)
 
     # How it stands ----------------------------------------------------------------------------------------------------
@@ -77,11 +77,11 @@ class FakeTransport:
         self.machine.check_reachable(self.host)
 
     def is_alive(self) -> bool:
-        """Tell whether a command can be run on the host now."""
+        """Return whether a command can be run on the host now."""
         return not self.closed and self.machine.unreachable_error(self.host) is None
 
     def can_reach_host(self, timeout: float) -> bool:  # noqa: ARG002 - it takes none
-        """Tell whether the host can be reached now."""
+        """Return whether the host can be reached now."""
         return self.is_alive()
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
@@ -114,7 +114,7 @@ class FakeTransport:
 
     @property
     def calls_under_way(self) -> int:
-        """Return the number of functions that run."""
+        """The number of functions that run."""
         return len(self._event_queues)
 
     def wake(self) -> None:
@@ -256,7 +256,7 @@ class FakeTransport:
         return path
 
     def delete_dir(self, path: str, *, cwd: str) -> bool:
-        """Delete a directory with all that is in it; tell whether nothing of it is left."""
+        """Delete a directory with all that is in it; return whether nothing of it is left."""
         self.check()
         self.machine.record(DeletedDir(self.host, path, cwd))
         deleted = self.machine.files.delete(path, cwd)

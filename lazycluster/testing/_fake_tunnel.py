@@ -24,16 +24,16 @@ class FakeTunnel:
 
     @property
     def pid(self) -> int | None:
-        """Return None: there is no process."""
+        """None: there is no process."""
         return None
 
     @property
     def exitcode(self) -> int | None:
-        """Return None while it is open, 0 once it was stopped."""
+        """None while the tunnel is open, 0 once it was stopped."""
         return 0 if self._stopped.is_set() else None
 
     def is_alive(self) -> bool:
-        """Tell whether it has not been stopped."""
+        """Return whether it has not been stopped."""
         return not self._stopped.is_set()
 
     def join(self, timeout: float | None = None) -> None:
@@ -63,7 +63,7 @@ class FakeTunnelRegistry:
         self._lock = threading.Lock()
 
     def is_listening_on(self, port: int) -> bool:
-        """Tell whether one listens on a port."""
+        """Return whether one listens on a port."""
         with self._lock:
             return self._is_listening_on(port)
 
@@ -71,7 +71,7 @@ class FakeTunnelRegistry:
         return any(tunnel.is_alive() and tunnel.forwarding.listen_port == port for tunnel in self._tunnels)
 
     def add(self, tunnel: FakeTunnel) -> bool:
-        """Add one, unless its port is taken; tell whether it was added."""
+        """Add one, unless its port is taken; return whether it was added."""
         with self._lock:
             if self._is_listening_on(tunnel.forwarding.listen_port):
                 return False

@@ -92,7 +92,7 @@ class HostFiles:
         return tempfile.mkdtemp(prefix="lazycluster-", dir=self.temp_root)
 
     def delete(self, path: str, cwd: str | None = None) -> bool:
-        """Delete what is there, as `rm -rf` does; tell whether nothing of it is left."""
+        """Delete what is there, as `rm -rf` does; return whether nothing of it is left."""
         local = self.local_path(path, cwd)
         if PurePosixPath(path).name in {"", ".."}:  # rm refuses that; so does `.`, which has no name
             return False

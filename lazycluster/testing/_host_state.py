@@ -33,15 +33,15 @@ class AttachedTransport(Protocol):
 
     @property
     def host(self) -> str:
-        """Return the name of the host."""
+        """The name of the host."""
 
     @property
     def temp_dirs(self) -> list[str]:
-        """Return the temporary directories that are to be removed."""
+        """The temporary directories that are to be removed."""
 
     @property
     def calls_under_way(self) -> int:
-        """Return the number of functions that run."""
+        """The number of functions that run."""
 
     def wake(self) -> None:
         """Have each function under way look at its host again."""
@@ -171,7 +171,7 @@ class HostState:
     # Ports ------------------------------------------------------------------------------------------------------------
 
     def is_free(self, port: int) -> bool:
-        """Tell whether a server could listen on a port of the host."""
+        """Return whether a server could listen on a port of the host."""
         return port not in self.ports_in_use and not self._host_tunnels.is_listening_on(port)
 
     def open_tunnel(self, host: str, forwarding: Forwarding, owner: object) -> FakeTunnel:

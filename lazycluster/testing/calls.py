@@ -37,13 +37,13 @@ class Called:
 
     @property
     def args(self) -> tuple[object, ...]:
-        """Return copies of the positional arguments, as they were sent; of a `map()` the items that went together."""
+        """Copies of the positional arguments, as they were sent; of a `map()` the items that went together."""
         _, args, kwargs = unpickle_call(self._payload)
         return args if kwargs is not None else tuple(cast("tuple[float, list[object]]", args)[1])
 
     @property
     def kwargs(self) -> dict[str, object]:
-        """Return copies of the keyword arguments, as they were sent."""
+        """Copies of the keyword arguments, as they were sent."""
         return unpickle_call(self._payload)[2] or {}
 
 

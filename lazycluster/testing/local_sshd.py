@@ -267,7 +267,7 @@ class LocalSshd:
         wait_until(lambda: self.connections() == 0, _START_TIMEOUT_SECONDS)  # that of the question itself is closing
 
     def _is_answering(self) -> bool:
-        """Tell whether it greets (RFC 4253, 4.2): it and no other sshd, to which the port went meanwhile."""
+        """Return whether it greets (RFC 4253, 4.2): it and no other sshd, to which the port went meanwhile."""
         try:
             with socket.create_connection((_LOOPBACK_ADDRESS, self.port), timeout=1) as connection:
                 if connection.recv(4) != b"SSH-":

@@ -147,22 +147,22 @@ class ScriptedHost:
 
     @property
     def calls(self) -> list[Asked]:
-        """Return what was asked, in order: commands, functions, files, directories, ports, tunnels."""
+        """The calls so far, in order: commands, functions, files, directories, ports, tunnels."""
         return self._state.calls
 
     @property
     def commands(self) -> list[str]:
-        """Return the commands that were run, in order."""
+        """The commands that were run, in order."""
         return [asked.command for asked in self.calls if isinstance(asked, Ran)]
 
     @property
     def closed(self) -> bool:
-        """Tell whether every runtime and connection that reached it was closed; False where none did."""
+        """Whether every runtime and connection that reached it was closed; False where none did."""
         return bool(self._state.transports) and all(transport.closed for transport in self._state.transports)
 
     @property
     def cleaned_up(self) -> bool:
-        """Tell whether no temporary directory of a runtime or of `create_tempdir()` is left."""
+        """Whether no temporary directory of a runtime or of `create_tempdir()` is left."""
         return not any(transport.temp_dirs for transport in self._state.transports)
 
 
