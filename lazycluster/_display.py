@@ -1,4 +1,4 @@
-"""Tables and progress bars for people; plain text where nobody looks at a terminal.
+"""Tables and progress bars for people; plain text where there is no terminal.
 
 rich is imported only when something is printed.
 """
@@ -129,7 +129,7 @@ def show_status(text: str) -> Iterator[None]:
 def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a progress bar of bytes on a terminal; elsewhere show nothing.
 
-    Gives a function of the bytes done and the bytes in all (None: nobody knows).
+    Gives a function of the bytes done and the bytes in all (None: unknown).
     """
     with transfer_bars([title]) as bars:
         yield functools.partial(bars.update, title)
@@ -139,7 +139,7 @@ class TransferBars:
     """Bars of bytes for several things; this one shows nothing."""
 
     def update(self, title: str, completed: int, total: int | None) -> None:
-        """Show how many bytes are done, of how many (None: nobody knows)."""
+        """Show how many bytes are done, of how many (None: unknown)."""
 
     def finish(self, title: str, *, success: bool) -> None:
         """Show that one has ended."""
@@ -205,7 +205,7 @@ def transfer_bars(titles: Sequence[str]) -> Iterator[TransferBars]:
 def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Iterator[Callable[[bool], None]]:
     """Show on a terminal, on standard error, how many of something are done, and how many of them failed.
 
-    Gives a function to call for each, with whether it went well. `total` is None where nobody knows.
+    Gives a function to call for each, with whether it went well. `total` is None if it is unknown.
     """
     if not (shown and sys.stderr.isatty()):
         yield lambda _good: None

@@ -30,7 +30,7 @@ _log = logging.getLogger("lazycluster.tasks")  # the name that users know
 
 
 class Execution:
-    """One run of a task's steps on one host: what came of each so far, when and why it ended."""
+    """One run of a task's steps on one host: the results so far, when it ended and why."""
 
     def __init__(self, name: str, steps: tuple[Step, ...], executor: Executor) -> None:
         """Prepare; `run()` does it."""
@@ -56,7 +56,7 @@ class Execution:
         return bool(self._results) and self._results[-1].host_lost
 
     def run(self) -> None:
-        """Carry out the steps, up to the first that fails; `error` tells whether one did."""
+        """Carry out the steps, up to the first that fails; then `error` is set."""
         try:
             self._run_steps()
         finally:
@@ -129,7 +129,7 @@ class TaskProcess:
     def _run(self) -> None:
         try:
             self.execution.run()
-        except BaseException:  # noqa: BLE001 - it is in `execution.error`, for whoever joins
+        except BaseException:  # noqa: BLE001 - `execution.error` keeps it for `join()`
             _log.debug("%s ended", self.name, exc_info=True)
         finally:
             self._cancel_token.close()
@@ -161,7 +161,7 @@ class TaskProcess:
             wait_event(self._ended, Deadline(timeout))
 
     def log_failure(self) -> None:
-        """Log a failure that nobody has asked for, once."""
+        """Log a failure that was not reported, once."""
         if self.execution.error is not None and not self.execution.error_reported:
             self.execution.error_reported = True
             stopped = isinstance(self.execution.error.__cause__, CommandStoppedError)

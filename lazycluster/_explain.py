@@ -99,7 +99,7 @@ def setup_blocks(destination: Destination, working_dir: str | None) -> tuple[She
             "then renamed, nothing is ended on the host when you stop ssh, and what start-up files print is output.",
         ),
         ShellBlock(
-            "A session: without the connection it fails, ProxyCommand=false, and does not dial anew. The text\n"
+            "A session: without the connection it fails, ProxyCommand=false, and does not connect by itself. The text\n"
             "for the host, the argument or else standard input, goes there in octal digits, for any login shell to\n"
             "pass on to a POSIX one. What is left of standard input follows.",
             (
@@ -130,9 +130,9 @@ def setup_blocks(destination: Destination, working_dir: str | None) -> tuple[She
         ),
         ShellBlock(
             "One connection for all steps. Its socket is in a directory of your own, and it closes by itself when\n"
-            f"nobody has used it for {EXPLAINED_MASTER_PERSIST_SECONDS // 60} minutes. The options overrule what your "
+            f"it was not used for {EXPLAINED_MASTER_PERSIST_SECONDS // 60} minutes. The options overrule what your "
             "configuration may say for\nterminals, such as forwardings and commands, "
-            "and have a broken link noticed after 15 seconds.",
+            "and have a broken connection noticed after 15 seconds.",
             ("lc_dir=$(mktemp -d /tmp/lazycluster-XXXXXX)", *_wrap_argv(master)),
         ),
     ]
@@ -162,7 +162,7 @@ def explain_steps(
         steps: The steps of one task.
         destination: The host.
         working_dir: Where they run, as `Runtime(host, working_dir)` has it; None: in the home directory.
-        is_directory: Tells whether something that is sent is a directory.
+        is_directory: Returns whether something that is sent is a directory.
         payloads: For the index of a `RunFunction` where its `render_standalone_file` is; without it that step fails.
         python: The Python for functions on the host, as for `Runtime(host, python=)`.
     """

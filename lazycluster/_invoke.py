@@ -38,7 +38,7 @@ def serialize(function: Callable[..., object], args: Sequence[object], kwargs: M
     Raises:
         FunctionNotSerializableError: The function or an argument cannot be pickled.
     """
-    from lazycluster._functions.serialize import serialize_call  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+    from lazycluster._functions.serialize import serialize_call  # noqa: PLC0415 - only calls need cloudpickle
 
     return serialize_call(function, *args, **kwargs)
 
@@ -101,7 +101,7 @@ def call_each(
         RemoteFunctionError: The process died; which item caused it is unknown.
         LazyclusterError: As `invoke()`.
     """
-    from lazycluster._functions.serialize import serialize_batch  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+    from lazycluster._functions.serialize import serialize_batch  # noqa: PLC0415 - only calls need cloudpickle
 
     payload = serialize_batch(function, items, time_budget)
     with invoke(context, payload, Watch(cancel_token=context.cancel_token)) as outcome:

@@ -144,7 +144,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             on_output: Gets each piece of output with its host while it is produced, in threads of the hosts.
 
         Raises:
-            HostsFailedError: Hosts on which it took longer, or to which the link broke; with the results of the others.
+            HostsFailedError: On some hosts it took longer, or their connection broke; with the results of the others.
             ValueError: The command is empty, or the timeout is not positive.
         """
         return _group_calls.run_command(

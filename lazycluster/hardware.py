@@ -26,7 +26,7 @@ class HostInfo:
     `os` is the name and version for people, such as `Debian GNU/Linux 12 (bookworm)`; `kernel`, `kernel_version` and
     `machine` are what `uname -srm` says. `cpu_cores` heeds the affinity mask and the CPU quota of the control groups: a
     quota of 150000/100000 is 1.5. `memory` is in bytes, the stricter of what is built in and the control groups' limit.
-    Both are 0 where the host did not tell; then, and where something is broken, `warnings` says so.
+    Both are 0 if the host did not show them; then, and if something is broken, `warnings` says so.
     """
 
     os: str
@@ -107,7 +107,7 @@ def parse_probe_output(output: str) -> HostInfo:
 
 
 def _split_sections(output: str) -> tuple[dict[str, _Section], bool]:
-    """Cut the output into its sections; tell, too, whether it is complete."""
+    """Cut the output into its sections; return them, and whether the output is complete."""
     sections: dict[str, _Section] = {}
     lines: list[str] = []
     name: str | None = None

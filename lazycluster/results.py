@@ -1,4 +1,4 @@
-"""What came of things: the record of a command, of a step, and the outcome of a remote call."""
+"""Results: the record of a command, the record of a step, and the outcome of a remote call."""
 
 from __future__ import annotations
 
@@ -120,10 +120,10 @@ class Collector:
 
 @attrs.frozen
 class StepResult:
-    """What came of one step of a task.
+    """The result of one step of a task.
 
     `step` describes it in words, `output` is what it printed, `error` is why it failed, or None. `exit_code` is None
-    where the step is no command, or did not get as far as an exit status. `duration` is in seconds. `host_lost` tells
+    where the step is no command, or did not get as far as an exit status. `duration` is in seconds. `host_lost` is
     whether it failed because the host cannot be used.
     """
 

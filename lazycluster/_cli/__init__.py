@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             click.echo(err=True)
         click.echo("lazycluster: interrupted; what was under way was ended", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has enough
+    except BrokenPipeError:  # the reader of the output has enough
         devnull = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):  # else Python complains of what it could not write, at the end
             os.dup2(devnull, stream.fileno())
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(error: click.ClickException) -> None:
-    """Tell of an error as click does, but behind the name that all errors are told behind here."""
+    """Print an error as click does, but with the prefix of all errors of this program."""
     rendered = io.StringIO()
     error.show(rendered)
     click.echo(

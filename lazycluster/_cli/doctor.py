@@ -81,8 +81,8 @@ def doctor(host: str, config: Path | None, connect_timeout: float, as_json: bool
     """Look step by step at why HOST does not work, or works badly, and say what to do.
 
     ssh is asked to log in once, as it would for you, and then everything that a runtime needs is really tried: the
-    login shell, Python, files, ports. What is made there is removed again. It takes a few seconds, more on a slow link.
-    The exit status is 0 where all is well, warnings included, and 1 where something failed.
+    login shell, Python, files, ports. What is made there is removed again. It takes a few seconds, more
+    on a slow connection. The exit status is 0 where all is well, warnings included, and 1 where something failed.
 
     \b
     Examples:

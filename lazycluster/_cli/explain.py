@@ -41,7 +41,7 @@ class ForbiddenProgramError(LazyclusterError):
     def __str__(self) -> str:
         """Return what to do about it."""
         return (
-            f"`lazycluster explain` executes this file and dials nobody, so {self.program} is not started; "
+            f"`lazycluster explain` executes this file and connects to no host, so {self.program} is not started; "
             "put what makes a Runtime or a Connection under `if __name__ == '__main__':`"
         )
 
@@ -194,7 +194,7 @@ def _cause_chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def _forbid_ssh() -> Iterator[None]:
-    """Keep whatever runs here from starting ssh and scp: a task file that makes a Runtime is a mistake to be told."""
+    """Keep the code of a task file from starting ssh and scp: one that makes a Runtime is a mistake of the user."""
     forbidden = _install_audit_hook()
     forbidden.add("ssh")
     forbidden.add("scp")
@@ -212,7 +212,7 @@ def _install_audit_hook() -> set[str]:
     def refuse(event: str, arguments: tuple[object, ...]) -> None:
         if forbidden and event in {"subprocess.Popen", "os.exec", "os.posix_spawn"}:
             name = Path(os.fsdecode(arguments[0])).name if isinstance(arguments[0], (str, bytes)) else ""
-            if name in forbidden and event == "os.exec":  # in a fork, which whoever made it ends at an OSError
+            if name in forbidden and event == "os.exec":  # in a fork, which its maker ends at an OSError
                 raise PermissionError(errno.EPERM, str(ForbiddenProgramError(name)))
             if name in forbidden:
                 raise ForbiddenProgramError(name)

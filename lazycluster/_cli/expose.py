@@ -53,7 +53,7 @@ def expose(
     """Make a service reachable through a tunnel, until Ctrl-C.
 
     The first PORT is where the service listens, the second where it is made reachable on the other side, at localhost;
-    by default the same. When the link breaks the tunnel is brought back; its state is shown as it changes.
+    by default the same. When the connection breaks, the tunnel is brought back. Its state is shown as it changes.
 
     \b
     Examples:
@@ -81,7 +81,7 @@ def expose(
 
 
 def _report_tunnel_state(out: Printer, tunnel: ManagedProcess) -> None:
-    """Tell whenever the tunnel goes down or comes up."""
+    """Print a line whenever the tunnel goes down or comes up."""
     was_up = True
     since = time.monotonic()
     while tunnel.is_alive():
@@ -89,6 +89,6 @@ def _report_tunnel_state(out: Printer, tunnel: ManagedProcess) -> None:
         is_up = tunnel.is_up if isinstance(tunnel, Tunnel) else tunnel.pid is not None
         if is_up != was_up:
             now = time.monotonic()
-            state = "the link is back" if is_up else "the link is gone; bringing it back"
+            state = "the connection is back" if is_up else "the connection is gone; bringing it back"
             out.print_line(f"{time.strftime('%H:%M:%S')} {state}, after {now - since:.0f} s", success=is_up)
             was_up, since = is_up, now

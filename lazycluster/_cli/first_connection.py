@@ -105,7 +105,7 @@ def _install_key(destination: Destination, key: Path | None) -> None:
         return
     advice = f"Try `ssh-copy-id {destination.host}` in a terminal."
     if ended.unanswered_prompt:
-        reason = f"nobody answered {ended.unanswered_prompt!r}"
+        reason = f"no answer was given to {ended.unanswered_prompt!r}"
     elif ended.exit_code is None:
         reason = "no answer in time"
     else:
@@ -125,7 +125,7 @@ def _prompt_user(text: str, secret: bool) -> str | None:
 
 
 def _prompt_unless_secret(text: str, secret: bool) -> str | None:
-    """Do the same, but not for secrets: without them the log-in that follows tells what is missing."""
+    """Do the same, but not for secrets: without them the log-in that follows shows what is missing."""
     return None if secret else _prompt_user(text, secret)
 
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def parse_callback(parse: Callable[[V], T]) -> Callable[[click.Context, click.Parameter, V], T]:
-    """Return a callback that reads what was given with a parser; its ValueError is told as a wrong call."""
+    """Return a callback that parses a value; a ValueError of the parser becomes an error of usage."""
 
     def read(_context: click.Context, _parameter: click.Parameter, value: V) -> T:
         try:
@@ -54,7 +54,7 @@ def complete_hosts(context: click.Context, _parameter: click.Parameter, incomple
     """Return the hosts of the ssh configuration, that of an earlier `--config` too, for a shell to complete.
 
     For `shell_complete=` of an argument or option that names a host. A user in front is kept, where the shell does not
-    take the @ for the end of a word, as bash does. Dials nobody, and never raises.
+    take the @ for the end of a word, as bash does. It connects to no host, and never raises.
     """
     config = context.params.get("config")
     user, at, name = incomplete.rpartition("@")

@@ -77,7 +77,7 @@ def attempt_log_in(destination: Destination) -> LoginAttempt:
 
 
 def describe_proxy(config: EffectiveConfig) -> str:
-    """Return what leads to the host, '' where it is dialled from here."""
+    """Return the name of the proxy that leads to the host, '' if ssh connects directly."""
     if config.proxy_jump is not None:
         return f"the jump host {config.proxy_jump}"
     command = config.value("proxycommand")
@@ -91,7 +91,7 @@ def judge_configuration(config: EffectiveConfig) -> Finding:
 
 
 def judge_jump_host(config: EffectiveConfig, attempt: LoginAttempt) -> Finding:
-    """Judge the way to a host that is not dialled from here."""
+    """Judge the way to a host that is reached through a proxy."""
     error = attempt.error
     if error is None or attempt.trace.server or _is_beyond_jump_host(error):
         return ok(JUMP_HOST_CHECK, f"{describe_proxy(config)} lets us through".removeprefix("the "))
@@ -139,7 +139,9 @@ def judge_host_key(config: EffectiveConfig, attempt: LoginAttempt) -> Finding:
     finding = failed_from_error(HOST_KEY_CHECK, attempt.error)
     shown = f"{finding.found}; it shows {key}" if key else finding.found
     if isinstance(attempt.error, ChangedHostKeyError) and "revoked" in attempt.error.reason:
-        return failed(HOST_KEY_CHECK, shown, "The key is marked as revoked: ask whoever runs the host for its new one.")
+        return failed(
+            HOST_KEY_CHECK, shown, "The key is marked as revoked: ask the administrator of the host for its new one."
+        )
     if isinstance(attempt.error, ChangedHostKeyError):
         remove = f"ssh-keygen -R '{_known_hosts_name(config)}'"
         return failed(

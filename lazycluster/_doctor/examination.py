@@ -138,7 +138,7 @@ class _Examination:
         return judge_configuration(self._config)
 
     def _check_log_in(self) -> Iterator[Finding]:
-        """Yield what one log-in tells; where it came no further, the rest is skipped."""
+        """Yield the findings of one log-in; after a failure the rest is skipped."""
         config = self._config
         judges: dict[str, Callable[[LoginAttempt], Finding]] = {
             **({JUMP_HOST_CHECK: lambda login: judge_jump_host(config, login)} if describe_proxy(config) else {}),

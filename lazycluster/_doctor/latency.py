@@ -72,7 +72,7 @@ def judge_supervisor(probe: SupervisorProbe) -> Finding:
 def judge_round_trips(trips: Sequence[float]) -> Finding:
     """Judge how far away the host is."""
     if not trips:
-        return warning(ROUND_TRIP_CHECK, "no answer", "The link is unsteady: try again.")
+        return warning(ROUND_TRIP_CHECK, "no answer", "The connection is unsteady: try again.")
     median = statistics.median(trips)
     found = f"{_format_milliseconds(median)} ({_format_milliseconds(min(trips))} to {_format_milliseconds(max(trips))})"
     if median < SLOW_ROUND_TRIP_SECONDS:

@@ -72,7 +72,7 @@ def probe_login_shell(ssh_client: SshClient) -> LoginShellProbe:
 
     Raises:
         LoginShellError: It runs no commands.
-        ConnectionLostError: The link broke.
+        ConnectionLostError: The connection broke.
     """
     command = Command(
         text("doctor_login_shell"),

@@ -64,12 +64,12 @@ class ForwardingProbe:
 def probe_port_from_host(
     transport: PerCommandTransport, server_address: tuple[str, int] | None, ssh_port: int | None
 ) -> ForwardingProbe:
-    """Open a port here (-L) that leads to the host's own sshd, and read its greeting through it.
+    """Open a port here (-L) that leads to the host's own sshd, and read its identification (RFC 4253, 4.2).
 
-    Where the host did not say its address (`server_address`), it is tried at the port that is dialled.
+    Where the host did not say its address (`server_address`), it is tried at the port to which ssh connects.
     """
     address, port = server_address or ("localhost", ssh_port or 22)
-    description = f"sshd's greeting from {address}:{port} there"
+    description = f"sshd's identification from {address}:{port} there"
 
     def make_forwarding() -> tuple[Forwarding, int]:
         listen = find_free_port()
@@ -77,10 +77,10 @@ def probe_port_from_host(
 
     try:
         with _open_tunnel(transport, make_forwarding) as listen:
-            greeting = _read_greeting(listen)
+            identification = _read_identification(listen)
     except ForwardingRefusedError as error:
         return ForwardingProbe(description, refusal=error.reason)
-    if greeting.startswith(b"SSH-"):
+    if identification.startswith(b"SSH-"):
         return ForwardingProbe(description)
     return ForwardingProbe(
         description, is_tested=server_address is not None, failure="nothing came" if server_address is not None else ""
@@ -145,7 +145,7 @@ def _open_tunnel(
         return
 
 
-def _read_greeting(port: int) -> bytes:
+def _read_identification(port: int) -> bytes:
     data = b""
     with (
         contextlib.suppress(OSError),

@@ -12,7 +12,7 @@ from lazycluster.exceptions import ConnectionLostError
 
 SESSIONS_CHECK = "sessions"
 MAX_SESSIONS_COUNTED = 12
-"""Sessions at which the counting stops: more than sshd allows unless it is told otherwise."""
+"""Sessions at which the counting stops: more than sshd allows by default."""
 _SESSIONS_CLOSE_SECONDS = 2.0
 
 
@@ -21,7 +21,7 @@ def count_sessions(ssh_client: SshClient) -> int:
 
     Raises:
         ConnectError: The log-in failed.
-        ConnectionLostError: The link broke.
+        ConnectionLostError: The connection broke.
     """
     master = ssh_client.master()
     opened: list[ControlSocket] = []

@@ -45,7 +45,7 @@ def probe_files(ssh_client: SshClient) -> TransferProbe:
     """Send a file and fetch it back by each route, and remove it.
 
     Raises:
-        LazyclusterError: There is no directory for it on the host, or the link broke.
+        LazyclusterError: There is no directory for it on the host, or the connection broke.
     """
     transport = PerCommandTransport(ssh_client)
     start = time.monotonic()

@@ -36,7 +36,7 @@ def extract_tar(stream: ByteSource, into: Path, *, on_progress: Callable[[int], 
         UnsafeArchiveError: A member lies outside of `into` or below something that is no directory, is a hard link to
             something that is not in the stream, stands where a directory stands, or is a device, FIFO or the like.
         BrokenArchiveError: The stream ends before the archive does, or is damaged.
-        OSError: Something cannot be written; `filename` tells which.
+        OSError: Something cannot be written; `filename` is its path.
     """
     source = StreamReader(stream, on_progress)
     tree = _TreeExtractor(into)

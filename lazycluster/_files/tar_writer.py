@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 END_MARKER: Final = ".lazycluster-complete"
 """The last member of every packed stream, an empty file. GNU tar takes a stream that was cut between two members for a
-whole one and exits with 0; whoever extracts looks for this file, and removes it."""
+whole one and exits with 0; the extraction looks for this file, and removes it."""
 
 _FILE_READ_BYTES: Final = 1 << 20
 _WRITE_BUFFER_BYTES: Final = 1 << 18
@@ -51,7 +51,7 @@ def write_tar(source: Path, out: ByteSink, *, on_progress: Callable[[int], None]
     called. A file that grows meanwhile is cut at its first size.
 
     Raises:
-        OSError: Something cannot be read, or a file became shorter while it was read; `filename` tells which.
+        OSError: Something cannot be read, or a file became shorter while it was read; `filename` is its path.
     """
     _TarWriter(out, on_progress).write_tree(source)
 

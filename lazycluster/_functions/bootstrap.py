@@ -1,4 +1,4 @@
-"""How a call begins on a host: the program that is sent there, its greeting, and whether the two Pythons match."""
+"""How a call begins on a host: the program that is sent there, its hello, and whether the two Pythons match."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class PythonInfo:
 def build_call_program(token: str, grace: float = 5.0) -> HostProgram:
     """Return the program for one call.
 
-    `token` is letters and digits that mark the greeting among what start-up files print. `grace` is how many seconds
+    `token` is letters and digits that mark the hello among what start-up files print. `grace` is how many seconds
     the processes of the function have between SIGTERM and SIGKILL when standard input ends.
     """
     if not (token.isascii() and token.isalnum()):
@@ -197,7 +197,7 @@ def _read_module_source(module: str) -> str:
 
 
 def parse_python_info(line: bytes, token: str) -> PythonInfo | None:
-    """Parse a line of the host's standard output; None where it is not the greeting of the program with that token."""
+    """Parse a line of the host's standard output; None if it is not the hello of the program with that token."""
     _, mark, rest = line.partition(f"{call_program.CALL_START_MARKER} {token} ".encode())
     words = rest.decode("ascii", "replace").rstrip("\r\n").split(" ", 2)
     if not mark or len(words) != 3:

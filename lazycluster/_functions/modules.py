@@ -56,7 +56,7 @@ def is_user_module(module: ModuleType) -> bool:
 
 
 def is_module(obj: object) -> TypeGuard[ModuleType]:
-    """Return whether something is a module; what only says so of itself (cffi's libraries do) is none."""
+    """Return whether something is a module; cffi's libraries fake their `__class__`."""
     return issubclass(type(obj), ModuleType)
 
 

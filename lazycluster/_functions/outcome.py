@@ -1,4 +1,4 @@
-"""What came of a function on a host: reads its program's answer from a file."""
+"""The outcome of a function on a host, read from a file that its program has written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SENT_CLASSES: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def read_outcome(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
-    """Read the answer of a host: what its program wrote on standard output after the greeting.
+    """Read the answer of a host: what its program wrote on standard output after its hello.
 
     Error holds the exception of the function, whose cause is a RemoteTraceback, or RemoteFunctionError.
     """
@@ -88,7 +88,7 @@ def _read_record(file: IO[bytes], end: int) -> _AnswerRecord | None:
 def _read_value(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
     try:
         return Value(_Unpickler(file).load())
-    except Exception as error:  # noqa: BLE001 - unpickling runs any code; told with the cause
+    except Exception as error:  # noqa: BLE001 - unpickling runs any code; the error has the cause
         return _function_error(
             host, function, f"its result cannot be unpickled here: {type(error).__name__}: {error}", error
         )
@@ -106,7 +106,7 @@ def _read_exception(file: IO[bytes], answer: _AnswerRecord, host: str, function:
         failure = RemoteFunctionError(host, function, reason, text)
         failure.__cause__ = problem
         return Error(failure)
-    if not isinstance(error, Exception):  # SystemExit and its like would end the manager
+    if not isinstance(error, Exception):  # SystemExit and its like would end the local process
         return Error(RemoteFunctionError(host, function, reason, text))
     error.__cause__ = RemoteTraceback(host, text)
     return Error(error)

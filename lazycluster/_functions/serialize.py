@@ -123,7 +123,7 @@ def _pickle_attribute(
         return
     try:
         _Pickler(_NullWriter(), dependencies).dump(value)
-    except Exception as error:  # noqa: BLE001 - told to whoever asks the module for it on the host
+    except Exception as error:  # noqa: BLE001 - raised on the host when the attribute is used
         dependencies.omitted_attributes[module.__name__, name] = f"{type(error).__name__}: {error}"
     else:
         pickler.dump((module.__name__, name, value, None))

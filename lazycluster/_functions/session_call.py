@@ -32,7 +32,7 @@ def run_function_in_session(
         CommandTimeoutError: The time limit passed.
         ConnectionLostError: The connection broke.
     """
-    from lazycluster._functions.serialize import full_request  # noqa: PLC0415 - cloudpickle is for whoever calls functions
+    from lazycluster._functions.serialize import full_request  # noqa: PLC0415 - only calls need cloudpickle
 
     token = secrets.token_hex(8)
     host_program = build_call_program(token, grace)

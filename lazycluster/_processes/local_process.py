@@ -186,7 +186,7 @@ class LocalProcess:
             written = os.write(self._stdin.fileno(), self._pending[:_PIPE_IO_BYTES])
         except BlockingIOError:
             return
-        except OSError:  # the process reads no more; how it ended tells the rest
+        except OSError:  # the process reads no more; its exit status shows why
             self.close_stdin()
             return
         self._pending = self._pending[written:]

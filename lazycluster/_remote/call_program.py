@@ -3,7 +3,7 @@
 It imports only the standard library, writes no file, and its syntax is that of Python 3.6, so that an old Python can at
 least say which one it is.
 
-Standard output carries the greeting line, then the outcome (see `call_outcome.RECORD_TRAILER`). Standard input carries
+Standard output carries the hello line, then the outcome (see `call_outcome.RECORD_TRAILER`). Standard input carries
 the request (see `CALL_REQUEST_HEADER`). Its end afterwards means that the local process is gone or has given up.
 """
 
@@ -37,7 +37,7 @@ from lazycluster._remote.descriptors import read_exactly
 from lazycluster._remote.memory_importer import fill_modules, make_importable
 
 CALL_START_MARKER = "LAZYCLUSTER-CALL"
-"""The first word of the greeting; the token, the implementation, the version and the executable follow."""
+"""The first word of the hello; the token, the implementation, the version and the executable follow."""
 
 CALL_REQUEST_HEADER = struct.Struct(">QQQQ")
 """The request's header: the lengths of the cloudpickle sources, the modules, the texts of files that may be shown in
@@ -83,7 +83,7 @@ def prepare(sources: bytes) -> None:
 
 
 def run_call(request_reader: int, outcome_writer: int, done: bytes) -> None:
-    """Read a request, call its function and write what came of it, in a process of a supervisor's own; last, `done`.
+    """Read a request, call its function and write the outcome, in a process of a supervisor's own; last, `done`.
 
     Before that do what a Python does at its end, as far as that is the function's; the process is to end then.
     """
@@ -112,7 +112,7 @@ def load_and_call(
     out: DescriptorWriter,
     load: "Callable[[], tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]]",
 ) -> None:
-    """Load a function with its arguments, call it, and write what came of it.
+    """Load a function with its arguments, call it, and write the outcome.
 
     Without a mapping of arguments by name it is called with one item after another, of the list that is the second
     argument, until the seconds that are the first have passed; what comes of it is a list of answers.
@@ -131,7 +131,7 @@ def load_and_call(
 def _call_and_write_outcome(
     out: DescriptorWriter, function: "Callable[..., object]", args: "tuple[object, ...]", kwargs: "dict[str, object]"
 ) -> None:
-    """Call a function and write what came of it; nothing in a fork of the function's own that came back from it too."""
+    """Call a function and write the outcome, except in a fork that the function made and that returned from it too."""
     me = os.getpid()
     failure: BaseException | None = None
     value: object = None

@@ -65,7 +65,7 @@ _FIELD_LENGTH = struct.Struct(">I")
 
 
 class FrameError(Exception):
-    """What came is no frame of this protocol; `trailing_data` begins with it."""
+    """Some bytes are no frame of this protocol; `trailing_data` begins with them."""
 
     def __init__(self, reason: str, trailing_data: bytes) -> None:
         """Keep the first bytes of what came."""
@@ -135,7 +135,7 @@ class FrameDecoder:
         """Return kind, number and body of each frame, or piece of one, that is there now.
 
         Raises:
-            FrameError: What came is no frame; the frames before it were returned.
+            FrameError: The next bytes are no frame; the frames before them were returned.
         """
         if self._is_corrupt:
             raise FrameError("this is no frame of the supervisor's protocol", self.trailing_data)

@@ -57,7 +57,9 @@ from lazycluster._remote.workers import LoadedCode, Workers
 SUPERVISOR_START_MARKER = "LAZYCLUSTER-SUPERVISOR"
 """The first word of what the supervisor prints; the token follows, then a newline, then frames."""
 
-_KEEPALIVE_INTERVAL_SECONDS = 60.0  # seconds; unanswered, they let the kernel notice a dead link (tcp(7), tcp_retries2)
+_KEEPALIVE_INTERVAL_SECONDS = (
+    60.0  # seconds; unanswered, they let the kernel notice a dead connection (tcp(7), tcp_retries2)
+)
 _GOODBYE_TIMEOUT_SECONDS = 2.0  # seconds to get the last frame out
 _FRAME_READ_BYTES = 1 << 18
 

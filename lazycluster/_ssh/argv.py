@@ -30,7 +30,7 @@ _DEFAULT_OPTIONS = (
     ("ServerAliveCountMax", "3"),
 )
 MASTER_PERSIST_SECONDS = 4
-"""Seconds that a master stays once nobody holds its control socket (ControlPersist)."""
+"""Seconds that a master stays after the last connection to its control socket (ControlPersist)."""
 
 
 def _supported_options(
@@ -70,7 +70,7 @@ def _flags(destination: Destination, options: tuple[tuple[str, str], ...]) -> tu
 def _mux_client_options(socket_path: Path) -> tuple[tuple[str, str], ...]:
     """Return the options that make a call ride on a master or fail at once.
 
-    Without the master ssh would silently dial a connection of its own. A ProxyCommand that fails prevents it, and is
+    Without the master ssh would silently make a connection of its own. A ProxyCommand that fails prevents it, and is
     not looked at while the master lives.
     """
     return (
@@ -92,7 +92,7 @@ def master_argv(
 ) -> tuple[str, ...]:
     """Return the call that logs in, leaves a master in the background and exits with 0 once it is there.
 
-    It ends by itself once nobody has held its control socket for `persist_seconds` seconds.
+    It ends by itself `persist_seconds` seconds after the last connection to its control socket.
     """
     own = (
         ("BatchMode", "yes" if batch else "no"),
@@ -118,7 +118,7 @@ def master_argv(
 
 
 def exit_argv(destination: Destination, socket_path: Path) -> tuple[str, ...]:
-    """Return the call that ends a master; where there is none it dials nobody."""
+    """Return the call that ends a master; without a master it connects to no host."""
     return ("ssh", "-O", "exit", *_ordered_flags(destination, _mux_client_options(socket_path)), "--", destination.host)
 
 
@@ -126,7 +126,7 @@ def login_attempt_argv(destination: Destination, *, batch: bool = True, log_leve
     """Return the call that logs in without a master and out again, to hear what a jump host or ProxyCommand says.
 
     With ControlPersist ssh gives these /dev/null for their standard error. A `log_level` other than INFO (DEBUG1) is
-    this ssh's alone; -v would be handed on to those of the jump hosts, whose lines could not be told from its own.
+    this ssh's alone; -v would be handed on to those of the jump hosts, whose lines would look like its own.
     """
     own = (
         ("BatchMode", "yes" if batch else "no"),
@@ -175,7 +175,7 @@ def scp_argv(
     `legacy` asks for the protocol of before OpenSSH 9.0, which runs a command, for hosts without the sftp subsystem.
     `unsupported_options` names the keywords, in lower case, that this client does not know.
     """
-    # Not -q: scp hands it on to ssh, which then does not tell that the host refused the session.
+    # Not -q: scp gives it to ssh, which then prints nothing when the host refuses the session.
     flags = ("-p", "-O") if legacy else ("-p",)
     newer = _supported_options(
         (*_NON_INTERACTIVE_OPTIONS_SINCE_8_7, *(_COMMAND_OPTIONS_SINCE_8_7 if legacy else ())), unsupported_options
@@ -216,5 +216,5 @@ def copy_key_argv(destination: Destination) -> tuple[str, ...]:
 
 
 def effective_config_argv(destination: Destination) -> tuple[str, ...]:
-    """Return the call that prints what ssh makes of the whole configuration for a host, without dialling."""
+    """Return the call that prints what ssh makes of the whole configuration for a host, without a connection."""
     return ("ssh", "-G", *_ordered_flags(destination, (("BatchMode", "yes"),)), "--", destination.host)

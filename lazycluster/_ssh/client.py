@@ -1,4 +1,4 @@
-"""The sessions of one host: they share a master, wait for a free slot, and are tried again where nothing was lost."""
+"""The sessions of one host: they share a master, wait while too many run, and are tried again if nothing was lost."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class SshClient(CommandRunner):
     def run_with_master(
         self, program: Callable[[Master], Completed], title: str, cancel_token: CancelToken | None = None
     ) -> Completed:
-        """Run another OpenSSH program through the master in a slot of a session; once more if the host refuses that.
+        """Run another OpenSSH program through the master in a session; once more if the host refuses that.
 
         Raises:
             SessionRefusedError: The host refused a session twice.
@@ -239,14 +239,14 @@ class SshClient(CommandRunner):
         """See that a master still answers, while something waits for it.
 
         Raises:
-            ConnectionLostError: It does not. It is killed, and the next use dials anew.
+            ConnectionLostError: It does not. It is killed, and the next use logs in again.
         """
         if not master.has_exited and not master.check():
             self._discard_master(master)
             raise ConnectionLostError(self.host, title, "the ssh process of the connection does not answer")
 
     def master(self, *, timeout: float | None = None) -> Master:
-        """Return a master that answers, dialling if there is none, for `timeout` seconds or as long as is usual.
+        """Return a master that answers; log in if there is none, for `timeout` seconds or as long as is usual.
 
         Raises:
             ConnectError: The log-in failed; its kinds say why.

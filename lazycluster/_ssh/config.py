@@ -169,7 +169,7 @@ class EffectiveConfig:
 
     @property
     def hostname(self) -> str | None:
-        """The name or address that is dialled."""
+        """The name or address to which ssh connects."""
         return self.value("hostname")
 
     @property
@@ -179,7 +179,7 @@ class EffectiveConfig:
 
     @property
     def port(self) -> int | None:
-        """The port that is dialled."""
+        """The port to which ssh connects."""
         port = self.value("port")
         return int(port) if port is not None and port.isdecimal() else None
 

@@ -1,4 +1,4 @@
-"""Whom to dial and how: checked before anything runs."""
+"""The host to connect to, and how: checked before anything runs."""
 
 from __future__ import annotations
 

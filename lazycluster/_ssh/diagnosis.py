@@ -203,7 +203,7 @@ def diagnose_lost_master(stderr: str) -> LostCommandState | None:
 
     Args:
         stderr: What the client said before the command began, and nothing of the command's own output. The client must
-            have been kept from dialling by itself (ProxyCommand=false).
+            have been kept from a connection of its own (ProxyCommand=false).
     """
     lines = clean_lines(stderr)
     if session_refusal_reason(stderr) is not None:

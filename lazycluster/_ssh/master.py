@@ -1,6 +1,6 @@
-"""A ControlMaster: dialled, held, checked, and ended with its owner.
+"""A ControlMaster: started, held, checked, and ended with its owner.
 
-This is the one mechanism by which no ssh process in the background outlives its manager: see `mux.py`.
+This is the one mechanism by which no ssh process in the background outlives the local process: see `mux.py`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _SSH_CONFIG_SAFE_PATH = re.compile(r"/[A-Za-z0-9_./+,=@-]*")
 class PrivateDirectory:
     """A directory that only this user can enter, with a path short enough for a control socket in it.
 
-    While its owner lives it holds a lock in it, so that what a killed owner left can be told, and is swept up.
+    While its owner lives it holds a lock in it, so that the directory of a killed owner is recognised and removed.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class PrivateDirectory:
             OSError: No temporary directory will do.
         """
         self.path = _make_directory()
-        unlocked = self.path / "unlocked"  # a file that nobody sweeps
+        unlocked = self.path / "unlocked"  # no process removes a directory with this file
         self._lock_fd = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
         unlocked.rename(self.path / _LOCK_FILE_NAME)
@@ -76,7 +76,7 @@ class PrivateDirectory:
 
 @functools.cache
 def remove_stale_directories(parent: str) -> None:
-    """Remove, once in the life of this process, what killed managers of this user have left in a directory."""
+    """Remove, once in the life of this process, the directories that killed processes of this user left in `parent`."""
     for path in Path(parent).glob(f"{_DIRECTORY_PREFIX}*"):
         with contextlib.suppress(OSError):
             descriptor = os.open(path / _LOCK_FILE_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -258,7 +258,7 @@ class Master:
     def can_reach_host(self, timeout: float) -> bool:
         """Return whether the host itself answers within so many seconds; that takes none of its sessions."""
         try:
-            self.control_socket.probe("localhost", 0, timeout=timeout)  # nobody listens there: any answer will do
+            self.control_socket.probe("localhost", 0, timeout=timeout)  # no server listens there: any answer will do
         except RequestRefusedError:
             return True
         except ControlSocketError:
@@ -281,7 +281,7 @@ class Master:
             and (force or not control.wait_closed(self._timeouts.master_end))
             and not control.poll_closed()
         ):
-            # While its end of the socket is open the process is there, so the number is nobody else's.
+            # While its end of the socket is open the process is there, so no other process has its number.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
             control.wait_closed(self._timeouts.master_end)

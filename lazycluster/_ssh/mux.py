@@ -1,8 +1,8 @@
 """A connection to a master's control socket, held open.
 
-A master with ControlPersist leaves when nobody has been connected to its socket for a while. So holding a connection
-keeps it, and when this process ends, however that comes about, the kernel closes the connection and the master goes.
-Over the same connection the master tells that it is well, and opens forwardings: OpenSSH's PROTOCOL.mux, version 4.
+A master with ControlPersist ends when its socket has had no connection for a while. So a held connection keeps it. When
+this process ends, in whatever way, the kernel closes the connection and the master ends. Over the same connection the
+master answers checks and opens forwardings: OpenSSH's PROTOCOL.mux, version 4.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ControlSocket:
     """One connection to a master; any thread may use it."""
 
     def __init__(self, path: Path, *, timeout: float) -> None:
-        """Connect and exchange greetings within `timeout` seconds, which also bounds every later answer.
+        """Connect and exchange hello messages within `timeout` seconds, which also bounds every later answer.
 
         Raises:
             FileNotFoundError: There is no such socket.

@@ -57,7 +57,7 @@ class LoginEndReason(enum.Enum):
 
 @attrs.frozen
 class LoginOutcome:
-    """What came of an attempt to log in.
+    """The outcome of an attempt to log in.
 
     `exit_code` is the exit status of ssh, negative for a signal; None where it was ended from here. `text` is what its
     terminal showed, or the end of it where that was long; it never holds the password. Its last line is the prompt that
@@ -76,7 +76,7 @@ class LoginOutcome:
 
 @attrs.frozen
 class InteractiveOutcome:
-    """What came of a program that put its questions to a person.
+    """The outcome of a program that put its questions to a person.
 
     `exit_code` is its exit status, negative for a signal; None where it was ended from here: at `unanswered_prompt`,
     the question that the person left open, or because the time was up. `text` is what its terminal showed, without
@@ -191,7 +191,7 @@ def _terminate(child: pexpect.spawn, *, grace: float = 0.0) -> None:
             while child.isalive() and time.monotonic() < deadline:
                 time.sleep(_TERMINAL_POLL_SECONDS)
         if child.isalive():
-            # ssh leads the process group; unreaped as it is, nobody else can have its number.
+            # ssh leads the process group; unreaped as it is, no other process can have its number.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -278,7 +278,7 @@ class _PromptLoop:
         """Return whether the terminal would not show what is typed; else there is no prompt for a secret."""
         try:
             return self._child.waitnoecho(min(_ECHO_OFF_TIMEOUT_SECONDS, self._remaining_seconds()))
-        except (OSError, termios.error):  # the program has ended meanwhile; the next read tells
+        except (OSError, termios.error):  # the program has ended; the next read shows it
             return False
 
     def _send_line(self, answer: str) -> None:
@@ -355,7 +355,7 @@ class _InteractivePromptLoop(_PromptLoop):
     def _is_echo_on(self) -> bool:
         try:
             return self._child.getecho()
-        except (OSError, termios.error):  # the program has ended; the next read tells
+        except (OSError, termios.error):  # the program has ended; the next read shows it
             return True
 
     def _ask_user(self, *, secret: bool) -> LoginEndReason | None:

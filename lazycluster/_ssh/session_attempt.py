@@ -79,7 +79,7 @@ def session_exit_code(host: str, script: Script, master: Master, session: Sessio
     """Return the exit status of a script that may have begun.
 
     Raises:
-        ConnectionLostError: The link broke, or a signal ended the ssh process.
+        ConnectionLostError: The connection broke, or a signal ended the ssh process.
         LoginShellError: The login shell did not start the script.
         WorkingDirectoryError: The directory cannot be entered.
     """

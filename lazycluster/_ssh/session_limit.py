@@ -10,14 +10,14 @@ from lazycluster._waiting import CancelledError, CancelToken, Deadline, Deadline
 
 
 class NoSessionAvailableError(Exception):
-    """Long-lived sessions hold all slots."""
+    """All sessions that may run at once are long-lived ones."""
 
 
 class SessionLimit:
-    """Lets at most `max_sessions` sessions run at once; the others wait for a free slot."""
+    """Lets at most `max_sessions` sessions run at once; the others wait until one ends."""
 
     def __init__(self, max_sessions: int) -> None:
-        """Begin with every slot free."""
+        """Begin without a session."""
         self._max_sessions = max_sessions
         self._in_use = 0
         self._long_lived = 0
@@ -27,12 +27,12 @@ class SessionLimit:
     def acquire(
         self, deadline: Deadline, cancel_token: CancelToken | None = None, *, long_lived: bool = False
     ) -> Iterator[None]:
-        """Hold a slot; wait for a free one first. A long-lived session lasts as long as its client: the supervisor's.
+        """Hold one session; wait until one is free. A long-lived one lasts as long as its client: the supervisor's.
 
         Raises:
-            DeadlinePassedError: No slot became free in time.
+            DeadlinePassedError: No session became free in time.
             CancelledError: The token was cancelled first.
-            NoSessionAvailableError: Long-lived sessions hold all slots.
+            NoSessionAvailableError: All sessions that may run at once are long-lived ones.
         """
         with (
             contextlib.nullcontext() if cancel_token is None else cancel_token.on_cancel(self._notify_all),
@@ -60,7 +60,7 @@ class SessionLimit:
 
     @contextlib.contextmanager
     def acquire_if_free(self) -> Iterator[bool]:
-        """Hold a slot if one is free; yield whether one was."""
+        """Hold one session if one is free; yield whether one was."""
         with self._changed:
             free = self._in_use < self._max_sessions
             self._in_use += free

@@ -1,8 +1,8 @@
 """What a session runs on the host, as text for a POSIX shell, and what it says back between its marks.
 
 The login shell, whichever it is, sees only `SHELL_BOOTSTRAP`; all else goes over standard input as one line and is
-decoded there. Standard input then stays open as a lifeline: when it ends before the command has, the manager is gone or
-has given up, and the command is ended with its children.
+decoded there. Standard input then stays open as a lifeline. When it ends before the command, the local process is gone
+or has cancelled the command, which is ended with its children.
 
 On standard output and standard error a mark stands before and after what the command prints. Before it comes what
 start-up files print; the mark at the end carries the exit status, so that a command's 255 is not taken for ssh's.

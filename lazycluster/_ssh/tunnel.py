@@ -37,7 +37,7 @@ class Tunnel:
     of them. A tunnel that is stopped listens no more at once; connections that are open through it go on until one of
     their ends closes them, or that ssh ends.
 
-    Its manager alone changes the attributes.
+    Its `TunnelManager` alone changes the attributes.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Tunnel:
         self._tunnel_manager.stop_tunnel(self, graceful=True, wait=False)
 
     def mark_closed(self) -> None:
-        """Record that every forwarding is closed, so that the manager opens it at once."""
+        """Record that every forwarding is closed, so that the `TunnelManager` opens it at once."""
         self.closed_forwardings = {forwarding: self._tunnel_manager.new_back_off() for forwarding in self.forwardings}
 
     def mark_open(self, forwarding: Forwarding) -> None:
@@ -126,7 +126,7 @@ class Tunnel:
             self.settled.set()
 
     def fail(self, error: Exception) -> None:
-        """Record why the tunnel cannot open: the manager ends it, and the thread that waits for it gets the error."""
+        """Record why the tunnel cannot open: the `TunnelManager` ends it, and the waiting thread gets the error."""
         self.error, self.stop_requested = error, True
 
     def mark_ended(self, exitcode: int = 0) -> None:

@@ -23,7 +23,7 @@ from lazycluster._ssh.mux import ControlSocket, ControlSocketError, RequestRefus
 from lazycluster.exceptions import ConnectError, ForwardingRefusedError, PortInUseError, TunnelError
 
 LOCALHOST = "localhost"
-# What ssh writes of a forwarding that it could not open, or of a connection through one that nobody takes.
+# ssh writes these lines if it cannot open a forwarding, or if no server takes a connection through one.
 _TRAFFIC_LOG_LINE = re.compile(r"(?:channel \d+: |connect_to |channel_setup_fwd_|mux_\w+: |bind \S+: )")
 
 
@@ -108,7 +108,7 @@ class TunnelConnection:
             PortInUseError: The port to listen on is taken, here or on the host.
             ForwardingRefusedError: The host does not allow it.
             TunnelError: The host does not answer.
-            LinkLostError: The connection broke.
+            TunnelConnectionLostError: The connection broke.
         """
         try:
             if forwarding.type is ForwardType.LOCAL:
@@ -125,7 +125,7 @@ class TunnelConnection:
         """Stop listening. If `graceful`, wait until the host has closed its ports. Open connections go on.
 
         Raises:
-            LinkLostError: The connection broke.
+            TunnelConnectionLostError: The connection broke.
         """
         try:
             for forwarding in forwardings:

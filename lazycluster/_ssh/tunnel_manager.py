@@ -1,7 +1,7 @@
-"""The one ssh connection for all tunnels of a host: dialled for the first, brought back, and ended after the last.
+"""The one ssh connection for all tunnels of a host: made for the first, brought back, and ended after the last.
 
 One thread owns the connection and works in steps; before each step it looks at the tunnels that are wanted now. Other
-threads post requests and wait. So all events are serialized: an opening, a stop, the end of the link.
+threads post requests and wait. So all events are serialized: an opening, a stop, the end of the connection.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _MAX_LOST_CONNECTIONS_BEFORE_OPEN = 2
 class TunnelManager:
     """Carries the tunnels of one host through one connection, for as long as there are any. Any thread may use it.
 
-    When the link breaks it is dialled again, with pauses that grow from 0.5 s to 15 s, and all that was open is opened
-    again. A forwarding that cannot be, its port being taken meanwhile, is tried again in the same way.
+    When the connection breaks, a new one is made, with pauses between the tries that grow from 0.5 s to 15 s. All
+    forwardings are then opened again. One that cannot be opened, such as for a taken port, is tried again likewise.
     """
 
     def __init__(
         self, destination: Destination, *, password: str | None = None, timeouts: Timeouts = DEFAULT_TIMEOUTS
     ) -> None:
-        """Remember whom to dial; nothing is dialled yet."""
+        """Keep the destination; the first tunnel logs in."""
         self.timeouts = timeouts
         self.host = destination.host
         self._destination = destination
@@ -76,15 +76,15 @@ class TunnelManager:
         return self._connection
 
     def open_tunnel(self, tunnel: Tunnel) -> None:
-        """Open all forwardings of a tunnel, dialling if need be; when this returns traffic flows.
+        """Open all forwardings of a tunnel, and log in first if need be; when this returns traffic flows.
 
-        Where one cannot be opened none of them is left, nor a connection that nobody else uses.
+        If one cannot be opened, none of them is left, nor a connection that no other tunnel uses.
 
         Raises:
             PortInUseError: A port to listen on is taken, here or on the host.
             ForwardingRefusedError: The host does not allow it.
             ConnectError: The log-in failed.
-            TunnelError: The link broke meanwhile, or the host does not answer.
+            TunnelError: The connection broke, or the host does not answer.
         """
         for forwarding in tunnel.forwardings:
             if forwarding.type is ForwardType.LOCAL and not is_port_free(forwarding.listen_port):
@@ -101,7 +101,7 @@ class TunnelManager:
             raise copy.copy(error).with_traceback(error.__traceback__) from error.__cause__
 
     def stop_tunnel(self, tunnel: Tunnel, *, graceful: bool, wait: bool = True) -> None:
-        """Close the forwardings of a tunnel, and the connection if nobody else uses it. Stopping twice is fine."""
+        """Close the forwardings of a tunnel, and the connection if no other tunnel uses it. Stopping twice is fine."""
         with self._lock:
             tunnel.graceful = tunnel.graceful and graceful
             if tunnel in self._tunnels:
@@ -109,7 +109,7 @@ class TunnelManager:
                 others = any(not other.stop_requested for other in self._tunnels)
                 if not others:
                     self._connect_cancelled.set()
-                elif self._connection is None:  # nothing of it is open, and nobody waits for the log-in for its sake
+                elif self._connection is None:  # none of its forwardings is open, and the log-in goes on for others
                     self._tunnels.remove(tunnel)
                 self._wake()
             ended = tunnel not in self._tunnels
@@ -164,7 +164,7 @@ class TunnelManager:
         with self._lock:
             stopped = [tunnel for tunnel in self._tunnels if tunnel.stop_requested]
             active = [tunnel for tunnel in self._tunnels if not tunnel.stop_requested]
-            if not self._tunnels:  # the link went with the last
+            if not self._tunnels:  # the connection ended with the last
                 self._finish_thread(waker)
                 return False
         if stopped:
@@ -216,7 +216,7 @@ class TunnelManager:
             )
             self._outage_reported = self._outage_reported or is_first_failure
             level = logging.WARNING if is_first_failure else logging.DEBUG
-            _log.log(level, "tunnels to %s: the link is not back yet: %s", self.host, error)
+            _log.log(level, "tunnels to %s: the connection is not back yet: %s", self.host, error)
             self._back_off.record_failure()
             with self._lock:
                 for tunnel in opening:
@@ -225,7 +225,7 @@ class TunnelManager:
         else:
             self._connection, self._back_off, self._outage_reported = connection, self.new_back_off(), False
             if len(opening) < len(active):
-                _log.warning("tunnels to %s: the link is back", self.host)
+                _log.warning("tunnels to %s: the connection is back", self.host)
 
     def _handle_lost_connection(self, reason: str) -> None:
         """Let go of a connection that is gone or stuck; what it carried is opened again on the next."""
@@ -244,7 +244,7 @@ class TunnelManager:
                 tunnel.fail(ConnectError(self.host, f"the connection of a tunnel broke: {reason}"))
         reopening = sum(tunnel.has_opened for tunnel in active)
         if reopening:
-            _log.warning("tunnels to %s: the link is gone (%s); bringing back %d", self.host, reason, reopening)
+            _log.warning("tunnels to %s: the connection is gone (%s); bringing back %d", self.host, reason, reopening)
 
     def _open_next(self, connection: TunnelConnection, active: Sequence[Tunnel], waker: Waker) -> None:
         closed = [
@@ -280,7 +280,7 @@ class TunnelManager:
             tunnel.mark_open(forwarding)
 
     def _fail_all(self, waker: Waker, error: BaseException) -> None:
-        """End everything after an error that nobody foresaw, so that nobody waits for ever."""
+        """End everything after an unforeseen error, so that no thread waits for ever."""
         with self._lock:
             tunnels, self._tunnels = self._tunnels, []
             connection, self._connection = self._connection, None

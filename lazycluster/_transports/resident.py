@@ -112,7 +112,7 @@ class ResidentTransport(SshTransport):
             return self._supervisor
 
     def _is_usable(self, supervisor: SupervisorClient) -> bool:
-        """Return whether a supervisor can be used; that its link is gone may be seen before it is."""
+        """Return whether a supervisor can be used."""
         return supervisor.is_running and self.ssh_client.is_connected
 
     def _start_supervisor(self, settings: SupervisorSettings) -> Hello:
@@ -180,7 +180,7 @@ class ResidentTransport(SshTransport):
             )
 
     def _load_calls_extension(self, supervisor: SupervisorClient) -> None:
-        from lazycluster._functions.serialize import cloudpickle_source  # noqa: PLC0415 - for whoever calls functions
+        from lazycluster._functions.serialize import cloudpickle_source  # noqa: PLC0415 - only calls need cloudpickle
 
         bootstrap.check_python_version(supervisor.wait_until_ready(SET_UP_TIMEOUT_SECONDS).python, self.host)
         supervisor.ensure_loaded("calls", bootstrap.calls_extension, cloudpickle_source)

@@ -120,7 +120,7 @@ class SupervisorClient:
         """The reason why it has ended."""
         failure = self._failure
         if failure is None:
-            return "the link is gone"
+            return "the connection is gone"
         if isinstance(failure, SupervisorError):
             return failure.reason + indented_tail(failure.output)
         return failure.reason if isinstance(failure, ConnectionLostError) else str(failure)
@@ -142,7 +142,7 @@ class SupervisorClient:
             raise self._failure
         if not came or self._hello is None:
             self._cancel_token.cancel()
-            reason = f"no greeting within {timeout:g} s: {self._startup_progress()}"
+            reason = f"no hello within {timeout:g} s: {self._startup_progress()}"
             raise SupervisorError(self._ssh_client.host, reason, self._diagnostic())
         return self._hello
 
@@ -176,7 +176,7 @@ class SupervisorClient:
 
         Raises:
             OSError: It could not be done.
-            ConnectionLostError: The link broke.
+            ConnectionLostError: The connection broke.
             DeadlinePassedError: No answer came in time.
         """
         events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()

@@ -121,7 +121,7 @@ class AuthenticationError(ConnectError):
 
 
 class SshConfigurationError(ConnectError):
-    """ssh rejected the configuration or an option before it dialled."""
+    """ssh rejected the configuration or an option before it connected."""
 
     summary = "ssh does not accept the configuration"
     advice = "Check the configuration and the options, with `ssh -G {host}`."
@@ -148,7 +148,7 @@ class ConnectionLostError(HostError, ConnectionError):
 
     def __str__(self) -> str:
         fate = {
-            True: "It had started on the host, which ends it when it sees the link gone.",
+            True: "It had started on the host, which ends it when it sees the connection gone.",
             False: "It had not started on the host.",
             None: "It may or may not have started on the host.",
         }[self.started]

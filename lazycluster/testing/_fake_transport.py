@@ -85,7 +85,7 @@ class FakeTransport:
         return self.is_alive()
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
-        """Make the working directory, and tell what the machine has."""
+        """Make the working directory; return it with the hardware of the host."""
         self.check()
         if self._resident and self.machine.info.python_version is None:
             raise PythonNotFoundError(self.host, " and ".join(python_candidates(self._python)))

@@ -98,7 +98,7 @@ class InProcessCall:
         self._thread.start()
 
     def detach(self) -> None:
-        """Let go of it: others get their turn, and what it does from now on is nobody's. Nothing can end a thread."""
+        """Let the next function run, and ignore the rest of this one, because nothing can end a thread."""
         with self._lock:
             self._is_detached = True
             self._exit_stack.close()
@@ -147,7 +147,7 @@ def _process_state(cwd: Path, env: Mapping[str, str], on_output: Callable[[bytes
     try:
         yield
     finally:
-        if sys.stdout is replacements[0]:  # else somebody has replaced it, such as pytest
+        if sys.stdout is replacements[0]:  # else other code has replaced it, such as pytest
             sys.stdout = streams[0]
         if sys.stderr is replacements[1]:
             sys.stderr = streams[1]

@@ -55,7 +55,7 @@ def _read_proc_rows() -> Iterable[tuple[int, int, str]]:
 
 
 def _read_ps_rows() -> Iterable[tuple[int, int, str]]:
-    """Yield pid, parent and state as POSIX ps and `stat` of the BSDs tell them, without the row of that ps."""
+    """Yield pid, parent and state as POSIX ps and `stat` of the BSDs print them, without the row of that ps."""
     with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,stat="], stdout=subprocess.PIPE, text=True) as ps:
         output, _ = ps.communicate()
     for line in output.splitlines():

@@ -20,7 +20,7 @@ _MAX_ANSWERS_IN_MESSAGE = 10
 
 @attrs.frozen(slots=False)
 class UnexpectedCommandError(AssertionError):
-    """A command was run that the test did not say anything about. No `LazyclusterError`: nobody is to handle it."""
+    """A command was run that the test did not say anything about. No `LazyclusterError`, so that no code handles it."""
 
     host: str
     command: str

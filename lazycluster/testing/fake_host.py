@@ -28,7 +28,7 @@ class _NamedHost(ScriptedHost):
 class FakeHost(ScriptedHost):
     """Stands in for every host, for as long as its `with` block or the fixture `fake_host` lasts.
 
-    Each `Runtime` and `Connection` lands on it, whichever host it names, and nothing is dialled. Commands answer what
+    Each `Runtime` and `Connection` lands on it, whichever host it names, and no ssh is started. Commands answer what
     `on()` says. Functions are called in this process, one at a time, through the pickle that would be sent, in the
     working directory and with the environment of the step. Files lie in a temporary directory, see `path()`. Tunnels
     hold their ports and carry nothing. `calls` is all that was asked.
@@ -41,7 +41,7 @@ class FakeHost(ScriptedHost):
 
     def __init__(self) -> None:
         """Make its directory; a host's files need no `with` block, and are removed at its end."""
-        # The real path: a function that asks for its current directory is told that.
+        # The real path: a function finds it as its current directory.
         self._directory = Path(os.path.realpath(tempfile.mkdtemp(prefix="lazycluster-fake-")))
         self._remove_directory = weakref.finalize(self, shutil.rmtree, str(self._directory), ignore_errors=True)
         self._state = HostState(self._directory / "host")
@@ -66,10 +66,10 @@ class FakeHost(ScriptedHost):
     def host(self, name: str) -> ScriptedHost:
         """Return a host of its own for one name: with its own files, facts, ports and calls.
 
-        Commands that it has no answer for are answered by this one, whose `calls` tell what was asked of all.
+        Commands that it has no answer for are answered by this one, whose `calls` are those of all hosts.
 
         Raises:
-            ValueError: The name has been used: whoever used it is on this host already.
+            ValueError: A runtime or connection has used the name already, and is on this host.
         """
         if name not in self._named_hosts:
             if any(transport.host == name for transport in self._state.transports):

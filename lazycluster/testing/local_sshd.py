@@ -64,7 +64,7 @@ class ConnectionKeywords(TypedDict):
 class LocalSshd:
     """A real sshd on 127.0.0.1 for the current user, with keys, a client configuration and a home of its own.
 
-    It works for root and for anybody else. A context manager; what it needs on disk is in one private temporary
+    It works for root and for any other user. A context manager; what it needs on disk is in one private temporary
     directory. When it stops, or when the process that started it dies in whatever way, all that its sessions started
     ends too, and the directory is removed.
 
@@ -361,7 +361,7 @@ def find_sshd() -> str:
     if found is None:
         raise SshdNotFoundError("sshd not found: install openssh-server")
     if os.geteuid() == 0:
-        # Debian's sshd of root wants it; its service makes it at boot, and in a container nobody does.
+        # Debian's sshd of root wants it; its service makes it at boot, but no container has that.
         with contextlib.suppress(OSError):
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     return str(Path(found).absolute())
@@ -376,7 +376,7 @@ def _is_account_locked() -> bool:
     user = pwd.getpwuid(os.geteuid()).pw_name
     try:
         rows = _SHADOW_FILE.read_text().splitlines()
-    except OSError:  # nobody but root can read it, and the sshd of nobody else does
+    except OSError:  # only root can read it, and only the sshd of root does
         return False
     return any(row.startswith(f"{user}:!") for row in rows)
 

@@ -33,7 +33,7 @@ class _RelayFlow:
         self.chunks: deque[tuple[float, bytes]] = deque()
         self.buffered_bytes = 0
         self.source_eof = False  # the source has sent its last byte
-        self.eof_sent = False  # and the target has been told
+        self.eof_sent = False  # and the target has got it
 
     def read(self, due: float) -> None:
         """Take in what the source has; an empty piece stands for its end."""
@@ -201,7 +201,7 @@ class Relay:
             flow.source.close()
 
     def _set_pair_events(self, to_server: _RelayFlow, to_client: _RelayFlow, now: float) -> None:
-        """Tell the selector what each socket waits for: `to_server` reads from the client, `to_client` writes to it."""
+        """Register the events of each socket: `to_server` reads from the client, `to_client` writes to it."""
         for reader, writer in ((to_server, to_client), (to_client, to_server)):
             events = 0
             if not self._is_cut:

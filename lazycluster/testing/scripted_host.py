@@ -1,4 +1,4 @@
-"""A fake host as a test sees it: what it is to answer, what it has, and what was asked of it."""
+"""A fake host as a test sees it: its answers, its hardware, and the calls that it got."""
 
 from __future__ import annotations
 

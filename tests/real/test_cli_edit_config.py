@@ -605,5 +605,7 @@ def test_add_runtime_without_terminal_asks_no_password(
     status, _, err = cli("add-runtime", "web", account.address, *key, "--copy-key")
 
     assert status == 1
-    assert f"web: the public key was not installed (nobody answered '({account.user}@127.0.0.1) Password:')" in err
+    assert (
+        f"web: the public key was not installed (no answer was given to '({account.user}@127.0.0.1) Password:')" in err
+    )
     assert "Try `ssh-copy-id web` in a terminal." in err

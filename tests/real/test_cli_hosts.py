@@ -240,8 +240,8 @@ def test_expose(direction: str, config: str, servers: list[LocalSshd]) -> None:
         with socket.create_connection(("127.0.0.1", listen), timeout=10) as connection:
             assert connection.recv(5) == b"hello"
         servers[0].kill_connections()
-        child.expect("the link is gone; bringing it back")
-        child.expect("the link is back")
+        child.expect("the connection is gone; bringing it back")
+        child.expect("the connection is back")
         with socket.create_connection(("127.0.0.1", listen), timeout=10) as connection:
             assert connection.recv(5) == b"hello"
         child.send("\x03")

@@ -88,7 +88,7 @@ def test_a_start_that_takes_too_long_says_how_far_it_has_come_and_leaves_nothing
     mute, usual = make_sshd(options={"ForceCommand": "exec cat >/dev/null"}), make_sshd()
     for server, how_far in ((mute, "the login shell has not begun"), (usual, "Python has not begun")):
         keywords = {**server.connection_kwargs, "connect_timeout": 8.0}
-        with pytest.raises(InvalidRuntimeError, match=rf"no greeting within 2 s: {how_far}"):
+        with pytest.raises(InvalidRuntimeError, match=rf"no hello within 2 s: {how_far}"):
             Runtime(server.host, python=str(sleeper), **keywords)  # type: ignore[arg-type]
         assert_becomes_idle(server)
 

@@ -293,7 +293,7 @@ def test_all_come_back_when_the_connection_is_ended_from_the_host(
         server.kill_connections()
         ten.come_back(first)
         said = "\n".join(caplog.messages)
-        assert said.count("the link is gone") == said.count("the link is back") == 1
+        assert said.count("the connection is gone") == said.count("the connection is back") == 1
         assert "bringing back 10" in said
         assert "Connection refused" not in said, "that was something else"
         for key in ten.keys:

@@ -454,7 +454,7 @@ def test_a_cut_cable_is_noticed_by_ssh_and_mended(
         assert_eventually(lambda: all(tunnel.is_up for tunnel in tunnels), "it is mended", timeout=20)
         assert_eventually(lambda: all(is_echoing(port) for port in ports.values()), "traffic flows", timeout=5)
         said = "\n".join(caplog.messages)
-        assert said.count("the link is gone") == said.count("the link is back") == 1, "they share it"
+        assert said.count("the connection is gone") == said.count("the connection is back") == 1, "they share it"
     assert not any(listening_addresses(port) for port in ports.values())
 
 

@@ -115,7 +115,7 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         e.ConnectionLostError("web1", "make\n  all", "why", True),
         (
             "web1: connection lost during `make all` (why). It had started on the host, which ends it when it sees the "
-            "link gone."
+            "connection gone."
         ),
     ),
     (

@@ -557,8 +557,8 @@ def test_a_command_that_fails_somewhere(group: RuntimeGroup, fake_host: FakeHost
         group.run("work", timeout=0.2)
     assert str(caught.value) == (
         "`work` failed on 2 of 3 hosts:\n"
-        "  web2: connection lost during `work` (cut). It had started on the host, which ends it when it sees the link "
-        "gone.\n"
+        "  web2: connection lost during `work` (cut). It had started on the host, which ends it when it sees the "
+        "connection gone.\n"
         "  web3: `work` took longer than its timeout of 0.2 s and was ended.\n"
         "      half"
     )

@@ -300,8 +300,8 @@ def test_why_each_host_does_not_fit(fake_host: FakeHost, config: Path) -> None:
             f"no host can be used, of 4 that {config} names:\n"
             "  small: it has 1 CPU cores, and not 2\n"
             "  big: `ok` did not print true\n"
-            "  gpu: connection lost during `ok` (cut). It had started on the host, which ends it when it sees the link "
-            "gone.\n"
+            "  gpu: connection lost during `ok` (cut). It had started on the host, which ends it when it sees the "
+            "connection gone.\n"
             "  down: host unreachable (the test took it down). Check your network, VPN and routes to down."
         )
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -407,7 +407,7 @@ def test_the_items_of_a_host_that_dies_are_moved(caplog: pytest.LogCaptureFixtur
     assert len(hosts[2].calls) == 1
     assert sorted(caplog.messages) == [
         f"{host}: the other hosts continue without it: {host}: connection lost during `f` (the test says so). "
-        "It had started on the host, which ends it when it sees the link gone."
+        "It had started on the host, which ends it when it sees the connection gone."
         for host in "ac"
     ]
 

@@ -222,7 +222,7 @@ def test_a_greeting_that_does_not_come(host: FakeSshClient) -> None:
     host.words = b"and welcome again\n"
     with supervised(host) as supervisor:
         with pytest.raises(
-            SupervisorError, match=r"no greeting within 0\.05 s: it has begun, and looks at the machine"
+            SupervisorError, match=r"no hello within 0\.05 s: it has begun, and looks at the machine"
         ) as caught:
             supervisor.wait_until_ready(0.05)
         assert caught.value.output == "Welcome!\nand welcome again"

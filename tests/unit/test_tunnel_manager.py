@@ -455,9 +455,9 @@ def test_all_that_stood_is_brought_back(
     assert {each.pid for each in tunnels} == {1004}
     assert network.link.open_now == [remote(port) for port in range(1, 11)]
     assert caplog.messages == [
-        "tunnels to web1: the link is gone (broken pipe); bringing back 10",
-        f"tunnels to web1: the link is not back yet: {UNREACHABLE}",
-        "tunnels to web1: the link is back",
+        "tunnels to web1: the connection is gone (broken pipe); bringing back 10",
+        f"tunnels to web1: the connection is not back yet: {UNREACHABLE}",
+        "tunnels to web1: the connection is back",
     ]
 
 
