@@ -25,7 +25,7 @@ _CONTROL_SEQUENCES = re.compile(
     r"|\x1b[ -/]*[0-~]?"
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
-"""What a terminal takes for an order (ECMA-48, chapters 5 and 8), but for newlines and tabs."""
+"""Control sequences of terminals (ECMA-48, chapters 5 and 8), but for newlines and tabs."""
 _COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;:]*m")
 _RESET_COLOURS = "\x1b[0m"
 

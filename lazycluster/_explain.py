@@ -33,7 +33,7 @@ READ_OUTCOME_PROGRAM = (
 
 _CONTROL_PATH = Path("$lc_dir/m")
 _MAX_LINE_WIDTH = 110
-# What every version of scp takes as it is; older ones hand the path to a shell on the host.
+# Every version of scp takes such a path as it is; older ones pass the path to a shell on the host.
 _SCP_SAFE_PATH = re.compile(r"[A-Za-z0-9_./+,=@-]+")
 _HOME_PREFIX = re.compile(r"~/*")
 _DOT_NAMES = {"", ".", ".."}

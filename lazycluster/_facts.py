@@ -10,7 +10,7 @@ from lazycluster.hardware import Gpu, HostInfo
 
 
 class Facts(ABC):
-    """What is known about a host, besides the typed record `host_info`."""
+    """The facts about a host, besides the typed record `host_info`."""
 
     @property
     @abstractmethod

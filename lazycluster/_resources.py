@@ -1,4 +1,4 @@
-"""What a runtime holds and must give back: processes, directories, the connection."""
+"""The resources of a runtime, which it must release: processes, directories, the connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REACHABILITY_TIMEOUT_SECONDS = 3.0
 
 @attrs.define(eq=False)
 class ResourceRegistry:
-    """What a runtime must not leave behind, apart from it, so that nothing keeps the runtime itself alive."""
+    """The resources of a runtime, apart from it, so that nothing keeps the runtime itself alive."""
 
     transport: RuntimeTransport
     processes: dict[str, Stoppable] = attrs.field(factory=dict)
@@ -181,12 +181,12 @@ _unreleased_registries: set[ResourceRegistry] = set()
 
 @functools.cache
 def _register_atexit() -> None:
-    """Have everything given back when the program ends: once there is something, so before the masters are let go."""
+    """Have everything released when the program ends: registered after the masters, so called before their end."""
     atexit.register(_release_all_registries)
 
 
 def _release_all_registries() -> None:
-    """Give everything back."""
+    """Release everything."""
     for registry in list(_unreleased_registries):
         try:
             registry.release()

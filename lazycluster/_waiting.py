@@ -16,7 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 _MAX_WAIT_SECONDS = 1e9
 SIGNAL_POLL_SECONDS = 0.5
-"""Seconds after which the main thread begins a wait anew, in case a signal came in the moment before it.
+"""Seconds after which the main thread begins a wait again, in case a signal came in the moment before it.
 
 A signal interrupts a system call that has begun. One that comes after the interpreter has last looked for signals and
 before the call begins, or that another thread gets, is handled when the call is over.

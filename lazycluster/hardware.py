@@ -1,4 +1,4 @@
-"""What a host is made of: the parsers of what the probe prints (`_remote/probe.sh`).
+"""The hardware of a host: the parsers of the probe's output (`_remote/probe.sh`).
 
 Nothing here runs anything. `parse_probe_output` turns what the probe printed into a `HostInfo`, and says in
 `HostInfo.warnings` what it missed.
@@ -61,7 +61,7 @@ class CgroupLimits:
 
 @attrs.frozen
 class _Section:
-    """What one part of the probe printed; no exit status where the output stops in the middle of it."""
+    """The output of one part of the probe; no exit status if the output stops in the middle of it."""
 
     text: str = ""
     exit_code: int | None = None

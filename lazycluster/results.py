@@ -12,7 +12,7 @@ import attrs
 
 T_co = TypeVar("T_co", covariant=True)
 OnError: TypeAlias = Literal["raise", "collect"]
-"""What a group does with the errors of hosts: raise them when all have ended, or return an `Error` for each."""
+"""How a group handles the errors of hosts: raise them when all have ended, or return an `Error` for each."""
 
 
 class Stream(enum.Enum):
@@ -83,7 +83,7 @@ class LineDecoder:
         """Begin with nothing."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.rest: str = ""
-        """What came after the last newline."""
+        """The text after the last newline."""
 
     def feed(self, data: bytes) -> list[str]:
         """Take a piece, and return the lines that are complete with it."""

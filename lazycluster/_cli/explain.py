@@ -27,7 +27,7 @@ from lazycluster.steps import RunFunction
 from lazycluster.tasks import RuntimeTask
 
 EXPLAINED_MODULE_NAME = "lazycluster_explained"
-"""What `__name__` is in the file: not `__main__`, so that what stands below that condition does not run."""
+"""The `__name__` of the file: not `__main__`, so that the lines under that condition do not run."""
 _PACKAGE_PREFIX = str(Path(__file__).parents[1]) + os.sep
 """Where the library's own files are."""
 
@@ -254,7 +254,7 @@ def _write_payloads(found: FoundTask, directory: Path) -> dict[int, Path]:
     return written
 
 
-# What is printed -----------------------------------------------------------------------------------------------------
+# Output --------------------------------------------------------------------------------------------------------------
 
 
 def _print_block(block: ShellBlock) -> None:

@@ -88,7 +88,7 @@ _GRACE_SECONDS = 1.0
 
 
 class _Examination:
-    """What is known so far, and the checks that add to it."""
+    """The findings so far, and the checks that add to them."""
 
     def __init__(self, destination: Destination, python: str | None) -> None:
         self._destination = destination

@@ -1,4 +1,4 @@
-"""What an examination finds, and which checks there is no point in once another has failed."""
+"""The findings of an examination, and the checks that are skipped after the failure of another."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _remove_control_characters(text: str) -> str:
 
 @attrs.frozen
 class Finding:
-    """What one check found, and what to do about it: `advice` is empty where nothing is to be done."""
+    """The finding of one check, and the advice, which is empty if nothing is to be done."""
 
     check: str
     verdict: Verdict
@@ -70,7 +70,7 @@ def failed_from_error(check: str, error: LazyclusterError) -> Finding:
 
 
 def quote_output(text: str) -> str:
-    """Return what somebody printed, on one line, in quotes, and not too long."""
+    """Return the output of a program on one line, in quotes, and shortened."""
     line = text.strip()
     return repr(line if len(line) <= _MAX_QUOTE_LENGTH else f"{line[: _MAX_QUOTE_LENGTH - 3]}...")
 

@@ -50,7 +50,7 @@ _FORWARDING_DIRECTIONS = {
 
 @attrs.frozen
 class ForwardingProbe:
-    """What went through a tunnel: `refusal` says why there was none, `failure` why it did not flow; '' for neither.
+    """The traffic of a tunnel: `refusal` says why there was no tunnel, `failure` why it did not flow; '' for neither.
 
     `is_tested` is False where the tunnel was made and nothing could be sent through it.
     """
@@ -187,7 +187,7 @@ def _echo_server() -> Iterator[int]:
         try:
             yield server.getsockname()[1]
         finally:
-            # What wakes a thread in accept() on every system is a client.
+            # A client wakes a thread in accept() on every system.
             with contextlib.suppress(OSError), socket.create_connection(server.getsockname()[:2], timeout=1):
                 server.close()
             thread.join(_SOCKET_TIMEOUT_SECONDS)

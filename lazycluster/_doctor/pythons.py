@@ -18,7 +18,7 @@ from lazycluster._ssh.shell import quote_path
 
 PYTHON_CHECK = "python3"
 OLDEST_SUPERVISOR_PYTHON = (3, 6)
-"""What the supervisor runs on."""
+"""The oldest Python on which the supervisor runs."""
 _PYTHON_SEARCH_TIMEOUT_SECONDS = 20.0
 # Where installers and version managers put them, and where no PATH of a session without terminal leads.
 _PYTHON_DIRECTORIES = (

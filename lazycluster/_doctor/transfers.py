@@ -25,7 +25,7 @@ SCP_ROUTE, SCP_LEGACY_ROUTE, TAR_ROUTE = "scp", "scp -O", "tar"
 _PROBE_FILE_BYTES = 1 << 16
 _SCP_TIMEOUT_SECONDS = 20.0
 _UNKNOWN_LEGACY_OPTION = "option -- O"
-"""What a scp from before OpenSSH 8.7 says of -O; its only protocol is that one."""
+"""The reply of a scp from before OpenSSH 8.7 to -O; its only protocol is that one."""
 _ROUTE_DESCRIPTIONS = {
     SCP_ROUTE: "the sftp subsystem",
     SCP_LEGACY_ROUTE: "scp on the host",

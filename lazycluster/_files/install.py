@@ -70,7 +70,7 @@ def discard(temporary: Path) -> None:
 
 @attrs.define
 class _MovePlan:
-    """What is to be done: renames, and the directories of the received tree that these empty, the topmost first."""
+    """The plan: renames, and the directories of the received tree that these empty, the topmost first."""
 
     moves: list[tuple[Path, Path]] = attrs.field(factory=list)
     merged: list[Path] = attrs.field(factory=list)

@@ -60,7 +60,7 @@ def _load(name, code):
 It is taken out of `sys.modules` before a function runs: the host may have a lazycluster of its own.
 """
 SOURCE_REQUEST = "@@ lazycluster asks for the source"
-"""What a host says, with a token, that cannot run the bytecode it was sent."""
+"""The request, with a token, of a host that cannot run the bytecode it was sent."""
 _LOAD_FROM_SOURCE = """\
 import gc, zlib
 exec(zlib.decompress(rest))
@@ -83,9 +83,9 @@ if collects:
 
 @attrs.frozen
 class HostProgram:
-    """What a host runs: `python3 -c <bootstrap>`, the first thing on whose standard input is `stdin_prefix`.
+    """The program that a host runs: `python3 -c <bootstrap>`, whose standard input begins with `stdin_prefix`.
 
-    `source` is what it is sent then, should it ask for that (`SOURCE_REQUEST`).
+    `source` is sent if the host asks for it (`SOURCE_REQUEST`).
     """
 
     bootstrap: str

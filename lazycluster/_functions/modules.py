@@ -179,16 +179,16 @@ def _find_spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
 
 @attrs.define
 class CallDependencies:
-    """What the code of one call has been seen to need.
+    """The needs of the code of one call, as far as seen.
 
     `modules_by_value` are modules whose contents go by value, `module_sources` those that the code imports and that are
     not loaded here, `traceback_texts` files for the lines of tracebacks.
     """
 
     user_registered: frozenset[str] = frozenset()
-    """What the user registered with cloudpickle."""
+    """The modules that the user registered with cloudpickle."""
     temporarily_registered: list[ModuleType] = attrs.field(factory=list)
-    """What was registered for the time of the call."""
+    """The modules that are registered for the time of the call."""
     checked_modules: set[object] = attrs.field(factory=set)
     """The names of modules that were looked at, whether they go by value."""
     modules_by_value: dict[str, ModuleType] = attrs.field(factory=dict)

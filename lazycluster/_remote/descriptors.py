@@ -1,4 +1,4 @@
-"""What is done with the descriptors of pipes; sent to the host.
+"""Functions for the descriptors of pipes; sent to the host.
 
 Standard library only, and the syntax of Python 3.6.
 """

@@ -1,4 +1,4 @@
-"""What a supervisor sends, in order, as far as its channel takes it; sent to the host.
+"""The frames that a supervisor sends, in order, as far as its channel takes them; sent to the host.
 
 Standard library only, and the syntax of Python 3.6.
 """

@@ -42,7 +42,7 @@ class TempDirs:
         return path
 
     def discard(self, paths: "list[str]") -> None:
-        """Leave directories alone that somebody else has removed."""
+        """Forget directories that another process has removed."""
         self._paths = [path for path in self._paths if path not in paths]
 
     def remove_all(self) -> "list[str]":

@@ -22,7 +22,7 @@ _SETUP_LENGTH = struct.Struct(">I")
 
 
 class LoadedCode:
-    """What calls and the check of ports need; it is sent before the first of them."""
+    """The modules that calls and the check of ports need; they are sent before the first of them."""
 
     def __init__(self) -> None:
         """Begin without."""

@@ -22,8 +22,8 @@ _COMMAND_OPTIONS_SINCE_8_7 = (("SessionType", "default"),)
 OPTIONS_SINCE_8_7 = frozenset(
     keyword.lower() for keyword, _ in (*_NON_INTERACTIVE_OPTIONS_SINCE_8_7, *_COMMAND_OPTIONS_SINCE_8_7)
 )
-"""What is `unsupported_options` for lines that are to work with any client."""
-# What a caller may set otherwise through options=, and the configuration file may not.
+"""The `unsupported_options` for lines that are to work with any client."""
+# A caller may change these through options=; the configuration file may not.
 _DEFAULT_OPTIONS = (
     ("ForwardX11", "no"),
     ("ServerAliveInterval", "5"),

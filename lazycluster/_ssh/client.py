@@ -49,7 +49,7 @@ _ONLY_SESSION_IN_USE = "the supervisor has the only session"
 
 @attrs.define
 class _MasterHolder:
-    """What must not be left behind, apart from its owner so that nothing keeps that one alive."""
+    """The master of a client, apart from it, so that nothing keeps the client itself alive."""
 
     master: Master | None = None
 

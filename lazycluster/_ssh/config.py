@@ -1,4 +1,4 @@
-"""What a user's ssh configuration names, and what `ssh -G` makes of it for one host. Nothing is read here.
+"""The hosts of a user's ssh configuration, and the settings that `ssh -G` finds for one host. Nothing is read here.
 
 What holds for a host is only ever asked of ssh itself (`ssh -G`): Match, Include, canonical names and the order of the
 files are its affair. Its files are read for one question that it cannot answer: which hosts there are.
@@ -155,7 +155,7 @@ def _parse_argument(text: str, position: int) -> tuple[str, int]:
 
 @attrs.frozen
 class EffectiveConfig:
-    """What ssh makes of its whole configuration for one host.
+    """The settings that ssh finds in its whole configuration for one host.
 
     `settings` has all of it: each keyword in lower case with its values, one for each line, in ssh's order.
     """

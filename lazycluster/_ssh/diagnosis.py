@@ -1,4 +1,4 @@
-"""What ssh and scp said, and how they ended -> which host failed, and why.
+"""From the output and exit status of ssh and scp to the host that failed, and the reason.
 
 ssh has one exit status for all its failures, so its words must be read. A host can print what it likes before the
 log-in: a judgement here decides what a message says and whether something is tried again, nothing about trust.
@@ -23,7 +23,7 @@ from lazycluster.exceptions import (
 UNNAMED_HOP = "a jump host"
 """Stands for the hop that failed where ssh does not say which of the jump hosts it was."""
 
-# What the way to the destination led through, a jump host or ProxyCommand, has ended: ssh has no peer to name then.
+# The jump host or ProxyCommand before the destination has ended: ssh has no peer to name then.
 _RELAY_FAILED = re.compile(r"(?:Connection (?:closed|reset) by|(?:banner exchange: )?Connection to) UNKNOWN port")
 _KEY_EXCHANGE_FAILED = re.compile(
     r"(?:kex|ssh)_exchange_identification: (?:read: |write: )?(?:Connection (?:closed|reset)|Broken pipe)"
@@ -181,7 +181,7 @@ _COMMAND_MAYBE_STARTED = re.compile(
 
 
 class LostCommandState(enum.Enum):
-    """What the loss of its master means for the command of a session."""
+    """The state of a session's command after the loss of its master."""
 
     NOT_STARTED = "not started"
     MAYBE_STARTED = "may have started"

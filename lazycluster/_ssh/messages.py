@@ -22,7 +22,7 @@ from lazycluster.exceptions import (
     UnknownHostKeyError,
 )
 
-# Escape sequences (ECMA-48) and control characters, which a host may send to somebody's terminal in a banner.
+# Escape sequences (ECMA-48) and control characters, which a host may send to a terminal in a banner.
 _ESCAPES_AND_CONTROL_CHARACTERS = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x09\x0b-\x1f\x7f-\x9f]"
 )

@@ -198,7 +198,7 @@ def _terminate(child: pexpect.spawn, *, grace: float = 0.0) -> None:
         child.close(force=False)
     except pexpect.ExceptionPexpect:
         # Somebody else waited for the process, so it is gone. The text of the exception shows what was typed.
-        _log.debug("process %d was waited for by somebody else", child.pid)
+        _log.debug("process %d was waited for by other code", child.pid)
 
 
 def _read_terminal(terminal: int) -> bytes:
@@ -258,7 +258,7 @@ class _PromptLoop:
         try:
             return self._child.isalive()
         except pexpect.ExceptionPexpect:
-            _log.debug("process %d was waited for by somebody else", self._child.pid)
+            _log.debug("process %d was waited for by other code", self._child.pid)
             return False
 
     @property

@@ -1,4 +1,4 @@
-"""What a session runs on the host, as text for a POSIX shell, and what it says back between its marks.
+"""The program of a session on the host, as text for a POSIX shell, and the output between its marks.
 
 The login shell, whichever it is, sees only `SHELL_BOOTSTRAP`; all else goes over standard input as one line and is
 decoded there. Standard input then stays open as a lifeline. When it ends before the command, the local process is gone
@@ -131,7 +131,7 @@ class _MarkedStream:
 
     start_mark: bytes
     end_mark: bytes
-    """What stands before a status."""
+    """The mark before a status."""
     preamble: bytearray = attrs.field(factory=bytearray)
     partial_mark: bytes = b""
     has_started: bool = False

@@ -68,7 +68,7 @@ class TunnelManager:
         """Return the pauses between tries of one forwarding."""
         return BackOff(*self.timeouts.tunnel_retry)
 
-    # What others want ----------------------------------------------------------------------------------------------
+    # Requests ------------------------------------------------------------------------------------------------------
 
     @property
     def connection(self) -> TunnelConnection | None:
@@ -149,7 +149,7 @@ class TunnelManager:
         if self._waker is not None:
             self._waker.wake()
 
-    # What the thread does ------------------------------------------------------------------------------------------
+    # The thread ----------------------------------------------------------------------------------------------------
 
     def _run(self, waker: Waker) -> None:
         try:
@@ -210,7 +210,7 @@ class TunnelManager:
             connection = TunnelConnection.connect(
                 self._destination, self._password, self._connect_cancelled, self.timeouts
             )
-        except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
+        except Exception as error:  # noqa: BLE001 - it is raised in the threads that wait
             is_first_failure = (
                 len(opening) < len(active) and not self._outage_reported and not self._connect_cancelled.is_set()
             )
@@ -267,7 +267,7 @@ class TunnelManager:
             connection.open_forwarding(forwarding)
         except TunnelConnectionLostError as error:
             self._handle_lost_connection(str(error))
-        except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
+        except Exception as error:  # noqa: BLE001 - it is raised in the threads that wait
             if not tunnel.has_opened:
                 tunnel.fail(error)
                 return

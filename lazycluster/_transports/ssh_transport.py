@@ -26,7 +26,7 @@ _CLEAN_UP_TIMEOUT_SECONDS = 120.0
 
 
 class SshTransport(CommandRunner):
-    """What every transport over ssh does alike."""
+    """The common part of all transports over ssh."""
 
     def __init__(self, ssh_client: SshClient, python: str | None = None, *, max_streamed_bytes: int = -1) -> None:
         """Use an ssh client; `python` is the one for functions, `max_streamed_bytes` as in `TransferBackend`."""

@@ -35,7 +35,7 @@ _MAX_QUOTED_BYTES = 2000
 
 @attrs.frozen
 class SupervisorSettings:
-    """What a supervisor begins with.
+    """The settings with which a supervisor begins.
 
     `working_dir` is a directory to make where it is missing, `''` a temporary one, None no directory at all;
     `probe_script` is a script that asks what the machine has, `''` for none. `grace` is in seconds.
@@ -49,7 +49,7 @@ class SupervisorSettings:
 
 @attrs.frozen
 class Hello:
-    """What a supervisor said first."""
+    """The first message of a supervisor."""
 
     python: PythonInfo
     pid: int

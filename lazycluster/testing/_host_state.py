@@ -1,4 +1,4 @@
-"""What a fake host consists of, as the ways onto it see it."""
+"""The state of a fake host, as its transports see it."""
 
 from __future__ import annotations
 

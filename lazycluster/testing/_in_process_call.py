@@ -42,7 +42,7 @@ class FunctionNotStarted:
 
 
 InProcessEvent: TypeAlias = bytes | FunctionEnded | FunctionNotStarted | None
-"""What comes of a function: something that it printed, or its end; None: a reason to look again how things stand."""
+"""An event of a function: a piece of its output, or its end; None: a reason to check again that it may go on."""
 
 _process_state_lock = threading.Lock()
 """Held for the function under way: the current directory and the environment are those of the process."""

@@ -1,4 +1,4 @@
-"""What the commands of a fake host answer: a table, the last line of which wins."""
+"""The answers of a fake host to commands: a table, the last line of which wins."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _contents_as_bytes(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
 
 @attrs.frozen
 class ScriptedAnswer:
-    """What a command prints at once, and how it ends `delay` seconds later."""
+    """The output that a command prints at once, and its end `delay` seconds later."""
 
     stdout: bytes = attrs.field(default=b"", converter=_as_bytes)
     stderr: bytes = attrs.field(default=b"", converter=_as_bytes)

@@ -1,4 +1,4 @@
-"""What was asked of a fake host: frozen records in one closed union."""
+"""The calls that a fake host got: frozen records in one closed union."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class DeletedDir:
 
 @attrs.frozen
 class AskedForPorts:
-    """Somebody wanted to know which of some ports are free."""
+    """The code under test asked which of some ports are free."""
 
     host: str
     ports: tuple[int, ...]

@@ -36,7 +36,7 @@ class FakeHost(ScriptedHost):
     What a real host does and this one does not: a function shares its modules with the test, so that it sees what the
     test has patched in them; an absolute path outside of the home, the temporary and the working directory, opened in a
     function, is this machine's; what programs that a function starts print is not in its log; and one that is stopped
-    is let go of, and goes on in its thread, because nothing can end a thread.
+    goes on in its thread, unobserved, because nothing can end a thread.
     """
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from lazycluster.testing._process_guard import GuardedProcess, child_pids, kill_
 _LOOPBACK_ADDRESS = "127.0.0.1"
 _SHADOW_FILE = Path("/etc/shadow")
 _START_TIMEOUT_SECONDS = 10.0
-_MAX_START_ATTEMPTS = 5  # between the choice of a free port and sshd's bind, somebody else may take it
+_MAX_START_ATTEMPTS = 5  # between the choice of a free port and sshd's bind, another process may take it
 _SSHD_SEARCH_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/sbin")
 _SFTP_SERVER_PATHS = (
     "/usr/lib/openssh/sftp-server",
@@ -142,7 +142,7 @@ class LocalSshd:
 
     @property
     def log(self) -> str:
-        """What sshd wrote so far."""
+        """The log of sshd so far."""
         return (self.directory / "log").read_text(errors="replace")
 
     def config(self, *, name: str | None = None, port: int | None = None) -> str:
