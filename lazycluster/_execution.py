@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Generator
 
 import attrs
@@ -95,7 +95,7 @@ class Execution:
         for name, outcome_file in self._outcome_files:
             yield read_outcome(outcome_file, self.host, name).unwrap()
         if self.error is not None and self._call_count < sum(isinstance(step, RunFunction) for step in self._steps):
-            raise self.error
+            raise _copy_error(self.error)
 
     def print_log(self) -> None:
         """Print what each step printed, after its number, and why it failed."""
@@ -108,6 +108,13 @@ class Execution:
         """Let go of what the functions returned."""
         while self._outcome_files:
             self._outcome_files.pop()[1].close()
+
+
+def _copy_error(error: LazyclusterError) -> LazyclusterError:
+    """Return an error to be raised: its traceback will hold the variables of the caller, such as the runtime."""
+    raised = copy.copy(error)
+    raised.__cause__ = error.__cause__
+    return raised
 
 
 class TaskProcess:
@@ -214,17 +221,13 @@ class TaskState:
             process.join()
         if execution is not None and execution.error is not None:
             execution.error_reported = True
-            raise execution.error
-
-
-_STATES: weakref.WeakKeyDictionary[object, TaskState] = weakref.WeakKeyDictionary()
-
-
-def register_state(task: object, state: TaskState) -> None:
-    """Note the state of a task, which is private to it, for the runtimes that carry it out."""
-    _STATES[task] = state
+            raise _copy_error(execution.error)
 
 
 def state_of(task: object) -> TaskState:
-    """Return the steps and the last execution of a task."""
-    return _STATES[task]
+    """Return the steps and the last execution of a task.
+
+    They are in the task itself: an error among them may lead back to the task, a cycle that the collector must see.
+    """
+    state: TaskState = vars(task)["_state"]
+    return state

@@ -120,15 +120,13 @@ class RuntimeCore:
         return self.task_history.last_lost(self.last_success)
 
 
-_CORES: weakref.WeakKeyDictionary[object, RuntimeCore] = weakref.WeakKeyDictionary()
-
-
 def register_core(runtime: object, core: RuntimeCore) -> None:
-    """Note the core of a runtime, which is private to it, for groups. It is released with the runtime."""
-    _CORES[runtime] = core
+    """Give a runtime its core, which is private to it, and release the core with the runtime."""
+    vars(runtime)["_core"] = core
     weakref.finalize(runtime, core.resources.release_in_background).atexit = False
 
 
 def core_of(runtime: object) -> RuntimeCore:
-    """Return the core of a runtime."""
-    return _CORES[runtime]
+    """Return the core of a runtime, for groups."""
+    core: RuntimeCore = vars(runtime)["_core"]
+    return core

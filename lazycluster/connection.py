@@ -12,7 +12,7 @@ from lazycluster._model.checks import check_environment
 from lazycluster._model.command import Command
 from lazycluster._model.watch import make_watch
 from lazycluster._transports import factory
-from lazycluster._transports.host_context import HostContext, register_context
+from lazycluster._transports.host_context import HostContext
 from lazycluster._typing import Self
 from lazycluster.options import DEFAULT_MAX_SESSIONS, RuntimeOptions
 from lazycluster.results import CommandResult, Stream
@@ -68,7 +68,6 @@ class Connection:
         }
         self.host: Final = host
         self._context = HostContext(factory.make_transport(host, transport_options), env=check_environment(env))
-        register_context(self, self._context)
 
     def __repr__(self) -> str:
         """Return the host; never the password."""

@@ -10,7 +10,7 @@ from lazycluster._facts import Facts
 from lazycluster._model.checks import check_environment, check_port
 from lazycluster._model.watch import make_watch
 from lazycluster._requirements import Requirements
-from lazycluster._runtime_core import RuntimeCore, core_of, register_core
+from lazycluster._runtime_core import RuntimeCore, register_core
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
 from lazycluster._transports import factory
 from lazycluster._typing import Unpack
@@ -47,13 +47,11 @@ class Runtime(Facts, CleanupOnExit):
         InvalidRuntimeError: The host cannot be used; its `__cause__` says why.
     """
 
+    _core: RuntimeCore
+
     def __init__(self, host: str, working_dir: str | None = None, **connection_kwargs: Unpack[RuntimeOptions]) -> None:
         transport = factory.make_transport(host, connection_kwargs)
         register_core(self, RuntimeCore.connect(transport, working_dir, connection_kwargs.get("env")))
-
-    @property
-    def _core(self) -> RuntimeCore:
-        return core_of(self)
 
     @property
     def host(self) -> str:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from typing import ParamSpec
 
-from lazycluster._execution import TaskState, register_state, state_of
+from lazycluster._execution import TaskState, state_of
 from lazycluster._model.checks import absolute_path, check_program, check_timeout
 from lazycluster._transports.host_context import context_of
 from lazycluster._typing import Self
@@ -34,7 +34,6 @@ class RuntimeTask:
 
     def __init__(self, name: str | None = None) -> None:
         self._state = TaskState(name or f"task-{id(self)}")
-        register_state(self, self._state)
 
     def __repr__(self) -> str:
         """Return the name and the number of steps."""

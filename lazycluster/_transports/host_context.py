@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 
 import attrs
@@ -26,14 +25,7 @@ class HostContext:
         return self.transport.host
 
 
-_CONTEXTS: weakref.WeakKeyDictionary[object, HostContext] = weakref.WeakKeyDictionary()
-
-
-def register_context(connection: object, context: HostContext) -> None:
-    """Note the context of a connection, which is private to it, for the tasks that it carries out."""
-    _CONTEXTS[connection] = context
-
-
 def context_of(connection: object) -> HostContext:
-    """Return the context of a connection."""
-    return _CONTEXTS[connection]
+    """Return the context of a connection, which is private to it, for the tasks that it carries out."""
+    context: HostContext = vars(connection)["_context"]
+    return context

@@ -266,6 +266,25 @@ def test_connection_dropped_ends_without_gc(sshd: LocalSshd, tmp_path: Path, no_
         assert_eventually(lambda: not is_alive(master), "its master ends")
 
 
+def test_runtime_dropped_ends_after_failed_tasks(sshd: LocalSshd, resident: bool) -> None:
+    def fail(runtime: Runtime) -> None:
+        with pytest.raises(TaskExecutionError):
+            runtime.execute_task(RuntimeTask().run_command("false"), execute_async=False)
+        task = runtime.execute_task(RuntimeTask().run_command("false"))
+        with pytest.raises(TaskExecutionError):
+            task.join()
+        with pytest.raises(TaskExecutionError):
+            list(runtime.execute_task(RuntimeTask().run_command("false").run_function(bytes)).function_returns)
+
+    with assert_no_leaks(sshd):
+        runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
+        fail(runtime)
+        gone = weakref.ref(runtime)
+        del runtime
+        gc.collect()
+        assert gone() is None, "no error keeps it"
+
+
 def test_a_runtime_that_is_forgotten_lives_as_long_as_its_tasks(
     sshd: LocalSshd, tmp_path: Path, resident: bool
 ) -> None:

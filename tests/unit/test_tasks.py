@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import math
@@ -29,6 +30,7 @@ from lazycluster.exceptions import (
 )
 from lazycluster.executor import Executor
 from lazycluster.results import CommandResult
+from lazycluster.runtimes import Runtime
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile
 from lazycluster.tasks import RuntimeTask
 from lazycluster.testing import FakeHost
@@ -484,6 +486,25 @@ def test_a_stop_before_the_first_step(fake_host: FakeHost, transport: FakeTransp
     )
     process.join(10)
     assert (process.exitcode, fake_host.calls) == (-15, [])
+
+
+def test_task_deepcopy_runs_the_same_steps() -> None:
+    task = RuntimeTask("t").run_command("true")
+    with FakeHost() as host, Runtime("web1") as runtime:
+        host.on("true")
+        runtime.execute_task(copy.deepcopy(task), execute_async=False)
+        assert host.commands == ["true"]
+
+
+def test_task_whose_step_refers_to_it_is_collected() -> None:
+    def make_task() -> weakref.ref[RuntimeTask]:
+        task = RuntimeTask("t")
+        task.run_function(lambda: task)
+        return weakref.ref(task)
+
+    gone = make_task()
+    gc.collect()
+    assert gone() is None
 
 
 class Owner:
