@@ -112,7 +112,9 @@ def list_resources(server: LocalSshd) -> dict[str, str]:
     found |= {pid for pid in parents if str(directory) in command_line(pid)}
     found.discard(os.getpid())
     resources = {f"process {_unforked_pid(pid, parents)}": command_line(pid) for pid in found}
-    resources |= {f"file {path}": "" for path in directory.rglob("*")}
+    # os.walk() bears that a directory goes while it is looked at; Path.rglob() does not.
+    for parent, directories, files in os.walk(directory):
+        resources |= {f"file {Path(parent, name)}": "" for name in (*directories, *files)}
     resources |= {f"thread {thread.name}": "" for thread in threading.enumerate()}
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
