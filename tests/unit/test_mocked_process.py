@@ -101,4 +101,4 @@ def test_mocked_process_leaves_no_descriptor_open(fp: FakeProcess, output: Colle
 def test_run_and_capture_returns_mocked_output(fp: FakeProcess) -> None:
     fp.register(["ssh", "-G", "web1"], stdout="hostname web1\n", stderr="noise", returncode=1)
     completed = run_and_capture(["ssh", "-G", "web1"], timeout=10)
-    assert (completed.exit_code, completed.stdout) == (1, "hostname web1\n")
+    assert (completed.exit_code, completed.stdout, completed.stderr) == (1, "hostname web1\n", "noise")
