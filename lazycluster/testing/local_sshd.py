@@ -340,14 +340,15 @@ class LocalSshd:
         return link
 
 
-def write_config(path: Path, *servers: LocalSshd | str, extra: str = "") -> Path:
+def write_config(path: str | os.PathLike[str], *servers: LocalSshd | str, extra: str = "") -> Path:
     """Write one client configuration for several servers, and return its path.
 
     A server may be given as its own section too, the text that `LocalSshd.config` returns; `extra` comes last.
     """
     sections = [server if isinstance(server, str) else server.config() for server in servers]
-    path.write_text("\n".join([*sections, extra]))
-    return path
+    written = Path(path)
+    written.write_text("\n".join([*sections, extra]))
+    return written
 
 
 def find_sshd() -> str:

@@ -155,6 +155,11 @@ def test_an_option_replaces_the_default_whatever_its_case(make_sshd: MakeSshd) -
     assert [line for line in config.splitlines() if "startups" in line.lower()] == ["maxstartups 1:1:1"]
 
 
+def test_write_config_takes_a_path_as_text(tmp_path: Path) -> None:
+    path = write_config(str(tmp_path / "config"), "Host a\n")
+    assert path.read_text() == "Host a\n\n"
+
+
 def test_one_configuration_leads_to_several_servers(make_sshd: MakeSshd, tmp_path: Path) -> None:
     one, two = make_sshd(name="one"), make_sshd(name="two")
     config = write_config(tmp_path / "config", one, two, extra="Host three\n    HostName 127.0.0.1\n")
