@@ -31,7 +31,7 @@ def check_port(port: int) -> int:
         ValueError: It is no whole number from 1 to 65535.
     """
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-        raise ValueError(f"a port is a whole number from 1 to 65535, not {port!r}")
+        raise ValueError(f"port must be a whole number from 1 to 65535, got {port!r}")
     return port
 
 
@@ -57,6 +57,17 @@ def check_program(program: str | Sequence[str]) -> str | tuple[str, ...]:
     return words
 
 
+def check_stdin(data: bytes | None) -> bytes | None:
+    """Return the standard input of a command.
+
+    Raises:
+        ValueError: It is neither None nor bytes.
+    """
+    if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ValueError(f"stdin must be bytes, got {type(data).__name__}")
+    return None if data is None else bytes(data)
+
+
 def check_timeout(seconds: float | None) -> float | None:
     """Return a timeout.
 
@@ -64,7 +75,7 @@ def check_timeout(seconds: float | None) -> float | None:
         ValueError: It is neither None nor a positive number of seconds.
     """
     if seconds is not None and not _is_duration(seconds):
-        raise ValueError(f"a timeout is a positive number of seconds, or None, not {seconds!r}")
+        raise ValueError(f"timeout must be a positive number of seconds or None, got {seconds!r}")
     return seconds
 
 
@@ -75,8 +86,8 @@ def check_connect_timeout(seconds: float) -> float:
         ValueError: It is not a positive number of seconds, or more than ssh takes.
     """
     if not _is_duration(seconds) or seconds >= _MAX_CONNECT_TIMEOUT_SECONDS:
-        longest = f" (less than {_MAX_CONNECT_TIMEOUT_SECONDS:,.0f})"
-        raise ValueError(f"connect_timeout is a positive number of seconds, not {seconds!r}{longest}")
+        constraint = f"a positive number of seconds, less than {_MAX_CONNECT_TIMEOUT_SECONDS:,.0f}"
+        raise ValueError(f"connect_timeout must be {constraint}, got {seconds!r}")
     return seconds
 
 
@@ -115,9 +126,8 @@ def check_environment(variables: Mapping[str, str] | None) -> dict[str, str]:
     checked = dict(variables or {})
     for name, value in checked.items():
         if not isinstance(name, str) or not _VARIABLE_NAME.fullmatch(name):
-            raise ValueError(
-                f"not a name for an environment variable: {name!r} (letters, digits and _, no digit first)"
-            )
+            constraint = "letters, digits and _, without a digit first"
+            raise ValueError(f"the name of an environment variable must be {constraint}, got {name!r}")
         if not isinstance(value, str) or "\0" in value:
             raise ValueError(f"the value of the environment variable {name} must be text without NUL")
     return checked

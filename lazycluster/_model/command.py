@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from lazycluster._model.checks import check_environment, check_program, check_timeout
+from lazycluster._model.checks import check_environment, check_program, check_stdin, check_timeout
 
 
 @attrs.frozen
@@ -24,7 +24,7 @@ class Command:
     """The directory on the host where the command starts; by default the home directory."""
     env: Mapping[str, str] = attrs.field(factory=dict, converter=check_environment, repr=False)
     """Environment variables in addition to those of the host."""
-    stdin: bytes | None = attrs.field(default=b"", repr=False)
+    stdin: bytes | None = attrs.field(default=b"", converter=check_stdin, repr=False)
     """The standard input of the command. None means that the caller writes it while the command runs."""
     timeout: float | None = attrs.field(default=None, converter=check_timeout)
     """The time limit in seconds."""

@@ -35,16 +35,15 @@ RESERVED_OPTIONS = frozenset(
 
 def _check_name(parameter: str, name: str) -> None:
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{parameter} must not be empty")
+        raise ValueError(f"{parameter} must not be empty, got {name!r}")
     if name.startswith("-"):
-        raise ValueError(f"{parameter} must not begin with a dash, ssh would take it for an option: {name!r}")
+        raise ValueError(f"{parameter} must not begin with a dash, which ssh takes for an option, got {name!r}")
     if any(not character.isprintable() or character.isspace() for character in name):
-        raise ValueError(f"{parameter} must not hold spaces or control characters: {name!r}")
+        raise ValueError(f"{parameter} must not hold spaces or control characters, got {name!r}")
     forbidden = sorted(_SHELL_CHARACTERS.intersection(name))
     if forbidden:
-        raise ValueError(
-            f"{parameter} must not hold {' '.join(forbidden)} (ssh itself refuses that since 9.6): {name!r}"
-        )
+        characters = " ".join(forbidden)
+        raise ValueError(f"{parameter} must not hold {characters} (ssh refuses these since 9.6), got {name!r}")
 
 
 def _option_pairs(options: Mapping[str, str] | Iterable[tuple[str, str]] | None) -> tuple[tuple[str, str], ...]:
@@ -68,11 +67,11 @@ class Destination:
     options: tuple[tuple[str, str], ...] = attrs.field(default=(), converter=_option_pairs)
 
     def __attrs_post_init__(self) -> None:
-        _check_name("the host", self.host)
+        _check_name("host", self.host)
         if "/" in self.host:
-            raise ValueError(f"the host must be a name or an address, no URL: {self.host!r} (see user= and port=)")
+            raise ValueError(f"host must be a name or an address, no URL (see user= and port=), got {self.host!r}")
         if self.user is not None:
-            _check_name("the user", self.user)
+            _check_name("user", self.user)
         if self.port is not None:
             check_port(self.port)
         check_connect_timeout(self.connect_timeout)

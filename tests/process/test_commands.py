@@ -132,15 +132,15 @@ def test_no_command(fp: FakeProcess, text: str) -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
 def test_no_timeout(fp: FakeProcess, timeout: float) -> None:
-    with Connection("web1") as connection, pytest.raises(ValueError, match="a timeout is a positive number"):
+    with Connection("web1") as connection, pytest.raises(ValueError, match="timeout must be a positive number"):
         connection.run("true", timeout=timeout)
     assert list(fp.calls) == []
 
 
 def test_no_environment(fp: FakeProcess) -> None:
-    with Connection("web1") as connection, pytest.raises(ValueError, match="not a name for an environment variable"):
+    with Connection("web1") as connection, pytest.raises(ValueError, match="environment variable must be"):
         connection.run("true", env={"1": ""})
-    with pytest.raises(ValueError, match="not a name for an environment variable"):
+    with pytest.raises(ValueError, match="the name of an environment variable must be"):
         Connection("web1", env={"a-b": ""})
     assert list(fp.calls) == []
 

@@ -144,7 +144,7 @@ def test_environment(make: Make) -> None:
     runtime.set_env_variables({"C": "3", "WORKING_DIR": "/elsewhere"})
     assert runtime.env_variables == {"C": "3", "WORKING_DIR": "/work"}
     for change in (runtime.set_env_variables, runtime.add_env_variables):
-        with pytest.raises(ValueError, match="not a name for an environment variable"):
+        with pytest.raises(ValueError, match="the name of an environment variable must be"):
             change({"a-b": ""})
     assert runtime.env_variables == {"C": "3", "WORKING_DIR": "/work"}
 
@@ -268,7 +268,7 @@ def test_ports_that_are_none(fp: FakeProcess, make: Make) -> None:
             lambda port: runtime.expose_port_to_runtime(80, port),
             lambda port: runtime.expose_port_from_runtime(80, port),
         ):
-            with pytest.raises(ValueError, match="a port is a whole number from 1 to 65535"):
+            with pytest.raises(ValueError, match="port must be a whole number from 1 to 65535"):
                 ask(port)
     assert len(fp.calls) == 2
 

@@ -93,7 +93,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("host", {"user": ""}, "user must not be empty"),
     ("host", {"user": "-l"}, "dash"),
     ("host", {"user": "a\nb"}, "control characters"),
-    ("host", {"env": {"A B": "x"}}, "not a name for an environment variable: 'A B'"),
+    ("host", {"env": {"A B": "x"}}, "got 'A B'"),
     ("host", {"env": {"1A": "x"}}, "'1A'"),
     ("host", {"env": {"": "x"}}, "''"),
     ("host", {"env": {"A=B": "x"}}, "'A=B'"),
@@ -124,7 +124,7 @@ def test_what_cannot_be_right_is_refused_before_anything_runs(name: str, keyword
 def test_environment_names_are_checked_at_every_entrance(host: LocalSshd, name: str) -> None:
     before = count_connections(host)
     connection = Connection(host.host, **host.connection_kwargs)
-    with record_program_starts() as started, pytest.raises(ValueError, match="not a name for an environment variable"):
+    with record_program_starts() as started, pytest.raises(ValueError, match="environment variable must be"):
         connection.run("true", env={name: "x"})
     assert started == []
     assert count_connections(host) == before

@@ -33,6 +33,16 @@ def test_command_with_unusable_surroundings_is_refused(fields: dict[str, object]
         Command("true", **fields)  # type: ignore[arg-type]  # as above
 
 
+def test_command_stdin_of_text_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^stdin must be bytes, got str$"):  # it may be a secret
+        Command("cat", stdin="s3cret")  # type: ignore[arg-type]  # as above
+
+
+@pytest.mark.parametrize("stdin", [bytearray(b"x"), memoryview(b"x")])
+def test_command_stdin_becomes_bytes(stdin: bytes) -> None:
+    assert Command("cat", stdin=stdin).stdin == b"x"
+
+
 def test_command_repr_hides_program_stdin_and_environment() -> None:
     shown = repr(Command("echo s3cret", env={"TOKEN": "s3cret"}, stdin=b"s3cret", title="a title"))
     assert "s3cret" not in shown

@@ -20,7 +20,7 @@ def test_a_port(port: int) -> None:
 
 @pytest.mark.parametrize("port", [0, -1, 65536, 2**31, True, False, 22.0, "22", None])
 def test_no_port(port: Any) -> None:
-    with pytest.raises(ValueError, match=r"^a port is a whole number from 1 to 65535, not "):
+    with pytest.raises(ValueError, match=r"^port must be a whole number from 1 to 65535, got "):
         check_port(port)
 
 
@@ -45,7 +45,7 @@ def test_an_environment(variables: dict[str, str] | None) -> None:
 
 @pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A=B", "Ä", "A\n", "A;x", 3, None])
 def test_no_name_for_a_variable(name: Any) -> None:
-    with pytest.raises(ValueError, match="not a name for an environment variable") as caught:
+    with pytest.raises(ValueError, match="the name of an environment variable must be") as caught:
         check_environment({"GOOD": "x", name: "x"})
     assert repr(name) in str(caught.value)
 
@@ -66,7 +66,7 @@ def test_a_host(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["a/b", "ssh://web1", "ssh://me@web1:22/", "web1/", "/"])
 def test_a_url_is_no_host(host: str) -> None:
-    with pytest.raises(ValueError, match=r"must be a name or an address, no URL: .* \(see user= and port=\)") as caught:
+    with pytest.raises(ValueError, match=r"no URL \(see user= and port=\), got ") as caught:
         Destination(host)
     assert repr(host) in str(caught.value)
 
@@ -94,13 +94,13 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize(("name", "reason"), BAD_NAMES)
 def test_no_host(name: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^the host {reason}"):
+    with pytest.raises(ValueError, match=f"^host {reason}"):
         Destination(name)
 
 
 @pytest.mark.parametrize(("name", "reason"), [case for case in BAD_NAMES if case[0] is not None])
 def test_no_user(name: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^the user {reason}"):
+    with pytest.raises(ValueError, match=f"^user {reason}"):
         Destination("web1", user=name)
 
 
@@ -119,13 +119,13 @@ def test_a_host_never_reaches_an_argv_as_an_option_or_two_words(host: str) -> No
 
 @pytest.mark.parametrize("port", [0, 65536, "22", True])
 def test_no_port_of_a_destination(port: Any) -> None:
-    with pytest.raises(ValueError, match="a port is a whole number"):
+    with pytest.raises(ValueError, match="port must be a whole number"):
         Destination("web1", port=port)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 0.0, 1e6, float("inf"), float("nan"), True, "10", None])
 def test_no_timeout(timeout: Any) -> None:
-    with pytest.raises(ValueError, match="connect_timeout is a positive number of seconds, not "):
+    with pytest.raises(ValueError, match="connect_timeout must be a positive number of seconds"):
         Destination("web1", connect_timeout=timeout)
 
 
@@ -179,5 +179,5 @@ def test_a_timeout_of_a_command(seconds: float | None) -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), True, "5", b"5"])
 def test_no_timeout_of_a_command(seconds: Any) -> None:
-    with pytest.raises(ValueError, match="a timeout is a positive number of seconds, or None, not "):
+    with pytest.raises(ValueError, match="timeout must be a positive number of seconds or None, got "):
         check_timeout(seconds)

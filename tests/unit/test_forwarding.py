@@ -24,7 +24,7 @@ def test_text(forwarding: Forwarding, text: str) -> None:
 
 @pytest.mark.parametrize("ports", [(0, 80), (80, 0), (65536, 80), (80, 65536), (-1, 80), ("80", 80), (True, 80)])
 def test_ports_are_checked(ports: tuple[Any, Any]) -> None:
-    with pytest.raises(ValueError, match="a port is a whole number from 1 to 65535"):
+    with pytest.raises(ValueError, match="port must be a whole number from 1 to 65535"):
         Forwarding(ForwardType.LOCAL, *ports)
 
 

@@ -134,7 +134,7 @@ def test_no_command(command: str) -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), True, "5"])
 def test_no_timeout(timeout: Any) -> None:
-    with pytest.raises(ValueError, match="a timeout is a positive number of seconds, or None"):
+    with pytest.raises(ValueError, match="timeout must be a positive number of seconds or None"):
         RuntimeTask().run_command("x", timeout=timeout)
 
 
