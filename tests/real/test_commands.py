@@ -522,7 +522,7 @@ def test_what_ignores_the_request_to_end_is_killed_after_the_grace(host: LocalSs
 def test_what_cleans_up_when_asked_to_end_has_the_time_for_it(host: LocalSshd, connection: Connection) -> None:
     (host.home / "cleaned").unlink(missing_ok=True)
     with pytest.raises(CommandTimeoutError):
-        connection.run("trap 'sleep 1.5; touch cleaned; exit' TERM; while :; do sleep 0.1; done", timeout=0.5)
+        connection.run("trap 'sleep 1.5 && touch cleaned; exit' TERM; while :; do sleep 0.1; done", timeout=0.5)
     assert_eventually((host.home / "cleaned").exists, "it has cleaned up")
 
 

@@ -133,3 +133,23 @@ def test_stop_marked_kills_when_the_grace_is_over(
         assert stopping.returncode == 0
     assert time.monotonic() - began >= (0.3 if ignores else 0)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("shell", SHELLS)
+def test_stop_marked_spares_what_a_trap_starts(shell: str, tmp_path: Path) -> None:
+    mark = f"{secrets.token_hex(8)}."
+    # The `sleep 60` is an orphan when its parent has cleaned up, and gets SIGTERM only then.
+    clean_up = f"setsid sleep 60 & sleep 0.5 && touch {tmp_path}/cleaned; exit"
+    text = f"trap '{clean_up}' TERM; echo ready; while :; do sleep 0.05; done"
+    with subprocess.Popen(
+        ["sh", "-c", text], env={"PATH": os.environ["PATH"], "A_MARK": mark}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        script = f"set -- A_MARK={mark} 300\n{STOP_MARKED_PROCESSES}"
+        ended = subprocess.run([shell, "-c", script], capture_output=True, check=False, timeout=20)
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert time.monotonic() - began < 20
+    assert (tmp_path / "cleaned").exists()
