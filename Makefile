@@ -5,11 +5,11 @@ demo:
 	@scripts/setup demo
 	@.venv/bin/lazycluster demo
 
-# More than two cores would have: tests of real hosts wait for half of their time.
-WORKERS ?= 3
+# More than there are cores: tests of real hosts wait for much of their time.
+WORKERS ?= 4
 
 test: check
-	scripts/run-tests .venv/bin/python .pytest_cache -n $(WORKERS) --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real
+	scripts/run-tests .venv/bin/python .pytest_cache -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real
 
 check: setup
 	.venv/bin/ruff check .

@@ -144,7 +144,7 @@ class TaskProcess:
             self._ended.set()
 
     def __repr__(self) -> str:
-        """Return what it is and how it stands."""
+        """Return the name and the state."""
         state = "alive" if self.is_alive() else f"ended with {self.exitcode}"
         return f"<TaskProcess {self.name}, {state}>"
 

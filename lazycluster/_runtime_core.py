@@ -11,7 +11,7 @@ import attrs
 
 from lazycluster import _invoke
 from lazycluster._functions.function_call import Payload
-from lazycluster._model.checks import check_environment
+from lazycluster._model.checks import check_environment, check_text
 from lazycluster._model.command import Command
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._prefixed_output import PrefixedOutput
@@ -52,6 +52,7 @@ class RuntimeCore:
             InvalidRuntimeError: The host cannot be used; its `__cause__` is the reason.
         """
         variables = check_environment(env)
+        check_text("working_dir", working_dir)
         resources = ResourceRegistry(transport)
         made, host_info = resources.set_up(working_dir)
         for warning in host_info.warnings:

@@ -282,7 +282,7 @@ class Runtime(Facts, CleanupOnExit):
         """Return the process with a key.
 
         Raises:
-            ValueError: There is none.
+            ValueError: No process has that key.
         """
         return self._core.resources.get_process(key)
 

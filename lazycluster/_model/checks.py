@@ -102,6 +102,17 @@ def check_max_sessions(max_sessions: int) -> int:
     return max_sessions
 
 
+def check_text(name: str, value: str | None) -> str | None:
+    """Return a parameter that is text or None.
+
+    Raises:
+        ValueError: The value is empty, holds NUL, or is no text.
+    """
+    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
+        raise ValueError(f"{name} must be text, not empty and without NUL, got {value!r:.200}")
+    return value
+
+
 def check_grace(seconds: float) -> float:
     """Return the time between SIGTERM and SIGKILL.
 

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 
 import attrs
 
-from lazycluster._model.checks import check_environment, check_program, check_stdin, check_timeout
+from lazycluster._model.checks import check_environment, check_program, check_stdin, check_text, check_timeout
+
+
+def _check_cwd(cwd: str | None) -> str | None:
+    return check_text("cwd", cwd)
 
 
 @attrs.frozen
@@ -20,7 +24,7 @@ class Command:
 
     program: str | tuple[str, ...] = attrs.field(converter=check_program, repr=False)
     """Text for a POSIX shell, or the words of a program, which starts without a shell."""
-    cwd: str | None = None
+    cwd: str | None = attrs.field(default=None, converter=_check_cwd)
     """The directory on the host where the command starts; by default the home directory."""
     env: Mapping[str, str] = attrs.field(factory=dict, converter=check_environment, repr=False)
     """Environment variables in addition to those of the host."""

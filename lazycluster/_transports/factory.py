@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lazycluster._model.checks import absolute_path, check_environment, check_grace
+from lazycluster._model.checks import absolute_path, check_environment, check_grace, check_text
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.destination import Destination
 from lazycluster._transports.interface import RuntimeTransport
@@ -37,6 +37,9 @@ def _make(host: str, options: RuntimeOptions) -> RuntimeTransport:
         known = ", ".join(sorted(RuntimeOptions.__annotations__))
         raise TypeError(f"Runtime() got an unexpected keyword argument {unknown[0]!r}; there are: {known}")
     check_environment(options.get("env"))
+    password = options.get("password")
+    if password is not None and not isinstance(password, str):
+        raise ValueError(f"password must be text, got an object of {type(password).__name__}")
     identity_file, config_file = options.get("identity_file"), options.get("config_file")
     destination = Destination(
         host,
@@ -49,11 +52,14 @@ def _make(host: str, options: RuntimeOptions) -> RuntimeTransport:
     )
     ssh_client = SshClient(
         destination,
-        password=options.get("password"),
+        password=password,
         grace=check_grace(options.get("grace", DEFAULT_GRACE_SECONDS)),
         max_sessions=options.get("max_sessions", DEFAULT_MAX_SESSIONS),
     )
-    python = options.get("python")
-    if options.get("resident", True):
+    python = check_text("python", options.get("python"))
+    resident = options.get("resident", True)
+    if not isinstance(resident, bool):
+        raise ValueError(f"resident must be True or False, got {resident!r}")  # noqa: TRY004 - as every bad value
+    if resident:
         return ResidentTransport(ssh_client, python)
     return PerCommandTransport(ssh_client, python)

@@ -66,8 +66,6 @@ class ResidentTransport(SshTransport):
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
         """Start the supervisor, which makes the working directory and probes the machine."""
-        if working_dir is not None:
-            _check_path(working_dir)
         settings = SupervisorSettings(self._python, self.ssh_client.grace, working_dir or "", PROBE_SCRIPT)
         with self._lock:
             hello = self._start_supervisor(settings)
@@ -92,7 +90,6 @@ class ResidentTransport(SshTransport):
         if current is None or not self._is_usable(current):
             current = self._restart_supervisor()
         if cwd is not None:
-            _check_path(cwd)
             for path, reason in list(self._lost_temp_dirs.items()):
                 if f"{cwd}/".startswith(f"{path}/"):
                     why = f"it was temporary, and went when the connection broke: {reason}"
@@ -308,8 +305,3 @@ class ResidentTransport(SshTransport):
         else:
             if leftovers:
                 _log.warning("%s: the clean-up left something: %s", self.host, ", ".join(leftovers))
-
-
-def _check_path(path: str) -> None:
-    if not path or "\0" in path:
-        raise ValueError(f"a path must not be empty and cannot hold NUL: {path!r}")

@@ -107,7 +107,7 @@ class SupervisorClient:
         start_thread(self._thread)
 
     def __repr__(self) -> str:
-        """Return the host and how it stands."""
+        """Return the host and the state."""
         return f"<Supervisor of {self._ssh_client.host}, {'alive' if self.is_running else 'ended'}>"
 
     @property

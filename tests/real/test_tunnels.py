@@ -430,6 +430,7 @@ def test_a_stopped_ssh_is_replaced(sshd: LocalSshd, runtime: Runtime) -> None:
         runtime.stop_process(key)
 
 
+@pytest.mark.soak  # ssh itself takes 20 s
 def test_a_cut_cable_is_noticed_by_ssh_and_mended(
     sshd: LocalSshd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,9 +27,12 @@ def test_command_with_unusable_program_is_refused(program: object) -> None:
         Command(program)  # type: ignore[arg-type]  # as a caller without a type checker
 
 
-@pytest.mark.parametrize("fields", [{"env": {"a-b": "1"}}, {"env": {"A": 1}}, {"timeout": 0}, {"timeout": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"env": {"a-b": "1"}}, {"env": {"A": 1}}, {"timeout": 0}, {"timeout": True}, {"cwd": ""}, {"cwd": "a\0b"}],
+)
 def test_command_with_unusable_surroundings_is_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"environment variable|timeout"):
+    with pytest.raises(ValueError, match=r"environment variable|timeout|cwd must"):
         Command("true", **fields)  # type: ignore[arg-type]  # as above
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from lazycluster import Connection, Gpu, HostInfo, Runtime
+from lazycluster import Connection, Gpu, HostInfo, LazyclusterError, Runtime
 from lazycluster._facts import Facts, info_rows
 from lazycluster._transports.factory import make_transport
 from lazycluster._transports.per_command import PerCommandTransport
@@ -133,3 +133,18 @@ def test_facts_as_text() -> None:
     assert (facts.memory, facts.memory_in_mb, facts.gpu_count) == (str(3 << 29), "1536", 2)
     assert facts.gpus == list(Known.host_info.gpus)
     assert facts.info["gpus"] == facts.gpus
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"password": 5}, "password must be text, got an object of int"),
+        ({"python": ""}, "python must be text, not empty and without NUL, got ''"),
+        ({"resident": "no"}, "resident must be True or False, got 'no'"),
+        ({"working_dir": ""}, "working_dir must be text, not empty and without NUL, got ''"),
+    ],
+)
+def test_runtime_with_unusable_keyword_is_refused_at_once(keywords: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$") as caught:
+        Runtime("web1", **keywords)
+    assert not isinstance(caught.value, LazyclusterError)
