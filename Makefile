@@ -1,5 +1,5 @@
 # Each target makes the machine ready first: see scripts/setup.
-.PHONY: demo test check bench wheel-test all-pythons soak clean setup
+.PHONY: demo test tests check bench wheel-test all-pythons soak clean setup
 
 demo:
 	@scripts/setup demo
@@ -8,7 +8,10 @@ demo:
 # More than there are cores: tests of real hosts wait for much of their time.
 WORKERS ?= 4
 
-test: check
+test: check tests
+
+# Every test but those of `make soak`; `make test` checks the code as well.
+tests: setup
 	scripts/run-tests .venv/bin/python .pytest_cache -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real
 
 check: setup
