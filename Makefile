@@ -6,7 +6,7 @@ demo:
 	@.venv/bin/lazycluster demo
 
 # More than there are cores: tests of real hosts wait for much of their time.
-WORKERS ?= 4
+WORKERS ?= 3
 
 test: check tests
 
