@@ -127,7 +127,7 @@ def test_ten_tunnels_are_one_process_and_one_connection(server: LocalSshd, runti
             assert server.connections() == connections + 1
         pid = ten.pid
         runtime.stop_process(ten.keys[-1])
-        assert not is_alive(pid)
+        assert_eventually(lambda: not is_alive(pid), "its ssh is gone")
         assert set(masters()) == ours
         assert not any(listening_addresses(port) for port in ten.ports)
         assert_eventually(lambda: server.connections() == connections, "the connection ends")
