@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,8 @@ from tests.reserved_ports import release_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
+    from typing import Any
 
 _LIBRARY_DIRECTORY_PATTERNS = ("lc-*", "lazycluster-*")
 
@@ -27,6 +32,30 @@ def pytest_configure() -> None:
         handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def pytest_collection_finish() -> None:
+    """Let threads install the trace function of coverage one after the other.
+
+    CPython 3.11 refuses that to a thread while another one does it, if an audit hook lets go of the GIL in between
+    ("Cannot install a trace function while another trace function is being installed"). `tests.real.observation` has
+    such a hook. The thread then ends before it has begun, and the test that waits for its result hangs.
+    """
+    install = threading.gettrace()
+    if install is None or platform.python_version_tuple()[:2] != ("3", "11"):
+        return
+    lock, settrace = threading.RLock(), sys.settrace
+
+    def settrace_in_turn(function: Any) -> None:
+        with lock:
+            settrace(function)
+
+    def install_in_turn(frame: FrameType, event: Any, argument: Any) -> Any:
+        with lock:
+            return install(frame, event, argument)
+
+    pytest.MonkeyPatch().setattr(sys, "settrace", settrace_in_turn)
+    threading.settrace(install_in_turn)
 
 
 @pytest.fixture(scope="session")
