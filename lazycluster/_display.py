@@ -53,7 +53,7 @@ def write_text(text: str, *, err: bool = False) -> None:
 
 
 def has_colours(*, err: bool = False) -> bool:
-    """Returns whether standard output, or standard error, is a terminal with colours, and NO_COLOR is not set.
+    """Return whether standard output, or standard error, is a terminal with colours, and NO_COLOR is not set.
 
     rich decides, so that everything on a screen agrees.
     """

@@ -162,7 +162,7 @@ def explain_steps(
         steps: The steps of one task.
         destination: The host.
         working_dir: Where they run, as `Runtime(host, working_dir)` has it; None: in the home directory.
-        is_directory: Returns whether something that is sent is a directory.
+        is_directory: Return whether something that is sent is a directory.
         payloads: For the index of a `RunFunction` where its `render_standalone_file` is; without it that step fails.
         python: The Python for functions on the host, as for `Runtime(host, python=)`.
     """

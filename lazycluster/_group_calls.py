@@ -11,7 +11,6 @@ from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, check_on_error, gather, unwrap_all, values_or_errors
 from lazycluster._mapping import MapScheduler
 from lazycluster._membership import Members
-from lazycluster._model.checks import check_program, check_timeout
 from lazycluster._model.command import Command
 from lazycluster._model.watch import Watch
 from lazycluster._runtime_core import core_of
@@ -35,8 +34,7 @@ def run_command(
     on_output: Callable[[str, Stream, bytes], object] | None,
 ) -> Mapping[str, CommandResult | Error]:
     """Run a command on every host; see `RuntimeGroup.run()`."""
-    check_program(command)
-    check_timeout(timeout)
+    title = Command(command, timeout=timeout).title  # refuses here what no host could run
 
     def work(runtime: Runtime, cancel_token: CancelToken) -> CommandResult:
         def pass_output(stream: Stream, data: bytes) -> None:
@@ -46,7 +44,7 @@ def run_command(
         watch = Watch(pass_output, cancel_token=cancel_token)
         return core_of(runtime).run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)
 
-    return _run_on_all(members, work, f"`{Command(command).title}`", on_error)
+    return _run_on_all(members, work, f"`{title}`", on_error)
 
 
 def call_function(

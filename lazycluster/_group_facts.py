@@ -41,7 +41,7 @@ class GroupFacts:
         return dict(self._members.failed)
 
     def contains_runtime(self, host: str) -> bool:
-        """Returns whether a host belongs to the group."""
+        """Return whether a host belongs to the group."""
         return host in self._members.all()
 
     def get_runtime(self, host: str | None = None) -> Runtime:

@@ -19,7 +19,7 @@ class GroupPorts:
     _members: Members
 
     def has_free_port(self, port: int, exclude_hosts: str | Iterable[str] | None = None) -> bool:
-        """Returns whether a server could listen on a port of every host.
+        """Return whether a server could listen on a port of every host.
 
         Raises:
             HostsFailedError: Some hosts could not be asked.

@@ -149,7 +149,7 @@ class MapScheduler(Generic[X, T]):
         return self._next_index in self._outcomes if self._ordered else bool(self._outcomes)
 
     def _can_read(self) -> bool:
-        """Returns whether another item is to be taken from the iterable."""
+        """Return whether another item is to be taken from the iterable."""
         if self._source_exhausted:
             return False
         if self._all_hosts_failed:  # one more item shows whether the iterable has ended
@@ -220,7 +220,7 @@ class MapScheduler(Generic[X, T]):
         return True
 
     def _recover_host(self, runtime: Runtime, error: Exception) -> bool:
-        """Returns whether a host that failed can be used again; if it cannot, the other hosts continue without it."""
+        """Return whether a host that failed can be used again; if it cannot, the other hosts continue without it."""
         if isinstance(error, ConnectionLostError) and not runtime.closed and runtime.is_valid_runtime():
             return True
         if not self._cancel_group.is_cancelled:

@@ -21,7 +21,7 @@ from lazycluster.runtimes import Runtime
 _OPEN_FILES_PER_HOST, _OTHER_OPEN_FILES = 16, 256
 """Open files of a host, measured as 8 at rest and 10 at work; and of everything else."""
 DEFAULT_MAX_CONNECTIONS = 16
-"""Log-ins at once by default; a jump host and the processors of the local machine bear so many."""
+"""The default number of log-ins at once. A jump host and the processors of the local machine bear it."""
 
 
 def check_options(options: RuntimeOptions, max_connections: int) -> None:
@@ -69,7 +69,7 @@ def connect_hosts(
 
 
 def _connect_runtime(host: str, working_dir: str | None, options: RuntimeOptions, cancel_group: CancelGroup) -> Runtime:
-    """Return a runtime as `Runtime()` does; if the group is cancelled meanwhile, the log-in ends."""
+    """Return a runtime as `Runtime()` does; if the group is cancelled during the log-in, the log-in ends."""
     transport = factory.make_transport(host, options)
     with cancel_group.on_cancel(transport.close):
         core = RuntimeCore.connect(transport, working_dir, options.get("env"))

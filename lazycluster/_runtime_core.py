@@ -84,7 +84,7 @@ class RuntimeCore:
     ) -> CommandResult:
         """Run a command in the working directory; see `Runtime.run()`."""
         self.resources.check_open()
-        variables = {**self.env_variables, **check_environment(env)}
+        variables = {**self.env_variables, **(env or {})}  # a Command checks them
         command = Command(program, cwd=self.working_dir, env=variables, stdin=stdin, timeout=timeout)
         result = self.transport.run(command, watch)
         self.last_success = time.monotonic()

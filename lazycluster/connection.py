@@ -116,7 +116,7 @@ class Connection:
             WorkingDirectoryError: `cwd` cannot be entered.
             ValueError: The command is empty, or the name of a variable is not an identifier.
         """
-        variables = {**self._context.env, **check_environment(env)}
+        variables = {**self._context.env, **(env or {})}  # a Command checks them
         return self._context.transport.run(
             Command(command, cwd=cwd, env=variables, stdin=stdin, timeout=timeout), make_watch(on_output=on_output)
         )

@@ -47,7 +47,7 @@ class ManagedProcess(Protocol):
         """0 after a success, another number after a failure, a negative one if it was stopped; None while it runs."""
 
     def is_alive(self) -> bool:
-        """Returns whether it still runs."""
+        """Return whether it still runs."""
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, at most `timeout` seconds."""

@@ -112,7 +112,7 @@ class Runtime(Facts, CleanupOnExit):
         installed_executables: str | list[str] | None = None,
         filter_commands: str | list[str] | None = None,
     ) -> bool:
-        """Returns whether the host meets all requirements.
+        """Return whether the host meets all requirements.
 
         Args:
             gpu_required: Whether it must have a GPU.

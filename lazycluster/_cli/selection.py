@@ -43,7 +43,7 @@ def parse_requirements(texts: tuple[str, ...]) -> Requirements:
     """Return the requirements that `--group-filter` names.
 
     Raises:
-        ValueError: A text is none of the filters, or has a value that its filter does not take.
+        ValueError: A text is not a filter, or has a value that its filter does not take.
     """
     found = Requirements()
     for text in texts:
