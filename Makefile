@@ -12,7 +12,7 @@ test: check tests
 
 # Every test but those of `make soak`; `make test` checks the code as well.
 tests: setup
-	scripts/run-tests .venv/bin/python .pytest_cache -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real
+	.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered tests/unit tests/process tests/contract tests/real
 
 check: setup
 	.venv/bin/ruff check .

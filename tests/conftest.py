@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster.testing import _process_guard
+from tests.processes import descendant_pids, parent_by_pid
 from tests.reserved_ports import release_ports
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
     from typing import Any
+
+pytest_plugins = ("tests.sshd_fixtures",)
 
 _LIBRARY_DIRECTORY_PATTERNS = ("lc-*", "lazycluster-*")
 
@@ -38,7 +41,7 @@ def pytest_collection_finish() -> None:
     """Let threads install the trace function of coverage one after the other.
 
     CPython 3.11 refuses that to a thread while another one does it, if an audit hook lets go of the GIL in between
-    ("Cannot install a trace function while another trace function is being installed"). `tests.real.observation` has
+    ("Cannot install a trace function while another trace function is being installed"). `tests.observation` has
     such a hook. The thread then ends before it has begun, and the test that waits for its result hangs.
     """
     install = threading.gettrace()
@@ -106,7 +109,7 @@ def check_no_leaks(run_directory: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(*mark.split("="))
         yield
-    ended = _process_guard.wait_until(lambda: not _find_processes_of_run(mark, run_directory), timeout=10)
+    ended = wait_until(lambda: not _find_processes_of_run(mark, run_directory), timeout=10)
     left = [] if ended else [f"process {row}" for row in _find_processes_of_run(mark, run_directory)]
     left += [f"directory {path}" for path in sorted(_find_library_directories(watched) - before)]
     if left:
@@ -122,9 +125,9 @@ def _find_processes_of_run(mark: str, run_directory: Path) -> list[str]:
 
     These have the mark in their environment; a master of ssh overwrites that with its title, which names its socket.
     """
-    own = _process_guard.descendant_pids(os.getpid())
+    own = descendant_pids(os.getpid())
     found = []
-    for pid in sorted(_process_guard.parent_by_pid().keys() - {os.getpid()}):
+    for pid in sorted(parent_by_pid().keys() - {os.getpid()}):
         environment, command = _read_proc_file(pid, "environ"), _read_proc_file(pid, "cmdline")
         if pid in own or mark in environment or str(run_directory) in command:
             found.append(f"{pid}: {command.replace(chr(0), ' ')}")

@@ -20,8 +20,8 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.testing import FakeHost, Ran
-from lazycluster.testing._process_guard import wait_until
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
+from tests.waiting import wait_until
 
 # How they end --------------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster.testing._process_guard import wait_until
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
+from tests.waiting import wait_until
 
 
 class Adder:

@@ -15,8 +15,8 @@ from lazycluster._runtime_core import core_of
 from lazycluster._transports.host_context import HostContext
 from lazycluster._waiting import CancelToken
 from lazycluster.results import Error, Value
-from lazycluster.testing._process_guard import wait_until
 from tests.contract.conftest import TransportCase
+from tests.waiting import wait_until
 
 LONG = 60.0
 

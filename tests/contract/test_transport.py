@@ -31,9 +31,9 @@ from lazycluster._transports import factory
 from lazycluster._transports.interface import RuntimeTransport
 from lazycluster._waiting import CancelToken
 from lazycluster.results import Collector, Error, Stream, Value
-from lazycluster.testing._process_guard import wait_until
 from tests.contract.conftest import HOST_ALIAS, TransportCase
 from tests.reserved_ports import reserve_free_port
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lazycluster._ssh.prompts import AskUser, InteractiveOutcome, run_interactive
-from lazycluster.testing import _process_guard
+from tests.processes import parent_by_pid
+from tests.waiting import wait_until
 
 HOST_KEY = """\
 sys.stdout.write("The authenticity of host '[h]:22 ([1.2.3.4]:22)' can't be established.\\n"
@@ -129,7 +130,7 @@ def test_without_an_answer_the_program_is_ended(run: Run, tmp_path: Path) -> Non
     assert ended.exit_code is None
     assert ended.unanswered_prompt.startswith("Are you sure")
     pid = int((tmp_path / "pid").read_text())
-    assert _process_guard.wait_until(lambda: pid not in _process_guard.parent_by_pid(), timeout=5)
+    assert wait_until(lambda: pid not in parent_by_pid(), timeout=5)
 
 
 def test_a_script_that_is_ended_may_clean_up(run: Run, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ getpass.getpass("u@h's password: ")
     run(body, Person(None))
 
     pids = {int(pid) for pid in (tmp_path / "pids").read_text().split()}
-    assert _process_guard.wait_until(lambda: not pids & set(_process_guard.parent_by_pid()), timeout=5)
+    assert wait_until(lambda: not pids & set(parent_by_pid()), timeout=5)
 
 
 def test_the_persons_time_does_not_count(run: Run) -> None:
@@ -181,7 +182,7 @@ def test_ctrl_c_at_a_question_ends_the_program(run: Run, tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         run("open(here + '/pid', 'w').write(str(os.getpid()))\n" + HOST_KEY, interrupted)
     pid = int((tmp_path / "pid").read_text())
-    assert _process_guard.wait_until(lambda: pid not in _process_guard.parent_by_pid(), timeout=5)
+    assert wait_until(lambda: pid not in parent_by_pid(), timeout=5)
 
 
 @pytest.mark.parametrize("secret", ["line\nbreak", "\x03", "\ud800"])

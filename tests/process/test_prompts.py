@@ -21,6 +21,8 @@ from lazycluster._ssh.diagnosis import diagnose
 from lazycluster._ssh.prompts import LoginEndReason, LoginOutcome, log_in
 from lazycluster.exceptions import AuthenticationError, ConnectTimeoutError, UnknownHostKeyError
 from lazycluster.testing import _process_guard
+from tests.processes import child_pids, parent_by_pid
+from tests.waiting import wait_until
 
 SECRET = "correct horse é"
 PROMPT = "u@dest's password: "
@@ -84,7 +86,7 @@ def answers(tmp_path: Path) -> Callable[[], list[str]]:
 
 def has_ended(tmp_path: Path, name: str = "pid") -> bool:
     pid = int((tmp_path / name).read_text())
-    return _process_guard.wait_until(lambda: pid not in _process_guard.parent_by_pid(), timeout=5)
+    return wait_until(lambda: pid not in parent_by_pid(), timeout=5)
 
 
 # Prompts that are answered -------------------------------------------------------------------------------------------
@@ -139,9 +141,9 @@ while not all(os.path.exists(os.path.join(here, name)) for name in ("helper", "b
     try:
         assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.EXITED, 0)
         assert took < 5
-        assert not _process_guard.wait_until(lambda: not pids <= _process_guard.parent_by_pid().keys(), timeout=0.3)
+        assert not wait_until(lambda: not pids <= parent_by_pid().keys(), timeout=0.3)
     finally:
-        _process_guard.kill_all(lambda: pids & _process_guard.parent_by_pid().keys())
+        _process_guard.kill_all(lambda: pids & parent_by_pid().keys())
 
 
 def test_a_passphrase_that_does_not_fit_lets_ssh_go_on(run: Run, answers: Callable[[], list[str]]) -> None:
@@ -271,7 +273,7 @@ def test_one_that_is_stopped_is_ended(run: Run, tmp_path: Path) -> None:
     stopping = threading.Event()
 
     def stop() -> None:
-        _process_guard.wait_until((tmp_path / "pid").exists, 20)
+        wait_until((tmp_path / "pid").exists, 20)
         stopping.set()
 
     stopper = threading.Thread(target=stop)
@@ -294,7 +296,7 @@ def test_ctrl_c_in_the_moment_of_its_start_leaves_nothing(
     def interrupted(*arguments: Any, **keywords: Any) -> pexpect.spawn:
         child = spawn(*arguments, **keywords)
         made.append(child)
-        _process_guard.wait_until((tmp_path / "pid").exists, 20)
+        wait_until((tmp_path / "pid").exists, 20)
         signal.pthread_kill(main, signal.SIGINT)
         return child
 
@@ -414,12 +416,12 @@ def test_no_descriptor_is_left_open(run: Run) -> None:
 
 
 def test_a_deadline_in_the_past_ends_it_at_once() -> None:
-    before = _process_guard.child_pids(os.getpid())
+    before = child_pids(os.getpid())
     begun = time.monotonic()
 
     assert log_in(["sleep", "60"], SECRET, deadline=0, host_names=()).end_reason is LoginEndReason.TIMED_OUT
     assert time.monotonic() - begun < 5
-    assert _process_guard.child_pids(os.getpid()) == before
+    assert child_pids(os.getpid()) == before
 
 
 def test_many_log_ins_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster.testing import Relay, _process_guard
+from lazycluster.testing import Relay
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,7 @@ def test_bytes_go_there_and_back_and_the_end_too(echo: int) -> None:
         assert relay.connections == 1
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
-        assert _process_guard.wait_until(lambda: relay.connections == 0, timeout=10)
+        assert wait_until(lambda: relay.connections == 0, timeout=10)
 
 
 def test_more_than_fits_on_the_way_goes_through(echo: int) -> None:
@@ -70,9 +71,9 @@ def test_more_than_fits_on_the_way_goes_through(echo: int) -> None:
     with Relay(echo, delay=0.001) as relay, connect(relay) as connection:
         sender = threading.Thread(target=connection.sendall, args=(bytes(size),))
         sender.start()
-        assert _process_guard.wait_until(lambda: relay.connections == 1, timeout=10)
+        assert wait_until(lambda: relay.connections == 1, timeout=10)
         # Nobody reads, so that everything on the way fills up.
-        assert _process_guard.wait_until(lambda: not all(f.can_read() for f in relay._flow_pairs[0]), timeout=10)
+        assert wait_until(lambda: not all(f.can_read() for f in relay._flow_pairs[0]), timeout=10)
         got = 0
         while got < size:
             got += len(connection.recv(1 << 20))
@@ -127,7 +128,7 @@ def test_a_client_that_resets_takes_the_other_side_with_it(echo: int) -> None:
         assert exchange(connection, b"a") == b"a"
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
-        assert _process_guard.wait_until(lambda: relay.connections == 0, timeout=10)
+        assert wait_until(lambda: relay.connections == 0, timeout=10)
 
 
 def test_a_target_that_refuses_closes_the_connection() -> None:

@@ -26,8 +26,8 @@ from lazycluster import (
     RuntimeTask,
     TaskExecutionError,
 )
-from lazycluster.testing._process_guard import wait_until
 from tests.process.fake_ssh import HOST_FACTS_OUTPUT, recorded_argvs, register_command, register_log_in
+from tests.waiting import wait_until
 
 Make = Callable[..., Runtime]
 

@@ -24,11 +24,13 @@ from lazycluster import (
     TaskExecutionError,
 )
 from lazycluster.testing import LocalSshd
-from tests.real.client_programs import assert_eventually, call_in_parallel
-from tests.real.observation import assert_no_leaks, command_line, running_relay, unique_sleep_seconds
+from tests.client_programs import call_in_parallel
+from tests.observation import assert_no_leaks, running_relay, unique_sleep_seconds
+from tests.processes import command_line
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 
 @pytest.fixture

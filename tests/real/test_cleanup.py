@@ -17,23 +17,23 @@ import pytest
 
 from lazycluster import CommandTimeoutError, Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
 from lazycluster.testing import LocalSshd
+from tests.client_programs import ClientProgram, master_pid_of
 from tests.internals import ssh_client_of
-from tests.real.client_programs import ClientProgram, assert_eventually, master_pid_of
-from tests.real.observation import (
+from tests.observation import (
     EchoServer,
     assert_no_leaks,
-    command_line,
-    is_alive,
     is_echoing,
     list_resources,
     listening_addresses,
     running_relay,
     unique_sleep_seconds,
 )
+from tests.processes import command_line, is_alive
 from tests.reserved_ports import reserve_free_port
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 
 def sleeping(server: LocalSshd, command: str) -> list[int]:

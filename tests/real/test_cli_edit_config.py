@@ -26,7 +26,9 @@ from lazycluster._cli import main
 from lazycluster._ssh import config_edit, config_hosts
 from lazycluster._ssh.config import EffectiveConfig, parse_effective_config
 from lazycluster._ssh.config_edit import add_host, hosts_file, include_line, remove_host
-from lazycluster.testing import LocalSshd, _process_guard
+from lazycluster.testing import LocalSshd
+from tests.processes import parent_by_pid
+from tests.waiting import wait_until
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -304,7 +306,7 @@ def test_add_runtime_ends_a_match_that_hangs(cli: Cli, config: Path, monkeypatch
     assert status == 1
     assert "`ssh -G web` did not end within 0.5 s" in err
     assert time.monotonic() - begun < 10
-    assert _process_guard.wait_until(lambda: int(pid.read_text()) not in _process_guard.parent_by_pid(), timeout=5)
+    assert wait_until(lambda: int(pid.read_text()) not in parent_by_pid(), timeout=5)
 
 
 def test_add_runtime_at_once_loses_no_host(config: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from lazycluster._cli import main
 from lazycluster.testing import LocalSshd, write_config
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,19 +28,19 @@ from lazycluster import (
 )
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.real.client_programs import (
+from tests.client_programs import (
     BackgroundCommand,
     ClientProgram,
     assert_becomes_idle,
-    assert_eventually,
     count_connections,
     find_host_pids,
     master_pid_of,
 )
-from tests.real.observation import record_program_starts
+from tests.observation import record_program_starts
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 
 @pytest.fixture(scope="module")

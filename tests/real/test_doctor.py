@@ -23,12 +23,13 @@ import pytest
 from lazycluster._cli import main
 from lazycluster._doctor import Finding, Verdict, examine
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.real.client_programs import assert_becomes_idle, assert_eventually
-from tests.real.observation import options_without_python, skip_or_fail
+from tests.client_programs import assert_becomes_idle
+from tests.observation import options_without_python, skip_or_fail
 from tests.reserved_ports import reserve_free_port
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 ALL = [
     "configuration",

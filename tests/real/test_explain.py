@@ -18,10 +18,10 @@ from lazycluster._functions.serialize import serialize_call
 from lazycluster._functions.standalone import render_standalone_file
 from lazycluster._ssh.destination import Destination
 from lazycluster.testing import LocalSshd
-from tests.real.client_programs import assert_eventually
-from tests.real.observation import skip_or_fail
+from tests.observation import skip_or_fail
 from tests.real.test_commands import TEXTS
 from tests.real.test_files import NAMES, described, file, tree
+from tests.waiting import assert_eventually
 
 # A name of 255 bytes is longer as a word than the comment shows, and no test of these lines.
 PATHS = [name for name in NAMES if len(name) < 255]

@@ -32,11 +32,9 @@ from lazycluster._runtime_core import core_of
 from lazycluster._transports.host_context import context_of
 from lazycluster._transports.interface import Transport
 from lazycluster.testing import LocalSshd
-from lazycluster.testing._process_guard import child_pids
-from tests.real.client_programs import ClientProgram, assert_eventually, call_in_parallel
-from tests.real.observation import (
+from tests.client_programs import ClientProgram, call_in_parallel
+from tests.observation import (
     assert_no_leaks,
-    command_line,
     count_sessions,
     mounted_small_disk,
     read_only_directory,
@@ -45,9 +43,11 @@ from tests.real.observation import (
     skip_or_fail,
     write_script,
 )
+from tests.processes import child_pids, command_line
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 WHEN = 1_000_000_000
 

@@ -41,10 +41,9 @@ from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.serialize import serialize_call
 from lazycluster._runtime_core import core_of
 from lazycluster.testing import LocalSshd
-from tests.real.client_programs import assert_eventually, call_in_parallel
-from tests.real.observation import (
+from tests.client_programs import call_in_parallel
+from tests.observation import (
     assert_no_leaks,
-    command_line,
     count_sessions,
     options_without_python,
     record_program_starts,
@@ -54,9 +53,11 @@ from tests.real.observation import (
     unique_sleep_seconds,
     write_script,
 )
+from tests.processes import command_line
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 HERE = "{}.{}".format(*sys.version_info)
 

@@ -33,15 +33,15 @@ from lazycluster import (
 )
 from lazycluster.results import CommandResult, Error
 from lazycluster.testing import LocalSshd, Relay, write_config
-from lazycluster.testing._process_guard import wait_until
-from tests.real import observation
-from tests.real.client_programs import assert_eventually, count_connections, count_log_ins, find_host_pids
-from tests.real.observation import EchoServer, assert_no_leaks, is_echoing, listening_addresses, unique_sleep_seconds
+from tests.client_programs import count_connections, count_log_ins, find_host_pids
+from tests.keyboard_interrupt import interrupt
+from tests.observation import EchoServer, assert_no_leaks, is_echoing, listening_addresses, unique_sleep_seconds
+from tests.processes import find_local_pids
 from tests.reserved_ports import reserve_free_port
-from tests.unit.keyboard_interrupt import interrupt
+from tests.waiting import assert_eventually, wait_until
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 HOSTS = ["web1", "web2", "web3"]
 DEFAULT = {"MaxStartups": "10:30:100"}
@@ -399,7 +399,7 @@ def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path, password: str | 
 
 
 def ssh_of(config: Path) -> list[int]:
-    return observation.find_local_pids(str(config))
+    return find_local_pids(str(config))
 
 
 # Ports ---------------------------------------------------------------------------------------------------------------

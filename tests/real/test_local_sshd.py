@@ -24,7 +24,7 @@ from lazycluster.testing import (
 )
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 Ended = subprocess.CompletedProcess[str]
 

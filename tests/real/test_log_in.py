@@ -41,21 +41,22 @@ from lazycluster import (
     UnknownHostKeyError,
 )
 from lazycluster.testing import LocalSshd, Relay, write_config
-from tests.internals import ssh_client_of
-from tests.real.client_programs import (
+from tests.client_programs import (
     ClientProgram,
     assert_becomes_idle,
-    assert_eventually,
     call_in_parallel,
     count_connections,
     count_log_ins,
     master_pid_of,
 )
-from tests.real.observation import command_line, find_local_pids, is_alive, record_program_starts
+from tests.internals import ssh_client_of
+from tests.observation import record_program_starts
+from tests.processes import command_line, find_local_pids, is_alive
 from tests.reserved_ports import reserve_free_port
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 
 @pytest.fixture(scope="module")

@@ -24,15 +24,10 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.testing import LocalSshd
-from tests.real.client_programs import (
-    BackgroundCommand,
-    assert_becomes_idle,
-    assert_eventually,
-    call_in_parallel,
-    find_host_pids,
-)
-from tests.real.observation import skip_or_fail
+from tests.client_programs import BackgroundCommand, assert_becomes_idle, call_in_parallel, find_host_pids
+from tests.observation import skip_or_fail
 from tests.real.test_commands import NAMES, TEXTS, VALUES
+from tests.waiting import assert_eventually
 
 
 @attrs.frozen

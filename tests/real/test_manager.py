@@ -19,10 +19,11 @@ from lazycluster import (
     RuntimeManager,
 )
 from lazycluster.testing import LocalSshd
-from tests.real.client_programs import assert_eventually, count_log_ins
-from tests.real.observation import assert_no_leaks
+from tests.client_programs import count_log_ins
+from tests.keyboard_interrupt import interrupt
+from tests.observation import assert_no_leaks
 from tests.reserved_ports import reserve_free_port
-from tests.unit.keyboard_interrupt import interrupt
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -28,12 +28,10 @@ from lazycluster import (
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from lazycluster._ssh import master
 from lazycluster.testing import LocalSshd, write_config
-from tests.internals import ssh_client_of
-from tests.real.client_programs import (
+from tests.client_programs import (
     BackgroundCommand,
     ClientProgram,
     assert_becomes_idle,
-    assert_eventually,
     call_in_parallel,
     count_connections,
     count_log_ins,
@@ -41,10 +39,12 @@ from tests.real.client_programs import (
     master_of,
     master_pid_of,
 )
-from tests.real.observation import is_alive
+from tests.internals import ssh_client_of
+from tests.processes import is_alive
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lazycluster.testing import LocalSshd, write_config
-from tests.real.conftest import MakeSshd
 from tests.reserved_ports import reserve_free_port
+from tests.sshd_fixtures import MakeSshd
 
 README = Path(__file__).parents[2] / "README.md"
 _BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)

@@ -35,29 +35,23 @@ from lazycluster._runtime_core import core_of
 from lazycluster._transports.resident import ResidentTransport
 from lazycluster._transports.supervisor_client import SupervisorClient
 from lazycluster.testing import LocalSshd
-from tests.real.client_programs import (
-    ClientProgram,
-    assert_becomes_idle,
-    assert_eventually,
-    call_in_parallel,
-    master_pid_of,
-)
-from tests.real.client_programs import find_host_pids as commands_running
-from tests.real.observation import (
+from tests.client_programs import ClientProgram, assert_becomes_idle, call_in_parallel, master_pid_of
+from tests.client_programs import find_host_pids as commands_running
+from tests.observation import (
     EchoServer,
     assert_no_leaks,
     count_sessions,
-    find_local_pids,
-    is_alive,
     listening_addresses,
     record_program_starts,
     running_relay,
     unique_sleep_seconds,
 )
+from tests.processes import find_local_pids, is_alive
 from tests.reserved_ports import reserve_free_port
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 
 def transport(runtime: Runtime) -> ResidentTransport:

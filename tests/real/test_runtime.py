@@ -31,8 +31,8 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.testing import LocalSshd
-from tests.real.client_programs import ClientProgram
-from tests.real.observation import (
+from tests.client_programs import ClientProgram
+from tests.observation import (
     assert_no_leaks,
     count_sessions,
     read_only_directory,
@@ -43,7 +43,7 @@ from tests.real.observation import (
 from tests.reserved_ports import reserve_free_port
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 
 @pytest.fixture(scope="module")

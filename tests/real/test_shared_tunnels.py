@@ -20,22 +20,22 @@ from lazycluster._model.timeouts import Timeouts
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
-from lazycluster.testing import LocalSshd, _process_guard
-from tests.real.client_programs import ClientProgram, assert_eventually, call_in_parallel, count_connections
-from tests.real.observation import (
+from lazycluster.testing import LocalSshd
+from tests.client_programs import ClientProgram, call_in_parallel, count_connections
+from tests.observation import (
     EchoServer,
     assert_no_leaks,
-    command_line,
-    is_alive,
     is_echoing,
     listening_addresses,
     receive_exactly,
     running_relay,
 )
+from tests.processes import command_line, is_alive, parent_by_pid
 from tests.reserved_ports import reserve_free_port
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 COUNT = 10
 
@@ -94,7 +94,7 @@ def runtime(server: LocalSshd) -> Iterator[Runtime]:
 def masters() -> list[int]:
     """Return the ssh processes that stay in the background for this process; they call themselves by their sockets."""
     mark = str(Path(os.environ["TMPDIR"], "lazycluster-m-"))
-    return [pid for pid in _process_guard.parent_by_pid() if mark in command_line(pid)]
+    return [pid for pid in parent_by_pid() if mark in command_line(pid)]
 
 
 def destination(server: LocalSshd) -> Destination:

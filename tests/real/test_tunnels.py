@@ -31,22 +31,22 @@ from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
 from lazycluster.testing import LocalSshd, write_config
+from tests.client_programs import ClientProgram, call_in_parallel
 from tests.internals import transport_of
-from tests.real.client_programs import ClientProgram, assert_eventually, call_in_parallel
-from tests.real.observation import (
+from tests.observation import (
     EchoServer,
     assert_no_leaks,
-    command_line,
-    is_alive,
     is_echoing,
     listening_addresses,
     receive_exactly,
     running_relay,
 )
+from tests.processes import command_line, is_alive
 from tests.reserved_ports import reserve_free_port
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
-    from tests.real.conftest import MakeSshd
+    from tests.sshd_fixtures import MakeSshd
 
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
 DIRECTIONS = ["from the host", "to the host"]

@@ -21,7 +21,7 @@ from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster._transports.supervisor_client import Hello
 from lazycluster.results import Error, Value
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 TIMEOUT_SECONDS = 20.0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazycluster._cli import files, main
-from tests.unit.pseudo_terminal import pseudo_terminal, strip_escape_sequences
+from tests.pseudo_terminal import pseudo_terminal, strip_escape_sequences
 
 if TYPE_CHECKING:
     from lazycluster.testing import FakeHost

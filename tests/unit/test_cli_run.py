@@ -15,7 +15,7 @@ from lazycluster._cli import main
 from lazycluster._cli.run_on_hosts import run_on_hosts
 from lazycluster.exceptions import ConnectionLostError
 from lazycluster.testing import Ran
-from tests.unit.pseudo_terminal import pseudo_terminal, strip_escape_sequences
+from tests.pseudo_terminal import pseudo_terminal, strip_escape_sequences
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ from lazycluster._display import (
     strip_control_sequences,
     transfer_bars,
 )
-from tests.unit.pseudo_terminal import pseudo_terminal, strip_escape_sequences
+from tests.pseudo_terminal import pseudo_terminal, strip_escape_sequences
 
 ROWS = [("host", "web1"), ("memory", "[bold]3 GiB[/bold]")]
 PLAIN = "Facts\nkey     value\n------  ------------------\nhost    web1\nmemory  [bold]3 GiB[/bold]"

@@ -35,8 +35,8 @@ from lazycluster.results import CommandResult, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe_step
 from lazycluster.testing import FakeHost
 from lazycluster.testing._fake_transport import FakeTransport
-from lazycluster.testing._process_guard import wait_until
 from lazycluster.testing.calls import Called, Fetched, Ran, Sent
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 
 from lazycluster import Runtime, RuntimeTask, WorkingDirectoryError
 from lazycluster.testing import FakeHost
-from lazycluster.testing._process_guard import wait_until
 from tests.unit import fake_host_functions as peer
+from tests.waiting import wait_until
 
 
 @pytest.fixture

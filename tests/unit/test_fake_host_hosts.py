@@ -22,7 +22,7 @@ from lazycluster import (
 )
 from lazycluster._transports import factory
 from lazycluster.testing import FakeHost, Ran, UnexpectedCommandError
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 # Several hosts -------------------------------------------------------------------------------------------------------
 

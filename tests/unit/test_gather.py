@@ -13,8 +13,8 @@ from lazycluster import HostsFailedError
 from lazycluster._gather import CancelGroup, capture, errors_by_host, gather, unwrap_all, values_or_errors
 from lazycluster._waiting import CancelToken
 from lazycluster.results import Error, Value
-from lazycluster.testing._process_guard import wait_until
-from tests.unit.keyboard_interrupt import interrupt, library_thread_names
+from tests.keyboard_interrupt import interrupt, library_thread_names
+from tests.waiting import wait_until
 
 HOSTS = [f"host-{number}" for number in range(20)]
 

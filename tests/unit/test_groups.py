@@ -38,9 +38,9 @@ from lazycluster.managed import ManagedProcess
 from lazycluster.results import CommandResult, Error, Stream
 from lazycluster.testing import AskedForPorts, Called, FakeHost, OpenedTunnel, Ran, Sent
 from lazycluster.testing._fake_transport import FakeTransport
-from lazycluster.testing._process_guard import wait_until
-from tests.unit.keyboard_interrupt import interrupt, library_thread_names
-from tests.unit.pseudo_terminal import pseudo_terminal, strip_escape_sequences
+from tests.keyboard_interrupt import interrupt, library_thread_names
+from tests.pseudo_terminal import pseudo_terminal, strip_escape_sequences
+from tests.waiting import wait_until
 
 HOSTS = ["web1", "web2", "web3"]
 

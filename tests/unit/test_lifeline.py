@@ -16,7 +16,6 @@ import pytest
 from lazycluster._ssh.lifeline import Lifeline
 from lazycluster._ssh.mux import ControlSocket, ControlSocketError, encode_message
 from lazycluster._ssh.shell import SHELL_BOOTSTRAP
-from lazycluster.testing._process_guard import wait_until
 from tests.unit.fake_master import (
     MUX_S_FAILURE,
     MUX_S_SESSION_OPENED,
@@ -25,6 +24,7 @@ from tests.unit.fake_master import (
     make_responder,
     running_fake_master,
 )
+from tests.waiting import wait_until
 
 EXIT_MESSAGE = 0x80000004
 

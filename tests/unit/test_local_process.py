@@ -17,7 +17,7 @@ import pytest
 from lazycluster._processes.local_process import LocalProcess
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Stream
-from lazycluster.testing._process_guard import parent_by_pid
+from tests.processes import parent_by_pid
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 

@@ -25,8 +25,8 @@ from lazycluster._requirements import Requirements
 from lazycluster.hardware import HostInfo
 from lazycluster.testing import FakeHost
 from lazycluster.testing._fake_transport import FakeTransport
-from lazycluster.testing._process_guard import wait_until
-from tests.unit.keyboard_interrupt import interrupt, library_thread_names
+from tests.keyboard_interrupt import interrupt, library_thread_names
+from tests.waiting import wait_until
 
 CONFIG = "Host small big\nHost *.example ?x !no\nHost gpu down\nHost big\n"
 

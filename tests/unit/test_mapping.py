@@ -27,8 +27,8 @@ from lazycluster import (
 from lazycluster._mapping import MapScheduler
 from lazycluster._waiting import CancelToken
 from lazycluster.results import Error, Value
-from lazycluster.testing._process_guard import wait_until
-from tests.unit.keyboard_interrupt import interrupt, library_thread_names
+from tests.keyboard_interrupt import interrupt, library_thread_names
+from tests.waiting import wait_until
 
 Outcomes = list[Value[Any] | Error]
 Play = Callable[["Played", Sequence[int]], Outcomes | None]

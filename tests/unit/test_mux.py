@@ -25,7 +25,6 @@ from lazycluster._ssh.mux import (
     encode_message,
     wait_readable,
 )
-from lazycluster.testing._process_guard import wait_until
 from tests.unit.fake_master import (
     MUX_S_ALIVE,
     MUX_S_FAILURE,
@@ -39,6 +38,7 @@ from tests.unit.fake_master import (
     make_responder,
     running_fake_master,
 )
+from tests.waiting import wait_until
 
 LOCAL = Forwarding(ForwardType.LOCAL, 8080, 80)
 REMOTE = Forwarding(ForwardType.REMOTE, 1, 65535, "127.0.0.1", "db")

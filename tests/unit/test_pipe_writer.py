@@ -14,7 +14,7 @@ import attrs
 import pytest
 
 from lazycluster._processes.pipe_writer import PipeWriter
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 
 @attrs.define

@@ -10,7 +10,7 @@ import pytest
 
 from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster.results import Stream
-from tests.unit.pseudo_terminal import pseudo_terminal
+from tests.pseudo_terminal import pseudo_terminal
 
 
 def nothing() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from lazycluster._remote import process_tree
 from lazycluster._remote.process_tree import ProcessEntry, TreeTerminator
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
 

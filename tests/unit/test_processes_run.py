@@ -16,8 +16,9 @@ import pytest
 
 from lazycluster._processes import run
 from lazycluster._processes.run import run_and_capture, run_daemonizing
-from lazycluster.testing._process_guard import parent_by_pid, wait_until
-from tests.unit.keyboard_interrupt import library_thread_names
+from tests.keyboard_interrupt import library_thread_names
+from tests.processes import parent_by_pid
+from tests.waiting import wait_until
 
 
 def shell(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from lazycluster.steps import SendFile
 from lazycluster.tasks import RuntimeTask
 from lazycluster.testing import FakeHost
 from lazycluster.testing._fake_transport import FakeTransport
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 
 @attrs.define

@@ -17,7 +17,8 @@ from lazycluster._ssh.session import Session
 from lazycluster._ssh.shell import Script
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Collector, Stream
-from lazycluster.testing._process_guard import descendant_pids, parent_by_pid, wait_until
+from tests.processes import descendant_pids, parent_by_pid
+from tests.waiting import wait_until
 
 
 @attrs.define

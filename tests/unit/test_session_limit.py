@@ -9,7 +9,7 @@ import pytest
 
 from lazycluster._ssh.session_limit import NoSessionAvailableError, SessionLimit
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 NEVER = Deadline(None)
 

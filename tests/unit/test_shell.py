@@ -34,7 +34,9 @@ from lazycluster._ssh.shell import (
 )
 from lazycluster._waiting import Deadline
 from lazycluster.results import Stream
-from lazycluster.testing._process_guard import kill_all, parent_by_pid, wait_until
+from lazycluster.testing._process_guard import kill_all
+from tests.processes import parent_by_pid
+from tests.waiting import wait_until
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 

@@ -19,9 +19,9 @@ from lazycluster._functions import bootstrap
 from lazycluster._remote import protocol
 from lazycluster._remote.protocol import STDERR, STDOUT, WINDOW_BYTES, WINDOW_UPDATE_THRESHOLD_BYTES
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
-from lazycluster.testing._process_guard import wait_until
 from tests.unit.local_supervisor import ObservedChild, is_reaped, local_supervisor
 from tests.unit.test_call_program import PYTHONS
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
 

@@ -22,7 +22,6 @@ from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import call_outcome, protocol
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster.exceptions import RemoteFunctionError
-from lazycluster.testing._process_guard import wait_until
 from tests.unit.local_supervisor import (
     LocalSupervisor,
     ObservedChild,
@@ -31,6 +30,7 @@ from tests.unit.local_supervisor import (
     local_supervisor,
 )
 from tests.unit.test_call_program import PYTHONS
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
 HERE = {

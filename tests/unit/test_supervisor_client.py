@@ -22,7 +22,7 @@ from lazycluster._transports.supervisor_client import Hello, SupervisorClient, S
 from lazycluster._waiting import CancelToken, DeadlinePassedError
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
 from lazycluster.results import Stream
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 # What is said first ---------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ import pytest
 
 from lazycluster._remote import protocol
 from lazycluster._remote.protocol import WINDOW_BYTES
-from lazycluster.testing._process_guard import wait_until
 from tests.unit.local_supervisor import LocalSupervisor, ObservedChild, is_reaped, local_supervisor
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
 

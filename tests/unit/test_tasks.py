@@ -35,8 +35,8 @@ from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile
 from lazycluster.tasks import RuntimeTask
 from lazycluster.testing import FakeHost
 from lazycluster.testing._fake_transport import FakeTransport
-from lazycluster.testing._process_guard import wait_until
 from lazycluster.testing.calls import Sent
+from tests.waiting import wait_until
 
 add = lambda a, b=0: a + b  # noqa: E731
 fail = lambda: int("no number")  # noqa: E731

@@ -23,7 +23,7 @@ from lazycluster._ssh.mux import wait_readable
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_connection import TunnelConnectionLostError
 from lazycluster._ssh.tunnel_manager import TunnelManager
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 UNREACHABLE = HostUnreachableError("web1", "no route")
 

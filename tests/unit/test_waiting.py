@@ -32,8 +32,8 @@ from lazycluster._waiting import (
     wait_event,
     wait_for,
 )
-from lazycluster.testing._process_guard import wait_until
-from tests.unit.keyboard_interrupt import interrupt, library_thread_names
+from tests.keyboard_interrupt import interrupt, library_thread_names
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -18,15 +18,11 @@ from lazycluster._ssh.master import Master
 from lazycluster._typing import Self
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd
-from lazycluster.testing._process_guard import wait_until
 from tests.internals import ssh_client_of
-from tests.real.observation import command_line
+from tests.processes import command_line
+from tests.waiting import assert_eventually
 
 T = TypeVar("T")
-
-
-def assert_eventually(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
-    assert wait_until(condition, timeout), f"not within {timeout:g} s: {what}"
 
 
 def is_idle(server: LocalSshd) -> bool:

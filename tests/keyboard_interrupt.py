@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lazycluster.testing._process_guard import wait_until
+from tests.waiting import wait_until
 
 
 def interrupt(work: Callable[[], object], condition: Callable[[], bool], *, in_other_thread: bool = False) -> None:

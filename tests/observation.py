@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from lazycluster.testing import Relay, _process_guard, write_config
+from lazycluster.testing import Relay, write_config
 from tests.installed_pythons import find_other_minor_python
+from tests.processes import command_line, descendant_pids, parent_by_pid
 from tests.reserved_ports import reserved_descriptors
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -78,24 +80,6 @@ def count_sessions(server: LocalSshd) -> int:
 # Processes, files ----------------------------------------------------------------------------------------------------
 
 
-def command_line(pid: int) -> str:
-    """Return a process's arguments, '' where it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
-    except OSError:
-        return ""
-
-
-def find_local_pids(mark: str) -> list[int]:
-    """Return the processes that have a word in their arguments."""
-    return [pid for pid in _process_guard.parent_by_pid() if mark in command_line(pid) and pid != os.getpid()]
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process lives; a zombie does not."""
-    return pid in _process_guard.parent_by_pid()
-
-
 def unique_sleep_seconds() -> str:
     """Return a number of seconds for `sleep` by which the process can be found, and that is long enough."""
     return f"1000{secrets.randbelow(10**9):09d}"
@@ -107,8 +91,8 @@ def list_resources(server: LocalSshd) -> dict[str, str]:
     A process is the same by whatever title: sshd counts in its title. A fork counts as its parent: the supervisor of
     a runtime that tests share may fork its next worker at any time.
     """
-    directory, parents = Path(tempfile.gettempdir()), _process_guard.parent_by_pid()
-    found = set(server.processes()) | _process_guard.descendant_pids(os.getpid())
+    directory, parents = Path(tempfile.gettempdir()), parent_by_pid()
+    found = set(server.processes()) | descendant_pids(os.getpid())
     found |= {pid for pid in parents if str(directory) in command_line(pid)}
     found.discard(os.getpid())
     resources = {f"process {_unforked_pid(pid, parents)}": command_line(pid) for pid in found}
@@ -135,7 +119,7 @@ def assert_no_leaks(server: LocalSshd) -> Iterator[None]:
     """Assert that nothing is there afterwards that was not there before, here and on the host."""
     before = list_resources(server).keys()
     yield
-    _process_guard.wait_until(lambda: not list_resources(server).keys() - before, timeout=10)
+    wait_until(lambda: not list_resources(server).keys() - before, timeout=10)
     left = [f"{thing}: {words}" for thing, words in sorted(list_resources(server).items()) if thing not in before]
     assert not left, "left behind:\n" + "\n".join(left)
 
