@@ -38,7 +38,7 @@ class ResourceRegistry:
 
     def __attrs_post_init__(self) -> None:
         _register_atexit()
-        _unreleased_registries.add(self)
+        unreleased_registries.add(self)
 
     def release(self) -> None:
         """Stop every process, remove every directory, end the connection; again where that was interrupted."""
@@ -60,7 +60,7 @@ class ResourceRegistry:
                 raise
             self.transport.close()
             self.released = True
-            _unreleased_registries.discard(self)
+            unreleased_registries.discard(self)
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
         """Make the working directory, a temporary one by default; return it with the hardware of the host.
@@ -89,7 +89,7 @@ class ResourceRegistry:
         """End the connection, where nothing was made on the host yet."""
         self.closed = self.released = True
         self.transport.close()
-        _unreleased_registries.discard(self)
+        unreleased_registries.discard(self)
 
     def release_in_background(self) -> None:
         """Do it in a thread, for the garbage collector, which may have come in the middle of anything."""
@@ -176,18 +176,19 @@ class ResourceRegistry:
                 self.processes.pop(key, None)
 
 
-_unreleased_registries: set[ResourceRegistry] = set()
+unreleased_registries: set[ResourceRegistry] = set()
+"""The registries that are to be released when the program ends."""
 
 
 @functools.cache
 def _register_atexit() -> None:
     """Have everything released when the program ends: registered after the masters, so called before their end."""
-    atexit.register(_release_all_registries)
+    atexit.register(release_all, unreleased_registries)
 
 
-def _release_all_registries() -> None:
-    """Release everything."""
-    for registry in list(_unreleased_registries):
+def release_all(registries: Iterable[ResourceRegistry]) -> None:
+    """Release every registry; a failure is logged, and does not keep the others."""
+    for registry in list(registries):
         try:
             registry.release()
         except Exception:  # noqa: BLE001 - the others are to be released, too
