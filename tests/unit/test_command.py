@@ -7,7 +7,7 @@ import pytest
 from lazycluster._model.command import Command
 
 
-def test_command_of_text_is_its_own_shell_text_and_title() -> None:
+def test_command_of_text_is_its_shell_text_and_title() -> None:
     command = Command("echo $HOME", cwd="/w", env={"A": "1"}, timeout=3)
     assert (command.program, command.shell_text, command.title) == ("echo $HOME", "echo $HOME", "echo $HOME")
 
@@ -22,21 +22,28 @@ def test_command_of_words_is_quoted_and_no_builtin() -> None:
 @pytest.mark.parametrize(
     "program", ["", "a\0b", None, 3, b"ls", [], [""], ["ls", 3], ["ls", "a\0b"], ["-l"], "x" * (1 << 20) + "y"]
 )
-def test_command_with_unusable_program_is_refused(program: object) -> None:
+def test_command_bad_program_raises_value_error(program: object) -> None:
     with pytest.raises(ValueError, match=r"^command must "):
         Command(program)  # type: ignore[arg-type]  # as a caller without a type checker
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"env": {"a-b": "1"}}, {"env": {"A": 1}}, {"timeout": 0}, {"timeout": True}, {"cwd": ""}, {"cwd": "a\0b"}],
+    ("options", "name"),
+    [
+        ({"env": {"a-b": "1"}}, "environment variable"),
+        ({"env": {"A": 1}}, "environment variable"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": True}, "timeout"),
+        ({"cwd": ""}, "cwd"),
+        ({"cwd": "a\0b"}, "cwd"),
+    ],
 )
-def test_command_with_unusable_surroundings_is_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"environment variable|timeout|cwd must"):
-        Command("true", **fields)  # type: ignore[arg-type]  # as above
+def test_command_bad_option_raises_value_error(options: dict[str, object], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Command("true", **options)  # type: ignore[arg-type]  # as above
 
 
-def test_command_stdin_of_text_is_refused() -> None:
+def test_command_stdin_of_text_raises_value_error() -> None:
     with pytest.raises(ValueError, match=r"^stdin must be bytes, got str$"):  # it may be a secret
         Command("cat", stdin="s3cret")  # type: ignore[arg-type]  # as above
 

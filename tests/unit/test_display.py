@@ -1,4 +1,4 @@
-"""What people see: aligned text anywhere, tables and bars on a terminal."""
+"""The output for people: aligned text anywhere, tables and bars on a terminal."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ PLAIN = "Facts\nkey     value\n------  ------------------\nhost    web1\nmemory 
         (("", "v"), [("long name", "")], "Facts\n           v\n---------  -\nlong name"),
     ],
 )
-def test_plain_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], text: str) -> None:
+def test_format_table_aligns_columns(columns: tuple[str, ...], rows: list[tuple[str, ...]], text: str) -> None:
     assert format_table("Facts", columns, rows) == text
 
 
-def test_a_row_is_one_line() -> None:
+def test_format_table_row_is_one_line() -> None:
     assert format_table("T", ("a", "b"), [("one\n    two\n", "x  y"), ("", "z")]) == (
         "T\na        b\n-------  ----\none two  x  y\n         z"
     )
 
 
-def test_rows_of_different_lengths_are_refused() -> None:
+def test_format_table_short_row_is_refused() -> None:
     with pytest.raises((ValueError, IndexError)):
         format_table("Facts", ("a", "b"), [("only one",)])
 
 
-def test_a_table_elsewhere_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_table_without_terminal_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("Facts", ("key", "value"), ROWS)
     assert capsys.readouterr() == (PLAIN + "\n", "")
 
 
-def test_a_table_on_a_terminal_has_lines_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_print_table_on_terminal_has_lines_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     with pseudo_terminal(monkeypatch) as seen:
         print_table("Facts", ("key", "value"), ROWS)
     assert "\x1b[" in seen.text
     assert "━" in seen.text
     assert "web1" in seen.text
-    assert "[bold]3 GiB[/bold]" in seen.text  # a cell is text, no markup
+    assert "[bold]3 GiB[/bold]" in seen.text  # a cell is text, not markup
 
 
-def test_no_bar_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_without_terminal_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stdout = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stdout)
     with progress_bar("send x") as advance:
@@ -73,10 +73,10 @@ def test_no_bar_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stdout.getvalue() == ""
 
 
-def test_a_bar_on_a_terminal_leaves_output_that_goes_elsewhere_alone(
+def test_count_bar_on_stderr_leaves_stdout_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As of `program > file`."""
+    """As in `program > file`."""
     with pseudo_terminal(monkeypatch, name="stderr") as seen, count_bar("working", 2, "hosts", shown=True) as advance:
         print("for the file")
         advance(True)
@@ -85,8 +85,8 @@ def test_a_bar_on_a_terminal_leaves_output_that_goes_elsewhere_alone(
     assert "1/2 hosts" in strip_escape_sequences(seen.text)
 
 
-def test_of_many_bars_only_those_under_way_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than a screen has lines would hide just those."""
+def test_transfer_bars_of_many_hosts_hide_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More bars than the screen has lines would hide those under way."""
     titles = [f"host{number:02}" for number in range(40)]
     with pseudo_terminal(monkeypatch) as seen, transfer_bars(titles) as bars:
         for title in titles:
@@ -98,7 +98,7 @@ def test_of_many_bars_only_those_under_way_are_shown(monkeypatch: pytest.MonkeyP
     assert not any(title in last for title in titles)
 
 
-def test_few_bars_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transfer_bars_of_few_hosts_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     with pseudo_terminal(monkeypatch) as seen, transfer_bars(["a", "b"]) as bars:
         bars.update("a", 1000, 1000)
         bars.finish("a", success=True)
@@ -108,14 +108,14 @@ def test_few_bars_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0.5/1.0 kB" in text
 
 
-def test_bars_in_a_pipe_are_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_transfer_bars_without_terminal_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with transfer_bars([str(number) for number in range(100)]) as bars:
         bars.update("1", 1, 2)
         bars.finish("1", success=False)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_on_terminal_shows_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pseudo_terminal(monkeypatch) as seen, progress_bar("send [red]x[/red]") as advance:
         advance(10, None)
         advance(500, 1000)
@@ -125,7 +125,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("total", "counts"), [(3, "3/3 hosts, 1 failed"), (None, "3 hosts, 1 failed")])
-def test_a_bar_that_counts(monkeypatch: pytest.MonkeyPatch, total: int | None, counts: str) -> None:
+def test_count_bar_on_terminal_shows_counts(monkeypatch: pytest.MonkeyPatch, total: int | None, counts: str) -> None:
     with (
         pseudo_terminal(monkeypatch, name="stderr") as seen,
         count_bar("id [red]x[/red]", total, "hosts", shown=True) as advance,
@@ -135,10 +135,10 @@ def test_a_bar_that_counts(monkeypatch: pytest.MonkeyPatch, total: int | None, c
         advance(True)
     assert "id [red]x[/red]" in seen.text
     assert counts in strip_escape_sequences(seen.text)
-    assert seen.text.endswith("\x1b[2K"), "nothing of it is left"
+    assert seen.text.endswith("\x1b[2K"), "the line is cleared at the end"
 
 
-def test_a_long_command_leaves_the_counts_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_bar_long_title_leaves_room_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     command = "for i in 1 2 3; do\n  echo very long >> file\ndone\n" * 20
     with (
         pseudo_terminal(monkeypatch, name="stderr", columns=80) as seen,
@@ -148,10 +148,10 @@ def test_a_long_command_leaves_the_counts_their_room(monkeypatch: pytest.MonkeyP
         advance(False)
     assert "2/2 hosts, 2 failed" in strip_escape_sequences(seen.text)
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", strip_escape_sequences(seen.text)))
-    assert seen.text.count("\x1b[1A") == 1, "it is one line, which is removed at the end"
+    assert seen.text.count("\x1b[1A") == 1, "one line is removed at the end"
 
 
-def test_a_bar_that_nobody_asked_for_or_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_bar_hidden_or_in_pipe_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pseudo_terminal(monkeypatch, name="stderr") as seen, count_bar("id", 1, "hosts", shown=False) as advance:
         advance(True)
     assert seen.text == ""
@@ -162,12 +162,12 @@ def test_a_bar_that_nobody_asked_for_or_looks_at(monkeypatch: pytest.MonkeyPatch
     assert stderr.getvalue() == ""
 
 
-def test_rich_is_not_imported_before_something_is_printed() -> None:
+def test_rich_is_imported_by_first_output_only() -> None:
     program = "import sys, lazycluster._display; sys.exit(any(name.split('.')[0] == 'rich' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_a_printer_elsewhere_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+def test_printer_without_terminal_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
     printer.print_title("Title")
     printer.print_line("a [bold]line[/bold]")
@@ -176,7 +176,7 @@ def test_a_printer_elsewhere_is_plain(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == "\n== Title\na [bold]line[/bold]\ngood\nbad\n"
 
 
-def test_a_printer_on_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printer_on_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     with pseudo_terminal(monkeypatch) as seen:
         printer = Printer()
         printer.print_title("Title")
@@ -190,7 +190,7 @@ def test_a_printer_on_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) ->
     assert any("\x1b[1;31mbad" in line for line in lines)
 
 
-# What hosts say ------------------------------------------------------------------------------------------------------
+# Control sequences ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -211,12 +211,12 @@ def test_a_printer_on_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) ->
         ("\x1b[>4;2mno colour", "no colour"),
     ],
 )
-def test_orders_to_a_terminal_are_left_out(text: str, clean: str) -> None:
+def test_strip_control_sequences_removes_all_but_text(text: str, clean: str) -> None:
     assert strip_control_sequences(text) == clean
     assert strip_control_sequences(text, keep_colours=True) == clean
 
 
-def test_colours_stay_where_they_are_wanted_and_end_with_the_text() -> None:
+def test_strip_control_sequences_keeps_colours_if_wanted() -> None:
     assert (
         strip_control_sequences("\x1b[1;31mred\x1b[38:5:9m\x1b[2J!", keep_colours=True)
         == "\x1b[1;31mred\x1b[38:5:9m!\x1b[0m"
@@ -224,21 +224,23 @@ def test_colours_stay_where_they_are_wanted_and_end_with_the_text() -> None:
     assert strip_control_sequences("\x1b[1;31mred\x1b[m!") == "red!"
 
 
-def test_a_cell_gives_a_terminal_no_orders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [("web1", "said \x1b]0;owned\x07\x1b[2Jthis")]
+def test_print_table_removes_control_sequences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("web1", "text \x1b]0;owned\x07\x1b[2Jthis")]
     with pseudo_terminal(monkeypatch) as seen:
         print_table("T", ("host", "why"), rows)
-    assert "said this" in seen.text
+    assert "text this" in seen.text
     assert "owned" not in seen.text
     assert "\x1b[2J" not in seen.text
     print_table("T", ("host", "why"), rows)
-    assert capsys.readouterr().out.splitlines()[-1] == "web1  said this"
+    assert capsys.readouterr().out.splitlines()[-1] == "web1  text this"
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
 )
-def test_colours_only_where_rich_has_them(
+def test_has_colours_follows_environment(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: bool
 ) -> None:
     assert not has_colours()
@@ -249,16 +251,16 @@ def test_colours_only_where_rich_has_them(
         assert not has_colours()
 
 
-# What fits -----------------------------------------------------------------------------------------------------------
+# Width ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_title_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_print_table_title_is_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     with pseudo_terminal(monkeypatch) as seen:
         print_table("12 active hosts", ("host",), [("a",)])
     assert "12 active hosts" in strip_escape_sequences(seen.text).splitlines()
 
 
-def test_a_long_word_is_folded_and_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_print_table_long_word_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     path = "/srv/" + "long-name/" * 20
     with pseudo_terminal(monkeypatch, columns=60) as seen:
         print_table("T", ("host", "why"), [("web1", path)])
@@ -269,15 +271,15 @@ def test_a_long_word_is_folded_and_not_cut(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 hosts"), (1, "1 host"), (2, "2 hosts")])
-def test_numbers_of_things(number: int, text: str) -> None:
+def test_pluralize_adds_s_unless_one(number: int, text: str) -> None:
     assert pluralize(number, "host") == text
 
 
-def test_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_status_on_terminal_shows_and_clears_text(monkeypatch: pytest.MonkeyPatch) -> None:
     with pseudo_terminal(monkeypatch, name="stderr") as seen, show_status("connecting to [web] ..."):
         pass
     assert "connecting to [web] ..." in strip_escape_sequences(seen.text)
-    assert seen.text.endswith("\x1b[2K"), "nothing of it is left"
+    assert seen.text.endswith("\x1b[2K"), "the line is cleared at the end"
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     with show_status("connecting"):

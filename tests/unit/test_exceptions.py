@@ -1,4 +1,4 @@
-"""The errors: what they say, what they are, and that they survive a pickle."""
+"""The errors: their texts, classes and fields, and their pickles."""
 
 from __future__ import annotations
 
@@ -276,47 +276,47 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
 ]
 ERRORS = [error for error, _ in CASES]
 CLASSES = {value for _, value in inspect.getmembers(e, inspect.isclass) if issubclass(value, e.LazyclusterError)}
-PLAIN = {e.LazyclusterError, e.HostError, e.CommandError, e.FunctionError}
-"""Classes without fields: to catch the errors below them, and never raised themselves."""
+BASES = {e.LazyclusterError, e.HostError, e.CommandError, e.FunctionError}
+"""Base classes without fields, which are never raised themselves."""
 
 
-def name(error: object) -> str:
+def class_name(error: object) -> str:
     return type(error).__name__ if isinstance(error, Exception) else ""
 
 
-@pytest.mark.parametrize(("error", "text"), CASES, ids=name)
-def test_text(error: e.LazyclusterError, text: str) -> None:
+@pytest.mark.parametrize(("error", "text"), CASES, ids=class_name)
+def test_error_text(error: e.LazyclusterError, text: str) -> None:
     assert str(error) == text
 
 
-def test_every_error_is_in_the_table() -> None:
-    assert CLASSES - {type(error) for error in ERRORS} == PLAIN
+def test_error_classes_are_all_in_the_table() -> None:
+    assert CLASSES - {type(error) for error in ERRORS} == BASES
 
 
-def test_every_error_is_at_the_top() -> None:
+def test_error_classes_are_in_lazycluster_all() -> None:
     assert {cls.__name__ for cls in CLASSES} <= set(lazycluster.__all__)
     assert all(getattr(lazycluster, cls.__name__) is cls for cls in CLASSES)
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=name)
-def test_a_pickle_keeps_every_fact(error: e.LazyclusterError) -> None:
+@pytest.mark.parametrize("error", ERRORS, ids=class_name)
+def test_error_pickle_keeps_every_field(error: e.LazyclusterError) -> None:
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is type(error)
         assert str(again) == str(error)
-        assert facts(again) == facts(error)
+        assert comparable_fields(again) == comparable_fields(error)
 
 
-def facts(error: BaseException) -> dict[str, object]:
-    """Return the facts in a form in which those of two errors can be compared; an exception is equal to itself only."""
+def comparable_fields(error: BaseException) -> dict[str, object]:
+    """Return the fields in a form that can be compared, because an exception is equal to itself only."""
     return {name: value if name != "errors" else repr(value) for name, value in fields(error).items()}
 
 
 def fields(error: BaseException) -> dict[str, object]:
-    """Return the attributes of an error without those of the standard library, which begin with an underscore."""
+    """Return the attributes without those of the standard library, which begin with an underscore."""
     return {name: value for name, value in vars(error).items() if not name.startswith("_")}
 
 
-def test_what_cannot_be_pickled_is_no_loss_of_the_error() -> None:
+def test_hosts_failed_error_pickle_drops_unpicklable_value() -> None:
     error = e.HostsFailedError("f", (("web1", KeyError("x")),), 3, {"web2": threading.Lock(), "web3": 3})
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error)
@@ -324,24 +324,24 @@ def test_what_cannot_be_pickled_is_no_loss_of_the_error() -> None:
     assert [type(found) for found in again.exceptions] == [KeyError]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=name)
-def test_a_raised_error_can_be_pickled_too(error: e.LazyclusterError) -> None:
+@pytest.mark.parametrize("error", ERRORS, ids=class_name)
+def test_error_pickle_after_raise_keeps_every_field(error: e.LazyclusterError) -> None:
     with pytest.raises(e.LazyclusterError) as caught:
         raise copy.copy(error) from KeyError("the cause")
     assert isinstance(caught.value.__cause__, KeyError)
-    assert facts(pickle.loads(pickle.dumps(caught.value))) == facts(error)
+    assert comparable_fields(pickle.loads(pickle.dumps(caught.value))) == comparable_fields(error)
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=name)
-def test_errors_are_frozen_records(error: e.LazyclusterError) -> None:
+@pytest.mark.parametrize("error", ERRORS, ids=class_name)
+def test_error_fields_are_frozen(error: e.LazyclusterError) -> None:
     assert fields(error)
     for name in fields(error):
         with pytest.raises(attrs.exceptions.FrozenError):
             setattr(error, name, None)
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=name)
-def test_a_message_has_one_host_and_a_traceback_shows_it(error: e.LazyclusterError) -> None:
+@pytest.mark.parametrize("error", ERRORS, ids=class_name)
+def test_error_text_names_host_and_is_in_traceback(error: e.LazyclusterError) -> None:
     host = getattr(error, "host", None)
     if host is not None:
         assert host in str(error)
@@ -361,54 +361,54 @@ CONNECT = {cls for cls in CLASSES if issubclass(cls, e.ConnectError)}
         (e.TunnelError, {e.TunnelError, e.ForwardingRefusedError}),
     ],
 )
-def test_what_they_are_besides(kind: type[Exception], classes: set[type[Exception]]) -> None:
+def test_error_further_bases(kind: type[Exception], classes: set[type[Exception]]) -> None:
     assert {cls for cls in CLASSES if issubclass(cls, kind)} == classes
 
 
 def drawn_tree() -> dict[str, tuple[str, str, str]]:
-    """Return from the tree in the docstring, for each class: its mark, the class above it, and its further base."""
+    """Return each class of the tree in the docstring with its mark, its base and its further base."""
     drawn: dict[str, tuple[str, str, str]] = {}
-    above = {-1: ""}
+    parents = {-1: ""}
     for line in (e.__doc__ or "").splitlines():
         match = re.fullmatch(r"((?:  )*)([*x+]) (\w+)(?: \((\w+)\))?", line)
         if match is not None:
-            indent, mark, cls, besides = match.groups(default="")
+            indent, mark, cls, further = match.groups(default="")
             depth = len(indent) // 2
-            above[depth] = cls
+            parents[depth] = cls
             assert cls not in drawn
-            drawn[cls] = (mark, above[depth - 1], besides)
+            drawn[cls] = (mark, parents[depth - 1], further)
     return drawn
 
 
-def test_drawn_tree_has_every_error_below_its_base() -> None:
+def test_error_tree_of_docstring_has_every_class() -> None:
     def bases(cls: type[e.LazyclusterError]) -> tuple[str, str]:
         ours = [base.__name__ for base in cls.__bases__ if base in CLASSES]
-        besides = [base.__name__ for base in cls.__bases__ if base not in CLASSES | {Exception}]
+        further = [base.__name__ for base in cls.__bases__ if base not in CLASSES | {Exception}]
         assert len(ours) == (cls is not e.LazyclusterError)
-        return "".join(ours), "".join(besides)
+        return "".join(ours), "".join(further)
 
-    marks = dict.fromkeys(CLASSES, "+") | dict.fromkeys(PLAIN, "x") | {e.LazyclusterError: "*"}
+    marks = dict.fromkeys(CLASSES, "+") | dict.fromkeys(BASES, "x") | {e.LazyclusterError: "*"}
 
     assert drawn_tree() == {cls.__name__: (marks[cls], *bases(cls)) for cls in CLASSES}
 
 
-def test_plain_classes_of_the_tree_have_no_fields() -> None:
-    assert {cls for cls in CLASSES if not attrs.has(cls)} == PLAIN
-    assert not any("__annotations__" in vars(cls) for cls in PLAIN)
+def test_error_base_classes_have_no_fields() -> None:
+    assert {cls for cls in CLASSES if not attrs.has(cls)} == BASES
+    assert not any("__annotations__" in vars(cls) for cls in BASES)
 
 
-def test_host_lost_errors_are_those_of_a_host_and_its_directory() -> None:
+def test_host_lost_errors_are_host_and_directory_errors() -> None:
     lost = {cls for cls in CLASSES if issubclass(cls, e.HOST_LOST_ERRORS)}
 
     assert lost == {cls for cls in CLASSES if issubclass(cls, e.HostError)} | {e.WorkingDirectoryError}
 
 
-def test_connect_errors_are_all_there() -> None:
+def test_connect_error_has_eleven_classes() -> None:
     assert len(CONNECT) == 11
 
 
-def test_secrets_stay_out_of_reprs() -> None:
-    """Output may hold anything; it is in the message of the error that is about it, and nowhere else."""
+def test_error_repr_hides_output() -> None:
+    """Output may hold secrets: it is in the message of its error only."""
     assert "hunter2" not in repr(e.CommandTimeoutError("web1", "make", 1.0, b"hunter2", b"hunter2"))
     assert "hunter2" not in repr(e.CommandFailedError("web1", "make", 1, "hunter2"))
     assert "hunter2" not in repr(e.SupervisorError("web1", "why", "hunter2"))

@@ -1,4 +1,4 @@
-"""A host where each step is a process of its own: what is left there is told, and nobody is dialled for nothing."""
+"""The per-command transport: its temporary directories and its clean-up."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from lazycluster.results import CommandResult, Stream
 
 
 @attrs.define
-class Scripts:
-    """What was run on the host, and what it answers."""
+class FakeScripts:
+    """Records the scripts that are run on the host, and answers them in turn."""
 
     answers: list[CommandResult | Exception] = attrs.field(factory=list)
-    run: list[Script] = attrs.field(factory=list)
+    calls: list[Script] = attrs.field(factory=list)
 
     def __call__(self, script: Script, _work: object, watch: Watch) -> int:
-        """Answer with the next."""
-        self.run.append(script)
+        self.calls.append(script)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -37,17 +36,17 @@ class Scripts:
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
-    made = Scripts()
-    monkeypatch.setattr(SshClient, "run_script", made)  # called without the client
-    return made
+def scripts(monkeypatch: pytest.MonkeyPatch) -> FakeScripts:
+    scripts = FakeScripts()
+    monkeypatch.setattr(SshClient, "run_script", scripts)  # an object, no function: it gets no `self`
+    return scripts
 
 
 @pytest.fixture
-def host() -> Iterator[PerCommandTransport]:
-    made = PerCommandTransport(SshClient(Destination("web1")))
-    yield made
-    made.close()
+def transport() -> Iterator[PerCommandTransport]:
+    transport = PerCommandTransport(SshClient(Destination("web1")))
+    yield transport
+    transport.close()
 
 
 LOST = ConnectionLostError("web1", "clean up", "closed", started=True)
@@ -64,42 +63,45 @@ LOST = ConnectionLostError("web1", "clean up", "closed", started=True)
         (LOST, [f"web1: the clean-up failed: {LOST}"]),
     ],
 )
-def test_what_the_host_could_not_clean_up_is_logged(
-    host: PerCommandTransport,
-    scripts: Scripts,
+def test_clean_up_failed_logs_warning(
+    transport: PerCommandTransport,
+    scripts: FakeScripts,
     outcome: CommandResult | Exception,
     warnings: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     scripts.answers = [CommandResult("create_tempdir", 0, b"/tmp/a b\0", b""), outcome]
-    assert host.create_tempdir() == "/tmp/a b"
-    host.clean_up()
-    script, token = scripts.run[-1], host.ssh_client.token
+    assert transport.create_tempdir() == "/tmp/a b"
+    transport.clean_up()
+    script, token = scripts.calls[-1], transport.ssh_client.token
     assert script.command.shell_text.startswith(f"set -- {PROCESS_MARK_VARIABLE}={token}. 50 '/tmp/a b'\n")
-    assert token not in script.process_mark  # it would end itself
+    assert token not in script.process_mark  # a clean-up with the mark would end itself
     assert caplog.messages == warnings
 
 
-def test_a_host_that_was_never_reached_is_not_dialled(host: PerCommandTransport) -> None:
-    assert not host.can_reach_host(1.0)
-    assert not host.ssh_client.is_connected
+def test_can_reach_host_unused_does_not_connect(transport: PerCommandTransport) -> None:
+    assert not transport.can_reach_host(1.0)
+    assert not transport.ssh_client.is_connected
 
 
-def test_temporary_directories(host: PerCommandTransport, scripts: Scripts) -> None:
+def test_temp_dirs_follow_create_and_delete(transport: PerCommandTransport, scripts: FakeScripts) -> None:
     scripts.answers = [CommandResult("create_tempdir", 0, b"/tmp/\xff%d\0" % number, b"") for number in range(2)]
-    paths = [host.create_tempdir(), host.create_tempdir()]
-    assert paths == host.temp_dirs == ["/tmp/\udcff0", "/tmp/\udcff1"]
+    paths = [transport.create_tempdir(), transport.create_tempdir()]
+    assert paths == transport.temp_dirs == ["/tmp/\udcff0", "/tmp/\udcff1"]
     scripts.answers = [CommandResult("delete_dir", status, b"", b"") for status in (1, 0, 0)]
-    assert [host.delete_dir(path, cwd="/w") for path in (paths[0], paths[1], "/else")] == [False, True, True]
-    assert host.temp_dirs == paths[:1]
+    assert [transport.delete_dir(path, cwd="/w") for path in (paths[0], paths[1], "/else")] == [False, True, True]
+    assert transport.temp_dirs == paths[:1]
     scripts.answers = [CommandResult("create_tempdir", 1, b"", b"mktemp: no space")]
-    with pytest.raises(CommandFailedError, match="mktemp: no space"):
-        host.create_tempdir()
-    assert host.temp_dirs == paths[:1]
+    with pytest.raises(CommandFailedError) as caught:
+        transport.create_tempdir()
+    assert (caught.value.exit_code, caught.value.output) == (1, "mktemp: no space")
+    assert transport.temp_dirs == paths[:1]
 
 
-def test_checked() -> None:
-    good = CommandResult("x", 0, b"", b"")
-    assert check_result("web1", good) is good
-    with pytest.raises(CommandFailedError, match=r"web1: `x` ended with exit status 3\.\n    why"):
+def test_check_result_failed_raises_command_failed_error() -> None:
+    success = CommandResult("x", 0, b"", b"")
+    assert check_result("web1", success) is success
+    with pytest.raises(CommandFailedError) as caught:
         check_result("web1", CommandResult("x", 3, b"", b"why\n"))
+    error = caught.value
+    assert (error.host, error.command, error.exit_code, error.output) == ("web1", "x", 3, "why\n")

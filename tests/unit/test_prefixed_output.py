@@ -1,4 +1,4 @@
-"""The lines of many hosts, as they are seen in a pipe and on a terminal."""
+"""The output of many hosts by lines, in a pipe and on a terminal."""
 
 from __future__ import annotations
 
@@ -13,33 +13,28 @@ from lazycluster.results import Stream
 from tests.pseudo_terminal import pseudo_terminal
 
 
-def nothing() -> None:
-    pass
+def print_output(data: bytes) -> None:
+    """Print the whole standard output of a host."""
+    output = PrefixedOutput(["web-1", "w2"])
+    output.write("web-1", Stream.STDOUT, data)
+    output.flush("web-1")
 
 
-def fed(*pieces: bytes, host: str = "web-1") -> None:
-    """Print what a host says in pieces."""
-    lines = PrefixedOutput(["web-1", "w2"], nothing)
-    for piece in pieces:
-        lines.write(host, Stream.STDOUT, piece)
-    lines.flush(host)
-
-
-def test_each_line_is_behind_its_host(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = PrefixedOutput(["web-1", "w2"], nothing)
-    lines.write("w2", Stream.STDOUT, b"one\ntw")
-    lines.write("web-1", Stream.STDERR, b"oops\n")
-    lines.write("w2", Stream.STDOUT, b"o\n\nrest")
+def test_prefixed_output_line_follows_its_host(capsys: pytest.CaptureFixture[str]) -> None:
+    output = PrefixedOutput(["web-1", "w2"])
+    output.write("w2", Stream.STDOUT, b"one\ntw")
+    output.write("web-1", Stream.STDERR, b"oops\n")
+    output.write("w2", Stream.STDOUT, b"o\n\nrest")
     assert capsys.readouterr() == ("w2    | one\nw2    | two\nw2    | \n", "web-1 | oops\n")
-    lines.flush("web-1")
+    output.flush("web-1")
     assert capsys.readouterr() == ("", "")
-    lines.flush("w2")
-    lines.flush("w2")
+    output.flush("w2")
+    output.flush("w2")
     assert capsys.readouterr() == ("w2    | rest\n", "")
 
 
 CASES = pytest.mark.parametrize(
-    ("said", "seen"),
+    ("output", "line"),
     [
         (b"dos\r\n", "dos"),
         (b" 10%\r 50%\r100%\n", "100%"),
@@ -54,26 +49,30 @@ CASES = pytest.mark.parametrize(
 
 
 @CASES
-def test_no_control_characters_in_a_pipe(said: bytes, seen: str, capsys: pytest.CaptureFixture[str]) -> None:
-    fed(said)
-    assert capsys.readouterr().out == f"web-1 | {seen}\n"
+def test_prefixed_output_in_pipe_has_no_control_characters(
+    output: bytes, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_output(output)
+    assert capsys.readouterr().out == f"web-1 | {line}\n"
 
 
 @CASES
-def test_no_control_characters_on_a_terminal(said: bytes, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefixed_output_on_terminal_has_no_control_chars(
+    output: bytes, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pseudo_terminal(monkeypatch) as screen:
-        fed(said)
-    assert screen.text == f"\x1b[36mweb-1 | \x1b[0m{seen}\r\n"
+        print_output(output)
+    assert screen.text == f"\x1b[36mweb-1 | \x1b[0m{line}\r\n"
 
 
-def test_colours_in_a_pipe_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    fed(b"\x1b[31mred\n")
+def test_prefixed_output_in_pipe_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    print_output(b"\x1b[31mred\n")
     assert capsys.readouterr().out == "web-1 | red\n"
 
 
-def test_colours_on_a_terminal_end_with_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefixed_output_colours_end_with_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pseudo_terminal(monkeypatch) as screen:
-        fed(b"\x1b[31mred\nnot\n")
+        print_output(b"\x1b[31mred\nnot\n")
     assert screen.text.splitlines() == [
         "\x1b[36mweb-1 | \x1b[0m\x1b[31mred\x1b[0m",
         "\x1b[36mweb-1 | \x1b[0mnot",
@@ -81,36 +80,36 @@ def test_colours_on_a_terminal_end_with_their_line(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_no_colours_where_nobody_wants_them(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefixed_output_no_color_removes_colours(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pseudo_terminal(monkeypatch) as screen, monkeypatch.context() as patch:
         patch.setenv(name, value)
-        fed(b"\x1b[31mred\n")
+        print_output(b"\x1b[31mred\n")
     assert screen.text == "web-1 | red\r\n"
 
 
-class Full(io.StringIO):
-    """An output that takes so many writes."""
+class FullOutput(io.StringIO):
+    """An output that fails after a number of writes."""
 
-    def __init__(self, error: OSError, takes: int) -> None:
+    def __init__(self, error: OSError, writes_left: int) -> None:
         super().__init__()
-        self.error, self.takes = error, takes
+        self.error, self.writes_left = error, writes_left
 
     def write(self, text: str) -> int:
-        self.takes -= 1
-        if self.takes < 0:
+        self.writes_left -= 1
+        if self.writes_left < 0:
             raise self.error
         return super().write(text)
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
-def test_output_that_cannot_be_written(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = Full(error, takes=1)
+def test_prefixed_output_failed_write_is_reported_once(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = FullOutput(error, writes_left=1)
     monkeypatch.setattr(sys, "stdout", out)
-    told: list[None] = []
-    lines = PrefixedOutput(["web-1", "w2"], functools.partial(told.append, None))
+    failures: list[None] = []
+    output = PrefixedOutput(["web-1", "w2"], functools.partial(failures.append, None))
     for _ in range(3):
-        lines.write("web-1", Stream.STDOUT, b"one\n")
-        lines.write("w2", Stream.STDOUT, b"two\n")
+        output.write("web-1", Stream.STDOUT, b"one\n")
+        output.write("w2", Stream.STDOUT, b"two\n")
     assert out.getvalue() == "web-1 | one\n"
-    assert lines.write_error is error
-    assert told == [None]
+    assert output.write_error is error
+    assert failures == [None]

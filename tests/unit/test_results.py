@@ -1,4 +1,4 @@
-"""The records of what came of things."""
+"""The records of results: of commands, steps and functions."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def collect(*pieces: tuple[Stream, bytes]) -> CommandResult:
     return collector.result("x", 0, 0.5)
 
 
-def test_streams_are_file_descriptors() -> None:
+def test_stream_values_are_file_descriptors() -> None:
     assert (OUT.value, ERR.value) == (1, 2)
 
 
-def test_a_result_says_what_it_is() -> None:
+def test_command_result_has_output_and_exit_code() -> None:
     result = CommandResult("make", 2, b"out\xff", b"err", 1.5)
     assert (result.command, result.exit_code, result.duration) == ("make", 2, 1.5)
     assert (result.stdout, result.stderr) == ("out\ufffd", "err")
     assert (result.ok, CommandResult("true", 0).ok) == (False, True)
 
 
-def test_repr_does_not_print_output() -> None:
+def test_command_result_repr_hides_output() -> None:
     text = repr(CommandResult("make", 2, b"a" * 10**6, b"secret"))
     assert text == (
         "CommandResult(command='make', exit_code=2, stdout_bytes=<1000000 bytes>, stderr_bytes=<6 bytes>, duration=0.0)"
     )
 
 
-def test_equality_does_not_depend_on_the_order_of_arrival() -> None:
+def test_command_result_equality_ignores_order_of_pieces() -> None:
     assert collect((OUT, b"a"), (ERR, b"b")) == collect((ERR, b"b"), (OUT, b"a"))
 
 
@@ -54,7 +54,7 @@ def test_equality_does_not_depend_on_the_order_of_arrival() -> None:
         (255, None),
     ],
 )
-def test_signal(exit_code: int, number: int | None) -> None:
+def test_command_result_signal_follows_exit_code(exit_code: int, number: int | None) -> None:
     assert CommandResult("x", exit_code).signal == number
 
 
@@ -65,21 +65,21 @@ def test_signal(exit_code: int, number: int | None) -> None:
         ([(OUT, b"a"), (OUT, b"b")], "ab"),
         ([(ERR, b"a")], "a"),
         ([(OUT, b"1\n"), (ERR, b"2\n"), (OUT, b"3\n")], "1\n2\n3\n"),
-        ([(OUT, b"\xc3"), (ERR, b"!"), (OUT, b"\xa4")], "!ä"),  # a character in two pieces, another stream between
-        ([(OUT, b"\xc3"), (ERR, b"!")], "!\ufffd"),  # and one that never became whole
+        ([(OUT, b"\xc3"), (ERR, b"!"), (OUT, b"\xa4")], "!ä"),  # a character in two pieces around another stream
+        ([(OUT, b"\xc3"), (ERR, b"!")], "!\ufffd"),  # an incomplete character
         ([(ERR, b"\xe2\x98"), (OUT, b"x"), (ERR, b"\x83")], "x☃"),
     ],
 )
-def test_output_is_in_the_order_of_arrival(pieces: list[tuple[Stream, bytes]], output: str) -> None:
+def test_output_is_in_order_of_arrival(pieces: list[tuple[Stream, bytes]], output: str) -> None:
     assert collect(*pieces).output == output
 
 
-def test_output_without_an_order() -> None:
+def test_output_of_uncollected_result_is_stdout_first() -> None:
     assert CommandResult("x", 0, b"out", b"err").output == "outerr"
 
 
 @given(st.lists(st.tuples(st.sampled_from(Stream), st.text(max_size=5)), max_size=20))
-def test_whole_characters_come_in_exactly_their_order(pieces: list[tuple[Stream, str]]) -> None:
+def test_output_whole_characters_keep_their_order(pieces: list[tuple[Stream, str]]) -> None:
     result = collect(*((stream, text.encode()) for stream, text in pieces))
     assert result.output == "".join(text for _, text in pieces)
     for stream, data in ((OUT, result.stdout), (ERR, result.stderr)):
@@ -87,13 +87,13 @@ def test_whole_characters_come_in_exactly_their_order(pieces: list[tuple[Stream,
 
 
 @given(st.lists(st.tuples(st.sampled_from(Stream), st.binary(min_size=1, max_size=4)), max_size=20))
-def test_no_byte_is_lost(pieces: list[tuple[Stream, bytes]]) -> None:
+def test_collector_keeps_every_byte(pieces: list[tuple[Stream, bytes]]) -> None:
     result = collect(*pieces)
     assert result.stdout_bytes == b"".join(data for stream, data in pieces if stream is OUT)
     assert result.stderr_bytes == b"".join(data for stream, data in pieces if stream is ERR)
 
 
-def test_a_collector_may_be_asked_meanwhile() -> None:
+def test_collector_getvalue_before_the_end() -> None:
     collector = Collector()
     collector.write(OUT, b"a")
     assert collector.getvalue(OUT) == b"a"
@@ -102,14 +102,14 @@ def test_a_collector_may_be_asked_meanwhile() -> None:
     assert collector.result("x", 3, 0.0).stdout == "ab"
 
 
-def test_a_step() -> None:
+def test_step_result_ok_and_log() -> None:
     output = collect((OUT, b"out"), (ERR, b"err"))
     done = StepResult("run_command(x)", output, 0, 0.5)
     assert (done.ok, done.log, done.stdout, done.stderr) == (True, "outerr", "out", "err")
     assert not StepResult("run_command(x)", output, 0, 0.5, KeyError("x")).ok
 
 
-def test_outcomes() -> None:
+def test_outcome_unwrap_returns_value_or_raises() -> None:
     assert Value(3).unwrap() == 3
     assert Value(None) == Value(None)
     error = KeyError("x")

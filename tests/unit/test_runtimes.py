@@ -1,4 +1,4 @@
-"""What a runtime refuses before anything runs, and how its facts are laid out."""
+"""Runtimes: the checks of their arguments before anything runs, and their facts as text."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lazycluster.options import ConnectionOptions, RuntimeOptions
 
 
 @pytest.fixture(autouse=True)
-def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def forbid_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **_: object) -> None:
         pytest.fail(f"started {arguments}")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
 
 
-def test_an_unknown_keyword_is_named_with_those_that_there_are() -> None:
+def test_runtime_unknown_keyword_raises_type_error() -> None:
     keywords: Any = {"usr": "me"}
     with pytest.raises(TypeError) as caught:
         Runtime("web1", **keywords)
@@ -37,7 +37,7 @@ def test_an_unknown_keyword_is_named_with_those_that_there_are() -> None:
     )
 
 
-def test_the_keywords_are_those_of_a_connection() -> None:
+def test_runtime_keywords_include_those_of_connection() -> None:
     parameters = inspect.signature(Connection.__init__).parameters.values()
     keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
     assert keywords == ConnectionOptions.__annotations__.keys()
@@ -58,7 +58,7 @@ def test_the_keywords_are_those_of_a_connection() -> None:
         ("web1", {"env": {"1": "x"}}),
     ],
 )
-def test_arguments_that_cannot_be_right(host: str, keywords: Any) -> None:
+def test_runtime_bad_argument_raises_value_error(host: str, keywords: Any) -> None:
     with pytest.raises(ValueError):
         Runtime(host, **keywords)
     with pytest.raises(ValueError):
@@ -66,7 +66,7 @@ def test_arguments_that_cannot_be_right(host: str, keywords: Any) -> None:
 
 
 @pytest.mark.parametrize("grace", [-1, -0.001, 1e6, math.inf, math.nan, True, "5", None])
-def test_a_grace_that_cannot_be_right(grace: Any) -> None:
+def test_runtime_bad_grace_raises_value_error(grace: Any) -> None:
     with pytest.raises(
         ValueError, match=re.escape(f"grace must be a number of seconds from 0 to 1,000,000, got {grace!r}")
     ):
@@ -74,17 +74,19 @@ def test_a_grace_that_cannot_be_right(grace: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keywords", "way"),
+    ("keywords", "transport_class"),
     [({}, ResidentTransport), ({"resident": True}, ResidentTransport), ({"resident": False}, PerCommandTransport)],
 )
-def test_the_way_onto_a_host(keywords: RuntimeOptions, way: type[ResidentTransport | PerCommandTransport]) -> None:
+def test_make_transport_resident_chooses_the_class(
+    keywords: RuntimeOptions, transport_class: type[ResidentTransport | PerCommandTransport]
+) -> None:
     transport = make_transport("web1", keywords)
-    assert isinstance(transport, way)
+    assert isinstance(transport, transport_class)
     assert (transport.host, transport.temp_dirs) == ("web1", [])
     transport.close()
 
 
-def test_the_grace_is_five_seconds_unless_told_otherwise() -> None:
+def test_make_transport_grace_is_five_seconds_by_default() -> None:
     graces = []
     for keywords in (RuntimeOptions(), RuntimeOptions(grace=0), RuntimeOptions(grace=0.5)):
         transport = make_transport("web1", keywords)
@@ -94,8 +96,8 @@ def test_the_grace_is_five_seconds_unless_told_otherwise() -> None:
     assert graces == [5.0, 0, 0.5]
 
 
-class Known(Facts):
-    """A host about which everything is known."""
+class KnownHost(Facts):
+    """A host all of whose facts are known."""
 
     host = "web1"
     working_dir = "/work"
@@ -113,8 +115,8 @@ class Known(Facts):
     )
 
 
-def test_rows() -> None:
-    assert info_rows(Known()) == [
+def test_info_rows_lists_the_facts() -> None:
+    assert info_rows(KnownHost()) == [
         ("Host", "web1"),
         ("OS", "Debian 12"),
         ("Python", "none"),
@@ -127,11 +129,11 @@ def test_rows() -> None:
     ]
 
 
-def test_facts_as_text() -> None:
-    facts = Known()
+def test_facts_are_text_or_numbers() -> None:
+    facts = KnownHost()
     assert (facts.os, facts.python_version, facts.cpu_cores) == ("Debian 12", "", "1.5")
     assert (facts.memory, facts.memory_in_mb, facts.gpu_count) == (str(3 << 29), "1536", 2)
-    assert facts.gpus == list(Known.host_info.gpus)
+    assert facts.gpus == list(KnownHost.host_info.gpus)
     assert facts.info["gpus"] == facts.gpus
 
 
@@ -144,7 +146,7 @@ def test_facts_as_text() -> None:
         ({"working_dir": ""}, "working_dir must be text, not empty and without NUL, got ''"),
     ],
 )
-def test_runtime_with_unusable_keyword_is_refused_at_once(keywords: Any, message: str) -> None:
+def test_runtime_bad_keyword_raises_value_error(keywords: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$") as caught:
         Runtime("web1", **keywords)
     assert not isinstance(caught.value, LazyclusterError)

@@ -1,4 +1,4 @@
-"""Steps: frozen records, and what they are called."""
+"""Steps: frozen records, and their names."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ class Callee:
     def __call__(self) -> None: ...
 
 
-def function() -> None: ...
+def work() -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("what", "name"),
+    ("function", "name"),
     [
-        (function, "function"),
+        (work, "work"),
         (len, "len"),
         (Callee, "Callee"),
         (Callee().method, "Callee.method"),
         (Callee(), "Callee"),
-        (functools.partial(function), "function"),
+        (functools.partial(work), "work"),
         (functools.partial(Callee()), "Callee"),
         (functools.partial(functools.partial(len)), "len"),
         ((lambda: None), "<lambda>"),
     ],
 )
-def test_function_name(what: Callable[..., object], name: str) -> None:
-    assert function_name(what) == name
-    assert RunFunction(what).name == name
+def test_function_name_of_any_callable(function: Callable[..., object], name: str) -> None:
+    assert function_name(function) == name
+    assert RunFunction(function).name == name
 
 
 @pytest.mark.parametrize(
@@ -50,23 +50,21 @@ def test_function_name(what: Callable[..., object], name: str) -> None:
         (SendFile(Path("/a/b c")), "send_file(/a/b c)"),
         (SendFile(Path("/a"), "b"), "send_file(/a, b)"),
         (GetFile("a", Path("/b")), "get_file(a, /b)"),
-        (RunFunction(function, (1,), {"password": "x"}), "run_function(function)"),
+        (RunFunction(work, (1,), {"password": "x"}), "run_function(work)"),
     ],
 )
-def test_describe(step: Step, text: str) -> None:
+def test_describe_step_is_one_short_line(step: Step, text: str) -> None:
     assert describe_step(step) == text
 
 
-def test_the_arguments_of_a_function_are_not_shown() -> None:
-    shown = repr(RunFunction(function, ("s3cret",), {"password": "s3cret"}))
+def test_run_function_repr_hides_arguments() -> None:
+    shown = repr(RunFunction(work, ("s3cret",), {"password": "s3cret"}))
     assert "s3cret" not in shown
     assert "password" not in shown
 
 
-@pytest.mark.parametrize(
-    "step", [RunCommand("x"), SendFile(Path("/a")), GetFile("a", Path("/b")), RunFunction(function)]
-)
-def test_steps_are_frozen(step: Step) -> None:
+@pytest.mark.parametrize("step", [RunCommand("x"), SendFile(Path("/a")), GetFile("a", Path("/b")), RunFunction(work)])
+def test_step_fields_are_frozen(step: Step) -> None:
     for field in attrs.fields(type(step)):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(step, field.name, None)
