@@ -1,6 +1,6 @@
-"""Runtimes, with pytest-subprocess in the place of ssh: what they ask the host, and what they make of its answers.
+"""Runtimes with pytest-subprocess in place of ssh: the commands that they run, and the use of their output.
 
-They go the way that such a stand-in can play: an ssh process for each step.
+pytest-subprocess can play the transport that starts an ssh process per command, so these use `resident=False`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pytest_subprocess.fake_process import FakeProcess
 from lazycluster import (
     CommandFailedError,
     InvalidRuntimeError,
+    LazyclusterError,
     NoPortsLeftError,
     PortInUseError,
     PortRefusedError,
@@ -29,33 +30,33 @@ from lazycluster import (
 from tests.process.fake_ssh import HOST_FACTS_OUTPUT, recorded_argvs, register_command, register_log_in
 from tests.waiting import wait_until
 
-Make = Callable[..., Runtime]
+MakeRuntime = Callable[..., Runtime]
 
 
 @pytest.fixture
-def make(fp: FakeProcess) -> Iterator[Make]:
-    """Make runtimes on a host that answers; they are cleaned up after the test."""
-    made: list[Runtime] = []
+def make_runtime(fp: FakeProcess) -> Iterator[MakeRuntime]:
+    """Return a function that makes runtimes on a host that answers; they are cleaned up after the test."""
+    runtimes: list[Runtime] = []
 
     def make(
         working_dir: str | None = "/work", answer: bytes = b"/work\0" + HOST_FACTS_OUTPUT, **keywords: str
     ) -> Runtime:
         register_log_in(fp)
         register_command(fp, quote("set up a runtime"), stdout=answer)
-        made.append(Runtime("web1", working_dir, resident=False, **keywords))  # type: ignore[arg-type]  # of a table
-        return made[-1]
+        runtimes.append(Runtime("web1", working_dir, resident=False, **keywords))  # type: ignore[arg-type]  # any
+        return runtimes[-1]
 
     yield make
-    for runtime in made:
+    for runtime in runtimes:
         register_command(fp, quote("clean up"))
         runtime.cleanup()
 
 
-# Making one -----------------------------------------------------------------------------------------------------------
+# Construction ---------------------------------------------------------------------------------------------------------
 
 
-def test_facts(make: Make) -> None:
-    runtime = make()
+def test_runtime_facts_follow_the_probe(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     assert runtime.host_info.cpu_cores == 8.0
     assert runtime.info == {
         "host": "web1",
@@ -71,13 +72,13 @@ def test_facts(make: Make) -> None:
     assert (runtime.class_name, repr(runtime)) == ("Runtime", "<Runtime web1:/work>")
 
 
-def test_one_call_makes_it(fp: FakeProcess, make: Make) -> None:
-    make()
+def test_runtime_start_takes_two_processes(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    make_runtime()
     assert len(fp.calls) == 2  # the log-in and the session
 
 
-def test_print_info(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    make().print_info()
+def test_print_info_aligns_facts(make_runtime: MakeRuntime, capsys: pytest.CaptureFixture[str]) -> None:
+    make_runtime().print_info()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Runtime web1"
     assert "CPU cores          8" in lines
@@ -85,8 +86,8 @@ def test_print_info(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Working directory  /work" in lines
 
 
-def test_warnings_of_the_probe_are_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    make(answer=b"/work\0\n@@ lazycluster begin processors\n8\n@@ lazycluster end processors 0\n")
+def test_runtime_probe_warning_is_logged(make_runtime: MakeRuntime, caplog: pytest.LogCaptureFixture) -> None:
+    make_runtime(answer=b"/work\0\n@@ lazycluster begin processors\n8\n@@ lazycluster end processors 0\n")
     assert "web1: the amount of memory is unknown" in caplog.messages
 
 
@@ -98,16 +99,20 @@ def test_warnings_of_the_probe_are_logged(make: Make, caplog: pytest.LogCaptureF
         ({"stdout": b""}, "exit status 0"),
     ],
 )
-def test_a_host_that_cannot_be_used(fp: FakeProcess, answer: dict[str, object], reason: str) -> None:
+def test_runtime_bad_setup_raises_invalid_runtime_error(
+    fp: FakeProcess, answer: dict[str, object], reason: str
+) -> None:
     register_log_in(fp)
     register_command(fp, quote("set up a runtime"), **answer)
-    with pytest.raises(InvalidRuntimeError, match=f"(?s)^web1 cannot be used as a runtime: .*{reason}") as caught:
+    with pytest.raises(InvalidRuntimeError) as caught:
         Runtime("web1", "/work", resident=False)
     assert isinstance(caught.value, ValueError)
+    assert caught.value.host == "web1"
+    assert reason in caught.value.reason
     assert caught.value.__cause__ is not None
 
 
-def test_a_temporary_directory_is_removed_though_the_probe_fails(fp: FakeProcess) -> None:
+def test_runtime_failed_probe_removes_temporary_directory(fp: FakeProcess) -> None:
     register_log_in(fp)
     register_command(fp, quote("set up a runtime"), stdout=b"/tmp/lazycluster-x\0")
     clean = register_command(fp, quote("clean up"))
@@ -117,26 +122,26 @@ def test_a_temporary_directory_is_removed_though_the_probe_fails(fp: FakeProcess
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_a_host_that_cannot_be_reached(fp: FakeProcess, resident: bool) -> None:
+def test_runtime_refused_connection_raises_at_once(fp: FakeProcess, resident: bool) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr="ssh: connect to host web1 port 22: Connection refused", returncode=255)
-    with pytest.raises(InvalidRuntimeError, match=r"^web1 cannot be used as a runtime: connection refused") as caught:
+    with pytest.raises(InvalidRuntimeError) as caught:
         Runtime("web1", resident=resident)
     assert isinstance(caught.value.__cause__, PortRefusedError)
     assert len(fp.calls) == 1
 
 
-# Using it -------------------------------------------------------------------------------------------------------------
+# Use ------------------------------------------------------------------------------------------------------------------
 
 
-def test_run(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
+def test_run_failed_command_is_a_result(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     register_command(fp, quote("ls x"), stderr="no such file", returncode=2)
     result = runtime.run("ls x")
     assert (result.ok, result.exit_code, result.stderr) == (False, 2, "no such file")
 
 
-def test_environment(make: Make) -> None:
-    runtime = make()
+def test_env_variables_set_and_add(make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     assert runtime.env_variables == {"WORKING_DIR": "/work"}
     runtime.set_env_variables({"A": "1"})
     runtime.add_env_variables({"B": "2"})
@@ -144,13 +149,13 @@ def test_environment(make: Make) -> None:
     runtime.set_env_variables({"C": "3", "WORKING_DIR": "/elsewhere"})
     assert runtime.env_variables == {"C": "3", "WORKING_DIR": "/work"}
     for change in (runtime.set_env_variables, runtime.add_env_variables):
-        with pytest.raises(ValueError, match="the name of an environment variable must be"):
+        with pytest.raises(ValueError):
             change({"a-b": ""})
     assert runtime.env_variables == {"C": "3", "WORKING_DIR": "/work"}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "passes"),
+    ("filters", "passes"),
     [
         ({}, True),
         ({"gpu_required": True}, False),
@@ -162,9 +167,11 @@ def test_environment(make: Make) -> None:
         ({"installed_executables": [], "filter_commands": []}, True),
     ],
 )
-def test_check_filter_by_facts(fp: FakeProcess, make: Make, wanted: dict[str, object], passes: bool) -> None:
-    runtime = make()
-    assert runtime.check_filter(**wanted) is passes  # type: ignore[arg-type]  # of a table
+def test_check_filter_by_facts_asks_nothing(
+    fp: FakeProcess, make_runtime: MakeRuntime, filters: dict[str, object], passes: bool
+) -> None:
+    runtime = make_runtime()
+    assert runtime.check_filter(**filters) is passes  # type: ignore[arg-type]  # a table of keywords
     assert len(fp.calls) == 2
 
 
@@ -172,10 +179,10 @@ def test_check_filter_by_facts(fp: FakeProcess, make: Make, wanted: dict[str, ob
     ("executables", "words_asked", "status"),
     [("git", "git", 0), (["git", "my tool"], "git 'my tool'", 0), ("git", "git", 1)],
 )
-def test_check_filter_by_executables(
-    fp: FakeProcess, make: Make, executables: str | list[str], words_asked: str, status: int
+def test_check_filter_by_executables_asks_once(
+    fp: FakeProcess, make_runtime: MakeRuntime, executables: str | list[str], words_asked: str, status: int
 ) -> None:
-    runtime = make()
+    runtime = make_runtime()
     asked = fp.register(["ssh", "-T", fp.any()], returncode=status)
     assert runtime.check_filter(installed_executables=executables) is (status == 0)
     assert f"for e in {words_asked.replace(chr(39), '?')};" in recorded_argvs([asked])[0][-1]
@@ -184,8 +191,10 @@ def test_check_filter_by_executables(
 @pytest.mark.parametrize(
     ("printed", "passes"), [("true", True), ("true\r\n", True), (" True ", True), ("false", False), ("", False)]
 )
-def test_check_filter_by_commands(fp: FakeProcess, make: Make, printed: str, passes: bool) -> None:
-    runtime = make()
+def test_check_filter_by_commands_reads_true(
+    fp: FakeProcess, make_runtime: MakeRuntime, printed: str, passes: bool
+) -> None:
+    runtime = make_runtime()
     register_command(fp, "check", stdout=printed)
     assert runtime.check_filter(filter_commands="check") is passes
     register_command(fp, "check", stdout="true")
@@ -193,16 +202,16 @@ def test_check_filter_by_commands(fp: FakeProcess, make: Make, printed: str, pas
     assert runtime.check_filter(filter_commands=["check", "also"]) is passes
 
 
-def test_is_valid_runtime(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
+def test_is_valid_runtime_follows_exit_code(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     register_command(fp, "true")
     assert runtime.is_valid_runtime()
     register_command(fp, "true", returncode=1)
     assert not runtime.is_valid_runtime()
 
 
-def test_without_python_it_is_not_valid(fp: FakeProcess, make: Make) -> None:
-    runtime = make(answer=b"/work\0" + HOST_FACTS_OUTPUT.replace(b"3.11.7 /usr/bin/python3", b""))
+def test_is_valid_runtime_without_python_is_false(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime(answer=b"/work\0" + HOST_FACTS_OUTPUT.replace(b"3.11.7 /usr/bin/python3", b""))
     register_command(fp, "true")
     assert not runtime.is_valid_runtime()
     assert runtime.python_version == ""
@@ -211,43 +220,45 @@ def test_without_python_it_is_not_valid(fp: FakeProcess, make: Make) -> None:
 # Directories and ports ------------------------------------------------------------------------------------------------
 
 
-def test_create_dir(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
+def test_create_dir_failed_raises_command_failed_error(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     register_command(fp, quote("create_dir a b"))
     runtime.create_dir("a b")
     register_command(fp, quote("create_dir /no"), stderr="mkdir: Permission denied", returncode=1)
-    with pytest.raises(CommandFailedError, match="Permission denied"):
+    with pytest.raises(CommandFailedError) as caught:
         runtime.create_dir("/no")
+    assert (caught.value.exit_code, caught.value.output) == (1, "mkdir: Permission denied")
 
 
-def test_create_tempdir(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
+def test_create_tempdir_returns_path_of_host(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     register_command(fp, "create_tempdir", stdout=b"/tmp/lazycluster-x\0")
     assert runtime.create_tempdir() == "/tmp/lazycluster-x"
     register_command(fp, quote("delete_dir /tmp/lazycluster-x"))
     assert runtime.delete_dir("/tmp/lazycluster-x")
 
 
-def test_delete_dir(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
+def test_delete_dir_returns_whether_it_is_gone(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     register_command(fp, quote("delete_dir a b"), returncode=1)
     assert not runtime.delete_dir("a b")
     calls = len(fp.calls)
     for path in ("", "/", "//"):
         with pytest.raises(ValueError, match="refusing to delete"):
             runtime.delete_dir(path)
-    with pytest.raises(ValueError, match="the path must not be empty"):
+    with pytest.raises(ValueError):
         runtime.create_dir("")
     assert len(fp.calls) == calls
 
 
-def test_ports(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
+def test_free_ports_follow_the_output_of_the_host(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     register_command(fp, quote("check ports"), stdout="8081\n8082\n")
     assert runtime.get_free_port(range(8080, 8083)) == 8081
     register_command(fp, quote("check ports"), stdout="")
-    with pytest.raises(NoPortsLeftError, match="none of the 3 ports from 8080 to 8082 is free"):
+    with pytest.raises(NoPortsLeftError) as caught:
         runtime.get_free_port([8080, 8081, 8082])
+    assert caught.value.ports == (8080, 8081, 8082)
     register_command(fp, quote("check ports"), stdout="80\n")
     assert runtime.has_free_port(80)
     register_command(fp, quote("check ports"), returncode=127)
@@ -255,12 +266,12 @@ def test_ports(fp: FakeProcess, make: Make) -> None:
         runtime.has_free_port(80)
 
 
-def test_ports_that_are_none(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
-    with pytest.raises(NoPortsLeftError, match="the list is empty"):
+def test_port_out_of_range_asks_nothing(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    with pytest.raises(NoPortsLeftError):
         runtime.get_free_port([])
     for port in (0, 65536):
-        for ask in (
+        for use in (
             runtime.has_free_port,
             lambda port: runtime.get_free_port([80, port]),
             runtime.expose_port_to_runtime,
@@ -268,24 +279,28 @@ def test_ports_that_are_none(fp: FakeProcess, make: Make) -> None:
             lambda port: runtime.expose_port_to_runtime(80, port),
             lambda port: runtime.expose_port_from_runtime(80, port),
         ):
-            with pytest.raises(ValueError, match="port must be a whole number from 1 to 65535"):
-                ask(port)
+            with pytest.raises(ValueError) as caught:
+                use(port)
+            assert not isinstance(caught.value, LazyclusterError)
     assert len(fp.calls) == 2
 
 
-def test_a_port_in_use_on_the_host(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
+def test_expose_port_in_use_raises_port_in_use_error(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     register_command(fp, quote("check ports"), stdout="")
-    with pytest.raises(PortInUseError, match="web1: port 8080 is in use"):
+    with pytest.raises(PortInUseError) as caught:
         runtime.expose_port_to_runtime(80, 8080)
+    assert (caught.value.host, caught.value.port) == ("web1", 8080)
     assert runtime.get_processes() == {}
 
 
 # Tasks ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_in_the_foreground(fp: FakeProcess, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    runtime = make()
+def test_execute_task_in_foreground(
+    fp: FakeProcess, make_runtime: MakeRuntime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime = make_runtime()
     register_command(fp, "make", stdout="built\n")
     task = RuntimeTask("t").run_command("make")
     assert runtime.execute_task(task, execute_async=False, debug=True) is task
@@ -298,36 +313,36 @@ def test_a_task_in_the_foreground(fp: FakeProcess, make: Make, capsys: pytest.Ca
         runtime.execute_task(task, execute_async=False)
 
 
-def test_a_task_in_the_background(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
-    inside, leave = threading.Event(), threading.Event()
+def test_execute_task_in_background(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    started, proceed = threading.Event(), threading.Event()
 
     def wait(_process: FakePopen) -> None:
-        inside.set()
-        leave.wait(30)
+        started.set()
+        proceed.wait(30)
 
     register_command(fp, "make", callback=wait)
     task = runtime.execute_task(RuntimeTask("t").run_command("make"))
-    assert inside.wait(10)
+    assert started.wait(10)
     (key,) = runtime.get_processes()
     assert key.startswith("t-")
     assert runtime.get_process(key) is task.process
     assert (runtime.alive_process_count, runtime.alive_task_process_count) == (1, 1)
     runtime.clear_tasks()
     assert list(runtime.get_processes(only_alive=True)) == [key]
-    leave.set()
+    proceed.set()
     task.join()
     assert (runtime.alive_process_count, len(runtime.task_processes)) == (0, 1)
     assert runtime.get_processes(only_alive=True) == {}
     runtime.stop_process(key)
     runtime.clear_tasks()
     assert runtime.get_processes() == {}
-    with pytest.raises(ValueError, match=r"web1: no process with the key 't-0' \(there are: none\)"):
+    with pytest.raises(ValueError):
         runtime.get_process("t-0")
 
 
-def test_function_returns_of_no_functions(fp: FakeProcess, make: Make) -> None:
-    runtime = make()
+def test_function_returns_without_functions_are_empty(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
     register_command(fp, "make")
     runtime.execute_task(RuntimeTask("t").run_command("make"))
     assert list(runtime.function_returns) == []
@@ -336,7 +351,7 @@ def test_function_returns_of_no_functions(fp: FakeProcess, make: Make) -> None:
 # The end --------------------------------------------------------------------------------------------------------------
 
 
-def test_after_the_end(fp: FakeProcess) -> None:
+def test_closed_runtime_use_asks_nothing(fp: FakeProcess) -> None:
     register_log_in(fp)
     register_command(fp, quote("set up a runtime"), stdout=b"/work\0" + HOST_FACTS_OUTPUT)
     register_command(fp, quote("clean up"))
@@ -354,23 +369,23 @@ def test_after_the_end(fp: FakeProcess) -> None:
         lambda: runtime.expose_port_from_runtime(80),
         runtime.create_tempdir,
     ):
-        with pytest.raises(RuntimeClosedError, match="web1: closed already"):
+        with pytest.raises(RuntimeClosedError):
             use()
     assert not runtime.is_valid_runtime()
     assert len(fp.calls) == calls
-    assert runtime.cpu_cores == "8"  # what is known stays known
+    assert runtime.cpu_cores == "8"  # the facts stay
 
 
-def test_a_runtime_that_is_forgotten_cleans_up(fp: FakeProcess) -> None:
+def test_runtime_dropped_cleans_up_in_background(fp: FakeProcess) -> None:
     register_log_in(fp)
     register_command(fp, quote("set up a runtime"), stdout=b"/work\0" + HOST_FACTS_OUTPUT)
     clean = register_command(fp, quote("clean up"))
     Runtime("web1", "/work", resident=False)
     gc.collect()
-    assert wait_until(lambda: len(clean.calls) == 1, timeout=10)  # in a thread of its own
+    assert wait_until(lambda: len(clean.calls) == 1, timeout=10)
 
 
-def test_a_subclass_is_named_after_itself(fp: FakeProcess) -> None:
+def test_runtime_subclass_has_its_own_class_name(fp: FakeProcess) -> None:
     class Worker(Runtime):
         pass
 

@@ -1,6 +1,6 @@
-"""What a strictly typed program sees of the installed wheel; it is checked, and never run.
+"""A strictly typed program that uses the installed wheel; a type checker reads it, and it never runs.
 
-Each `type: ignore` is a mistake that the type checker has to find: where it does not, the comment is unused, an error.
+Each `type: ignore` marks a mistake that the type checker must find. If it does not, the unused comment is an error.
 """
 
 from __future__ import annotations

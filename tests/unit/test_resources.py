@@ -104,6 +104,17 @@ def test_registry_returns_processes_by_key(registry: ResourceRegistry) -> None:
     assert registry.get_processes(only_alive=False) == {"a": one}
 
 
+@pytest.mark.parametrize(("keys", "known"), [((), "none"), (("a", "b"), "a, b")], ids=["no process", "two processes"])
+def test_registry_unknown_key_error_names_known_keys(
+    registry: ResourceRegistry, keys: tuple[str, ...], known: str
+) -> None:
+    for key in keys:
+        registry.register(key, Process())
+    with pytest.raises(ValueError) as caught:
+        registry.get_process("c")
+    assert str(caught.value) == f"web1: no process with the key 'c' (there are: {known})"
+
+
 @pytest.mark.parametrize("reached", [True, False], ids=["reached", "not reached"])
 def test_registry_release_twice_releases_once(
     registry: ResourceRegistry, transport: CountingTransport, reached: bool, fake_host: FakeHost
@@ -332,6 +343,17 @@ def test_release_all_failure_does_not_keep_the_others(caplog: pytest.LogCaptureF
         (logging.WARNING, "web1: the clean-up failed")
     ]
     registries[1].disconnect()
+
+
+def test_import_keeps_signal_handlers() -> None:
+    program = """
+import signal
+handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+import lazycluster.testing, lazycluster.runtimes
+print(handlers == [signal.getsignal(number) for number in signal.valid_signals()])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("True\n", "")
 
 
 def test_atexit_releases_registries_before_connections() -> None:

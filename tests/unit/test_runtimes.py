@@ -51,11 +51,16 @@ def test_runtime_keywords_include_those_of_connection() -> None:
         ("", {}),
         ("-x", {}),
         ("web 1", {}),
+        ("-oProxyCommand=touch pwned", {}),
+        ("two\nlines", {}),
         ("web1", {"port": 0}),
+        ("web1", {"port": 65536}),
         ("web1", {"user": "-me"}),
         ("web1", {"connect_timeout": 0}),
         ("web1", {"options": {"ControlPath": "x"}}),
         ("web1", {"env": {"1": "x"}}),
+        ("web1", {"env": {"": "x"}}),
+        ("web1", {"env": {"no-identifier": "x"}}),
     ],
 )
 def test_runtime_bad_argument_raises_value_error(host: str, keywords: Any) -> None:
