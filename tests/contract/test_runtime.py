@@ -114,13 +114,13 @@ def test_working_dir_of_any_name_is_made_used_and_kept(case: TransportCase, tmp_
 
 
 @pytest.mark.parametrize(
-    ("given", "made"),
+    ("working_dir", "directory"),
     [("~/{kind} home", "{kind} home"), ("{kind}/rel", "{kind}/rel"), ("-dash {kind}", "-dash {kind}"), ("~", ".")],
 )
-def test_working_dir_relative_is_in_home(case: TransportCase, given: str, made: str) -> None:
-    path = case.home / made.format(kind=case.kind)
+def test_working_dir_relative_is_in_home(case: TransportCase, working_dir: str, directory: str) -> None:
+    path = case.home / directory.format(kind=case.kind)
 
-    runtime = case.runtime(given.format(kind=case.kind))
+    runtime = case.runtime(working_dir.format(kind=case.kind))
 
     assert runtime.working_dir == str(path)
     assert runtime.call(os.getcwd) == str(path)

@@ -62,7 +62,7 @@ class HeldTransport(FakeTransport):
     def run(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
         result = super().run(command, watch)
         if command.title == "wait":
-            assert self.release_event.wait(10)
+            assert self.release_event.wait(60)
         return result
 
 
@@ -523,17 +523,17 @@ class Owner:
 
 def test_task_process_keeps_its_owner_alive(fake_host: FakeHost, transport: FakeTransport) -> None:
     held, owner = HeldTransport(transport), Owner()
-    alive = weakref.ref(owner)
+    reference = weakref.ref(owner)
     task = RuntimeTask("t").run_command("wait")
     process = execute_in_background(task, held, owner=owner)
     del owner
     assert wait_until(lambda: fake_host.commands == ["wait"], 10)
     gc.collect()
-    assert alive() is not None
+    assert reference() is not None
     held.release_event.set()
     process.join(10)
     gc.collect()
-    assert alive() is None
+    assert reference() is None
 
 
 def test_task_process_terminate_from_own_thread_does_not_wait(
