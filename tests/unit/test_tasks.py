@@ -161,7 +161,7 @@ def test_no_file_to_send(tmp_path: Path) -> None:
 
 
 def test_no_path_to_fetch() -> None:
-    with pytest.raises(ValueError, match="the remote path must not be empty"):
+    with pytest.raises(ValueError, match="remote_path must not be empty, got ''"):
         RuntimeTask().get_file("")
 
 
