@@ -20,8 +20,8 @@ def count_sessions(ssh_client: SshClient) -> int:
     """Return how many sessions the host allows at once, up to `MAX_SESSIONS_COUNTED`; they do nothing, and are ended.
 
     Raises:
-        ConnectError: The log-in failed.
-        ConnectionLostError: The connection broke.
+        ConnectError: If the log-in failed.
+        ConnectionLostError: If the connection broke.
     """
     master = ssh_client.master()
     opened: list[ControlSocket] = []

@@ -15,7 +15,7 @@ TEMPORARY_DIRECTORY_CHECK = "temporary directory"
 LOW_SPACE_BYTES = 1 << 30
 LOW_INODE_COUNT = 1000
 _PROBE_TIMEOUT_SECONDS = 15.0
-# The last three numbers before the mount point, of blocks as of inodes, on Linux as on macOS and the BSDs.
+# The last three numbers before the mount point, for blocks and for inodes, on Linux, macOS and the BSDs.
 _DF_FREE_COLUMN = re.compile(r"\s[0-9]+\s+([0-9]+)\s+[0-9]+%\s+/")
 
 
