@@ -100,7 +100,7 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where files lie during the run (default: in memory, if there is room)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file, too")
     return parser
 
 

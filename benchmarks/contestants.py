@@ -21,7 +21,7 @@ class Abilities:
     """The abilities of an open contestant; None for one that it lacks, or that is not to be measured.
 
     `command` runs `true` on the host, or on every host, reads all that it prints, and takes its exit status. `call`
-    calls a function of `benchmarks.remote` there and returns what it returns.
+    calls a function of `benchmarks.remote` there and returns its value.
     """
 
     command: Callable[[], object] | None = None

@@ -61,8 +61,8 @@ Outcomes: TypeAlias = Mapping[str, Outcome]
 def interleave(entries: Sequence[Entry], rounds: int, warm_up: int) -> Outcomes:
     """Measure each entry once a round, after rounds that do not count; one that fails takes no further part.
 
-    Each round has an order of its own, so that no entry always follows the same neighbour and pays for the work that
-    the neighbour leaves running. The orders are the same in every run.
+    Each round has an order of its own, so that no entry always follows the same neighbour and pays for the work that it
+    leaves running. The orders are the same in every run.
     """
     times: dict[str, list[float]] = {entry.name: [] for entry in entries}
     failures: dict[str, Failure] = {}

@@ -70,7 +70,7 @@ def _is_visible(character: str) -> bool:
 
 
 def _quote_visible(text: str) -> str:
-    """Return a word as `shlex.quote` does, but in double quotes where these read better and change nothing."""
+    """Return a word as `shlex.quote` does, but in double quotes if these read better and change nothing."""
     if "'" not in text:
         return shlex.quote(text)
     if not _SPECIAL_IN_DOUBLE_QUOTES & set(text):
@@ -96,7 +96,7 @@ def setup_blocks(destination: Destination, working_dir: str | None) -> tuple[She
         ShellBlock(
             "Nothing of this has been run. As a script, with sh, it stops at the first step that fails, as a task\n"
             "does. Pasted into a terminal it goes on. By hand, files are not written under a temporary name first and\n"
-            "then renamed, nothing is ended on the host when you stop ssh, and the output of start-up files is output.",
+            "then renamed. Nothing is ended on the host when you stop ssh, and start-up files may add to the output.",
         ),
         ShellBlock(
             "A session: without the connection it fails, ProxyCommand=false, and does not connect by itself. The text\n"

@@ -48,7 +48,7 @@ class GroupFacts:
         """Return the runtime on a host; by default the least busy, by running tasks, then by the order given.
 
         A host that was lost when its last task ended comes after the others, and the one lost last comes last. It
-        would otherwise get every task, and fail it at once. A task or `run()` that succeeds there clears this mark, as
+        would otherwise get every task, and fail it at once. A task or `run()` that succeeds on it clears this mark, as
         does `clear_tasks()`.
 
         Raises:

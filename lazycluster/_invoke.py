@@ -1,4 +1,4 @@
-"""The call of a function on a host: what `call`, `map` and the steps of tasks have in common."""
+"""The call of a function on a host, for `call`, `map` and the steps of tasks."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Connection:
 
         Raises:
             ConnectError: If the host could not be reached; its kinds say why.
-            CommandTimeoutError: If it took longer than `timeout`; what it had printed is in the error.
+            CommandTimeoutError: If it took longer than `timeout`; the error has its output so far.
             ConnectionLostError: If the connection broke.
             WorkingDirectoryError: If `cwd` cannot be entered.
             ValueError: If the command is empty, or the name of a variable is not an identifier.

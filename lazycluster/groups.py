@@ -67,7 +67,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
     def add_runtime(self, host_or_runtime: str | Runtime) -> None:
         """Add a runtime, or connect to a host as the group does with its own.
 
-        A host that is connected here gets the environment variables of the group; a runtime keeps its own.
+        A host gets the environment variables of the group; a runtime keeps its own.
 
         Raises:
             ValueError: If the host is in the group already.
@@ -210,9 +210,9 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         """Call a function with each item, each on the next free host, and yield its values.
 
         A host gets more items when it has done its last ones. Items that take little time are sent several at once, and
-        one process works on them one after another. Items that it has not begun within 50 ms go to other hosts. Some
-        items are taken from the iterable before their values are due, more during the wait for a slow item.
-        An error of the iterable is raised after the values of the items before it, as with Python's own `map()`.
+        one process works on them one after another. Items that it has not begun within 50 ms come back for the next
+        free host. Some items are taken from the iterable before their values are due, more during the wait for a slow
+        item. An error of the iterable is raised after the values of the items before it, as with Python's own `map()`.
 
         When a host or a process on it dies, its items are done again, each by itself. So a function may act twice on
         one item. The group's other hosts continue.

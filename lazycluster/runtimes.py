@@ -28,18 +28,18 @@ T = TypeVar("T")
 class Runtime(Facts, CleanupOnExit):
     """One host to run tasks and functions on, and to tunnel to and from.
 
-    Constructing it logs in, makes the working directory, and probes the machine. It is a context manager. At the end of
-    the block, at `cleanup()`, when it is garbage-collected and when the program ends, everything that it started and
-    made is ended and removed, locally and on the host.
+    Constructing it logs in, makes the working directory, and probes the machine. It is a context manager: at the end of
+    the block everything that it started and made is ended and removed, locally and on the host. The same happens at
+    `cleanup()`, when it is garbage-collected, and when the program ends.
 
     Args:
         host: A name that `ssh` understands.
         working_dir: The directory on the host where commands run and relative paths start; it is made if it does not
             exist, and never removed. Default: a temporary one, which is removed.
-        connection_kwargs: The keywords of `Connection`; and `python`, the Python for functions on the host (default:
-            the one with this Python's minor version, else python3), `resident` (False: each command runs in an ssh
-            process of its own, without a supervisor), and `grace`, the seconds between SIGTERM and SIGKILL for what is
-            ended.
+        connection_kwargs: The keywords of `Connection`, and three more. `python` is the Python for functions on the
+            host; default: the one with this Python's minor version, else python3. With `resident=False` each command
+            runs in an ssh process of its own, without a supervisor. `grace` is the number of seconds between SIGTERM
+            and SIGKILL for processes that are ended.
 
     Raises:
         ValueError: If an argument is invalid.

@@ -57,7 +57,7 @@ def _warm_rounds(bench: Bench, count: int) -> int:
 
 
 def measure_cold(bench: Bench) -> None:
-    """Compare connecting to all hosts and running `true` there; also to hosts that are one, which limits log-ins."""
+    """Compare connecting to all hosts and running `true` on them; also to hosts that are one, which limits log-ins."""
     for count in _host_counts(bench):
         # The first round is for the imports of each contestant, which are the same for any number of hosts.
         found = _cold_outcomes(

@@ -74,8 +74,8 @@ def lazycluster() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    That is 0; 1 if something failed, on a host or here; 2 for a wrong call; 130 after Ctrl-C; or the status that the
-    command itself returns.
+    It is the one that the command itself returns, else 0. It is 1 if something failed, on a host or here, 2 for a wrong
+    call, and 130 after Ctrl-C.
     """
     try:
         result = lazycluster.main(arguments, prog_name="lazycluster", standalone_mode=False)

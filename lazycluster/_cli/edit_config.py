@@ -191,7 +191,7 @@ def add_runtime(
     try_connection(to, key, attempt=attempt, copy_key=copy_key)
 
 
-@click.command()
+@click.command(short_help="Remove a host that add-runtime added.")
 @click.argument("name", callback=parse_callback(parse_name), shell_complete=complete_hosts)
 @_config_option
 def delete_runtime(name: str, config: Path | None) -> None:

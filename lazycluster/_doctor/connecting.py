@@ -156,7 +156,7 @@ def judge_host_key(config: EffectiveConfig, attempt: LoginAttempt) -> Finding:
         return failed(
             HOST_KEY_CHECK,
             shown,
-            "The sshd is so old that this ssh no longer takes its algorithms: renew sshd there, or allow one of those "
+            "The sshd is so old that this ssh no longer takes its algorithms. Renew sshd there, or allow one of those "
             "that it offers for this host alone (HostKeyAlgorithms +..., KexAlgorithms +...).",
         )
     return finding

@@ -84,7 +84,7 @@ def examine(
 
 
 _GRACE_SECONDS = 1.0
-"""Seconds between SIGTERM and SIGKILL for what an examination has to end."""
+"""Seconds between SIGTERM and SIGKILL for processes that an examination has to end."""
 
 
 class _Examination:

@@ -86,7 +86,7 @@ class CheckRunner:
         cause = next((self._root_causes[need] for need in needs if need in self._root_causes), None)
         if cause is not None:
             self._root_causes[check] = cause
-            return skipped(check, f"cannot be looked at before this is mended: {cause}")
+            return skipped(check, f"cannot be checked before this is mended: {cause}")
         try:
             finding = perform()
         except LazyclusterError as error:

@@ -143,10 +143,10 @@ def judge_login_shell(probe: LoginShellProbe) -> Finding:
 def judge_failed_login_shell(error: LazyclusterError) -> Finding:
     """Judge a shell that ran no command."""
     if isinstance(error, LoginShellError):
-        said = f": {quote_output(error.output)}" if error.output.strip() else " and printed nothing"
+        output = f": {quote_output(error.output)}" if error.output.strip() else " and printed nothing"
         return failed(
             LOGIN_SHELL_CHECK,
-            f"it ended with exit status {error.exit_code} before our command began{said}",
+            f"it ended with exit status {error.exit_code} before our command began{output}",
             "The account allows no commands: its shell (`getent passwd`; nologin? git-shell?), a ForceCommand, or a "
             "start-up file that calls exit.",
         )

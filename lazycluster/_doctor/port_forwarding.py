@@ -64,7 +64,7 @@ class ForwardingProbe:
 def probe_port_from_host(
     transport: PerCommandTransport, server_address: tuple[str, int] | None, ssh_port: int | None
 ) -> ForwardingProbe:
-    """Open a port here (-L) that leads to the host's own sshd, and read its identification (RFC 4253, 4.2).
+    """Open a local port (-L) that leads to the host's own sshd, and read its identification (RFC 4253, 4.2).
 
     If the host's own address is unknown (`server_address`), its localhost is tried, at the port to which ssh connects.
     """
@@ -90,7 +90,7 @@ def probe_port_from_host(
 def probe_port_to_host(
     transport: PerCommandTransport, *, use_second_tunnel: bool, python: str | None, has_python: bool
 ) -> ForwardingProbe:
-    """Open a port on the host (-R) that leads to an echo here, and send something through it and back.
+    """Open a port on the host (-R) that leads to a local echo server, and send bytes through it and back.
 
     A second tunnel connects to it on the host if the host allows one (`use_second_tunnel`), otherwise a Python does.
     """
@@ -157,7 +157,7 @@ def _read_identification(port: int) -> bytes:
 
 
 def _count_echoed_bytes(port: int) -> int:
-    """Send bytes to a port here, and return how many of them came back as they were."""
+    """Send bytes to a local port, and return how many of them came back as they were."""
     sent = os.urandom(_ECHO_BYTES)
     got = bytearray()
     with (
@@ -174,8 +174,8 @@ def _count_echoed_bytes(port: int) -> int:
 def _count_echoed_bytes_on_host(transport: PerCommandTransport, port: int, python: str | None) -> int:
     """Send bytes to a port on the host, and return how many came back."""
     program = f"import sys; sys.argv[1:] = [{str(port)!r}, {str(_ECHO_BYTES)!r}]\n{_ECHO_CLIENT_PROGRAM}"
-    said = transport.run_sh(exec_python_script(python, program), "try a port").stdout.strip()
-    return int(said) if said.isdecimal() else 0
+    count = transport.run_sh(exec_python_script(python, program), "try a port").stdout.strip()
+    return int(count) if count.isdecimal() else 0
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def judge_sessions(allowed: int) -> Finding:
         return warning(
             SESSIONS_CHECK,
             "one at a time on a connection (MaxSessions 1)",
-            "Commands and functions all go through the supervisor's one session; large files wait for a slower way. "
+            "Commands and functions all go through the supervisor's one session; large files take a slower way. "
             "Set `max_sessions=1`, or raise MaxSessions in its sshd_config; sshd's own default is 10.",
         )
     return ok(

@@ -54,7 +54,7 @@ def judge_temp_dir(probe: TempDirProbe) -> Finding:
         return failed(
             TEMPORARY_DIRECTORY_CHECK,
             f"{probe.path or 'not known'}: {probe.failure.splitlines()[-1]}",
-            "Working directories and files on their way go there: make room in it or make it writable, or set TMPDIR "
+            "Working directories and files on their way go there. Make room in it or make it writable, or set TMPDIR "
             "to another directory where sshd's sessions see it (~/.bashrc, /etc/environment, ~/.ssh/environment).",
         )
     space = "unknown room" if probe.bytes_free is None else f"{probe.bytes_free / 2**30:.1f} GiB free"

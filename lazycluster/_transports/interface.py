@@ -84,4 +84,4 @@ class RuntimeTransport(Transport, Protocol):
         """Return, after at most about `timeout` seconds, whether a host that was reached before can be reached now."""
 
     def clean_up(self) -> None:
-        """End what is left of the runtime on the host, and remove its temporary directories."""
+        """End everything that is left of the runtime on the host, and remove its temporary directories."""

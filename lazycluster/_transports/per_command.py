@@ -75,6 +75,6 @@ class PerCommandTransport(SshTransport):
         return [int(line) for line in check_result(self.host, result).stdout.split()]
 
     def clean_up(self) -> None:
-        """End what is left of the runtime on the host, and remove its temporary directories."""
+        """End everything that is left of the runtime on the host, and remove its temporary directories."""
         if self._temp_dirs or self.ssh_client.is_connected:
             self.stop_marked_processes()

@@ -87,7 +87,7 @@ class SupervisorClient:
         self._ssh_client = ssh_client
         self._settings = settings
         self._numbers = itertools.count(1)
-        # The client's token and a number: an earlier supervisor that is about to end must not end this one, too.
+        # With a number of its own, because an earlier supervisor that is about to end must not end this one, too.
         self._token = f"{ssh_client.token}.s{ssh_client.next_supervisor_number()}"
         self._lock = threading.Lock()
         self._event_queues: dict[int, queue.SimpleQueue[ChildEvent]] = {}
@@ -357,7 +357,7 @@ class SupervisorClient:
         return SupervisorError(host, how, self._diagnostic())
 
     def _diagnostic(self) -> str:
-        """Return what start-up files and the supervisor itself printed."""
+        """Return the output of start-up files and of the supervisor itself."""
         return (bytes(self._preamble) + self._collector.getvalue(Stream.STDERR)).decode(errors="replace").strip()
 
     def _connection_lost_error(self, title: str, *, started: bool | None) -> Exception:

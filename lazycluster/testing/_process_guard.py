@@ -1,8 +1,8 @@
 """The processes of a private sshd; the only file of `lazycluster.testing` that starts processes.
 
-Run as a program, under `python -I -S`, this file is the guard of an sshd: it starts it, and adopts the orphans of its
-sessions. The pipe on its standard input closes when its owner stops it, or dies in whatever way. Then it ends the sshd
-with everything that it started, and removes its directory. For that it imports nothing but the standard library.
+Run as a program, under `python -I -S`, this file is the guard of an sshd. It starts the sshd, and adopts the orphans of
+its sessions. The pipe on its standard input closes when its owner stops it, or dies in whatever way. Then it ends the
+sshd with everything that it started, and removes its directory. For that it imports nothing but the standard library.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class UnexpectedCommandError(AssertionError):
         return (
             f"{self.host}: the test does not say what this command answers: {self.command!r}\n"
             f"Say it before it is run: fake_host.on({self.command!r}, stdout=...), or have every command answer with "
-            f"nothing and exit status 0: fake_host.strict = False\nAnswers there are for:{known}"
+            f"nothing and exit status 0: fake_host.strict = False\nThere are answers for:{known}"
         )
 
     def __reduce__(self) -> tuple[type[UnexpectedCommandError], tuple[object, ...]]:

@@ -29,8 +29,8 @@ class FakeHost(ScriptedHost):
     """Plays every host, for as long as its `with` block or the fixture `fake_host` lasts.
 
     Each `Runtime` and `Connection` lands on it, whichever host it names, and no ssh is started. Commands get the
-    answers of `on()`. Functions are called in this process, one at a time, through the pickle that would be sent, in
-    the working directory and with the environment of the step. Files lie in a temporary directory, see `path()`.
+    answers of `on()`. Functions are called in this process, one at a time, through the pickle that would be sent. They
+    run in the working directory and with the environment of the step. Files lie in a temporary directory, see `path()`.
     Tunnels hold their ports and carry nothing. `calls` has a record of everything that was asked.
 
     It differs from a real host in four ways. A function shares its modules with the test, so that it sees the patches

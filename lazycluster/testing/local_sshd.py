@@ -39,7 +39,7 @@ _SFTP_SERVER_PATHS = (
 
 @attrs.frozen(slots=False)
 class LocalSshdError(LazyclusterError):
-    """A private sshd could not be started; `log` is what it wrote."""
+    """A private sshd could not be started; `log` is its log."""
 
     reason: str
     log: str = ""
@@ -65,14 +65,14 @@ class LocalSshd:
     """A real sshd on 127.0.0.1 for the current user, with keys, a client configuration and a home of its own.
 
     It works for root and for any other user. It is a context manager; its files are in one private temporary directory.
-    When it stops, or when the process that started it dies in whatever way, everything that its sessions started ends,
-    too, and the directory is removed.
+    It stops at the end of the block, and when the process that started it dies in whatever way. Then everything that
+    its sessions started ends, too, and the directory is removed.
 
     Args:
         name: The `Host` alias in its client configuration.
         home: The home directory of its sessions. True: a new, empty one, so that the user's own start-up files do not
             interfere; a path: that directory; False: the user's own.
-        shell: The login shell of its sessions, a name or path; a pair such as `("busybox", "sh")` is a program and the
+        shell: The login shell of its sessions, a name or path. A pair such as `("busybox", "sh")` is a program and the
             name to call it by. The user's own unless given.
         options: Keywords of sshd_config(5) that replace the defaults used here.
         environment: Variables that its sessions have.

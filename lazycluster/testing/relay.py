@@ -69,7 +69,7 @@ class _RelayFlow:
 class Relay:
     """A relay to a port on loopback, with a network's faults to choose.
 
-    `delay` is the time in seconds that a byte takes in each direction (a round trip takes twice as long); it may be
+    `delay` is the time in seconds that a byte takes in each direction, so a round trip takes twice as long. It may be
     changed at any time. Connections themselves are accepted without delay. It is a context manager.
     """
 

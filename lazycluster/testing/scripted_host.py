@@ -80,8 +80,8 @@ class ScriptedHost:
         """Set the answer to a command. The last answer that fits wins.
 
         Args:
-            command: The exact text or list of words, a compiled pattern that has to match the whole text, or a function
-                that gets the `Ran` record and returns whether the answer is for it.
+            command: The exact text or list of words, or a compiled pattern that has to match the whole text. Or a
+                function that gets the `Ran` record and returns whether the answer is for it.
             stdout: Its standard output, printed at once.
             stderr: Its standard error, printed after that.
             exit_code: Its exit status, 0 to 255; 128 and more stand for a signal.

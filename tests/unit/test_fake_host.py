@@ -186,7 +186,7 @@ def test_an_unexpected_command_says_what_to_write(fake_host: FakeHost, runtime: 
         'any-host: the test does not say what this command answers: "it\'s new"\n'
         'Say it before it is run: fake_host.on("it\'s new", stdout=...), or have every command answer with nothing '
         "and exit status 0: fake_host.strict = False\n"
-        "Answers there are for:\n"
+        "There are answers for:\n"
         "    'nproc', 2 times\n"
         "    re.compile('ls .*')\n"
         "    test_an_unexpected_command_says_what_to_write.<locals>.picks()"
@@ -194,7 +194,7 @@ def test_an_unexpected_command_says_what_to_write(fake_host: FakeHost, runtime: 
     assert not isinstance(error, ValueError)
     assert isinstance(error, AssertionError)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    assert str(UnexpectedCommandError("h", "x")).endswith("Answers there are for: nothing")
+    assert str(UnexpectedCommandError("h", "x")).endswith("There are answers for: nothing")
 
 
 def test_in_a_task_it_is_why_the_step_failed(fake_host: FakeHost, runtime: Runtime) -> None:
