@@ -138,7 +138,7 @@ def parse_hosts(texts: Sequence[str]) -> tuple[str, ...]:
         if not any(names):
             raise ValueError(f"hosts must contain a name, got {text!r}")
         if not all(names):
-            raise ValueError(f"hosts must be A,B without a space after the comma, got {text!r}")
+            raise ValueError(f"hosts must be A,B without empty names or a space after the comma, got {text!r}")
         hosts += map(parse_host, names)
     return tuple(dict.fromkeys(hosts))
 

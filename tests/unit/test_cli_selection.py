@@ -60,7 +60,7 @@ def test_an_empty_name_among_hosts_is_a_slip(
     hosts: str, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = wrong_call(capsys, "run", "--hosts", hosts, "beta", "uname")
-    assert f"hosts must be A,B without a space after the comma, got {hosts!r}" in said
+    assert f"hosts must be A,B without empty names or a space after the comma, got {hosts!r}" in said
     assert fake_host.calls == []
 
 
