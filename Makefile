@@ -5,7 +5,7 @@ demo:
 	@scripts/setup demo
 	@.venv/bin/lazycluster demo
 
-# More than there are cores: tests of real hosts wait for much of their time.
+# More workers than cores: tests of real hosts wait for much of their time.
 WORKERS ?= 3
 
 test: check tests
@@ -21,12 +21,12 @@ check: setup
 	.venv/bin/python scripts/check-shell
 	scripts/check-public-types
 
-# How fast it is, side by side with the floors and the peers: `make bench BENCH="--quick --only 1,2"`.
+# The speed, side by side with the floors and the peers: `make bench BENCH="--quick --only 1,2"`.
 bench:
 	@scripts/setup bench
 	.venv-bench/bin/python -m benchmarks $(BENCH)
 
-# The built wheel in empty environments: a smoke test, and what a strictly typed consumer sees.
+# The built wheel in empty environments: a smoke test, and the types that a strictly typed consumer sees.
 wheel-test: setup
 	scripts/wheel-test
 
@@ -34,7 +34,7 @@ wheel-test: setup
 all-pythons: setup
 	scripts/all-pythons
 
-# What is long by nature: run it once for a change that touches it.
+# Tests that are long by nature: run them once for a change that touches their subject.
 soak: setup
 	.venv/bin/python -m pytest -m soak tests
 	scripts/all-pythons

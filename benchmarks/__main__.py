@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _build_parser().parse_args(arguments)
     parent: Path = options.directory or machine.fastest_directory()
     report = Report(f"{machine.describe_machine([each.name for each in peers.PEER_CONTESTANTS])}; files in {parent}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: everything is taken down
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, so that everything is taken down
     status = 0
     try:
         with _benchmark_hosts(parent) as (sshd, farm, directory):
@@ -49,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure_row(row: BenchmarkRow, bench: Bench) -> int:
-    """Measure a row, and return 1 where that fails: the others are measured all the same."""
+    """Measure a row; return 1 if that fails, so that the other rows are measured all the same."""
     bench.report.start_row(row.number, row.title)
     try:
         with deadline(_ROW_TIMEOUT_SECONDS, row.title):
             row.measure(bench)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+    except Exception as error:  # noqa: BLE001 - every error is reported
         bench.report.add_failure(row.title, failure_from(error))
         return 1
     return 0
@@ -62,9 +62,9 @@ def _measure_row(row: BenchmarkRow, bench: Bench) -> int:
 
 @contextlib.contextmanager
 def _benchmark_hosts(parent: Path) -> Iterator[tuple[LocalSshd, SshdFarm, Path]]:
-    """Keep a private sshd, with an empty home, a farm of more, and a directory for a block, and nothing longer."""
+    """Keep a private sshd with an empty home, a farm of more, and a directory, for a block and no longer."""
     with contextlib.ExitStack() as stack:
-        stack.callback(kill_all, lambda: descendant_pids(os.getpid()))  # what a peer left running
+        stack.callback(kill_all, lambda: descendant_pids(os.getpid()))  # processes that a peer left running
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazycluster-bench-", dir=parent)))
         home = directory / "home"
         home.mkdir(mode=0o700)
@@ -79,7 +79,7 @@ def _build_parser() -> argparse.ArgumentParser:
         description="Measure lazycluster on private sshds on loopback, side by side with the floors and its peers.",
         epilog=f"Rows: {rows}.",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions of what takes long, smaller files")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions of long measurements, smaller files")
     parser.add_argument("--only", type=_parse_rows, metavar="ROW[,ROW...]", help="the rows with these numbers")
     parser.add_argument(
         "--calls",
@@ -95,9 +95,12 @@ def _build_parser() -> argparse.ArgumentParser:
         help=f"the most hosts of rows 11 to 13 ({_DEFAULT_HOST_COUNT}; quick: {_QUICK_HOST_COUNT})",
     )
     parser.add_argument(
-        "--directory", type=Path, metavar="DIR", help="where files lie meanwhile (default: in memory, if there is room)"
+        "--directory",
+        type=Path,
+        metavar="DIR",
+        help="where files lie during the run (default: in memory, if there is room)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file, too")
     return parser
 
 
@@ -106,7 +109,7 @@ def _parse_rows(text: str) -> list[BenchmarkRow]:
     numbers = [number.strip() for number in text.split(",")]
     unknown = [number for number in numbers if number not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no row {', '.join(unknown)}; there are {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"unknown row {', '.join(unknown)} (rows: {', '.join(known)})")
     return [known[number] for number in numbers]
 
 

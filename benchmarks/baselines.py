@@ -1,4 +1,4 @@
-"""What lazycluster is measured against: plain OpenSSH, and the least that a command and a call can take."""
+"""The baselines of lazycluster: plain OpenSSH, and the least that a command and a call can take."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from benchmarks.sites import Site, open_master
 
 @contextlib.contextmanager
 def _ssh_through_master(site: Site) -> Iterator[Abilities]:
-    with open_master(site) as link:
-        yield Abilities(lambda: run_program((*link.ssh, "--", site.host, "true")))
+    with open_master(site) as master:
+        yield Abilities(lambda: run_program((*master.ssh, "--", site.host, "true")))
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def _persistent_shell(site: Site) -> Iterator[Abilities]:
 
 @contextlib.contextmanager
 def _round_trip(site: Site) -> Iterator[Abilities]:
-    """Open a shell that only echoes: what the link and plain ssh take, and nothing else does."""
+    """Open a shell that only echoes: the time of the network and of plain ssh alone."""
     with interactive_program((*site.ssh, "--", site.host, "sh")) as shell:
 
         def echo() -> None:

@@ -1,4 +1,4 @@
-"""What a contestant is, and how those that can take part are opened."""
+"""Contestants, and how those that can take part are opened."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OPEN_TIMEOUT_SECONDS = 60.0  # seconds to log in, and to close
 
 @attrs.frozen
 class Abilities:
-    """What an open contestant does; None where it cannot, or is not meant to.
+    """The abilities of an open contestant; None for one that it lacks, or that is not to be measured.
 
     `command` runs `true` on the host, or on every host, reads all that it prints, and takes its exit status. `call`
-    calls a function of `benchmarks.remote` there and returns what it returns.
+    calls a function of `benchmarks.remote` there and returns its value.
     """
 
     command: Callable[[], object] | None = None
@@ -30,12 +30,12 @@ class Abilities:
 
 W = TypeVar("W")
 Opener: TypeAlias = Callable[[W], contextlib.AbstractContextManager[Abilities]]
-"""Opens a contestant where it is to work: on a `Site`, or on `Hosts`."""
+"""Opens a contestant at its place of work: a `Site`, or `Hosts`."""
 
 
 @attrs.frozen
 class Contestant(Generic[W]):
-    """Somebody who runs work on other machines, and the package or program that it takes."""
+    """A tool that runs work on other machines, and the package or program that it needs."""
 
     name: str
     open: Opener[W]
@@ -51,7 +51,7 @@ class Contestant(Generic[W]):
 def open_contestants(
     contestants: Sequence[Contestant[W]], where: W, timeout: float = _OPEN_TIMEOUT_SECONDS
 ) -> Iterator[tuple[dict[str, Abilities], dict[str, Outcome]]]:
-    """Open all that can be for a block; give their abilities, and why the others are missing, by name."""
+    """Open all that can take part, for a block; yield their abilities, and why the others are missing, by name."""
     stack = contextlib.ExitStack()
     abilities: dict[str, Abilities] = {}
     missing: dict[str, Outcome] = {}
@@ -63,7 +63,7 @@ def open_contestants(
             try:
                 with deadline(timeout, f"open {contestant.name}"):
                     abilities[contestant.name] = stack.enter_context(contestant.open(where))
-            except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            except Exception as error:  # noqa: BLE001 - the others go on after any error
                 missing[contestant.name] = failure_from(error)
         yield abilities, missing
     finally:
@@ -72,7 +72,7 @@ def open_contestants(
 
 
 def expect(wanted: object, got: object) -> None:
-    """Refuse a wrong answer: a contestant that does not do the work is not to win."""
+    """Refuse a wrong answer: a contestant that does not do the work must not win."""
     if got != wanted:
         raise ValueError(f"got {got!r:.100} for {wanted!r:.100}")
 

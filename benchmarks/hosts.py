@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lazycluster._typing import Self
 
 MAX_LOGINS = 16
-"""Log-ins at once, by whoever can be told so: the default of `RuntimeGroup`."""
-_DEFAULT_STARTUPS = {"MaxStartups": "10:30:100"}  # sshd's own, where LocalSshd has a roomier one
+"""Log-ins at once of every contestant that has such a limit: the default of `RuntimeGroup`."""
+_DEFAULT_STARTUPS = {"MaxStartups": "10:30:100"}  # sshd's own; that of LocalSshd is roomier
 _MAX_SSHDS_STARTING = 8  # sshds at once
 
 _config_numbers = itertools.count()
@@ -34,7 +34,7 @@ _config_numbers = itertools.count()
 
 @attrs.frozen
 class Host:
-    """Where one host is, for what reads no ssh configuration."""
+    """The address of one host, for contestants that read no ssh configuration."""
 
     name: str
     port: int
@@ -43,7 +43,7 @@ class Host:
     log: Path
 
     def count_logins(self) -> int:
-        """Return how often somebody has logged in to its sshd."""
+        """Return the number of log-ins to its sshd so far."""
         return self.log.read_text(errors="replace").count("Accepted publickey")
 
 
@@ -55,7 +55,7 @@ class Hosts:
     config_file: Path
     known_hosts: Path
     sockets: Path
-    """A directory with a short path, for what is to be found under the name of a host."""
+    """A directory with a short path, for the control sockets of hosts."""
 
     @property
     def names(self) -> list[str]:
@@ -67,12 +67,12 @@ class Hosts:
         return ("ssh", "-F", str(self.config_file), "-o", "BatchMode=yes")
 
     def ssh_options(self) -> str:
-        """Return the same for what starts ssh itself, which splits it at spaces."""
+        """Return the same options as text, for a tool that starts ssh itself and splits them at spaces."""
         return " ".join(self.ssh[1:])
 
 
 class LoginCounter:
-    """How often somebody has logged in to each sshd, as those tell, since it was last asked."""
+    """Counts the log-ins to each sshd since the last count, by the logs of the sshds."""
 
     def __init__(self, hosts: Hosts) -> None:
         self._hosts = hosts
@@ -91,9 +91,9 @@ class LoginCounter:
 
 @contextlib.contextmanager
 def open_masters(hosts: Hosts) -> Iterator[Hosts]:
-    """Keep a ControlMaster to each host for a block; give the same hosts by way of these.
+    """Keep a ControlMaster to each host for a block; yield the same hosts, reached through the masters.
 
-    They stay in the foreground, as children of this process: that ends them in any case.
+    The masters stay in the foreground, as children of this process, which ends them in any case.
     """
     directory = Path(tempfile.mkdtemp(prefix="m", dir=hosts.sockets))
     config_file = directory / "config"
@@ -113,7 +113,7 @@ class SshdFarm:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._home = directory / "nobodys-home"
+        self._home = directory / "shared-home"
         self._stack = contextlib.ExitStack()
         self._servers: list[LocalSshd] = []
 
@@ -126,21 +126,21 @@ class SshdFarm:
             list(pool.map(LocalSshd.stop, servers))
 
     def first_hosts(self, count: int) -> Hosts:
-        """Return so many hosts, each an sshd of its own."""
+        """Return `count` hosts, each an sshd of its own."""
         self._start(count - len(self._servers))
         return self._hosts([(server.host, server) for server in self._servers[:count]])
 
     def aliases_of_one_host(self, count: int) -> Hosts:
-        """Return so many hosts that are one and the same sshd, which limits how many log in at once."""
+        """Return `count` hosts that are one and the same sshd, which limits the log-ins at once."""
         self._start(1 - len(self._servers))
         return self._hosts([(f"name-{number}", self._servers[0]) for number in range(count)])
 
     def _start(self, count: int) -> None:
-        """Start more of them.
+        """Start `count` more sshds.
 
-        Without a home of their own: then each command would be wrapped in a script that sets that, which costs those
-        most who begin a session for each command. This home is empty, so that no start-up file is read. After the
-        host's own programs its sessions find the Python that runs this, for functions.
+        They share one home: with a home of its own, an sshd wraps each command in a script that sets it. Contestants
+        that begin a session for each command would pay most for that. This home is empty, so that no start-up file is
+        read. After the host's own programs its sessions find the Python that runs this, for functions.
         """
         self._home.mkdir(mode=0o700, exist_ok=True)
         taken = len(self._servers)
@@ -153,7 +153,7 @@ class SshdFarm:
             )
             for number in range(count)
         ]
-        self._servers += new  # before they run: stopping one that does not is nothing
+        self._servers += new  # before they start: stopping one that does not run does nothing
         with ThreadPoolExecutor(_MAX_SSHDS_STARTING) as pool:
             list(pool.map(LocalSshd.start, new))
 

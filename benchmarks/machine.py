@@ -1,4 +1,4 @@
-"""What the numbers were taken on, on one line."""
+"""The machine of the measurements, on one line, and its settings for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def describe_machine(distributions: Sequence[str]) -> str:
 
 
 def _first_line(*argv: str) -> str:
-    """Return the first line that a program prints, nothing where there is no such program."""
+    """Return the first line that a program prints, '' if there is no such program."""
     try:
         ended = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=10)
     except FileNotFoundError:
@@ -38,7 +38,7 @@ def _first_line(*argv: str) -> str:
 
 
 def default_key_exchange() -> dict[str, str]:
-    """Return the sshd option with which a log-in costs what it costs users: a test's sshd has a faster key exchange."""
+    """Return the sshd option for the key exchange that users have; that of a test's sshd is faster."""
     argv = ["ssh", "-G", "-F", "/dev/null", "any-host"]
     lines = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
     [algorithms] = [line.partition(" ")[2] for line in lines if line.startswith("kexalgorithms ")]
@@ -46,7 +46,7 @@ def default_key_exchange() -> dict[str, str]:
 
 
 def fastest_directory() -> Path:
-    """Return where files are made at once, so that it is not the file system that is measured: memory, given room."""
+    """Return the fastest directory for files: in memory if there is room, so that the file system is not measured."""
     memory = Path("/dev/shm")
     if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _MIN_FREE_BYTES:
         return memory

@@ -1,4 +1,4 @@
-"""The contestants on many hosts at once: ours, plain ssh, and the peers, each used as it is fastest."""
+"""The contestants on many hosts at once: ours, plain ssh, and the peers, each used in its fastest way."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _lazycluster(hosts: Hosts) -> Iterator[Abilities]:
 
 @contextlib.contextmanager
 def _plain_ssh(hosts: Hosts) -> Iterator[Abilities]:
-    """Run one ssh for each host, so many at a time."""
+    """Run one ssh for each host, at most `MAX_LOGINS` at a time."""
 
     def command() -> None:
         failed = run_programs([(*hosts.ssh, "--", name, "true") for name in hosts.names], MAX_LOGINS)
@@ -67,7 +67,7 @@ def _ssh_through_masters(hosts: Hosts) -> Iterator[Abilities]:
 
 @contextlib.contextmanager
 def _pdsh(hosts: Hosts) -> Iterator[Abilities]:
-    """Run pdsh, which runs one ssh for each host, so many at a time."""
+    """Run pdsh, which runs one ssh for each host, at most `MAX_LOGINS` at a time."""
     options = (f"PDSH_SSH_ARGS_APPEND={hosts.ssh_options()}",)
     argv = ("env", *options, "pdsh", "-S", "-R", "ssh", "-f", str(MAX_LOGINS), "-w", ",".join(hosts.names), "true")
 
@@ -88,7 +88,7 @@ def _pdsh_through_masters(hosts: Hosts) -> Iterator[Abilities]:
 
 @contextlib.contextmanager
 def _asyncssh(hosts: Hosts) -> Iterator[Abilities]:
-    """Keep a connection to each in one loop; only logging in is bounded."""
+    """Keep a connection to each host in one event loop; only the log-ins are limited."""
     import asyncssh
 
     known_hosts = asyncssh.read_known_hosts(str(hosts.known_hosts))
@@ -173,7 +173,7 @@ def _parallel_ssh(hosts: Hosts, at_once: int = MAX_LOGINS) -> Iterator[Abilities
 
 @contextlib.contextmanager
 def _fabric(hosts: Hosts) -> Iterator[Abilities]:
-    """Keep a `ThreadingGroup`, which has a thread for each host and knows no bound."""
+    """Keep a `ThreadingGroup`, which has a thread for each host, without a limit."""
     import fabric
     from fabric.exceptions import GroupException
 

@@ -1,8 +1,9 @@
 """The memory that a contestant takes on this side, as a program of its own: `python -m benchmarks.memory`.
 
-It reads the name of a contestant and the hosts, a pickle, and prints one line of JSON. It measures what its Python has
-more than before it connected, and all programs below it; the sshds and what they start are not among these. Memory is
-the proportional set size (proc(5), smaps_rollup): a page that several processes share counts once, a part for each.
+It reads the name of a contestant and the hosts, as a pickle, and prints one line of JSON. It measures the memory that
+its Python has gained since before it connected, and that of all its descendants. The sshds and their descendants do not
+count. Memory is the proportional set size (proc(5), smaps_rollup): a page that several processes share counts once, a
+part for each.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ _WARM_UP_COMMANDS = 3
 
 @attrs.frozen
 class Footprint:
-    """The memory of the Python process, beyond what it had, and of the programs below it, in bytes; and their number.
+    """The memory that the Python process has gained, that of its descendants, both in bytes, and their number.
 
-    Where it was not measured, `failed` says why.
+    If it was not measured, `failed` says why.
     """
 
     python: int = 0
@@ -68,7 +69,7 @@ def measure_in_subprocess(contestant: str, hosts: Hosts) -> Footprint:
 def _measure_footprint(contestant: Contestant[Hosts], hosts: Hosts) -> Footprint:
     if contestant.package is not None:
         importlib.import_module(contestant.package)
-    # What starting a program leaves behind once, however many follow.
+    # The first start of a program leaves memory behind, and later ones leave no more.
     run_programs([("true",)], 1)
     before = _pss_bytes(os.getpid())
     with contestant.open(hosts) as abilities:
@@ -81,7 +82,7 @@ def _measure_footprint(contestant: Contestant[Hosts], hosts: Hosts) -> Footprint
 
 
 def _pss_bytes(pid: int) -> int:
-    """Return the proportional set size of a process in bytes; 0 where it has ended."""
+    """Return the proportional set size of a process in bytes; 0 if it has ended."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
@@ -94,14 +95,13 @@ def _pss_bytes(pid: int) -> int:
 def _main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            _PR_SET_CHILD_SUBREAPER, 1
-        )  # an ssh that goes to the background stays below this process
+        # So that an ssh that goes to the background stays a descendant of this process.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     name, hosts = pickle.load(sys.stdin.buffer)
     contestants = {each.name: each for each in (*WARM_CONTESTANTS, MEMORY_REFERENCE)}
     try:
         found = _measure_footprint(contestants[name], hosts)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+    except Exception as error:  # noqa: BLE001 - every error is reported
         found = Footprint(failed=failure_from(error).reason)
     print(json.dumps(attrs.asdict(found)), flush=True)
 

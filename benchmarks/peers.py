@@ -1,4 +1,4 @@
-"""The peers, each used as it is fastest for the purpose; all are optional."""
+"""The peers, each used in the fastest way for the purpose; all are optional."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _execnet(site: Site) -> Iterator[Abilities]:
 
 @contextlib.contextmanager
 def _mitogen(site: Site) -> Iterator[Abilities]:
-    """Open one context; functions are called by the names of their modules, which it fetches once."""
+    """Open one context, which calls functions by name and fetches their modules once."""
     import mitogen.master
 
     broker = mitogen.master.Broker()
@@ -46,7 +46,7 @@ def _mitogen(site: Site) -> Iterator[Abilities]:
             hostname=site.host,
             ssh_args=["-F", str(site.config_file)],
             python_path=site.python,
-            compression=False,  # as all others have it
+            compression=False,  # as for all others
         )
         yield Abilities(lambda: expect(0, context.call(remote.run_true)), context.call)
     finally:

@@ -1,6 +1,6 @@
-"""The programs that the benchmarks start: none outlives the block that started it.
+"""The programs that the benchmarks start. No program outlives the block that started it.
 
-Deadlines are those of `measuring.deadline`, under which all of this runs.
+Time limits are those of `timing.deadline`, under which all of this runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_EXIT_WAIT_SECONDS = 10.0  # seconds that a program has to end by itself once its standard input has
+_EXIT_WAIT_SECONDS = 10.0  # seconds that a program has to end by itself once its standard input has ended
 
 
 @attrs.frozen
@@ -35,18 +35,18 @@ class ProgramFailedError(Exception):
 
 @attrs.frozen
 class InteractiveProgram:
-    """A program that is spoken to over its standard input and output."""
+    """A program to communicate with over its standard input and output."""
 
     stdin: IO[bytes]
     stdout: IO[bytes]
 
     def send(self, data: bytes) -> None:
-        """Send it all, now."""
+        """Send all of the data now."""
         self.stdin.write(data)
         self.stdin.flush()
 
     def receive(self, size: int) -> bytes:
-        """Return exactly so many bytes."""
+        """Return exactly `size` bytes."""
         data = self.stdout.read(size)
         if len(data) < size:
             raise EOFError(f"the program ended after {len(data)} of {size} bytes")
@@ -54,14 +54,14 @@ class InteractiveProgram:
 
 
 def run_program(argv: Sequence[str]) -> bytes:
-    """Run a program to its end and return what it printed."""
+    """Run a program to its end and return its output."""
     ended = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, start_new_session=True)
     _check_exit_code(argv, ended.returncode, ended.stderr)
     return ended.stdout
 
 
 def read_output(argv: Sequence[str]) -> bytes:
-    """Run a program and return what it printed, the fastest way to read much of it."""
+    """Run a program and return its output, in the fastest way for a large one."""
     with _start_program(argv, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         data = process.stdout.read()
@@ -74,13 +74,13 @@ def pipe(source: Sequence[str], sink: Sequence[str]) -> None:
     with _start_program(source, stdout=subprocess.PIPE) as writer:
         with _start_program(sink, stdin=writer.stdout) as reader:
             assert writer.stdout is not None
-            writer.stdout.close()  # so that the writer learns of the reader's end
+            writer.stdout.close()  # so that the writer notices the end of the reader
             _check_exit_code(sink, reader.wait())
         _check_exit_code(source, writer.wait())
 
 
 def run_programs(argvs: Sequence[Sequence[str]], limit: int) -> dict[int, str]:
-    """Run programs to their ends, so many at a time; return what those said that failed, by their places."""
+    """Run programs to their ends, at most `limit` at a time; return the output of those that failed, by position."""
     failed: dict[int, str] = {}
     waiting = enumerate(argvs)
     outputs: dict[int, bytes] = {}
@@ -128,7 +128,7 @@ def running_program(argv: Sequence[str], is_ready: Callable[[], bool]) -> Iterat
 
 @contextlib.contextmanager
 def running_programs(programs: Sequence[tuple[Sequence[str], Callable[[], bool]]], limit: int) -> Iterator[None]:
-    """Keep programs for a block, which begins when each is ready; so many get ready at a time."""
+    """Keep programs for a block, which begins when each is ready; at most `limit` are starting at a time."""
     with contextlib.ExitStack() as stack:
         waiting = iter(programs)
         starting: list[tuple[Sequence[str], Callable[[], bool], subprocess.Popen[bytes]]] = []
@@ -148,13 +148,13 @@ def running_programs(programs: Sequence[tuple[Sequence[str], Callable[[], bool]]
 
 
 def count_children(name: str) -> int:
-    """Return how many programs of that name run below this process."""
+    """Return the number of descendants of this process that run a program."""
     table = run_program(("ps", "-A", "-o", "pid=,ppid=,comm="))
     return count_descendants(table.decode(errors="replace"), os.getpid(), name)
 
 
 def count_descendants(table: str, root: int, name: str) -> int:
-    """Return how many lines of `ps -o pid=,ppid=,comm=` name a program below a process; some print its path."""
+    """Return how many lines of `ps -o pid=,ppid=,comm=` name a program under a process; some systems print its path."""
     rows = [line.split(maxsplit=2) for line in table.splitlines()]
     below = {root}
     while more := {int(row[0]) for row in rows if int(row[1]) in below} - below:
@@ -170,7 +170,7 @@ def _start_program(
     stdout: int = subprocess.DEVNULL,
     stderr: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program out of reach of the terminal's Ctrl-C, which is this process's to answer; kill it at the end."""
+    """Start a program out of reach of the terminal's Ctrl-C, which this process handles; kill it at the end."""
     process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
     try:
         yield process
@@ -178,7 +178,7 @@ def _start_program(
         process.kill()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # what was still to be sent
+                with contextlib.suppress(BrokenPipeError):  # of data that was still to be sent
                     stream.close()
         process.wait()
 

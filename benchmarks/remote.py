@@ -1,6 +1,6 @@
-"""What the contestants do on the host.
+"""The functions that the contestants call on the host.
 
-It travels there as source, and imports nothing that is not used: the smaller a process, the faster it forks.
+They travel there as source, and import nothing that they do not use: the smaller a process, the faster it forks.
 """
 
 
@@ -10,12 +10,12 @@ def answer() -> int:
 
 
 def blob(size: int) -> bytes:
-    """Return so many bytes."""
+    """Return `size` bytes."""
     return b"x" * size
 
 
 def read_file(path: str) -> bytes:
-    """Return what a file holds."""
+    """Return the contents of a file."""
     with open(path, "rb") as file:  # noqa: PTH123 - as above
         return file.read()
 
@@ -26,7 +26,7 @@ def successor(number: int) -> int:
 
 
 def run_true() -> int:
-    """Run the command `true` as the others do: through a shell, with what it prints caught; return its exit status."""
+    """Run the command `true` as the others do: through a shell, with its output captured; return its exit status."""
     import subprocess  # noqa: PLC0415 - as above
 
     argv = ["/bin/sh", "-c", "true"]

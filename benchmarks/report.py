@@ -1,4 +1,4 @@
-"""What the benchmarks print as they go, and at the end: one line for each target, and a table of the contestants."""
+"""The output of the benchmarks: as they go, and at the end a line for each target and a table of the contestants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.variants import LAZYCLUSTER
 
 @attrs.frozen
 class Check:
-    """What ours has to reach, measured against one of the others."""
+    """The target that ours has to reach, measured against one of the others."""
 
     target: Target
     reference: str
@@ -25,7 +25,7 @@ class Check:
 
 @attrs.frozen
 class Judgement:
-    """One line of the table; `met` is None where there was nothing to compare with."""
+    """One line of the table; `met` is None if there was nothing to compare with."""
 
     row: str
     ours: str
@@ -54,7 +54,7 @@ def format_megabytes(value: float) -> str:
 
 @attrs.frozen
 class Measurement:
-    """The outcomes under one label; `volume` is the number of bytes moved where a rate says more than a time.
+    """The outcomes under one label; `volume` is the number of bytes moved if a rate says more than a time.
 
     `formatter` renders an outcome: a time in seconds, or a size in bytes.
     """
@@ -72,13 +72,13 @@ class Measurement:
         return self.formatter(outcome.median) if self.volume is None else format_rate(self.volume, outcome.median)
 
     def ratio(self, name: str, reference: str) -> float | None:
-        """Return how many times as long it took as the reference, or as much."""
+        """Return the ratio of the time or size to that of the reference."""
         own, other = self.outcomes.get(name), self.outcomes.get(reference)
         return own.median / other.median if isinstance(own, Sample) and isinstance(other, Sample) else None
 
 
 class Report:
-    """Prints, and keeps what it printed for the end."""
+    """Prints measurements and judgements as they come, and again as tables at the end."""
 
     def __init__(self, machine: str) -> None:
         """Print the machine."""
@@ -94,11 +94,11 @@ class Report:
         _print(f"\n== {number}. {title}")
 
     def note(self, text: str) -> None:
-        """Say what is left out, and why."""
+        """Print a remark on the row."""
         _print(f"   {text}")
 
     def add_measurement(self, measurement: Measurement, checks: Sequence[Check]) -> None:
-        """Print what was measured, fastest first, and judge it."""
+        """Print a measurement, the fastest first, and judge it."""
         self._measurements.append(attrs.evolve(measurement, row=self._with_row_number(measurement.row)))
         _print(f"\n   {measurement.row}")
         for name, outcome in sorted(measurement.outcomes.items(), key=lambda item: _sort_key(item[1])):
@@ -113,7 +113,7 @@ class Report:
         _print(f"   -> {line.row}: {line.target}: {line.verdict} ({ours})")
 
     def add_failure(self, title: str, failure: Failure) -> None:
-        """Say that a row could not be measured."""
+        """Print that a row could not be measured."""
         self.note(f"failed: {failure.reason}")
         self.add_judgement(Judgement(title, "failed", "-", "", "to be measured", met=False))
 

@@ -1,4 +1,4 @@
-"""The bare resident Python: the least that a call into a process of its own takes, and so the floor for `call`.
+"""The bare resident Python: the least that a call into a process of its own can take, and so the floor for `call`.
 
 It runs on the host as `python3 -u -c`, after the source of `benchmarks.remote`, whose functions it calls by name.
 Requests and results are pickles, each after its length.

@@ -1,4 +1,4 @@
-"""Where the contestants log in: a private sshd, directly or over a slow link, and the plain ssh that leads there."""
+"""The sites of the contestants: a private sshd, directly or over a slow network, and plain ssh to it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _socket_numbers = itertools.count()
 
 @attrs.frozen
 class Site:
-    """One way to the private sshd, as an ssh configuration and, for libraries that do not read that, as its parts.
+    """The private sshd at one port, as an ssh configuration and, for libraries that do not read that, as its parts.
 
-    `directory` is for files on this side; `home` is that of the other side, on this machine too.
+    `directory` is for local files. `home` is that of the host, on this machine, too.
     """
 
     sshd: LocalSshd
@@ -44,7 +44,7 @@ class Site:
 
     @property
     def python(self) -> str:
-        """The Python that all run functions in: the one that lazycluster finds, by the name by which it does."""
+        """The Python in which all contestants run functions, under the name by which lazycluster finds it."""
         return f"python{sys.version_info.major}.{sys.version_info.minor}"
 
     @property
@@ -55,7 +55,7 @@ class Site:
 
 @attrs.frozen
 class ControlMaster:
-    """A ControlMaster of ours, for what goes through it."""
+    """A ControlMaster, with ssh and scp through it."""
 
     site: Site
     socket: Path
@@ -76,23 +76,24 @@ class ControlMaster:
 @contextlib.contextmanager
 def open_master(site: Site) -> Iterator[ControlMaster]:
     """Keep a ControlMaster for a block."""
-    made = ControlMaster(site, site.directory / f"m{next(_socket_numbers)}")  # short: a socket's path may have 90 bytes
+    # A short name: a socket's path may have 90 bytes.
+    master = ControlMaster(site, site.directory / f"m{next(_socket_numbers)}")
     # It binds its socket under another name, and renames it when it is logged in and listens.
-    with running_program((*made.ssh, "-N", "-M", "--", site.host), made.socket.exists):
-        yield made
+    with running_program((*master.ssh, "-N", "-M", "--", site.host), master.socket.exists):
+        yield master
 
 
 def direct_site(sshd: LocalSshd, directory: Path) -> Site:
-    """Return the way that takes no time."""
+    """Return the site without a delay."""
     return Site(sshd, sshd.port, sshd.config_file, sshd.known_hosts, directory)
 
 
 @contextlib.contextmanager
 def slow_site(sshd: LocalSshd, directory: Path, delay: float) -> Iterator[Site]:
-    """Give the way on which each byte takes `delay` seconds in either direction."""
+    """Yield the site at which each byte takes `delay` seconds in either direction."""
     argv = (sys.executable, "-m", "benchmarks.slow_link", str(sshd.port), str(delay))
-    with interactive_program(argv) as link:
-        port = int(link.stdout.readline())
+    with interactive_program(argv) as relay:
+        port = int(relay.stdout.readline())
         known_hosts = directory / "slow_known_hosts"
         known_hosts.write_text(sshd.known_hosts.read_text().replace(f":{sshd.port} ", f":{port} "))
         config_file = write_config(directory / "slow_ssh_config", sshd.config(port=port))

@@ -1,4 +1,4 @@
-"""A slow link to a port on loopback, as a program: `python -m benchmarks.slow_link PORT SECONDS`.
+"""A slow network before a port on loopback, as a program: `python -m benchmarks.slow_link PORT SECONDS`.
 
 It is a process of its own because a thread in the measuring one would compete with it for the interpreter.
 """

@@ -11,42 +11,42 @@ from lazycluster._typing import assert_never
 
 @attrs.frozen
 class MaxRatio:
-    """At most so many times as long as the reference."""
+    """At most `limit` times as long as the reference."""
 
     limit: float
 
 
 @attrs.frozen
 class Faster:
-    """Less time than the reference; or, where that is enough, no more."""
+    """Less time than the reference; unless `strictly`, no more time is enough."""
 
     strictly: bool = True
 
 
 @attrs.frozen
 class MinRateShare:
-    """At least this share of the reference's rate."""
+    """At least the share `limit` of the reference's rate."""
 
     limit: float
 
 
 @attrs.frozen
 class MaxExtraSeconds:
-    """At most so many seconds longer than the reference."""
+    """At most `seconds` longer than the reference."""
 
     seconds: float
 
 
 @attrs.frozen
 class MaxExtraBytes:
-    """At most so many bytes more than the reference."""
+    """At most `bytes` more than the reference."""
 
     bytes: float
 
 
 @attrs.frozen
 class MinItemsPerSecond:
-    """At least so many of the items a second; there is nothing to compare with."""
+    """At least `per_second` of the items a second; there is nothing to compare with."""
 
     per_second: float
     items: int

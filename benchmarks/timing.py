@@ -1,4 +1,4 @@
-"""Measuring side by side: everything in turns, so that what slows the machine down hits all alike."""
+"""Measuring side by side: everything in turns, so that a slowdown of the machine hits all alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _no_tidying() -> None:
 
 @attrs.frozen
 class Entry:
-    """What is measured: `act`. Neither `tidy`, which follows each time, nor `timeout`, for both, is timed."""
+    """One measurement: only `act` is timed. `tidy` follows each time, and `timeout`, in seconds, is for both."""
 
     name: str
     act: Callable[[], object]
@@ -31,7 +31,7 @@ class Entry:
 
 @attrs.frozen
 class Sample:
-    """How long something took each time, in seconds; or how much memory, in bytes."""
+    """The time that something took each time, in seconds; or its memory, in bytes."""
 
     times: tuple[float, ...]
 
@@ -41,7 +41,7 @@ class Sample:
 
     @property
     def percentiles(self) -> tuple[float, float]:
-        """The tenth and the ninetieth percentile; the extremes where there are few."""
+        """The tenth and the ninetieth percentile; the extremes if there are few values."""
         ordered = sorted(self.times)
         cut = len(ordered) // 10
         return ordered[cut], ordered[-1 - cut]
@@ -61,8 +61,8 @@ Outcomes: TypeAlias = Mapping[str, Outcome]
 def interleave(entries: Sequence[Entry], rounds: int, warm_up: int) -> Outcomes:
     """Measure each entry once a round, after rounds that do not count; one that fails takes no further part.
 
-    Each round has an order of its own, so that nobody always follows the same neighbour and pays for what that leaves
-    running; the orders are the same in every run.
+    Each round has an order of its own, so that no entry always follows the same neighbour and pays for the work that it
+    leaves running. The orders are the same in every run.
     """
     times: dict[str, list[float]] = {entry.name: [] for entry in entries}
     failures: dict[str, Failure] = {}
@@ -93,7 +93,7 @@ def _time_entry(entry: Entry) -> float:
             entry.act()
             taken = time.perf_counter() - started
         except BaseException:
-            with contextlib.suppress(Exception):  # what there is to say is said already
+            with contextlib.suppress(Exception):  # the first error is reported
                 entry.tidy()
             raise
         entry.tidy()
@@ -104,8 +104,8 @@ def _time_entry(entry: Entry) -> float:
 def deadline(seconds: float, what: str) -> Iterator[None]:
     """Raise `TimeoutError` in a block that takes longer, whatever it waits for; for the main thread.
 
-    An alarm, because most of the peers have waits without a time limit. It rings on, should one of them swallow it.
-    The deadline of a block around this one goes on afterwards.
+    It is an alarm, because most of the peers have waits without a time limit. It is repeated in case one of them
+    swallows it. The deadline of a block around this one goes on afterwards.
     """
 
     def raise_timeout(_number: int, _frame: object) -> None:

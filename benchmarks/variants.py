@@ -24,7 +24,7 @@ def new_runtime(site: Site, **options: object) -> Iterator[Runtime]:
 
 
 def abilities_of(runtime: Runtime) -> Abilities:
-    """Return what a runtime does."""
+    """Return the abilities of a runtime."""
 
     def command() -> None:
         expect(0, runtime.run(["true"]).exit_code)

@@ -1,6 +1,6 @@
 """Run work on other machines over nothing but the system's own OpenSSH client.
 
-What is named here is imported when it is first asked for, so that importing the package alone costs next to nothing.
+Its names are imported when they are first used, so that importing the package alone costs next to nothing.
 """
 
 import importlib
@@ -154,7 +154,7 @@ _LAZY_IMPORTS = {
     "HostInfo": "hardware",
     "ManagedProcess": "managed",
 }
-"""Where the names come from that are no errors."""
+"""The modules of the names; all other names are errors, from `exceptions`."""
 
 
 def __getattr__(name: str) -> object:

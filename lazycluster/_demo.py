@@ -26,7 +26,7 @@ _PAGE_HTML = "<h1>served on the host, read here</h1>\n"
 
 
 def run_demo() -> int:
-    """Show everything; return 0 where all went as it should."""
+    """Show everything; return 0 if all went as it should."""
     started = time.monotonic()
     out = Printer()
     before = _temporary_directories()
@@ -41,7 +41,7 @@ def run_demo() -> int:
             runtimes = group.runtimes
             _show_tasks(out, runtimes, directory)
             _show_group(out, group)
-            out.print_title("What the hosts have: runtime.print_info()")
+            out.print_title("The machine of a host: runtime.print_info()")
             runtimes[0].print_info()
             _show_tunnel(out, runtimes[0])
         out.print_title("The runtimes are closed. What is left behind?")
@@ -87,7 +87,7 @@ def _show_tasks(out: Printer, runtimes: list[Runtime], directory: Path) -> None:
 
 
 def _show_group(out: Printer, group: RuntimeGroup) -> None:
-    """Do the same on all hosts, and spread items over them."""
+    """Run one command on all hosts, and spread items over them."""
     command = 'echo "process $$"'
     out.print_title(f"All hosts at once: group.run({command!r})")
     for host, result in group.run(command).items():
@@ -111,7 +111,7 @@ def _show_tunnel(out: Printer, runtime: Runtime) -> None:
 
 @contextlib.contextmanager
 def _serve_page() -> Iterator[tuple[int, int]]:
-    """Serve a page on the "remote" side; give its port, and a free one for the tunnel."""
+    """Serve a page on the host's side; yield its port, and a free local port for the tunnel."""
     with tempfile.TemporaryDirectory(prefix="lazycluster-demo-") as root:
         Path(root, "index.html").write_text(_PAGE_HTML, encoding="utf-8")
         handler: Callable[..., _QuietHandler] = functools.partial(_QuietHandler, directory=root)

@@ -33,7 +33,7 @@ class Execution:
     """One run of a task's steps on one host: the results so far, when it ended and why."""
 
     def __init__(self, name: str, steps: tuple[Step, ...], executor: Executor) -> None:
-        """Prepare; `run()` does it."""
+        """Prepare the execution; `run()` carries out the steps."""
         self.name = name
         self.host = executor.host
         self.error: LazyclusterError | None = None
@@ -90,7 +90,7 @@ class Execution:
         return failure
 
     def iter_function_returns(self) -> Generator[object, None, None]:
-        """Yield what the functions returned, in order; one that raised, or never ran, raises here."""
+        """Yield the values that the functions returned, in order; raise the error of one that raised, or never ran."""
         self.error_reported = True
         for name, outcome_file in self._outcome_files:
             yield read_outcome(outcome_file, self.host, name).unwrap()
@@ -98,36 +98,36 @@ class Execution:
             raise _copy_error(self.error)
 
     def print_log(self) -> None:
-        """Print what each step printed, after its number, and why it failed."""
+        """Print the output of each step, after its number, and why it failed."""
         for index, result in enumerate(self.results):
             print(f"[{index}] {result.log.rstrip()}")  # noqa: T201
             if result.error is not None:
                 print(f"[{index}] failed: {self.error}")  # noqa: T201
 
     def close(self) -> None:
-        """Let go of what the functions returned."""
+        """Close the files with the outcomes of the functions."""
         while self._outcome_files:
             self._outcome_files.pop()[1].close()
 
 
 def _copy_error(error: LazyclusterError) -> LazyclusterError:
-    """Return an error to be raised: its traceback will hold the variables of the caller, such as the runtime."""
+    """Return a copy to raise. Its traceback will hold the variables of the caller, such as the runtime."""
     raised = copy.copy(error)
     raised.__cause__ = error.__cause__
     return raised
 
 
 class TaskProcess:
-    """A task in the background: a thread that waits for the host; a `ManagedProcess`."""
+    """A `ManagedProcess` that is a task in the background: a thread that waits for the host."""
 
     def __init__(self, execution: Execution, cancel_token: CancelToken, owner: object | None) -> None:
-        """Start it. The owner lives as long as it runs."""
+        """Start the task. The owner lives as long as the task runs."""
         self.name = f"task {execution.name} on {execution.host}"
         self.pid: int | None = None
         self.execution = execution
         self._cancel_token = cancel_token
         self._owner = owner
-        # Not the end of the thread: Ctrl-C in Thread.join() has it taken for ended (CPython up to 3.12).
+        # Not Thread.is_alive(): after Ctrl-C in Thread.join() it is False too early (CPython up to 3.12, gh-90882).
         self._ended = threading.Event()
         self._creator_pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
@@ -160,10 +160,10 @@ class TaskProcess:
 
     def is_alive(self) -> bool:
         """Return whether it still runs."""
-        return not self._ended.is_set() and self._creator_pid == os.getpid()  # a fork has none of the threads
+        return not self._ended.is_set() and self._creator_pid == os.getpid()  # a forked child does not have the thread
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, at most so many seconds; raises nothing, see `RuntimeTask.join()`."""
+        """Wait until the task has ended, at most `timeout` seconds. Unlike `RuntimeTask.join()` it raises nothing."""
         if threading.current_thread() is not self._thread and self.is_alive():
             wait_event(self._ended, Deadline(timeout))
 
@@ -179,7 +179,7 @@ class TaskProcess:
         self._cancel_token.cancel()
 
     def terminate(self) -> None:
-        """End the step under way on the host, with its children, and wait for it; no further step begins."""
+        """End the step under way on the host, with its children, and wait for that. No further step begins."""
         self.request_stop()
         self.join()
 
@@ -214,7 +214,7 @@ class TaskState:
         """Wait until the last execution has ended.
 
         Raises:
-            TaskExecutionError: A step failed.
+            TaskExecutionError: If a step failed.
         """
         execution, process = self.execution, self.process
         if process is not None:

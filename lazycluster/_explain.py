@@ -1,7 +1,7 @@
 """Steps as the lines of shell that do the same by hand. Pure: nothing is run, and nothing is looked up.
 
-The lines suit bash, dash, ksh and zsh, pasted or as a script. ssh and scp with all their options stand in functions at
-the top, so that a step reads as what it does.
+The lines suit bash, dash, ksh and zsh, pasted or as a script. Functions at the top hold ssh and scp with all their
+options, so that each step shows only what it does.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from lazycluster._typing import assert_never
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
 
 EXPLAINED_MASTER_PERSIST_SECONDS = 600
-"""Seconds after which a forgotten connection closes by itself."""
+"""Seconds after which an unused connection closes by itself."""
 READ_OUTCOME_PROGRAM = (
     "import sys; from lazycluster._functions.outcome import read_outcome; "
     'print(read_outcome(open(sys.argv[1], "rb"), *sys.argv[2:]).unwrap())'
 )
-"""For `python3 -c`: prints what a function returned, or raises what it raised. The arguments are the file with what
-`explainer.render_standalone_file` wrote on standard output, the host, and the name of the function."""
+"""For `python3 -c`: prints the value of a function, or raises its exception. The arguments are the file with the
+standard output of a `render_standalone_file()` program, the host, and the name of the function."""
 
 _CONTROL_PATH = Path("$lc_dir/m")
 _MAX_LINE_WIDTH = 110
-# Every version of scp takes such a path as it is; older ones pass the path to a shell on the host.
+# Every version of scp takes such a path as it is; older versions pass the path to a shell on the host.
 _SCP_SAFE_PATH = re.compile(r"[A-Za-z0-9_./+,=@-]+")
 _HOME_PREFIX = re.compile(r"~/*")
 _DOT_NAMES = {"", ".", ".."}
@@ -44,7 +44,7 @@ _MAX_COMMENT_WIDTH = 70
 
 @attrs.frozen
 class ShellBlock:
-    """Lines of shell that belong together, below a comment of one line or more."""
+    """Lines of shell that belong together, after a comment of one line or more."""
 
     comment: str
     lines: tuple[str, ...] = ()
@@ -56,9 +56,9 @@ class ShellBlock:
 
 
 def quote(text: str) -> str:
-    """Return text as a word of a POSIX shell in which every character is one that can be seen.
+    """Return text as a word of a POSIX shell in which every character is visible.
 
-    What cannot, such as a tab or a byte that is no UTF-8, is printed by the shell. Newlines stay: a command
+    The shell itself prints the others, such as a tab or a byte that is not UTF-8. Newlines stay, because a command
     substitution would lose them.
     """
     runs = itertools.groupby(text, _is_visible)
@@ -70,7 +70,7 @@ def _is_visible(character: str) -> bool:
 
 
 def _quote_visible(text: str) -> str:
-    """Return a word as `shlex.quote` does, but in double quotes where these read better and change nothing."""
+    """Return a word as `shlex.quote` does, but in double quotes if these read better and change nothing."""
     if "'" not in text:
         return shlex.quote(text)
     if not _SPECIAL_IN_DOUBLE_QUOTES & set(text):
@@ -84,7 +84,7 @@ def _quote_as_octal(text: str) -> str:
 
 
 def setup_blocks(destination: Destination, working_dir: str | None) -> tuple[ShellBlock, ...]:
-    """Return what comes first: the connection, the functions, and the working directory, made where it is missing."""
+    """Return the first blocks: the functions, the connection, and the working directory, made if it is missing."""
     master = master_argv(
         destination, _CONTROL_PATH, None, batch=False, persist_seconds=EXPLAINED_MASTER_PERSIST_SECONDS
     )
@@ -95,13 +95,13 @@ def setup_blocks(destination: Destination, working_dir: str | None) -> tuple[She
         ShellBlock("", ('[ -z "${ZSH_VERSION-}" ] || setopt interactive_comments',)),
         ShellBlock(
             "Nothing of this has been run. As a script, with sh, it stops at the first step that fails, as a task\n"
-            "does. Pasted into a terminal it goes on. By hand a file is not written under a temporary name first and\n"
-            "then renamed, nothing is ended on the host when you stop ssh, and what start-up files print is output.",
+            "does. Pasted into a terminal it goes on. By hand, files are not written under a temporary name first and\n"
+            "then renamed. Nothing is ended on the host when you stop ssh, and start-up files may add to the output.",
         ),
         ShellBlock(
             "A session: without the connection it fails, ProxyCommand=false, and does not connect by itself. The text\n"
-            "for the host, the argument or else standard input, goes there in octal digits, for any login shell to\n"
-            "pass on to a POSIX one. What is left of standard input follows.",
+            "for the host, the argument or else standard input, goes there in octal digits, which any login shell can\n"
+            "pass to a POSIX one. The rest of standard input follows.",
             (
                 "lc_ssh() {",
                 '    [ $# -gt 0 ] || set -- "$(cat)"',
@@ -117,7 +117,7 @@ def setup_blocks(destination: Destination, working_dir: str | None) -> tuple[She
             "A copy of one file, with its mode and time.", _define_function("lc_scp", _wrap_argv(scp, tail='"$@"'))
         ),
         ShellBlock(
-            "The end of the connection, for a script whatever happens.",
+            "The end of the connection, which comes in a script whatever happens.",
             (
                 *_define_function("lc_close", (*_wrap_argv(end, tail="2>/dev/null || :"), 'rm -rf "$lc_dir"')),
                 "case $- in *i*) ;; *)",
@@ -138,12 +138,12 @@ def setup_blocks(destination: Destination, working_dir: str | None) -> tuple[She
     ]
     if working_dir is not None:
         make = f"mkdir -p -- {quote_path(working_dir)}"
-        blocks.append(ShellBlock("The working directory, made where it is missing.", _session_lines(make)))
+        blocks.append(ShellBlock("The working directory, made if it is missing.", _session_lines(make)))
     return tuple(blocks)
 
 
 def teardown_block() -> ShellBlock:
-    """Return what comes last."""
+    """Return the last block, which closes the connection."""
     return ShellBlock("The connection is closed: ssh -O exit", ("lc_close",))
 
 
@@ -156,14 +156,15 @@ def explain_steps(
     payloads: Mapping[int, Path] | None = None,
     python: str | None = None,
 ) -> tuple[ShellBlock, ...]:
-    """Return for each step what it is, and the lines that do it, which need those of `setup_blocks()`.
+    """Return a block for each step: its description, and its lines, which need those of `setup_blocks()`.
 
     Args:
         steps: The steps of one task.
         destination: The host.
-        working_dir: Where they run, as `Runtime(host, working_dir)` has it; None: in the home directory.
-        is_directory: Return whether something that is sent is a directory.
-        payloads: For the index of a `RunFunction` where its `render_standalone_file` is; without it that step fails.
+        working_dir: The directory to run in, as for `Runtime(host, working_dir)`; None for the home directory.
+        is_directory: Returns whether a local path that is sent is a directory.
+        payloads: The file with the `render_standalone_file()` text of a `RunFunction`, by the index of its step. A step
+            without one fails.
         python: The Python for functions on the host, as for `Runtime(host, python=)`.
     """
     explainer = _StepExplainer(destination, working_dir, is_directory, payloads or {}, python)
@@ -212,11 +213,11 @@ class _StepExplainer:
         return [] if self.cwd is None else [f'cd {quote_path(self.cwd)} && export WORKING_DIR="$PWD" || exit']
 
     def _in_working_dir(self, *commands: str) -> str:
-        """Return commands of the library's own in the working directory, up to the first that fails."""
+        """Return the text that runs commands in the working directory, up to the first that fails."""
         return " && ".join([*([] if self.cwd is None else [f"cd {quote_path(self.cwd)}"]), *commands])
 
     def _scp_safe_path(self, path: str) -> str | None:
-        """Return a path on the host as scp takes it, None where not every version takes it."""
+        """Return a path on the host as every version of scp takes it, None if some versions misread it."""
         if self.cwd is None and not path:
             return "."
         whole = path if path.startswith(("/", "~")) or self.cwd is None else f"{self.cwd.rstrip('/')}/{path}"
@@ -259,7 +260,7 @@ class _StepExplainer:
         return (f"if {self._host_line(f'[ -d {path} ]')}; then", *tree, "else", *file, "fi")
 
     def _host_line(self, *commands: str) -> str:
-        """Return the line for commands of the library's own; on one line, so that it can be indented."""
+        """Return the line that runs commands on the host; one line, so that it can be indented."""
         return f"lc_ssh {quote(self._in_working_dir(*commands))} </dev/null"
 
     def _get_tree(self, path: str, local: Path, name: str) -> tuple[str, ...]:
@@ -288,7 +289,7 @@ class _StepExplainer:
 
     def _function_lines(self, step: RunFunction, payload: Path) -> tuple[str, ...]:
         names = " ".join(map(quote_path, python_candidates(self.python)))
-        # Tried first: a shim of pyenv is there for every version, and fails where that version is not switched on.
+        # Each is tried first: pyenv has a shim for every version, which fails if that version is not activated.
         found = f'for p in {names}; do "$p" -c "" </dev/null 2>/dev/null && exec "$p" -; done'
         start = "\n".join([*self._preamble(), f"{found}; echo no Python: {names} >&2; exit 127"])
         answer = quote(str(payload.with_suffix(".answer")))
@@ -300,19 +301,19 @@ class _StepExplainer:
 
 
 def _set_remote_path(remote: str | None, name: str) -> tuple[str, ...]:
-    """Return what sets $t on the host to where something sent belongs: a directory takes it under its own name."""
+    """Return the lines that set $t on the host to the target; a directory takes a file or tree under its own name."""
     if remote is None:
         return (f"t=./{shlex.quote(name)}",)
     return (f"t={quote_path(remote)}", f'{{ [ ! -d "$t" ] || t=$t/{shlex.quote(name)}; }}')
 
 
 def _set_local_path(local: Path, name: str) -> tuple[str, ...]:
-    """Return what sets $lc_t to where something fetched belongs here; the name is quoted already."""
+    """Return the line that sets $lc_t to the local target of a file or tree; the name is quoted already."""
     return (f'lc_t={quote(str(local))}; [ ! -d "$lc_t" ] || lc_t=$lc_t/{name}',)
 
 
 def _session_lines(text: str) -> tuple[str, ...]:
-    """Return the line that runs text on the host; text that quoting would make hard to read comes below, as it is."""
+    """Return the lines that run text on the host; text that is hard to read in quotes is a here-document."""
     if all(map(_is_visible, text)) and ("'" in text or "\n" in text):
         lines = text.split("\n")
         end = next(end for number in itertools.count() if (end := f"EOF{number or ''}") not in lines)
@@ -325,7 +326,7 @@ def _define_function(name: str, body: Sequence[str]) -> tuple[str, ...]:
 
 
 def _wrap_argv(argv: Sequence[str], *, tail: str = "", indent: str = "") -> tuple[str, ...]:
-    """Return an argument vector as lines of a shell, an option and its value on one; `tail` is shell text already."""
+    """Return argv as lines of shell, each option on one line with its value; `tail` is shell text already."""
     words = [f'"{word}"' if word == f"ControlPath={_CONTROL_PATH}" else quote(word) for word in argv]
     pieces: list[str] = []
     for word in words:
@@ -343,6 +344,6 @@ def _wrap_argv(argv: Sequence[str], *, tail: str = "", indent: str = "") -> tupl
 
 
 def _comment_text(text: str) -> str:
-    """Return text for a comment: a quoted word, so that a shell without comments would do no harm either."""
+    """Return text for a comment: a quoted word, which is harmless in a shell without comments, too."""
     line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
     return _quote_visible(line if len(line) <= _MAX_COMMENT_WIDTH else f"{line[: _MAX_COMMENT_WIDTH - 1]}…")

@@ -39,7 +39,7 @@ class Facts(ABC):
 
     @property
     def python_version(self) -> str:
-        """The version of the Python that functions run in, `''` where there is none."""
+        """The version of the Python that functions run in, `''` if there is no Python."""
         return self.host_info.python_version or ""
 
     @property
@@ -83,7 +83,7 @@ class Facts(ABC):
         }
 
     def print_info(self) -> None:
-        """Print what is known about the host as a table."""
+        """Print the facts about the host as a table."""
         print_table(f"Runtime {self.host}", ("", "value"), info_rows(self))
 
 

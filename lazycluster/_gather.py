@@ -81,7 +81,7 @@ def gather(
         cancel()
         for host, outcome in _drain(ended):
             outcomes[host] = outcome
-            if not isinstance(interruption, Exception):  # else it came from there, or no thread could be started
+            if not isinstance(interruption, Exception):  # else `on_result` raised it, or no thread could be started
                 on_result(host, outcome)
         succeeded = values_by_host(outcomes)
         if rollback is not _noop:
@@ -160,7 +160,7 @@ def check_on_error(on_error: str) -> None:
     """Check the choice between raising errors and collecting them.
 
     Raises:
-        ValueError: The choice is neither `raise` nor `collect`.
+        ValueError: If the choice is neither `raise` nor `collect`.
     """
     if on_error not in {"raise", "collect"}:
         raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
@@ -170,7 +170,7 @@ def unwrap_all(outcomes: Mapping[str, Value[T] | Error], action: str) -> dict[st
     """Return the values of outcomes by host.
 
     Raises:
-        HostsFailedError: There are errors among them.
+        HostsFailedError: If there are errors among them.
     """
     raise_errors(outcomes, action)
     return {host: outcome.unwrap() for host, outcome in outcomes.items()}
@@ -185,7 +185,7 @@ def raise_errors(outcomes: Mapping[str, Value[T] | Error], action: str) -> None:
     """Raise the errors among outcomes.
 
     Raises:
-        HostsFailedError: There are errors among the outcomes.
+        HostsFailedError: If there are errors among the outcomes.
     """
     errors = errors_by_host(outcomes)
     if errors:

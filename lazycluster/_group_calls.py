@@ -34,7 +34,7 @@ def run_command(
     on_output: Callable[[str, Stream, bytes], object] | None,
 ) -> Mapping[str, CommandResult | Error]:
     """Run a command on every host; see `RuntimeGroup.run()`."""
-    title = Command(command, timeout=timeout).title  # refuses here what no host could run
+    title = Command(command, timeout=timeout).title  # checks both before any host is contacted
 
     def work(runtime: Runtime, cancel_token: CancelToken) -> CommandResult:
         def pass_output(stream: Stream, data: bytes) -> None:

@@ -48,12 +48,12 @@ class GroupFacts:
         """Return the runtime on a host; by default the least busy, by running tasks, then by the order given.
 
         A host that was lost when its last task ended comes after the others, and the one lost last comes last. It
-        would otherwise get every task, and fail it at once. A task or `run()` that succeeds there clears this mark, as
+        would otherwise get every task, and fail it at once. A task or `run()` that succeeds on it clears this mark, as
         does `clear_tasks()`.
 
         Raises:
-            ValueError: The host is not of the group.
-            NoRuntimesError: The group is empty.
+            ValueError: If the host is not in the group.
+            NoRuntimesError: If the group is empty.
         """
         return self._members.get(host)
 
@@ -65,7 +65,7 @@ class GroupFacts:
         """Return runtimes by host, in the order of the group: the included hosts, or all, without those excluded.
 
         Raises:
-            ValueError: A host is not of the group.
+            ValueError: If a host is not in the group.
         """
         return self._members.select(include_hosts, exclude_hosts)
 
@@ -76,7 +76,10 @@ class GroupFacts:
 
     @property
     def function_returns(self) -> Generator[object, None, None]:
-        """Wait for the tasks, then yield the returns of their functions, host by host in the order of the group."""
+        """The values that the functions of the tasks returned, host by host in the order of the group.
+
+        Iterating waits for the tasks of each host in turn.
+        """
         for runtime in self.runtimes:
             yield from runtime.function_returns
 

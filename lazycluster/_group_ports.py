@@ -22,7 +22,7 @@ class GroupPorts:
         """Return whether a server could listen on a port of every host.
 
         Raises:
-            HostsFailedError: Some hosts could not be asked.
+            HostsFailedError: If some hosts could not be asked.
         """
         return bool(self._free_ports([check_port(port)], exclude_hosts))
 
@@ -40,8 +40,8 @@ class GroupPorts:
             exclude_hosts: Hosts that are not asked.
 
         Raises:
-            NoPortsLeftError: No port of the list is free, or the list is empty.
-            HostsFailedError: Some hosts could not be asked.
+            NoPortsLeftError: If no port of the list is free, or the list is empty.
+            HostsFailedError: If some hosts could not be asked.
         """
         wanted = [check_port(port) for port in ports]
         free = self._free_ports(wanted, exclude_hosts) if wanted else []
@@ -67,7 +67,7 @@ class GroupPorts:
             The keys under which `stop_process()` ends the tunnels, in the order of the hosts.
 
         Raises:
-            HostsFailedError: It failed on some hosts; the tunnels to the other hosts are closed.
+            HostsFailedError: If it failed on some hosts; the tunnels to the other hosts are closed.
         """
         check_port(local_port)
         check_port(local_port if runtime_port is None else runtime_port)
@@ -93,16 +93,16 @@ class GroupPorts:
 
         Args:
             host: The host of the service.
-            runtime_port: The port of the service there.
+            runtime_port: The port of the service on it.
             local_port: The port at which the local machine reaches it; default: `runtime_port`.
             group_port: The port at which the other hosts reach it, at localhost; default: `runtime_port`.
 
         Returns:
-            The keys under which `stop_process()` ends the tunnels: that from the host first.
+            The keys under which `stop_process()` ends the tunnels; the tunnel from the host is the first.
 
         Raises:
-            PortInUseError: The port is in use on the local machine.
-            HostsFailedError: It failed on some hosts; all its tunnels are closed.
+            PortInUseError: If the port is in use on the local machine.
+            HostsFailedError: If it failed on some hosts; all its tunnels are closed.
         """
         source = self._members.get(host)
         local_port = runtime_port if local_port is None else local_port
@@ -119,7 +119,7 @@ class GroupPorts:
         """End a task or tunnel of one of the hosts by its key.
 
         Raises:
-            ValueError: No process has that key.
+            ValueError: If no process has that key.
         """
         for runtime in self._members.all().values():
             if key in runtime.get_processes():

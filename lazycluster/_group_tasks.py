@@ -110,7 +110,7 @@ def join(members: Members) -> None:
     """Wait until every task in the background has ended.
 
     Raises:
-        HostsFailedError: Some tasks failed; it lists each with its host.
+        HostsFailedError: If some tasks failed; the error lists each with its host.
     """
     runtimes = members.all().values()
     errors = []

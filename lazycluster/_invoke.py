@@ -1,4 +1,4 @@
-"""The call of a function on a host: what `call`, `map` and the steps of tasks have in common."""
+"""The call of a function on a host, for `call`, `map` and the steps of tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 OutcomeFile: TypeAlias = IO[bytes]
 _MAX_OUTCOME_BYTES_IN_MEMORY = 1 << 20
-"""Bytes up to which the outcome of a function is kept in memory; beyond, in a temporary file without a name."""
+"""The most bytes of an outcome that stay in memory. A larger outcome goes to a temporary file without a name."""
 
 
 class _SpooledOutcome(tempfile.SpooledTemporaryFile[bytes]):
@@ -36,7 +36,7 @@ def serialize(function: Callable[..., object], args: Sequence[object], kwargs: M
     """Serialize a function with its arguments; any number of hosts can get the result.
 
     Raises:
-        FunctionNotSerializableError: The function or an argument cannot be pickled.
+        FunctionNotSerializableError: If the function or an argument cannot be pickled.
     """
     from lazycluster._functions.serialize import serialize_call  # noqa: PLC0415 - only calls need cloudpickle
 
@@ -47,10 +47,10 @@ def invoke(context: HostContext, payload: Payload, watch: Watch) -> OutcomeFile:
     """Call a function on a host and return the file with its outcome, for `read_outcome()`; the caller closes it.
 
     Raises:
-        PythonNotFoundError: There is no Python on the host.
-        PythonVersionMismatchError: The host's Python has another minor version.
-        CommandStoppedError: The cancel token was cancelled.
-        ConnectionLostError: The connection broke.
+        PythonNotFoundError: If there is no Python on the host.
+        PythonVersionMismatchError: If the host's Python has another minor version.
+        CommandStoppedError: If the cancel token was cancelled.
+        ConnectionLostError: If the connection broke.
     """
     outcome = _SpooledOutcome(max_size=_MAX_OUTCOME_BYTES_IN_MEMORY)
     try:
@@ -76,8 +76,8 @@ def call_function(context: HostContext, payload: Payload) -> object:
     """Call a function on a host and return its value; its exception is raised here. Its output goes to the logger.
 
     Raises:
-        RemoteFunctionError: Its process died, or its exception cannot be raised here.
-        LazyclusterError: As `invoke()`.
+        RemoteFunctionError: If its process died, or its exception cannot be raised here.
+        LazyclusterError: If `invoke()` raises it.
     """
     collector = Collector()
     with output_handler(context.host) as on_output:
@@ -98,8 +98,8 @@ def call_each(
         The outcomes of the first items, at least of one.
 
     Raises:
-        RemoteFunctionError: The process died; which item caused it is unknown.
-        LazyclusterError: As `invoke()`.
+        RemoteFunctionError: If the process died; which item caused it is unknown.
+        LazyclusterError: If `invoke()` raises it.
     """
     from lazycluster._functions.serialize import serialize_batch  # noqa: PLC0415 - only calls need cloudpickle
 

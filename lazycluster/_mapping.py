@@ -33,11 +33,11 @@ _log = logging.getLogger(__name__)
 X = TypeVar("X")
 T = TypeVar("T")
 _BATCH_SECONDS = 0.05
-"""Seconds of work that a host gets at once, so that the round trip is little of it."""
+"""Seconds of work that a host gets at once, so that the round trip is a small part of it."""
 _MAX_ITEMS_PER_BATCH = 64
 """Items that go to a host at once."""
 _MAX_OUTSTANDING_ITEMS = 4096
-"""Items at most that are taken from the iterable and not yet yielded: those after a slow one must wait."""
+"""The most items that are taken from the iterable and not yet yielded, because those after a slow one must wait."""
 _MAX_READ_AHEAD_SECONDS = 0.01
 """Seconds that the next item may take to come while there is an outcome to yield."""
 _HOST_ERRORS = (*HOST_LOST_ERRORS, PythonNotFoundError, PythonVersionMismatchError)
@@ -68,7 +68,7 @@ class MapScheduler(Generic[X, T]):
         ordered: bool,
         retries: int,
     ) -> None:
-        """Prepare; entering it begins the work."""
+        """Prepare the work; entering the context begins it."""
         self._runtimes = runtimes
         self._function = function
         self._source = enumerate(items)
@@ -96,7 +96,7 @@ class MapScheduler(Generic[X, T]):
         ]
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Begin the work."""
         try:
             for thread in self._threads:
                 start_thread(thread)
@@ -124,8 +124,8 @@ class MapScheduler(Generic[X, T]):
         """Yield the outcomes, in the order of the items or as they come.
 
         Raises:
-            HostsFailedError: No host is left for the items that are still to be taken from the iterable.
-            Exception: An error of the iterable, after the outcomes of the items before it.
+            HostsFailedError: If no host is left for the items that are still to be taken from the iterable.
+            Exception: If the iterable raised it; the outcomes of the items before it come first.
         """
         while True:
             self._read_ahead()
@@ -202,7 +202,7 @@ class MapScheduler(Generic[X, T]):
             pass
 
     def _run_batch(self, items: Sequence[_MapItem[X]], runtime: Runtime, cancel_token: CancelToken) -> bool:
-        """Work on items with one host; returns whether the host can take more."""
+        """Work on items with one host; return whether the host can take more."""
         started = time.monotonic()
         try:
             context = core_of(runtime).context(cancel_token)
@@ -282,7 +282,7 @@ class MapScheduler(Generic[X, T]):
             self._changed.notify_all()
 
     def _drop_host(self, runtime: Runtime, error: Exception) -> None:
-        """Go on without a host."""
+        """Continue without a host."""
         with self._changed:
             self._failed_hosts[runtime.host] = error
             if self._all_hosts_failed:

@@ -19,17 +19,17 @@ from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
 
 _OPEN_FILES_PER_HOST, _OTHER_OPEN_FILES = 16, 256
-"""Open files of a host, measured as 8 at rest and 10 at work; and of everything else."""
+"""Open files for each host, of which 8 at rest and 10 at work were measured, and for everything else."""
 DEFAULT_MAX_CONNECTIONS = 16
-"""The default number of log-ins at once. A jump host and the processors of the local machine bear it."""
+"""The default number of log-ins at once, which a jump host and the processors of the local machine can bear."""
 
 
 def check_options(options: RuntimeOptions, max_connections: int) -> None:
     """Check options before any host is contacted.
 
     Raises:
-        TypeError: A keyword is unknown.
-        ValueError: An option has an invalid value.
+        TypeError: If a keyword is unknown.
+        ValueError: If an option has an invalid value.
     """
     if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
         raise ValueError(f"max_connections must be a whole number from 1 on, got {max_connections!r}")
@@ -47,8 +47,8 @@ def connect_hosts(
     """Make a runtime on each host, with at most `max_connections` log-ins at once, and return the outcomes by host.
 
     Raises:
-        TypeError: A keyword is unknown.
-        ValueError: A host is named twice, or an option has an invalid value.
+        TypeError: If a keyword is unknown.
+        ValueError: If a host is named twice, or an option has an invalid value.
     """
     check_options(options, max_connections)
     names = to_list(hosts)
@@ -99,8 +99,8 @@ class Members:
         """Connect to hosts in parallel and add their runtimes; keep the errors of those that fail, or raise them.
 
         Raises:
-            HostsFailedError: Some hosts cannot be used; the others are disconnected.
-            ValueError: A host is there twice.
+            HostsFailedError: If some hosts cannot be used; the others are disconnected.
+            ValueError: If a host is given twice, or is in the group already.
         """
         names = to_list(hosts)
         self._check_not_members(names)
@@ -128,7 +128,7 @@ class Members:
         """Return all runtimes by host.
 
         Raises:
-            NoRuntimesError: The group is empty.
+            NoRuntimesError: If the group is empty.
         """
         runtimes = self.all()
         if not runtimes:
@@ -175,7 +175,7 @@ class Members:
         """Remove a host and return its runtime.
 
         Raises:
-            ValueError: The host is not of the group.
+            ValueError: If the host is not in the group.
         """
         with self._lock:
             _check_members([host], self._runtimes)
@@ -205,7 +205,7 @@ def check_runtimes(runtimes: Iterable[Runtime] | None) -> list[Runtime]:
     """Return runtimes as a list.
 
     Raises:
-        TypeError: One of them is the name of a host.
+        TypeError: If one of them is the name of a host.
     """
     candidates = [runtimes] if isinstance(runtimes, (str, Runtime)) else list(runtimes or ())
     for runtime in candidates:

@@ -17,11 +17,11 @@ def _noop() -> None:
 
 
 class PrefixedOutput:
-    """Prints output while it is produced, each stream of a host on the same stream here. Any thread may use it.
+    """Prints output as it comes, each stream of a host on the same local stream. Any thread may use it.
 
     A line is text for people, the same on a terminal and in a pipe. Control characters and sequences that would act on
-    a terminal are removed. Colours stay if the output has colours, and end with the line. Of the parts of a line that
-    carriage returns separate, only the last is printed, as a screen would show it: a progress bar becomes one line.
+    a terminal are removed. Colours stay if the output has colours, and end with the line. Carriage returns separate a
+    line into parts, of which only the last is printed, as a screen would show it. So a progress bar becomes one line.
 
     After a failed write nothing more is printed; `on_failure` is called once, and `write_error` is the reason.
     """

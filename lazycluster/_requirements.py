@@ -31,7 +31,7 @@ class Requirements:
     """The requirements of a host; `Runtime.check_filter()` explains them.
 
     Raises:
-        ValueError: A minimum is not a number.
+        ValueError: If a minimum is not a number.
     """
 
     gpu_required: bool = False

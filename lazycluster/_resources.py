@@ -25,7 +25,7 @@ _REACHABILITY_TIMEOUT_SECONDS = 3.0
 
 @attrs.define(eq=False)
 class ResourceRegistry:
-    """The resources of a runtime, apart from it, so that nothing keeps the runtime itself alive."""
+    """The resources of a runtime, kept apart from it, so that nothing keeps the runtime itself alive."""
 
     transport: RuntimeTransport
     processes: dict[str, Stoppable] = attrs.field(factory=dict)
@@ -41,7 +41,7 @@ class ResourceRegistry:
         unreleased_registries.add(self)
 
     def release(self) -> None:
-        """Stop every process, remove every directory, end the connection; again where that was interrupted."""
+        """Stop every process, remove every directory, end the connection. After an interruption, call it again."""
         if self.creator_pid != os.getpid():  # a fork of the owner has only what it began itself, after the fork
             self.closed = self.released = True
             self.transport.clean_up()
@@ -66,7 +66,7 @@ class ResourceRegistry:
         """Make the working directory, a temporary one by default; return it with the hardware of the host.
 
         Raises:
-            InvalidRuntimeError: The host cannot be used; its `__cause__` is the reason.
+            InvalidRuntimeError: If the host cannot be used; its `__cause__` is the reason.
         """
         try:
             return self.transport.set_up(working_dir)
@@ -86,13 +86,13 @@ class ResourceRegistry:
             self.disconnect()
 
     def disconnect(self) -> None:
-        """End the connection, where nothing was made on the host yet."""
+        """End the connection, if nothing was made on the host yet."""
         self.closed = self.released = True
         self.transport.close()
         unreleased_registries.discard(self)
 
     def release_in_background(self) -> None:
-        """Do it in a thread, for the garbage collector, which may have come in the middle of anything."""
+        """Release in a thread: the garbage collector may call this in the middle of any other code."""
         if self.creator_pid == os.getpid():
             threading.Thread(target=self.release, name=f"clean-up of {self.transport.host}", daemon=True).start()
 
@@ -101,7 +101,7 @@ class ResourceRegistry:
             process.request_stop()
         reachable = self.transport.can_reach_host(_REACHABILITY_TIMEOUT_SECONDS)
         if not reachable:
-            self.transport.close()  # what waits for the host then waits no more
+            self.transport.close()  # ends every wait for the host
         for process in processes:
             if reachable:
                 process.terminate()
@@ -118,20 +118,20 @@ class ResourceRegistry:
         """Check that the resources are not released.
 
         Raises:
-            RuntimeClosedError: The release has begun.
+            RuntimeClosedError: If the release has begun.
         """
         if self.closed:
             raise RuntimeClosedError(self.transport.host)
 
     def new_key(self, name: str) -> str:
-        """Return a key that no other process has, also among those of other hosts of a group."""
+        """Return a key that no other process has, on this host or on another host of a group."""
         return f"{name}-{next(self.process_numbers)}@{self.transport.host}"
 
     def register(self, key: str, process: Stoppable) -> str:
-        """Add a process under a key and return the key; one that comes too late is stopped.
+        """Add a process under a key and return the key; a process that comes too late is stopped.
 
         Raises:
-            RuntimeClosedError: Everything was released already.
+            RuntimeClosedError: If the release has begun.
         """
         with self.lock:
             if not self.closed:
@@ -144,7 +144,7 @@ class ResourceRegistry:
         """Open a tunnel and return its key; the owner lives as long as the tunnel.
 
         Raises:
-            RuntimeClosedError: The release has begun.
+            RuntimeClosedError: If the release has begun.
         """
         self.check_open()
         tunnel = self.transport.open_tunnel(forwarding, owner)
@@ -154,7 +154,7 @@ class ResourceRegistry:
         """Return the process with a key.
 
         Raises:
-            ValueError: No process has that key.
+            ValueError: If no process has that key.
         """
         try:
             return self.processes[key]
@@ -182,7 +182,7 @@ unreleased_registries: set[ResourceRegistry] = set()
 
 @functools.cache
 def _register_atexit() -> None:
-    """Have everything released when the program ends: registered after the masters, so called before their end."""
+    """Have everything released when the program ends: registered after the masters, so called before they end."""
     atexit.register(release_all, unreleased_registries)
 
 

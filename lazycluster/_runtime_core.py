@@ -1,4 +1,4 @@
-"""The parts of a runtime, on which groups build as well."""
+"""The parts of a runtime, which groups use, too."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RuntimeCore:
         """Log in, make the working directory, a temporary one by default, and probe the machine.
 
         Raises:
-            InvalidRuntimeError: The host cannot be used; its `__cause__` is the reason.
+            InvalidRuntimeError: If the host cannot be used; its `__cause__` is the reason.
         """
         variables = check_environment(env)
         check_text("working_dir", working_dir)
@@ -68,7 +68,7 @@ class RuntimeCore:
         """Return the surroundings of work on the host.
 
         Raises:
-            RuntimeClosedError: The runtime was cleaned up.
+            RuntimeClosedError: If the runtime was cleaned up.
         """
         self.resources.check_open()
         return HostContext(self.transport, self.working_dir, self.env_variables, cancel_token)

@@ -14,7 +14,7 @@ def first_free_port(host: str, find_free_ports: Callable[[list[int]], list[int]]
     """Return the first port of a list that is free on a host.
 
     Raises:
-        NoPortsLeftError: No port of the list is free, or the list is empty.
+        NoPortsLeftError: If no port of the list is free, or the list is empty.
     """
     wanted = list(ports)
     free = find_free_ports(wanted)
@@ -29,7 +29,7 @@ def forwarding_to_host(
     """Return the forwarding that makes a local port reachable on a host, by default under the same number.
 
     Raises:
-        PortInUseError: `host_port` is in use on the host.
+        PortInUseError: If `host_port` is in use on the host.
     """
     listen = check_port(local_port if host_port is None else host_port)
     forwarding = Forwarding(ForwardType.REMOTE, listen, check_port(local_port))
@@ -40,6 +40,6 @@ def forwarding_to_host(
 
 
 def forwarding_from_host(host_port: int, local_port: int | None) -> Forwarding:
-    """Return the forwarding that makes a port of a host reachable here, by default under the same number."""
+    """Return the forwarding that makes a port of a host reachable locally, by default under the same number."""
     listen = check_port(host_port if local_port is None else local_port)
     return Forwarding(ForwardType.LOCAL, listen, check_port(host_port))

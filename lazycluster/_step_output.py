@@ -1,4 +1,4 @@
-"""The output of steps and functions: to standard output while it comes, or line by line to the logger."""
+"""The output of steps and functions: to standard output as it comes, or line by line to the logger."""
 
 from __future__ import annotations
 

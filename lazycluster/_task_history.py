@@ -28,7 +28,7 @@ class TaskHistory:
         """Carry out a task and wait for its end.
 
         Raises:
-            TaskExecutionError: A step failed.
+            TaskExecutionError: If a step failed.
         """
         execution = state_of(task).new_execution(executor)
         with self._lock:
@@ -40,7 +40,7 @@ class TaskHistory:
         """Start a task in the background; the owner lives as long as the task runs.
 
         Raises:
-            RuntimeClosedError: The resources were released already.
+            RuntimeClosedError: If the resources were released already.
         """
         cancel_token = CancelToken()
         try:
@@ -65,7 +65,7 @@ class TaskHistory:
         """Return when the last task failed because of the host; None if a task or command has succeeded since.
 
         Args:
-            last_success: The end of the last command that the host ran, by `time.monotonic()`, as is the result.
+            last_success: The end of the last command that the host ran. Like the result it is by `time.monotonic()`.
         """
         ended = [(execution.ended_at, execution) for _, execution in self._snapshot() if execution.ended_at]
         ended_at, last = max(ended, key=lambda pair: pair[0], default=(0.0, None))

@@ -26,7 +26,7 @@ class Connection:
 
     Args:
         host: A name that `ssh` understands: an alias of the ssh configuration, a host name or address, `user@host`.
-        user: The account there (ssh_config(5): User).
+        user: The account on the host (ssh_config(5): User).
         port: The port of sshd, 1-65535.
         identity_file: A private key (`ssh -i`).
         password: Answers password prompts of the host and passphrase prompts for keys. Better: keys and an agent.
@@ -38,7 +38,7 @@ class Connection:
             (sshd_config(5)) if that is less than 10.
 
     Raises:
-        ValueError: A host, user, port, option, variable name or number of sessions that cannot be right.
+        ValueError: If a host, user, port, option, variable name or number of sessions is invalid.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the connection."""
         self.close()
 
     def run(
@@ -93,13 +93,13 @@ class Connection:
         timeout: float | None = None,
         on_output: Callable[[Stream, bytes], object] | None = None,
     ) -> CommandResult:
-        """Run a command on the host and return its result; a failure is no exception.
+        """Run a command on the host and return its result; a command that fails raises nothing.
 
         Text goes to the account's own shell if that is a Bourne shell (bash, dash, ksh, ...), and to /bin/sh otherwise.
         A list of words starts a program without any expansion, as in `subprocess`. The command starts in `cwd`
         (default: the home directory; `~` is the host's), with `env` added to its environment, and reads `stdin`.
-        Background processes that it leaves do not keep this call waiting. A program that does not exist is exit status
-        127.
+        Background processes that it leaves do not keep this call waiting. If a program does not exist, the exit status
+        is 127.
 
         Args:
             command: Any text that a POSIX shell takes, up to about 100 kB, or the words of a program.
@@ -110,11 +110,11 @@ class Connection:
             on_output: Called with each piece of output while the command runs.
 
         Raises:
-            ConnectError: The host could not be reached; its kinds say why.
-            CommandTimeoutError: It took longer than `timeout`; what it had printed is in the error.
-            ConnectionLostError: The connection broke.
-            WorkingDirectoryError: `cwd` cannot be entered.
-            ValueError: The command is empty, or the name of a variable is not an identifier.
+            ConnectError: If the host could not be reached; its kinds say why.
+            CommandTimeoutError: If it took longer than `timeout`; the error has its output so far.
+            ConnectionLostError: If the connection broke.
+            WorkingDirectoryError: If `cwd` cannot be entered.
+            ValueError: If the command is empty, or the name of a variable is not an identifier.
         """
         variables = {**self._context.env, **(env or {})}  # a Command checks them
         return self._context.transport.run(
@@ -132,15 +132,15 @@ class Connection:
         """Send a file or a directory, with modes and times; symbolic links inside a directory stay links.
 
         Args:
-            local: The file or directory here.
-            remote: Where it goes: a new name, an existing file, or an existing directory to put it into. Relative
-                paths start in `cwd`, or in the home directory; `~` is the host's. Default: its own name there.
+            local: The local file or directory.
+            remote: The target on the host: a new name, an existing file, or an existing directory to put it into.
+                Relative paths start in `cwd`, or in the home directory; `~` is the host's. Default: its own name there.
             cwd: The directory on the host where relative paths start.
             on_progress: Called with the bytes moved so far, and with all of them, or None if that is unknown.
 
         Raises:
-            TransferError: It could not be sent; what stood at the target stands there still.
-            ConnectError: The host could not be reached.
+            TransferError: If it could not be sent; the target is then as it was before.
+            ConnectError: If the host could not be reached.
         """
         watch = make_watch(on_progress=on_progress)
         self._context.transport.put(Path(local), remote, cwd=cwd, watch=watch)
@@ -157,14 +157,14 @@ class Connection:
 
         Args:
             remote: The file or directory on the host; see `put()` for relative paths.
-            local: Where it goes here: a new name, an existing file, or an existing directory to put it into. Default:
+            local: The local target: a new name, an existing file, or an existing directory to put it into. Default:
                 its own name in the current directory.
             cwd: The directory on the host where relative paths start.
             on_progress: Called with the bytes moved so far, and with all of them, or None if that is unknown.
 
         Raises:
-            TransferError: It could not be fetched; what stood at the target stands there still.
-            ConnectError: The host could not be reached.
+            TransferError: If it could not be fetched; the target is then as it was before.
+            ConnectError: If the host could not be reached.
         """
         target = Path.cwd() if local is None else Path(local)
         watch = make_watch(on_progress=on_progress)

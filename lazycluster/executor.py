@@ -26,8 +26,8 @@ from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, 
 class Executor:
     """Carries out steps on a host, in a working directory and with an environment.
 
-    With `debug` output is printed while it comes. `prefixed_output` prints it line by line instead, after the name of
-    the host. Without both it goes to the logger, line by line, at DEBUG.
+    With `debug`, output is printed as it comes. `prefixed_output` prints it line by line instead, after the name of the
+    host. Without both it goes to the logger, line by line, at DEBUG.
     """
 
     context: HostContext
@@ -56,7 +56,7 @@ class Executor:
                 if cancel_token is not None and cancel_token.is_cancelled:
                     raise CommandStoppedError(self.host, describe_step(step))
                 exit_code, error = self._execute_step(step, watch, collector, on_outcome)
-            except Exception as raised:  # noqa: BLE001 - the boundary: every error belongs into the record
+            except Exception as raised:  # noqa: BLE001 - the boundary: every error belongs in the record
                 error, host_lost = raised, isinstance(raised, HOST_LOST_ERRORS)
         duration = time.monotonic() - started
         output = collector.result(describe_step(step), exit_code or 0, duration)
@@ -67,7 +67,7 @@ class Executor:
     def _execute_step(
         self, step: Step, watch: Watch, collector: Collector, on_outcome: Callable[[OutcomeFile], None]
     ) -> tuple[int | None, Exception | None]:
-        """Return the exit status of a command, and the exception of a function: the host itself has answered."""
+        """Return the exit status of a command, and the exception of a function; errors of the host are raised."""
         context = self.context
         match step:
             case RunCommand():

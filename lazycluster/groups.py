@@ -35,13 +35,13 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         working_dir: The working directory on each of these hosts; default: a temporary one each.
         max_connections: Log-ins at once while it connects, also through one jump host. Log-ins that a server refuses
             because there are too many (MaxStartups) are tried again, with growing pauses, until `connect_timeout`.
-        on_error: What to do with hosts that cannot be used: `raise`, or `skip` them, see `failed_hosts`.
+        on_error: `raise` the errors of hosts that cannot be used, or `skip` these hosts, see `failed_hosts`.
         progress: Show a bar on a terminal while something is under way.
         connection_kwargs: The keywords of `Runtime`.
 
     Raises:
-        HostsFailedError: Some hosts cannot be used; it lists each with its cause, and none stays connected.
-        ValueError: A host is there twice.
+        HostsFailedError: If some hosts cannot be used; the error lists each with its cause. No host stays connected.
+        ValueError: If a host is given twice.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
     def add_runtime(self, host_or_runtime: str | Runtime) -> None:
         """Add a runtime, or connect to a host as the group does with its own.
 
-        A host that is connected here gets the environment variables of the group; a runtime keeps its own.
+        A host gets the environment variables of the group; a runtime keeps its own.
 
         Raises:
-            ValueError: The host is there already.
-            InvalidRuntimeError: The host cannot be used.
+            ValueError: If the host is in the group already.
+            InvalidRuntimeError: If the host cannot be used.
         """
         self._members.add(host_or_runtime)
 
@@ -79,7 +79,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         """Remove a host from the group and return its runtime, which stays open.
 
         Raises:
-            ValueError: The host is not of the group.
+            ValueError: If the host is not in the group.
         """
         return self._members.remove(host)
 
@@ -87,7 +87,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         """Replace the environment variables of commands and functions on every host.
 
         Raises:
-            ValueError: A name is no identifier.
+            ValueError: If a name is not an identifier.
         """
         self._members.set_env(env_variables)
 
@@ -95,7 +95,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         """Add environment variables for commands and functions on every host.
 
         Raises:
-            ValueError: A name is no identifier.
+            ValueError: If a name is not an identifier.
         """
         self._members.add_env(env_variables)
 
@@ -133,7 +133,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         on_error: OnError = "raise",
         on_output: Callable[[str, Stream, bytes], object] | None = None,
     ) -> Mapping[str, CommandResult | Error]:
-        """Run a command on every host at once and return how it ended, by host; an exit status is no exception.
+        """Run a command on every host at once and return the results by host; a command that fails raises nothing.
 
         Args:
             command: Text for a POSIX shell, or the words of a program, which starts without a shell.
@@ -141,11 +141,12 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             stdin: Its standard input, on each host.
             timeout: Seconds after which the command and its children are ended.
             on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the result.
-            on_output: Gets each piece of output with its host while it is produced, in threads of the hosts.
+            on_output: Gets each piece of output with its host as it comes, in threads of the hosts.
 
         Raises:
-            HostsFailedError: On some hosts it took longer, or their connection broke; with the results of the others.
-            ValueError: The command is empty, or the timeout is not positive.
+            HostsFailedError: If it took longer than `timeout` on some hosts, or their connection broke; the error's
+                `values` are the results of the others.
+            ValueError: If the command is empty, or the timeout is not positive.
         """
         return _group_calls.run_command(
             self._members, command, on_error, env=env, stdin=stdin, timeout=timeout, on_output=on_output
@@ -172,7 +173,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             kwargs: Its arguments by name.
 
         Raises:
-            HostsFailedError: Hosts on which it raised; with the values of the others.
+            HostsFailedError: If it raised on some hosts; the error's `values` are those of the others.
         """
         on_error: OnError = kwargs.pop("on_error", "raise")
         return _group_calls.call_function(self._members, function, on_error, args, kwargs)
@@ -208,13 +209,13 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
     ) -> Generator[T | Error, None, None]:
         """Call a function with each item, each on the next free host, and yield its values.
 
-        A host gets more items when it has done its last ones. Items that take little time go there several at once, and
-        one process works on them one after another. Items that it has not begun within 50 ms come back for other hosts.
-        Some items are taken from the iterable before their values are due, more during the wait for a slow item.
-        An error of the iterable is raised after the values of the items before it, as with Python's own `map()`.
+        A host gets more items when it has done its last ones. Items that take little time are sent several at once, and
+        one process works on them one after another. Items that it has not begun within 50 ms come back for the next
+        free host. Some items are taken from the iterable before their values are due, more during the wait for a slow
+        item. An error of the iterable is raised after the values of the items before it, as with Python's own `map()`.
 
-        When a host dies, or a process there, its items are done again, each by itself, so that a function may act twice
-        on one item. The group's other hosts continue.
+        When a host or a process on it dies, its items are done again, each by itself. So a function may act twice on
+        one item. The group's other hosts continue.
 
         Args:
             function: Anything that `Runtime.call()` takes, of one argument.
@@ -224,7 +225,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             on_error: `raise` the first error of an item, or yield an `Error` in place of a value.
 
         Raises:
-            HostsFailedError: No host is left.
+            HostsFailedError: If no host is left.
         """
         return _group_calls.map_items(self._members, function, iterable, on_error, ordered=ordered, retries=retries)
 
@@ -311,7 +312,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             host: The host; default: the least busy, see `get_runtime()`.
             broadcast: Whether every host carries out a copy, with its own log, results and returns.
             execute_async: Do it in the background; `join()` of a task, or of the group, raises its error.
-            debug: Print the output while it is produced; with `broadcast` line by line, after the name of the host.
+            debug: Print the output as it comes; with `broadcast` line by line, after the name of the host.
             on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the task, or of
                 the copy for a host. `join()` raises the errors of the background with both.
 
@@ -319,10 +320,10 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             The task, or with `broadcast` the copies by host.
 
         Raises:
-            TaskExecutionError: A step failed.
-            HostsFailedError: The same with `broadcast`; its `values` has the copies that succeeded.
-            ValueError: The host is not of the group, or is given together with `broadcast`. Or all hosts would write a
-                file to the same local path, see `RuntimeTask.get_file()`.
+            TaskExecutionError: If a step failed.
+            HostsFailedError: If a step failed with `broadcast`; the error's `values` are the copies that succeeded.
+            ValueError: If the host is not in the group, or is given together with `broadcast`. Also if all hosts would
+                write a file to the same local path, see `RuntimeTask.get_file()`.
         """
         return _group_tasks.execute_task(
             self._members, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
@@ -360,8 +361,8 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             The tasks that send it, by host.
 
         Raises:
-            ValueError: The local path does not exist.
-            HostsFailedError: It could not be sent to some hosts; with `execute_async`, `join()` raises it.
+            ValueError: If the local path does not exist.
+            HostsFailedError: If it could not be sent to some hosts; with `execute_async`, `join()` raises it.
         """
         return _group_tasks.send_file(self._members, local_path, remote_path, on_error, execute_async=execute_async)
 
@@ -369,12 +370,12 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         """Wait until every task in the background has ended.
 
         Raises:
-            HostsFailedError: Some tasks failed; it lists each with its host.
+            HostsFailedError: If some tasks failed; the error lists each with its host.
         """
         _group_tasks.join(self._members)
 
     def clear_tasks(self) -> None:
-        """Forget the tasks that have ended: their logs, returns and processes."""
+        """Discard the tasks that have ended: their logs, returns and processes."""
         for runtime in self.runtimes:
             runtime.clear_tasks()
 

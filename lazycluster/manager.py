@@ -25,20 +25,21 @@ from lazycluster.runtimes import Runtime
 class RuntimeManager(CleanupOnExit):
     """Finds the hosts that can be used, and makes groups of those that meet requirements.
 
-    The first question tries all hosts in parallel; `detect()` tries again. Hosts that answer stay connected until a
+    The first use tries all hosts in parallel; `detect()` tries them again. Hosts that answer stay connected until a
     group takes them, or until `close()`. It is a context manager.
 
     Args:
         config_file: The ssh configuration; its `Host` entries without wildcards are the hosts, also those of included
             files. Default: the user's own.
-        hosts: The hosts to try, in place of those.
-        max_connections: Log-ins at once; more hosts than that which do not answer take another `connect_timeout`.
+        hosts: The hosts to try instead of the configured ones.
+        max_connections: Log-ins at once; if more hosts than this do not answer, the rest takes another
+            `connect_timeout`.
         progress: Show a bar on a terminal while hosts are connected.
         connection_kwargs: The keywords of `Runtime`.
 
     Raises:
-        TypeError: A keyword is unknown.
-        ValueError: An argument has an invalid value.
+        TypeError: If a keyword is unknown.
+        ValueError: If an argument has an invalid value.
     """
 
     def __init__(
@@ -70,13 +71,13 @@ class RuntimeManager(CleanupOnExit):
     def _source(self) -> str:
         return "hosts=[...]" if self._explicit_hosts is not None else str(self._config_file or default_config())
 
-    # Which hosts there are -------------------------------------------------------------------------------------------
+    # Detection -------------------------------------------------------------------------------------------------------
 
     def detect(self) -> None:
         """Try all hosts again, in parallel, each within `connect_timeout`.
 
         Raises:
-            ValueError: The configuration file does not exist.
+            ValueError: If the configuration file does not exist.
         """
         with self._lock:
             if self._config_file is not None and not self._config_file.is_file():
@@ -136,14 +137,14 @@ class RuntimeManager(CleanupOnExit):
             gpu_required: Whether a host must have a GPU.
             min_memory: The least memory, in units of 1024 * 1024 bytes.
             min_cpu_cores: The least number of processors.
-            installed_executables: Programs that must be on the PATH there.
+            installed_executables: Programs that must be on the host's PATH.
             filter_commands: Shell commands that must print `true`.
-            root_dir: Another name of `working_dir`.
+            root_dir: Another name for `working_dir`.
             working_dir: The working directory on each host; default: a temporary one each.
 
         Raises:
-            NoRuntimesDetectedError: No host is left; it lists each with the reason.
-            ValueError: A host is unknown, or a minimum is not a number.
+            NoRuntimesDetectedError: If no host is left; the error lists each with the reason.
+            ValueError: If a host is unknown, or a minimum is not a number.
         """
         requirements = Requirements(gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands)
         self._detect_once()
@@ -203,7 +204,7 @@ class RuntimeManager(CleanupOnExit):
             )
         return group
 
-    # For people ------------------------------------------------------------------------------------------------------
+    # Tables ----------------------------------------------------------------------------------------------------------
 
     def print_hosts(self) -> None:
         """Print the hosts that answered."""
@@ -224,10 +225,10 @@ class RuntimeManager(CleanupOnExit):
     def cleanup(self) -> None:
         """End the runtimes that no group has taken. A second call does nothing.
 
-        The next question tries all hosts again.
+        The next use tries all hosts again.
 
         Raises:
-            HostsFailedError: It failed on some hosts.
+            HostsFailedError: If it failed on some hosts.
         """
         with self._lock:
             runtimes, self._runtimes = self._runtimes, {}

@@ -28,23 +28,23 @@ T = TypeVar("T")
 class Runtime(Facts, CleanupOnExit):
     """One host to run tasks and functions on, and to tunnel to and from.
 
-    Making one logs in, makes the working directory, and learns what the machine has. It is a context manager: at the
-    end of the block, at `cleanup()`, when it is garbage-collected and when the program ends, everything that it started
-    and made is ended and removed, here and on the host.
+    Constructing it logs in, makes the working directory, and probes the machine. It is a context manager: at the end of
+    the block everything that it started and made is ended and removed, locally and on the host. The same happens at
+    `cleanup()`, when it is garbage-collected, and when the program ends.
 
     Args:
         host: A name that `ssh` understands.
-        working_dir: The directory on the host where commands run and relative paths start; it is made where it does
-            not exist, and never removed. Default: a temporary one, which is removed.
-        connection_kwargs: The keywords of `Connection`; and `python`, the Python for functions on the host (default:
-            the one with this Python's minor version, else python3), `resident` (False: each command runs in an ssh
-            process of its own, without a supervisor), and `grace`, the seconds between SIGTERM and SIGKILL for what is
-            ended.
+        working_dir: The directory on the host where commands run and relative paths start; it is made if it does not
+            exist, and never removed. Default: a temporary one, which is removed.
+        connection_kwargs: The keywords of `Connection`, and three more. `python` is the Python for functions on the
+            host; default: the one with this Python's minor version, else python3. With `resident=False` each command
+            runs in an ssh process of its own, without a supervisor. `grace` is the number of seconds between SIGTERM
+            and SIGKILL for processes that are ended.
 
     Raises:
-        ValueError: An argument that cannot be right.
-        TypeError: An unknown keyword.
-        InvalidRuntimeError: The host cannot be used; its `__cause__` says why.
+        ValueError: If an argument is invalid.
+        TypeError: If a keyword is unknown.
+        InvalidRuntimeError: If the host cannot be used; its `__cause__` says why.
     """
 
     _core: RuntimeCore
@@ -62,7 +62,7 @@ class Runtime(Facts, CleanupOnExit):
         """Return the host and the working directory."""
         return f"<{self.class_name} {self.host}:{self.working_dir}>"
 
-    # What it is --------------------------------------------------------------------------------------------------
+    # Facts -------------------------------------------------------------------------------------------------------
 
     @property
     def working_dir(self) -> str:
@@ -83,7 +83,7 @@ class Runtime(Facts, CleanupOnExit):
         """Replace the environment variables of commands and functions, also those of `Runtime(env=...)`.
 
         Raises:
-            ValueError: A name is no identifier.
+            ValueError: If a name is not an identifier.
         """
         self._core.env = check_environment(env_variables)
 
@@ -91,7 +91,7 @@ class Runtime(Facts, CleanupOnExit):
         """Add environment variables for commands and functions.
 
         Raises:
-            ValueError: A name is no identifier.
+            ValueError: If a name is not an identifier.
         """
         self._core.env = {**self._core.env, **check_environment(env_variables)}
 
@@ -118,17 +118,17 @@ class Runtime(Facts, CleanupOnExit):
             gpu_required: Whether it must have a GPU.
             min_memory: The least memory, in units of 1024 * 1024 bytes.
             min_cpu_cores: The least number of processors.
-            installed_executables: Programs that must be on the PATH there.
+            installed_executables: Programs that must be on the host's PATH.
             filter_commands: Shell commands that must print `true`, such as
                 `[ -n "$WORKSPACE" ] && echo true || echo false`.
 
         Raises:
-            ValueError: A minimum is not a number.
+            ValueError: If a minimum is not a number.
         """
         requirements = Requirements(gpu_required, min_memory, min_cpu_cores, installed_executables, filter_commands)
         return not requirements.find_missing(self.host_info, self.run)
 
-    # What it does ------------------------------------------------------------------------------------------------
+    # Work --------------------------------------------------------------------------------------------------------
 
     def run(
         self,
@@ -139,32 +139,32 @@ class Runtime(Facts, CleanupOnExit):
         timeout: float | None = None,
         on_output: Callable[[Stream, bytes], object] | None = None,
     ) -> CommandResult:
-        """Run a command in the working directory and return its result; a failure is no exception.
+        """Run a command in the working directory and return its result; a command that fails raises nothing.
 
         Args:
-            command: Text for a POSIX shell, or the words of a program, which starts without a shell; without such a
-                program the exit status is 127.
+            command: Text for a POSIX shell, or the words of a program, which starts without a shell. If there is no
+                such program, the exit status is 127.
             env: Environment variables in addition to `env_variables`.
             stdin: The standard input of the command.
             timeout: Seconds after which the command and its children are ended.
             on_output: Called with each piece of output while the command runs.
 
         Raises:
-            CommandTimeoutError: It took longer.
-            ConnectionLostError: The connection broke.
+            CommandTimeoutError: If it took longer than `timeout`.
+            ConnectionLostError: If the connection broke.
         """
         watch = make_watch(on_output=on_output)
         return self._core.run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function on the host, in the working directory, and return what it returns.
+        """Call a function on the host, in the working directory, and return its value.
 
-        Whatever it raises there is raised here, with the traceback of the host. What it prints goes to the logger.
+        An exception that it raises is raised here, with the traceback of the host. Its output goes to the logger.
 
         Raises:
-            RemoteFunctionError: It died, or its exception cannot be raised here.
-            PythonVersionMismatchError: The host's Python is of another minor version.
-            FunctionNotSerializableError: It cannot be sent.
+            RemoteFunctionError: If its process died, or its exception cannot be raised here.
+            PythonVersionMismatchError: If the host's Python has another minor version.
+            FunctionNotSerializableError: If it cannot be sent.
         """
         self._core.resources.check_open()
         check_callable(function)
@@ -176,25 +176,28 @@ class Runtime(Facts, CleanupOnExit):
         Args:
             task: The task; `task.join()` waits for it and raises its error.
             execute_async: Do it in the background.
-            debug: Print the output while it comes; otherwise it goes to the logger, at DEBUG.
+            debug: Print the output as it comes; otherwise it goes to the logger, at DEBUG.
 
         Raises:
-            TaskExecutionError: A step failed; in the background only `join()` raises it.
+            TaskExecutionError: If a step failed; in the background only `join()` raises it.
         """
         self._core.start_task(task, self, execute_async=bool(execute_async), debug=debug)
         return task
 
     def print_log(self) -> None:
-        """Print the logs of the tasks carried out here."""
+        """Print the logs of the tasks that were carried out on the host."""
         self._core.task_history.print_logs(self.host)
 
     @property
     def function_returns(self) -> Generator[object, None, None]:
-        """Wait for the tasks, then yield what their functions returned, in the order in which the tasks were begun."""
+        """The values that the functions of its tasks returned, in the order in which the tasks began.
+
+        Iterating waits for the tasks.
+        """
         yield from self._core.task_history.iter_function_returns()
 
     def clear_tasks(self) -> None:
-        """Forget the tasks that have ended: their logs, returns and processes. Those that still run are kept."""
+        """Discard the tasks that have ended: their logs, returns and processes. Those that still run are kept."""
         self._core.task_history.clear()
 
     # Directories and ports ---------------------------------------------------------------------------------------
@@ -203,7 +206,7 @@ class Runtime(Facts, CleanupOnExit):
         """Make a directory on the host, with its parents; one that exists is fine.
 
         Raises:
-            CommandFailedError: It cannot be made.
+            CommandFailedError: If it cannot be made.
         """
         self._core.resources.check_open()
         self._core.transport.create_dir(path, cwd=self._core.working_dir)
@@ -214,13 +217,13 @@ class Runtime(Facts, CleanupOnExit):
         return self._core.transport.create_tempdir()
 
     def delete_dir(self, path: str) -> bool:
-        """Delete a directory on the host with all that is in it; return whether nothing of it is left.
+        """Delete a directory on the host with its contents; return whether nothing of it is left.
 
         Raises:
-            ValueError: The path is empty or the root directory.
+            ValueError: If the path is empty or the root directory.
         """
         if not path.rstrip("/"):
-            raise ValueError(f"refusing to delete {path!r}")
+            raise ValueError(f"path must be neither empty nor the root directory, got {path!r}")
         self._core.resources.check_open()
         return self._core.transport.delete_dir(path, cwd=self._core.working_dir)
 
@@ -228,23 +231,23 @@ class Runtime(Facts, CleanupOnExit):
         """Return whether a server could listen on a port of the host, IPv4 and IPv6.
 
         Raises:
-            PythonNotFoundError: There is no Python on the host to try it with.
+            PythonNotFoundError: If there is no Python on the host to try it with.
         """
         return bool(self.free_ports([port]))
 
     def get_free_port(self, ports: Iterable[int]) -> int:
-        """Return the first port of a list that is free on the host; all are asked for in one round trip.
+        """Return the first port of a list that is free on the host; all are tried in one round trip.
 
         Raises:
-            NoPortsLeftError: None is free, or the list is empty.
+            NoPortsLeftError: If no port is free, or the list is empty.
         """
         return first_free_port(self.host, self.free_ports, ports)
 
     def free_ports(self, ports: Iterable[int]) -> list[int]:
-        """Return those of some ports that are free on the host, in the order given; one round trip for all of them.
+        """Return the given ports that are free on the host, in the order given, with one round trip for all of them.
 
         Raises:
-            PythonNotFoundError: There is no Python on the host to try it with.
+            PythonNotFoundError: If there is no Python on the host to try it with.
         """
         wanted = [check_port(port) for port in ports]
         self._core.resources.check_open()
@@ -253,27 +256,27 @@ class Runtime(Facts, CleanupOnExit):
     # Tunnels and processes ---------------------------------------------------------------------------------------
 
     def expose_port_to_runtime(self, local_port: int, runtime_port: int | None = None) -> str:
-        """Make a service that listens here on `local_port` reachable on the host at `localhost:runtime_port`.
+        """Make a service on `local_port` of the local machine reachable on the host at `localhost:runtime_port`.
 
         Returns:
-            The key under which `stop_process()` ends it. Traffic can flow when it is returned.
+            The key under which `stop_process()` ends the tunnel. Traffic can flow as soon as it is returned.
 
         Raises:
-            PortInUseError: `runtime_port` is taken on the host.
-            ForwardingRefusedError: The host does not allow it.
+            PortInUseError: If `runtime_port` is in use on the host.
+            ForwardingRefusedError: If the host does not allow it.
         """
         forwarding = forwarding_to_host(self.host, self.has_free_port, local_port, runtime_port)
         return self._core.resources.open_tunnel(f"to-runtime-{forwarding.listen_port}", forwarding, owner=self)
 
     def expose_port_from_runtime(self, runtime_port: int, local_port: int | None = None) -> str:
-        """Make a service that listens on the host on `runtime_port` reachable here at `localhost:local_port`.
+        """Make a service on `runtime_port` of the host reachable locally at `localhost:local_port`.
 
         Returns:
-            The key under which `stop_process()` ends it. Traffic can flow when it is returned.
+            The key under which `stop_process()` ends the tunnel. Traffic can flow as soon as it is returned.
 
         Raises:
-            PortInUseError: `local_port` is taken here.
-            ForwardingRefusedError: The host does not allow it.
+            PortInUseError: If `local_port` is in use on the local machine.
+            ForwardingRefusedError: If the host does not allow it.
         """
         forwarding = forwarding_from_host(runtime_port, local_port)
         return self._core.resources.open_tunnel(f"from-runtime-{forwarding.listen_port}", forwarding, owner=self)
@@ -282,7 +285,7 @@ class Runtime(Facts, CleanupOnExit):
         """Return the process with a key.
 
         Raises:
-            ValueError: No process has that key.
+            ValueError: If no process has that key.
         """
         return self._core.resources.get_process(key)
 
@@ -294,13 +297,13 @@ class Runtime(Facts, CleanupOnExit):
         """End a process, and wait until it is gone: a tunnel with its ports, a task with its remote command.
 
         Raises:
-            ValueError: There is no process with that key.
+            ValueError: If no process has that key.
         """
         self.get_process(key).terminate()
 
     @property
     def task_processes(self) -> list[ManagedProcess]:
-        """The processes of the tasks that were begun in the background."""
+        """The processes of the tasks that were started in the background."""
         return list(self._core.task_history.processes.values())
 
     @property
@@ -316,11 +319,11 @@ class Runtime(Facts, CleanupOnExit):
     # The end -----------------------------------------------------------------------------------------------------
 
     def cleanup(self) -> None:
-        """End every process and remove everything temporary, here and on the host. Doing it twice is fine.
+        """End every process and remove everything temporary, locally and on the host. Doing it twice is fine.
 
         Logs, results and returns of the tasks stay readable.
         """
         self._core.resources.release()
 
 
-__all__ = ["Runtime", "RuntimeTask"]  # a task is found here, too, as in the reference
+__all__ = ["Runtime", "RuntimeTask"]  # as in the reference, RuntimeTask can be imported from here, too

@@ -25,11 +25,11 @@ class RuntimeTask:
     """A chain of steps to carry out on a host.
 
     The methods that add steps return the task itself, so that they can be chained or written one a line. Carrying out
-    a task does not change its steps: it may be done again, and on other hosts. Each time replaces log, results and
-    returns.
+    a task does not change its steps: it may be done again, and on other hosts. Each execution replaces the log, the
+    results and the returns of the last one.
 
     Args:
-        name: What to call it in logs and errors; default: something unique.
+        name: The name in logs and errors; default: a unique one.
     """
 
     def __init__(self, name: str | None = None) -> None:
@@ -51,7 +51,7 @@ class RuntimeTask:
 
     @property
     def process(self) -> ManagedProcess | None:
-        """The process in which the task runs or ran in the background; None where it did not."""
+        """The process in which the task runs or ran in the background; None if it did not."""
         return self._state.process
 
     @property
@@ -61,14 +61,14 @@ class RuntimeTask:
 
     @property
     def execution_log(self) -> list[str]:
-        """The text that each step printed, in order, `''` for none; empty before the execution."""
+        """The output of each step, in order, `''` if it printed nothing; an empty list before the execution."""
         return [result.log for result in self.results]
 
     @property
     def function_returns(self) -> Generator[object, None, None]:
-        """Wait for the task, then yield what its functions returned, in order, unpickled one at a time.
+        """The values that its functions returned, in order, unpickled one at a time.
 
-        A function that raised raises its exception here.
+        Iterating waits for the task. If a function raised an exception, it is raised here.
         """
         execution, process = self._state.execution, self._state.process
         if process is not None:
@@ -90,7 +90,7 @@ class RuntimeTask:
             timeout: Seconds after which it is ended on the host with its children, and the task fails.
 
         Raises:
-            ValueError: The command is empty, or the timeout is not positive.
+            ValueError: If the command is empty, or the timeout is not positive.
         """
         program = check_program(command)
         if isinstance(program, str) and not program.strip():
@@ -102,11 +102,11 @@ class RuntimeTask:
         """Add a step that sends a file or directory to the host.
 
         Args:
-            local_path: The file or directory here; a relative path is fixed now.
-            remote_path: Where it goes; default: its own name in the working directory. See `Connection.put()`.
+            local_path: The local file or directory; a relative path is resolved now.
+            remote_path: The target; default: its own name in the working directory. See `Connection.put()`.
 
         Raises:
-            ValueError: There is no such file here.
+            ValueError: If the local path does not exist.
         """
         local = absolute_path(local_path)
         if not local.exists():
@@ -118,27 +118,27 @@ class RuntimeTask:
         """Add a step that fetches a file or directory from the host.
 
         Args:
-            remote_path: The file or directory there; a relative path starts in the working directory.
-            local_path: Where it goes here; default: its own name in the current directory, which is fixed now. `{host}`
-                in it stands for the host, as in `results/{host}/out.csv`, and missing directories are then made: so a
-                group can fetch it from each host.
+            remote_path: The file or directory on the host; a relative path starts in the working directory.
+            local_path: The local target, resolved now; default: its own name in the current directory. `{host}` in it
+                is replaced by the name of the host, as in `results/{host}/out.csv`. Missing directories are then made,
+                so that a group can fetch it from each host.
 
         Raises:
-            ValueError: The remote path is empty.
+            ValueError: If the remote path is empty.
         """
         if not remote_path:
-            raise ValueError("the remote path must not be empty")
+            raise ValueError(f"remote_path must not be empty, got {remote_path!r}")
         self._state.steps.append(GetFile(remote_path, absolute_path("." if local_path is None else local_path)))
         return self
 
     def run_function(self, /, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Self:
-        """Add a step that calls a function on the host; `function_returns` gives what it returned.
+        """Add a step that calls a function on the host; `function_returns` yields its value.
 
-        Lambdas, closures, partials, methods, callables and classes will do. What they import must be there, modules
-        that are not installed here (such as one beside your script) travel along.
+        Lambdas, closures, partials, methods, callables and classes will do. The modules that they import must be
+        installed on the host. Modules that are not installed locally (such as one beside your script) travel along.
 
         Raises:
-            ValueError: The function is None or cannot be called.
+            ValueError: If the function is None or cannot be called.
         """
         check_callable(function)
         self._state.steps.append(RunFunction(function, args, kwargs))
@@ -149,11 +149,11 @@ class RuntimeTask:
 
         Args:
             connection: The host.
-            debug: Print the output while it is produced; otherwise it goes to the logger, at DEBUG.
+            debug: Print the output as it comes; otherwise it goes to the logger, at DEBUG.
 
         Raises:
-            ValueError: The connection cannot be made (`ConnectError`).
-            TaskExecutionError: A step failed; the steps after it were not begun.
+            ValueError: If the connection cannot be made (`ConnectError`).
+            TaskExecutionError: If a step failed; the steps after it were not begun.
         """
         context = context_of(connection)
         context.transport.connect()
@@ -165,12 +165,12 @@ class RuntimeTask:
         """Wait until the task has ended.
 
         Raises:
-            TaskExecutionError: A step failed.
+            TaskExecutionError: If a step failed.
         """
         self._state.join()
 
     def print_log(self) -> None:
-        """Print what each step printed, after its number, and why it failed."""
+        """Print the output of each step, after its number, and why it failed."""
         if self._state.execution is not None:
             self._state.execution.print_log()
 

@@ -1,4 +1,4 @@
-"""The rows: what is measured, and the target of each."""
+"""The rows: the measurements, and the target of each."""
 
 from __future__ import annotations
 

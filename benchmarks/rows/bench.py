@@ -1,4 +1,4 @@
-"""What a row needs: where to log in, how often to measure, and whom to tell."""
+"""The needs of a row: a place to log in, the number of repetitions, and a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.sites import Site
 
 @attrs.frozen
 class Bench:
-    """One run of the benchmarks; `calls` is how often small things are measured, `most_hosts` on how many at most."""
+    """One run of the benchmarks; `calls` is how often small things are measured, `most_hosts` the most hosts."""
 
     site: Site
     farm: SshdFarm

@@ -41,7 +41,7 @@ def measure_large(bench: Bench) -> None:
 
 
 def measure_calls(site: Site, calls: int, *besides: Contestant[Site]) -> Outcomes:
-    """Measure a function that returns an int on all that call functions, and commands of some others."""
+    """Measure a function that returns an int on all contestants that call functions, and a command of some others."""
     with open_contestants((*_CALL_CONTESTANTS, *besides), site) as (able, missing):
         entries = _entries(able, lambda call: expect(remote.answer(), call(remote.answer)))
         others = {each.name for each in besides}

@@ -20,7 +20,7 @@ _WARM_UP_ROUNDS = 10
 
 
 def measure(bench: Bench) -> None:
-    """Compare with the persistent shell, and with the peers that keep a Python there."""
+    """Compare with the persistent shell, and with the peers that keep a Python on the host."""
     bench.report.add_measurement(
         Measurement('warm `run("true")`', measure_commands(bench.site, bench.calls), baselines.PERSISTENT_SHELL.name),
         (

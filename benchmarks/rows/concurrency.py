@@ -1,4 +1,4 @@
-"""Row 6: many commands at once, and what they take on this side."""
+"""Row 6: many commands at once, and the processes and connections that they take."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def measure(bench: Bench) -> None:
 
 @contextlib.contextmanager
 def _started_threads() -> Iterator[ThreadPoolExecutor]:
-    """Keep as many threads as there are commands, all started: that is nobody's work that is measured."""
+    """Keep as many threads as there are commands, all started, because their start is not to be measured."""
     with ThreadPoolExecutor(_CONCURRENT_COMMANDS) as pool:
         all_there = threading.Barrier(_CONCURRENT_COMMANDS, timeout=_COMMAND_TIMEOUT_SECONDS)
         list(pool.map(lambda _: all_there.wait(), range(_CONCURRENT_COMMANDS)))
@@ -68,21 +68,21 @@ def _run_sequentially(shell: Abilities) -> None:
 
 
 def _count_resources(bench: Bench, pool: ThreadPoolExecutor, runtime: Runtime) -> None:
-    """Compare the numbers of ssh processes and connections before and meanwhile; untimed, as counting takes time."""
+    """Compare the numbers of ssh processes and connections before and during commands; counting takes time: untimed."""
 
     def now() -> tuple[int, int]:
         return count_children("ssh"), bench.site.sshd.connections()
 
     before = now()
-    # Slower commands than `true`, so that there is something to be seen.
+    # Slower commands than `true`, so that there is something to count.
     running = [
         pool.submit(runtime.run, "sleep 0.2", timeout=_COMMAND_TIMEOUT_SECONDS) for _ in range(_CONCURRENT_COMMANDS)
     ]
-    meanwhile = [now()]
+    during = [now()]
     while not all(each.done() for each in running):
-        meanwhile.append(now())
+        during.append(now())
     expect([0] * _CONCURRENT_COMMANDS, [each.result().exit_code for each in running])
-    most = tuple(max(counts) for counts in zip(*meanwhile, strict=True))
+    most = tuple(max(counts) for counts in zip(*during, strict=True))
     for what, was, most_were in zip(("ssh child processes", "connections"), before, most, strict=True):
         bench.report.add_judgement(
             Judgement(f"{what} meanwhile", str(most_were), f"{was} before", "", "no more than before", most_were <= was)

@@ -34,7 +34,7 @@ TREE_CHECKS = (Check(MaxRatio(1.5), TAR_REFERENCE),)
 
 @attrs.frozen
 class _Move:
-    """What is moved from one side to the other, by a task and by the reference."""
+    """A file or tree that a task and the reference move from one side to the other."""
 
     label: str
     source: Path
@@ -52,10 +52,12 @@ def measure_file(bench: Bench) -> None:
             f"left out: it takes {_DISK_COPIES * size // _MIB} MiB of disk, and {free // _MIB} MiB are free"
         )
         return
-    with _local_and_remote_directories(bench.site) as (local, remote), open_master(bench.site) as link:
+    with _local_and_remote_directories(bench.site) as (local, remote), open_master(bench.site) as master:
         _write_random_file(local / "file", size)
         shutil.copyfile(local / "file", remote / "file")
-        for move in _make_moves(local / "file", remote / "file", *_scp_commands(link, local / "file", remote / "file")):
+        for move in _make_moves(
+            local / "file", remote / "file", *_scp_commands(master, local / "file", remote / "file")
+        ):
             found = _measure_move(bench.site, move, _SCP_REFERENCE, rounds=9 if bench.is_quick else 3)
             measurement = Measurement(f"{size // _MIB} MiB, {move.label}", found, _SCP_REFERENCE, volume=size)
             bench.report.add_measurement(measurement, (Check(MaxRatio(1.1), _SCP_REFERENCE),))
@@ -69,14 +71,16 @@ def measure_tree(bench: Bench) -> None:
 
 def tree_outcomes(site: Site, rounds: int) -> Iterator[tuple[str, Outcomes]]:
     """Measure 5,000 files of 2 KiB either way, and yield each with its label."""
-    with _local_and_remote_directories(site) as (local, remote), open_master(site) as link:
+    with _local_and_remote_directories(site) as (local, remote), open_master(site) as master:
         for number in range(_TREE_DIRECTORIES):
             directory = local / "tree" / f"directory-{number}"
             directory.mkdir(parents=True)
             for name in range(_FILES_PER_DIRECTORY):
                 _write_random_file(directory / f"file-{name}.txt", _TREE_FILE_BYTES)
         shutil.copytree(local / "tree", remote / "tree")
-        for move in _make_moves(local / "tree", remote / "tree", *_tar_commands(link, local / "tree", remote / "tree")):
+        for move in _make_moves(
+            local / "tree", remote / "tree", *_tar_commands(master, local / "tree", remote / "tree")
+        ):
             yield (
                 f"{_TREE_DIRECTORIES * _FILES_PER_DIRECTORY} files, {move.label}",
                 _measure_move(site, move, TAR_REFERENCE, rounds),
@@ -94,18 +98,22 @@ def _make_moves(local: Path, remote: Path, put: Callable[[], object], get: Calla
     )
 
 
-def _scp_commands(link: ControlMaster, local: Path, remote: Path) -> tuple[Callable[[], object], Callable[[], object]]:
-    to, back = f"{link.site.host}:{_target(remote)}", f"{link.site.host}:{remote}"
+def _scp_commands(
+    master: ControlMaster, local: Path, remote: Path
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    to, back = f"{master.site.host}:{_target(remote)}", f"{master.site.host}:{remote}"
     return (
-        lambda: run_program((*link.scp, "--", str(local), to)),
-        lambda: run_program((*link.scp, "--", back, str(_target(local)))),
+        lambda: run_program((*master.scp, "--", str(local), to)),
+        lambda: run_program((*master.scp, "--", back, str(_target(local)))),
     )
 
 
-def _tar_commands(link: ControlMaster, local: Path, remote: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+def _tar_commands(
+    master: ControlMaster, local: Path, remote: Path
+) -> tuple[Callable[[], object], Callable[[], object]]:
     pack = "tar -C {} -cf - ."
     unpack = "mkdir {0} && tar -C {0} -xf -"
-    ssh = (*link.ssh, "--", link.site.host)
+    ssh = (*master.ssh, "--", master.site.host)
     return (
         lambda: pipe(_local(pack.format(local)), (*ssh, unpack.format(_target(remote)))),
         lambda: pipe((*ssh, pack.format(remote)), _local(unpack.format(_target(local)))),
@@ -158,7 +166,7 @@ def _remove(path: Path) -> None:
 
 
 def _write_random_file(path: Path, size: int) -> None:
-    """Write what does not compress."""
+    """Write bytes that do not compress."""
     block = random.randbytes(min(size, _MIB))
     with path.open("wb") as file:
         for _ in range(size // len(block)):
@@ -167,7 +175,7 @@ def _write_random_file(path: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def _local_and_remote_directories(site: Site) -> Iterator[tuple[Path, Path]]:
-    """Give an empty directory on this side, and one on the other, for a block."""
+    """Yield an empty local directory and an empty one on the host, for a block."""
     local, remote = site.directory / "files", site.home / "files"
     try:
         local.mkdir()

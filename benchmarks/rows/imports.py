@@ -1,4 +1,4 @@
-"""Row 9: what it takes to import the library."""
+"""Row 9: the time that an import of the library takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _QUICK_IMPORT_ROUNDS = 20
 
 
 def measure(bench: Bench) -> None:
-    """Compare interpreters that import with one that does not; and look for what is not to be imported."""
+    """Compare interpreters that import with one that does not; and look for modules that must not be imported."""
     installed = [each.name for each in peers.PEER_CONTESTANTS if each.is_installed()]
     entries = [Entry(_BARE_PYTHON, lambda: _run_python("pass"))]
     entries += [_entry(name, _CONTESTANT_MODULES[name]) for name in (variants.LAZYCLUSTER, *installed)]

@@ -1,4 +1,4 @@
-"""Row 10: small things, and a tree of files, over a slow link."""
+"""Row 10: small things, and a tree of files, over a slow network."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MAX_QUICK_CALLS = 50
 
 
 def measure(bench: Bench) -> None:
-    """Measure rows 1, 2 and 8 once more; a round trip and little else is what a command or call may take.
+    """Measure rows 1, 2 and 8 once more; a command or call may take a round trip and little else.
 
-    The round trip is measured too: the link that plays the network wakes up by the millisecond, and adds one or two.
+    The round trip is measured, too: the relay that plays the network wakes up by the millisecond, and adds one or two.
     """
     number = min(bench.calls, _MAX_QUICK_CALLS) if bench.is_quick else bench.calls
     with slow_site(bench.site.sshd, bench.site.directory, _ONE_WAY_DELAY_SECONDS) as site:

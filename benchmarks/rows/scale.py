@@ -30,7 +30,7 @@ _ROUND_TIMEOUT_SECONDS = 180.0
 
 
 def measure_warm(bench: Bench) -> None:
-    """Compare `true` on all hosts at once, with connections that are there; the targets are those of the most hosts."""
+    """Compare `true` on all hosts at once, over open connections; the targets are those of the most hosts."""
     for count in _host_counts(bench):
         with open_contestants(many_hosts.WARM_CONTESTANTS, bench.farm.first_hosts(count), _ROUND_TIMEOUT_SECONDS) as (
             able,
@@ -57,9 +57,9 @@ def _warm_rounds(bench: Bench, count: int) -> int:
 
 
 def measure_cold(bench: Bench) -> None:
-    """Compare connecting to all hosts and running `true` there; also to hosts that are one, which limits log-ins."""
+    """Compare connecting to all hosts and running `true` on them; also to hosts that are one, which limits log-ins."""
     for count in _host_counts(bench):
-        # The first round is for what each contestant imports; that is the same for any number of hosts.
+        # The first round is for the imports of each contestant, which are the same for any number of hosts.
         found = _cold_outcomes(
             many_hosts.COLD_CONTESTANTS, bench.farm.first_hosts(count), warm_up=1 if count == 1 else 0
         )
@@ -69,7 +69,7 @@ def measure_cold(bench: Bench) -> None:
         )
         _judge_failures(bench, f"failures, {_format_host_count(count)}", found)
     count = min(_MAX_ALIASES_OF_ONE_HOST, bench.most_hosts)
-    # Fabric's groups tell connections by address and port, and would take all for one.
+    # Fabric's groups identify connections by address and port, and would take all for one.
     contestants = [each for each in many_hosts.COLD_CONTESTANTS if each.name != "fabric"]
     found = _cold_outcomes(contestants, bench.farm.aliases_of_one_host(count), warm_up=0)
     bench.report.add_measurement(
@@ -87,7 +87,7 @@ def _cold_outcomes(contestants: Sequence[Contestant[Hosts]], hosts: Hosts, warm_
 
 
 def _cold_entry(contestant: Contestant[Hosts], hosts: Hosts, log_ins: LoginCounter) -> Entry:
-    """Open a contestant and run a command; closing it, and whether each sshd has seen a log-in, are not timed."""
+    """Open a contestant and run a command; the close, and the check that each sshd has seen a log-in, are not timed."""
     stack = contextlib.ExitStack()
 
     def act() -> None:
@@ -123,7 +123,7 @@ def _format_failures(outcome: Outcome) -> str:
 
 
 def measure_memory(bench: Bench) -> None:
-    """Compare the memory on this side for each host, between two commands, with that of two ssh processes."""
+    """Compare the local memory for each host, between two commands, with that of two ssh processes."""
     hosts = bench.farm.first_hosts(bench.most_hosts)
     number = len(hosts.members)
     found: dict[str, Outcome] = {}

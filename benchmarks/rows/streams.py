@@ -22,7 +22,7 @@ _QUICK_STREAM_ROUNDS = 5
 
 
 def measure(bench: Bench) -> None:
-    """Compare with `ssh host cat file` through a master; all keep what they read, as bytes."""
+    """Compare with `ssh host cat file` through a master; all keep the bytes that they read."""
     rounds = _QUICK_STREAM_ROUNDS if bench.is_quick else _STREAM_ROUNDS
     file = bench.site.home / "stream"
     with contextlib.ExitStack() as stack:
@@ -30,7 +30,7 @@ def measure(bench: Bench) -> None:
         with file.open("wb") as out:
             for number in range(_STREAM_BYTES // _BLOCK_BYTES):
                 out.write(number.to_bytes(4, "big") * (_BLOCK_BYTES // 4))
-        link = stack.enter_context(open_master(bench.site))
+        master = stack.enter_context(open_master(bench.site))
         runtimes = {
             name: stack.enter_context(variants.new_runtime(bench.site, **options))
             for name, options in variants.VARIANT_OPTIONS.items()
@@ -38,7 +38,7 @@ def measure(bench: Bench) -> None:
         resident = stack.enter_context(baselines.RESIDENT_PYTHON.open(bench.site)).call
         assert resident is not None
         plain = _entry(
-            baselines.SSH_THROUGH_MASTER.name, lambda: read_output((*link.ssh, "--", bench.site.host, f"cat {file}"))
+            baselines.SSH_THROUGH_MASTER.name, lambda: read_output((*master.ssh, "--", bench.site.host, f"cat {file}"))
         )
         output = [plain, *(_entry(name, _output_of(runtime, f"cat {file}")) for name, runtime in runtimes.items())]
         callers = {

@@ -28,16 +28,16 @@ _COMMAND_MODULES = {
     "explain": "explain",
     "completion": "completion",
 }
-"""In which module of this package a command lives; the function is named like the command, with underscores."""
+"""The module of this package for each command; the function is named like the command, with underscores."""
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 """Exit statuses: something failed, on a host or here; Ctrl-C. Click's own for a wrong call is 2."""
 
 
 class _LazyGroup(click.Group):
-    """Imports a command when somebody asks for it."""
+    """Imports a command when it is used."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - overrides one that is so typed
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the overridden method's signature
         return list(_COMMAND_MODULES)
 
     def resolve_command(
@@ -74,8 +74,8 @@ def lazycluster() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    That is 0; 1 where something failed, on a host or here; 2 for a wrong call; 130 after Ctrl-C; or what the command
-    itself says.
+    It is the one that the command itself returns, else 0. It is 1 if something failed, on a host or here, 2 for a wrong
+    call, and 130 after Ctrl-C.
     """
     try:
         result = lazycluster.main(arguments, prog_name="lazycluster", standalone_mode=False)
@@ -85,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort as error:
         if error.__cause__ is None:  # at a prompt, where the cursor still is; elsewhere click has begun a new line
             click.echo(err=True)
-        click.echo("lazycluster: interrupted; what was under way was ended", err=True)
+        click.echo("lazycluster: interrupted; everything under way was ended", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of the output has enough
         devnull = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # else Python complains of what it could not write, at the end
+        for stream in (sys.stdout, sys.stderr):  # else Python complains at its end about unwritten output
             os.dup2(devnull, stream.fileno())
         return EXIT_FAILED
     except LazyclusterError as error:

@@ -1,4 +1,4 @@
-"""`lazycluster info` and `lazycluster doctor`: what a host has, and what is wrong with it."""
+"""`lazycluster info` and `lazycluster doctor`: the facts about a host, and its faults."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _VERDICT_MARKS = {
     Verdict.SKIPPED: ("-", "dim"),
 }
 _ASCII_MARKS = {"✓": "+", "✗": "x"}
-"""For a terminal that has no such characters."""
+"""For a terminal without such characters."""
 _CHECK_NAME_WIDTH = 19
-"""Of the longest name of a check."""
+"""Columns of the longest name of a check."""
 _ADVICE_INDENT = 9
-"""Of the advice, below the check."""
+"""Columns before the advice, on the line after the check."""
 
 
 @click.command(short_help="Print what a host has: system, Python, memory, GPUs.")
@@ -46,8 +46,8 @@ _ADVICE_INDENT = 9
 def info(host: str, config: Path | None, connect_timeout: float, as_json: bool) -> int:
     """Print what HOST has: system, Python, processors, memory, GPUs.
 
-    HOST is anything that `ssh HOST` understands. It needs no Python, and nothing is made there. The exit status is 0,
-    or 1 where the host cannot be used.
+    HOST is anything that `ssh HOST` understands. It needs no Python, and nothing is made on it. The exit status is 0,
+    or 1 if the host cannot be used.
 
     \b
     Examples:
@@ -80,9 +80,9 @@ def info(host: str, config: Path | None, connect_timeout: float, as_json: bool) 
 def doctor(host: str, config: Path | None, connect_timeout: float, as_json: bool, python: str | None) -> int:
     """Look step by step at why HOST does not work, or works badly, and say what to do.
 
-    ssh is asked to log in once, as it would for you, and then everything that a runtime needs is really tried: the
-    login shell, Python, files, ports. What is made there is removed again. It takes a few seconds, more
-    on a slow connection. The exit status is 0 where all is well, warnings included, and 1 where something failed.
+    ssh is asked to log in once, as it would for you. Then everything that a runtime needs is really tried: the login
+    shell, Python, files, ports. Everything that is made on the host is removed again. It takes a few seconds, more on
+    a slow connection. The exit status is 0 if all is well, warnings included, and 1 if something failed.
 
     \b
     Examples:
@@ -130,7 +130,7 @@ def _print_findings(host: str, findings: Iterable[Finding]) -> None:
 
 @contextlib.contextmanager
 def _finding_printer(host: str) -> Iterator[Callable[[Finding], None]]:
-    """Give what shows a finding: with marks and colours on a terminal, as plain text elsewhere."""
+    """Yield a function that shows a finding: with marks and colours on a terminal, as plain text elsewhere."""
     if not sys.stdout.isatty():
         yield lambda finding: click.echo(format_finding(finding))
         return
@@ -142,7 +142,7 @@ def _finding_printer(host: str) -> Iterator[Callable[[Finding], None]]:
 
 
 def format_finding(finding: Finding) -> str:
-    """Return a finding as plain text: the verdict, the check and what was found, the advice below."""
+    """Return a finding as plain text: the verdict, the check and the facts, with the advice on a second line."""
     line = f"{finding.verdict.value:<8} {finding.check:<{_CHECK_NAME_WIDTH}} {_single_line(finding.found)}"
     return f"{line}\n{' ' * _ADVICE_INDENT}{_single_line(finding.advice)}" if finding.advice else line
 

@@ -26,7 +26,7 @@ _REPEATABLE_KEYWORDS = {
     "sendenv",
     "include",
 }
-"""Keywords that add up where they are given several times (ssh_config(5))."""
+"""Keywords that add up if they are given several times (ssh_config(5))."""
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def parse_name(text: str) -> str:
     """Read the name of a host for a Host line.
 
     Raises:
-        ValueError: The text is not a name; it may be a pattern.
+        ValueError: If the text is not a name; it may be a pattern.
     """
     wrong = _disallowed_characters(text, "._-:+")
     if wrong:
@@ -50,10 +50,10 @@ def parse_name(text: str) -> str:
 
 
 def parse_address(text: str) -> Destination:
-    """Read `[USER@]HOST[:PORT]`; an IPv6 address with a port stands in brackets.
+    """Read `[USER@]HOST[:PORT]`; an IPv6 address with a port is in brackets.
 
     Raises:
-        ValueError: The text is not an address.
+        ValueError: If the text is not an address.
     """
     user, at, rest = text.rpartition("@")
     host, colon, port = rest.partition(":")
@@ -81,10 +81,10 @@ def _disallowed_characters(text: str, allowed: str) -> str:
 
 
 def parse_option(text: str) -> tuple[str, str]:
-    """Read `KEYWORD=VALUE`, the value as it is written in a configuration; only ssh judges its meaning.
+    """Read `KEYWORD=VALUE`. The value is written as in a configuration; only ssh judges its meaning.
 
     Raises:
-        ValueError: The text is not an option, or would begin another block.
+        ValueError: If the text is not an option, or would begin another block.
     """
     keyword, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not value or not _OPTION_KEYWORD.fullmatch(keyword):
@@ -100,7 +100,7 @@ def build_settings(address: Destination, id_file: Path | None, options: HostSett
     """Return the lines of a block.
 
     Raises:
-        ValueError: A keyword is given twice; ssh would take the first.
+        ValueError: If a keyword is given twice; ssh would take the first.
     """
     settings = [("HostName", address.host.replace("%", "%%"))]
     if address.port is not None:
@@ -113,7 +113,7 @@ def build_settings(address: Destination, id_file: Path | None, options: HostSett
     keywords = [keyword.lower() for keyword, _ in options]
     duplicates = sorted({keyword for keyword in keywords if keywords.count(keyword) > 1} - _REPEATABLE_KEYWORDS)
     if duplicates:
-        raise ValueError(f"given twice, and ssh would take the first: {', '.join(duplicates)}")
+        raise ValueError(f"options contain duplicates, of which ssh would take the first: {', '.join(duplicates)}")
     if id_file is not None:
         settings.append(("IdentityFile", quote_value(str(id_file).replace("%", "%%"))))
     return (*settings, *options)
@@ -151,7 +151,7 @@ _config_option = click.option(
 @click.option(
     "--copy-key/--no-copy-key",
     default=None,
-    help="Install your public key there (ssh-copy-id). On a terminal you are asked where it is missing.",
+    help="Install your public key there (ssh-copy-id). On a terminal you are asked if it is missing.",
 )
 @connect_timeout_option
 def add_runtime(
@@ -168,8 +168,8 @@ def add_runtime(
     """Add a host to the ssh configuration, under a name of your choice.
 
     The host goes into a file beside the configuration, such as ~/.ssh/config.lazycluster. The configuration includes
-    that file by a line at its top, which is written once; a copy without the line is kept. Nothing stays changed if
-    ssh does not accept it.
+    that file by a line at its top, which is written once; a copy without the line is kept. If ssh does not accept the
+    result, both are as they were before.
 
     \b
     Examples:
@@ -191,7 +191,7 @@ def add_runtime(
     try_connection(to, key, attempt=attempt, copy_key=copy_key)
 
 
-@click.command()
+@click.command(short_help="Remove a host that add-runtime added.")
 @click.argument("name", callback=parse_callback(parse_name), shell_complete=complete_hosts)
 @_config_option
 def delete_runtime(name: str, config: Path | None) -> None:
@@ -212,9 +212,9 @@ def delete_runtime(name: str, config: Path | None) -> None:
 
 
 def _private_key_path(id_file: Path) -> Path:
-    """Return the absolute path of a private key, also where its public half is given.
+    """Return the absolute path of a private key, also if its public half is given.
 
-    A private key that only an agent or a card has is no file; then its public half is one.
+    A private key that only an agent or a card has is no file; then the path is that of its public half.
     """
     given = absolute_path(id_file)
     private = given.with_name(given.name.removesuffix(".pub"))

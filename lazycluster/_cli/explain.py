@@ -29,7 +29,7 @@ from lazycluster.tasks import RuntimeTask
 EXPLAINED_MODULE_NAME = "lazycluster_explained"
 """The `__name__` of the file: not `__main__`, so that the lines under that condition do not run."""
 _PACKAGE_PREFIX = str(Path(__file__).parents[1]) + os.sep
-"""Where the library's own files are."""
+"""The beginning of the paths of the library's own files."""
 
 
 @attrs.frozen(slots=False)
@@ -39,7 +39,7 @@ class ForbiddenProgramError(LazyclusterError):
     program: str
 
     def __str__(self) -> str:
-        """Return what to do about it."""
+        """Return the reason, and what to do about it."""
         return (
             f"`lazycluster explain` executes this file and connects to no host, so {self.program} is not started; "
             "put what makes a Runtime or a Connection under `if __name__ == '__main__':`"
@@ -55,7 +55,7 @@ class FoundTask:
 
     @property
     def variable(self) -> str:
-        """The variable that was the first."""
+        """The first variable."""
         return self.variables[0]
 
     @property
@@ -71,7 +71,7 @@ class FoundTask:
     default="HOST",
     metavar="HOST",
     shell_complete=complete_hosts,
-    help="Where it would run.  [default: the word HOST, for you to replace]",
+    help="The host that it would run on.  [default: the word HOST, for you to replace]",
 )
 @click.option("--task", "name", metavar="NAME", help="Only this one: a variable of the file, or a task's own name.")
 @click.option(
@@ -101,9 +101,9 @@ def explain(
 ) -> None:
     """Print the ssh and scp lines that a task would run, and run nothing.
 
-    TASK.py is a Python file with one RuntimeTask or more at its top level. That top level is executed here, now, but
-    for what stands under `if __name__ == "__main__"`. ssh and scp cannot be started by it, so a Runtime that it makes
-    is an error.
+    TASK.py is a Python file with one RuntimeTask or more at its top level. That top level is executed here, now,
+    except for the lines under `if __name__ == "__main__"`. It cannot start ssh and scp, so a Runtime that it makes is
+    an error.
 
     The lines are for bash, dash, ksh and zsh: to paste into a terminal, or to save and run as a script.
 
@@ -119,7 +119,7 @@ def explain(
         raise click.BadParameter(str(error), param_hint="--host") from error
     for option, value in (("--working-dir", working_dir), ("--python", python)):
         if value is not None and (not value or "\0" in value):
-            raise click.BadParameter("it must not be empty", param_hint=option)
+            raise click.BadParameter(f"it must not be empty or contain NUL, got {value!r}", param_hint=option)
     tasks = _select_tasks(_find_tasks(file), name, file)
     first, last = setup_blocks(destination, working_dir), teardown_block()
     explained = [(found, _explain_task(found, destination, working_dir, payloads, python)) for found in tasks]
@@ -173,7 +173,7 @@ def _run_file(file: Path) -> dict[str, object]:
 
 
 def _format_traceback(error: BaseException, file: str) -> str:
-    """Return the traceback of an error from the file on, without what executed it."""
+    """Return the traceback of an error from the file on, without the frames that executed the file."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename != file:
         frames = frames.tb_next
@@ -194,7 +194,7 @@ def _cause_chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def _forbid_ssh() -> Iterator[None]:
-    """Keep the code of a task file from starting ssh and scp: one that makes a Runtime is a mistake of the user."""
+    """Keep the code of a task file from starting ssh and scp: a file that makes a Runtime is a mistake of the user."""
     forbidden = _install_audit_hook()
     forbidden.add("ssh")
     forbidden.add("scp")
@@ -206,13 +206,13 @@ def _forbid_ssh() -> Iterator[None]:
 
 @functools.cache
 def _install_audit_hook() -> set[str]:
-    """Return a set to name programs in that may not be started from now on; such a hook cannot be taken out again."""
+    """Return a set of programs that may not be started from now on; an audit hook cannot be removed (PEP 578)."""
     forbidden: set[str] = set()
 
     def refuse(event: str, arguments: tuple[object, ...]) -> None:
         if forbidden and event in {"subprocess.Popen", "os.exec", "os.posix_spawn"}:
             name = Path(os.fsdecode(arguments[0])).name if isinstance(arguments[0], (str, bytes)) else ""
-            if name in forbidden and event == "os.exec":  # in a fork, which its maker ends at an OSError
+            if name in forbidden and event == "os.exec":  # in a forked child, whose code expects an OSError
                 raise PermissionError(errno.EPERM, str(ForbiddenProgramError(name)))
             if name in forbidden:
                 raise ForbiddenProgramError(name)
@@ -232,7 +232,7 @@ def _select_tasks(tasks: Sequence[FoundTask], name: str | None, file: Path) -> l
 
 
 def _write_payloads(found: FoundTask, directory: Path) -> dict[int, Path]:
-    """Write the functions of a task to files that only this user can read; return which step is in which."""
+    """Write the functions of a task to files that only this user can read; return the file of each step by index."""
     written: dict[int, Path] = {}
     for index, step in enumerate(found.task.steps):
         if not isinstance(step, RunFunction):

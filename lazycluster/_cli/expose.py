@@ -22,25 +22,28 @@ from lazycluster.managed import ManagedProcess
 from lazycluster.runtimes import Runtime
 
 _TUNNEL_CHECK_SECONDS = 0.5
-"""Seconds between two looks at how the tunnel stands."""
+"""Seconds between two checks of the tunnel."""
 
 
 def parse_ports(text: str) -> tuple[int, int]:
-    """Read `PORT[:PORT]`: where the service listens, and where it is made reachable, by default the same.
+    """Read `PORT[:PORT]`: the port of the service, and the one where it is made reachable, by default the same.
 
     Raises:
-        ValueError: It is nothing of that kind.
+        ValueError: If the text has another form.
     """
     first, colon, second = text.partition(":")
     words = (first, second) if colon else (first, first)
     if not all(word.isdecimal() and 1 <= int(word) <= 65535 for word in words):
-        raise ValueError(f"{text!r} is not PORT or PORT:PORT, with ports from 1 to 65535")
+        raise ValueError(f"ports must be PORT or PORT:PORT, with ports from 1 to 65535, got {text!r}")
     return int(words[0]), int(words[1])
 
 
 @click.command()
 @click.option(
-    "--from/--to", "is_from", default=True, help="A service of the host here (default), or of this machine there."
+    "--from/--to",
+    "is_from",
+    default=True,
+    help="Make a service of the host reachable here (default), or one of this machine there.",
 )
 @config_option
 @connect_timeout_option
@@ -63,7 +66,7 @@ def expose(
     """  # noqa: D301 - \b keeps click from wrapping what follows
     service, listen = ports
     out = Printer()
-    logging.getLogger("lazycluster").addHandler(logging.NullHandler())  # what it warns of is shown here
+    logging.getLogger("lazycluster").addHandler(logging.NullHandler())  # its warnings are shown here
     with show_status(f"connecting to {host} ..."):
         runtime = Runtime(host, "~", config_file=config, connect_timeout=connect_timeout, resident=resident)
     with runtime:
@@ -81,7 +84,7 @@ def expose(
 
 
 def _report_tunnel_state(out: Printer, tunnel: ManagedProcess) -> None:
-    """Print a line whenever the tunnel goes down or comes up."""
+    """Print a line each time the tunnel goes down or comes up."""
     was_up = True
     since = time.monotonic()
     while tunnel.is_alive():

@@ -31,10 +31,10 @@ def parse_remote_path(path: str | None) -> str | None:
     """Return a path on the host, None if the argument is missing.
 
     Raises:
-        ValueError: The path is empty, as a variable that is not set.
+        ValueError: If the path is empty, such as a variable that is not set.
     """
     if path == "":
-        raise ValueError("the path on the host is empty")
+        raise ValueError(f"path on the host must not be empty, got {path!r}")
     return path
 
 
@@ -42,7 +42,7 @@ def parse_remote_path(path: str | None) -> str | None:
 @host_selection_options
 @click.argument("local", type=click.Path(exists=True, path_type=Path))
 @click.argument("remote", required=False, callback=parse_callback(parse_remote_path))
-def put(local: Path, remote: str | None, **selection: Any) -> int:  # noqa: ANN401 - see choosing_hosts
+def put(local: Path, remote: str | None, **selection: Any) -> int:  # noqa: ANN401 - see host_selection_options
     """Send the file or directory LOCAL to many hosts at once.
 
     REMOTE is a new name there, or an existing directory to put it into; a relative path starts in the home directory.
@@ -65,7 +65,7 @@ def parse_local_directory(path: Path) -> Path:
     """Return the absolute path of a directory that exists or can be made.
 
     Raises:
-        ValueError: The path, or one of its parents, is not a directory.
+        ValueError: If the path, or one of its parents, is not a directory.
     """
     path = path.absolute()
     existing = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
@@ -84,7 +84,7 @@ def parse_local_directory(path: Path) -> Path:
     type=click.Path(file_okay=False, path_type=Path),
     callback=parse_callback(parse_local_directory),
 )
-def get(remote: str, directory: Path, **selection: Any) -> int:  # noqa: ANN401 - see choosing_hosts
+def get(remote: str, directory: Path, **selection: Any) -> int:  # noqa: ANN401 - see host_selection_options
     """Fetch the file or directory REMOTE from many hosts at once, into DIRECTORY/HOST for each.
 
     A relative path starts in the home directory there. DIRECTORY is by default the current one. The exit status is 1
@@ -144,7 +144,7 @@ def _transfer(selected: SelectedHosts, title: str, transfer_one: Callable[[Runti
             except BaseException:
                 bars.finish(runtime.host, success=False)
                 raise
-            bars.update(runtime.host, transferred, transferred)  # the total of a directory is unknown before
+            bars.update(runtime.host, transferred, transferred)  # the total of a directory is unknown until then
             bars.finish(runtime.host, success=True)
 
         outcomes = run_on_hosts(

@@ -1,4 +1,4 @@
-"""The first contact with a host: try the connection, install the key, and have the user answer what ssh asks."""
+"""The first contact with a host: try the connection, install the key, and have the user answer ssh's questions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lazycluster.connection import Connection
 from lazycluster.exceptions import AuthenticationError, LazyclusterError, UnknownHostKeyError, indented_tail
 
 _MAX_SSH_COPY_ID_LOGINS = 4
-"""How often ssh-copy-id logs in, at most: to see the version, with the key, to install it; one is to spare."""
+"""The most log-ins of ssh-copy-id: to see the version, to try the key, and to install it; one is to spare."""
 
 
 @attrs.frozen(slots=False)
@@ -80,10 +80,10 @@ def _run_true(destination: Destination) -> None:
 
 
 def _install_key(destination: Destination, key: Path | None) -> None:
-    """Have ssh-copy-id install the public key; whatever it asks, the user is asked.
+    """Have ssh-copy-id install the public key; its questions go to the user.
 
     Raises:
-        KeyNotInstalledError: It did not.
+        KeyNotInstalledError: If it did not install the key.
     """
     from lazycluster._ssh.prompts import run_interactive  # noqa: PLC0415 - as above
 
@@ -125,9 +125,9 @@ def _prompt_user(text: str, secret: bool) -> str | None:
 
 
 def _prompt_unless_secret(text: str, secret: bool) -> str | None:
-    """Do the same, but not for secrets: without them the log-in that follows shows what is missing."""
+    """Do the same except for secrets: without them the log-in that follows shows what is missing."""
     return None if secret else _prompt_user(text, secret)
 
 
-def _never_answer(text: str, secret: bool) -> str | None:  # noqa: ARG001 - the signature is that of a question
+def _never_answer(text: str, secret: bool) -> str | None:  # noqa: ARG001 - the signature of `_prompt_user`
     return None

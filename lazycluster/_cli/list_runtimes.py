@@ -28,7 +28,7 @@ def list_runtimes(
 ) -> int:
     """List the hosts of the ssh configuration: which can be used, and why the others cannot.
 
-    All are tried in parallel, up to --max-connections at once. The exit status is 1 where none can be used.
+    All are tried in parallel, up to --max-connections at once. The exit status is 1 if no host can be used.
 
     \b
     Examples:

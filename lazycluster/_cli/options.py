@@ -30,31 +30,31 @@ def parse_callback(parse: Callable[[V], T]) -> Callable[[click.Context, click.Pa
 
 
 def parse_host(text: str) -> str:
-    """Return what a user takes for a host.
+    """Return the name of a host as the user gave it.
 
     Raises:
-        ValueError: ssh could not take it for one.
+        ValueError: If ssh could not take it for a host.
     """
     Destination(text)
     return text
 
 
 def parse_python_option(name: str | None) -> str | None:
-    """Return the name or path of a Python, None where none was given.
+    """Return the name or path of a Python, None if the option is missing.
 
     Raises:
-        ValueError: It is empty, as a variable that is not set.
+        ValueError: If the name is empty, such as a variable that is not set.
     """
     if name is not None and not name.strip():
-        raise ValueError("the name of the Python is empty")
+        raise ValueError(f"name must not be empty or blank, got {name!r}")
     return name
 
 
 def complete_hosts(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Return the hosts of the ssh configuration, that of an earlier `--config` too, for a shell to complete.
+    """Return the hosts with which a shell can complete a word, from the ssh configuration or an earlier `--config`.
 
-    For `shell_complete=` of an argument or option that names a host. A user in front is kept, where the shell does not
-    take the @ for the end of a word, as bash does. It connects to no host, and never raises.
+    For `shell_complete=` of an argument or option that names a host. A user before the host is kept, unless the shell
+    takes the @ for the end of a word, as bash does. It connects to no host, and never raises.
     """
     config = context.params.get("config")
     user, at, name = incomplete.rpartition("@")
@@ -79,11 +79,13 @@ connect_timeout_option = click.option(
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a host may take to let us in.",
+    help="How long a log-in may take.",
 )
 """Gives `connect_timeout: float`."""
 
-resident_option = click.option("--resident/--no-resident", default=True, help="Without: for hosts that have no Python.")
+resident_option = click.option(
+    "--resident/--no-resident", default=True, help="--no-resident is for hosts that have no Python."
+)
 """Gives `resident: bool`."""
 
 python_option = click.option(

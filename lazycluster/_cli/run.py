@@ -29,7 +29,7 @@ from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.runtimes import Runtime
 
 EXIT_HOST_FAILED = 3
-_CANCELLED_REASON = "given up (Ctrl-C)"
+_CANCELLED_REASON = "cancelled (Ctrl-C)"
 _RUN_INTERRUPTED_MESSAGE = (
     f"lazycluster: ending the commands; one that ignores SIGTERM is killed after {DEFAULT_GRACE_SECONDS:g} s"
 )
@@ -44,13 +44,13 @@ _RUN_INTERRUPTED_MESSAGE = (
     type=float,
     callback=parse_callback(check_timeout),
     metavar="SECONDS",
-    help="End it after so long; that counts as failed.",
+    help="End the command after this time; that counts as failed.",
 )
 @click.option(
     "--stdin",
     "with_stdin",
     is_flag=True,
-    help="Read standard input to its end, then give all of it to the command on each host; else theirs is empty.",
+    help="Read standard input to its end, then give all of it to the command on each host. Default: an empty one.",
 )
 @json_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -59,13 +59,13 @@ def run(
     timeout: float | None,
     with_stdin: bool,
     as_json: bool,
-    **selection: Any,  # noqa: ANN401 - see choosing_hosts
+    **selection: Any,  # noqa: ANN401 - see host_selection_options
 ) -> int:
     """Run a shell COMMAND on many hosts at once, in their home directories.
 
     Options come before it: all words after its first are its own. Its words are joined by spaces, as ssh does.
 
-    Each line of output is printed when it comes, after the name of its host and without control characters. A summary
+    Each line of output is printed as it comes, after the name of its host and without control characters. A summary
     follows on standard error. It names the hosts that --group-filter leaves out; they have not failed. Ctrl-C ends the
     command on all hosts, with its children.
 
@@ -73,7 +73,7 @@ def run(
     Exit status: 0   it ended with 0 on every host
                  1   it ended otherwise on some host, or took longer than --timeout;
                      or the reader of the output closed it
-                 3   some host could not be reached, or was lost, or there was none to run it on
+                 3   some host could not be reached, or was lost, or no host was left to run it on
                  130 Ctrl-C
 
     \b
@@ -86,7 +86,7 @@ def run(
     """  # noqa: D301 - \b keeps click from wrapping what follows
     text = " ".join(command)  # as ssh does
     if not text.strip():
-        raise click.UsageError("the command is empty")
+        raise click.UsageError(f"command must not be empty or blank, got {text!r}")
     stdin = _read_stdin() if with_stdin else b""
     cancel_group = CancelGroup()
     outcomes: dict[str, CommandOutcome] = {}
@@ -155,7 +155,7 @@ class CommandOutcome:
 
     @property
     def host_failed(self) -> bool:
-        """Whether the host failed, and not the command."""
+        """Whether the host failed, rather than the command."""
         return self.error is not None and not isinstance(self.error, CommandTimeoutError)
 
     def failure_reason(self, host: str) -> str:

@@ -29,12 +29,12 @@ def run_on_hosts(
 ) -> dict[str, Value[T] | Error]:
     """Do the same work on every host, on at most `limit` hosts at a time, and return the outcomes by host.
 
-    `cancel_group` can end it on all hosts. Ctrl-C prints `interrupt_message` at once and ends it, too. `on_result` gets
-    each outcome when it comes.
+    `cancel_group` can end the work on all hosts. Ctrl-C prints `interrupt_message` at once and ends the work, too.
+    `on_result` gets each outcome when it comes.
     """
 
     def interrupt() -> None:
-        click.echo(("\n" if sys.stderr.isatty() else "") + interrupt_message, err=True)  # not behind the terminal's ^C
+        click.echo(("\n" if sys.stderr.isatty() else "") + interrupt_message, err=True)  # after the terminal's own ^C
         cancel_group.cancel()
 
     by_host = {
@@ -44,4 +44,4 @@ def run_on_hosts(
     try:
         return gather(by_host, limit=limit, on_result=on_result, cancel=interrupt)
     except KeyboardInterrupt as error:
-        raise click.Abort from error  # for which click begins no new line, because we have
+        raise click.Abort from error  # click begins no new line for it, unlike for a KeyboardInterrupt

@@ -29,13 +29,13 @@ from lazycluster.options import RuntimeOptions
 P = ParamSpec("P")
 R = TypeVar("R")
 _FILTERS = {
-    "gpu": ("", "takes no value"),
-    "min-memory": ("=MB", "takes a whole number of MB"),
-    "min-cores": ("=N", "takes a number"),
-    "installed": ("=PROGRAM", "takes the name of a program"),
-    "true": ("=COMMAND", "takes a command"),
+    "gpu": ("", "must have no value"),
+    "min-memory": ("=MB", "must be a whole number of MB"),
+    "min-cores": ("=N", "must be a number"),
+    "installed": ("=PROGRAM", "must be the name of a program"),
+    "true": ("=COMMAND", "must be a command"),
 }
-"""The filters: the form of each, and the kind of its value."""
+"""The filters: the form of each, and the constraint on its value."""
 _FILTER_SYNTAX = ", ".join(f"{name}{value}" for name, (value, _) in _FILTERS.items())
 
 
@@ -43,7 +43,7 @@ def parse_requirements(texts: tuple[str, ...]) -> Requirements:
     """Return the requirements that `--group-filter` names.
 
     Raises:
-        ValueError: A text is not a filter, or has a value that its filter does not take.
+        ValueError: If a text is not a filter, or has a value that its filter does not take.
     """
     found = Requirements()
     for text in texts:
@@ -60,9 +60,9 @@ def parse_requirements(texts: tuple[str, ...]) -> Requirements:
             case "true" if value:
                 found = attrs.evolve(found, filter_commands=(*found.filter_commands, value))
             case _ if name in _FILTERS:
-                raise ValueError(f"{name} {_FILTERS[name][1]}, not {value!r}")
+                raise ValueError(f"{name} {_FILTERS[name][1]}, got {value!r}")
             case _:
-                raise ValueError(f"{text!r} is no filter; there are: {_FILTER_SYNTAX}")
+                raise ValueError(f"unknown filter {text!r} (filters: {_FILTER_SYNTAX})")
     return found
 
 
@@ -79,7 +79,7 @@ class SelectedHosts:
         """Check that a host is left.
 
         Raises:
-            NoRuntimesDetectedError: No host is left.
+            NoRuntimesDetectedError: If no host is left.
         """
         if not self.group.runtime_count:
             raise NoRuntimesDetectedError(self.source, (*self.failed.items(), *self.filtered_out.items()))
@@ -103,7 +103,7 @@ class HostSelection:
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[SelectedHosts]:
-        """Connect, and yield the group of the hosts that can be used, with the reasons against the others."""
+        """Connect, and yield the group of the hosts that can be used, with the reasons why the others cannot."""
         names = self.hosts or configured_hosts(self.config)
         options: RuntimeOptions = {
             "config_file": self.config,
@@ -129,15 +129,16 @@ def parse_hosts(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the hosts of any number of texts such as `A,B`, each once.
 
     Raises:
-        ValueError: A name is empty or invalid. An empty text, as of a variable that is not set, never means all hosts.
+        ValueError: If a name is empty or invalid. An empty text, such as a variable that is not set, never means all
+            hosts.
     """
     hosts: list[str] = []
     for text in texts:
         names = [name.strip() for name in text.split(",")]
         if not any(names):
-            raise ValueError(f"no host is named by {text!r}")
+            raise ValueError(f"hosts must contain a name, got {text!r}")
         if not all(names):
-            raise ValueError(f"a name is missing in {text!r}; write A,B without a space after the comma")
+            raise ValueError(f"hosts must be A,B without empty names or a space after the comma, got {text!r}")
         hosts += map(parse_host, names)
     return tuple(dict.fromkeys(hosts))
 
@@ -158,7 +159,7 @@ max_connections_option = click.option(
     default=DEFAULT_MAX_CONNECTIONS,
     show_default=True,
     metavar="N",
-    help="How many log-ins there may be at once.",
+    help="The most log-ins at once.",
 )
 """Gives `max_connections: int`."""
 
@@ -185,7 +186,7 @@ def host_selection_options(command: Callable[P, R]) -> Callable[P, R]:
             multiple=True,
             metavar="A,B,...",
             shell_complete=_complete_host_list,
-            help="Only these hosts; else all that the ssh configuration names.",
+            help="Only these hosts. Default: all that the ssh configuration names.",
         ),
     ):
         command = option(command)

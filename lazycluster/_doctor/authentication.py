@@ -51,7 +51,7 @@ def is_encrypted(text: str) -> bool:
 
 
 def find_key_files(paths: Sequence[str]) -> tuple[KeyFile, ...]:
-    """Return those of the private keys that are there."""
+    """Return the private keys that exist."""
     found = []
     for path in dict.fromkeys(paths):
         try:
@@ -68,7 +68,7 @@ def find_key_files(paths: Sequence[str]) -> tuple[KeyFile, ...]:
 def judge_authentication(
     config: EffectiveConfig, attempt: LoginAttempt, keys: Sequence[KeyFile], environment: Mapping[str, str]
 ) -> Finding:
-    """Judge how the host took what we have, and say what is missing."""
+    """Judge how the host took our keys, and name what is missing."""
     trace, error = attempt.trace, attempt.error
     if error is None:
         method = "".join(trace.authenticated[-1:])
@@ -95,7 +95,7 @@ def judge_authentication(
 
 
 def describe_agent(trace: LoginTrace, environment: Mapping[str, str]) -> str:
-    """Say whether an agent is there and has keys."""
+    """Return in words whether there is an agent that has keys."""
     messages = [line for line in trace.agent_messages if "bound agent" not in line]
     if any(line.startswith("agent returned") for line in messages):
         return f"{messages[-1]}"
@@ -113,7 +113,7 @@ def _authentication_advice(
     methods: Sequence[str],
     environment: Mapping[str, str],
 ) -> list[str]:
-    """Return what to do, the likeliest first."""
+    """Return the advice, the likeliest first."""
     advice = [
         f"Others may read {key.path}, so ssh does not use it: `chmod 600 {key.path}`."
         for key in keys

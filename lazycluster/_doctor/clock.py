@@ -41,16 +41,16 @@ def probe_clock(ssh_client: SshClient) -> ClockProbe | None:
         Command("date +%s", timeout=_PROBE_TIMEOUT_SECONDS, title="look at the clock", login_shell=False)
     )
     after = time.clock_gettime(time.CLOCK_REALTIME)
-    said = ended.stdout.strip()
-    return ClockProbe(float(said), before, after) if said.isdecimal() else None
+    seconds = ended.stdout.strip()
+    return ClockProbe(float(seconds), before, after) if seconds.isdecimal() else None
 
 
 def judge_clock(probe: ClockProbe | None) -> Finding:
     """Judge whether the clocks show the same time."""
     if probe is None:
-        return ok(CLOCK_CHECK, "not known: the host's date cannot say it in seconds")
+        return ok(CLOCK_CHECK, "not known: the host's date cannot print it in seconds")
     if abs(probe.skew) < LARGE_CLOCK_SKEW_SECONDS:
-        return ok(CLOCK_CHECK, "goes as ours does, to a few seconds")
+        return ok(CLOCK_CHECK, "agrees with ours, to a few seconds")
     direction = "ahead of" if probe.skew > 0 else "behind"
     return warning(
         CLOCK_CHECK,

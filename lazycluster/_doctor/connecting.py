@@ -1,7 +1,7 @@
 """Does a log-in come as far as the host's sshd? Configuration, jump host, name, port, host key.
 
-ssh is asked to log in once, with its debugging log, and each judge looks at how far it came: so what is judged is the
-way that ssh really takes, with everything that the user has configured.
+ssh logs in once, with its debugging log, and each judge looks at how far it came. So the judges see the way that ssh
+really takes, with everything that the user has configured.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _JUMP_HOST_REASON_PREFIX = "seen from the jump host"
 
 
 def read_effective_config(destination: Destination) -> EffectiveConfig:
-    """Ask ssh what its whole configuration says about a host.
+    """Return the configuration that ssh would use for a host, as `ssh -G` prints it.
 
     Raises:
-        ConnectError: ssh is missing, or cannot make anything of it.
+        ConnectError: If ssh is missing, or rejects the configuration.
     """
     try:
         ended = run_and_capture(effective_config_argv(destination), timeout=_SSH_G_TIMEOUT_SECONDS)
@@ -61,7 +61,7 @@ def attempt_log_in(destination: Destination) -> LoginAttempt:
     """Log in and out again within `connect_timeout`.
 
     Raises:
-        ConnectError: ssh cannot be started.
+        ConnectError: If ssh cannot be started.
     """
     with tempfile.TemporaryDirectory(prefix="lazycluster-d-") as directory:
         argv = login_attempt_argv(destination, log_level="DEBUG1")
@@ -85,7 +85,7 @@ def describe_proxy(config: EffectiveConfig) -> str:
 
 
 def judge_configuration(config: EffectiveConfig) -> Finding:
-    """Say who logs in where, and on which way."""
+    """Return the finding with the user, the address and the proxy that ssh uses."""
     through = f", through {describe_proxy(config)}" if describe_proxy(config) else ""
     return ok(CONFIGURATION_CHECK, f"ssh -G: {config.user}@{config.hostname}, port {config.port}{through}")
 
@@ -132,7 +132,7 @@ def judge_port(config: EffectiveConfig, attempt: LoginAttempt) -> Finding:
 
 
 def judge_host_key(config: EffectiveConfig, attempt: LoginAttempt) -> Finding:
-    """Judge whether the host is the one that it was."""
+    """Judge whether the host shows a key that is known."""
     key = "".join(attempt.trace.host_key[:1])
     if attempt.trace.trusts_host or attempt.error is None:
         return ok(HOST_KEY_CHECK, f"{key} is the known one" if key else "accepted")
@@ -148,7 +148,7 @@ def judge_host_key(config: EffectiveConfig, attempt: LoginAttempt) -> Finding:
             HOST_KEY_CHECK,
             shown,
             "A new machine under an old name, or an attack: make sure which. If it is expected, remove the old key "
-            f"with `{remove}` (and -f FILE where it is not in ~/.ssh/known_hosts), then log in once and answer yes.",
+            f"with `{remove}` (and -f FILE if it is not in ~/.ssh/known_hosts), then log in once and answer yes.",
         )
     if isinstance(attempt.error, UnknownHostKeyError):
         return failed(HOST_KEY_CHECK, shown, f"{finding.advice} Or set StrictHostKeyChecking accept-new for it.")
@@ -156,8 +156,8 @@ def judge_host_key(config: EffectiveConfig, attempt: LoginAttempt) -> Finding:
         return failed(
             HOST_KEY_CHECK,
             shown,
-            "An old sshd, and a ssh that has left its algorithms behind: renew sshd there, or allow one of those that "
-            "it offers for this host alone (HostKeyAlgorithms +..., KexAlgorithms +...).",
+            "The sshd is so old that this ssh no longer takes its algorithms. Renew sshd there, or allow one of those "
+            "that it offers for this host alone (HostKeyAlgorithms +..., KexAlgorithms +...).",
         )
     return finding
 

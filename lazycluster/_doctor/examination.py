@@ -1,4 +1,4 @@
-"""The examination of a host: which checks there are, in which order, and which of them needs which."""
+"""The examination of a host: the checks, their order, and the checks that each of them needs."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def examine(
 ) -> Generator[Finding, None, None]:
     """Look step by step at why a host does not work, or works badly; yield each finding as it comes.
 
-    Everything that is started is ended, and everything that is made is removed, at the end and when the iterator is
-    closed before.
+    Everything that is started is ended, and everything that is made is removed, at the end or when the iterator is
+    closed earlier.
 
     Args:
         host: A name that `ssh` understands.
@@ -76,7 +76,7 @@ def examine(
         python: The Python for functions on the host, as for `Runtime`.
 
     Raises:
-        ValueError: A host or timeout that cannot be right.
+        ValueError: If the host or the timeout is invalid.
     """
     path = None if config_file is None else absolute_path(config_file)
     destination = Destination(host, config_file=path, connect_timeout=connect_timeout)
@@ -84,7 +84,7 @@ def examine(
 
 
 _GRACE_SECONDS = 1.0
-"""Seconds between SIGTERM and SIGKILL for what an examination has to end."""
+"""Seconds between SIGTERM and SIGKILL for processes that an examination has to end."""
 
 
 class _Examination:
@@ -119,7 +119,7 @@ class _Examination:
             yield run(SUPERVISOR_CHECK, self._check_supervisor, needs=(PYTHON_CHECK,))
             yield run(ROUND_TRIP_CHECK, self._check_round_trips, needs=needs_log_in)
             yield run(FILES_CHECK, self._check_files, needs=(LOGIN_SHELL_CHECK, TEMPORARY_DIRECTORY_CHECK))
-            # Without a shell there may be tunnels; but each would leave one more shell behind that hangs.
+            # Tunnels may work without a shell, but each would leave one more hanging shell behind.
             needs_for_tunnels = (LOGIN_SHELL_CHECK,) if self._attempt.is_hanging else needs_log_in
             yield run(PORTS_FROM_HOST_CHECK, self._check_ports_from_host, needs=needs_for_tunnels)
             yield run(PORTS_TO_HOST_CHECK, self._check_ports_to_host, needs=needs_for_tunnels)
@@ -131,7 +131,7 @@ class _Examination:
     def _sessions(self) -> SshClient:
         return self._transport.ssh_client
 
-    # On the way --------------------------------------------------------------------------------------------------
+    # Log-in ------------------------------------------------------------------------------------------------------
 
     def _check_configuration(self) -> Finding:
         self._config = read_effective_config(self._destination)

@@ -23,7 +23,6 @@ class Verdict(enum.Enum):
 
 
 def _remove_control_characters(text: str) -> str:
-    """Return words of a host without what they could do to a terminal."""
     return "\n".join(filter(None, map(clean_line, text.splitlines())))
 
 
@@ -37,32 +36,32 @@ class Finding:
     advice: str = attrs.field(default="", converter=_remove_control_characters)
 
     def to_dict(self) -> dict[str, str]:
-        """Return it as plain words, for JSON."""
+        """Return the finding as plain words, for JSON."""
         return {"check": self.check, "verdict": self.verdict.value, "found": self.found, "advice": self.advice}
 
 
 def ok(check: str, found: str) -> Finding:
-    """Return that a check went well."""
+    """Return the finding of a check that went well."""
     return Finding(check, Verdict.OK, found)
 
 
 def warning(check: str, found: str, advice: str) -> Finding:
-    """Return that something works badly, or not always."""
+    """Return the finding that something works badly, or not always."""
     return Finding(check, Verdict.WARNING, found, advice)
 
 
 def failed(check: str, found: str, advice: str) -> Finding:
-    """Return that something does not work."""
+    """Return the finding that something does not work."""
     return Finding(check, Verdict.FAILED, found, advice)
 
 
 def skipped(check: str, reason: str) -> Finding:
-    """Return that nothing was looked at, and why."""
+    """Return the finding of a check that was not made, with the reason."""
     return Finding(check, Verdict.SKIPPED, reason)
 
 
 def failed_from_error(check: str, error: LazyclusterError) -> Finding:
-    """Return an error of the library as a finding, its advice apart where it has one."""
+    """Return an error of the library as a finding; the remedy of a `ConnectError` is the advice."""
     if isinstance(error, ConnectError):
         return failed(check, error.fault, error.remedy)
     host = getattr(error, "host", "")
@@ -76,18 +75,18 @@ def quote_output(text: str) -> str:
 
 
 class CheckRunner:
-    """The course of an examination: which checks have failed, so that those that need them are skipped."""
+    """Runs the checks of an examination, and skips those that need a check that has failed."""
 
     def __init__(self) -> None:
-        """Begin with nothing known."""
+        """Begin without any failed check."""
         self._root_causes: dict[str, str] = {}
 
     def run(self, check: str, perform: Callable[[], Finding], *, needs: Sequence[str] = ()) -> Finding:
-        """Return what a check finds, or that it is skipped because one that it needs has failed."""
+        """Return the finding of a check; it is skipped if a check that it needs has failed."""
         cause = next((self._root_causes[need] for need in needs if need in self._root_causes), None)
         if cause is not None:
             self._root_causes[check] = cause
-            return skipped(check, f"cannot be looked at before this is mended: {cause}")
+            return skipped(check, f"cannot be checked before this is mended: {cause}")
         try:
             finding = perform()
         except LazyclusterError as error:

@@ -32,8 +32,8 @@ def probe_supervisor(ssh_client: SshClient, python: str | None) -> SupervisorPro
     """Start a supervisor, ask it for a few signs of life, and end it.
 
     Raises:
-        PythonNotFoundError: There is no Python on the host.
-        SupervisorError: It did not start.
+        PythonNotFoundError: If there is no Python on the host.
+        SupervisorError: If it did not start.
     """
     resident = ResidentTransport(ssh_client, python)
     try:
@@ -65,7 +65,7 @@ def measure_round_trips(ssh_client: SshClient) -> tuple[float, ...]:
 
 
 def judge_supervisor(probe: SupervisorProbe) -> Finding:
-    """Say that it has started."""
+    """Return the finding of a supervisor that has started."""
     return ok(SUPERVISOR_CHECK, f"started in {probe.start_seconds:.2f} s")
 
 

@@ -40,11 +40,10 @@ _NON_INTERACTIVE_GUARDS = {
 
 @attrs.frozen
 class LoginShellProbe:
-    """The login shell: its path, and what came before the first command.
+    """The login shell: its path, and its output before the first command.
 
     `seconds_with_files` and `seconds_without_files` are the seconds of a shell that does nothing, with its start-up
-    files and without. `server_address` is the address and port at which the host has seen us, as it calls itself; None
-    where it does not say.
+    files and without. `server_address` is the host's own address and port of our connection; None if it is unknown.
     """
 
     path: str
@@ -61,7 +60,7 @@ class LoginShellProbe:
 
     @property
     def start_up_seconds(self) -> float | None:
-        """The seconds that start-up files take, at their fastest; None where it was not measured."""
+        """The seconds that start-up files take, at their fastest; None if it was not measured."""
         if not self.seconds_with_files or not self.seconds_without_files:
             return None
         return max(0.0, min(self.seconds_with_files) - min(self.seconds_without_files))
@@ -71,8 +70,8 @@ def probe_login_shell(ssh_client: SshClient) -> LoginShellProbe:
     """Start a session, and shells in it.
 
     Raises:
-        LoginShellError: It runs no commands.
-        ConnectionLostError: The connection broke.
+        LoginShellError: If it runs no commands.
+        ConnectionLostError: If the connection broke.
     """
     command = Command(
         text("doctor_login_shell"),
@@ -94,10 +93,10 @@ def probe_login_shell(ssh_client: SshClient) -> LoginShellProbe:
     try:
         ssh_client.run_script(ssh_client.script(command), read_output)
     except CommandTimeoutError:
-        if len(instants) < 2:  # it is not in the shells that we start
+        if len(instants) < 2:  # it has not measured a single shell
             raise
     lengths = [end - begin for begin, end in itertools.pairwise(instants)]
-    # Of each round's three dots the last and the next round's first lie next to each other.
+    # Each round prints three dots, so every third interval lies between two rounds.
     path, connection = [*facts, "", ""][:2]
     return LoginShellProbe(
         path, preambles[0], preambles[1], tuple(lengths[0::3]), tuple(lengths[1::3]), parse_server_address(connection)
@@ -129,7 +128,7 @@ def judge_login_shell(probe: LoginShellProbe) -> Finding:
     advice = []
     if probe.stdout.strip():
         facts.append(f"start-up files print {quote_output(probe.stdout)}")
-        advice.append(f"What they print stands in the way of scp and sftp: {return_early}.")
+        advice.append(f"Their output stands in the way of scp and sftp: {return_early}.")
     if probe.start_up_seconds is not None and probe.start_up_seconds >= SLOW_START_UP_SECONDS:
         remedy = (
             "the same mends that"
@@ -144,10 +143,10 @@ def judge_login_shell(probe: LoginShellProbe) -> Finding:
 def judge_failed_login_shell(error: LazyclusterError) -> Finding:
     """Judge a shell that ran no command."""
     if isinstance(error, LoginShellError):
-        said = f": {quote_output(error.output)}" if error.output.strip() else " and printed nothing"
+        output = f": {quote_output(error.output)}" if error.output.strip() else " and printed nothing"
         return failed(
             LOGIN_SHELL_CHECK,
-            f"it ended with exit status {error.exit_code} before our command began{said}",
+            f"it ended with exit status {error.exit_code} before our command began{output}",
             "The account allows no commands: its shell (`getent passwd`; nologin? git-shell?), a ForceCommand, or a "
             "start-up file that calls exit.",
         )
@@ -156,6 +155,6 @@ def judge_failed_login_shell(error: LazyclusterError) -> Finding:
 
 
 def judge_hanging_login_shell(host: str, found: str) -> Finding:
-    """Judge a shell that does not come to our command."""
-    advice = f"Something that its start-up files wait for does not come. Try `ssh {host} true`."
+    """Judge a shell that never begins our command."""
+    advice = f"Its start-up files wait for something that does not come. Try `ssh {host} true`."
     return failed(LOGIN_SHELL_CHECK, found, advice)

@@ -1,7 +1,7 @@
 """How far a log-in came, in the words of ssh's debugging log. Pure.
 
-These sentences are for people and change with the version: what is not recognised is left out, and a judgement that
-rests on one falls back on the reason for which ssh gave up (`_ssh.diagnosis`).
+ssh writes these sentences for people, and changes them between versions. An unknown one is left out. A judgement that
+needs it falls back on the reason for which ssh ended (`_ssh.diagnosis`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ _DEBUG_LOG_REGEXES = {name: re.compile(pattern) for name, pattern in _DEBUG_LOG_
 
 @attrs.frozen
 class LoginTrace:
-    """The steps that a log-in took, in ssh's words; an empty tuple for one that it did not come to.
+    """The steps that a log-in took, in ssh's words; an empty tuple for a step that it did not reach.
 
-    `tried_addresses` are the addresses tried here (none behind a jump host), `identity_files` the private keys that ssh
-    looked for, `offered_keys` and `accepted_keys` the public keys that it showed the host and that the host knows.
+    `tried_addresses` are the addresses to which the local ssh tried to connect (an empty tuple with a jump host).
+    `identity_files` are the private keys that ssh looked for. `offered_keys` and `accepted_keys` are the public keys
+    that it showed the host and that the host knows.
     """
 
     tried_addresses: tuple[str, ...] = ()
@@ -56,7 +57,7 @@ class LoginTrace:
 
 
 def parse_trace(text: str) -> LoginTrace:
-    """Read what `ssh -o LogLevel=DEBUG1` wrote."""
+    """Read the log of `ssh -o LogLevel=DEBUG1`."""
     steps: dict[str, tuple[str, ...]] = {}
     for line in text.replace("\r", "\n").split("\n"):
         for name, pattern in _DEBUG_LOG_REGEXES.items():
@@ -69,9 +70,9 @@ def parse_trace(text: str) -> LoginTrace:
 
 @attrs.frozen
 class LoginAttempt:
-    """One attempt to log in: how far it came, and why no further; no error where it came in.
+    """One attempt to log in: how far it came, and the error that ended it, None if it succeeded.
 
-    It hangs where it came in, and a `true` did not end in time.
+    It hangs if it succeeded and the command `true` did not end in time.
     """
 
     trace: LoginTrace

@@ -50,9 +50,9 @@ _FORWARDING_DIRECTIONS = {
 
 @attrs.frozen
 class ForwardingProbe:
-    """The traffic of a tunnel: `refusal` says why there was no tunnel, `failure` why it did not flow; '' for neither.
+    """The test of a tunnel: `refusal` says why there was no tunnel, `failure` why no traffic flowed; '' for neither.
 
-    `is_tested` is False where the tunnel was made and nothing could be sent through it.
+    `is_tested` is False if the tunnel was made and nothing could be sent through it.
     """
 
     description: str
@@ -64,9 +64,9 @@ class ForwardingProbe:
 def probe_port_from_host(
     transport: PerCommandTransport, server_address: tuple[str, int] | None, ssh_port: int | None
 ) -> ForwardingProbe:
-    """Open a port here (-L) that leads to the host's own sshd, and read its identification (RFC 4253, 4.2).
+    """Open a local port (-L) that leads to the host's own sshd, and read its identification (RFC 4253, 4.2).
 
-    Where the host did not say its address (`server_address`), it is tried at the port to which ssh connects.
+    If the host's own address is unknown (`server_address`), its localhost is tried, at the port to which ssh connects.
     """
     address, port = server_address or ("localhost", ssh_port or 22)
     description = f"sshd's identification from {address}:{port} there"
@@ -90,9 +90,9 @@ def probe_port_from_host(
 def probe_port_to_host(
     transport: PerCommandTransport, *, use_second_tunnel: bool, python: str | None, has_python: bool
 ) -> ForwardingProbe:
-    """Open a port on the host (-R) that leads to an echo here, and send something through it and back.
+    """Open a port on the host (-R) that leads to a local echo server, and send bytes through it and back.
 
-    What connects to it on the host is a second tunnel where the host allows one (`use_second_tunnel`), or a Python.
+    A second tunnel connects to it on the host if the host allows one (`use_second_tunnel`), otherwise a Python does.
     """
     description = f"{_ECHO_BYTES >> 10} KiB there and back"
 
@@ -125,9 +125,9 @@ def probe_port_to_host(
 def _open_tunnel(
     transport: PerCommandTransport, make_forwarding: Callable[[], tuple[Forwarding, int]]
 ) -> Iterator[int]:
-    """Give the port on which a tunnel listens, another one where the first is taken.
+    """Yield the port on which a tunnel listens, another one if the first is in use.
 
-    Of a port of its own (-R) a host does not say why it refuses it.
+    A host does not say why it refuses one of its own ports (-R), so after every such refusal another one is tried.
     """
     for attempt in range(_MAX_PORT_ATTEMPTS):
         forwarding, listen = make_forwarding()
@@ -149,24 +149,24 @@ def _read_identification(port: int) -> bytes:
     data = b""
     with (
         contextlib.suppress(OSError),
-        socket.create_connection((_LOOPBACK_ADDRESS, port), timeout=_SOCKET_TIMEOUT_SECONDS) as link,
+        socket.create_connection((_LOOPBACK_ADDRESS, port), timeout=_SOCKET_TIMEOUT_SECONDS) as client,
     ):
-        while len(data) < 4 and (piece := link.recv(4 - len(data))):
+        while len(data) < 4 and (piece := client.recv(4 - len(data))):
             data += piece
     return data
 
 
 def _count_echoed_bytes(port: int) -> int:
-    """Send bytes to a port here, and return how many of them came back as they were."""
+    """Send bytes to a local port, and return how many of them came back as they were."""
     sent = os.urandom(_ECHO_BYTES)
     got = bytearray()
     with (
         contextlib.suppress(OSError),
-        socket.create_connection((_LOOPBACK_ADDRESS, port), timeout=_SOCKET_TIMEOUT_SECONDS) as link,
+        socket.create_connection((_LOOPBACK_ADDRESS, port), timeout=_SOCKET_TIMEOUT_SECONDS) as client,
     ):
-        link.sendall(sent)
-        link.shutdown(socket.SHUT_WR)
-        while len(got) < _ECHO_BYTES and (piece := link.recv(_ECHO_BYTES)):
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        while len(got) < _ECHO_BYTES and (piece := client.recv(_ECHO_BYTES)):
             got += piece
     return sum(ours == theirs for ours, theirs in zip(sent, got, strict=False))
 
@@ -174,13 +174,13 @@ def _count_echoed_bytes(port: int) -> int:
 def _count_echoed_bytes_on_host(transport: PerCommandTransport, port: int, python: str | None) -> int:
     """Send bytes to a port on the host, and return how many came back."""
     program = f"import sys; sys.argv[1:] = [{str(port)!r}, {str(_ECHO_BYTES)!r}]\n{_ECHO_CLIENT_PROGRAM}"
-    said = transport.run_sh(exec_python_script(python, program), "try a port").stdout.strip()
-    return int(said) if said.isdecimal() else 0
+    count = transport.run_sh(exec_python_script(python, program), "try a port").stdout.strip()
+    return int(count) if count.isdecimal() else 0
 
 
 @contextlib.contextmanager
 def _echo_server() -> Iterator[int]:
-    """Give the port of a server here that returns what it gets, to one client after the other."""
+    """Yield the port of a local echo server, which serves one client after the other."""
     with socket.create_server((_LOOPBACK_ADDRESS, 0)) as server:
         thread = threading.Thread(target=_serve_echo, args=(server,), name="lazycluster-echo", daemon=True)
         thread.start()

@@ -20,7 +20,7 @@ PYTHON_CHECK = "python3"
 OLDEST_SUPERVISOR_PYTHON = (3, 6)
 """The oldest Python on which the supervisor runs."""
 _PYTHON_SEARCH_TIMEOUT_SECONDS = 20.0
-# Where installers and version managers put them, and where no PATH of a session without terminal leads.
+# Directories of installers and version managers, which are not on the PATH of a session without a terminal.
 _PYTHON_DIRECTORIES = (
     "/usr/bin",
     "/usr/local/bin",
@@ -41,7 +41,7 @@ _PYTHON_DIRECTORIES = (
 
 @attrs.frozen
 class HostPython:
-    """A Python on the host. `version` is empty where it did not start, as a shim of pyenv without a version."""
+    """A Python on the host. `version` is empty if it did not start, such as a pyenv shim without a version."""
 
     path: str
     version: str
@@ -67,11 +67,11 @@ class LocalPython:
 
     @property
     def minor_version(self) -> str:
-        """The version that a host's Python has to have, too."""
+        """The major and the minor version, such as `3.12`, which a host's Python must have, too."""
         return ".".join(self.version.split(".")[:2])
 
     def is_compatible_with(self, python: HostPython) -> bool:
-        """Return whether functions from here run in a Python."""
+        """Return whether functions from this Python run in one of the host."""
         return (
             python.implementation == self.implementation
             and ".".join(map(str, python.minor_version)) == self.minor_version
@@ -97,13 +97,13 @@ def finder_text(python: str | None, minor: str) -> str:
 
 
 def _quote_glob(path: str) -> str:
-    """Return a path with asterisks as a word of the shell that it replaces."""
+    """Return a path with asterisks as a shell word in which the shell expands only these."""
     home, rest = ('"$HOME"', path[1:]) if path.startswith("~") else ("", path)
     return home + "*".join(shlex.quote(part) for part in rest.split("*"))
 
 
 def parse_pythons(output: str) -> tuple[HostPython, ...]:
-    """Read what the script printed: where, path and version of each, each ended by a NUL."""
+    """Read the output of the script: place, path and version of each Python, each ended by a NUL."""
     fields = output.split("\0")
     found: dict[str, HostPython] = {}
     for place, path, said in zip(fields[0::3], fields[1::3], fields[2::3], strict=False):
@@ -113,7 +113,7 @@ def parse_pythons(output: str) -> tuple[HostPython, ...]:
 
 
 def judge_pythons(pythons: Sequence[HostPython], python: str | None, local_python: LocalPython) -> Finding:
-    """Judge the Python that a runtime would take, and name a better one where there is one."""
+    """Judge the Python that a runtime would take, and name a better one if there is one."""
     default = next((each for each in pythons if each.on_path and each.version), None)
     broken = next((each for each in pythons if each.on_path and not each.version), None)
     compatible = next((each for each in pythons if each.version and local_python.is_compatible_with(each)), None)
@@ -122,7 +122,7 @@ def judge_pythons(pythons: Sequence[HostPython], python: str | None, local_pytho
         problem = f"{broken.path} does not start" if broken else f"no {python or 'python3'} on the PATH of a session"
         others = [each for each in pythons if not each.on_path and each.version]
         known = f"; found {', '.join(map(str, others))}" if others else ""
-        # conda and pyenv set the PATH in what only a terminal reads.
+        # conda and pyenv set the PATH in files that only a shell with a terminal reads.
         install = "Install python3 there." if python is None else "Install it there, or name another one."
         advice = f"Name it: {named or f'Runtime(..., python={others[0].path!r})'}." if others else install
         rest = " Commands and files go without: Runtime(..., resident=False)."

@@ -20,8 +20,8 @@ def count_sessions(ssh_client: SshClient) -> int:
     """Return how many sessions the host allows at once, up to `MAX_SESSIONS_COUNTED`; they do nothing, and are ended.
 
     Raises:
-        ConnectError: The log-in failed.
-        ConnectionLostError: The connection broke.
+        ConnectError: If the log-in failed.
+        ConnectionLostError: If the connection broke.
     """
     master = ssh_client.master()
     opened: list[ControlSocket] = []
@@ -52,7 +52,7 @@ def judge_sessions(allowed: int) -> Finding:
         return warning(
             SESSIONS_CHECK,
             "one at a time on a connection (MaxSessions 1)",
-            "Commands and functions all go through the supervisor's one session; large files wait for a slower way. "
+            "Commands and functions all go through the supervisor's one session; large files take a slower way. "
             "Set `max_sessions=1`, or raise MaxSessions in its sshd_config; sshd's own default is 10.",
         )
     return ok(

@@ -15,7 +15,7 @@ TEMPORARY_DIRECTORY_CHECK = "temporary directory"
 LOW_SPACE_BYTES = 1 << 30
 LOW_INODE_COUNT = 1000
 _PROBE_TIMEOUT_SECONDS = 15.0
-# The last three numbers before the mount point, of blocks as of inodes, on Linux as on macOS and the BSDs.
+# The last three numbers before the mount point, for blocks and for inodes, on Linux, macOS and the BSDs.
 _DF_FREE_COLUMN = re.compile(r"\s[0-9]+\s+([0-9]+)\s+[0-9]+%\s+/")
 
 
@@ -54,7 +54,7 @@ def judge_temp_dir(probe: TempDirProbe) -> Finding:
         return failed(
             TEMPORARY_DIRECTORY_CHECK,
             f"{probe.path or 'not known'}: {probe.failure.splitlines()[-1]}",
-            "Working directories and files on their way go there: make room in it or make it writable, or set TMPDIR "
+            "Working directories and files on their way go there. Make room in it or make it writable, or set TMPDIR "
             "to another directory where sshd's sessions see it (~/.bashrc, /etc/environment, ~/.ssh/environment).",
         )
     space = "unknown room" if probe.bytes_free is None else f"{probe.bytes_free / 2**30:.1f} GiB free"

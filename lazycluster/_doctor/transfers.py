@@ -35,7 +35,7 @@ _ROUTE_DESCRIPTIONS = {
 
 @attrs.frozen
 class TransferProbe:
-    """Why files do not go by each of the ways, '' where they do; and the seconds that all took."""
+    """The reason why each route fails, '' if it works; and the seconds that all of them took."""
 
     failures: Mapping[str, str]
     seconds: float
@@ -45,7 +45,7 @@ def probe_files(ssh_client: SshClient) -> TransferProbe:
     """Send a file and fetch it back by each route, and remove it.
 
     Raises:
-        LazyclusterError: There is no directory for it on the host, or the connection broke.
+        LazyclusterError: If there is no directory for it on the host, or the connection broke.
     """
     transport = PerCommandTransport(ssh_client)
     start = time.monotonic()
@@ -123,7 +123,7 @@ def _copy_by_scp(ssh_client: SshClient, source: str, target: str, *, legacy: boo
 
 
 def judge_files(probe: TransferProbe, noise: str) -> Finding:
-    """Judge which ways files can go. `noise` is what start-up files print."""
+    """Judge the routes by which files can go. `noise` is the output of start-up files."""
     wrong = {route: reason for route, reason in probe.failures.items() if reason}
     right = [route for route in probe.failures if route not in wrong]
     if not wrong:

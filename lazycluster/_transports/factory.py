@@ -15,18 +15,18 @@ def make_transport(host: str, options: RuntimeOptions) -> RuntimeTransport:
     """Return the transport of a host, which does not connect yet. Tests replace this function.
 
     Raises:
-        TypeError: A keyword is unknown.
-        ValueError: A value is out of range.
+        TypeError: If a keyword is unknown.
+        ValueError: If a value is out of range.
     """
     return _make(host, options)
 
 
 def check_options(options: RuntimeOptions, host: str = "any-host") -> None:
-    """Check the keywords of a runtime, also where a test has replaced `make_transport`.
+    """Check the keywords of a runtime, also if a test has replaced `make_transport`.
 
     Raises:
-        TypeError: A keyword is unknown.
-        ValueError: A value is out of range.
+        TypeError: If a keyword is unknown.
+        ValueError: If a value is out of range.
     """
     _make(host, options)
 

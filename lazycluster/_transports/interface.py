@@ -26,7 +26,7 @@ class Transport(Protocol):
         """Log in unless the transport is connected.
 
         Raises:
-            ConnectError: The host could not be reached.
+            ConnectError: If the host could not be reached.
         """
 
     def run(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
@@ -75,7 +75,7 @@ class RuntimeTransport(Transport, Protocol):
         """Delete a directory with its contents; return whether nothing of it is left."""
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
-        """Return those of the ports that a server could listen on."""
+        """Return the given ports on which a server could listen."""
 
     def open_tunnel(self, forwarding: Forwarding, owner: object) -> Stoppable:
         """Open a tunnel; the owner lives as long as the tunnel."""
@@ -84,4 +84,4 @@ class RuntimeTransport(Transport, Protocol):
         """Return, after at most about `timeout` seconds, whether a host that was reached before can be reached now."""
 
     def clean_up(self) -> None:
-        """End what is left of the runtime on the host, and remove its temporary directories."""
+        """End everything that is left of the runtime on the host, and remove its temporary directories."""

@@ -20,7 +20,7 @@ from lazycluster.hardware import HostInfo, parse_probe_output
 
 
 class PerCommandTransport(SshTransport):
-    """Runs each command in an ssh process of its own; a host needs no Python but for functions and ports."""
+    """Runs each command in an ssh process of its own; a host needs a Python only for functions and ports."""
 
     def set_up(self, working_dir: str | None) -> tuple[str, HostInfo]:
         """Make the working directory and probe the machine, in one round trip."""
@@ -40,7 +40,7 @@ class PerCommandTransport(SshTransport):
         return self.ssh_client.communicate(command, conversation, watch)
 
     def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
-        """Call a function in a Python of its own."""
+        """Call a function in a Python process of its own."""
         grace = self.ssh_client.grace
         session_call.run_function_in_session(self, call, outcome, python=self._python, grace=grace, watch=watch)
 
@@ -61,10 +61,10 @@ class PerCommandTransport(SshTransport):
         return path
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
-        """Return those of the ports that a server could listen on.
+        """Return the given ports on which a server could listen.
 
         Raises:
-            PythonNotFoundError: There is no Python on the host to try it with.
+            PythonNotFoundError: If there is no Python on the host to try it with.
         """
         asked = "".join(f"{port}\n" for port in ports)
         result = self.run_sh(
@@ -75,6 +75,6 @@ class PerCommandTransport(SshTransport):
         return [int(line) for line in check_result(self.host, result).stdout.split()]
 
     def clean_up(self) -> None:
-        """End what is left of the runtime on the host, and remove its temporary directories."""
+        """End everything that is left of the runtime on the host, and remove its temporary directories."""
         if self._temp_dirs or self.ssh_client.is_connected:
             self.stop_marked_processes()

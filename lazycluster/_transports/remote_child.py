@@ -80,9 +80,9 @@ class RemoteChild(RunningCommand):
         """Handle events until a condition holds or the child has ended; return whether the condition holds.
 
         Raises:
-            DeadlinePassedError: The deadline passed first.
-            CancelledError: The cancel token was set first.
-            ConnectionLostError: The connection broke, or the supervisor ended.
+            DeadlinePassedError: If the deadline passed first.
+            CancelledError: If the cancel token was cancelled first.
+            ConnectionLostError: If the connection broke, or the supervisor ended.
         """
         wake = contextlib.nullcontext() if self.cancel_token is None else self.cancel_token.on_cancel(self._wake)
         with wake:
@@ -111,8 +111,8 @@ class RemoteChild(RunningCommand):
             case protocol.INPUT_WINDOW_UPDATE:
                 self._send_window += int(body)
             case protocol.ENDED:
-                how, what = protocol.unpack(body)
-                self.exit_info = ExitInfo(how.decode("ascii"), what.decode(errors="replace"))
+                exit_kind, detail = protocol.unpack(body)
+                self.exit_info = ExitInfo(exit_kind.decode("ascii"), detail.decode(errors="replace"))
             case _:
                 pass
 
@@ -134,7 +134,7 @@ class RemoteChild(RunningCommand):
         """Send to the standard input of the child, as fast as the child reads it.
 
         Raises:
-            CommandEndedError: The child has ended.
+            CommandEndedError: If the child has ended.
         """
         view = memoryview(data)
         while view:
@@ -157,8 +157,8 @@ class RemoteChild(RunningCommand):
         """Wait until the child has ended and its output is complete.
 
         Raises:
-            DeadlinePassedError: The deadline passed first; call `cancel()`.
-            CancelledError: The cancel token was set first; call `cancel()`.
+            DeadlinePassedError: If the deadline passed first; call `cancel()`.
+            CancelledError: If the cancel token was cancelled first; call `cancel()`.
         """
         self.pump(lambda: self.exit_info is not None)
 

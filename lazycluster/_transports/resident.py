@@ -44,13 +44,13 @@ from lazycluster.results import Collector
 _log = logging.getLogger(__name__)
 _SUPERVISOR_RESPONSE_TIMEOUT_SECONDS = 30.0
 _MAX_STREAMED_FILE_BYTES = 1 << 24
-"""Bytes up to which a file goes through the supervisor's channel: about where scp, which is faster, has caught up."""
+"""The most bytes of a file that goes through the supervisor's channel. From about this size on, scp is faster."""
 _CLOSE_GRACE_MARGIN_SECONDS = 15.0
-"""Seconds beyond the grace period for a supervisor to end everything and to go."""
+"""Seconds beyond the grace period for a supervisor to end everything and to exit."""
 
 
 class ResidentTransport(SshTransport):
-    """Runs everything through a supervisor on the host, which is started again where it was lost."""
+    """Runs everything through a supervisor on the host; a lost one is started again."""
 
     def __init__(self, ssh_client: SshClient, python: str | None = None) -> None:
         """Use an ssh client; nothing starts yet."""
@@ -81,10 +81,10 @@ class ResidentTransport(SshTransport):
         return hello.working_dir, facts
 
     def ensure_supervisor(self, cwd: str | None = None) -> SupervisorClient:
-        """Return a supervisor that lives, for a child in a directory; one that was lost is replaced.
+        """Return a running supervisor, for a child in a directory; a lost one is replaced.
 
         Raises:
-            WorkingDirectoryError: The directory was temporary, and went with a supervisor that was lost.
+            WorkingDirectoryError: If the directory was temporary, and was lost with its supervisor.
         """
         current = self._supervisor
         if current is None or not self._is_usable(current):
@@ -109,11 +109,10 @@ class ResidentTransport(SshTransport):
             return self._supervisor
 
     def _is_usable(self, supervisor: SupervisorClient) -> bool:
-        """Return whether a supervisor can be used."""
         return supervisor.is_running and self.ssh_client.is_connected
 
     def _start_supervisor(self, settings: SupervisorSettings) -> Hello:
-        """Start a supervisor, which others see once it has greeted."""
+        """Start a supervisor; other threads see it once its hello has come."""
         started = SupervisorClient(self.ssh_client, settings)
         try:
             hello = started.wait_until_ready(self.ssh_client.destination.connect_timeout + SET_UP_TIMEOUT_SECONDS)
@@ -135,7 +134,7 @@ class ResidentTransport(SshTransport):
         except OSError as error:
             raise SupervisorError(self.host, f"{method!r} failed: {error}") from error
 
-    # What it does ----------------------------------------------------------------------------------------------------
+    # Work ------------------------------------------------------------------------------------------------------------
 
     def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
         """Run a command as a child of the supervisor; see `CommandRunner.communicate()`."""
@@ -170,7 +169,7 @@ class ResidentTransport(SshTransport):
         if exit_info.kind == "failed":
             raise RemoteFunctionError(self.host, function, exit_info.detail)
         self._exit_code(exit_info, call.title, call.cwd)
-        if exit_info.kind != "done":  # its process died, or so it seems
+        if exit_info.kind != "done":  # its process has died, it seems
             words = describe_wait_status(int(exit_info.detail)).encode()
             outcome.write(
                 words + call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, call_outcome.END_RECORD, len(words))
@@ -232,9 +231,9 @@ class ResidentTransport(SshTransport):
         """Send the rest of the standard input of a child, hold the conversation, and return how the child ended.
 
         Raises:
-            CommandTimeoutError: The time limit passed; the child was ended.
-            CommandStoppedError: The cancel token was cancelled; the child was ended.
-            ConnectionLostError: The connection broke.
+            CommandTimeoutError: If the time limit passed; the child was ended.
+            CommandStoppedError: If the cancel token was cancelled; the child was ended.
+            ConnectionLostError: If the connection broke.
         """
         child.follow(collecting(collector, watch), Deadline(timeout), watch.cancel_token)
         try:
@@ -283,17 +282,17 @@ class ResidentTransport(SshTransport):
         return path
 
     def discard_temp_dir(self, path: str) -> None:
-        """Note that a temporary directory is gone."""
+        """Record that a temporary directory is gone."""
         super().discard_temp_dir(path)
         self._request("discard", os.fsencode(path))
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
-        """Return those of the ports that a server could listen on."""
+        """Return the given ports on which a server could listen."""
         self.ensure_supervisor().ensure_loaded("ports", bootstrap.ports_extension)
         return [int(port) for port in self._request("ports", *map(protocol.encode_number, ports))]
 
     def clean_up(self) -> None:
-        """Have the supervisor end everything and go; where it is gone already, end what is marked as ours."""
+        """Have the supervisor end everything and exit; if it is gone already, end the processes with our mark."""
         current = self._supervisor
         if current is None:
             return

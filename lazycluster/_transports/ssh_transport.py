@@ -1,4 +1,4 @@
-"""Everything that transports over ssh do alike: files, directories, tunnels, clean-up."""
+"""Files, directories, tunnels and clean-up, which are the same for all transports over ssh."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SshTransport(CommandRunner):
         self._temp_dirs: list[str] = []
 
     def reset_after_fork(self) -> None:
-        """Begin without anything on the host, in a forked child: all that is its parent's."""
+        """Begin with nothing on the host, in a forked child: everything there belongs to its parent."""
         self._initialize()
 
     @property
@@ -68,7 +68,7 @@ class SshTransport(CommandRunner):
         return transfer.TransferBackend(self, self.ssh_client, max_streamed_bytes=self._max_streamed_bytes)
 
     def run_sh(self, script: str, title: str, *, cwd: str | None = None, stdin: bytes = b"") -> CommandResult:
-        """Run text of the library's own in the host's /bin/sh."""
+        """Run a shell text of the library in the host's /bin/sh."""
         return self.run(
             Command(script, cwd=cwd, stdin=stdin, timeout=SET_UP_TIMEOUT_SECONDS, title=title, login_shell=False)
         )
@@ -77,12 +77,12 @@ class SshTransport(CommandRunner):
         """Make a directory with its parents.
 
         Raises:
-            CommandFailedError: It cannot be made.
+            CommandFailedError: If it cannot be made.
         """
         check_result(self.host, self.run_sh(f"mkdir -p -- {_quote_nonempty_path(path)}", f"create_dir {path}", cwd=cwd))
 
     def delete_dir(self, path: str, *, cwd: str) -> bool:
-        """Delete a directory with all that is in it; return whether nothing of it is left."""
+        """Delete a directory with its contents; return whether nothing of it is left."""
         word = _quote_nonempty_path(path)
         deleted = self.run_sh(f"rm -rf -- {word} && [ ! -e {word} ]", f"delete_dir {path}", cwd=cwd).ok
         if deleted and path in self._temp_dirs:
@@ -90,11 +90,11 @@ class SshTransport(CommandRunner):
         return deleted
 
     def discard_temp_dir(self, path: str) -> None:
-        """Note that a temporary directory is gone."""
+        """Record that a temporary directory is gone."""
         self._temp_dirs.remove(path)
 
     def open_tunnel(self, forwarding: Forwarding, owner: object) -> Tunnel:
-        """Open a tunnel; the owner lives as long as it does. All tunnels of a host share one connection."""
+        """Open a tunnel; the owner lives as long as the tunnel. All tunnels of a host share one connection."""
         return Tunnel(self._tunnel_manager, [forwarding], owner=owner)
 
     def can_reach_host(self, timeout: float) -> bool:
@@ -120,8 +120,8 @@ class SshTransport(CommandRunner):
             _log.warning("%s: the clean-up failed: %s", self.host, error)
         else:
             if exit_code != 0:
-                said = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
-                _log.warning("%s: the clean-up left something: %s", self.host, said)
+                stderr = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
+                _log.warning("%s: the clean-up left something: %s", self.host, stderr)
 
 
 def directory_error(host: str, path: str | None, reason: str) -> WorkingDirectoryError:
@@ -131,10 +131,10 @@ def directory_error(host: str, path: str | None, reason: str) -> WorkingDirector
 
 
 def check_result(host: str, result: CommandResult) -> CommandResult:
-    """Return a result.
+    """Return a result of exit status 0.
 
     Raises:
-        CommandFailedError: The command failed.
+        CommandFailedError: If the command failed.
     """
     if not result.ok:
         raise CommandFailedError(host, result.command, result.exit_code, result.output)
@@ -143,5 +143,5 @@ def check_result(host: str, result: CommandResult) -> CommandResult:
 
 def _quote_nonempty_path(path: str) -> str:
     if not path:
-        raise ValueError("the path must not be empty")
+        raise ValueError(f"path must not be empty, got {path!r}")
     return quote_path(path)

@@ -30,15 +30,15 @@ from lazycluster.results import Collector, Stream
 _log = logging.getLogger(__name__)
 _EXIT_COMMAND_NOT_FOUND = 127
 _MAX_QUOTED_BYTES = 2000
-"""Bytes that are quoted of what start-up files print."""
+"""The most bytes that an error quotes of the output of start-up files."""
 
 
 @attrs.frozen
 class SupervisorSettings:
     """The settings with which a supervisor begins.
 
-    `working_dir` is a directory to make where it is missing, `''` a temporary one, None no directory at all;
-    `probe_script` is a script that asks what the machine has, `''` for none. `grace` is in seconds.
+    `working_dir` is the directory to make if it is missing, `''` for a temporary one, None for no directory at all.
+    `probe_script` is the script that probes the machine, `''` for no probe. `grace` is in seconds.
     """
 
     python: str | None = None
@@ -63,7 +63,7 @@ class Hello:
         """Read the body of a HELLO frame.
 
         Raises:
-            FrameError: It is none.
+            FrameError: If it is not the body of a HELLO frame of this protocol version.
         """
         version, *fields = protocol.unpack(body) or [b""]
         if version != protocol.encode_number(protocol.PROTOCOL_VERSION) or len(fields) != 7:
@@ -83,11 +83,11 @@ class SupervisorClient:
     """One supervisor on a host, from its start to its end. Any thread may use it."""
 
     def __init__(self, ssh_client: SshClient, settings: SupervisorSettings) -> None:
-        """Begin to start it; `wait_until_ready()` waits until it is there."""
+        """Start it in the background; `wait_until_ready()` waits for its hello."""
         self._ssh_client = ssh_client
         self._settings = settings
         self._numbers = itertools.count(1)
-        # Its own, behind that of all that is ours: an earlier one that is about to end is not to take it along.
+        # With a number of its own, because an earlier supervisor that is about to end must not end this one, too.
         self._token = f"{ssh_client.token}.s{ssh_client.next_supervisor_number()}"
         self._lock = threading.Lock()
         self._event_queues: dict[int, queue.SimpleQueue[ChildEvent]] = {}
@@ -126,21 +126,21 @@ class SupervisorClient:
         return failure.reason if isinstance(failure, ConnectionLostError) else str(failure)
 
     def wait_until_ready(self, timeout: float) -> Hello:
-        """Wait until it has greeted, and return what it said.
+        """Wait for the hello of the supervisor, and return it.
 
         Raises:
-            ConnectError: The host could not be reached.
-            PythonNotFoundError: There is no Python on it.
-            SupervisorError: It did not start, or not in time.
+            ConnectError: If the host could not be reached.
+            PythonNotFoundError: If there is no Python on the host.
+            SupervisorError: If it did not start, or not in time.
         """
         try:
-            came = wait_event(self._ready, Deadline(timeout))
+            is_ready = wait_event(self._ready, Deadline(timeout))
         except BaseException:
             self._cancel_token.cancel()
             raise
         if self._failure is not None:
             raise self._failure
-        if not came or self._hello is None:
+        if not is_ready or self._hello is None:
             self._cancel_token.cancel()
             reason = f"no hello within {timeout:g} s: {self._startup_progress()}"
             raise SupervisorError(self._ssh_client.host, reason, self._diagnostic())
@@ -156,7 +156,7 @@ class SupervisorClient:
 
     @property
     def has_shell_started(self) -> bool:
-        """Whether a shell that was to start it has begun on the host."""
+        """Whether the shell that starts the supervisor has begun on the host."""
         return self._session is not None and self._session.has_started
 
     # Children --------------------------------------------------------------------------------------------------------
@@ -165,19 +165,19 @@ class SupervisorClient:
         """Start a child.
 
         Raises:
-            ConnectionLostError: The supervisor has ended; nothing was started.
+            ConnectionLostError: If the supervisor has ended; nothing was started.
         """
         child = RemoteChild(self, next(self._numbers), title)
         self._register_and_send(kind, child.number, title, child.events, fields)
         return child
 
     def request(self, method: str, *arguments: bytes, timeout: float) -> list[bytes]:
-        """Ask something that takes the host no time, and return the answer.
+        """Send a request that the host answers at once, and return the answer.
 
         Raises:
-            OSError: It could not be done.
-            ConnectionLostError: The connection broke.
-            DeadlinePassedError: No answer came in time.
+            OSError: If the host could not do it.
+            ConnectionLostError: If the connection broke.
+            DeadlinePassedError: If no answer came in time.
         """
         events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
         self._register_and_send(
@@ -192,11 +192,11 @@ class SupervisorClient:
         return answer
 
     def ensure_loaded(self, name: str, source: Callable[[], bytes], data: Callable[[], bytes] = bytes) -> None:
-        """Have the host load something once, before what needs it."""
+        """Have the host load an extension once, before the first message that needs it."""
         if name not in self._loaded:
             with self._lock:
                 if name not in self._loaded:
-                    # Sent under the lock: no other thread may take it for done before.
+                    # Sent under the lock, so that no other thread takes the extension for loaded too early.
                     self.send(protocol.encode_frame(protocol.PREPARE, 0, protocol.pack(source(), data())))
                     self._loaded.add(name)
 
@@ -213,7 +213,7 @@ class SupervisorClient:
         self.send(message)
 
     def send(self, message: bytes) -> None:
-        """Send a frame; where the supervisor is gone, it goes nowhere."""
+        """Send a frame; if the supervisor is gone, the frame is dropped."""
         if self._stdin is not None:
             self._stdin.write(message)
 
@@ -226,10 +226,10 @@ class SupervisorClient:
     # The end ---------------------------------------------------------------------------------------------------------
 
     def close(self, timeout: float) -> list[str]:
-        """Have it end everything and go; return what it had to leave, or says why it did not end well.
+        """Have the supervisor end everything and exit, and return the paths that it could not remove.
 
         Raises:
-            SupervisorError: It has not gone in time, or had ended before, without cleaning up.
+            SupervisorError: If it did not exit in time, or had ended before without cleaning up.
         """
         if self._stdin is not None:
             self._stdin.close()
@@ -243,12 +243,12 @@ class SupervisorClient:
     # The thread that reads -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Start the supervisor in a session, and hand on what it says, until it ends."""
+        """Run the supervisor in a session, and dispatch its frames, until it ends."""
         failure: Exception
         try:
             code = self._run_session()
             failure = self._exit_error(code)
-        except Exception as error:  # noqa: BLE001 - for everybody who waits
+        except Exception as error:  # noqa: BLE001 - every waiting thread gets it
             failure = error
         with self._lock:
             self._failure = failure
@@ -357,7 +357,7 @@ class SupervisorClient:
         return SupervisorError(host, how, self._diagnostic())
 
     def _diagnostic(self) -> str:
-        """Return what start-up files and the supervisor itself printed."""
+        """Return the output of start-up files and of the supervisor itself."""
         return (bytes(self._preamble) + self._collector.getvalue(Stream.STDERR)).decode(errors="replace").strip()
 
     def _connection_lost_error(self, title: str, *, started: bool | None) -> Exception:

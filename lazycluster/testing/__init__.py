@@ -1,7 +1,7 @@
 """For tests: a host that is scripted, a private real sshd on loopback, and a relay that plays a slow or broken network.
 
-The fixtures `fake_host` and `local_sshd` of `plugin` give the first two to every pytest run. What is named here is
-imported when it is first asked for, because pytest imports this package in each of them.
+The fixtures `fake_host` and `local_sshd` of `plugin` give the first two to every pytest run. The names of this package
+are imported when they are first used, because pytest imports the package in every run.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _LAZY_IMPORTS = {
     "find_sshd": "local_sshd",
     "write_config": "local_sshd",
 }
-"""Where the names come from that are no records of what was asked."""
+"""The modules of the names; all other names are records of calls, from `calls`."""
 
 
 def __getattr__(name: str) -> object:

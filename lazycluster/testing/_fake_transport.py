@@ -59,18 +59,18 @@ class FakeTransport:
         """The temporary directories that are to be removed."""
         return list(self._temp_dirs)
 
-    # How it stands ----------------------------------------------------------------------------------------------------
+    # State ------------------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Check that the host can be reached."""
+        """Log in, which succeeds if the host can be reached."""
         self.check()
 
     def check(self) -> None:
-        """See that the host can be reached.
+        """Check that the host can be reached.
 
         Raises:
-            RuntimeClosedError: The transport was closed.
-            LazyclusterError: What the test says: the host is down.
+            RuntimeClosedError: If the transport was closed.
+            LazyclusterError: If the host is down; the test may choose the error.
         """
         if self.closed:
             raise RuntimeClosedError(self.host)
@@ -80,7 +80,7 @@ class FakeTransport:
         """Return whether a command can be run on the host now."""
         return not self.closed and self.machine.unreachable_error(self.host) is None
 
-    def can_reach_host(self, timeout: float) -> bool:  # noqa: ARG002 - it takes none
+    def can_reach_host(self, timeout: float) -> bool:  # noqa: ARG002 - it takes no time
         """Return whether the host can be reached now."""
         return self.is_alive()
 
@@ -103,12 +103,12 @@ class FakeTransport:
         self._temp_dirs.clear()
 
     def close(self) -> None:
-        """End the connection and what it runs."""
+        """End the connection and everything that runs over it."""
         self.closed = True
         self.wake()
 
     def abandon(self) -> None:
-        """Close it together with its host, whose files go with it."""
+        """Close the transport together with its host, whose files are removed."""
         self._temp_dirs.clear()
         self.close()
 
@@ -118,7 +118,7 @@ class FakeTransport:
         return len(self._event_queues)
 
     def wake(self) -> None:
-        """Have everything that is under way look again how the host stands."""
+        """Have every command and function under way check the state of the host again."""
         with self._lock:
             for events in self._event_queues:
                 events.put(None)
@@ -153,7 +153,7 @@ class FakeTransport:
 
     @contextlib.contextmanager
     def _registered_events(self, watch: Watch) -> Iterator[queue.SimpleQueue[InProcessEvent]]:
-        """Give the events of something that is under way, among them that it is to be stopped."""
+        """Yield a queue for the events of a command or function; a None in it means that it may have to stop."""
         events: queue.SimpleQueue[InProcessEvent] = queue.SimpleQueue()
         with contextlib.ExitStack() as stack:
             with self._lock:
@@ -170,12 +170,12 @@ class FakeTransport:
     def _next_event(
         self, events: queue.SimpleQueue[InProcessEvent], title: str, deadline: Deadline, watch: Watch
     ) -> bytes | FunctionEnded | FunctionNotStarted:
-        """Return what comes next.
+        """Return the next event that is not None.
 
         Raises:
-            DeadlinePassedError: Nothing came in time.
-            CommandStoppedError: It was to be stopped.
-            ConnectionLostError: The host went away, or the connection was closed.
+            DeadlinePassedError: If no event came in time.
+            CommandStoppedError: If the cancel token was cancelled.
+            ConnectionLostError: If the host went down, or the connection was closed.
         """
         while True:
             if watch.cancel_token is not None and watch.cancel_token.is_cancelled:
@@ -256,7 +256,7 @@ class FakeTransport:
         return path
 
     def delete_dir(self, path: str, *, cwd: str) -> bool:
-        """Delete a directory with all that is in it; return whether nothing of it is left."""
+        """Delete a directory with its contents; return whether nothing of it is left."""
         self.check()
         self.machine.record(DeletedDir(self.host, path, cwd))
         deleted = self.machine.files.delete(path, cwd)
@@ -267,7 +267,7 @@ class FakeTransport:
     # Ports ------------------------------------------------------------------------------------------------------------
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
-        """Return those of the ports that the test did not say are in use, and no tunnel listens on."""
+        """Return the given ports that are not in `ports_in_use`, and on which no tunnel listens."""
         self.check()
         self.machine.record(AskedForPorts(self.host, tuple(ports)))
         if self.machine.info.python_version is None:
@@ -275,7 +275,7 @@ class FakeTransport:
         return [port for port in ports if self.machine.is_free(port)]
 
     def open_tunnel(self, forwarding: Forwarding, owner: object) -> FakeTunnel:
-        """Open a tunnel, through which nothing flows; the owner lives as long as it does."""
+        """Open a tunnel, through which nothing flows; the owner lives as long as the tunnel."""
         self.check()
         to_host = forwarding.type is ForwardType.REMOTE
         self.machine.record(OpenedTunnel(self.host, forwarding.listen_port, forwarding.connect_port, to_host))

@@ -9,17 +9,17 @@ from lazycluster._waiting import Deadline, wait_event
 
 
 class FakeTunnel:
-    """Plays a tunnel; a `ManagedProcess`. No process is behind it, and no traffic flows."""
+    """A `ManagedProcess` that plays a tunnel, without a process and without traffic."""
 
     def __init__(self, host: str, forwarding: Forwarding, owner: object) -> None:
-        """Open it. The owner lives as long as it does."""
+        """Open the tunnel. The owner lives as long as the tunnel."""
         self.name: str = f"tunnel to {host}: {forwarding}"
         self.forwarding = forwarding
         self._owner: object = owner
         self._stopped = threading.Event()
 
     def __repr__(self) -> str:
-        """Return what it stands for, and whether it is open."""
+        """Return the name and the state."""
         return f"<FakeTunnel {self.name}, {'alive' if self.is_alive() else 'stopped'}>"
 
     @property
@@ -37,7 +37,7 @@ class FakeTunnel:
         return not self._stopped.is_set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it was stopped, at most so many seconds."""
+        """Wait until it was stopped, at most `timeout` seconds."""
         wait_event(self._stopped, Deadline(timeout))
 
     def request_stop(self) -> None:
@@ -58,12 +58,12 @@ class FakeTunnelRegistry:
     """The tunnels that listen on one machine. Any thread may use it."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin empty."""
         self._tunnels: list[FakeTunnel] = []
         self._lock = threading.Lock()
 
     def is_listening_on(self, port: int) -> bool:
-        """Return whether one listens on a port."""
+        """Return whether a tunnel listens on a port."""
         with self._lock:
             return self._is_listening_on(port)
 
@@ -71,7 +71,7 @@ class FakeTunnelRegistry:
         return any(tunnel.is_alive() and tunnel.forwarding.listen_port == port for tunnel in self._tunnels)
 
     def add(self, tunnel: FakeTunnel) -> bool:
-        """Add one, unless its port is taken; return whether it was added."""
+        """Add a tunnel unless its port is taken; return whether it was added."""
         with self._lock:
             if self._is_listening_on(tunnel.forwarding.listen_port):
                 return False

@@ -27,10 +27,10 @@ ProgressCallback = Callable[[int, int | None], object]
 
 
 class HostFiles:
-    """The files of one host, all below `root`; a home directory and one for temporary files are there.
+    """The files of one host, all under `root`, with a home directory and a directory for temporary files.
 
-    These two have here the same names as on the host, so that a function finds them by the names that it is given.
-    Other absolute paths of the host lie below the root: `/data` is `root/data`.
+    These two have the same paths locally as on the host, so that a function finds them under the paths that it gets.
+    Other absolute paths of the host lie under the root: `/data` is `root/data`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,10 +45,10 @@ class HostFiles:
         """Return a path of the host in full; a relative one starts in `cwd`, or in the home directory.
 
         Raises:
-            ValueError: It is empty, or holds the one character that no path can.
+            ValueError: If the path is empty or contains NUL.
         """
         if not path or "\0" in path:
-            raise ValueError(f"a path must not be empty and cannot hold NUL: {path!r}")
+            raise ValueError(f"path must not be empty or contain NUL, got {path!r}")
         tilde = _TILDE_PATH.fullmatch(path)
         if tilde is not None:
             home = str(self.home if tilde[1] is None else self.home.parent / tilde[1])
@@ -57,7 +57,7 @@ class HostFiles:
         return posixpath.normpath(posixpath.join(start, path))
 
     def local_path(self, path: str, cwd: str | None = None) -> Path:
-        """Return the path here that plays a path of the host; there need not be anything."""
+        """Return the local path that plays a path of the host; it need not exist."""
         full = self.absolute_path(path, cwd)
         root = str(self.root)
         return Path(full if full == root or full.startswith(f"{root}/") else f"{root}/{full.lstrip('/')}")
@@ -68,7 +68,7 @@ class HostFiles:
         """Return the directory to work in.
 
         Raises:
-            WorkingDirectoryError: It is not there, or no directory.
+            WorkingDirectoryError: If it does not exist, is not a directory, or cannot be entered.
         """
         path = self.home if cwd is None else self.local_path(cwd)
         reason = "" if os.access(path, os.X_OK) else "Permission denied"
@@ -82,7 +82,7 @@ class HostFiles:
         """Make a directory with its parents, and return its full path on the host.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: If it cannot be made.
         """
         self.local_path(path, cwd).mkdir(parents=True, exist_ok=True)
         return self.absolute_path(path, cwd)
@@ -92,16 +92,16 @@ class HostFiles:
         return tempfile.mkdtemp(prefix="lazycluster-", dir=self.temp_root)
 
     def delete(self, path: str, cwd: str | None = None) -> bool:
-        """Delete what is there, as `rm -rf` does; return whether nothing of it is left."""
+        """Delete a file or directory as `rm -rf` does; return whether nothing of it is left."""
         local = self.local_path(path, cwd)
-        if PurePosixPath(path).name in {"", ".."}:  # rm refuses that; so does `.`, which has no name
+        if PurePosixPath(path).name in {"", ".."}:  # rm refuses these: `..`, and `.` or `/`, which have no name
             return False
         with contextlib.suppress(OSError):
             discard(local)
         return not os.path.lexists(local)
 
     def write(self, path: str, cwd: str | None, content: bytes) -> None:
-        """Write a file, and make its parents where they are missing."""
+        """Write a file, and make its missing parents."""
         local = self.local_path(path, cwd)
         local.parent.mkdir(parents=True, exist_ok=True)
         local.write_bytes(content)
@@ -127,7 +127,7 @@ class HostFiles:
     def _check_put_target(
         self, remote_path: str, name: str, cwd: str | None, *, is_directory: bool
     ) -> tuple[str, Path]:
-        """Return why something cannot be put there, or '', and where it belongs here."""
+        """Return why a target is refused, or '', and the local path that plays it."""
         full, path = self.absolute_path(remote_path, cwd), self.local_path(remote_path, cwd)
         if path.is_dir():
             full, path = posixpath.join(full, name), path / name
@@ -148,7 +148,7 @@ class HostFiles:
     def get(self, host: str, remote: str, local: Path, cwd: str | None, progress: ProgressCallback) -> None:
         """Fetch a file or a directory; see `Connection.get()`."""
         if not remote:
-            raise ValueError("the path on the host must not be empty")
+            raise ValueError(f"remote must not be empty, got {remote!r}")
         with raising_transfer_errors(host, "fetch", remote):
             self.resolve_cwd(host, cwd)
             source = self.local_path(remote, cwd)
@@ -162,7 +162,7 @@ class HostFiles:
 
 
 def _copy_atomically(source: Path, target: Path, progress: ProgressCallback) -> None:
-    """Copy a file or a tree under a temporary name, and put it into its place."""
+    """Copy a file or a tree under a temporary name, and move it into place."""
     temporary = temporary_path_beside(target)
     try:
         if source.is_dir():
@@ -178,7 +178,7 @@ def _copy_atomically(source: Path, target: Path, progress: ProgressCallback) -> 
 
 
 def _copy_tree_as_tar(source: Path, target: Path, progress: ProgressCallback) -> None:
-    """Copy a tree by the archive that would go over the wire."""
+    """Copy a tree through the archive that would be sent over ssh."""
     moved = 0
 
     def on_progress(count: int) -> None:
@@ -196,7 +196,6 @@ def _copy_tree_as_tar(source: Path, target: Path, progress: ProgressCallback) ->
 
 
 def _copy_mode_and_times(source: Path, target: Path) -> None:
-    """Give something the mode and the time of its original."""
     status = source.stat()
     target.chmod(status.st_mode & 0o777)
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -23,11 +23,11 @@ from lazycluster.testing.calls import Asked, Ran
 _MISSING_EXECUTABLES_COMMAND = re.compile(
     r"""for e in (.*); do command -v "\$e" >/dev/null \|\| echo "\$e"; done""", re.DOTALL
 )
-"""How `Runtime.check_filter()` asks for programs."""
+"""The command with which `Runtime.check_filter()` looks for programs."""
 
 
 class AttachedTransport(Protocol):
-    """A fake transport, as far as its host has to know it."""
+    """The part of a fake transport that its host uses."""
 
     closed: bool
 
@@ -51,7 +51,7 @@ class AttachedTransport(Protocol):
 
 
 def default_host_info() -> HostInfo:
-    """Return what a fake host has unless a test says otherwise: on every machine the same but the Python."""
+    """Return the hardware of a fake host by default: the same on every machine, except for the Python."""
     return HostInfo(
         os="Fake Linux 1.0",
         kernel="Linux",
@@ -65,10 +65,10 @@ def default_host_info() -> HostInfo:
 
 
 class HostState:
-    """One host: its files and facts, what its commands answer, and what was asked of it. Any thread may use it."""
+    """One host: its files and facts, the answers to commands, and the calls so far. Any thread may use it."""
 
     def __init__(self, root: Path, fallback: HostState | None = None) -> None:
-        """Play it in an empty directory; what it has no answer for is looked for in the machine beneath."""
+        """Play the host in an empty directory; `fallback` answers the commands for which it has no answer."""
         self.files: HostFiles = HostFiles(root)
         self.info: HostInfo = default_host_info()
         self.ports_in_use: set[int] = set()
@@ -85,10 +85,10 @@ class HostState:
         self._host_tunnels = FakeTunnelRegistry()
         self._lock = threading.Lock()
 
-    # Whether it answers -----------------------------------------------------------------------------------------------
+    # Reachability -----------------------------------------------------------------------------------------------------
 
     def register(self, transport: AttachedTransport) -> None:
-        """Keep a transport of this host."""
+        """Add a transport of this host."""
         with self._lock:
             self.transports.append(transport)
         if self._fallback is not None:
@@ -106,25 +106,25 @@ class HostState:
         self._is_down = False
 
     def unreachable_error(self, host: str) -> LazyclusterError | None:
-        """Return why it cannot be reached under a name just now."""
+        """Return why the host cannot be reached under a name now, None if it can."""
         if not self._is_down:
             return None
         return self._down_error or HostUnreachableError(host, "the test took it down")
 
     def check_reachable(self, host: str) -> None:
-        """See that it is not down.
+        """Check that the host can be reached.
 
         Raises:
-            LazyclusterError: It is.
+            LazyclusterError: If the host is down.
         """
         failure = self.unreachable_error(host)
         if failure is not None:
             raise failure
 
-    # What it answers --------------------------------------------------------------------------------------------------
+    # Calls ------------------------------------------------------------------------------------------------------------
 
     def record(self, call: Asked) -> None:
-        """Keep what was asked."""
+        """Add a call to `calls`."""
         with self._lock:
             self._calls.append(call)
         if self._fallback is not None:
@@ -137,10 +137,10 @@ class HostState:
             return list(self._calls)
 
     def find_answer(self, call: Ran) -> ScriptedAnswer:
-        """Return what a command answers.
+        """Return the answer to a command.
 
         Raises:
-            UnexpectedCommandError: The test did not say, and is strict.
+            UnexpectedCommandError: If the test gives no answer, and the host is strict.
         """
         hosts = [self] if self._fallback is None else [self, self._fallback]
         for machine in hosts:
@@ -157,11 +157,11 @@ class HostState:
         return ScriptedAnswer()
 
     def check_python(self, host: str, python: str | None) -> None:
-        """See that functions can run there.
+        """Check that functions can run on the host.
 
         Raises:
-            PythonNotFoundError: It has no Python.
-            PythonVersionMismatchError: It has one of another minor version than this one.
+            PythonNotFoundError: If the host has no Python.
+            PythonVersionMismatchError: If the host's Python has another minor version than this one.
         """
         if self.info.python_version is None:
             raise PythonNotFoundError(host, " and ".join(python_candidates(python)))
@@ -178,7 +178,7 @@ class HostState:
         """Open a tunnel.
 
         Raises:
-            PortInUseError: The port to listen on is taken: on the host, or here by another tunnel of a fake host.
+            PortInUseError: If the port to listen on is in use on the host, or by another local tunnel of a fake host.
         """
         port = forwarding.listen_port
         tunnel = FakeTunnel(host, forwarding, owner)

@@ -1,7 +1,7 @@
-"""A function of a fake host: called in this process, with what a real host would give it, and answered for as there.
+"""A function of a fake host, called in this process, with the surroundings and the outcome that a real host gives.
 
-It goes through the pickle that would be sent, so that it sees copies, and what cannot be sent fails. Modules are this
-process's own: what a test has patched in them is patched for the function, too.
+It goes through the pickle that would be sent: it sees copies, and a value that cannot be sent fails. Modules are this
+process's own, so the patches of a test apply to the function, too.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ InProcessEvent: TypeAlias = bytes | FunctionEnded | FunctionNotStarted | None
 """An event of a function: a piece of its output, or its end; None: a reason to check again that it may go on."""
 
 _process_state_lock = threading.Lock()
-"""Held for the function under way: the current directory and the environment are those of the process."""
+"""Held by the function under way, because the current directory and the environment belong to the whole process."""
 
 
 class _InProcessUnpickler(_Unpickler):
-    """Unpickles what was to be sent, without changing the modules that it came from."""
+    """Unpickles a function without changing the module that it came from."""
 
-    def find_class(self, module_name: str, global_name: str) -> Any:  # noqa: ANN401 - overrides one that is so typed
+    def find_class(self, module_name: str, global_name: str) -> Any:  # noqa: ANN401 - the overridden method's type
         found = super().find_class(module_name, global_name)
         if global_name != "_function_setstate":
             return found
@@ -59,14 +59,14 @@ class _InProcessUnpickler(_Unpickler):
         def set_state(function: FunctionType, state: tuple[object, dict[str, object]]) -> object:
             module = sys.modules.get(str(function.__globals__.get("__name__")))
             if module is not None and vars(module) is function.__globals__:
-                state[1]["__globals__"] = {}  # copies of what the module has itself
+                state[1]["__globals__"] = {}  # copies of objects that the module has itself
             return found(function, state)
 
         return set_state
 
 
 def unpickle_call(payload: Payload) -> UnpickledCall:
-    """Return new copies of a function and its arguments; contents of modules that were sent are passed over."""
+    """Return new copies of a function and its arguments; the contents of sent modules are skipped."""
     unpickler = _InProcessUnpickler(io.BytesIO(payload.pickles))
     function = unpickler.load()
     _skip_module_contents(unpickler)
@@ -86,7 +86,7 @@ class InProcessCall:
     def __init__(
         self, payload: Payload, cwd: Path, env: Mapping[str, str], events: queue.SimpleQueue[InProcessEvent]
     ) -> None:
-        """Start it, or have it wait for its turn; what comes of it is put into `events`."""
+        """Start the function, or have it wait for its turn; its output and its end are put into `events`."""
         self._payload = payload
         self._cwd = cwd
         self._env = env
@@ -98,7 +98,7 @@ class InProcessCall:
         self._thread.start()
 
     def detach(self) -> None:
-        """Let the next function run, and ignore the rest of this one, because nothing can end a thread."""
+        """Let the next function run, and ignore the rest of this one, because a thread cannot be ended."""
         with self._lock:
             self._is_detached = True
             self._exit_stack.close()
@@ -158,7 +158,7 @@ def _process_state(cwd: Path, env: Mapping[str, str], on_output: Callable[[bytes
 
 
 class _PerThreadStream:
-    """A standard stream that hands on what some threads print, and leaves that of the others to them."""
+    """A standard stream that captures the output of some threads, and passes that of the others to the original."""
 
     def __init__(
         self, on_output: Callable[[bytes], object], stream: TextIO | None, other_threads: frozenset[threading.Thread]
@@ -173,7 +173,7 @@ class _PerThreadStream:
 
 
 class _CallbackRawIO(io.RawIOBase):
-    """Takes bytes and hands them on."""
+    """Passes the bytes that are written to a callback."""
 
     def __init__(self, on_output: Callable[[bytes], object]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""For a while, runtimes and connections get their transports from a fake host."""
+"""The patch with which runtimes and connections get their transports from a fake host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def patch_transports(connect: Callable[[str, RuntimeOptions], RuntimeTransport])
     """For a while, have new runtimes and connections get their transports from `connect`."""
 
     def make_transport(host: str, options: RuntimeOptions) -> RuntimeTransport:
-        factory.check_options(options, host)  # refuses what the real one refuses, without a log-in
+        factory.check_options(options, host)  # as the real one does, without a log-in
         return connect(host, options)
 
     original, factory.make_transport = factory.make_transport, make_transport

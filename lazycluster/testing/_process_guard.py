@@ -1,8 +1,8 @@
-"""The processes behind a private sshd: the one file of `lazycluster.testing` that starts any.
+"""The processes of a private sshd; the only file of `lazycluster.testing` that starts processes.
 
-Run as a program, under `python -I -S`, this file is the guard of an sshd: it starts it, adopts what its sessions
-orphan, and, once the pipe on its standard input closes (its owner stopped it, or died in whatever way), ends it with
-everything that it started and removes its directory. For that it imports nothing but the standard library.
+Run as a program, under `python -I -S`, this file is the guard of an sshd. It starts the sshd, and adopts the orphans of
+its sessions. The pipe on its standard input closes when its owner stops it, or dies in whatever way. Then it ends the
+sshd with everything that it started, and removes its directory. For that it imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def run_checked(argv: Sequence[str]) -> None:
-    """Run a program to its end; `OSError` with its output where it cannot be started or fails."""
+    """Run a program to its end.
+
+    Raises:
+        OSError: If the program cannot be started or fails; its output is in the error.
+    """
     ended = subprocess.run(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -96,7 +100,7 @@ def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
 def kill_all(find_pids: Callable[[], set[int]]) -> None:
     """Kill the processes that `find_pids` finds, and wait until they are gone.
 
-    They are stopped first, and looked for until no new one appears, so that none forks away in between.
+    They are stopped first, and looked for until no new one appears, so that no process escapes by a fork in between.
     """
     stopped: set[int] = set()
     while new := find_pids() - stopped:
@@ -119,7 +123,7 @@ class GuardedProcess:
     """A program that runs under a guard of its own, for as long as this object and this process live."""
 
     def __init__(self, argv: Sequence[str], directory: Path, log: Path) -> None:
-        """Start the guard, and through it the program; what either writes goes to `log`."""
+        """Start the guard, and through it the program; the standard error of both goes to `log`."""
         command = [sys.executable, "-I", "-S", __file__, str(directory), *argv]
         with log.open("ab") as stderr:
             self._guard = subprocess.Popen(
@@ -129,7 +133,7 @@ class GuardedProcess:
         self.pid = int(self._guard.stdout.readline() or 0)
 
     def has_ended(self) -> bool:
-        """Return whether the program ended by itself."""
+        """Return whether the program has ended by itself."""
         return self.pid not in parent_by_pid()
 
     def living_pids(self) -> set[int]:
@@ -155,7 +159,7 @@ def run_guard(directory: str, argv: Sequence[str]) -> None:  # pragma: no cover:
 
 
 def _reap_children() -> None:  # pragma: no cover: runs in a process of its own
-    """Wait for each child, adopted ones too, until there is none."""
+    """Wait for each child, also for adopted ones, until no child is left."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.wait()

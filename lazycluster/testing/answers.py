@@ -20,7 +20,7 @@ _MAX_ANSWERS_IN_MESSAGE = 10
 
 @attrs.frozen(slots=False)
 class UnexpectedCommandError(AssertionError):
-    """A command was run that the test did not say anything about. No `LazyclusterError`, so that no code handles it."""
+    """A command was run for which the test gives no answer. Not a `LazyclusterError`, so that no code handles it."""
 
     host: str
     command: str
@@ -31,7 +31,7 @@ class UnexpectedCommandError(AssertionError):
         return (
             f"{self.host}: the test does not say what this command answers: {self.command!r}\n"
             f"Say it before it is run: fake_host.on({self.command!r}, stdout=...), or have every command answer with "
-            f"nothing and exit status 0: fake_host.strict = False\nAnswers there are for:{known}"
+            f"nothing and exit status 0: fake_host.strict = False\nThere are answers for:{known}"
         )
 
     def __reduce__(self) -> tuple[type[UnexpectedCommandError], tuple[object, ...]]:
@@ -61,9 +61,9 @@ class ScriptedAnswer:
     def __attrs_post_init__(self) -> None:
         code, delay = self.exit_code, self.delay
         if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code <= 255:
-            raise ValueError(f"an exit status is a whole number from 0 to 255, not {code!r}")
+            raise ValueError(f"exit_code must be a whole number from 0 to 255, got {code!r}")
         if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not delay >= 0:
-            raise ValueError(f"a delay is a number of seconds, not {delay!r}")
+            raise ValueError(f"delay must be a number of seconds from 0 on, got {delay!r}")
 
 
 @attrs.define
@@ -90,24 +90,24 @@ class _ScriptedCommand:
 
 
 class AnswerTable:
-    """The table. Any thread may use it."""
+    """The answers to commands, of which the last that fits wins. Any thread may use it."""
 
     def __init__(self) -> None:
         self._entries: list[_ScriptedCommand] = []
         self._lock = threading.RLock()  # a function that picks may add lines
 
     def add(self, matcher: CommandMatcher, answer: ScriptedAnswer, times: int | None = None) -> None:
-        """Add a line, which serves so many times, or always."""
+        """Add a line, which answers `times` times, or always."""
         is_words = isinstance(matcher, list) and all(isinstance(word, str) for word in matcher)
         if not is_words and not isinstance(matcher, (str, re.Pattern)) and not callable(matcher):
             raise TypeError(f"command must be text, a list of words, a compiled pattern or a function, got {matcher!r}")
         if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
-            raise ValueError(f"times is a whole number from 1 on, or None for always, not {times!r}")
+            raise ValueError(f"times must be a whole number from 1 on, or None for always, got {times!r}")
         with self._lock:
             self._entries.append(_ScriptedCommand(matcher, answer, times))
 
     def find(self, call: Ran) -> ScriptedAnswer | None:
-        """Return what a command answers, by the last line that is for it and not used up; None where there is none."""
+        """Return the answer to a command by the last line that fits and is not used up; None if no line fits."""
         with self._lock:
             for line in reversed(self._entries):
                 if line.remaining_uses != 0 and line.matches(call):

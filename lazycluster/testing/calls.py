@@ -49,7 +49,7 @@ class Called:
 
 @attrs.frozen
 class Sent:
-    """A file or directory was sent; `remote` is None where it kept its name."""
+    """A file or directory was sent; `remote` is None if it kept its name."""
 
     host: str
     local: Path
@@ -95,7 +95,7 @@ class AskedForPorts:
 
 @attrs.frozen
 class OpenedTunnel:
-    """A tunnel was opened: `to_host` makes a local port reachable on the host, otherwise one of the host here."""
+    """A tunnel was opened: with `to_host` a local port is reachable on the host, without it one of the host locally."""
 
     host: str
     listen_port: int

@@ -26,21 +26,21 @@ class _NamedHost(ScriptedHost):
 
 
 class FakeHost(ScriptedHost):
-    """Stands in for every host, for as long as its `with` block or the fixture `fake_host` lasts.
+    """Plays every host, for as long as its `with` block or the fixture `fake_host` lasts.
 
-    Each `Runtime` and `Connection` lands on it, whichever host it names, and no ssh is started. Commands answer what
-    `on()` says. Functions are called in this process, one at a time, through the pickle that would be sent, in the
-    working directory and with the environment of the step. Files lie in a temporary directory, see `path()`. Tunnels
-    hold their ports and carry nothing. `calls` is all that was asked.
+    Each `Runtime` and `Connection` lands on it, whichever host it names, and no ssh is started. Commands get the
+    answers of `on()`. Functions are called in this process, one at a time, through the pickle that would be sent. They
+    run in the working directory and with the environment of the step. Files lie in a temporary directory, see `path()`.
+    Tunnels hold their ports and carry nothing. `calls` has a record of everything that was asked.
 
-    What a real host does and this one does not: a function shares its modules with the test, so that it sees what the
-    test has patched in them; an absolute path outside of the home, the temporary and the working directory, opened in a
-    function, is this machine's; what programs that a function starts print is not in its log; and one that is stopped
-    goes on in its thread, unobserved, because nothing can end a thread.
+    It differs from a real host in four ways. A function shares its modules with the test, so that it sees the patches
+    of the test in them. An absolute path outside of the home, the temporary and the working directory, opened in a
+    function, is this machine's. The output of programs that a function starts is not in its log. A function that is
+    stopped goes on in its thread, unobserved, because a thread cannot be ended.
     """
 
     def __init__(self) -> None:
-        """Make its directory; a host's files need no `with` block, and are removed at its end."""
+        """Make the directory of its files, which can be used before the `with` block and are removed at its end."""
         # The real path: a function finds it as its current directory.
         self._directory = Path(os.path.realpath(tempfile.mkdtemp(prefix="lazycluster-fake-")))
         self._remove_directory = weakref.finalize(self, shutil.rmtree, str(self._directory), ignore_errors=True)
@@ -50,14 +50,14 @@ class FakeHost(ScriptedHost):
         self._exit_stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        """Stand in from now on."""
+        """Play every host from now on."""
         self._exit_stack.enter_context(patch_transports(self._connect))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stand in no more, end what is still under way, and remove the files."""
+        """Play no host any more, end everything that is still under way, and remove the files."""
         self._exit_stack.close()
         for transport in list(self._state.transports):
             transport.abandon()
@@ -69,7 +69,7 @@ class FakeHost(ScriptedHost):
         Commands that it has no answer for are answered by this one, whose `calls` are those of all hosts.
 
         Raises:
-            ValueError: A runtime or connection has used the name already, and is on this host.
+            ValueError: If a runtime or connection has used the name already, and so is on this host.
         """
         if name not in self._named_hosts:
             if any(transport.host == name for transport in self._state.transports):

@@ -39,7 +39,7 @@ _SFTP_SERVER_PATHS = (
 
 @attrs.frozen(slots=False)
 class LocalSshdError(LazyclusterError):
-    """A private sshd could not be started; `log` is what it wrote."""
+    """A private sshd could not be started; `log` is its log."""
 
     reason: str
     log: str = ""
@@ -64,15 +64,15 @@ class ConnectionKeywords(TypedDict):
 class LocalSshd:
     """A real sshd on 127.0.0.1 for the current user, with keys, a client configuration and a home of its own.
 
-    It works for root and for any other user. A context manager; what it needs on disk is in one private temporary
-    directory. When it stops, or when the process that started it dies in whatever way, all that its sessions started
-    ends too, and the directory is removed.
+    It works for root and for any other user. It is a context manager; its files are in one private temporary directory.
+    It stops at the end of the block, and when the process that started it dies in whatever way. Then everything that
+    its sessions started ends, too, and the directory is removed.
 
     Args:
         name: The `Host` alias in its client configuration.
         home: The home directory of its sessions. True: a new, empty one, so that the user's own start-up files do not
             interfere; a path: that directory; False: the user's own.
-        shell: The login shell of its sessions, a name or path; a pair such as `("busybox", "sh")` is a program and the
+        shell: The login shell of its sessions, a name or path. A pair such as `("busybox", "sh")` is a program and the
             name to call it by. The user's own unless given.
         options: Keywords of sshd_config(5) that replace the defaults used here.
         environment: Variables that its sessions have.
@@ -104,7 +104,7 @@ class LocalSshd:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
 
-    # What it consists of ----------------------------------------------------------------------------------------------
+    # Its files and addresses ------------------------------------------------------------------------------------------
 
     @property
     def directory(self) -> Path:
@@ -171,7 +171,7 @@ class LocalSshd:
 
     @property
     def pid(self) -> int:
-        """The process that listens."""
+        """The pid of the process that listens."""
         return self._running_sshd.pid
 
     def processes(self) -> tuple[int, ...]:
@@ -199,11 +199,11 @@ class LocalSshd:
     # Start and stop ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start it, and return when it answers.
+        """Start the sshd, and return when it answers.
 
         Raises:
-            SshdNotFoundError: There is no sshd on this machine.
-            LocalSshdError: It did not start, or is running already.
+            SshdNotFoundError: If there is no sshd on this machine.
+            LocalSshdError: If it did not start, or is running already.
         """
         if self._sshd is not None:
             raise LocalSshdError("it is running already")
@@ -211,7 +211,7 @@ class LocalSshd:
         self._start(program, _MAX_START_ATTEMPTS)
 
     def stop(self) -> None:
-        """End it and everything that its sessions started, wait until they are gone, and remove its directory."""
+        """End the sshd and everything that its sessions started, wait until they are gone, and remove its directory."""
         sshd, self._sshd = self._sshd, None
         directory, self._directory = self._directory, None
         try:
@@ -237,7 +237,6 @@ class LocalSshd:
                 raise
 
     def _write_files(self) -> None:
-        """Write what it takes into its directory."""
         if self._home is True:
             self.home.mkdir(mode=0o700)
         self._make_keys()
@@ -264,10 +263,10 @@ class LocalSshd:
             if time.monotonic() > deadline:
                 raise LocalSshdError(f"it did not answer within {_START_TIMEOUT_SECONDS:g} s", self.log)
             time.sleep(0.005)
-        wait_until(lambda: self.connections() == 0, _START_TIMEOUT_SECONDS)  # that of the question itself is closing
+        wait_until(lambda: self.connections() == 0, _START_TIMEOUT_SECONDS)  # that of the check itself is closing
 
     def _is_answering(self) -> bool:
-        """Return whether it greets (RFC 4253, 4.2): it and no other sshd, to which the port went meanwhile."""
+        """Return whether this sshd identifies itself (RFC 4253, 4.2), and not another one that has taken the port."""
         try:
             with socket.create_connection((_LOOPBACK_ADDRESS, self.port), timeout=1) as connection:
                 if connection.recv(4) != b"SSH-":
@@ -287,13 +286,14 @@ class LocalSshd:
             "HostKey": _quote_config_path(self.directory / "host_key"),
             "AuthorizedKeysFile": _quote_config_path(self.directory / "authorized_keys"),
             "PidFile": "none",
-            "StrictModes": "no",  # the keys are ours alone; the directories above them may be anybody's
+            "StrictModes": "no",  # the keys are ours alone; the directories above them may belong to another user
             "UsePAM": "yes" if _is_account_locked() else "no",
             "PermitRootLogin": "yes",
             "PrintMotd": "no",
             "PrintLastLog": "no",
             "MaxStartups": "100:30:200",
-            # OpenSSH's default is safe against quantum computers, and half of a log-in (125 ms of processor time, 9.2).
+            # OpenSSH's default is safe against quantum computers, and takes half the time of a log-in (125 ms of
+            # processor time, 9.2).
             "KexAlgorithms": "curve25519-sha256",
             "LogLevel": "VERBOSE",
             "Subsystem": f"sftp {_find_sftp_server()}",
@@ -301,7 +301,7 @@ class LocalSshd:
         variables = dict(self._environment)
         if self._home is not False or self._shell is not None:
             config["ForceCommand"] = f"exec {shlex.quote(str(self._write_launcher()))}"
-            # Until the launcher sets the real one: the user's login shell, which runs it, is to read no start-up file.
+            # Until the launcher sets the real one: the user's login shell, which runs it, must read no start-up file.
             variables["HOME"] = str(self.directory / "none")
         if variables:
             config["SetEnv"] = " ".join(_quote_config_value(f"{key}={value}") for key, value in variables.items())
@@ -309,7 +309,7 @@ class LocalSshd:
         return {key: value for key, value in config.items() if key.lower() not in replaced} | self._options
 
     def _write_launcher(self) -> Path:
-        """Write the script that runs each command as sshd would for a user with that home and that login shell."""
+        """Write the script that runs each command as sshd does for a user with that home and that login shell."""
         launcher = self.directory / "launch"
         shell = f"SHELL={shlex.quote(str(self._find_shell(self._shell)))}" if self._shell is not None else ""
         home = self._environment.get("HOME") or str(self.home)
@@ -355,14 +355,14 @@ def find_sshd() -> str:
     """Return the absolute path of sshd, without which it refuses to start.
 
     Raises:
-        SshdNotFoundError: There is none.
+        SshdNotFoundError: If there is no sshd on this machine.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SSHD_SEARCH_DIRECTORIES])
     found = shutil.which("sshd", path=path)
     if found is None:
         raise SshdNotFoundError("sshd not found: install openssh-server")
     if os.geteuid() == 0:
-        # Debian's sshd of root wants it; its service makes it at boot, but no container has that.
+        # Debian's sshd needs this directory when root runs it. Its service makes it at boot, but not in a container.
         with contextlib.suppress(OSError):
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     return str(Path(found).absolute())
@@ -373,7 +373,7 @@ def _find_sftp_server() -> str:
 
 
 def _is_account_locked() -> bool:
-    """Return whether the account is locked (shadow(5)): then sshd lets it in through PAM only."""
+    """Return whether the account is locked (shadow(5)), in which case sshd lets it in through PAM only."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     try:
         rows = _SHADOW_FILE.read_text().splitlines()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def fake_host() -> Iterator[FakeHost]:
-    """Stand in for every host: `fake_host.on("nproc", stdout="8")` says what a command answers."""
+    """Play every host: `fake_host.on("nproc", stdout="8")` sets the answer to a command."""
     from lazycluster.testing import FakeHost  # noqa: PLC0415 - see above
 
     with FakeHost() as host:
@@ -27,7 +27,7 @@ def fake_host() -> Iterator[FakeHost]:
 
 @pytest.fixture(scope="session")
 def local_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSshd]:
-    """Run a private, real sshd on this machine; without one the tests are skipped, and fail where CI is set."""
+    """Run a private, real sshd on this machine; without sshd the tests are skipped, or fail if CI is set."""
     from lazycluster.testing import LocalSshd, SshdNotFoundError, find_sshd  # noqa: PLC0415 - see above
 
     try:

@@ -18,14 +18,13 @@ from lazycluster._typing import Self
 
 _LOOPBACK_ADDRESS = "127.0.0.1"
 _SOCKET_READ_BYTES = 1 << 16
-_MAX_BUFFERED_BYTES = (
-    1 << 24
-)  # bytes on their way in one direction; above it the relay stops to read, as a full pipe does
+_MAX_BUFFERED_BYTES = 1 << 24
+"""Bytes on their way in one direction, from which on the relay stops reading, as a full pipe does."""
 _LINGER_RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time: close() sends a reset
 
 
 class _RelayFlow:
-    """One direction of one connection: what was read, and when it is due at the other end."""
+    """One direction of one connection: the bytes read, and the times at which they are due at the other end."""
 
     def __init__(self, source: socket.socket, target: socket.socket) -> None:
         self.source = source
@@ -36,7 +35,7 @@ class _RelayFlow:
         self.eof_sent = False  # and the target has got it
 
     def read(self, due: float) -> None:
-        """Take in what the source has; an empty piece stands for its end."""
+        """Read from the source; an empty piece stands for its end."""
         try:
             data = self.source.recv(_SOCKET_READ_BYTES)
         except BlockingIOError:
@@ -46,7 +45,7 @@ class _RelayFlow:
         self.chunks.append((due, data))
 
     def write(self, now: float) -> None:
-        """Hand on what is due, as far as the target takes it."""
+        """Send the pieces that are due, as far as the target takes them."""
         while self.chunks and self.chunks[0][0] <= now:
             due, data = self.chunks.popleft()
             if not data:
@@ -63,15 +62,15 @@ class _RelayFlow:
                 return
 
     def can_read(self) -> bool:
-        """Return whether there is room for more."""
+        """Return whether the source is open and there is room for more."""
         return not self.source_eof and self.buffered_bytes < _MAX_BUFFERED_BYTES
 
 
 class Relay:
     """A relay to a port on loopback, with a network's faults to choose.
 
-    `delay` is the time in seconds that a byte takes in each direction (a round trip takes twice as long); it may be
-    changed at any time. Connections themselves are accepted without delay. A context manager.
+    `delay` is the time in seconds that a byte takes in each direction, so a round trip takes twice as long. It may be
+    changed at any time. Connections themselves are accepted without delay. It is a context manager.
     """
 
     def __init__(self, target: int, *, delay: float = 0.0) -> None:
@@ -98,19 +97,19 @@ class Relay:
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._flow_pairs)
 
     def cut(self) -> None:
-        """Forward nothing any more, and say nothing: a cut cable. New connections get no answer either."""
+        """Forward nothing any more, without a sign: a cut cable. New connections get no answer either."""
         self._call_threadsafe(lambda: setattr(self, "_is_cut", True))
 
     def restore(self) -> None:
-        """Mend the cable; what was on its way arrives, as it does with TCP."""
+        """Mend the cable; the bytes on their way arrive, as they do with TCP."""
         self._call_threadsafe(lambda: setattr(self, "_is_cut", False))
 
     def drop(self) -> None:
-        """Reset every connection at once, on both ends; new ones are taken."""
+        """Reset every connection at once, on both ends; new ones are accepted."""
         self._call_threadsafe(self._reset_all)
 
     def close(self) -> None:
@@ -140,7 +139,7 @@ class Relay:
                 resource.close()
 
     def _serve_once(self) -> None:
-        """Wait for something to happen, and do it."""
+        """Wait for events, and handle them."""
         self._set_selector_events(self._listener, 0 if self._is_cut else selectors.EVENT_READ)
         now = time.monotonic()
         for pair in self._flow_pairs:
@@ -220,7 +219,10 @@ class Relay:
             self._selector.modify(sock, events)
 
     def _seconds_until_due(self, now: float) -> float | None:
-        """Return the seconds until a piece gets due, None where none will; what is due by now waits for its target."""
+        """Return the seconds until a piece is due, None if there is no such piece.
+
+        Pieces that are due already wait for their targets.
+        """
         if self._is_cut:
             return None
         due = (flow.chunks[0][0] - now for pair in self._flow_pairs for flow in pair if flow.chunks)

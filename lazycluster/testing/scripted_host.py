@@ -62,7 +62,7 @@ class ScriptedHost:
         self._state.strict = strict
 
     def __repr__(self) -> str:
-        """Return how much was asked of it."""
+        """Return the number of calls."""
         return f"<{type(self).__name__}, {len(self.calls)} calls>"
 
     def on(
@@ -77,19 +77,20 @@ class ScriptedHost:
         writes: Mapping[str, str | bytes] | None = None,
         times: int | None = None,
     ) -> None:
-        """Say what a command answers. What is said last wins.
+        """Set the answer to a command. The last answer that fits wins.
 
         Args:
-            command: The exact text or list of words, a compiled pattern that has to match the whole text, or a function
-                that gets the `Ran` record and returns whether the answer is for it.
-            stdout: What it prints, at once.
-            stderr: What it prints to standard error, after that.
+            command: The exact text or list of words, or a compiled pattern that has to match the whole text. Or a
+                function that gets the `Ran` record and returns whether the answer is for it.
+            stdout: Its standard output, printed at once.
+            stderr: Its standard error, printed after that.
             exit_code: Its exit status, 0 to 255; 128 and more stand for a signal.
-            delay: Seconds until it ends. A timeout and a stop cut them short, as on a real host; `math.inf` is for
-                ever.
-            error: What is raised in place of a result, such as `ConnectionLostError("host-1", "nproc", "gone")`.
-            writes: Files that it writes, by their paths: a relative one starts where the command runs.
-            times: How often it answers so; then what was said before counts again. Default: always.
+            delay: Seconds until it ends. A timeout and a stop cut them short, as on a real host. With `math.inf` it
+                never ends by itself.
+            error: The error that is raised in place of a result, such as
+                `ConnectionLostError("host-1", "nproc", "gone")`.
+            writes: The contents of files that it writes, by path; a relative path starts where the command runs.
+            times: How often this answer is given; after that, earlier ones count again. Default: always.
         """
         answer = ScriptedAnswer(stdout, stderr, exit_code=exit_code, delay=delay, error=error, writes=writes or {})
         self._state.answer_table.add(command, answer, times)
@@ -102,13 +103,13 @@ class ScriptedHost:
         gpus: int | Sequence[Gpu] | None = None,
         python_version: str | None = None,
     ) -> None:
-        """Change some of what a runtime that is made from now on finds the machine to have.
+        """Change some of the hardware that runtimes find on the host from now on.
 
         Args:
-            cpu_cores: Processors.
-            memory: In bytes.
-            gpus: A record for each, or their number.
-            python_version: Such as "3.12.1"; `""` for a host without Python.
+            cpu_cores: The number of processors.
+            memory: The memory in bytes.
+            gpus: A record for each GPU, or their number.
+            python_version: The version of its Python, such as "3.12.1"; `""` for a host without Python.
         """
         info = self.info
         if python_version is not None:
@@ -124,18 +125,18 @@ class ScriptedHost:
         )
 
     def path(self, remote: str) -> Path:
-        """Return where a path of the host lies on this machine, to write, read and compare files.
+        """Return the path on this machine of a path of the host, to write, read and compare files.
 
-        `~` is the host's home. A relative path starts in the working directory of the runtime that was made last, in
-        the home directory before there is one.
+        `~` is the host's home. A relative path starts in the working directory of the runtime that was made last, or in
+        the home directory before the first.
         """
         return self._state.files.local_path(remote, self._state.working_dir)
 
     def go_down(self, error: LazyclusterError | None = None) -> None:
-        """Be unreachable from now on; what is under way raises `ConnectionLostError`.
+        """Be unreachable from now on; commands and functions under way raise `ConnectionLostError`.
 
         Args:
-            error: What every use raises. Default: `HostUnreachableError`.
+            error: The error that every use raises. Default: `HostUnreachableError`.
         """
         self._state.go_down(error)
 
@@ -143,7 +144,7 @@ class ScriptedHost:
         """Be reachable again."""
         self._state.come_up()
 
-    # What was asked ---------------------------------------------------------------------------------------------------
+    # Calls ------------------------------------------------------------------------------------------------------------
 
     @property
     def calls(self) -> list[Asked]:
@@ -157,7 +158,7 @@ class ScriptedHost:
 
     @property
     def closed(self) -> bool:
-        """Whether every runtime and connection that reached it was closed; False where none did."""
+        """Whether every runtime and connection that reached it was closed; False before the first."""
         return bool(self._state.transports) and all(transport.closed for transport in self._state.transports)
 
     @property

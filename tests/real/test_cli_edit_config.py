@@ -527,7 +527,7 @@ def test_add_runtime_ctrl_c_at_prompt_begins_a_new_line(config: Path, terminal: 
     child.expect(r"Try the connection now\? \[Y/n\]: ")
     child.send("\x03")
 
-    assert ended(child) == (130, "^C\r\nlazycluster: interrupted; what was under way was ended\r\n")
+    assert ended(child) == (130, "^C\r\nlazycluster: interrupted; everything under way was ended\r\n")
 
 
 def test_add_runtime_first_contact_at_a_terminal(

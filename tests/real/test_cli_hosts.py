@@ -132,7 +132,7 @@ def test_only_hosts_that_fit(config: str, capsys: pytest.CaptureFixture[str]) ->
     options = ["--group-filter", "min-memory=1", "--group-filter", "min-cores=0.5", "--group-filter", "installed=sh"]
     assert main(["run", "--config", config, *options, "true"]) == 0
     assert main(["run", "--config", config, "--group-filter", "minimum=1", "true"]) == 2
-    assert "is no filter; there are: gpu, min-memory=MB" in capsys.readouterr().err
+    assert "(filters: gpu, min-memory=MB" in capsys.readouterr().err
 
 
 def test_standard_input_goes_to_every_host(config: str) -> None:
@@ -175,7 +175,7 @@ def test_ctrl_c_ends_the_remote_commands(command: str, config: str, servers: lis
     child.send("\x03")
     child.expect(r"\nlazycluster: ending the commands; one that ignores SIGTERM is killed after 5 s\r\n", timeout=2)
     child.expect(pexpect.EOF)
-    assert child.before == "lazycluster: interrupted; what was under way was ended\r\n"
+    assert child.before == "lazycluster: interrupted; everything under way was ended\r\n"
     child.close()
     assert child.exitstatus == 130
     assert wait_until(lambda: all(server.connections() == 0 for server in servers), timeout=10)
@@ -257,4 +257,4 @@ def test_expose(direction: str, config: str, servers: list[LocalSshd]) -> None:
 @pytest.mark.parametrize("ports", ["0", "70000", "http", "80:", "1:2:3"])
 def test_ports_that_are_none(ports: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["expose", "--config", config, "web-1", ports]) == 2
-    assert "is not PORT or PORT:PORT" in capsys.readouterr().err
+    assert "ports must be PORT or PORT:PORT" in capsys.readouterr().err

@@ -152,5 +152,5 @@ def test_build_settings_refuses_option_given_twice() -> None:
     adding_up = (("SendEnv", "A"), ("sendenv", "B"), ("Include", "a"), ("Include", "b"))
     assert build_settings(parse_address("h"), None, adding_up)[1:] == adding_up
     options = (("ForwardAgent", "yes"), *adding_up, ("forwardagent", "no"))
-    with pytest.raises(ValueError, match=r"given twice, and ssh would take the first: forwardagent$"):
+    with pytest.raises(ValueError, match=r"duplicates, of which ssh would take the first: forwardagent$"):
         build_settings(parse_address("h"), None, options)

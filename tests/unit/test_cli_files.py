@@ -101,5 +101,5 @@ def test_a_host_that_a_filter_leaves_out_has_not_failed(
 def test_an_empty_path_on_the_host_is_a_slip(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (("get", ""), ("put", "/dev/null", "")):
         assert main([arguments[0], "--hosts", "a", *arguments[1:]]) == 2
-        assert "the path on the host is empty" in capsys.readouterr().err
+        assert "path on the host must not be empty, got ''" in capsys.readouterr().err
     assert fake_host.calls == []

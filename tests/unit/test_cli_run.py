@@ -56,7 +56,7 @@ def test_a_mistyped_option_is_no_command(
 @pytest.mark.parametrize("words", [("",), (" ",), ("", ""), ("\n",)])
 def test_an_empty_command(words: tuple[str, ...], fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--", *words) == 2
-    assert "lazycluster: the command is empty" in capsys.readouterr().err
+    assert "lazycluster: command must not be empty or blank, got " in capsys.readouterr().err
     assert fake_host.calls == []
 
 
@@ -84,7 +84,7 @@ def test_standard_input_that_is_closed(
 def test_help_tells_of_standard_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "give all of it to the command on each host; else theirs is empty" in said
+    assert "give all of it to the command on each host. Default: an empty one" in said
     assert "1 it ended otherwise on some host, or took longer than --timeout" in said
 
 
@@ -208,7 +208,7 @@ def test_ctrl_c_tells_which_hosts_had_ended(
     assert "lazycluster: ending the commands" in err
     rows = [
         re.search(r"^a +3 +0\.\d\d +failed$", err, re.MULTILINE),
-        re.search(r"^b +- +- +given up \(Ctrl-C\)$", err, re.MULTILINE),
+        re.search(r"^b +- +- +cancelled \(Ctrl-C\)$", err, re.MULTILINE),
     ]
     assert [row is not None for row in rows] == [not as_json] * 2
 

@@ -51,7 +51,7 @@ def test_hosts_that_name_nothing_are_not_all_hosts(
     hosts: str, command: tuple[str, ...], fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = wrong_call(capsys, command[0], "--hosts", hosts, *command[1:])
-    assert f"no host is named by {hosts!r}" in said
+    assert f"hosts must contain a name, got {hosts!r}" in said
     assert fake_host.calls == []
 
 
@@ -60,7 +60,7 @@ def test_an_empty_name_among_hosts_is_a_slip(
     hosts: str, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = wrong_call(capsys, "run", "--hosts", hosts, "beta", "uname")
-    assert f"a name is missing in {hosts!r}; write A,B without a space" in said
+    assert f"hosts must be A,B without empty names or a space after the comma, got {hosts!r}" in said
     assert fake_host.calls == []
 
 
@@ -79,7 +79,7 @@ def test_what_cannot_be_a_host(
 
 @pytest.mark.parametrize("command", [("doctor", "a"), ("explain", "/dev/null")], ids=lambda words: words[0])
 def test_a_python_without_a_name(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "the name of the Python is empty" in wrong_call(capsys, command[0], "--python", "", *command[1:])
+    assert "name must not be empty or blank, got ''" in wrong_call(capsys, command[0], "--python", "", *command[1:])
 
 
 def test_filters() -> None:
@@ -96,16 +96,16 @@ def test_filters() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("min-memory=lots", "min-memory takes a whole number of MB, not 'lots'"),
-        ("min-memory", "min-memory takes a whole number of MB, not ''"),
-        ("min-memory=1.5", "min-memory takes a whole number of MB, not '1.5'"),
-        ("min-cores=1.5.2", "min-cores takes a number, not '1.5.2'"),
-        ("gpu=2", "gpu takes no value, not '2'"),
-        ("installed=", "installed takes the name of a program, not ''"),
-        ("true", "true takes a command, not ''"),
+        ("min-memory=lots", "min-memory must be a whole number of MB, got 'lots'"),
+        ("min-memory", "min-memory must be a whole number of MB, got ''"),
+        ("min-memory=1.5", "min-memory must be a whole number of MB, got '1.5'"),
+        ("min-cores=1.5.2", "min-cores must be a number, got '1.5.2'"),
+        ("gpu=2", "gpu must have no value, got '2'"),
+        ("installed=", "installed must be the name of a program, got ''"),
+        ("true", "true must be a command, got ''"),
         (
             "memory=1",
-            "'memory=1' is no filter; there are: gpu, min-memory=MB, min-cores=N, installed=PROGRAM, true=COMMAND",
+            "unknown filter 'memory=1' (filters: gpu, min-memory=MB, min-cores=N, installed=PROGRAM, true=COMMAND)",
         ),
     ],
 )

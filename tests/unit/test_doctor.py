@@ -83,7 +83,7 @@ def test_a_check_is_skipped_where_one_that_it_needs_failed_and_names_the_first_c
     third = course.run("c", lambda: ok("c", "well"), needs=("b",))
 
     assert (second.verdict, third.verdict) == (SKIPPED, SKIPPED)
-    assert third.found == "cannot be looked at before this is mended: a"
+    assert third.found == "cannot be checked before this is mended: a"
     assert course.has_failed("b")
     assert course.run("d", lambda: ok("d", "well")) == ok("d", "well")
 
@@ -496,12 +496,12 @@ def test_the_room(room: TempDirProbe, verdict: Verdict, found: str) -> None:
     ("clocks", "verdict", "found"),
     [
         (None, OK, "not known"),
-        (ClockProbe(100.0, 100.2, 100.3), OK, "goes as ours"),
-        (ClockProbe(103.0, 100.2, 100.3), OK, "goes as ours"),
+        (ClockProbe(100.0, 100.2, 100.3), OK, "agrees with ours"),
+        (ClockProbe(103.0, 100.2, 100.3), OK, "agrees with ours"),
         (ClockProbe(160.0, 99.0, 100.0), WARNING, "60 s ahead of ours"),
         (ClockProbe(40.0, 101.0, 102.0), WARNING, "60 s behind ours"),
         # So slow an answer that nothing is known.
-        (ClockProbe(100.0, 90.0, 110.0), OK, "goes as ours"),
+        (ClockProbe(100.0, 90.0, 110.0), OK, "agrees with ours"),
     ],
 )
 def test_the_clock(clocks: ClockProbe | None, verdict: Verdict, found: str) -> None:

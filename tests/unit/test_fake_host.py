@@ -149,10 +149,10 @@ def test_programs_that_a_filter_asks_for(fake_host: FakeHost, runtime: Runtime) 
         ({"exit_code": 256}, "0 to 255"),
         ({"exit_code": -9}, "0 to 255"),
         ({"exit_code": True}, "0 to 255"),
-        ({"delay": -1}, "a delay is a number of seconds"),
-        ({"delay": math.nan}, "a delay is a number of seconds"),
-        ({"times": 0}, "times is a whole number"),
-        ({"times": True}, "times is a whole number"),
+        ({"delay": -1}, "delay must be a number of seconds"),
+        ({"delay": math.nan}, "delay must be a number of seconds"),
+        ({"times": 0}, "times must be a whole number"),
+        ({"times": True}, "times must be a whole number"),
     ],
 )
 def test_answers_that_cannot_be(fake_host: FakeHost, keywords: dict[str, int], message: str) -> None:
@@ -186,7 +186,7 @@ def test_an_unexpected_command_says_what_to_write(fake_host: FakeHost, runtime: 
         'any-host: the test does not say what this command answers: "it\'s new"\n'
         'Say it before it is run: fake_host.on("it\'s new", stdout=...), or have every command answer with nothing '
         "and exit status 0: fake_host.strict = False\n"
-        "Answers there are for:\n"
+        "There are answers for:\n"
         "    'nproc', 2 times\n"
         "    re.compile('ls .*')\n"
         "    test_an_unexpected_command_says_what_to_write.<locals>.picks()"
@@ -194,7 +194,7 @@ def test_an_unexpected_command_says_what_to_write(fake_host: FakeHost, runtime: 
     assert not isinstance(error, ValueError)
     assert isinstance(error, AssertionError)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    assert str(UnexpectedCommandError("h", "x")).endswith("Answers there are for: nothing")
+    assert str(UnexpectedCommandError("h", "x")).endswith("There are answers for: nothing")
 
 
 def test_in_a_task_it_is_why_the_step_failed(fake_host: FakeHost, runtime: Runtime) -> None:
@@ -350,7 +350,7 @@ def test_paths_of_the_host(fake_host: FakeHost) -> None:
     with Runtime("any-host", "/work") as runtime:
         assert fake_host.path("relative") == root / "work" / "relative"
     for path in ("", "nul\0"):
-        with pytest.raises(ValueError, match="a path must not be empty"):
+        with pytest.raises(ValueError, match="path must not be empty or contain NUL"):
             fake_host.path(path)
 
 

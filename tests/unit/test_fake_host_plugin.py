@@ -36,7 +36,7 @@ def test_both_fixtures_are_described(tmp_path: Path) -> None:
 
     assert status in {0, 5}, printed
     assert "fake_host -- " in printed
-    assert "Stand in for every host" in printed
+    assert "Play every host" in printed
     assert "local_sshd [session scope] -- " in printed
 
 

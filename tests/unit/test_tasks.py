@@ -169,7 +169,7 @@ def test_send_file_missing_raises_value_error(tmp_path: Path) -> None:
 
 
 def test_get_file_empty_path_raises_value_error() -> None:
-    with pytest.raises(ValueError, match="the remote path must not be empty"):
+    with pytest.raises(ValueError, match="remote_path must not be empty, got ''"):
         RuntimeTask().get_file("")
 
 
