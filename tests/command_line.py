@@ -8,4 +8,4 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-main: Callable[..., None] = entry_points(group="console_scripts", name="lazycluster")["lazycluster"].load()
+main: Callable[..., int] = entry_points(group="console_scripts", name="lazycluster")["lazycluster"].load()
