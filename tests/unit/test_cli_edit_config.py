@@ -1,4 +1,4 @@
-"""What `add-runtime` makes of its arguments."""
+"""The arguments of `add-runtime`, and the lines of a configuration that they become."""
 
 from __future__ import annotations
 
