@@ -323,6 +323,7 @@ def test_tunnel_opened_while_connection_lost_restores_all(server: LocalSshd, tmp
         port = tunnels.add(to=False)
         assert is_echoing(port)
         tunnels.wait_until_restored(first_pid)
+    assert not any(listening_addresses(port) for port in tunnels.ports)
 
 
 # Forks ---------------------------------------------------------------------------------------------------------------

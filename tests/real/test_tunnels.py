@@ -28,7 +28,7 @@ from tests.observation import (
     receive_exactly,
     running_relay,
 )
-from tests.processes import command_line, is_alive
+from tests.processes import is_alive
 from tests.reserved_ports import reserve_free_port
 from tests.waiting import assert_eventually
 
@@ -170,27 +170,6 @@ def test_tunnel_service_may_start_later(runtime: Runtime, direction: str) -> Non
     with EchoServer(service_port):
         assert is_echoing(port)
     runtime.stop_process(key)
-
-
-def test_tunnels_opened_in_parallel_in_both_directions(sshd: LocalSshd) -> None:
-    with assert_no_leaks(sshd), EchoServer() as service, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
-        ports = [reserve_free_port() for _ in range(6)]
-        keys = call_in_parallel(
-            [
-                lambda port=port, n=n: expose(runtime, DIRECTIONS[n % 2], service.port, port)  # type: ignore[misc]
-                for n, port in enumerate(ports)
-            ]
-        )
-        assert len(set(keys)) == 6
-        assert set(runtime.get_processes(only_alive=True)) == set(keys)
-        assert runtime.alive_process_count == 6
-        assert runtime.alive_task_process_count == 0
-        assert runtime.task_processes == []
-        assert all(is_echoing(port) for port in ports)
-        runtime.stop_process(keys[0])
-        assert runtime.alive_process_count == 5
-        assert [is_echoing(port, timeout=2) for port in ports] == [False, *[True] * 5]
-    assert not any(listening_addresses(port) for port in ports)
 
 
 def test_tunnel_connection_has_no_nagle_delay(sshd: LocalSshd, runtime: Runtime) -> None:
@@ -369,25 +348,6 @@ def test_tunnel_kill_frees_port(sshd: LocalSshd, runtime: Runtime, direction: st
 
 
 # Lost connections ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_tunnel_killed_ssh_is_replaced(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
-    with assert_no_leaks(sshd), EchoServer() as service:
-        port = reserve_free_port()
-        key = expose(runtime, direction, service.port, port)
-        tunnel = runtime.get_process(key)
-        first_pid = tunnel.pid
-        assert first_pid is not None
-        assert command_line(first_pid).startswith("ssh")
-        os.kill(first_pid, signal.SIGKILL)
-
-        assert_eventually(
-            lambda: tunnel.pid not in {first_pid, None} and is_echoing(port), "the tunnel is open again", timeout=30
-        )
-        assert tunnel.is_alive()
-        runtime.stop_process(key)
-        assert listening_addresses(port) == []
 
 
 @pytest.mark.soak  # ssh itself takes 20 s
