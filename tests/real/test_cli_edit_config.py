@@ -542,7 +542,7 @@ def test_add_runtime_ctrl_c_at_prompt_begins_new_line(config: Path, terminal: Te
 def test_add_runtime_first_contact_at_a_terminal(
     config: Path, account: Account, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """The whole dialogue: an unknown host key, a missing public key, a wrong password, and the right one."""
+    """All questions in one run: an unknown host key, a missing public key, a wrong password, and the right one."""
     write_trusting_config(config, tmp_path / "known_hosts")
     key = account.server.identity_file
     words = ("add-runtime", "web", account.address, "--id-file", str(key), "--config", str(config))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
 DIRECTIONS = ["from the host", "to the host"]
 PIDFD_GETFD = 438
-"""The number of pidfd_getfd(2), for which Python has no function; it is the same on all architectures."""
+"""The number of the system call pidfd_getfd(2), for which Python has no function."""
 
 
 @pytest.fixture(scope="module")

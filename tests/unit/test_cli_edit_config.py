@@ -136,6 +136,7 @@ def block(address: str, id_file: str | None = None, *options: tuple[str, str]) -
         (block("h", None, ("port", "2"), ("user", "u")), ["HostName h", "port 2", "user u"]),
         (block("h", "/k", ("IdentityFile", "/l")), ["HostName h", "IdentityFile /k", "IdentityFile /l"]),
     ],
+    ids=["host", "user and port", "IPv6 zone", "key", "key with quotes", "key with hash", "options", "two keys"],
 )
 def test_build_settings_returns_the_lines(lines: list[str], expected: list[str]) -> None:
     assert lines == expected

@@ -36,6 +36,7 @@ def test_check_port_accepts_1_to_65535_only(port: int) -> None:
 @pytest.mark.parametrize(
     "variables",
     [None, {}, {"A": ""}, {"_": "x", "a_1": "two\nlines", "PATH": "/bin:'$x\"`"}, {"UMLAUT": "äöü ☃"}],
+    ids=["none", "empty", "empty value", "special characters", "not ASCII"],
 )
 def test_check_environment_returns_a_copy(variables: dict[str, str] | None) -> None:
     checked = check_environment(variables)
@@ -50,7 +51,7 @@ def test_check_environment_refuses_wrong_names(name: Any) -> None:
     assert repr(name) in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["a\0b", 3, None, b"x", Path("/x")])
+@pytest.mark.parametrize("value", ["a\0b", 3, None, b"x", Path("/x")], ids=repr)
 def test_check_environment_refuses_wrong_values(value: Any) -> None:
     with pytest.raises(ValueError, match="the value of the environment variable GOOD must be text without NUL"):
         check_environment({"GOOD": value})

@@ -17,12 +17,15 @@ from lazycluster._model.forwarding import Forwarding, ForwardType
         (Forwarding(ForwardType.LOCAL, 8080, 80, connect_host="db"), "-L localhost:8080:db:80"),
         (Forwarding(ForwardType.REMOTE, 8080, 80, listen_host="127.0.0.1"), "-R 127.0.0.1:8080:localhost:80"),
     ],
+    ids=["local", "remote", "other connect host", "other listen host"],
 )
 def test_forwarding_text_is_as_ssh_writes_it(forwarding: Forwarding, text: str) -> None:
     assert str(forwarding) == text
 
 
-@pytest.mark.parametrize("ports", [(0, 80), (80, 0), (65536, 80), (80, 65536), (-1, 80), ("80", 80), (True, 80)])
+@pytest.mark.parametrize(
+    "ports", [(0, 80), (80, 0), (65536, 80), (80, 65536), (-1, 80), ("80", 80), (True, 80)], ids=str
+)
 def test_forwarding_refuses_wrong_ports(ports: tuple[Any, Any]) -> None:
     with pytest.raises(ValueError):
         Forwarding(ForwardType.LOCAL, *ports)
