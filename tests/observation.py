@@ -1,4 +1,4 @@
-"""What the tests look at besides the library's own words: programs started, sessions, ports, processes, files."""
+"""Observations from outside the library: programs started, sessions, ports, processes and files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def skip_or_fail(reason: str) -> NoReturn:
-    """Skip a test for want of something that this machine lacks; in CI, which is to have everything, fail it."""
+    """Skip a test that needs something this machine lacks; in CI, which has everything, fail it."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -63,7 +63,7 @@ sys.addaudithook(_audit)
 
 @contextlib.contextmanager
 def record_program_starts() -> Iterator[list[tuple[str, ...]]]:
-    """Record the argument vectors of the programs that this process starts, in any of Python's ways."""
+    """Record the argument vectors of the programs that this process starts by any function of Python."""
     recorder: list[tuple[str, ...]] = []
     _argv_recorders.append(recorder)
     try:
@@ -73,7 +73,7 @@ def record_program_starts() -> Iterator[list[tuple[str, ...]]]:
 
 
 def count_sessions(server: LocalSshd) -> int:
-    """Return how many sessions the log of a server tells of (LogLevel VERBOSE)."""
+    """Return how many sessions were started so far, as the log of the server shows (LogLevel VERBOSE)."""
     return server.log.count("Starting session: ")
 
 
@@ -81,22 +81,22 @@ def count_sessions(server: LocalSshd) -> int:
 
 
 def unique_sleep_seconds() -> str:
-    """Return a number of seconds for `sleep` by which the process can be found, and that is long enough."""
+    """Return a long time for `sleep`, whose number identifies the process."""
     return f"1000{secrets.randbelow(10**9):09d}"
 
 
 def list_resources(server: LocalSshd) -> dict[str, str]:
-    """Return the processes, files, descriptors and threads that the library and its hosts have just now, in words.
+    """Return the present processes, files, descriptors and threads of the library and its hosts, with a description.
 
-    A process is the same by whatever title: sshd counts in its title. A fork counts as its parent: the supervisor of
-    a runtime that tests share may fork its next worker at any time.
+    The title of a process does not identify it, because sshd counts in its title. A fork counts as its parent,
+    because the supervisor of a shared runtime may fork its next worker at any time.
     """
     directory, parents = Path(tempfile.gettempdir()), parent_by_pid()
     found = set(server.processes()) | descendant_pids(os.getpid())
     found |= {pid for pid in parents if str(directory) in command_line(pid)}
     found.discard(os.getpid())
     resources = {f"process {_unforked_pid(pid, parents)}": command_line(pid) for pid in found}
-    # os.walk() bears that a directory goes while it is looked at; Path.rglob() does not.
+    # Path.rglob() raises an error if a directory is removed during the search; os.walk() does not.
     for parent, directories, files in os.walk(directory):
         resources |= {f"file {Path(parent, name)}": "" for name in (*directories, *files)}
     resources |= {f"thread {thread.name}": "" for thread in threading.enumerate()}
@@ -108,7 +108,7 @@ def list_resources(server: LocalSshd) -> dict[str, str]:
 
 
 def _unforked_pid(pid: int, parents: Mapping[int, int]) -> int:
-    """Return the process of which another is a fork that runs nothing else, or which it is itself."""
+    """Return the oldest ancestor with the same command line, or the process itself."""
     while parents.get(pid, 0) > 1 and command_line(pid) == command_line(parents[pid]):
         pid = parents[pid]
     return pid
@@ -116,11 +116,12 @@ def _unforked_pid(pid: int, parents: Mapping[int, int]) -> int:
 
 @contextlib.contextmanager
 def assert_no_leaks(server: LocalSshd) -> Iterator[None]:
-    """Assert that nothing is there afterwards that was not there before, here and on the host."""
+    """Assert that the block leaves nothing on this machine and on the host."""
     before = list_resources(server).keys()
     yield
     wait_until(lambda: not list_resources(server).keys() - before, timeout=10)
-    left = [f"{thing}: {words}" for thing, words in sorted(list_resources(server).items()) if thing not in before]
+    resources = sorted(list_resources(server).items())
+    left = [f"{name}: {description}" for name, description in resources if name not in before]
     assert not left, "left behind:\n" + "\n".join(left)
 
 
@@ -128,7 +129,7 @@ def assert_no_leaks(server: LocalSshd) -> Iterator[None]:
 
 
 def listening_addresses(port: int) -> list[str]:
-    """Return the addresses on which somebody listens on a port, as the kernel writes them (proc_net(5))."""
+    """Return the addresses with a listener on a port, as the kernel writes them (proc_net(5))."""
     rows = []
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
@@ -138,7 +139,7 @@ def listening_addresses(port: int) -> list[str]:
 
 
 class EchoServer:
-    """A service on loopback that sends back what it gets, and closes when its client does. A context manager."""
+    """A service on loopback that echoes, and closes a connection when its client does. A context manager."""
 
     def __init__(self, port: int = 0) -> None:
         self._listener = socket.create_server(("127.0.0.1", port))
@@ -177,7 +178,7 @@ class EchoServer:
 
 
 def is_echoing(port: int, data: bytes = b"hello", host: str = "127.0.0.1", timeout: float = 5.0) -> bool:
-    """Tell whether what is sent to a port comes back."""
+    """Return whether a port echoes."""
     try:
         with socket.create_connection((host, port), timeout) as connection:
             connection.sendall(data)
@@ -187,7 +188,7 @@ def is_echoing(port: int, data: bytes = b"hello", host: str = "127.0.0.1", timeo
 
 
 def receive_exactly(connection: socket.socket, size: int) -> bytes:
-    """Receive so many bytes, fewer only at the end."""
+    """Receive `size` bytes, or fewer if the connection ends before."""
     data = b""
     while len(data) < size and (piece := connection.recv(size - len(data))):
         data += piece
@@ -199,14 +200,14 @@ def receive_exactly(connection: socket.socket, size: int) -> bytes:
 
 @contextlib.contextmanager
 def running_relay(server: LocalSshd, directory: Path) -> Iterator[tuple[Relay, ConnectionKeywords]]:
-    """Put a relay before a server; gives it, and the keywords for a connection through it."""
+    """Start a relay in front of a server; yield the relay, and the keywords for a connection through it."""
     with Relay(server.port) as relay:
         config = write_config(directory / f"config-{relay.port}", server.config(port=relay.port))
         yield relay, {"config_file": str(config)}
 
 
 def options_without_python(directory: Path, programs: dict[str, Path | str]) -> dict[str, str]:
-    """Return options for a server whose PATH holds this machine's programs, but no Python save those given.
+    """Return options for a server whose PATH has the programs of this machine, without Python, and those given.
 
     A program given as text is a script.
     """
@@ -240,8 +241,8 @@ def write_script(path: Path, text: str) -> Path:
 
 
 def require_other_python() -> Path:
-    """Return a Python of another minor version than this one."""
-    return find_other_minor_python() or skip_or_fail("there is no second Python on this machine")
+    """Return a Python of another minor version; without one, skip the test."""
+    return find_other_minor_python() or skip_or_fail("this machine has no second Python")
 
 
 # File systems --------------------------------------------------------------------------------------------------------
@@ -262,14 +263,14 @@ def mounted_small_disk(path: Path, size: str = "2m") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def read_only_directory(path: Path) -> Iterator[Path]:
-    """Make a directory one that nobody can write in; for root, whom modes do not stop, by a mount."""
+    """Make a directory read-only; for root, who ignores modes, by a mount."""
     if os.geteuid() != 0:
         path.chmod(0o555)
         yield path
         path.chmod(0o755)
         return
     if sys.platform != "linux":
-        skip_or_fail("nothing stops root from writing in a directory here")
+        skip_or_fail("root can write to every directory on this system")
     _mount("--bind", str(path), str(path))
     try:
         _mount("-o", "remount,bind,ro", str(path))

@@ -1,4 +1,4 @@
-"""Ports for tests, which stay theirs while the test runs."""
+"""Ports that a test has for itself while it runs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ _reserved_sockets: list[socket.socket] = []
 
 
 def reserve_free_port() -> int:
-    """Return a port on which nobody listens, and that the system gives to no other program until `release_ports`.
+    """Return a port that no program listens on; the system gives it to no other program until `release_ports()`.
 
-    On Linux a socket that is bound with SO_REUSEADDR and does not listen (socket(7)) lets servers bind its port, which
-    set that option too, as sshd, ssh and Python's do, but bind(2) to port 0 and connect(2) choose another.
+    On Linux a socket that is bound with SO_REUSEADDR and does not listen keeps its port (socket(7)): bind(2) to port 0
+    and connect(2) choose another one. Servers that set the option, too, may bind it: sshd, ssh and Python's do.
     """
     while True:
         reserved = _reserve(socket.AF_INET, "127.0.0.1", 0)
         port: int = reserved.getsockname()[1]
         try:
-            also = [_reserve(socket.AF_INET6, "::1", port)] if _has_ipv6() else []
-        except OSError:  # that one is taken
+            ipv6_sockets = [_reserve(socket.AF_INET6, "::1", port)] if _has_ipv6() else []
+        except OSError:  # the IPv6 port is taken
             reserved.close()
             continue
-        _reserved_sockets.extend((reserved, *also))
+        _reserved_sockets.extend((reserved, *ipv6_sockets))
         if sys.platform != "linux":
             release_ports()
         return port
@@ -50,11 +50,11 @@ def _has_ipv6() -> bool:
 
 
 def reserved_descriptors() -> set[int]:
-    """Return the descriptors that hold ports."""
+    """Return the descriptors of the sockets that keep ports."""
     return {reservation.fileno() for reservation in _reserved_sockets}
 
 
 def release_ports() -> None:
-    """Let others have the ports."""
+    """Release all reserved ports."""
     while _reserved_sockets:
         _reserved_sockets.pop().close()

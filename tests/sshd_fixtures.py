@@ -1,4 +1,4 @@
-"""Fixtures for tests of real hosts: without an sshd these are skipped, and in CI they fail.
+"""Fixtures for tests of real hosts: without an sshd the tests are skipped, and in CI they fail.
 
 A test is marked `real` if it uses one of these fixtures or lies in `tests/real`.
 """
@@ -22,7 +22,7 @@ _REAL_TESTS_DIRECTORY = Path(__file__).parent / "real"
 
 
 class MakeSshd(Protocol):
-    """Start one more sshd, with the keywords of `LocalSshd`; it is stopped after the test."""
+    """Starts an sshd with the keywords of `LocalSshd`; it is stopped after the test."""
 
     def __call__(self, **keywords: Any) -> LocalSshd: ...
 
@@ -47,7 +47,7 @@ def require_sshd() -> None:
 
 @pytest.fixture(scope="session")
 def sshd(require_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
-    """Return the sshd that the tests share; do not rely on what lies in its home."""
+    """Return the sshd that the tests share; other tests may leave files in its home."""
     with LocalSshd(environment={"TMPDIR": str(run_directory)}) as server:
         yield server
 
@@ -66,9 +66,9 @@ def make_sshd(require_sshd: None, run_directory: Path) -> Iterator[MakeSshd]:
 
 @pytest.fixture
 def short_tmpdir(run_directory: Path) -> Iterator[Path]:
-    """Return a TMPDIR for a local process that will be killed.
+    """Return a TMPDIR for a local process that the test kills.
 
-    Its path is short enough for sockets. It is removed with the directories that the killed process left in it.
+    Its path is short enough for sockets. It is removed with the directories that the killed process left there.
     """
     with tempfile.TemporaryDirectory(prefix="e", dir=run_directory) as directory:
         yield Path(directory)
@@ -76,5 +76,5 @@ def short_tmpdir(run_directory: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["resident", "per command"])
 def resident(request: pytest.FixtureRequest) -> bool:
-    """Return the value of `resident=`: a test that asks for it runs with both."""
+    """Return the value of `resident=`; a test with this fixture runs with both values."""
     return bool(request.param)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from lazycluster._cli.first_connection import try_connection
+from lazycluster._cli.first_connection import has_terminal, try_connection
 from lazycluster._cli.options import complete_hosts, connect_timeout_option, parse_callback
 from lazycluster._model.checks import absolute_path, check_port
 from lazycluster._ssh.config_edit import HostSettings, add_host, hosts_file, quote_value, remove_host
@@ -188,7 +188,7 @@ def add_runtime(
     if added.backup is not None:
         click.echo(f"{path} includes that file now. The configuration as it was: {added.backup}")
     to = Destination(name, config_file=None if path == default_config() else path, connect_timeout=connect_timeout)
-    try_connection(to, key, attempt=attempt, copy_key=copy_key)
+    try_connection(to, key, attempt=attempt, copy_key=copy_key, interactive=has_terminal())
 
 
 @click.command(short_help="Remove a host that add-runtime added.")

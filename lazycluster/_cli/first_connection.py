@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -32,54 +33,73 @@ class KeyNotInstalledError(LazyclusterError):
         )
 
 
-def try_connection(destination: Destination, key: Path | None, *, attempt: bool | None, copy_key: bool | None) -> None:
-    """Try the connection and install the public key, as far as the user wants that."""
-    if copy_key:
-        _install_key(destination, key)
-    elif attempt is None:
-        attempt = _is_interactive() and click.confirm("Try the connection now?", default=True, err=True)
-    if not attempt and not (copy_key and attempt is None):
-        return
-    try:
-        _log_in(destination)
-    except AuthenticationError as error:
-        if copy_key is not None or not _is_interactive():
-            raise
-        click.echo(str(error), err=True)
-        if not click.confirm("Install your public key there (ssh-copy-id)?", default=True, err=True):
-            raise
-        _install_key(destination, key)
-        _log_in(destination)
-    click.echo(f"{destination.host} can be reached.")
-
-
-def _is_interactive() -> bool:
+def has_terminal() -> bool:
+    """Return whether a user at a terminal can answer questions."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _log_in(destination: Destination) -> None:
-    """Log in as a runtime does; the question whether to trust a host key is left to the user."""
-    try:
-        _run_true(destination)
-    except UnknownHostKeyError:
-        if not _is_interactive():
-            raise
-        from lazycluster._ssh.prompts import run_interactive  # noqa: PLC0415 - pexpect is needed by few
-
-        run_interactive(
-            login_attempt_argv(destination, batch=False), _prompt_unless_secret, timeout=destination.connect_timeout
-        )
-        _run_true(destination)
-
-
-def _run_true(destination: Destination) -> None:
+def run_true(destination: Destination) -> None:
+    """Log in as a runtime does, and run `true`."""
     with Connection(
         destination.host, config_file=destination.config_file, connect_timeout=destination.connect_timeout
     ) as connection:
         connection.run("true")
 
 
-def _install_key(destination: Destination, key: Path | None) -> None:
+def try_connection(
+    destination: Destination,
+    key: Path | None,
+    *,
+    attempt: bool | None,
+    copy_key: bool | None,
+    interactive: bool,
+    log_in: Callable[[Destination], None] = run_true,
+) -> None:
+    """Try the connection and install the public key, as far as the user wants that.
+
+    Args:
+        destination: The host.
+        key: The private key whose public half is installed; None: the one that ssh-copy-id finds.
+        attempt: Whether to try the connection; None: ask.
+        copy_key: Whether to install the public key; None: ask, if the host refuses the user.
+        interactive: Whether the user can be asked.
+        log_in: Called for each attempt.
+    """
+    if copy_key:
+        _install_key(destination, key, interactive=interactive)
+    elif attempt is None:
+        attempt = interactive and click.confirm("Try the connection now?", default=True, err=True)
+    if not attempt and not (copy_key and attempt is None):
+        return
+    try:
+        _log_in(destination, log_in, interactive=interactive)
+    except AuthenticationError as error:
+        if copy_key is not None or not interactive:
+            raise
+        click.echo(str(error), err=True)
+        if not click.confirm("Install your public key there (ssh-copy-id)?", default=True, err=True):
+            raise
+        _install_key(destination, key, interactive=interactive)
+        _log_in(destination, log_in, interactive=interactive)
+    click.echo(f"{destination.host} can be reached.")
+
+
+def _log_in(destination: Destination, log_in: Callable[[Destination], None], *, interactive: bool) -> None:
+    """Log in; the question whether to trust a host key is left to the user."""
+    try:
+        log_in(destination)
+    except UnknownHostKeyError:
+        if not interactive:
+            raise
+        from lazycluster._ssh.prompts import run_interactive  # noqa: PLC0415 - pexpect is needed by few
+
+        run_interactive(
+            login_attempt_argv(destination, batch=False), _prompt_unless_secret, timeout=destination.connect_timeout
+        )
+        log_in(destination)
+
+
+def _install_key(destination: Destination, key: Path | None, *, interactive: bool) -> None:
     """Have ssh-copy-id install the public key; its questions go to the user.
 
     Raises:
@@ -89,7 +109,7 @@ def _install_key(destination: Destination, key: Path | None) -> None:
 
     private = None if key is None else key.with_name(key.name.removesuffix(".pub"))
     argv = copy_key_argv(attrs.evolve(destination, identity_file=private))
-    ask = _prompt_user if _is_interactive() else _never_answer
+    ask = _prompt_user if interactive else _never_answer
     try:
         ended = run_interactive(argv, ask, timeout=_MAX_SSH_COPY_ID_LOGINS * destination.connect_timeout)
     except FileNotFoundError as error:

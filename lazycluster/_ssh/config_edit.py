@@ -30,8 +30,6 @@ from lazycluster._ssh.config_hosts import default_config, lines_naming_host
 HostSettings = Sequence[tuple[str, str]]
 """Keywords and values of a block, the values as they are written in a file, with their quotes."""
 
-_CONFIG_CHECK_TIMEOUT_SECONDS = 15.0
-"""Seconds for `ssh -G`, in which a `Match exec` of the user's may run and names may be resolved."""
 _HEADER = (
     "# `lazycluster add-runtime` and `lazycluster delete-runtime` write this file.\n"
     "# A comment belongs to the host above it.\n"
@@ -86,7 +84,9 @@ def quote_value(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def add_host(config: Path, name: str, settings: HostSettings, *, force: bool = False) -> AddedHost:
+def add_host(
+    config: Path, name: str, settings: HostSettings, *, force: bool = False, check_timeout: float = 15.0
+) -> AddedHost:
     """Add a host to a configuration, or replace the host of that name that was added before.
 
     Args:
@@ -94,6 +94,7 @@ def add_host(config: Path, name: str, settings: HostSettings, *, force: bool = F
         name: The name for the Host line, without wildcards.
         settings: The lines below it.
         force: Whether to add the host even if a line names it already.
+        check_timeout: Seconds for each `ssh -G`, in which a `Match exec` may run and names may be resolved.
 
     Raises:
         ConfigFileError: The name is taken, a file cannot be written, or ssh does not take the settings. The files are
@@ -102,9 +103,10 @@ def add_host(config: Path, name: str, settings: HostSettings, *, force: bool = F
     """
     include, hosts = include_line(config), hosts_file(config)
     block = f"Host {name}\n" + "".join(f"    {keyword} {value}\n" for keyword, value in settings)
-    wanted = _settings_of_block(block, config, name)
+    wanted = _settings_of_block(block, config, name, check_timeout)
     if config.exists():
-        _settings_in(config, name, ConfigFileError(config, "ssh does not accept it as it is now", "Repair it first."))
+        refused = ConfigFileError(config, "ssh does not accept it as it is now", "Repair it first.")
+        _settings_in(config, name, refused, check_timeout)
     with os_errors_explained(hosts), locked_directory(hosts), contextlib.ExitStack() as undo:
         lines = lines_naming_host(name, config)
         if lines and not force:
@@ -117,7 +119,7 @@ def add_host(config: Path, name: str, settings: HostSettings, *, force: bool = F
         if not any(line.file.samefile(hosts) for line in lines_naming_host(name, config)):
             with os_errors_explained(config, f"Put this line at its top by hand, and try again: {include}"):
                 backup = _put_on_top(config, include, undo)
-        _check_first_values(config, name, settings, wanted)
+        _check_first_values(config, name, settings, wanted, check_timeout)
         undo.pop_all()
     return AddedHost(replaced=others != (before or _HEADER), backup=backup)
 
@@ -158,17 +160,20 @@ def _put_on_top(config: Path, line: str, undo: contextlib.ExitStack) -> Path | N
     return backup
 
 
-def _settings_of_block(block: str, config: Path, name: str) -> EffectiveConfig:
+def _settings_of_block(block: str, config: Path, name: str, timeout: float) -> EffectiveConfig:
     with tempfile.NamedTemporaryFile("w", prefix="lazycluster-new-host-", encoding="utf-8") as file:
         file.write(block)
         file.flush()
         refused = ConfigFileError(config, "ssh does not accept the new lines", "Check the options given.")
-        return _settings_in(Path(file.name), name, refused)
+        return _settings_in(Path(file.name), name, refused, timeout)
 
 
-def _check_first_values(config: Path, name: str, settings: HostSettings, wanted: EffectiveConfig) -> None:
+def _check_first_values(
+    config: Path, name: str, settings: HostSettings, wanted: EffectiveConfig, timeout: float
+) -> None:
     """Raise a `ConfigFileError` if ssh takes a value of another block; repeatable keywords collect those of all."""
-    found = _settings_in(config, name, ConfigFileError(config, "ssh does not accept it with the new line"))
+    refused = ConfigFileError(config, "ssh does not accept it with the new line")
+    found = _settings_in(config, name, refused, timeout)
     for keyword, _ in settings:
         values, others = (each.settings.get(keyword.lower(), ()) for each in (wanted, found))
         if not set(values) <= set(others):
@@ -179,19 +184,19 @@ def _check_first_values(config: Path, name: str, settings: HostSettings, wanted:
             )
 
 
-def _settings_in(file: Path, name: str, refused: ConfigFileError) -> EffectiveConfig:
+def _settings_in(file: Path, name: str, refused: ConfigFileError, timeout: float) -> EffectiveConfig:
     """Return the settings that ssh finds in a file for a host.
 
     Raises:
         ConfigFileError: ssh cannot be started, does not end in time, or refuses the file; then it is `refused`.
     """
     try:
-        ended = run_and_capture(config_file_argv(file, name), timeout=_CONFIG_CHECK_TIMEOUT_SECONDS)
+        ended = run_and_capture(config_file_argv(file, name), timeout=timeout)
     except OSError as error:
         reason = f"ssh, which checks the new lines, cannot be started ({error.strerror})"
         raise ConfigFileError(refused.path, reason, "Install it (Debian and Ubuntu: openssh-client).") from error
     if ended.exit_code is None:
-        reason = f"`ssh -G {name}` did not end within {_CONFIG_CHECK_TIMEOUT_SECONDS:g} s"
+        reason = f"`ssh -G {name}` did not end within {timeout:g} s"
         raise ConfigFileError(refused.path, reason, output=ended.stderr)
     if ended.exit_code != 0:
         raise attrs.evolve(refused, output=ended.stderr)

@@ -17,7 +17,6 @@ import attrs
 from lazycluster._waiting import Deadline
 from lazycluster.exceptions import LazyclusterError, indented_tail
 
-_LOCK_TIMEOUT_SECONDS = 30.0
 _LOCK_POLL_SECONDS = 0.05
 
 
@@ -45,8 +44,12 @@ def os_errors_explained(path: Path, advice: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked_directory(path: Path) -> Iterator[None]:
+def locked_directory(path: Path, *, timeout: float = 30.0) -> Iterator[None]:
     """Hold a lock on the directory of a file, which is made if it is missing; some file systems have no locks.
+
+    Args:
+        path: The file in that directory.
+        timeout: How many seconds to wait for the lock.
 
     Raises:
         ConfigFileError: Another process keeps the lock.
@@ -55,7 +58,7 @@ def locked_directory(path: Path) -> Iterator[None]:
     if not path.parent.exists():
         path.parent.mkdir(mode=0o700)
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    deadline = Deadline(_LOCK_TIMEOUT_SECONDS)
+    deadline = Deadline(timeout)
     try:
         while True:
             try:
@@ -63,7 +66,7 @@ def locked_directory(path: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if deadline.has_passed:
-                    reason = f"another process has had the lock for {_LOCK_TIMEOUT_SECONDS:g} s"
+                    reason = f"another process has had the lock for {timeout:g} s"
                     raise ConfigFileError(path, reason, "Try again.") from None
                 time.sleep(_LOCK_POLL_SECONDS)
             except OSError:

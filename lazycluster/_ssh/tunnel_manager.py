@@ -75,6 +75,12 @@ class TunnelManager:
         """The connection, None while there is none."""
         return self._connection
 
+    @property
+    def tunnels(self) -> tuple[Tunnel, ...]:
+        """The tunnels that have not ended, in the order in which they were opened."""
+        with self._lock:
+            return tuple(self._tunnels)
+
     def open_tunnel(self, tunnel: Tunnel) -> None:
         """Open all forwardings of a tunnel, and log in first if need be; when this returns traffic flows.
 

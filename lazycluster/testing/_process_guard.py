@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-_PROC_DIRECTORY = Path("/proc")
 _KILL_TIMEOUT_SECONDS = 10.0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -43,15 +42,16 @@ def run_checked(argv: Sequence[str]) -> None:
 # The process table ---------------------------------------------------------------------------------------------------
 
 
-def parent_by_pid() -> dict[int, int]:
-    """Return the parent of every living process; a zombie does not live."""
-    rows = _read_proc_rows() if (_PROC_DIRECTORY / "self" / "stat").exists() else _read_ps_rows()
+def parent_by_pid(proc_directory: Path = Path("/proc")) -> dict[int, int]:
+    """Return the parent of every living process; a zombie does not live. Without that directory, ps is asked."""
+    has_proc = (proc_directory / "self" / "stat").exists()
+    rows = _read_proc_rows(proc_directory) if has_proc else _read_ps_rows()
     return {pid: parent for pid, parent, state in rows if not state.startswith(("Z", "X"))}
 
 
-def _read_proc_rows() -> Iterable[tuple[int, int, str]]:
+def _read_proc_rows(proc_directory: Path) -> Iterable[tuple[int, int, str]]:
     """Yield pid, parent and state from /proc/PID/stat (proc(5)); the name, in parentheses, may hold anything."""
-    for entry in _PROC_DIRECTORY.iterdir():
+    for entry in proc_directory.iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # ended since it was listed
                 state, parent, *_ = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()

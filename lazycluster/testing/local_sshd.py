@@ -21,11 +21,10 @@ import attrs
 from lazycluster._remote.ports import find_free_port
 from lazycluster._typing import Self
 from lazycluster.exceptions import LazyclusterError
+from lazycluster.testing._accounts import is_account_locked
 from lazycluster.testing._process_guard import GuardedProcess, child_pids, kill_all, run_checked, wait_until
 
 _LOOPBACK_ADDRESS = "127.0.0.1"
-_SHADOW_FILE = Path("/etc/shadow")
-_START_TIMEOUT_SECONDS = 10.0
 _MAX_START_ATTEMPTS = 5  # between the choice of a free port and sshd's bind, another process may take it
 _SSHD_SEARCH_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/sbin")
 _SFTP_SERVER_PATHS = (
@@ -198,8 +197,11 @@ class LocalSshd:
 
     # Start and stop ---------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, timeout: float = 10.0) -> None:
         """Start the sshd, and return when it answers.
+
+        Args:
+            timeout: How many seconds it may take to answer.
 
         Raises:
             SshdNotFoundError: If there is no sshd on this machine.
@@ -208,7 +210,7 @@ class LocalSshd:
         if self._sshd is not None:
             raise LocalSshdError("it is running already")
         program = find_sshd()
-        self._start(program, _MAX_START_ATTEMPTS)
+        self._start(program, timeout, _MAX_START_ATTEMPTS)
 
     def stop(self) -> None:
         """End the sshd and everything that its sessions started, wait until they are gone, and remove its directory."""
@@ -221,18 +223,18 @@ class LocalSshd:
             if directory is not None:
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _start(self, program: str, attempts: int) -> None:
+    def _start(self, program: str, timeout: float, attempts: int) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="lazycluster-sshd-"))
         try:
             self._write_files()
             log = self.directory / "log"
             argv = (program, "-D", "-f", str(self.directory / "sshd_config"), "-E", str(log))
             self._sshd = GuardedProcess(argv, self.directory, log)
-            self._wait_for_banner()
+            self._wait_for_banner(timeout)
         except BaseException as error:
             self.stop()
             if attempts > 1 and isinstance(error, LocalSshdError) and "already in use" in error.log:
-                self._start(program, attempts - 1)
+                self._start(program, timeout, attempts - 1)
             else:
                 raise
 
@@ -255,23 +257,23 @@ class LocalSshd:
             raise LocalSshdError(f"no keys: {error}. It takes ssh-keygen: install openssh-client") from error
         shutil.copyfile(f"{self.identity_file}.pub", self.directory / "authorized_keys")
 
-    def _wait_for_banner(self) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
-        while not self._is_answering():
+    def _wait_for_banner(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not self._is_answering(timeout):
             if self._running_sshd.has_ended():
                 raise LocalSshdError("it ended at once", self.log)
             if time.monotonic() > deadline:
-                raise LocalSshdError(f"it did not answer within {_START_TIMEOUT_SECONDS:g} s", self.log)
+                raise LocalSshdError(f"it did not answer within {timeout:g} s", self.log)
             time.sleep(0.005)
-        wait_until(lambda: self.connections() == 0, _START_TIMEOUT_SECONDS)  # that of the check itself is closing
+        wait_until(lambda: self.connections() == 0, timeout)  # that of the check itself is closing
 
-    def _is_answering(self) -> bool:
+    def _is_answering(self, timeout: float) -> bool:
         """Return whether this sshd identifies itself (RFC 4253, 4.2), and not another one that has taken the port."""
         try:
             with socket.create_connection((_LOOPBACK_ADDRESS, self.port), timeout=1) as connection:
                 if connection.recv(4) != b"SSH-":
                     return False
-                wait_until(lambda: self.connections() > 0 or self._running_sshd.has_ended(), _START_TIMEOUT_SECONDS)
+                wait_until(lambda: self.connections() > 0 or self._running_sshd.has_ended(), timeout)
                 return self.connections() > 0
         except OSError:
             return False
@@ -287,7 +289,7 @@ class LocalSshd:
             "AuthorizedKeysFile": _quote_config_path(self.directory / "authorized_keys"),
             "PidFile": "none",
             "StrictModes": "no",  # the keys are ours alone; the directories above them may belong to another user
-            "UsePAM": "yes" if _is_account_locked() else "no",
+            "UsePAM": "yes" if is_account_locked(self.user) else "no",
             "PermitRootLogin": "yes",
             "PrintMotd": "no",
             "PrintLastLog": "no",
@@ -370,16 +372,6 @@ def find_sshd() -> str:
 
 def _find_sftp_server() -> str:
     return next((path for path in _SFTP_SERVER_PATHS if Path(path).exists()), "internal-sftp")
-
-
-def _is_account_locked() -> bool:
-    """Return whether the account is locked (shadow(5)), in which case sshd lets it in through PAM only."""
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    try:
-        rows = _SHADOW_FILE.read_text().splitlines()
-    except OSError:  # only root can read it, and only the sshd of root does
-        return False
-    return any(row.startswith(f"{user}:!") for row in rows)
 
 
 def _format_section(keyword: str, name: str, options: Mapping[str, str]) -> str:

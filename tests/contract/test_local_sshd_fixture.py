@@ -1,14 +1,14 @@
-"""The fixture `local_sshd` of the pytest plugin, which gives a test of another project a real host."""
+"""The fixture `local_sshd` of the pytest plugin, which starts a real host for the tests of another project."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
 from lazycluster.testing import LocalSshd
+from tests.processes import is_alive
 from tests.unit.test_fake_host_plugin import run_pytest
 
 pytestmark = pytest.mark.real
@@ -30,14 +30,13 @@ def test_functions(local_sshd):
 """
 
 
-def test_it_is_one_real_sshd_for_the_whole_run(sshd: LocalSshd, tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(_TESTS)
+def test_local_sshd_fixture_is_shared_by_whole_run(sshd: LocalSshd, tmp_path: Path) -> None:
+    (tmp_path / "test_host.py").write_text(_TESTS)
 
     status, printed = run_pytest(tmp_path, "-W", "error", f"--basetemp={tmp_path / 'base'}")
 
     assert status == 0, printed
     assert "2 passed" in printed
     [pid] = set(re.findall(r"^pid (\d+)$", printed, re.MULTILINE))
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)
+    assert not is_alive(int(pid))
     assert [path.name for path in (tmp_path / "base").rglob("*lazycluster*")] == []

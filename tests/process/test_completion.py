@@ -1,20 +1,23 @@
-"""Completion: what click makes of the command line, and what a real bash, zsh and fish make of that."""
+"""Completion: the words that the command line offers, and the scripts for bash, zsh and fish in real shells."""
 
 from __future__ import annotations
 
 import os
+import pwd
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
-import click
 import pexpect
 import pytest
-from click.shell_completion import ShellComplete
 
-from lazycluster._cli import lazycluster, main
-from lazycluster._cli.options import complete_hosts, config_option
+from tests.command_line import main
+
+Complete = Callable[..., list[str]]
 
 CONFIG = """\
 Include more/*
@@ -27,8 +30,8 @@ Match exec "touch matched"
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Return an ssh configuration; it is in a directory of its own, where nothing else is called like a host."""
-    directory = tmp_path / "ssh"
+    """Return an ssh configuration in a directory where no file has the name of a host."""
+    directory = tmp_path / ".ssh"
     directory.mkdir()
     path = directory / "config"
     path.write_text(CONFIG.replace("more/", f"{directory}/more/"))
@@ -37,20 +40,30 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def completed(*words: str, command: click.Command = lazycluster) -> list[str]:
-    """Return what the last word may become."""
-    completing = ShellComplete(command, {}, "lazycluster", "_LAZYCLUSTER_COMPLETE")
-    return [item.value for item in completing.get_completions([*words[:-1]], words[-1])]
+@pytest.fixture
+def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complete:
+    """Return the completions of the last word, asked for as the script for bash does."""
+
+    def complete(*words: str) -> list[str]:
+        with monkeypatch.context() as patch:
+            patch.setenv("_LAZYCLUSTER_COMPLETE", "bash_complete")
+            patch.setenv("COMP_WORDS", shlex.join(("lazycluster", *words)))
+            patch.setenv("COMP_CWORD", str(len(words)))
+            with pytest.raises(SystemExit):
+                main([])
+        return [line.partition(",")[2] for line in capsys.readouterr().out.splitlines() if line]
+
+    return complete
 
 
-def test_commands_and_options() -> None:
-    assert set(completed("")) >= {"demo", "explain", "completion"}
-    assert completed("expla") == ["explain"]
-    assert set(completed("explain", "--")) >= {"--host", "--task", "--working-dir", "--config", "--json"}
-    assert completed("completion", "") == ["bash", "zsh", "fish"]
+def test_completion_of_commands_and_options(complete: Complete) -> None:
+    assert set(complete("")) >= {"demo", "explain", "completion"}
+    assert complete("expla") == ["explain"]
+    assert set(complete("explain", "--")) >= {"--host", "--task", "--working-dir", "--config", "--json"}
+    assert complete("completion", "") == ["bash", "zsh", "fish"]
     filters = ["gpu", "min-memory=", "min-cores=", "installed=", "true="]
-    assert completed("run", "--group-filter", "") == filters
-    assert completed("run", "--group-filter", "gpu", "--group-filter", "min-") == filters[1:3]
+    assert complete("run", "--group-filter", "") == filters
+    assert complete("run", "--group-filter", "gpu", "--group-filter", "min-") == filters[1:3]
 
 
 @pytest.mark.parametrize(
@@ -62,70 +75,71 @@ def test_commands_and_options() -> None:
         ("x", []),
     ],
 )
-def test_hosts_of_the_configuration_named_before(config: Path, incomplete: str, expected: list[str]) -> None:
-    assert completed("explain", "--config", str(config), "--host", incomplete) == expected
+def test_completion_of_hosts_reads_given_config(
+    complete: Complete, config: Path, incomplete: str, expected: list[str]
+) -> None:
+    assert complete("explain", "--config", str(config), "--host", incomplete) == expected
     assert list(config.parent.rglob("matched")) == []
 
 
-def test_hosts_of_the_users_own_configuration(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
-    monkeypatch.setattr("lazycluster._ssh.config_hosts.default_config", lambda: config)
-    assert completed("explain", "--host", "g") == ["gpu-3", "gpu-1", "gpu-2"]
+def test_completion_of_hosts_reads_users_configuration(
+    complete: Complete, monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: SimpleNamespace(pw_dir=str(config.parent.parent)))
+    assert complete("explain", "--host", "g") == ["gpu-3", "gpu-1", "gpu-2"]
 
 
-def test_hosts_as_arguments(config: Path) -> None:
-    @click.command
-    @click.argument("host", shell_complete=complete_hosts)
-    @config_option
-    def visit(host: str, config: Path | None) -> None: ...
-
-    assert completed("--config", str(config), "we", command=visit) == ["web"]
+def test_completion_of_host_arguments(complete: Complete, config: Path) -> None:
+    assert complete("delete-runtime", "--config", str(config), "we") == ["web"]
 
 
-def test_a_configuration_that_cannot_be_read_names_nobody(tmp_path: Path, config: Path) -> None:
+def test_completion_unreadable_config_has_no_hosts(complete: Complete, tmp_path: Path, config: Path) -> None:
     for path in (tmp_path / "none", tmp_path, config.parent / "more"):
-        assert completed("explain", "--config", str(path), "--host", "gpu") == []
+        assert complete("explain", "--config", str(path), "--host", "gpu") == []
     config.write_bytes(b"\xff\xfe\x00Host \xe4 x\nHost gpu-9\nInclude " + str(config).encode() + b"\n")
-    assert completed("explain", "--config", str(config), "--host", "gpu") == ["gpu-9"]
+    assert complete("explain", "--config", str(config), "--host", "gpu") == ["gpu-9"]
 
 
-def test_nothing_that_goes_wrong_gets_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_file: object) -> tuple[str, ...]:
+def test_completion_of_hosts_hides_errors(complete: Complete, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_uid: int) -> None:
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr("lazycluster._cli.options.configured_hosts", fail)
-    assert completed("explain", "--host", "") == []
+    monkeypatch.setattr(pwd, "getpwuid", fail)
+    assert complete("explain", "--host", "") == []
 
 
 # The scripts ---------------------------------------------------------------------------------------------------------
 
 
-def script(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def print_script(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(["completion", *arguments]) == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_for_a_shell(
+def test_completion_script_for_each_shell(
     shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = script(capsys, shell)
+    text = print_script(capsys, shell)
     assert f"_LAZYCLUSTER_COMPLETE={shell}_complete" in text
     monkeypatch.setenv("SHELL", f"/usr/local/bin/{shell}")
-    assert script(capsys) == text
+    assert print_script(capsys) == text
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")
     subprocess.run((shell, "-n"), input=text.encode(), check=True)
 
 
 @pytest.mark.parametrize("shell", ["/bin/tcsh", ""])
-def test_for_which_shell(shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion_script_for_unknown_shell_is_an_error(
+    shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SHELL", shell)
     assert main(["completion"]) == 2
     assert "bash, zsh, fish" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [("bash", "--norc"), ("zsh", "-f")], ids=lambda argv: argv[0])
-def test_a_real_shell_completes_commands_and_hosts(argv: tuple[str, ...], config: Path) -> None:
+def test_completion_in_real_shell(argv: tuple[str, ...], config: Path) -> None:
     if shutil.which(argv[0]) is None:
         pytest.skip(f"there is no {argv[0]}")
     prepare = {"bash": "", "zsh": "autoload -Uz compinit; compinit -D; "}[argv[0]]
@@ -146,13 +160,13 @@ def test_a_real_shell_completes_commands_and_hosts(argv: tuple[str, ...], config
         for typed, expected in {
             "lazycluster expla\t": "lazycluster explain ",
             "lazycluster explain --config config --host web\t": "--host web ",
-            # bash takes @ for the end of a word.
+            # For bash @ ends a word.
             **({} if argv[0] == "bash" else {"lazycluster explain --config config --host me@w\t": "--host me@web "}),
-            "lazycluster explain --config config --host gpu\t": "--host gpu\x07?-",  # bash rings, there are several
+            "lazycluster explain --config config --host gpu\t": "--host gpu\x07?-",  # bash rings for several hosts
         }.items():
             shell.send(typed)
             shell.expect(expected)
-            shell.send("\x15")  # the line is taken back
+            shell.send("\x15")  # clears the line
         shell.sendline("exit 0")
         shell.expect(pexpect.EOF)
     finally:

@@ -1,8 +1,7 @@
-"""The private sshd, seen through the plain `ssh` and `scp` of this machine."""
+"""The private sshd, used through the plain `ssh` and `scp` of this machine."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -12,16 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster._remote.ports import find_free_port
-from lazycluster.testing import (
-    LocalSshd,
-    LocalSshdError,
-    Relay,
-    SshdNotFoundError,
-    _process_guard,
-    local_sshd,
-    write_config,
-)
+from lazycluster.testing import LocalSshd, LocalSshdError, Relay, SshdNotFoundError, local_sshd, write_config
+from tests.processes import is_alive
+from tests.reserved_ports import reserve_free_port
+from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
     from tests.sshd_fixtures import MakeSshd
@@ -39,18 +32,14 @@ def scp(server: LocalSshd, *arguments: str) -> Ended:
     return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
 
 
-def is_alive(pid: int) -> bool:
-    return pid in _process_guard.parent_by_pid()
-
-
-def descends(server: LocalSshd, count: int) -> bool:
-    return _process_guard.wait_until(lambda: len(server.processes()) >= count, timeout=10)
+def wait_for_processes(server: LocalSshd, count: int) -> None:
+    assert_eventually(lambda: len(server.processes()) >= count, f"the server has {count} processes", timeout=30)
 
 
 # Commands and files --------------------------------------------------------------------------------------------------
 
 
-def test_a_command_runs_with_the_private_home_and_the_users_own_shell(sshd: LocalSshd) -> None:
+def test_local_sshd_runs_commands_in_private_home(sshd: LocalSshd) -> None:
     ended = ssh(sshd, 'echo "$HOME"; pwd; id -un; exit 7')
 
     assert (ended.returncode, ended.stderr) == (7, "")
@@ -58,33 +47,37 @@ def test_a_command_runs_with_the_private_home_and_the_users_own_shell(sshd: Loca
     assert sshd.home == sshd.directory / "home"
 
 
-def test_nothing_of_how_it_is_made_is_seen_by_a_command(sshd: LocalSshd) -> None:
+def test_local_sshd_hides_its_launcher_from_commands(sshd: LocalSshd) -> None:
     assert {"SSH_ORIGINAL_COMMAND", "OLDPWD"}.isdisjoint(
         line.partition("=")[0] for line in ssh(sshd, "env").stdout.splitlines()
     )
 
 
-def test_a_command_has_the_python_of_this_process(sshd: LocalSshd) -> None:
+def test_local_sshd_has_python_of_this_process(sshd: LocalSshd) -> None:
     name = "python{}.{}".format(*sys.version_info)
 
     assert ssh(sshd, f"{name} -V").stdout.split()[1] == sys.version.split()[0] or shutil.which(name)
 
 
-@pytest.mark.parametrize("text", ["a'b", 'a"b', "a\\nb", "$HOME", "a  b", "#", "*", "é\n'x' \"$y\"", "x" * 100_000])
-def test_the_shell_gets_the_text_as_it_was_sent(sshd: LocalSshd, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["a'b", 'a"b', "a\\nb", "$HOME", "a  b", "#", "*", "é\n'x' \"$y\"", "x" * 100_000],
+    ids=["single quote", "double quote", "backslash", "variable", "spaces", "hash", "star", "lines", "long"],
+)
+def test_local_sshd_passes_command_text_unchanged(sshd: LocalSshd, text: str) -> None:
     quoted = "'" + text.replace("'", "'\\''") + "'"
 
     assert ssh(sshd, f"printf %s {quoted}").stdout == text
 
 
-@pytest.mark.parametrize("protocol", ["-s", "-O"])
-def test_scp_works_on_the_private_home(sshd: LocalSshd, tmp_path: Path, protocol: str) -> None:
-    (tmp_path / "there").write_bytes(bytes(range(256)))
+@pytest.mark.parametrize("protocol", ["-s", "-O"], ids=["sftp", "scp"])
+def test_local_sshd_scp_copies_to_and_from_home(sshd: LocalSshd, tmp_path: Path, protocol: str) -> None:
+    (tmp_path / "sent").write_bytes(bytes(range(256)))
 
-    assert scp(sshd, protocol, str(tmp_path / "there"), f"{sshd.host}:sent{protocol}").stderr == ""
+    assert scp(sshd, protocol, str(tmp_path / "sent"), f"{sshd.host}:sent{protocol}").stderr == ""
     assert (sshd.home / f"sent{protocol}").read_bytes() == bytes(range(256))
-    assert scp(sshd, protocol, f"{sshd.host}:sent{protocol}", str(tmp_path / "back")).stderr == ""
-    assert (tmp_path / "back").read_bytes() == bytes(range(256))
+    assert scp(sshd, protocol, f"{sshd.host}:sent{protocol}", str(tmp_path / "fetched")).stderr == ""
+    assert (tmp_path / "fetched").read_bytes() == bytes(range(256))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +91,7 @@ def test_scp_works_on_the_private_home(sshd: LocalSshd, tmp_path: Path, protocol
         (("busybox", "sh"), "busybox true && echo $0", None),
     ],
 )
-def test_the_login_shell_can_be_chosen(
+def test_local_sshd_shell_is_the_login_shell(
     make_sshd: MakeSshd, tmp_path: Path, shell: str | tuple[str, str], command: str, expected: str | None
 ) -> None:
     name = shell if isinstance(shell, str) else shell[0]
@@ -116,7 +109,7 @@ def test_the_login_shell_can_be_chosen(
     assert (server.home / "file").read_text() == "x"
 
 
-def test_without_a_command_the_login_shell_starts(make_sshd: MakeSshd) -> None:
+def test_local_sshd_without_command_starts_login_shell(make_sshd: MakeSshd) -> None:
     server = make_sshd(shell="bash")
     (server.home / ".profile").write_text("echo profile; exit 3\n")
 
@@ -125,7 +118,7 @@ def test_without_a_command_the_login_shell_starts(make_sshd: MakeSshd) -> None:
     assert (ended.returncode, ended.stdout) == (3, "profile\n")
 
 
-def test_a_start_up_file_of_the_home_is_read_once(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_local_sshd_reads_start_up_file_once(make_sshd: MakeSshd, tmp_path: Path) -> None:
     (tmp_path / ".zshenv").write_text("echo noise\n")
     if shutil.which("zsh") is None:
         pytest.skip("there is no zsh on this machine")
@@ -133,14 +126,14 @@ def test_a_start_up_file_of_the_home_is_read_once(make_sshd: MakeSshd, tmp_path:
     assert ssh(make_sshd(home=tmp_path, shell="zsh"), "echo done").stdout.splitlines() == ["noise", "done"]
 
 
-def test_the_users_own_home_is_used_when_asked_for(require_sshd: None) -> None:
+def test_local_sshd_home_false_uses_home_of_user(require_sshd: None) -> None:
     with LocalSshd(home=False) as server:
         assert ssh(server, "pwd").returncode == 0
         assert server.home == Path(f"~{server.user}").expanduser()
         assert "ForceCommand" not in (server.directory / "sshd_config").read_text()
 
 
-def test_environment_and_options_reach_the_server(make_sshd: MakeSshd) -> None:
+def test_local_sshd_environment_and_options_take_effect(make_sshd: MakeSshd) -> None:
     server = make_sshd(
         environment={"GREETING": 'hello "big" \\world', "EMPTY": ""}, options={"maxsessions": "3", "Banner": "none"}
     )
@@ -149,18 +142,18 @@ def test_environment_and_options_reach_the_server(make_sshd: MakeSshd) -> None:
     assert "maxsessions 3" in (server.directory / "sshd_config").read_text()
 
 
-def test_an_option_replaces_the_default_whatever_its_case(make_sshd: MakeSshd) -> None:
+def test_local_sshd_option_replaces_default_in_any_case(make_sshd: MakeSshd) -> None:
     config = (make_sshd(options={"maxstartups": "1:1:1"}).directory / "sshd_config").read_text()
 
     assert [line for line in config.splitlines() if "startups" in line.lower()] == ["maxstartups 1:1:1"]
 
 
-def test_write_config_takes_a_path_as_text(tmp_path: Path) -> None:
+def test_write_config_accepts_path_as_text(tmp_path: Path) -> None:
     path = write_config(str(tmp_path / "config"), "Host a\n")
     assert path.read_text() == "Host a\n\n"
 
 
-def test_one_configuration_leads_to_several_servers(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_write_config_of_several_servers(make_sshd: MakeSshd, tmp_path: Path) -> None:
     one, two = make_sshd(name="one"), make_sshd(name="two")
     config = write_config(tmp_path / "config", one, two, extra="Host three\n    HostName 127.0.0.1\n")
 
@@ -168,34 +161,34 @@ def test_one_configuration_leads_to_several_servers(make_sshd: MakeSshd, tmp_pat
     assert one.connection_kwargs == {"config_file": str(one.config_file)}
 
 
-# Life and death ------------------------------------------------------------------------------------------------------
+# Start and stop ------------------------------------------------------------------------------------------------------
 
 
-def test_stopping_ends_all_that_its_sessions_started(make_sshd: MakeSshd) -> None:
+def test_local_sshd_stop_ends_processes_of_sessions(make_sshd: MakeSshd) -> None:
     server = make_sshd()
     assert ssh(server, "setsid sleep 1000 >/dev/null 2>&1 </dev/null &").returncode == 0
     client = subprocess.Popen(("ssh", "-F", server.config_file, server.host, "sleep 1000"), stderr=subprocess.DEVNULL)
-    assert descends(server, 4)
+    wait_for_processes(server, 4)
     directory, pids = server.directory, server.processes()
 
     server.stop()
 
-    assert client.wait(10) == 255
+    assert client.wait(30) == 255
     assert not any(is_alive(pid) for pid in pids)
     assert not directory.exists()
     assert server.processes() == ()
     server.stop()
 
 
-def test_connections_can_be_ended_while_the_server_stays(make_sshd: MakeSshd) -> None:
+def test_local_sshd_kill_connections_keeps_server(make_sshd: MakeSshd) -> None:
     server = make_sshd()
     client = subprocess.Popen(("ssh", "-F", server.config_file, server.host, "sleep 1000"), stderr=subprocess.DEVNULL)
-    assert descends(server, 3)
-    assert _process_guard.wait_until(lambda: server.connections() == 1, timeout=10)
+    wait_for_processes(server, 3)
+    assert_eventually(lambda: server.connections() == 1, "one connection is open", timeout=30)
 
     server.kill_connections()
 
-    assert client.wait(10) == 255
+    assert client.wait(30) == 255
     assert server.processes() == (server.pid,)
     assert server.connections() == 0
     assert ssh(server, "true").returncode == 0
@@ -212,7 +205,7 @@ time.sleep(1000)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_it_does_not_outlive_its_owner(require_sshd: None, number: signal.Signals) -> None:
+def test_local_sshd_ends_with_its_owner(require_sshd: None, number: signal.Signals) -> None:
     owner = subprocess.Popen((sys.executable, "-c", _OWNER), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     config, pid = owner.stdout.readline().split()
@@ -221,116 +214,87 @@ def test_it_does_not_outlive_its_owner(require_sshd: None, number: signal.Signal
     assert client.stdout.readline() == b"up\n"
 
     owner.send_signal(number)
-    owner.communicate(timeout=10)
+    owner.communicate(timeout=30)
 
-    assert _process_guard.wait_until(lambda: not is_alive(int(pid)) and not Path(config).parent.exists(), timeout=10)
-    client.communicate(timeout=10)
+    assert_eventually(
+        lambda: not is_alive(int(pid)) and not Path(config).parent.exists(), "the server and its directory are gone"
+    )
+    client.communicate(timeout=30)
     assert client.returncode == 255
 
 
-def test_it_can_be_started_again(require_sshd: None) -> None:
+def test_local_sshd_may_be_started_again(require_sshd: None) -> None:
     server = LocalSshd()
     for _ in range(2):
         server.start()
         assert ssh(server, "echo again").stdout == "again\n"
-        with pytest.raises(LocalSshdError, match="running already"):
+        with pytest.raises(LocalSshdError) as caught:
             server.start()
+        assert caught.value.reason == "it is running already"
         server.stop()
 
 
-def test_what_it_is_made_of_is_asked_for_too_early() -> None:
+def test_local_sshd_attributes_before_start_are_an_error() -> None:
     for name in ("directory", "config_file", "pid", "log"):
-        with pytest.raises(LocalSshdError, match=r"call start\(\) first"):
+        with pytest.raises(LocalSshdError) as caught:
             getattr(LocalSshd(), name)
+        assert caught.value.reason == "it is not running; call start() first"
 
 
-def test_a_configuration_that_sshd_refuses_is_told_with_its_log(require_sshd: None) -> None:
+def test_local_sshd_refused_option_raises_error_with_log(require_sshd: None) -> None:
     server = LocalSshd(options={"MaxSessions": "many"})
 
-    with pytest.raises(LocalSshdError, match=r"(?s)ended at once.*MaxSessions"):
+    with pytest.raises(LocalSshdError) as caught:
         server.start()
+    assert caught.value.reason == "it ended at once"
+    assert "MaxSessions" in caught.value.log
+    assert str(caught.value) == f"cannot start a private sshd: it ended at once\n{caught.value.log}"
     assert server.processes() == ()
 
 
-def test_a_server_that_does_not_answer_is_told(require_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_sshd, "_START_TIMEOUT_SECONDS", 0.1)
-    monkeypatch.setattr(LocalSshd, "_is_answering", lambda _server: False)
+def test_local_sshd_start_timeout_is_an_error(require_sshd: None) -> None:
+    server = LocalSshd(options={"ListenAddress": f"127.0.0.1:{reserve_free_port()}"})
 
-    with pytest.raises(LocalSshdError, match=r"did not answer within 0\.1 s"):
-        LocalSshd().start()
+    with pytest.raises(LocalSshdError) as caught:
+        server.start(timeout=0.5)
+    assert caught.value.reason == "it did not answer within 0.5 s"
+    assert server.processes() == ()
 
 
-def test_a_port_that_was_taken_meanwhile_is_replaced(require_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = find_free_port
+def test_local_sshd_port_taken_before_start_is_replaced(require_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with Relay(target=1) as taken, LocalSshd() as taken_too:
         ports = iter([taken.port, taken_too.port])
-        monkeypatch.setattr(local_sshd, "find_free_port", lambda: next(ports, 0) or choose())
+        monkeypatch.setattr(local_sshd, "find_free_port", lambda: next(ports, 0) or reserve_free_port())
         with LocalSshd() as server:
             assert server.port not in {taken.port, taken_too.port}
             assert ssh(server, "true").returncode == 0
 
 
-def test_a_port_that_is_always_taken_is_an_error(require_sshd: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Relay(target=1) as taken:
-        monkeypatch.setattr(local_sshd, "find_free_port", lambda: taken.port)
-        with pytest.raises(LocalSshdError, match="already in use"):
-            LocalSshd().start()
+def test_local_sshd_port_always_taken_is_an_error(require_sshd: None) -> None:
+    with Relay(target=1) as taken, pytest.raises(LocalSshdError) as caught:
+        LocalSshd(options={"Port": str(taken.port)}).start()
+    assert "already in use" in caught.value.log
 
 
-def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LocalSshdError, match="no shell nosuchshell"):
+def test_local_sshd_missing_programs_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LocalSshdError) as caught:
         LocalSshd(shell="nosuchshell").start()
-    with pytest.raises(ChildProcessError, match=r"ssh-keygen ended with exit status \d+: .*nosuchfile"):
-        _process_guard.run_checked(("ssh-keygen", "-l", "-f", "nosuchfile"))
+    assert caught.value.reason == "there is no shell nosuchshell on this machine"
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LocalSshdError, match="install openssh-client"):
+    with pytest.raises(LocalSshdError) as caught:
         LocalSshd().start()
-    monkeypatch.setattr(local_sshd, "_SSHD_SEARCH_DIRECTORIES", (str(tmp_path),))
-    with pytest.raises(SshdNotFoundError, match="sshd not found: install openssh-server"):
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert "install openssh-client" in caught.value.reason
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(SshdNotFoundError) as missing:
         LocalSshd().start()
-
-
-@pytest.mark.parametrize(
-    ("shadow", "expected"),
-    [("{user}:!$6$x:1:\n", True), ("{user}:*:1:\n", False), ("other:!:1:\n", False), (None, False)],
-)
-def test_a_locked_account_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shadow: str | None, expected: bool
-) -> None:
-    monkeypatch.setattr(local_sshd, "_SHADOW_FILE", tmp_path / "shadow")
-    if shadow is not None:
-        (tmp_path / "shadow").write_text(shadow.format(user=LocalSshd().user))
-
-    assert local_sshd._is_account_locked() is expected
-
-
-# The process table ---------------------------------------------------------------------------------------------------
-
-
-def test_ps_and_proc_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    child = subprocess.Popen(("sleep", "1000"))
-    zombie = subprocess.Popen(("true",))
-    try:
-        assert _process_guard.wait_until(lambda: _process_guard.child_pids(os.getpid()) >= {child.pid}, timeout=10)
-        assert _process_guard.wait_until(lambda: zombie.pid not in _process_guard.parent_by_pid(), timeout=10)
-        monkeypatch.setattr(_process_guard, "_PROC_DIRECTORY", Path("/nowhere"))
-        assert _process_guard.child_pids(os.getpid()) >= {child.pid}
-        assert zombie.pid not in _process_guard.parent_by_pid()
-    finally:
-        _process_guard.kill_all(lambda: {child.pid, zombie.pid} & _process_guard.parent_by_pid().keys())
-        child.wait()
-        zombie.wait()
-    assert child.returncode == -signal.SIGKILL
-
-
-def test_waiting_for_what_never_comes_ends() -> None:
-    assert _process_guard.wait_until(lambda: False, timeout=0.02) is False
+    assert str(missing.value) == "sshd not found: install openssh-server"
 
 
 # Through a relay -----------------------------------------------------------------------------------------------------
 
 
-def test_ssh_through_a_relay_knows_the_host_key(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_local_sshd_through_relay_has_known_host_key(sshd: LocalSshd, tmp_path: Path) -> None:
     with Relay(sshd.port) as relay:
         config = write_config(tmp_path / "config", sshd.config(name="local", port=relay.port))
 
@@ -339,17 +303,17 @@ def test_ssh_through_a_relay_knows_the_host_key(sshd: LocalSshd, tmp_path: Path)
     assert (ended.stdout, ended.stderr) == ("through\n", "")
 
 
-def test_a_cut_cable_is_noticed_by_ssh(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_local_sshd_relay_cut_ends_ssh_by_server_alive(sshd: LocalSshd, tmp_path: Path) -> None:
     with Relay(sshd.port) as relay:
         config = write_config(tmp_path / "config", sshd.config(port=relay.port))
-        alive = ("-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1")
-        argv = ("ssh", "-F", str(config), *alive, sshd.host, "echo up; sleep 1000")
+        options = ("-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1")
+        argv = ("ssh", "-F", str(config), *options, sshd.host, "echo up; sleep 1000")
         client = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert client.stdout is not None
         assert client.stdout.readline() == b"up\n"
         relay.cut()
 
-        _, stderr = client.communicate(timeout=20)
+        _, stderr = client.communicate(timeout=60)
 
     assert client.returncode == 255
     assert b"not responding" in stderr

@@ -1,15 +1,15 @@
-"""Ports that travel: both directions, refused, broken, brought back, and closed on both ends."""
+"""Tunnels in both directions: traffic, refusals, stops, lost connections, and the end of their owner."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.server
 import os
 import signal
 import socket
-import statistics
+import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,22 +17,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster import (
-    ConnectError,
-    ForwardingRefusedError,
-    InvalidRuntimeError,
-    LazyclusterError,
-    PortInUseError,
-    Runtime,
-)
-from lazycluster._model.forwarding import Forwarding, ForwardType
-from lazycluster._model.timeouts import Timeouts
-from lazycluster._ssh.destination import Destination
-from lazycluster._ssh.tunnel import Tunnel
-from lazycluster._ssh.tunnel_manager import TunnelManager
+from lazycluster import ConnectError, ForwardingRefusedError, LazyclusterError, PortInUseError, Runtime
 from lazycluster.testing import LocalSshd, write_config
 from tests.client_programs import ClientProgram, call_in_parallel
-from tests.internals import transport_of
 from tests.observation import (
     EchoServer,
     assert_no_leaks,
@@ -41,7 +28,7 @@ from tests.observation import (
     receive_exactly,
     running_relay,
 )
-from tests.processes import command_line, is_alive
+from tests.processes import is_alive
 from tests.reserved_ports import reserve_free_port
 from tests.waiting import assert_eventually
 
@@ -50,6 +37,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
 DIRECTIONS = ["from the host", "to the host"]
+PIDFD_GETFD = 438
+"""The number of the system call pidfd_getfd(2), for which Python has no function."""
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +49,17 @@ def shared_runtime(sshd: LocalSshd) -> Iterator[Runtime]:
 
 @pytest.fixture
 def runtime(shared_runtime: Runtime) -> Iterator[Runtime]:
-    """Return a runtime without tunnels: those that a test leaves, because it failed, are no concern of the next."""
+    """Return a runtime without tunnels; those that a failed test leaves are stopped."""
     yield shared_runtime
     for key in shared_runtime.get_processes(only_alive=True):
         shared_runtime.stop_process(key)
 
 
 def expose(runtime: Runtime, direction: str, service: int, port: int) -> str:
-    """Make a service reachable at another port: the two ends are one machine in these tests."""
+    """Make a service reachable at another port; both ends are this machine."""
     if direction == "from the host":
         return runtime.expose_port_from_runtime(service, port)
     return runtime.expose_port_to_runtime(service, port)
-
-
-def tunnel_of(runtime: Runtime, key: str) -> Tunnel:
-    process = runtime.get_process(key)
-    assert isinstance(process, Tunnel)
-    return process
-
-
-def destination(server: LocalSshd) -> Destination:
-    return Destination(server.host, config_file=server.config_file)
 
 
 # Traffic -------------------------------------------------------------------------------------------------------------
@@ -96,11 +75,11 @@ class Page(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"page\n")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
-        """Say nothing."""
+        """Print no log."""
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_page_is_fetched_through_a_tunnel(sshd: LocalSshd, direction: str, resident: bool) -> None:
+def test_tunnel_serves_http(sshd: LocalSshd, direction: str, resident: bool) -> None:
     with (
         assert_no_leaks(sshd),
         http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server,
@@ -112,8 +91,8 @@ def test_a_page_is_fetched_through_a_tunnel(sshd: LocalSshd, direction: str, res
         key = expose(runtime, direction, server.server_address[1], port)
         url = f"http://localhost:{port}/"
         if direction == "from the host":
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                page = answer.read()
+            with urllib.request.urlopen(url, timeout=10) as response:
+                page = response.read()
         else:
             page = runtime.call(fetch, url)
 
@@ -133,13 +112,13 @@ def test_a_page_is_fetched_through_a_tunnel(sshd: LocalSshd, direction: str, res
 
 
 def fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        page: bytes = answer.read()
+    with urllib.request.urlopen(url, timeout=10) as response:
+        page: bytes = response.read()
         return page
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_much_goes_through_at_once_and_whole(runtime: Runtime, direction: str) -> None:
+def test_tunnel_carries_large_data_in_parallel(runtime: Runtime, direction: str) -> None:
     with EchoServer() as service:
         port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)
@@ -156,17 +135,18 @@ def test_much_goes_through_at_once_and_whole(runtime: Runtime, direction: str) -
         runtime.stop_process(key)
 
 
-def test_the_same_port_is_taken_on_the_other_side_where_none_is_given(make_sshd: MakeSshd) -> None:
-    """Both sides are this machine: the port is in use, which names it."""
+def test_tunnel_default_port_is_the_same_port(make_sshd: MakeSshd) -> None:
+    """Both ends are this machine, so that the port is in use at the other end."""
     server = make_sshd()
     with Runtime(server.host, **server.connection_kwargs) as runtime, EchoServer() as service:
         for attempt in (runtime.expose_port_to_runtime, runtime.expose_port_from_runtime):
-            with pytest.raises(PortInUseError, match=str(service.port)):
+            with pytest.raises(PortInUseError) as caught:
                 attempt(service.port)
+            assert caught.value.port == service.port
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_only_loopback_listens_on_both_address_families(runtime: Runtime, direction: str) -> None:
+def test_tunnel_listens_on_loopback_only(runtime: Runtime, direction: str) -> None:
     with EchoServer() as service:
         port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)
@@ -180,7 +160,7 @@ def test_only_loopback_listens_on_both_address_families(runtime: Runtime, direct
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_service_may_start_later(runtime: Runtime, direction: str) -> None:
+def test_tunnel_service_may_start_later(runtime: Runtime, direction: str) -> None:
     service_port, port = reserve_free_port(), reserve_free_port()
     key = expose(runtime, direction, service_port, port)
     assert not is_echoing(port, timeout=2)
@@ -192,49 +172,36 @@ def test_a_service_may_start_later(runtime: Runtime, direction: str) -> None:
     runtime.stop_process(key)
 
 
-def test_several_tunnels_at_once_in_both_directions(sshd: LocalSshd) -> None:
-    with assert_no_leaks(sshd), EchoServer() as service, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
-        ports = [reserve_free_port() for _ in range(6)]
-        keys = call_in_parallel(
-            [
-                lambda port=port, n=n: expose(runtime, DIRECTIONS[n % 2], service.port, port)  # type: ignore[misc]
-                for n, port in enumerate(ports)
-            ]
-        )
-        assert len(set(keys)) == 6
-        assert set(runtime.get_processes(only_alive=True)) == set(keys)
-        assert runtime.alive_process_count == 6
-        assert runtime.alive_task_process_count == 0
-        assert runtime.task_processes == []
-        assert all(is_echoing(port) for port in ports)
-        runtime.stop_process(keys[0])
-        assert runtime.alive_process_count == 5
-        assert [is_echoing(port, timeout=2) for port in ports] == [False, *[True] * 5]
-    assert not any(listening_addresses(port) for port in ports)
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_small_exchanges_are_fast(runtime: Runtime, direction: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the lifeline's session Nagle's algorithm makes some connections take 40 ms for each exchange."""
+def test_tunnel_connection_has_no_nagle_delay(sshd: LocalSshd, runtime: Runtime) -> None:
+    """Without the session of the lifeline, sshd leaves Nagle's algorithm on, and some exchanges take 40 ms more."""
     with EchoServer() as service:
-        port = reserve_free_port()
-        key = expose(runtime, direction, service.port, port)
-        times = []
-        for _ in range(4):
-            with socket.create_connection(("127.0.0.1", port), 10) as connection:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                for _ in range(50):
-                    begun = time.perf_counter()
-                    # Two writes, as of a header and its body, are what Nagle's algorithm delays.
-                    connection.sendall(b"x" * 10)
-                    connection.sendall(b"y" * 20)
-                    assert len(receive_exactly(connection, 30)) == 30
-                    times.append(time.perf_counter() - begun)
+        key = runtime.expose_port_from_runtime(service.port, reserve_free_port())
+        pids = [runtime.get_process(key).pid, *sshd.processes()]
+        options = [option for pid in pids if pid is not None for option in read_nodelay_options(pid, sshd.port)]
+        assert len(options) >= 2, "both ends of the connection are found"
+        assert all(options)
         runtime.stop_process(key)
-    median = statistics.median(times)
-    with capsys.disabled():
-        print(f"\n200 exchanges, {direction}: median {median * 1e3:.2f} ms, longest {max(times) * 1e3:.2f} ms")
-    assert sorted(times)[150] < 0.035, "three quarters of them took less than one delay"
+
+
+def read_nodelay_options(pid: int, port: int) -> list[bool]:
+    """Return TCP_NODELAY (tcp(7)) of the connections of a process from or to a port; skip the test if it is hidden."""
+    libc, options = ctypes.CDLL(None, use_errno=True), []
+    if sys.platform != "linux":
+        pytest.skip("only Linux shows the sockets of other processes")
+    pid_fd = os.pidfd_open(pid)
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            if not entry.is_socket():
+                continue
+            duplicate = libc.syscall(PIDFD_GETFD, pid_fd, int(entry.name), 0)
+            if duplicate < 0:
+                pytest.skip(f"pidfd_getfd(2) failed: {os.strerror(ctypes.get_errno())}")
+            with socket.socket(fileno=duplicate) as end, contextlib.suppress(OSError):  # a listener has no peer
+                if end.family == socket.AF_INET and port in {end.getsockname()[1], end.getpeername()[1]}:
+                    options.append(bool(end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+    finally:
+        os.close(pid_fd)
+    return options
 
 
 # Refused -------------------------------------------------------------------------------------------------------------
@@ -242,9 +209,7 @@ def test_small_exchanges_are_fast(runtime: Runtime, direction: str, capsys: pyte
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_port_that_is_taken_is_named_and_nothing_is_left(
-    sshd: LocalSshd, runtime: Runtime, direction: str, address: str
-) -> None:
+def test_tunnel_taken_port_is_an_error(sshd: LocalSshd, runtime: Runtime, direction: str, address: str) -> None:
     with assert_no_leaks(sshd), socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as taken:
         if ":" in address:
             taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -257,14 +222,11 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_left(
             expose(runtime, direction, 9, port)
 
         assert (caught.value.host, caught.value.port) == ("localhost" if direction == DIRECTIONS[0] else "local", port)
-        assert f"port {port} is in use" in str(caught.value)
-        assert ("on this machine" if direction == DIRECTIONS[0] else "one there.") in str(caught.value)
-        assert isinstance(caught.value, ValueError)
         assert listening_addresses(port) == before
         assert runtime.alive_process_count == 0
 
 
-def test_of_two_tunnels_to_one_port_the_second_is_refused(sshd: LocalSshd, runtime: Runtime) -> None:
+def test_tunnel_port_of_other_tunnel_is_an_error(sshd: LocalSshd, runtime: Runtime) -> None:
     with assert_no_leaks(sshd), EchoServer() as service:
         port = reserve_free_port()
         key = runtime.expose_port_to_runtime(service.port, port)
@@ -285,9 +247,16 @@ def test_of_two_tunnels_to_one_port_the_second_is_refused(sshd: LocalSshd, runti
         ({"PermitOpen": "none"}, DIRECTIONS[:1]),
         ({"PermitListen": "none"}, DIRECTIONS[1:]),
     ],
-    ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else str(len(value)),
+    ids=[
+        "AllowTcpForwarding no",
+        "DisableForwarding yes",
+        "AllowTcpForwarding local",
+        "AllowTcpForwarding remote",
+        "PermitOpen none",
+        "PermitListen none",
+    ],
 )
-def test_forwarding_that_the_host_refuses_is_an_error_that_says_so(
+def test_tunnel_forwarding_refused_by_host_is_an_error(
     make_sshd: MakeSshd, options: dict[str, str], refused: list[str]
 ) -> None:
     server = make_sshd(options=options)
@@ -300,7 +269,6 @@ def test_forwarding_that_the_host_refuses_is_an_error_that_says_so(
                         expose(runtime, direction, service.port, port)
                     assert caught.value.host == "local"
                     assert str(port) in caught.value.forwarding
-                    assert "AllowTcpForwarding, PermitOpen and PermitListen" in str(caught.value)
                     assert caught.value.reason
                 else:
                     key = expose(runtime, direction, service.port, port)
@@ -310,20 +278,7 @@ def test_forwarding_that_the_host_refuses_is_an_error_that_says_so(
                 assert runtime.alive_process_count == 0
 
 
-def test_a_host_that_refuses_sessions_gets_tunnels_all_the_same(make_sshd: MakeSshd) -> None:
-    server = make_sshd(options={"MaxSessions": "0"})
-    with assert_no_leaks(server), EchoServer() as service:
-        for kind in ForwardType:
-            port = reserve_free_port()
-            tunnel = Tunnel(TunnelManager(destination(server)), [Forwarding(kind, port, service.port)])
-            assert is_echoing(port)
-            tunnel.terminate()
-            assert listening_addresses(port) == []
-    with pytest.raises(InvalidRuntimeError, match="MaxSessions"):
-        Runtime(server.host, **server.connection_kwargs)
-
-
-def test_a_host_that_is_gone_is_an_error_and_nothing_is_left(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_tunnel_stopped_host_is_an_error(make_sshd: MakeSshd, tmp_path: Path) -> None:
     server = make_sshd()
     runtime = Runtime(server.host, str(tmp_path), connect_timeout=5, **server.connection_kwargs)
     server.stop()
@@ -339,14 +294,14 @@ def test_a_host_that_is_gone_is_an_error_and_nothing_is_left(make_sshd: MakeSshd
 # The user's configuration --------------------------------------------------------------------------------------------
 
 
-def test_the_forwardings_of_the_users_own_configuration_do_not_disturb(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_tunnel_ignores_forwardings_of_configuration(sshd: LocalSshd, tmp_path: Path) -> None:
     with EchoServer() as taken, EchoServer() as service:
-        own = reserve_free_port()
+        configured = reserve_free_port()
         extra = (
             f"Match all\n    ExitOnForwardFailure yes\n    LocalForward {taken.port} localhost:{service.port}\n"
-            f"    LocalForward {own} localhost:{service.port}\n"
+            f"    LocalForward {configured} localhost:{service.port}\n"
             f"    RemoteForward {taken.port} localhost:{service.port}\n"
-            "    ControlMaster auto\n    ControlPath ~/no/such/directory\n    RemoteCommand echo mine\n"
+            "    ControlMaster auto\n    ControlPath ~/no/such/directory\n    RemoteCommand echo configured\n"
             "    RequestTTY force\n    LogLevel QUIET\n"
         )
         config = write_config(tmp_path / "config", sshd, extra=extra)
@@ -355,7 +310,7 @@ def test_the_forwardings_of_the_users_own_configuration_do_not_disturb(sshd: Loc
                 port = reserve_free_port()
                 key = expose(runtime, direction, service.port, port)
                 assert is_echoing(port)
-                assert listening_addresses(own) == []
+                assert listening_addresses(configured) == []
                 runtime.stop_process(key)
 
 
@@ -363,8 +318,8 @@ def test_the_forwardings_of_the_users_own_configuration_do_not_disturb(sshd: Loc
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_stopping_frees_the_port_before_it_returns(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
-    """Also while a connection is open through it; and again and again with one port."""
+def test_tunnel_stop_frees_port_before_it_returns(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
+    """Also while a connection is open through it, and several times with one port."""
     with assert_no_leaks(sshd), EchoServer() as service:
         port = reserve_free_port()
         for _ in range(3):
@@ -382,7 +337,7 @@ def test_stopping_frees_the_port_before_it_returns(sshd: LocalSshd, runtime: Run
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_killing_it_ends_it_too(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
+def test_tunnel_kill_frees_port(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
     with assert_no_leaks(sshd), EchoServer() as service:
         port = reserve_free_port()
         process = runtime.get_process(expose(runtime, direction, service.port, port))
@@ -392,49 +347,11 @@ def test_killing_it_ends_it_too(sshd: LocalSshd, runtime: Runtime, direction: st
         assert_eventually(lambda: listening_addresses(port) == [], "the port is free")
 
 
-# Broken and brought back ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_an_ssh_that_is_killed_is_replaced_at_once(sshd: LocalSshd, runtime: Runtime, direction: str) -> None:
-    with assert_no_leaks(sshd), EchoServer() as service:
-        port = reserve_free_port()
-        key = expose(runtime, direction, service.port, port)
-        tunnel = tunnel_of(runtime, key)
-        first = tunnel.pid
-        assert first is not None
-        assert command_line(first).startswith("ssh")
-        os.kill(first, signal.SIGKILL)
-
-        # Traffic flows a moment before ssh has said so, and that is before it has been tried.
-        assert_eventually(lambda: tunnel.is_up and tunnel.pid not in {first, None}, "it is back", timeout=10)
-        assert is_echoing(port)
-        assert tunnel.is_alive()
-        runtime.stop_process(key)
-        assert listening_addresses(port) == []
-
-
-def test_a_stopped_ssh_is_replaced(sshd: LocalSshd, runtime: Runtime) -> None:
-    transport_of(runtime)._tunnel_manager.timeouts = Timeouts(tunnel_check_interval=0.2, control_socket=0.5)
-    with assert_no_leaks(sshd), EchoServer() as service:
-        port = reserve_free_port()
-        key = runtime.expose_port_from_runtime(service.port, port)
-        tunnel = tunnel_of(runtime, key)
-        first = tunnel.pid
-        assert first is not None
-        os.kill(first, signal.SIGSTOP)
-
-        assert_eventually(lambda: tunnel.is_up and tunnel.pid not in {first, None}, "it is back", timeout=10)
-        assert is_echoing(port)
-        assert not is_alive(first)
-        runtime.stop_process(key)
+# Lost connections ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.soak  # ssh itself takes 20 s
-def test_a_cut_cable_is_noticed_by_ssh_and_mended(
-    sshd: LocalSshd, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """In both directions, in one wait for the two of them."""
+def test_tunnel_cut_connection_is_restored(sshd: LocalSshd, tmp_path: Path) -> None:
     with (
         assert_no_leaks(sshd),
         EchoServer() as service,
@@ -443,46 +360,39 @@ def test_a_cut_cable_is_noticed_by_ssh_and_mended(
     ):
         ports = {direction: reserve_free_port() for direction in DIRECTIONS}
         tunnels = [
-            tunnel_of(runtime, expose(runtime, direction, service.port, port)) for direction, port in ports.items()
+            runtime.get_process(expose(runtime, direction, service.port, port)) for direction, port in ports.items()
         ]
         relay.cut()
-        # By ServerAlive after 20 s, in whole seconds; TCP itself would take minutes.
-        assert_eventually(lambda: not any(tunnel.is_up for tunnel in tunnels), "the cut is noticed", timeout=30)
+        # ssh ends after 20 s (ServerAliveInterval, ssh_config(5)); TCP itself would take minutes.
+        assert_eventually(lambda: all(tunnel.pid is None for tunnel in tunnels), "the cut is noticed", timeout=60)
         assert all(tunnel.is_alive() for tunnel in tunnels)
         assert all(tunnel.exitcode is None for tunnel in tunnels)
         assert not is_echoing(ports[DIRECTIONS[0]], timeout=1)
         relay.restore()
-        assert_eventually(lambda: all(tunnel.is_up for tunnel in tunnels), "it is mended", timeout=20)
-        assert_eventually(lambda: all(is_echoing(port) for port in ports.values()), "traffic flows", timeout=5)
-        said = "\n".join(caplog.messages)
-        assert said.count("the connection is gone") == said.count("the connection is back") == 1, "they share it"
+        assert_eventually(lambda: all(map(is_echoing, ports.values())), "the tunnels are open again", timeout=60)
+        assert len({tunnel.pid for tunnel in tunnels}) == 1, "the tunnels share the new connection"
     assert not any(listening_addresses(port) for port in ports.values())
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_tunnel_whose_host_is_gone_waits_for_it_and_is_stopped_quickly(
-    make_sshd: MakeSshd, tmp_path: Path, direction: str
-) -> None:
+def test_tunnel_stopped_host_may_be_stopped(make_sshd: MakeSshd, tmp_path: Path, direction: str) -> None:
     server = make_sshd()
     with EchoServer() as service, running_relay(server, tmp_path) as (_, keywords):
         runtime = Runtime(server.host, str(tmp_path), connect_timeout=5, **keywords)
         port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)
-        tunnel = tunnel_of(runtime, key)
+        tunnel = runtime.get_process(key)
         server.stop()
-        assert_eventually(lambda: not tunnel.is_up, "the end of the host is noticed")
-        assert_eventually(lambda: tunnel.pid is None, "its ssh is gone")
+        assert_eventually(lambda: tunnel.pid is None, "the end of the host is noticed", timeout=30)
         assert tunnel.is_alive()
         assert listening_addresses(port) == []
 
-        begun = time.monotonic()
         runtime.stop_process(key)
-        assert time.monotonic() - begun < 5
+        assert not tunnel.is_alive()
         runtime.cleanup()
-        assert_eventually(lambda: not tunnel.is_alive(), "its thread ends")
 
 
-# Nobody left to stop it ----------------------------------------------------------------------------------------------
+# Killed owner --------------------------------------------------------------------------------------------------------
 
 
 _OWNER = """
@@ -495,10 +405,8 @@ _OWNER = """
 """
 
 
-def test_nothing_is_left_of_a_manager_that_is_killed_while_a_connection_is_open(
-    make_sshd: MakeSshd, tmp_path: Path, short_tmpdir: Path
-) -> None:
-    """On neither side: no ssh process, no listener; though the connections that it carries are still in use."""
+def test_tunnel_killed_owner_leaves_nothing(make_sshd: MakeSshd, tmp_path: Path, short_tmpdir: Path) -> None:
+    """Neither an ssh process nor a listener is left on any side, even if connections are open through the tunnels."""
     server = make_sshd()
     local, remote = reserve_free_port(), reserve_free_port()
     with EchoServer() as service, contextlib.ExitStack() as stack:
@@ -521,14 +429,12 @@ def test_nothing_is_left_of_a_manager_that_is_killed_while_a_connection_is_open(
             assert receive_exactly(connection, 4) == b"open"
 
         program.process.send_signal(signal.SIGKILL)
-        begun = time.monotonic()
 
-        assert_eventually(lambda: not any(is_alive(pid) for pid in pids), "no ssh is left", timeout=10)
+        assert_eventually(lambda: not any(is_alive(pid) for pid in pids), "no ssh is left", timeout=30)
         assert_eventually(
-            lambda: not listening_addresses(local) and not listening_addresses(remote), "no port is left", timeout=10
+            lambda: not listening_addresses(local) and not listening_addresses(remote), "no port is left", timeout=30
         )
-        assert_eventually(lambda: server.processes() == (server.pid,), "nothing is left on the host", timeout=10)
-        assert time.monotonic() - begun < 10
+        assert_eventually(lambda: server.processes() == (server.pid,), "nothing is left on the host", timeout=30)
         for connection in connections:
             with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(1) == b""

@@ -1,12 +1,16 @@
-"""What `add-runtime` makes of its arguments."""
+"""The arguments of `add-runtime`, and the lines of a configuration that they become."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from lazycluster._cli import edit_config
 from lazycluster._cli.edit_config import build_settings, parse_address, parse_name, parse_option
+from lazycluster._ssh.destination import Destination
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,7 @@ def block(address: str, id_file: str | None = None, *options: tuple[str, str]) -
         (block("h", None, ("port", "2"), ("user", "u")), ["HostName h", "port 2", "user u"]),
         (block("h", "/k", ("IdentityFile", "/l")), ["HostName h", "IdentityFile /k", "IdentityFile /l"]),
     ],
+    ids=["host", "user and port", "IPv6 zone", "key", "key with quotes", "key with hash", "options", "two keys"],
 )
 def test_build_settings_returns_the_lines(lines: list[str], expected: list[str]) -> None:
     assert lines == expected
@@ -154,3 +159,33 @@ def test_build_settings_refuses_option_given_twice() -> None:
     options = (("ForwardAgent", "yes"), *adding_up, ("forwardagent", "no"))
     with pytest.raises(ValueError, match=r"duplicates, of which ssh would take the first: forwardagent$"):
         build_settings(parse_address("h"), None, options)
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="ssh checks the configuration")
+@pytest.mark.parametrize(
+    ("options", "attempt", "copy_key"),
+    [
+        ((), None, None),
+        (("--try",), True, None),
+        (("--no-try", "--copy-key"), False, True),
+        (("--no-copy-key",), None, False),
+    ],
+    ids=["no options", "try", "copy key only", "no copy key"],
+)
+def test_add_runtime_passes_choices_to_try_connection(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    attempt: bool | None,
+    copy_key: bool | None,
+) -> None:
+    calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
+    monkeypatch.setattr(edit_config, "try_connection", lambda *args, **kwargs: calls.append((args, kwargs)))
+    config, key = tmp_path / "config", tmp_path / "key"
+    key.touch()
+    words = ["web", "me@h", "--config", str(config), "--id-file", str(key), "--connect-timeout", "7", *options]
+    result = CliRunner().invoke(edit_config.add_runtime, words, standalone_mode=False)
+
+    assert result.exception is None
+    destination = Destination("web", config_file=config, connect_timeout=7.0)
+    assert calls == [((destination, key), {"attempt": attempt, "copy_key": copy_key, "interactive": False})]

@@ -1,4 +1,4 @@
-"""Which hosts a user's ssh configuration names, and what `ssh -G` says of one."""
+"""The hosts that an ssh configuration names, and the settings that `ssh -G` prints for one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ HOME = Path("/home/u")
 MAIN = HOME / ".ssh/config"
 
 
-def names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
-    """Return the hosts named by files that exist only here."""
+def find_names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
+    """Return the hosts that files name; the files exist in a dictionary only."""
 
     def glob(pattern: str) -> Iterable[Path]:
         return [Path(name) for name in sorted(files) if fnmatch.fnmatchcase(name, pattern)]
 
-    named = host_lines(path, read_text=lambda file: files.get(str(file)), glob=glob, home=HOME)
-    assert all(str(line.file) in files for line in named)
+    lines = host_lines(path, read_text=lambda file: files.get(str(file)), glob=glob, home=HOME)
+    assert all(str(line.file) in files for line in lines)
     found = host_names(path, read_text=lambda file: files.get(str(file)), glob=glob, home=HOME)
-    assert found == tuple(dict.fromkeys(line.host for line in named))
+    assert found == tuple(dict.fromkeys(line.host for line in lines))
     return found
 
 
@@ -43,9 +43,9 @@ def names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
         ("host a\nHOST b\nHoSt c", ("a", "b", "c")),
         ("Host=a\nHost = b\nHost =c\nHost\t=\td e\n", ("a", "b", "c", "d", "e")),
         ("  \t Host a\r\n", ("a",)),
-        # Patterns and negations are no hosts.
+        # Patterns and negations
         ("Host *\nHost *.example.org a ?b !c\nHost !*\n", ("a",)),
-        # ssh takes no host that begins with a dash.
+        # A dash at the beginning: ssh refuses such a host.
         ("Host -oProxyCommand=x a\n", ("a",)),
         ("Host b a\nHost a b\n", ("b", "a")),
         # Comments
@@ -54,7 +54,7 @@ def names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
         ('Host "a" \'b\' "c d" e\\ f\n', ("a", "b", "c d", "e f")),
         ('Host a"b"c "d\'e" \'f"g\' h\\"i j\\\\k l\\m\n', ("abc", "d'e", 'f"g', 'h"i', "j\\k", "l\\m")),
         ('"Host" a\n', ("a",)),
-        # What ssh would refuse says nothing.
+        # Lines that ssh refuses
         ('Host "a\nHost b\n', ("b",)),
         ("Host\nHost b\n???\n", ("b",)),
         ("Hostname a\nHostKeyAlias b\n", ()),
@@ -65,8 +65,8 @@ def names(files: dict[str, str], path: Path = MAIN) -> tuple[str, ...]:
         ("Host a \f\r\n", ("a",)),
     ],
 )
-def test_hosts_of_one_file(text: str, expected: tuple[str, ...]) -> None:
-    assert names({str(MAIN): text}) == expected
+def test_host_names_of_one_file(text: str, expected: tuple[str, ...]) -> None:
+    assert find_names({str(MAIN): text}) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_parse_config_line_returns_keyword_and_words(line: str, keyword: str, wo
 
 def test_host_lines_name_file_and_line() -> None:
     files = {MAIN: "Host a\nHost *\nInclude more\n", HOME / ".ssh/more": "# x\nHost b a\n"}
-    named = host_lines(MAIN, read_text=files.get, glob=lambda pattern: [Path(pattern)], home=HOME)
+    lines = host_lines(MAIN, read_text=files.get, glob=lambda pattern: [Path(pattern)], home=HOME)
 
     more = HOME / ".ssh/more"
-    assert named == (HostLine("a", MAIN, 1), HostLine("b", more, 2), HostLine("a", more, 2))
+    assert lines == (HostLine("a", MAIN, 1), HostLine("b", more, 2), HostLine("a", more, 2))
 
 
-def test_a_file_that_cannot_be_read_names_nothing() -> None:
-    assert names({}) == ()
+def test_host_names_unreadable_file_has_no_hosts() -> None:
+    assert find_names({}) == ()
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,16 @@ def test_a_file_that_cannot_be_read_names_nothing() -> None:
         ("nothing ~/work/* more", "/home/u/work/1"),
     ],
 )
-def test_includes_are_followed_in_place(argument: str, included: str) -> None:
-    assert names({str(MAIN): f"Host a\nHost *\nInclude {argument}\nHost z\n", included: "Host m\n"}) == ("a", "m", "z")
+def test_host_names_follow_include_in_place(argument: str, included: str) -> None:
+    files = {str(MAIN): f"Host a\nHost *\nInclude {argument}\nHost z\n", included: "Host m\n"}
+
+    assert find_names(files) == ("a", "m", "z")
 
 
-def test_relative_includes_of_the_systems_file_are_beside_it() -> None:
+def test_host_names_include_relative_to_system_file() -> None:
     files = {"/etc/ssh/ssh_config": "Include ssh_config.d/*.conf\n", "/etc/ssh/ssh_config.d/1.conf": "Host s\n"}
 
-    assert names(files, Path("/etc/ssh/ssh_config")) == ("s",)
+    assert find_names(files, Path("/etc/ssh/ssh_config")) == ("s",)
 
 
 @pytest.mark.parametrize(
@@ -129,22 +131,22 @@ def test_relative_includes_of_the_systems_file_are_beside_it() -> None:
         ("Host web.[a]", ()),
     ],
 )
-def test_a_block_that_includes_a_file_must_fit_its_hosts(block: str, expected: tuple[str, ...]) -> None:
+def test_host_names_include_in_block_filters_hosts(block: str, expected: tuple[str, ...]) -> None:
     files = {str(MAIN): f"{block}\n  Include inner\n", "/home/u/.ssh/inner": "Host web.a db.a\nHost web.b\n"}
 
-    assert tuple(name for name in names(files) if "[" not in name) == expected
+    assert tuple(name for name in find_names(files) if "[" not in name) == expected
 
 
-def test_files_that_include_each_other_come_to_an_end() -> None:
+def test_host_names_include_cycle_ends() -> None:
     files = {str(MAIN): "Host a\nHost *\nInclude other\n", "/home/u/.ssh/other": "Host b\nHost *\nInclude config\n"}
 
-    assert names(files) == ("a", "b")
+    assert find_names(files) == ("a", "b")
 
 
-def test_includes_go_as_deep_as_in_ssh() -> None:
+def test_host_names_include_depth_is_that_of_ssh() -> None:
     files = {f"/home/u/.ssh/{level}": f"Host h{level}\nHost *\nInclude {level + 1}\n" for level in range(20)}
 
-    assert names(files, HOME / ".ssh/0") == tuple(f"h{level}" for level in range(17))
+    assert find_names(files, HOME / ".ssh/0") == tuple(f"h{level}" for level in range(17))
 
 
 # OpenSSH 9.2p1, shortened: ssh -G -F config -J a,b -o HostKeyAlias=foo -i /tmp/x u@h
@@ -174,7 +176,7 @@ proxyjump a,b
 """
 
 
-def test_the_effective_configuration_is_read() -> None:
+def test_parse_effective_config_returns_values() -> None:
     effective = parse_effective_config(CAPTURED)
 
     assert (effective.hostname, effective.user, effective.port) == ("h.example.org", "u", 2222)
@@ -193,7 +195,7 @@ def test_the_effective_configuration_is_read() -> None:
 
 
 @pytest.mark.parametrize("output", ["", "ssh: something went wrong: x\n", "hostname\nport\n\n"])
-def test_what_is_not_there_is_none(output: str) -> None:
+def test_parse_effective_config_missing_values_are_none(output: str) -> None:
     effective = parse_effective_config(output)
 
     assert effective == EffectiveConfig(effective.settings)
@@ -202,7 +204,7 @@ def test_what_is_not_there_is_none(output: str) -> None:
     assert (effective.identity_files, effective.forwardings) == ((), ())
 
 
-def test_none_is_no_value() -> None:
+def test_parse_effective_config_none_is_no_value() -> None:
     effective = parse_effective_config("proxyjump none\nhostkeyalias None\nidentityfile none\nport ssh\n")
 
     assert (effective.proxy_jump, effective.host_key_alias, effective.identity_files) == (None, None, ())

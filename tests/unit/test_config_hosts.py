@@ -1,4 +1,4 @@
-"""Which hosts the files of an ssh configuration name, on a real disk."""
+"""The hosts that the files of an ssh configuration name, on a real disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lazycluster._ssh.config_hosts import configured_hosts, default_config, home
 
 @pytest.fixture
 def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the home directory that the password database has for this user; $HOME is another one."""
+    """Return the home directory that the password database has for this user; $HOME is another directory."""
     directory = tmp_path / "home"
     (directory / ".ssh").mkdir(parents=True)
     monkeypatch.setattr(pwd, "getpwuid", lambda _uid: SimpleNamespace(pw_dir=str(directory)))
@@ -22,15 +22,15 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def test_the_users_own_configuration_is_where_ssh_looks_for_it(account: Path) -> None:
+def test_default_config_is_in_home_of_password_database(account: Path) -> None:
     assert home() == account
     assert default_config() == account / ".ssh/config"
-    assert configured_hosts() == (), "there is none"
+    assert configured_hosts() == (), "the file does not exist"
     default_config().write_text("Host one two\n  Port 22\nHost *.example !three ?x four\n")
     assert configured_hosts() == ("one", "two", "four")
 
 
-def test_a_user_that_the_password_database_does_not_know(
+def test_home_of_unknown_user_is_from_environment(
     account: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def unknown(uid: int) -> None:
@@ -40,7 +40,7 @@ def test_a_user_that_the_password_database_does_not_know(
     assert home() == tmp_path / "elsewhere"
 
 
-def test_included_files_in_their_order_each_host_once(account: Path, tmp_path: Path) -> None:
+def test_configured_hosts_follow_includes_in_order(account: Path, tmp_path: Path) -> None:
     more = account / ".ssh/config.d"
     more.mkdir()
     for name in ("b", "a", "c.off"):
@@ -63,23 +63,23 @@ def test_included_files_in_their_order_each_host_once(account: Path, tmp_path: P
     assert lines_naming_host("c.off", default_config()) == ()
 
 
-def test_another_file(account: Path, tmp_path: Path) -> None:
+def test_configured_hosts_of_another_file(account: Path, tmp_path: Path) -> None:
     default_config().write_text("Host mine\n")
     (account / ".ssh/more").write_text("Host more\n")
     other = tmp_path / "config"
     other.write_text("Include more\nHost other\n")
-    assert configured_hosts(other) == ("more", "other"), "relative to ~/.ssh, wherever the file is, as for ssh -F"
+    assert configured_hosts(other) == ("more", "other"), "a relative path starts in ~/.ssh, as for `ssh -F`"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_files_that_may_not_be_read(account: Path) -> None:
+def test_configured_hosts_skip_unreadable_files(account: Path) -> None:
     (account / ".ssh/secret").write_text("Host secret\n")
     (account / ".ssh/secret").chmod(0)
     default_config().write_text("Include secret\nHost mine\n")
     assert configured_hosts() == ("mine",)
 
 
-def test_what_is_no_file_holds_nobody_up(account: Path) -> None:
+def test_configured_hosts_skip_pipes_and_directories(account: Path) -> None:
     (account / ".ssh/directory").mkdir()
     os.mkfifo(account / ".ssh/pipe")
     (account / ".ssh/dangling").symlink_to("nowhere")
@@ -88,6 +88,6 @@ def test_what_is_no_file_holds_nobody_up(account: Path) -> None:
     assert configured_hosts() == ("binary", "mine")
 
 
-def test_a_file_that_includes_itself(account: Path) -> None:
+def test_configured_hosts_file_that_includes_itself(account: Path) -> None:
     default_config().write_text("Host mine\nInclude config\nMatch all\nInclude config\nHost last\n")
     assert configured_hosts() == ("mine", "last")

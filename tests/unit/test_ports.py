@@ -1,4 +1,4 @@
-"""Which ports are free, here and by the program that a host runs."""
+"""Checks for free ports: on this machine, and by the program that a host runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import pytest
 
 from lazycluster._remote.ports import is_port_free, port_check_program
+from tests.reserved_ports import reserve_free_port
 
 ADDRESSES = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, ""), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")]
 
 
-@pytest.fixture(params=ADDRESSES, ids=["v4 loopback", "v4", "v6 loopback", "v6"])
+@pytest.fixture(params=ADDRESSES, ids=["IPv4 loopback", "IPv4 any", "IPv6 loopback", "IPv6 any"])
 def taken(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Return a port on which somebody listens."""
+    """Return a port on which a socket listens."""
     family, address = request.param
     try:
         listener = socket.socket(family)
@@ -29,19 +30,19 @@ def taken(request: pytest.FixtureRequest) -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def run(ports: list[int]) -> list[int]:
+def run_port_check(ports: list[int]) -> list[int]:
     argv = [sys.executable, "-I", "-S", "-c", port_check_program()]
-    asked = "".join(f"{port}\n" for port in ports).encode()
-    ended = subprocess.run(argv, input=asked, capture_output=True, check=True)
+    stdin = "".join(f"{port}\n" for port in ports).encode()
+    ended = subprocess.run(argv, input=stdin, capture_output=True, check=True)
     return [int(line) for line in ended.stdout.split()]
 
 
-def test_a_taken_port(taken: int) -> None:
+def test_is_port_free_taken_port(taken: int) -> None:
     assert not is_port_free(taken)
-    assert run([taken]) == []
+    assert run_port_check([taken]) == []
 
 
-def test_a_port_is_free_again_once_nobody_listens() -> None:
+def test_is_port_free_after_listener_closed() -> None:
     with socket.socket() as listener, socket.socket() as client:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         listener.bind(("127.0.0.1", 0))
@@ -49,23 +50,17 @@ def test_a_port_is_free_again_once_nobody_listens() -> None:
         port = listener.getsockname()[1]
         client.connect(("127.0.0.1", port))
         served, _ = listener.accept()
-        served.close()  # whose side then waits (TIME_WAIT)
+        served.close()  # this side is then in TIME_WAIT (tcp(7))
     assert is_port_free(port)
 
 
-def test_the_program_keeps_the_order() -> None:
-    with socket.socket() as first, socket.socket() as second:
-        for listener in (first, second):
-            listener.bind(("127.0.0.1", 0))
-        ports = [listener.getsockname()[1] for listener in (first, second)]
-    ports = sorted(ports, reverse=True)
-    assert run(ports) == ports
-    assert run([]) == []
+def test_port_check_program_keeps_the_order() -> None:
+    ports = sorted((reserve_free_port() for _ in range(2)), reverse=True)
+    assert run_port_check(ports) == ports
+    assert run_port_check([]) == []
 
 
-class Refusing:
-    """A socket that cannot be bound."""
-
+class UnbindableSocket:
     def __init__(self, number: int) -> None:
         self.number = number
 
@@ -80,13 +75,14 @@ class Refusing:
 @pytest.mark.parametrize(
     ("number", "free"),
     [(errno.EADDRINUSE, False), (errno.EACCES, False), (errno.EADDRNOTAVAIL, True)],
+    ids=["in use", "no permission", "no such address"],
 )
-def test_why_a_port_cannot_be_bound(number: int, free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "socket", lambda *_: Refusing(number))
+def test_is_port_free_bind_error_decides(number: int, free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *_: UnbindableSocket(number))
     assert is_port_free(80) is free
 
 
-def test_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_port_free_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_sockets(*_: object) -> None:
         raise OSError(errno.EAFNOSUPPORT, "no such family")
 
