@@ -140,7 +140,7 @@ def test_no_timeout(timeout: Any) -> None:
 
 @pytest.mark.parametrize("function", [None, 3, "len", [len]])
 def test_no_function(function: Any) -> None:
-    with pytest.raises(ValueError, match="a function is needed, not "):
+    with pytest.raises(ValueError, match="function must be callable, got "):
         RuntimeTask().run_function(function)
 
 
