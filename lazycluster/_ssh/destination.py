@@ -30,7 +30,7 @@ RESERVED_OPTIONS = frozenset(
         "stdinnull",
     }
 )
-"""ssh_config(5) keywords that decide whether a call works at all, in lower case; a caller cannot set them."""
+"""ssh_config(5) keywords that decide whether a call works at all, in lower case; callers must not set them."""
 
 
 def _check_name(parameter: str, name: str) -> None:
@@ -77,8 +77,8 @@ class Destination:
         check_connect_timeout(self.connect_timeout)
         for keyword, value in self.options:
             if not _OPTION_NAME.fullmatch(keyword):
-                raise ValueError(f"not a keyword of ssh_config: {keyword!r}")
+                raise ValueError(f"options must have keywords of ssh_config(5), got {keyword!r}")
             if keyword.lower() in RESERVED_OPTIONS:
-                raise ValueError(f"the option {keyword} is set by lazycluster itself and cannot be given")
+                raise ValueError(f"options must not set {keyword}, which lazycluster sets itself, got {value!r}")
             if any(character in value for character in "\r\n\0"):
-                raise ValueError(f"the value of the option {keyword} must be one line")
+                raise ValueError(f"options must have values of one line, got {value!r} for {keyword}")

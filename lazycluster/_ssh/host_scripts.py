@@ -41,18 +41,18 @@ STOP_MARKED_PROCESSES = text("terminate_marked", "stop_marked") + 'lc_stop_marke
 
 
 def grace_tenths(grace: float) -> str:
-    """Return a number of seconds in tenths, rounded up: the texts take a grace so, a POSIX shell has integers only."""
+    """Return seconds in tenths, rounded up, as the texts take a grace period: a POSIX shell has only integers."""
     return str(math.ceil(round(grace * 10, 6)))
 
 
 PROBE_SCRIPT = text("probe")
-"""As `sh -c PROBE sh python3.12 python3` it asks for these Pythons, in this order."""
+"""As `sh -c PROBE sh python3.12 python3` it looks for these Pythons, in this order."""
 
 
 def build_probe_script(python: str | None = None) -> str:
-    """Return the probe as a script for `sh`, asking for one Python by name or path (`~/` is the host's home).
+    """Return the probe as a script for `sh`, which looks for one Python by name or path (`~/` is the host's home).
 
-    Without a name that is `pythonX.Y` of the version running here, then `python3`.
+    Without a name it looks for `pythonX.Y` of the version running here, then for `python3`.
     """
     if python is None:
         words = f"python{sys.version_info.major}.{sys.version_info.minor} python3"

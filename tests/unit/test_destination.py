@@ -137,19 +137,19 @@ def test_a_timeout(timeout: float) -> None:
 @pytest.mark.parametrize("keyword", sorted(RESERVED_OPTIONS))
 @pytest.mark.parametrize("case", [str.lower, str.upper])
 def test_reserved_options(keyword: str, case: Any) -> None:
-    with pytest.raises(ValueError, match=f"the option {case(keyword)} is set by lazycluster itself"):
+    with pytest.raises(ValueError, match=f"options must not set {case(keyword)}, which lazycluster sets itself"):
         Destination("web1", options=((case(keyword), "yes"),))
 
 
 @pytest.mark.parametrize("keyword", ["", "a b", "Port=22", "-o", "1x", "Pört", "Port\n"])
 def test_no_keyword(keyword: str) -> None:
-    with pytest.raises(ValueError, match="not a keyword of ssh_config"):
+    with pytest.raises(ValueError, match="options must have keywords of ssh_config"):
         Destination("web1", options=((keyword, "x"),))
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b"])
 def test_no_option_value(value: str) -> None:
-    with pytest.raises(ValueError, match="the value of the option Compression must be one line"):
+    with pytest.raises(ValueError, match="options must have values of one line"):
         Destination("web1", options=(("Compression", value),))
 
 

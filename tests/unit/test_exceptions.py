@@ -49,8 +49,8 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.ConnectTimeoutError("web1", "why"),
         (
-            "web1: no answer in time (why). Check that the machine is up and that no firewall drops its port, or give "
-            "it longer (connect_timeout)."
+            "web1: no answer in time (why). Check that the machine is up and that no firewall drops its port, or allow "
+            "it more time (connect_timeout)."
         ),
     ),
     (

@@ -259,7 +259,7 @@ def test_several_forwardings_of_one_tunnel_stand_or_fall_together(manager: Tunne
 
 
 def test_a_tunnel_of_nothing(manager: TunnelManager, network: Network) -> None:
-    with pytest.raises(ValueError, match="a tunnel needs a forwarding"):
+    with pytest.raises(ValueError, match="forwardings must not be empty"):
         Tunnel(manager, [])
     assert network.dials == 0
 
