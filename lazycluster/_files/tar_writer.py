@@ -1,4 +1,4 @@
-"""A directory as one tar stream: written on this side for a host's `tar`, and read from it without trusting it."""
+"""A directory as one tar stream, written for a host's `tar`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _WRITE_BUFFER_BYTES: Final = 1 << 18
 _USTAR_HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s247x")
 _OCTAL_LIMIT: Final = 8**11
 NAME_ENCODING: Final = sys.getfilesystemencoding()
-"""Of the names in a stream; with surrogateescape they are the bytes that they are on disk."""
+"""The encoding of the names in a stream; with surrogateescape they keep the bytes that they have on disk."""
 
 
 class ByteSink(Protocol):
-    """Where a stream is written to; each `write` takes all it is given, as a buffered binary file does."""
+    """The sink of a stream; each `write` takes all of its data, as that of a buffered binary file does."""
 
     def write(self, data: bytes, /) -> object:
         """Take all of the bytes."""
@@ -42,16 +42,17 @@ class ByteSink(Protocol):
 def write_tar(source: Path, out: ByteSink, *, on_progress: Callable[[int], None] | None = None) -> None:
     """Write the content of a directory to `out` as an uncompressed tar stream, its members named `./...`.
 
-    GNU format, because GNU tar, bsdtar and busybox tar all read its long names and large sizes, and a name in it is
+    It is in GNU format: GNU tar, bsdtar and busybox tar all read its long names and large sizes, and its names may hold
     any bytes. Modes, modification times in whole seconds, symbolic links and hard links inside the tree are kept,
-    owners are not. Every directory comes twice: before its content, writable for its owner, so that it can be filled
-    by a tar that applies modes at once (busybox), and after it with its true mode and time. The directory itself
-    comes once, as `.`, writable, so that `END_MARKER` can be created in it and removed; that bears its time again.
-    Sockets, FIFOs and devices are left out with a warning. `on_progress` gets the bytes written since it was last
-    called. A file that grows meanwhile is cut at its first size.
+    owners are not. Sockets, FIFOs and devices are left out with a warning. A file that grows during the copy is cut at
+    its first size. `on_progress` gets the bytes written since it was last called.
+
+    Every directory comes twice. Before its content it is writable for its owner, so that a tar that applies modes at
+    once (busybox) can fill it; after its content it has its true mode and time. The directory itself comes once, as
+    `.`, and writable, so that `END_MARKER` can be created in it and removed. `END_MARKER` bears the directory's time.
 
     Raises:
-        OSError: Something cannot be read, or a file became shorter while it was read; `filename` is its path.
+        OSError: If something cannot be read, or a file becomes shorter while it is read; `filename` is its path.
     """
     _TarWriter(out, on_progress).write_tree(source)
 
@@ -70,7 +71,7 @@ class _TarWriter:
     def write_tree(self, source: Path) -> None:
         root = source.stat()
         self._write_header(".", tarfile.DIRTYPE, root, mode=root.st_mode | stat.S_IRWXU)
-        # A stack, not recursion: trees may be deeper than Python's stack. A directory's second header lies below
+        # A stack, not recursion: trees may be deeper than Python's stack. A directory's second header lies under
         # its content.
         todo: list[tuple[str, str, os.stat_result | None]] = [*self._list_directory(os.fspath(source), ".")]
         while todo:

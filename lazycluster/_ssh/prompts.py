@@ -106,7 +106,7 @@ def log_in(
     """Run an ssh that logs in and goes to the background, and answer its prompts.
 
     A password that the host does not take ends the attempt at once; a passphrase that does not fit lets ssh go on to
-    the next key. Host key questions are never answered. The master that ssh leaves behind survives.
+    the next key. Host key questions are never answered. The master that ssh leaves in the background survives.
 
     Args:
         argv: The whole call: with -f, and without BatchMode.
