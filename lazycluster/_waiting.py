@@ -18,8 +18,8 @@ _MAX_WAIT_SECONDS = 1e9
 SIGNAL_POLL_SECONDS = 0.5
 """Seconds after which the main thread begins a wait again, in case a signal came in the moment before it.
 
-A signal interrupts a system call that has begun. One that comes after the interpreter has last looked for signals and
-before the call begins, or that another thread gets, is handled when the call is over.
+A signal interrupts a system call that has begun. It is handled only when the call is over if another thread gets it, or
+if it comes between the interpreter's last look for signals and the call.
 """
 _MAX_SYSTEM_CALL_SECONDS = 86_400.0
 """Seconds that one system call waits at most: poll(2) and epoll_wait(2) count milliseconds in an int."""

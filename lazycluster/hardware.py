@@ -190,9 +190,9 @@ def parse_meminfo(text: str) -> int | None:
 def parse_cgroups(text: str) -> CgroupLimits:
     """Read the limits from `path=value` lines, each the first line of a file of a control group.
 
-    Version 2 has `cpu.max` ("quota period" or "max period") and `memory.max`; version 1 has quota and period in files
-    of their own, -1 for none, and a memory limit next to 2**63 for none (Linux documentation: admin-guide/cgroup-v2,
-    cgroup-v1/memory, scheduler/sched-bwc). The limit of an ancestor binds its descendants.
+    Version 2 has `cpu.max` ("quota period" or "max period") and `memory.max`. Version 1 has quota and period in files
+    of their own, with -1 for no quota; a memory limit next to 2**63 means no limit. The limit of an ancestor binds its
+    descendants (Linux documentation: admin-guide/cgroup-v2, cgroup-v1/memory, scheduler/sched-bwc).
     """
     files = {path: value for path, _, value in (line.strip().rpartition("=") for line in text.splitlines())}
     cpus: list[float] = []

@@ -55,7 +55,7 @@ class CommandResult:
 
     @property
     def signal(self) -> int | None:
-        """The number of the signal that ended the command, by the shell's convention; None if none did."""
+        """The number of the signal that ended the command, by the shell's convention; None if no signal did."""
         number = self.exit_code - 128
         return number if number in set(signal.Signals) else None
 

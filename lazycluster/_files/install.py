@@ -19,8 +19,8 @@ _MAX_NAME_BYTES: Final = 100
 def temporary_path_beside(target: Path) -> Path:
     """Return a new name on the file system of `target`; nothing is created.
 
-    It lies in the directory that holds `target`, or in `target` itself if that is a directory already: that may be a
-    mount point, or lie in a directory that is not writable. A link is followed.
+    It lies in the directory that holds `target`. If `target` is a directory already, it lies in `target`: that may
+    be a mount point, or lie in a directory that is not writable. A link is followed.
 
     Raises:
         OSError: If the directory that would hold `target` does not exist; `filename` names it.

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 END_MARKER: Final = ".lazycluster-complete"
-"""The last member of every packed stream, an empty file. GNU tar takes a stream that was cut between two members for a
-whole one and exits with 0; the extraction looks for this file, and removes it."""
+"""The last member of every packed stream, an empty file. The extraction looks for this file, and removes it: GNU tar
+takes a stream that was cut between two members for a whole one, and exits with 0."""
 
 _FILE_READ_BYTES: Final = 1 << 20
 _WRITE_BUFFER_BYTES: Final = 1 << 18
@@ -48,7 +48,7 @@ def write_tar(source: Path, out: ByteSink, *, on_progress: Callable[[int], None]
     its first size. `on_progress` gets the bytes written since it was last called.
 
     Every directory comes twice. Before its content it is writable for its owner, so that a tar that applies modes at
-    once (busybox) can fill it; after its content it has its true mode and time. The directory itself comes once, as
+    once (busybox) can fill it. After its content it has its true mode and time. The directory itself comes once, as
     `.`, and writable, so that `END_MARKER` can be created in it and removed. `END_MARKER` bears the directory's time.
 
     Raises:
@@ -59,7 +59,7 @@ def write_tar(source: Path, out: ByteSink, *, on_progress: Callable[[int], None]
 
 @attrs.define
 class _TarWriter:
-    """The state of one `write_tar()`: what waits to be written, and the first names of files with several."""
+    """The state of one `write_tar()`: the data to be written, and the first names of files with several."""
 
     _out: ByteSink
     _on_progress: Callable[[int], None] | None
@@ -92,7 +92,7 @@ class _TarWriter:
         self._flush()
 
     def _list_directory(self, path: str, name: str) -> Iterator[tuple[str, str, None]]:
-        """Yield path and member name of what a directory holds, the last name first."""
+        """Yield the path and member name of each entry of a directory, the last name first."""
         with os.scandir(path) as entries:
             names = sorted((entry.name for entry in entries), reverse=True)
         for entry in names:
@@ -184,8 +184,8 @@ def _read_chunk(descriptor: int, size: int, path: str) -> bytes:
 def encode_tar_header(info: tarfile.TarInfo) -> bytes:
     """Return the header of a member of owner 0 in GNU format, as `TarInfo.tobuf` does.
 
-    That takes most of the time of packing small files, so the ordinary header, of short names and numbers that fit in
-    their octal fields, is built here (GNU tar manual, Basic Tar Format: the "old GNU format" magic).
+    `tobuf` takes most of the time of packing small files. So a header of short names, and of numbers that fit in their
+    octal fields, is built here (GNU tar manual, Basic Tar Format: the "old GNU format" magic).
     """
     name = os.fsencode(f"{info.name}/" if info.isdir() else info.name)
     link = os.fsencode(info.linkname)

@@ -105,8 +105,8 @@ class PythonInfo:
 def build_call_program(token: str, grace: float = 5.0) -> HostProgram:
     """Return the program for one call.
 
-    `token` is letters and digits that mark the hello among what start-up files print. `grace` is how many seconds
-    the processes of the function have between SIGTERM and SIGKILL when standard input ends.
+    `token` is letters and digits that mark the hello in the output of start-up files. `grace` is the seconds between
+    SIGTERM and SIGKILL for the processes of the function when standard input ends.
     """
     if not (token.isascii() and token.isalnum()):
         raise ValueError(f"token must be letters and digits, got {token!r}")

@@ -223,7 +223,7 @@ class CallDependencies:
         self._accessed_modules.add(name)
 
     def add_function(self, function: FunctionType) -> None:
-        """Note what a function that goes by value names and imports."""
+        """Note the names and imports of a function that goes by value."""
         self._add_definition(function)
         namespace = function.__globals__
         self._add_code(function.__code__, str(namespace.get("__package__") or ""))

@@ -14,7 +14,7 @@ from lazycluster.exceptions import RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Error, Value
 
 SENT_CLASSES: weakref.WeakSet[type] = weakref.WeakSet()
-"""The classes that went to a host by value, and must not be changed by what comes back."""
+"""The classes that went to a host by value, and that outcomes must not change."""
 
 
 def read_outcome(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
@@ -123,7 +123,7 @@ def _function_error(host: str, function: str, reason: str, cause: Exception | No
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles what comes back without changing the classes that went there.
+    """Unpickles an outcome without changing the classes that went to the host.
 
     cloudpickle sets the attributes of a class again whenever an instance of it is unpickled.
     """

@@ -1,6 +1,6 @@
 """The program that runs one function on a host: sent there as text, started by `_functions.bootstrap`.
 
-It imports only the standard library, writes no file, and its syntax is that of Python 3.6, so that an old Python can at
+It imports only the standard library and writes no file. Its syntax is that of Python 3.6, so that an old Python can at
 least report its version.
 
 Standard output carries the hello line, then the outcome (see `call_outcome.RECORD_TRAILER`). Standard input carries

@@ -24,7 +24,7 @@ class ProcessEntry:
     __slots__ = ("group", "parent", "pid", "session", "start_time")
 
     def __init__(self, pid: int, parent: int, group: int, session: int, start_time: int = 0) -> None:
-        """Keep what the kernel says."""
+        """Keep the facts of the kernel."""
         self.pid = pid
         self.parent = parent
         self.group = group
@@ -82,7 +82,7 @@ def reap_children() -> "tuple[list[tuple[int, int]], bool]":
 
 
 def describe_wait_status(wait_status: int) -> str:
-    """Return in words how a function's process ended, from what waitpid(2) says."""
+    """Return in words how a function's process ended, from its wait status (waitpid(2))."""
     if os.WIFSIGNALED(wait_status):
         signal_number = os.WTERMSIG(wait_status)
         return f"was killed by signal {signal_number} ({signal_name(signal_number)})"

@@ -3,7 +3,7 @@
 Every frame has a header (magic, kind, number, length) and a body of at most MAX_BODY_BYTES. Children of a supervisor
 share one channel: the number in a frame is that of its child, or 0 for the supervisor itself.
 
-Flow control is that of HTTP/2 (RFC 9113, section 5.2): a sender may have WINDOW_BYTES of a child on their way that the
+Flow control is that of HTTP/2 (RFC 9113, section 5.2). At most WINDOW_BYTES of a child may be on their way that the
 receiver has not consumed yet. The receiver allows more with a window update. So no child delays another, and neither
 end's memory grows without bound.
 
@@ -68,7 +68,7 @@ class FrameError(Exception):
     """Some bytes are not a frame of this protocol; `trailing_data` begins with them."""
 
     def __init__(self, reason: str, trailing_data: bytes) -> None:
-        """Keep the first bytes of what came."""
+        """Keep the bytes that came; the message shows the first of them."""
         super().__init__(f"{reason}: {trailing_data[:80]!r}")
         self.trailing_data = trailing_data
 
@@ -115,7 +115,7 @@ def encode_number(value: int) -> bytes:
 
 
 class FrameDecoder:
-    """Turns bytes, in whatever pieces they come, into frames.
+    """Turns bytes, in pieces of any size, into frames.
 
     A frame that carries a piece of a stream may be returned in several pieces, each as soon as it has come.
     """

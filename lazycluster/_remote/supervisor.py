@@ -55,7 +55,7 @@ from lazycluster._remote.temp_dirs import TempDirs
 from lazycluster._remote.workers import LoadedCode, Workers
 
 SUPERVISOR_START_MARKER = "LAZYCLUSTER-SUPERVISOR"
-"""The first word of what the supervisor prints; the token follows, then a newline, then frames."""
+"""The first word that the supervisor prints; the token follows, then a newline, then frames."""
 
 # Unacknowledged, a keepalive lets the kernel notice a dead connection (tcp(7), tcp_retries2).
 _KEEPALIVE_INTERVAL_SECONDS = 60.0

@@ -46,7 +46,7 @@ class TempDirs:
         self._paths = [path for path in self._paths if path not in paths]
 
     def remove_all(self) -> "list[str]":
-        """Remove the temporary directories, and return what could not be removed, with the reason."""
+        """Remove the temporary directories, and return the paths that could not be removed, with reasons."""
         os.chdir("/")
         failures: list[str] = []
         for path in self._paths:
@@ -65,7 +65,7 @@ def _move_up(path: str, new_path: str) -> str:
 
 
 def remove_tree(path: str) -> "list[str]":
-    """Remove a directory with all that is in it, read-only directories too; return what could not be removed, and why.
+    """Remove a directory with all that is in it, read-only directories too; return the paths that remain, and why.
 
     Links are not followed, not even one that has taken the place of the directory itself.
     """

@@ -102,7 +102,7 @@ def master_argv(
         ("LogLevel", "INFO"),
         ("NumberOfPasswordPrompts", "1"),
     )
-    # Later than our own deadline: ssh would end only itself, and leave what its ProxyCommand has started.
+    # Later than our own deadline: ssh would end only itself, and leave the processes of its ProxyCommand.
     timeout = ("ConnectTimeout", str(math.ceil(destination.connect_timeout) + 1))
     logging = ("-E", str(log_path)) if log_path is not None else ()
     return (
@@ -202,7 +202,7 @@ def config_file_argv(config_file: Path, host: str) -> tuple[str, ...]:
 
 
 def copy_key_argv(destination: Destination) -> tuple[str, ...]:
-    """Return the call that installs a public key on a host: that of the identity file, or what ssh-copy-id finds.
+    """Return the call that installs a public key on a host: that of the identity file, or the one ssh-copy-id finds.
 
     It is for a terminal, where it may ask for a password, for a passphrase, and whether to trust a host key.
     """
@@ -216,5 +216,5 @@ def copy_key_argv(destination: Destination) -> tuple[str, ...]:
 
 
 def effective_config_argv(destination: Destination) -> tuple[str, ...]:
-    """Return the call that prints what ssh makes of the whole configuration for a host, without a connection."""
+    """Return the call that prints the settings of the whole configuration for a host, without a connection."""
     return ("ssh", "-G", *_ordered_flags(destination, (("BatchMode", "yes"),)), "--", destination.host)

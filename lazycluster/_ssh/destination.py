@@ -34,7 +34,9 @@ RESERVED_OPTIONS = frozenset(
 
 
 def _check_name(parameter: str, name: str) -> None:
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str):
+        raise ValueError(f"{parameter} must be text, got {name!r}")  # noqa: TRY004 - as for every other parameter
+    if not name:
         raise ValueError(f"{parameter} must not be empty, got {name!r}")
     if name.startswith("-"):
         raise ValueError(f"{parameter} must not begin with a dash, which ssh takes for an option, got {name!r}")
@@ -53,7 +55,7 @@ def _option_pairs(options: Mapping[str, str] | Iterable[tuple[str, str]] | None)
 
 @attrs.frozen
 class Destination:
-    """A host and what ssh needs besides the user's configuration to reach it.
+    """A host, and the settings that ssh needs besides the user's configuration to reach it.
 
     `options` are ssh_config(5) keywords and values, `config_file` is ssh's `-F`, `connect_timeout` is in seconds.
     """
@@ -69,7 +71,7 @@ class Destination:
     def __attrs_post_init__(self) -> None:
         _check_name("host", self.host)
         if "/" in self.host:
-            raise ValueError(f"host must be a name or an address, no URL (see user= and port=), got {self.host!r}")
+            raise ValueError(f"host must be a name or an address, not a URL (see user= and port=), got {self.host!r}")
         if self.user is not None:
             _check_name("user", self.user)
         if self.port is not None:

@@ -1,7 +1,7 @@
 """The host that failed, and the reason, as the output and exit status of ssh and scp show them.
 
-ssh has one exit status for all its failures, so its messages must be read. A host can print what it likes before the
-log-in: a judgement here decides what a message says and whether something is tried again, nothing about trust.
+ssh has one exit status for all its failures, so its messages must be read. A host can print any text before the
+log-in. So a diagnosis decides only about error messages and further tries, never about trust.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def diagnose(host: str, stderr: str, *, exit_code: int | None, timed_out: bool =
 
     Args:
         host: The destination as the user named it.
-        stderr: The text of ssh: its log (-E), then its standard error, which has the messages of the ssh of each jump
-            host, too; or the output on its terminal.
+        stderr: The log of ssh (-E) and then its standard error, where the ssh of each jump host writes, too; or its
+            output on a terminal.
         exit_code: Its exit status, negative for a signal; None if it had not ended.
         timed_out: Whether it was ended because its time was up.
     """

@@ -1,4 +1,4 @@
-"""The texts for a host's POSIX shell. They are the `.sh` files of `_remote`, whose headers say what each one takes.
+"""The texts for a host's POSIX shell. They are the `.sh` files of `_remote`, whose headers list their parameters.
 
 `scripts/check-shell` reads them in the composed forms in which they are sent.
 """
@@ -18,7 +18,7 @@ _FOLDER = importlib.resources.files("lazycluster._remote")
 def text(*names: str) -> str:
     """Return the texts with these names, one after the other, without indentation, blank lines and lines of comment.
 
-    dash reads what a session sends one byte per system call. No string in a text may span lines that it needs whole.
+    dash reads the input of a session one byte per system call. No string in a text may span lines that it needs whole.
     """
     lines = [line.strip() for name in names for line in (_FOLDER / f"{name}.sh").read_text("utf-8").splitlines()]
     return "".join(f"{line}\n" for line in lines if line and not line.startswith("#"))

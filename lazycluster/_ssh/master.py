@@ -307,7 +307,7 @@ def _make_private_directory(host: str) -> PrivateDirectory:
 
 @attrs.frozen
 class _LoginEnd:
-    """How a log-in ended, as `Completed`, and what ssh printed as the reason: on standard error or on a terminal."""
+    """How a log-in ended, as `Completed`, and the reason that ssh printed on standard error or on a terminal."""
 
     exit_code: int | None
     diagnostic: str

@@ -48,7 +48,7 @@ class RequestRefusedError(Exception):
 
 @attrs.frozen
 class MuxReply:
-    """One message of the master: its type, and what follows it."""
+    """One message of the master: its type, and the bytes after it."""
 
     type: int
     body: bytes
@@ -228,8 +228,8 @@ class ControlSocket:
             if self._out_of_sync:
                 raise ControlSocketError("the master did not answer before")
             self._request_id += 1
-            # Until the answer has come, and for ever if it comes too late, or Ctrl-C before it: it would be taken for
-            # the answer to the next request. The socket stays open, since its end shows that of the master.
+            # Until the answer has come. If it comes too late, or after Ctrl-C, the socket stays out of sync: the answer
+            # would be taken for that to the next request. It stays open, since its end shows that of the master.
             self._out_of_sync = True
             try:
                 self._socket.sendall(encode_message(message_type, self._request_id, *fields))

@@ -1,4 +1,4 @@
-"""Text on ssh's terminal: whether it ends with a prompt, and for what; which answers can be typed."""
+"""Text on ssh's terminal: the kind of the prompt at its end, and the check whether an answer can be typed."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Log-ins for which ssh asks for a password or passphrase, which it does only on a terminal.
 
-ssh gets a pseudo-terminal of its own. `log_in()` answers a prompt only if it asks for what we have: the password of the
-destination, or the passphrase of a key. `run_interactive()` answers none by itself: it puts them to a person.
+ssh gets a pseudo-terminal of its own. `log_in()` answers a prompt only if it asks for the password of the destination,
+or for the passphrase of a key. `run_interactive()` answers no prompt by itself: it puts them to a person.
 This module moves characters; `prompt_text` recognises a prompt in them.
 
 pexpect starts and ends the process and types. It is not used to read: at the end of the output it waits for the process
-with no limit of time (4.9, ptyprocess 0.7), and its exceptions show what was typed.
+with no limit of time (4.9, ptyprocess 0.7). Its exceptions show the typed text.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class LoginOutcome:
 class InteractiveOutcome:
     """The outcome of a program that put its questions to a person.
 
-    `exit_code` is its exit status, negative for a signal; None if it was ended from here: at `unanswered_prompt`, the
-    question that the person left open, or because the time was up. `text` is the output on its terminal, without
-    secrets.
+    `exit_code` is its exit status, negative for a signal. It is None if the program was ended from here, because the
+    time was up or the person left a question open, which is then the `unanswered_prompt`. `text` is the output on its
+    terminal, without secrets.
     """
 
     exit_code: int | None
@@ -155,7 +155,7 @@ def _spawn(argv: Sequence[str]) -> pexpect.spawn:
 
     def start() -> pexpect.spawn:
         with _SPAWN_LOCK, warnings.catch_warnings():
-            # Python 3.12 warns of any fork beside threads. Here the child runs only what leads to exec.
+            # Python 3.12 warns of any fork beside threads. Here the child runs only the code up to exec.
             warnings.simplefilter("ignore", DeprecationWarning)
             child = pexpect.spawn(
                 argv[0],
@@ -197,7 +197,7 @@ def _terminate(child: pexpect.spawn, *, grace: float = 0.0) -> None:
             child.wait()
         child.close(force=False)
     except pexpect.ExceptionPexpect:
-        # Other code waited for the process, so it is gone. The text of the exception shows what was typed.
+        # Other code waited for the process, so it is gone. The message of the exception shows the typed text.
         _log.debug("process %d was waited for by other code", child.pid)
 
 
@@ -290,7 +290,7 @@ class _PromptLoop:
             signal_number = self._child.signalstatus
             status = self._child.exitstatus if signal_number is None else -signal_number
         text = self._output
-        for secret in self._secrets:  # a host may echo what was typed
+        for secret in self._secrets:  # a host may echo the answers
             text = text.replace(secret, "[password]") if len(secret) >= 4 else text
         return LoginOutcome(end_reason, status, text)
 
@@ -318,7 +318,7 @@ class _LoginPromptLoop(_PromptLoop):
                 return LoginEndReason.REFUSED
             self._answer(prompt, self._password)
         elif kind is PromptKind.PASSPHRASE:
-            # An empty passphrase makes ssh leave this key and try what comes next.
+            # An empty passphrase makes ssh leave this key and try the next one.
             self._answer(prompt, "" if prompt in self._answered_prompts else self._password)
         return None
 

@@ -1,7 +1,7 @@
 """One ssh connection that carries forwardings: a master of its own, apart from that of the commands, and its lifeline.
 
-Forwardings are opened over its control socket, so that those in a user's configuration can be cleared without losing
-ours, so that a refusal comes with its reason, and so that one more takes no further connection.
+Forwardings are opened over its control socket. So those in a user's configuration can be cleared without losing ours, a
+refusal comes with its reason, and one more takes no further connection.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class TunnelConnection:
             self._unresponsive = True
             raise TunnelConnectionLostError(f"{error}, {self.exit_reason}") from error
         if graceful and any(forwarding.type is ForwardType.REMOTE for forwarding in forwardings):
-            # The host handles requests in order: when this one is answered, in whatever way, its ports are closed.
+            # The host handles requests in order: when this one is answered, even by a refusal, its ports are closed.
             with contextlib.suppress(ControlSocketError, FileNotFoundError, RequestRefusedError):
                 self._control_socket.probe(LOCALHOST, 0, timeout=self._timeouts.tunnel_close)
 

@@ -134,7 +134,7 @@ class TunnelManager:
             self._wake()
 
     def _start_thread(self) -> None:
-        """Start the thread, which waits for the lock and then finds what there is to do."""
+        """Start the thread, which waits for the lock and then finds its work."""
         self._waker = Waker()
         self._thread = threading.Thread(target=self._run, args=(self._waker,), name=f"tunnels to {self.host}")
         self._thread.daemon = True

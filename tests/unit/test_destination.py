@@ -66,15 +66,15 @@ def test_a_host(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["a/b", "ssh://web1", "ssh://me@web1:22/", "web1/", "/"])
 def test_a_url_is_no_host(host: str) -> None:
-    with pytest.raises(ValueError, match=r"no URL \(see user= and port=\), got ") as caught:
+    with pytest.raises(ValueError, match=r"not a URL \(see user= and port=\), got ") as caught:
         Destination(host)
     assert repr(host) in str(caught.value)
 
 
 BAD_NAMES = [
     ("", "must not be empty"),
-    (None, "must not be empty"),
-    (b"web1", "must not be empty"),
+    (None, "must be text"),
+    (b"web1", "must be text"),
     ("-oProxyCommand=x", "must not begin with a dash"),
     ("-", "must not begin with a dash"),
     ("web 1", "must not hold spaces or control characters"),
