@@ -104,10 +104,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("host", {"env": {"A": 1}}, "text"),
     ("host", {"connect_timeout": 0}, "positive number of seconds"),
     ("host", {"connect_timeout": float("nan")}, "positive number of seconds"),
-    ("host", {"options": {"Bad Key": "x"}}, "not a keyword"),
+    ("host", {"options": {"Bad Key": "x"}}, "keywords of ssh_config"),
     ("host", {"options": {"Port": "1\nProxyCommand=x"}}, "one line"),
-    ("host", {"options": {"ControlPath": "/x"}}, "set by lazycluster itself"),
-    ("host", {"options": {"batchmode": "no"}}, "set by lazycluster itself"),
+    ("host", {"options": {"ControlPath": "/x"}}, "which lazycluster sets itself"),
+    ("host", {"options": {"batchmode": "no"}}, "which lazycluster sets itself"),
 ]
 
 
