@@ -226,7 +226,7 @@ def _unwrap_interrupt() -> Iterator[None]:
     """Raise the exception that interrupts a wait for a condition, and not the `RuntimeError` that may replace it.
 
     If it comes while the condition's lock is not held, CPython notices that at the end of the wait. It then raises a
-    `RuntimeError` ("release unlocked lock"), whose context is the interruption.
+    `RuntimeError` ("release unlocked lock"), whose context is the interruption (CPython issues 78667 and 118433).
     """
     handled = sys.exc_info()[1]
     try:
