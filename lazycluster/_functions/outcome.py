@@ -52,9 +52,8 @@ def _find_outcome_record(file: IO[bytes], host: str, function: str) -> _OutcomeR
             host, function, f"the outcome from the host is incomplete ({size} bytes came): the connection broke"
         )
     record = _read_record(file, ended.start)
-    if (
-        record is not None and record.kind == call_outcome.END_RECORD
-    ):  # the process itself reported its end, before it died
+    if record is not None and record.kind == call_outcome.END_RECORD:
+        # The process itself reported its end, before it died.
         record = _read_record(file, record.start)
     if record is None or (record.kind == call_outcome.VALUE_RECORD and record.start != 0):
         file.seek(ended.start)

@@ -198,7 +198,7 @@ class _Pickler(cloudpickle.Pickler):
         return reduced
 
     def _reduce_code(self, code: CodeType) -> Any:  # noqa: ANN401 - as above
-        """Reduce code with the name of its file, which cloudpickle leaves out since 3.1.3 (its #560): tracebacks need it."""
+        """Reduce code with its file's name for tracebacks, which cloudpickle leaves out since 3.1.3 (its #560)."""
         reduced: Any = self.dispatch_table[CodeType](code)
         make, made = reduced
         return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in made)

@@ -222,10 +222,8 @@ class Child:
     def _read_output(self, reader: PipeReader) -> bool:
         """Forward a piece of a stream; return whether more of it may be there now."""
         is_silent = self._is_silent
-        if reader.descriptor < 0 or (
-            self._send_window <= 0 and not is_silent
-        ):  # changed since the selector reported it
-            return False
+        if reader.descriptor < 0 or (self._send_window <= 0 and not is_silent):
+            return False  # changed since the selector reported it
         try:
             data = os.read(
                 reader.descriptor, reader.chunk_bytes if is_silent else min(reader.chunk_bytes, self._send_window)

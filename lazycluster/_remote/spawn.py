@@ -107,11 +107,8 @@ class Spawner:
                 return os.posix_spawn(
                     program, argv, environment, file_actions=actions, setsid=True, setsigdef=_SIGNALS_TO_RESET
                 )
-            except (
-                AttributeError,
-                NotImplementedError,
-                TypeError,
-            ):  # before Python 3.8, or a C library without POSIX_SPAWN_SETSID
+            except (AttributeError, NotImplementedError, TypeError):
+                # This is a Python before 3.8, or its C library has no POSIX_SPAWN_SETSID.
                 self._descriptor_limit.raise_to_hard_limit()
                 return self._fork(program, argv, environment)
         finally:
