@@ -205,7 +205,7 @@ def transfer_bars(titles: Sequence[str]) -> Iterator[TransferBars]:
 def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Iterator[Callable[[bool], None]]:
     """Show on standard error, if that is a terminal, how many units are done, and how many of them failed.
 
-    Yields a function to call for each, with whether it succeeded. `total` is None if it is unknown.
+    Yields a function to call for each, with whether it succeeded. A `total` of None means that it is unknown.
     """
     if not (shown and sys.stderr.isatty()):
         yield lambda _good: None
@@ -260,7 +260,7 @@ class Printer:
         self._print(f"\n== {text}", "bold cyan")
 
     def print_line(self, text: str, *, success: bool | None = None) -> None:
-        """Print a line: green for a success, red for a failure, plain if `success` is None."""
+        """Print a line: green for a success, red for a failure, plain for None."""
         self._print(text, {None: "", True: "bold green", False: "bold red"}[success])
 
     def _print(self, text: str, style: str) -> None:

@@ -122,9 +122,9 @@ class Collector:
 class StepResult:
     """The result of one step of a task.
 
-    `step` describes it in words, `output` is what it printed, `error` is why it failed, or None. `exit_code` is None
-    if the step is not a command, or ended without an exit status. `duration` is in seconds. `host_lost` is True if it
-    failed because the host cannot be used.
+    `step` describes it in words, `output` is what it printed, `error` is why it failed, or None. An `exit_code` of
+    None means that the step is not a command, or ended without an exit status. `duration` is in seconds. `host_lost` is
+    True if the step failed because the host cannot be used.
     """
 
     step: str

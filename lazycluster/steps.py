@@ -94,7 +94,8 @@ def describe_step(step: Step) -> str:
             line = " ".join(step.title.split())
             return f"run_command({line if len(line) <= 100 else line[:99] + '…'})"
         case SendFile():
-            return f"send_file({step.local}{'' if step.remote is None else f', {step.remote}'})"
+            target = "" if step.remote is None else f", {step.remote}"
+            return f"send_file({step.local}{target})"
         case GetFile():
             return f"get_file({step.remote}, {step.local})"
         case RunFunction():

@@ -115,7 +115,7 @@ def load_and_call(
 ) -> None:
     """Load a function with its arguments, call it, and write the outcome.
 
-    If `kwargs` is None, `args` are a number of seconds and a list of items. The function is then called with one item
+    With None for `kwargs`, `args` are a number of seconds and a list of items. The function is called with one item
     after another until the seconds have passed, and the value is the list of the outcomes.
     """
     try:

@@ -78,7 +78,7 @@ class LoginOutcome:
 class InteractiveOutcome:
     """The outcome of a program that put its questions to a person.
 
-    `exit_code` is its exit status, negative for a signal. It is None if the program was ended from here, because the
+    `exit_code` is its exit status, negative for a signal. None means that the program was ended from here, because the
     time was up or the person left a question open, which is then the `unanswered_prompt`. `text` is the output on its
     terminal, without secrets.
     """
