@@ -1,4 +1,4 @@
-"""Tables and progress bars for people; plain text where there is no terminal.
+"""Tables and progress bars for people; plain text if there is no terminal.
 
 rich is imported only when something is printed.
 """
@@ -25,13 +25,13 @@ _CONTROL_SEQUENCES = re.compile(
     r"|\x1b[ -/]*[0-~]?"
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
-"""Control sequences of terminals (ECMA-48, chapters 5 and 8), but for newlines and tabs."""
+"""Control sequences of terminals (ECMA-48, chapters 5 and 8), except newlines and tabs."""
 _COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;:]*m")
 _RESET_COLOURS = "\x1b[0m"
 
 
 def pluralize(number: int, noun: str) -> str:
-    """Return how many there are of something, such as `1 host` and `2 hosts`."""
+    """Return a number with its noun, such as `1 host` or `2 hosts`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -39,7 +39,7 @@ def write_text(text: str, *, err: bool = False) -> None:
     """Write text to standard output, or to standard error with `err`; escape characters that its encoding lacks.
 
     Raises:
-        OSError: It cannot be written, or the stream is closed.
+        OSError: If the text cannot be written, or the stream is closed.
     """
     out: TextIO | None = sys.stderr if err else sys.stdout  # None if the process was started without one
     if out is None:
@@ -67,9 +67,9 @@ def has_colours(*, err: bool = False) -> bool:
 
 
 def strip_control_sequences(text: str, *, keep_colours: bool = False) -> str:
-    """Return text without what a terminal would take for an order, such as to move the cursor.
+    """Return text without the control sequences of terminals, such as those that move the cursor.
 
-    With `keep_colours` those stay (SGR), and end with the text.
+    With `keep_colours`, colours (SGR) stay, and are reset at the end of the text.
     """
     if not keep_colours:
         return _CONTROL_SEQUENCES.sub("", text)
@@ -80,7 +80,7 @@ def strip_control_sequences(text: str, *, keep_colours: bool = False) -> str:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
     """Print a table, on standard error with `err`: with lines and colours on a terminal, else as aligned plain text.
 
-    Cells may hold what hosts said: what a terminal would take for an order is left out of them.
+    Cells may hold output of hosts, so control sequences are removed from them.
     """
     out = sys.stderr if err else sys.stdout
     rows = [[strip_control_sequences(cell) for cell in row] for row in rows]
@@ -96,7 +96,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    # The title by itself: one of the table would be wrapped to its width.
+    # The title is printed by itself: rich would wrap a title of the table to the table's width.
     Console(stderr=err).print(Text(title, "italic"), table, sep="\n")
 
 
@@ -114,7 +114,7 @@ def format_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 @contextlib.contextmanager
 def show_status(text: str) -> Iterator[None]:
-    """Show on a terminal, on standard error, what is waited for; nothing of it is left."""
+    """Show on standard error, if that is a terminal, what the program waits for; the text is removed at the end."""
     if not sys.stderr.isatty():
         yield
         return
@@ -129,24 +129,24 @@ def show_status(text: str) -> Iterator[None]:
 def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a progress bar of bytes on a terminal; elsewhere show nothing.
 
-    Gives a function of the bytes done and the bytes in all (None: unknown).
+    Yields a function that takes the bytes done and the total (None: unknown).
     """
     with transfer_bars([title]) as bars:
         yield functools.partial(bars.update, title)
 
 
 class TransferBars:
-    """Bars of bytes for several things; this one shows nothing."""
+    """Progress bars of bytes for several transfers; this class shows nothing."""
 
     def update(self, title: str, completed: int, total: int | None) -> None:
-        """Show how many bytes are done, of how many (None: unknown)."""
+        """Show the bytes done and the total (None: unknown)."""
 
     def finish(self, title: str, *, success: bool) -> None:
-        """Show that one has ended."""
+        """Show that a transfer has ended."""
 
 
 class _PermanentBars(TransferBars):
-    """A bar for each, all of the time."""
+    """A bar for each transfer, shown from beginning to end."""
 
     def __init__(self, progress: Progress, titles: Sequence[str]) -> None:
         self._progress = progress
@@ -157,7 +157,7 @@ class _PermanentBars(TransferBars):
 
 
 class _TransientBars(TransferBars):
-    """A bar for each while it is under way, and a line that counts those that have ended, and that have failed."""
+    """A bar for each transfer under way, and a line that counts those that have ended or failed."""
 
     def __init__(self, progress: Progress, on_finish: Callable[[bool], None]) -> None:
         self._progress = progress
@@ -180,9 +180,9 @@ class _TransientBars(TransferBars):
 
 @contextlib.contextmanager
 def transfer_bars(titles: Sequence[str]) -> Iterator[TransferBars]:
-    """Show progress bars of bytes for several things on a terminal; elsewhere show nothing.
+    """Show progress bars of bytes for several transfers on a terminal; elsewhere show nothing.
 
-    Of more than fit well on a screen each has one while it is under way, and another bar counts them.
+    If there are too many for a screen, each has a bar only while it is under way, and another bar counts them.
     """
     if not sys.stdout.isatty():
         yield TransferBars()
@@ -203,9 +203,9 @@ def transfer_bars(titles: Sequence[str]) -> Iterator[TransferBars]:
 
 @contextlib.contextmanager
 def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Iterator[Callable[[bool], None]]:
-    """Show on a terminal, on standard error, how many of something are done, and how many of them failed.
+    """Show on standard error, if that is a terminal, how many units are done, and how many of them failed.
 
-    Gives a function to call for each, with whether it went well. `total` is None if it is unknown.
+    Yields a function to call for each, with whether it succeeded. A `total` of None means that it is unknown.
     """
     if not (shown and sys.stderr.isatty()):
         yield lambda _good: None
@@ -214,7 +214,7 @@ def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Itera
     from rich.progress import BarColumn, Progress, TimeElapsedColumn  # noqa: PLC0415
 
     columns = _title_column(), BarColumn(bar_width=None), _count_column(), TimeElapsedColumn()
-    # Output that goes to a file is none of the terminal's.
+    # Standard output that goes to a file must stay untouched.
     stdout_is_terminal = sys.stdout.isatty()
     with Progress(
         *columns, console=Console(stderr=True), transient=True, redirect_stdout=stdout_is_terminal
@@ -223,7 +223,7 @@ def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Itera
 
 
 def _add_count_bar(progress: Progress, title: str, total: int | None, unit: str) -> Callable[[bool], None]:
-    """Add a bar that counts, for a `_count_column()`; return what to call for each, with whether it went well."""
+    """Add a bar for a `_count_column()`; return a function to call for each unit, with whether it succeeded."""
     of = "" if total is None else f"/{total}"
     task = progress.add_task(title, total=total, of=of, unit=unit, failed="")
     failed = 0
@@ -237,7 +237,7 @@ def _add_count_bar(progress: Progress, title: str, total: int | None, unit: str)
 
 
 def _count_column() -> TextColumn:
-    """Return a column of how many are done, of how many, and how many of them failed."""
+    """Return a column with the number done, the total, and the number failed."""
     from rich.progress import TextColumn  # noqa: PLC0415
 
     return TextColumn("{task.completed:.0f}{task.fields[of]} {task.fields[unit]}{task.fields[failed]}")
@@ -260,7 +260,7 @@ class Printer:
         self._print(f"\n== {text}", "bold cyan")
 
     def print_line(self, text: str, *, success: bool | None = None) -> None:
-        """Print a line, green where it is good news, red where it is bad."""
+        """Print a line: green for a success, red for a failure, plain for None."""
         self._print(text, {None: "", True: "bold green", False: "bold red"}[success])
 
     def _print(self, text: str, style: str) -> None:

@@ -1,4 +1,4 @@
-"""Names that the standard library has since Python 3.11, from there or from their backports."""
+"""Names that the standard library has since Python 3.11, imported from it or from their backports."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ _MAX_WAIT_SECONDS = 1e9
 SIGNAL_POLL_SECONDS = 0.5
 """Seconds after which the main thread begins a wait again, in case a signal came in the moment before it.
 
-A signal interrupts a system call that has begun. One that comes after the interpreter has last looked for signals and
-before the call begins, or that another thread gets, is handled when the call is over.
+A signal interrupts a system call that has begun. It is handled only when the call is over if another thread gets it, or
+if it comes between the interpreter's last look for signals and the call.
 """
 _MAX_SYSTEM_CALL_SECONDS = 86_400.0
 """Seconds that one system call waits at most: poll(2) and epoll_wait(2) count milliseconds in an int."""
@@ -36,11 +36,11 @@ def is_main_thread() -> bool:
 
 
 class DeadlinePassedError(Exception):
-    """The time for a process was up before the condition that was waited for came true."""
+    """The deadline passed before the awaited condition came true."""
 
 
 class CancelledError(Exception):
-    """Somebody asked for the process to be stopped."""
+    """Another thread asked for the process to be stopped."""
 
 
 class Deadline:
@@ -49,7 +49,7 @@ class Deadline:
     __slots__ = ("_clock", "_when")
 
     def __init__(self, seconds: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Set the deadline a number of seconds from now; None means never, as do more than a system call can count."""
+        """Set the deadline a number of seconds from now. None, or more than a system call can count, means never."""
         self._clock = clock
         self._when = None if seconds is None or seconds > _MAX_WAIT_SECONDS else clock() + seconds
 
@@ -114,7 +114,7 @@ class CancelToken:
         self.is_cancelled: bool = False
 
     def cancel(self) -> None:
-        """Ask for the stop. Asking twice is asking once."""
+        """Ask for the stop. Asking twice is the same as asking once."""
         with self._lock:
             if not self.is_cancelled and self._write_fd >= 0:
                 os.write(self._write_fd, b"x")
@@ -125,7 +125,7 @@ class CancelToken:
 
     @contextlib.contextmanager
     def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Have the request call something, too, for a thread that waits for that instead of the descriptor."""
+        """Have `cancel()` also call `callback`, for a thread that does not wait for the descriptor."""
         with self._lock:
             self._callback = callback
         try:
@@ -139,7 +139,7 @@ class CancelToken:
         return self._read_fd
 
     def close(self) -> None:
-        """Give the pipe back."""
+        """Close the pipe."""
         with self._lock:
             if self._write_fd >= 0:
                 os.close(self._read_fd)
@@ -178,15 +178,15 @@ class Waker:
 
 
 def queue_get(events: queue.SimpleQueue[T], deadline: Deadline = NO_DEADLINE) -> T:
-    """Take from a queue what comes next.
+    """Wait for the next item of a queue, and return it.
 
     Raises:
-        DeadlinePassedError: Nothing came in time.
+        DeadlinePassedError: If nothing comes in time.
     """
     while True:
         seconds = deadline.clamp(max_wait_seconds())
         try:
-            # With next to no time SimpleQueue.get() may wait for ever (seen with Python 3.10 on a busy machine).
+            # With a tiny timeout SimpleQueue.get() may wait for ever (seen with Python 3.10 on a busy machine).
             return events.get(seconds > 0, max(seconds, 0.05))
         except queue.Empty:
             if deadline.has_passed:
@@ -203,7 +203,7 @@ def wait_event(event: threading.Event, deadline: Deadline = NO_DEADLINE) -> bool
 
 
 def wait_for(predicate: Callable[[], object], condition: threading.Condition, deadline: Deadline = NO_DEADLINE) -> bool:
-    """Wait until a predicate holds, looking whenever something has changed; return whether it does."""
+    """Wait until a predicate holds, checked at each notification of the condition; return whether it does."""
     while not predicate():
         if deadline.has_passed:
             return False
@@ -215,7 +215,7 @@ def start_thread(thread: threading.Thread) -> None:
     """Start a thread.
 
     Raises:
-        RuntimeError: It cannot be started.
+        RuntimeError: If the thread cannot be started.
     """
     with _unwrap_interrupt():
         thread.start()
@@ -223,10 +223,10 @@ def start_thread(thread: threading.Thread) -> None:
 
 @contextlib.contextmanager
 def _unwrap_interrupt() -> Iterator[None]:
-    """Raise what interrupts a wait for a condition as it is.
+    """Raise the exception that interrupts a wait for a condition, and not the `RuntimeError` that may replace it.
 
-    Where that comes while the condition's lock is not held, CPython finds so at the end of the wait, and says it in a
-    `RuntimeError` instead ("release unlocked lock"), of which the interruption is the context.
+    If it comes while the condition's lock is not held, CPython notices that at the end of the wait. It then raises a
+    `RuntimeError` ("release unlocked lock"), whose context is the interruption (CPython issues 78667 and 118433).
     """
     handled = sys.exc_info()[1]
     try:

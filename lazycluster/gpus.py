@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: the parsers of what `nvidia-smi` answers to the questions in `_remote/probe.sh`."""
+"""NVIDIA GPUs: the parsers of the output of `nvidia-smi`, as `_remote/probe.sh` calls it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class MigDevice:
 class Gpu:
     """One physical NVIDIA GPU.
 
-    `memory` is in bytes, `utilization` in percent (0 to 100). None stands for what the driver does not say: no memory
-    where GPU and host share it (Jetson, GB10), no utilization in MIG mode.
+    `memory` is in bytes, `utilization` in percent (0 to 100). None means that the driver does not report the value:
+    no memory if GPU and host share it (Jetson, GB10), no utilization in MIG mode.
     """
 
     index: int
@@ -41,7 +41,7 @@ class Gpu:
 def parse_gpus(text: str) -> tuple[list[Gpu], list[str]]:
     """Read `nvidia-smi --query-gpu=... --format=csv`, its columns in any order; return all other lines as warnings.
 
-    A field that cannot be had reads `[N/A]`, `[Not Supported]`, or, in trouble, the trouble in brackets.
+    A field without a value reads `[N/A]` or `[Not Supported]`; after a failure it is the error in brackets.
     """
     header: list[str] = []
     gpus: list[Gpu] = []
@@ -60,7 +60,6 @@ def parse_gpus(text: str) -> tuple[list[Gpu], list[str]]:
 
 
 def _gpu_from_row(row: dict[str, str], position: int) -> Gpu:
-    """Make a record of a row."""
     index, memory = _number_or_none(row.get("index")), _number_or_none(row.get("memory.total"))
     return Gpu(
         index=position if index is None else index,
@@ -84,7 +83,7 @@ def _number_or_none(cell: str | None) -> int | None:
 
 
 def _field_warnings(row: dict[str, str], index: int) -> list[str]:
-    """Say which fields name a trouble instead of a value."""
+    """Return a warning for each field that holds an error instead of a value."""
     harmless = {"[N/A]", "[Not Supported]"}
     return [
         f"GPU {index}: {field}: {cell[1:-1]}"

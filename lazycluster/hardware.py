@@ -1,7 +1,7 @@
 """The hardware of a host: the parsers of the probe's output (`_remote/probe.sh`).
 
-Nothing here runs anything. `parse_probe_output` turns what the probe printed into a `HostInfo`, and says in
-`HostInfo.warnings` what it missed.
+This module runs no program. `parse_probe_output` turns the output of the probe into a `HostInfo`, and lists in
+`HostInfo.warnings` what is missing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class HostInfo:
     """The hardware and software of a host, as its user may use it.
 
     `os` is the name and version for people, such as `Debian GNU/Linux 12 (bookworm)`; `kernel`, `kernel_version` and
-    `machine` are what `uname -srm` says. `cpu_cores` heeds the affinity mask and the CPU quota of the control groups: a
-    quota of 150000/100000 is 1.5. `memory` is in bytes, the stricter of what is built in and the control groups' limit.
+    `machine` come from `uname -srm`. `cpu_cores` heeds the affinity mask and the CPU quota of the control groups: a
+    quota of 150000/100000 is 1.5. `memory` is in bytes: the lower of the built-in memory and the control groups' limit.
     Both are 0 if the host did not show them; then, and if something is broken, `warnings` says so.
     """
 
@@ -68,10 +68,10 @@ class _Section:
 
 
 def parse_probe_output(output: str) -> HostInfo:
-    """Read what the probe printed.
+    """Read the output of the probe.
 
     Raises:
-        ValueError: There is nothing of the probe in it.
+        ValueError: If the output has no part of the probe in it.
     """
     sections, complete = _split_sections(output)
     if not sections:
@@ -138,7 +138,7 @@ def _lowest_known(*limits: float | None) -> float | None:
 
 
 def parse_uname(text: str) -> tuple[str, str, str]:
-    """Read `uname -srm`: the kernel's name, its release, the machine; empty strings where they are missing."""
+    """Read `uname -srm`: the kernel's name, its release, the machine; empty strings for missing ones."""
     words = [*text.split(), "", "", ""]
     return words[0], words[1], words[2]
 
@@ -190,9 +190,9 @@ def parse_meminfo(text: str) -> int | None:
 def parse_cgroups(text: str) -> CgroupLimits:
     """Read the limits from `path=value` lines, each the first line of a file of a control group.
 
-    Version 2 has `cpu.max` ("quota period" or "max period") and `memory.max`; version 1 has quota and period in files
-    of their own, -1 for none, and a memory limit next to 2**63 for none (Linux documentation: admin-guide/cgroup-v2,
-    cgroup-v1/memory, scheduler/sched-bwc). The limit of an ancestor binds its descendants.
+    Version 2 has `cpu.max` ("quota period" or "max period") and `memory.max`. Version 1 has quota and period in files
+    of their own, with -1 for no quota; a memory limit next to 2**63 means no limit. The limit of an ancestor binds its
+    descendants (Linux documentation: admin-guide/cgroup-v2, cgroup-v1/memory, scheduler/sched-bwc).
     """
     files = {path: value for path, _, value in (line.strip().rpartition("=") for line in text.splitlines())}
     cpus: list[float] = []
@@ -209,13 +209,13 @@ def parse_cgroups(text: str) -> CgroupLimits:
 
 
 def _parse_quota(value: str) -> list[float]:
-    """Return the cores in "quota period", or none."""
+    """Return the cores in "quota period"; an empty list means no limit."""
     match = re.fullmatch("([1-9][0-9]*) ([1-9][0-9]*)", value)
     return [int(match[1]) / int(match[2])] if match else []
 
 
 def _parse_gpu_sections(sections: dict[str, _Section]) -> tuple[tuple[Gpu, ...], list[str]]:
-    """Join what `nvidia-smi` said to its two questions."""
+    """Combine the output of the two calls of `nvidia-smi`."""
     if "gpus" not in sections:
         return (), []
     section = sections["gpus"]

@@ -10,7 +10,7 @@ DEFAULT_MAX_SESSIONS = 10
 """sshd's own default of MaxSessions (sshd_config(5))."""
 
 DEFAULT_GRACE_SECONDS = 5.0
-"""Seconds between SIGTERM and SIGKILL for what is ended, unless a user sets `grace=`."""
+"""Seconds between SIGTERM and SIGKILL for processes that are ended, unless a user sets `grace=`."""
 
 
 class _LoginOptions(TypedDict, total=False):
@@ -41,4 +41,4 @@ class RuntimeOptions(ConnectionOptions, _TransportOptions, total=False):
 
 
 class ManagerOptions(_LoginOptions, _TransportOptions, total=False):
-    """The keywords of `Runtime` that a `RuntimeManager` hands on: all but the configuration, which is its own."""
+    """The keywords of `Runtime` that a `RuntimeManager` passes to it: all but `config_file`, which is its own."""

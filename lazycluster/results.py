@@ -27,7 +27,7 @@ class CommandResult:
     """How a command ended and what it printed.
 
     `exit_code` is the exit status 0-255; by the shell's convention 128+N stands for a death by signal N
-    (POSIX.1-2017, XCU 2.8.2). `duration` is in seconds, seen from this side.
+    (POSIX.1-2017, XCU 2.8.2). `duration` is in seconds, measured on the local machine.
     """
 
     command: str
@@ -36,7 +36,7 @@ class CommandResult:
     stderr_bytes: bytes = attrs.field(default=b"", repr=lambda data: f"<{len(data)} bytes>")
     duration: float = 0.0
     _order: tuple[tuple[Stream, int], ...] = attrs.field(default=(), repr=False, eq=False, alias="order")
-    """In which order the two streams came: run lengths in bytes."""
+    """The order in which the two streams came, as run lengths in bytes."""
 
     @property
     def ok(self) -> bool:
@@ -55,7 +55,7 @@ class CommandResult:
 
     @property
     def signal(self) -> int | None:
-        """The number of the signal that ended the command, if by the shell's convention one did."""
+        """The number of the signal that ended the command, by the shell's convention; None if no signal did."""
         number = self.exit_code - 128
         return number if number in set(signal.Signals) else None
 
@@ -96,7 +96,7 @@ class Collector:
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        # A BytesIO hands out what it holds without a copy, unlike a list of pieces that are joined.
+        # A BytesIO returns its content without a copy, unlike a list of pieces that are joined.
         self._buffers = {stream: io.BytesIO() for stream in Stream}
         self._order: list[tuple[Stream, int]] = []
 
@@ -122,9 +122,9 @@ class Collector:
 class StepResult:
     """The result of one step of a task.
 
-    `step` describes it in words, `output` is what it printed, `error` is why it failed, or None. `exit_code` is None
-    where the step is no command, or did not get as far as an exit status. `duration` is in seconds. `host_lost` is
-    whether it failed because the host cannot be used.
+    `step` describes it in words, `output` is what it printed, `error` is why it failed, or None. An `exit_code` of
+    None means that the step is not a command, or ended without an exit status. `duration` is in seconds. `host_lost` is
+    True if the step failed because the host cannot be used.
     """
 
     step: str
@@ -157,7 +157,7 @@ class StepResult:
 
 @attrs.frozen
 class Value(Generic[T_co]):
-    """A remote call returned."""
+    """The value that a remote call returned."""
 
     value: T_co
 
@@ -168,7 +168,7 @@ class Value(Generic[T_co]):
 
 @attrs.frozen
 class Error:
-    """A remote call raised."""
+    """The error that a remote call raised."""
 
     error: BaseException
 

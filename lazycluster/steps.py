@@ -45,11 +45,11 @@ class GetFile:
 
     @property
     def has_host_placeholder(self) -> bool:
-        """Whether each host has a place of its own here."""
+        """Whether the local path differs from host to host."""
         return _HOST_PLACEHOLDER in str(self.local)
 
     def local_path_for(self, host: str) -> Path:
-        """Return where it goes here from one host."""
+        """Return the local path for one host."""
         return Path(str(self.local).replace(_HOST_PLACEHOLDER, host))
 
 
@@ -74,14 +74,14 @@ def check_callable(function: object) -> None:
     """Check that something can be called.
 
     Raises:
-        ValueError: It cannot, as the API reference has it.
+        ValueError: If it is not callable. The API reference asks for a ValueError, not a TypeError.
     """
     if not callable(function):
-        raise ValueError(f"a function is needed, not {function!r}")  # noqa: TRY004 - see above
+        raise ValueError(f"function must be callable, got {function!r}")  # noqa: TRY004 - see above
 
 
 def function_name(function: Callable[..., object]) -> str:
-    """Return what a callable is called; partials and instances have no name of their own."""
+    """Return the name of a callable: a partial has that of its function, an instance that of its class."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__qualname__", type(function).__qualname__))
@@ -94,7 +94,8 @@ def describe_step(step: Step) -> str:
             line = " ".join(step.title.split())
             return f"run_command({line if len(line) <= 100 else line[:99] + '…'})"
         case SendFile():
-            return f"send_file({step.local}{'' if step.remote is None else f', {step.remote}'})"
+            target = "" if step.remote is None else f", {step.remote}"
+            return f"send_file({step.local}{target})"
         case GetFile():
             return f"get_file({step.remote}, {step.local})"
         case RunFunction():

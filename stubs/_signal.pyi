@@ -1,2 +1,2 @@
-# CPython's own module beneath `signal`: the same functions, and numbers in the place of enumerations.
+# CPython's C module that `signal` wraps: the same functions, with numbers in place of enumerations.
 from signal import *  # noqa: F403

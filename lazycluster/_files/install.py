@@ -1,4 +1,4 @@
-"""A received file or tree: its temporary name, and its move to its place, where no half of it is ever seen."""
+"""A received file or tree: its temporary name, and its move into place, so that no half of it is ever seen."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MAX_NAME_BYTES: Final = 100
 def temporary_path_beside(target: Path) -> Path:
     """Return a new name on the file system of `target`; nothing is created.
 
-    It lies in the directory that holds `target`, or in `target` itself where that is a directory already: that may be
-    a mount point, or lie in a directory that is not writable. A link is followed.
+    It lies in the directory that holds `target`. If `target` is a directory already, it lies in `target`: that may
+    be a mount point, or lie in a directory that is not writable. A link is followed.
 
     Raises:
-        OSError: The directory that would hold `target` does not exist; `filename` names it.
+        OSError: If the directory that would hold `target` does not exist; `filename` names it.
     """
     real = _resolve(target)
     shown = os.fsencode(real.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
@@ -36,13 +36,15 @@ def move_into_place(temporary: Path, target: Path) -> None:
     """Move a completely received file or tree to `target`, on the same file system; `temporary` is gone then.
 
     A file replaces a file at once. A tree over a directory is merged into it as `cp -r` does: its files replace those
-    of the same name one by one, also where these are links; what it does not have stays, and so do modes and times
-    of the directories that were there. Where `target` itself is a link, what it stands for is replaced.
+    of the same name one by one, links too. All else in the directory stays, and so do modes and times of directories
+    that were there. If `target` itself is a link, the file or directory that it leads to is replaced.
+
+    These errors come before anything has been changed, and `temporary` is still there.
 
     Raises:
-        IsADirectoryError: A directory is in the way of a file. Nothing has been changed, and `temporary` is there.
-        NotADirectoryError: The same for a file in the way of a directory.
-        PermissionError: The same for a directory that may not be written to.
+        IsADirectoryError: If a directory is in the way of a file.
+        NotADirectoryError: If a file is in the way of a directory.
+        PermissionError: If a directory may not be written to.
     """
     plan = _plan_moves(temporary, _resolve(target))
     for source, destination in plan.moves:
@@ -52,7 +54,7 @@ def move_into_place(temporary: Path, target: Path) -> None:
 
 
 def discard(temporary: Path) -> None:
-    """Remove what was received of a file or tree, read-only directories too; nothing there is all right."""
+    """Remove a file or tree, received in part or whole, with read-only directories; a missing one is fine."""
     if not _is_directory(temporary):
         temporary.unlink(missing_ok=True)
         return
@@ -70,14 +72,14 @@ def discard(temporary: Path) -> None:
 
 @attrs.define
 class _MovePlan:
-    """The plan: renames, and the directories of the received tree that these empty, the topmost first."""
+    """Renames, and the directories of the received tree that these empty, the topmost first."""
 
     moves: list[tuple[Path, Path]] = attrs.field(factory=list)
     merged: list[Path] = attrs.field(factory=list)
 
 
 def _plan_moves(temporary: Path, target: Path) -> _MovePlan:
-    """Look at everything before anything is changed at the target."""
+    """Plan all moves and check them, before anything is changed at the target."""
     plan = _MovePlan()
     todo = [(temporary, target)]
     while todo:
@@ -117,12 +119,11 @@ def _move(source: Path, destination: Path) -> None:
 
 
 def _sorted_entries(directory: Path) -> list[Path]:
-    """Return what a directory holds, in the order of the names."""
     return sorted(directory.iterdir())
 
 
 def _resolve(target: Path) -> Path:
-    """Return what a path stands for; unlike `Path.resolve` in all versions, a loop of links is an `OSError`."""
+    """Return a path without links; a loop of links is an `OSError` in every version, unlike in `Path.resolve()`."""
     with suppress(FileNotFoundError):
         target.stat()
     return Path(os.path.realpath(target))

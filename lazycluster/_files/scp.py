@@ -147,7 +147,7 @@ def _copy_file_by_scp(
     operands = (
         (source, remote_operand(destination, target)) if sending else (remote_operand(destination, source), target)
     )
-    what = f"scp {source} {target}"
+    title = f"scp {source} {target}"
     used: list[Master] = []
     can_open_second_session = True
 
@@ -166,13 +166,13 @@ def _copy_file_by_scp(
         can_open_second_session = session_refusal_reason(ended.stderr) is None
         return ended
 
-    ended = ssh_client.run_with_master(copy, what, watch.cancel_token)
+    ended = ssh_client.run_with_master(copy, title, watch.cancel_token)
     if _SFTP_MISSING_PATTERN.search(ended.stderr) and used[-1].check():
-        ended = ssh_client.run_with_master(functools.partial(copy, legacy=True), what, watch.cancel_token)
+        ended = ssh_client.run_with_master(functools.partial(copy, legacy=True), title, watch.cancel_token)
     if ended.exit_code == 0:
         return ""
     if not used[-1].check():
-        raise ConnectionLostError(ssh_client.host, what, used[-1].exit_reason, started=True)
+        raise ConnectionLostError(ssh_client.host, title, used[-1].exit_reason, started=True)
     return scp_failure_reason(ended.stderr) or f"scp ended with exit status {ended.exit_code}"
 
 

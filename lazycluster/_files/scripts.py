@@ -1,4 +1,4 @@
-"""Scripts on a host, by which transfers work: their commands, and the fields that they print."""
+"""The scripts that transfers run on a host: their commands, and the fields that they print."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def script_fields(host: str, action: str, path: str, result: CommandResult, targ
     """Return the NUL-terminated fields that a script printed.
 
     Raises:
-        TransferError: The script failed.
+        TransferError: If the script fails.
     """
     if not result.ok:
         reason = tar_failure_reason(result.stderr) or f"exit status {result.exit_code}"

@@ -29,7 +29,7 @@ _HARMLESS_TAR_WARNING = re.compile(r".*: (file changed as we read it|File remove
 _PATHS_WITHOUT_NAME = {"", ".", "..", "~"}
 _UPLOAD_READ_BYTES = 1 << 18
 _MAX_TOUCH_SECONDS = 253402300799
-"""The last second of the year 9999, the last one that touch(1) can be given."""
+"""The last second of the year 9999, the last one that touch(1) accepts."""
 
 
 def put_file_by_stdin(
@@ -58,7 +58,7 @@ def put_file_by_stdin(
 
 
 def _communicate(runner: CommandRunner, script: Command, conversation: Conversation, watch: Watch) -> CommandResult:
-    """Run a script whose output is data of a transfer, which the watch does not get."""
+    """Run a script; its output is data of the transfer, which the watch does not get."""
     collector = Collector()
     exit_code = runner.communicate(script, conversation, Watch(cancel_token=watch.cancel_token, collector=collector))
     return collector.result(script.title, exit_code, 0.0)
@@ -187,7 +187,7 @@ def local_target(local: Path, remote: str, name: str) -> Path:
     """Return the local path for a fetched file or tree: `local`, or a name in it if `local` is a directory.
 
     Raises:
-        UnsafeArchiveError: The name that the host gives leads out of the directory.
+        UnsafeArchiveError: If the name that the host gives leads out of the directory.
     """
     if not local.is_dir():
         return local
@@ -195,5 +195,5 @@ def local_target(local: Path, remote: str, name: str) -> Path:
     if requested_name not in _PATHS_WITHOUT_NAME:
         return local / requested_name
     if name in {"", ".", ".."} or "/" in name:
-        raise UnsafeArchiveError(name, "the host gives that as the directory's name; name a target that is not there")
+        raise UnsafeArchiveError(name, "the host gives that as the directory's name; give a target that does not exist")
     return local / name

@@ -34,7 +34,7 @@ _NAME_RECORD_TYPES: Final = frozenset(
 
 
 class ByteSource(Protocol):
-    """A stream that is read: at most `size` bytes a call, none only at its end."""
+    """A stream that is read: at most `size` bytes a call, no bytes only at its end."""
 
     def read(self, size: int, /) -> bytes:
         """Return the next bytes."""
@@ -81,7 +81,7 @@ class StreamReader:
         """Skip to a later position, or to the end.
 
         Raises:
-            StreamError: The position lies before the present one.
+            StreamError: If the position lies before the current one.
         """
         if position < self.tell():
             raise tarfile.StreamError("a member overlaps another")
@@ -171,7 +171,7 @@ def iter_members(source: StreamReader) -> Iterator[tarfile.TarInfo | RegularFile
     """Yield the members of a stream, each when the stream is at its content.
 
     Raises:
-        BrokenArchiveError: The stream ends before the archive does, or is damaged.
+        BrokenArchiveError: If the stream ends before the archive does, or is damaged.
     """
     name = ""
     try:
@@ -189,7 +189,7 @@ def iter_members(source: StreamReader) -> Iterator[tarfile.TarInfo | RegularFile
             archive.members.clear()
             name = member.name
             if member.size < 0 or not abs(member.mtime) < _MAX_TIMESTAMP_SECONDS:
-                raise tarfile.ReadError("its size or time is no such thing")
+                raise tarfile.ReadError("its size or time is out of range")
             yield member
     except _EndOfArchiveError:
         return

@@ -1,6 +1,6 @@
 """A tar stream that comes from a host, extracted without trusting it.
 
-Python's own extraction filters exist only in newer releases, and follow the links of a stream where these stay inside.
+Python's own extraction filters exist only in newer releases, and follow the links of a stream that stay inside.
 Here nothing is ever written through a link, because no link exists before everything else has been written.
 """
 
@@ -27,16 +27,16 @@ _PERMISSION_BITS: Final = 0o777
 def extract_tar(stream: ByteSource, into: Path, *, on_progress: Callable[[int], None] | None = None) -> None:
     """Extract an uncompressed tar stream (GNU, pax, ustar, v7) into an existing, empty, private directory.
 
-    The stream is read up to its end of file, also behind the end of the archive. Permissions and modification times
+    The stream is read up to its end of file, even after the end of the archive. Permissions and modification times
     are kept; owners and the set-uid, set-gid and sticky bits are not. Symbolic links are kept as they are, wherever
     they lead. Of several members with one name the last wins. `on_progress` gets the bytes read since it was last
     called. After an error `into` holds a part of the tree, for its owner to remove.
 
     Raises:
-        UnsafeArchiveError: A member lies outside of `into` or below something that is no directory, is a hard link to
-            something that is not in the stream, stands where a directory stands, or is a device, FIFO or the like.
-        BrokenArchiveError: The stream ends before the archive does, or is damaged.
-        OSError: Something cannot be written; `filename` is its path.
+        UnsafeArchiveError: If a member lies outside of `into` or in something that is not a directory, is a hard link
+            to something that is not in the stream, would replace a directory, or is a device, FIFO or the like.
+        BrokenArchiveError: If the stream ends before the archive does, or is damaged.
+        OSError: If something cannot be written; `filename` is its path.
     """
     source = StreamReader(stream, on_progress)
     tree = _TreeExtractor(into)
@@ -80,7 +80,7 @@ class _TreeExtractor:
             raise UnsafeArchiveError(member.name, f"type {member.type!r} is neither file, directory nor link")
 
     def add_file(self, file: RegularFile, source: StreamReader) -> None:
-        """Write an ordinary file; a short way for most members of a stream."""
+        """Write an ordinary file: the fast path for most members of a stream."""
         name = _relative_name(file.name)
         if name in self._files or name in self._links or name in self._directories:
             self.add(file.to_tarinfo(), source)
@@ -131,7 +131,7 @@ class _TreeExtractor:
         while end >= 0:
             parent = name[:end]
             if parent in self._files or parent in self._links:
-                raise UnsafeArchiveError(member_name, f"{parent!r} above it is no directory")
+                raise UnsafeArchiveError(member_name, f"{parent!r} above it is not a directory")
             if parent not in self._directories:
                 self._path(parent).mkdir()
                 self._directories[parent] = None
@@ -188,7 +188,7 @@ def _relative_name(name: str, member_name: str | None = None) -> str:
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
-        raise UnsafeArchiveError(member_name or name, f"{name!r} leads out of the target or is no valid name")
+        raise UnsafeArchiveError(member_name or name, f"{name!r} leads out of the target or is not a valid name")
     return "/".join(parts)
 
 

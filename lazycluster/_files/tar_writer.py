@@ -1,4 +1,4 @@
-"""A directory as one tar stream: written on this side for a host's `tar`, and read from it without trusting it."""
+"""A directory as one tar stream, written for a host's `tar`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 END_MARKER: Final = ".lazycluster-complete"
-"""The last member of every packed stream, an empty file. GNU tar takes a stream that was cut between two members for a
-whole one and exits with 0; the extraction looks for this file, and removes it."""
+"""The last member of every packed stream, an empty file. The extraction looks for this file, and removes it: GNU tar
+takes a stream that was cut between two members for a whole one, and exits with 0."""
 
 _FILE_READ_BYTES: Final = 1 << 20
 _WRITE_BUFFER_BYTES: Final = 1 << 18
 _USTAR_HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s8s247x")
 _OCTAL_LIMIT: Final = 8**11
 NAME_ENCODING: Final = sys.getfilesystemencoding()
-"""Of the names in a stream; with surrogateescape they are the bytes that they are on disk."""
+"""The encoding of the names in a stream; with surrogateescape they keep the bytes that they have on disk."""
 
 
 class ByteSink(Protocol):
-    """Where a stream is written to; each `write` takes all it is given, as a buffered binary file does."""
+    """The sink of a stream; each `write` takes all of its data, as that of a buffered binary file does."""
 
     def write(self, data: bytes, /) -> object:
         """Take all of the bytes."""
@@ -42,23 +42,24 @@ class ByteSink(Protocol):
 def write_tar(source: Path, out: ByteSink, *, on_progress: Callable[[int], None] | None = None) -> None:
     """Write the content of a directory to `out` as an uncompressed tar stream, its members named `./...`.
 
-    GNU format, because GNU tar, bsdtar and busybox tar all read its long names and large sizes, and a name in it is
+    It is in GNU format: GNU tar, bsdtar and busybox tar all read its long names and large sizes, and its names may hold
     any bytes. Modes, modification times in whole seconds, symbolic links and hard links inside the tree are kept,
-    owners are not. Every directory comes twice: before its content, writable for its owner, so that it can be filled
-    by a tar that applies modes at once (busybox), and after it with its true mode and time. The directory itself
-    comes once, as `.`, writable, so that `END_MARKER` can be created in it and removed; that bears its time again.
-    Sockets, FIFOs and devices are left out with a warning. `on_progress` gets the bytes written since it was last
-    called. A file that grows meanwhile is cut at its first size.
+    owners are not. Sockets, FIFOs and devices are left out with a warning. A file that grows during the copy is cut at
+    its first size. `on_progress` gets the bytes written since it was last called.
+
+    Every directory comes twice. Before its content it is writable for its owner, so that a tar that applies modes at
+    once (busybox) can fill it. After its content it has its true mode and time. The directory itself comes once, as
+    `.`, and writable, so that `END_MARKER` can be created in it and removed. `END_MARKER` bears the directory's time.
 
     Raises:
-        OSError: Something cannot be read, or a file became shorter while it was read; `filename` is its path.
+        OSError: If something cannot be read, or a file becomes shorter while it is read; `filename` is its path.
     """
     _TarWriter(out, on_progress).write_tree(source)
 
 
 @attrs.define
 class _TarWriter:
-    """The state of one `write_tar()`: what waits to be written, and the first names of files with several."""
+    """The state of one `write_tar()`: the data to be written, and the first names of files with several."""
 
     _out: ByteSink
     _on_progress: Callable[[int], None] | None
@@ -70,7 +71,7 @@ class _TarWriter:
     def write_tree(self, source: Path) -> None:
         root = source.stat()
         self._write_header(".", tarfile.DIRTYPE, root, mode=root.st_mode | stat.S_IRWXU)
-        # A stack, not recursion: trees may be deeper than Python's stack. A directory's second header lies below
+        # A stack, not recursion: trees may be deeper than Python's stack. A directory's second header lies under
         # its content.
         todo: list[tuple[str, str, os.stat_result | None]] = [*self._list_directory(os.fspath(source), ".")]
         while todo:
@@ -91,7 +92,7 @@ class _TarWriter:
         self._flush()
 
     def _list_directory(self, path: str, name: str) -> Iterator[tuple[str, str, None]]:
-        """Yield path and member name of what a directory holds, the last name first."""
+        """Yield the path and member name of each entry of a directory, the last name first."""
         with os.scandir(path) as entries:
             names = sorted((entry.name for entry in entries), reverse=True)
         for entry in names:
@@ -183,8 +184,8 @@ def _read_chunk(descriptor: int, size: int, path: str) -> bytes:
 def encode_tar_header(info: tarfile.TarInfo) -> bytes:
     """Return the header of a member of owner 0 in GNU format, as `TarInfo.tobuf` does.
 
-    That takes most of the time of packing small files, so the ordinary header, of short names and numbers that fit in
-    their octal fields, is built here (GNU tar manual, Basic Tar Format: the "old GNU format" magic).
+    `tobuf` takes most of the time of packing small files. So a header of short names, and of numbers that fit in their
+    octal fields, is built here (GNU tar manual, Basic Tar Format: the "old GNU format" magic).
     """
     name = os.fsencode(f"{info.name}/" if info.isdir() else info.name)
     link = os.fsencode(info.linkname)

@@ -65,7 +65,7 @@ def put(backend: TransferBackend, local: Path, remote: str | None, *, cwd: str |
         else:
             try:
                 put_file_by_scp(backend.runner, backend.ssh_client, local, name, target, cwd, watch)
-            except SessionRefusedError:  # the supervisor has the only one
+            except SessionRefusedError:  # the supervisor has the only session
                 if backend.max_streamed_bytes < 0:
                     raise
                 put_file_by_stdin(backend.runner, local, name, target, cwd, watch)
@@ -74,7 +74,7 @@ def put(backend: TransferBackend, local: Path, remote: str | None, *, cwd: str |
 def get(backend: TransferBackend, remote: str, local: Path, *, cwd: str | None, watch: Watch) -> None:
     """Fetch a file or a directory; see `Connection.get()`."""
     if not remote:
-        raise ValueError("the path on the host must not be empty")
+        raise ValueError(f"remote must not be empty, got {remote!r}")
     with raising_transfer_errors(backend.host, "fetch", remote):
         found = fetch(backend.runner, remote, local, cwd, watch, max_streamed_bytes=backend.max_streamed_bytes)
         if found is None:

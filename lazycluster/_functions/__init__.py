@@ -1,1 +1,1 @@
-"""Python functions as bytes: what travels to a host, and the outcome that comes back."""
+"""Python functions as bytes: the calls that travel to a host, and the outcomes that come back."""

@@ -25,9 +25,9 @@ _PYTHON_BOOTSTRAP = (
     "d=zlib.decompressobj();t=d.decompress(r({0},bytearray()));"
     'exec(t,{{"__name__":"lazycluster_call","read":r,"rest":d.unused_data,"collects":g}})'
 )
-"""Reads the program from standard input, and not one byte more; nothing that the current directory holds is imported
-before the function runs. Garbage is collected again, if it was, once the program is there: until then there is none. It
-is to be quoted by a login shell of any kind: no quote, backslash, `!` or newline.
+"""Reads the program from standard input, and not one byte more. Nothing in the current directory is imported before the
+function runs. Garbage collection pauses until the program is there, since there is no garbage before. Login shells of
+any kind can quote it: it holds no single quote, backslash, `!` or newline.
 """
 
 _SUPERVISOR_MODULES = (
@@ -95,7 +95,7 @@ class HostProgram:
 
 @attrs.frozen
 class PythonInfo:
-    """Which Python answers on the host: its version as X.Y.Z."""
+    """The Python that answers on the host; its version is X.Y.Z."""
 
     version: str
     executable: str
@@ -105,11 +105,11 @@ class PythonInfo:
 def build_call_program(token: str, grace: float = 5.0) -> HostProgram:
     """Return the program for one call.
 
-    `token` is letters and digits that mark the hello among what start-up files print. `grace` is how many seconds
-    the processes of the function have between SIGTERM and SIGKILL when standard input ends.
+    `token` is letters and digits that mark the hello in the output of start-up files. `grace` is the seconds between
+    SIGTERM and SIGKILL for the processes of the function when standard input ends.
     """
     if not (token.isascii() and token.isalnum()):
-        raise ValueError(f"token {token!r} is not letters and digits")
+        raise ValueError(f"token must be letters and digits, got {token!r}")
     start = (
         f"call_program.main({token!r}, watchdog.fork_worker, lambda worker: watchdog.watch_worker(worker, {grace!r}))\n"
     )
@@ -124,14 +124,14 @@ def build_supervisor_program(token: str, mark: str, grace: float, working_dir: s
     directory = None if working_dir is None else os.fsencode(working_dir)
     start = f"sys.exit(supervisor.main({token!r}, {mark!r}, {grace!r}, {directory!r}, {probe!r}))\n"
     source = _compressed_sources(_SUPERVISOR_MODULES)
-    chosen = _LOAD_FROM_BYTECODE.format(
+    loading = _LOAD_FROM_BYTECODE.format(
         implementation=sys.implementation.name,
         magic=importlib.util.MAGIC_NUMBER,
         asks=f"{SOURCE_REQUEST} {token}\n".encode(),
         size=len(source),
     )
     return attrs.evolve(
-        _build_program(f"{LOADER_SOURCE}{chosen}{start}", _compressed_bytecode(_SUPERVISOR_MODULES)), source=source
+        _build_program(f"{LOADER_SOURCE}{loading}{start}", _compressed_bytecode(_SUPERVISOR_MODULES)), source=source
     )
 
 
@@ -143,7 +143,7 @@ def _build_program(text: str, rest: bytes) -> HostProgram:
 
 @functools.cache
 def _compressed_sources(modules: tuple[str, ...]) -> bytes:
-    """Return what makes modules: compressed once for all hosts, for that takes as long as much else of a log-in."""
+    """Return compressed source that makes modules; cached, because compressing takes a good part of a log-in."""
     return zlib.compress(modules_source(modules).encode())
 
 
@@ -166,7 +166,7 @@ def _compressed_bytecode(modules: tuple[str, ...]) -> bytes:
 
 @functools.cache
 def calls_extension() -> bytes:
-    """Return what a supervisor loads before its first call, besides the sources of cloudpickle."""
+    """Return the code that a supervisor loads before its first call, besides the sources of cloudpickle."""
     install = (
         "def install(loaded_code, data):\n"
         "    late_site.run_site_main()\n"
@@ -179,7 +179,7 @@ def calls_extension() -> bytes:
 
 @functools.cache
 def ports_extension() -> bytes:
-    """Return what a supervisor loads before it is asked for free ports."""
+    """Return the code that a supervisor loads before the first request for free ports."""
     source = f"import errno, socket\n{inspect.getsource(is_port_free)}\n"
     return zlib.compress(
         f"{source}def install(loaded_code, data):\n    loaded_code.is_port_free = is_port_free\n".encode()
@@ -188,7 +188,7 @@ def ports_extension() -> bytes:
 
 @functools.cache
 def modules_source(modules: tuple[str, ...]) -> str:
-    """Return the text that makes modules, each importing earlier ones only; `LOADER_SOURCE` has to be there."""
+    """Return source that makes modules, each of which imports only earlier ones; it needs `LOADER_SOURCE` before it."""
     return "".join(f"_load({name!r}, {_read_module_source(name)!r})\n" for name in modules)
 
 

@@ -1,4 +1,4 @@
-"""Which modules travel with a function: those that are not installed, as far as its code names and imports them."""
+"""The modules that travel with a function: those that are not installed, if its code names or imports them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ModuleSource:
 
 
 def is_user_module(module: ModuleType) -> bool:
-    """Return whether a module is not installed: the user's script, what lies beside it, an editable project."""
+    """Return whether a module is not installed: the user's script, a file beside it, an editable project."""
     facts = _module_namespace(module)
     name = facts.get("__name__")
     if not isinstance(name, str) or name.partition(".")[0] in _NEVER_SENT_PACKAGES:
@@ -67,7 +67,7 @@ def is_installed(file: str) -> bool:
 
 @functools.cache
 def _is_installed(file: str) -> bool:
-    # Looked at once: for every call of a function each loaded module is asked for.
+    # Cached, because every call of a function checks each loaded module.
     return any(_is_under(form, _installation_roots()) for form in (os.path.realpath(file), str(Path(file).absolute())))
 
 
@@ -98,13 +98,13 @@ def _is_user_namespace_package(path: object) -> bool:
 
 
 def _path_entries(path: object) -> list[str]:
-    """Return the entries of a `__path__`; anything may stand there."""
+    """Return the entries of a `__path__`, which may be anything."""
     return [str(entry) for entry in path] if isinstance(path, Iterable) else []
 
 
 @functools.lru_cache(maxsize=1024)
 def find_imports(code: CodeType, package: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return the absolute name of each module that the code imports, with what it takes from it."""
+    """Return the absolute name of each module that the code imports, with the names that it takes from it."""
     return tuple(_iter_imports(code, package))
 
 
@@ -127,7 +127,7 @@ def _iter_imports(code: CodeType, package: str) -> Iterator[tuple[str, tuple[str
 def _absolute_module_name(name: str, level: object, package: str) -> str:
     try:
         return importlib.util.resolve_name("." * level + name, package) if isinstance(level, int) else ""
-    except ImportError:  # a relative import outside of a package: fails there as it does here
+    except ImportError:  # a relative import outside of a package fails on the host, too
         return ""
 
 
@@ -141,7 +141,7 @@ def referenced_names(code: CodeType) -> set[str]:
 
 
 def find_source(name: str) -> ModuleSource | None:
-    """Find the source of a module that is not loaded, importing nothing; None where it is installed, or no Python."""
+    """Find the source of a module that is not loaded, importing nothing; None if it is installed, or not Python."""
     if name.partition(".")[0] in _NEVER_SENT_PACKAGES:
         return None
     parent = name.rpartition(".")[0]
@@ -179,7 +179,7 @@ def _find_spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
 
 @attrs.define
 class CallDependencies:
-    """The needs of the code of one call, as far as seen.
+    """The modules and files that the code of one call needs, as far as seen.
 
     `modules_by_value` are modules whose contents go by value, `module_sources` those that the code imports and that are
     not loaded here, `traceback_texts` files for the lines of tracebacks.
@@ -223,7 +223,7 @@ class CallDependencies:
         self._accessed_modules.add(name)
 
     def add_function(self, function: FunctionType) -> None:
-        """Note what a function that goes by value names and imports."""
+        """Note the names and imports of a function that goes by value."""
         self._add_definition(function)
         namespace = function.__globals__
         self._add_code(function.__code__, str(namespace.get("__package__") or ""))
@@ -265,7 +265,7 @@ class CallDependencies:
     def _add_source(self, name: str, source: ModuleSource) -> None:
         try:
             code = compile(source.text, source.file, "exec", dont_inherit=True)
-        except (SyntaxError, ValueError):  # the import fails there as it does here
+        except (SyntaxError, ValueError):  # the import fails on the host, too
             return
         self._add_code(code, name if source.is_package else name.rpartition(".")[0])
 

@@ -14,51 +14,52 @@ from lazycluster.exceptions import RemoteFunctionError, RemoteTraceback
 from lazycluster.results import Error, Value
 
 SENT_CLASSES: weakref.WeakSet[type] = weakref.WeakSet()
-"""The classes that went to a host by value, and must not be changed by what comes back."""
+"""The classes that went to a host by value, and that outcomes must not change."""
 
 
 def read_outcome(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
-    """Read the answer of a host: what its program wrote on standard output after its hello.
+    """Read the outcome that the host's program wrote on standard output after its hello.
 
     Error holds the exception of the function, whose cause is a RemoteTraceback, or RemoteFunctionError.
     """
-    answer = _find_answer_record(file, host, function)
-    if isinstance(answer, Error):
-        return answer
+    record = _find_outcome_record(file, host, function)
+    if isinstance(record, Error):
+        return record
     return (
         _read_value(file, host, function)
-        if answer.kind == call_outcome.VALUE_RECORD
-        else _read_exception(file, answer, host, function)
+        if record.kind == call_outcome.VALUE_RECORD
+        else _read_exception(file, record, host, function)
     )
 
 
 def read_error(file: IO[bytes], host: str, function: str) -> Exception | None:
-    """Return the exception in the answer of a host, None where the function returned; its value is not unpickled."""
-    answer = _find_answer_record(file, host, function)
-    if not isinstance(answer, Error):
-        if answer.kind == call_outcome.VALUE_RECORD:
+    """Return the exception in an outcome, or None if the function returned; its value is not unpickled."""
+    record = _find_outcome_record(file, host, function)
+    if not isinstance(record, Error):
+        if record.kind == call_outcome.VALUE_RECORD:
             return None
-        answer = _read_exception(file, answer, host, function)
-    return answer.error if isinstance(answer.error, Exception) else None
+        record = _read_exception(file, record, host, function)
+    return record.error if isinstance(record.error, Exception) else None
 
 
-def _find_answer_record(file: IO[bytes], host: str, function: str) -> _AnswerRecord | Error:
-    """Find the record of the answer, and leave the file at its start."""
+def _find_outcome_record(file: IO[bytes], host: str, function: str) -> _OutcomeRecord | Error:
+    """Find the record of the value or error, and leave the file at its start."""
     file.seek(0, os.SEEK_END)
     size = file.tell()
     ended = _read_record(file, size)
     if ended is None or ended.kind != call_outcome.END_RECORD:
         return _function_error(
-            host, function, f"the host's answer is incomplete ({size} bytes came): the connection broke"
+            host, function, f"the outcome from the host is incomplete ({size} bytes came): the connection broke"
         )
-    answer = _read_record(file, ended.start)
-    if answer is not None and answer.kind == call_outcome.END_RECORD:  # its process said so itself, before it died
-        answer = _read_record(file, answer.start)
-    if answer is None or (answer.kind == call_outcome.VALUE_RECORD and answer.start != 0):
+    record = _read_record(file, ended.start)
+    if record is not None and record.kind == call_outcome.END_RECORD:
+        # The process itself reported its end, before it died.
+        record = _read_record(file, record.start)
+    if record is None or (record.kind == call_outcome.VALUE_RECORD and record.start != 0):
         file.seek(ended.start)
         return _function_error(host, function, f"its process {file.read(ended.length).decode(errors='replace')}")
-    file.seek(answer.start)
-    return answer
+    file.seek(record.start)
+    return record
 
 
 def remote_traceback(error: BaseException) -> str:
@@ -69,20 +70,22 @@ def remote_traceback(error: BaseException) -> str:
 
 
 @attrs.frozen
-class _AnswerRecord:
+class _OutcomeRecord:
     kind: bytes
     start: int
     length: int
 
 
-def _read_record(file: IO[bytes], end: int) -> _AnswerRecord | None:
-    """Find the record of the answer that ends at a position."""
+def _read_record(file: IO[bytes], end: int) -> _OutcomeRecord | None:
+    """Find the record that ends at a position."""
     stop = end - call_outcome.RECORD_TRAILER.size
     if stop < 0:
         return None
     file.seek(stop)
     magic, kind, length = call_outcome.RECORD_TRAILER.unpack(file.read(call_outcome.RECORD_TRAILER.size))
-    return _AnswerRecord(kind, stop - length, length) if magic == call_outcome.RECORD_MAGIC and length <= stop else None
+    return (
+        _OutcomeRecord(kind, stop - length, length) if magic == call_outcome.RECORD_MAGIC and length <= stop else None
+    )
 
 
 def _read_value(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
@@ -94,10 +97,10 @@ def _read_value(file: IO[bytes], host: str, function: str) -> Value[object] | Er
         )
 
 
-def _read_exception(file: IO[bytes], answer: _AnswerRecord, host: str, function: str) -> Error:
+def _read_exception(file: IO[bytes], record: _OutcomeRecord, host: str, function: str) -> Error:
     lengths = call_outcome.ERROR_TEXT_LENGTHS.unpack(file.read(call_outcome.ERROR_TEXT_LENGTHS.size))
     reason, text = (file.read(length).decode(errors="backslashreplace") for length in lengths)
-    if answer.length == call_outcome.ERROR_TEXT_LENGTHS.size + sum(lengths):
+    if record.length == call_outcome.ERROR_TEXT_LENGTHS.size + sum(lengths):
         return Error(RemoteFunctionError(host, function, reason, text))
     try:
         form = _Unpickler(file).load()
@@ -106,7 +109,7 @@ def _read_exception(file: IO[bytes], answer: _AnswerRecord, host: str, function:
         failure = RemoteFunctionError(host, function, reason, text)
         failure.__cause__ = problem
         return Error(failure)
-    if not isinstance(error, Exception):  # SystemExit and its like would end the local process
+    if not isinstance(error, Exception):  # SystemExit and the like would end the local process
         return Error(RemoteFunctionError(host, function, reason, text))
     error.__cause__ = RemoteTraceback(host, text)
     return Error(error)
@@ -119,7 +122,7 @@ def _function_error(host: str, function: str, reason: str, cause: Exception | No
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles what comes back without changing the classes that went there.
+    """Unpickles an outcome without changing the classes that went to the host.
 
     cloudpickle sets the attributes of a class again whenever an instance of it is unpickled.
     """

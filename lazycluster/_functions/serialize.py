@@ -51,16 +51,16 @@ def serialize_call(function: Callable[P, object], /, *args: P.args, **kwargs: P.
     """Pickle a function with its arguments, and with the modules that it needs and that are not installed.
 
     Raises:
-        FunctionNotSerializableError: The function or an argument cannot be pickled.
+        FunctionNotSerializableError: If the function or an argument cannot be pickled.
     """
     return _serialize(function, (args, kwargs))
 
 
 def serialize_batch(function: Callable[[T], object], items: Sequence[T], max_seconds: float) -> Payload:
-    """Pickle a function with items to call it with, one after another, until so many seconds have passed.
+    """Pickle a function with items to call it with, one after another, until `max_seconds` have passed.
 
     Raises:
-        FunctionNotSerializableError: The function or an argument cannot be pickled.
+        FunctionNotSerializableError: If the function or an item cannot be pickled.
     """
     return _serialize(function, ((max_seconds, list(items)), None))
 
@@ -88,20 +88,20 @@ _CLOUDPICKLE_REGISTRY_LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def _pickling_modules_by_value() -> Iterator[CallDependencies]:
-    """Have cloudpickle send the modules that are not installed by value, for a while."""
+    """Have cloudpickle send the modules that are not installed by value, during the block."""
     dependencies = CallDependencies(frozenset(cloudpickle.list_registry_pickle_by_value()))
     try:
         yield dependencies
     finally:
         for module in dependencies.temporarily_registered:
-            with contextlib.suppress(ValueError):  # two names for one module
+            with contextlib.suppress(ValueError):  # there were two names for one module
                 cloudpickle.unregister_pickle_by_value(module)
 
 
 def _pickle_call(
     dependencies: CallDependencies, function: Callable[..., object], arguments: tuple[object, object]
 ) -> bytes:
-    """Return the pickles that `call` reads: the function and then the arguments, each with contents of modules."""
+    """Return the pickles that a call reads: the function and then the arguments, each with contents of modules."""
     file = io.BytesIO()
     pickler = _Pickler(file, dependencies)
     for item in (function, arguments):
@@ -145,9 +145,9 @@ def _encode_modules(dependencies: CallDependencies) -> bytes:
 
 
 class _NullWriter:
-    """A file that forgets."""
+    """A file that discards its data."""
 
-    def write(self, data: Any) -> int:  # noqa: ANN401 - bytes, or what has its buffer
+    def write(self, data: Any) -> int:  # noqa: ANN401 - bytes, or an object with their buffer
         return len(data)
 
 
@@ -168,8 +168,8 @@ class _NamespaceReference:
 class _Pickler(cloudpickle.Pickler):
     """cloudpickle, with the modules that travel rebuilt on the host under their names.
 
-    There, their functions have the module's namespace for their globals, `import` finds them, and plain pickle finds
-    what they define. cloudpickle alone would copy a whole module for every reference to it, with all its locks.
+    There the module's namespace is the globals of its functions, `import` finds the module, and plain pickle finds its
+    definitions. cloudpickle alone would copy a whole module for every reference to it, with all its locks.
     """
 
     def __init__(self, file: Any, dependencies: CallDependencies) -> None:  # noqa: ANN401 - what pickle.Pickler takes
@@ -198,22 +198,27 @@ class _Pickler(cloudpickle.Pickler):
         return reduced
 
     def _reduce_code(self, code: CodeType) -> Any:  # noqa: ANN401 - as above
-        """Reduce code with the name of its file, which cloudpickle leaves out since 3.1.3: tracebacks need it."""
+        """Reduce code with its file's name for tracebacks, which cloudpickle leaves out since 3.1.3 (its #560)."""
         reduced: Any = self.dispatch_table[CodeType](code)
         make, made = reduced
         return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in made)
 
     def _register_module(self, name: object) -> None:
-        """Have cloudpickle send what a module defines by value, where that one is not installed."""
-        survey = self._dependencies
-        if name in survey.checked_modules:
+        """Have cloudpickle send the definitions of a module by value, if it is not installed."""
+        dependencies = self._dependencies
+        if name in dependencies.checked_modules:
             return
-        survey.checked_modules.add(name)
+        dependencies.checked_modules.add(name)
         module = sys.modules.get(name) if isinstance(name, str) else None
-        if is_module(module) and name != "__main__" and name not in survey.user_registered and is_user_module(module):
-            with contextlib.suppress(ValueError):  # it is not known by the name that it gives itself
+        if (
+            is_module(module)
+            and name != "__main__"
+            and name not in dependencies.user_registered
+            and is_user_module(module)
+        ):
+            with contextlib.suppress(ValueError):  # the module is not known by the name that it gives itself
                 cloudpickle.register_pickle_by_value(module)
-                survey.temporarily_registered.append(module)
+                dependencies.temporarily_registered.append(module)
 
     def _record_by_value(self, obj: FunctionType | type, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
         """Note a function or class that goes by value."""
@@ -225,12 +230,12 @@ class _Pickler(cloudpickle.Pickler):
         return reduced
 
     def _is_in_extension_module(self, cls: type) -> bool:
-        """Return whether a class is of an extension module within a package that goes by value."""
+        """Return whether a class belongs to an extension module, in a package that goes by value."""
         module = sys.modules.get(str(cls.__module__))
         return module is not None and str(getattr(module, "__file__", "")).endswith((".so", ".pyd"))
 
     def _share_namespace(self, function: FunctionType, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Replace the copy of the globals that cloudpickle makes by the namespace of the module on the host."""
+        """Replace cloudpickle's copy of the globals with the namespace of the module on the host."""
         name = str(function.__globals__.get("__name__"))
         module = sys.modules.get(name)
         made = reduced[1]

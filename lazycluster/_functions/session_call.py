@@ -1,4 +1,4 @@
-"""One Python function on the host in one session: program, function and answer go over its streams."""
+"""One Python function on the host in one session: program, function and outcome go over its streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lazycluster._model.watch import Watch
 from lazycluster.exceptions import PythonNotFoundError, RemoteFunctionError
 from lazycluster.results import Collector, Stream
 
-_ANSWER_READ_BYTES = 1 << 18
+_OUTCOME_READ_BYTES = 1 << 18
 _EXIT_COMMAND_NOT_FOUND = 127
 
 
@@ -27,10 +27,10 @@ def run_function_in_session(
     """Call a function in a Python of its own, and write its outcome to a file, for `read_outcome()`.
 
     Raises:
-        PythonNotFoundError: There is no Python on the host.
-        PythonVersionMismatchError: Its minor version differs from that of the local Python.
-        CommandTimeoutError: The time limit passed.
-        ConnectionLostError: The connection broke.
+        PythonNotFoundError: If there is no Python on the host.
+        PythonVersionMismatchError: If the minor version there differs from that of the local Python.
+        CommandTimeoutError: If the time limit passes.
+        ConnectionLostError: If the connection breaks.
     """
     from lazycluster._functions.serialize import full_request  # noqa: PLC0415 - only calls need cloudpickle
 
@@ -55,9 +55,9 @@ def run_function_in_session(
         python_info = _read_python_info(running, token)
         check_python_version(python_info, runner.host)
         python_infos.append(python_info)
-        with contextlib.suppress(CommandEndedError):  # the answer says why
+        with contextlib.suppress(CommandEndedError):  # the outcome says why
             running.write(full_request(call.payload))
-        while data := running.read(_ANSWER_READ_BYTES):
+        while data := running.read(_OUTCOME_READ_BYTES):
             outcome.write(data)
         running.wait()
 

@@ -36,8 +36,8 @@ _start(call_program, call_outcome)
 def render_standalone_file(payload: Payload) -> str:
     """Return the text of the file, which is ASCII.
 
-    What the function prints goes to standard error, its answer, for `read_outcome`, to standard output. Nothing watches
-    over it: it goes on when the connection breaks.
+    The output of the function goes to standard error, its outcome, for `read_outcome`, to standard output. No watchdog
+    ends it: it goes on when the connection breaks.
     """
     major, minor = sys.version_info[:2]
     name = payload.function.encode("ascii", "backslashreplace").decode("ascii")

@@ -1,1 +1,1 @@
-"""Records that all rooms share: what to run, how to follow it, checks, options."""
+"""Records that all rooms share: commands, their output and progress, forwardings, time-outs and checks."""

@@ -15,7 +15,7 @@ _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def absolute_path(path: str | os.PathLike[str]) -> Path:
-    """Return a local path that no later change of the working directory moves; links are not followed."""
+    """Return a local path that does not depend on the working directory; links are not followed."""
     return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() would follow links
 
 
@@ -28,7 +28,7 @@ def check_port(port: int) -> int:
     """Return the port.
 
     Raises:
-        ValueError: It is no whole number from 1 to 65535.
+        ValueError: If it is not a whole number from 1 to 65535.
     """
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
         raise ValueError(f"port must be a whole number from 1 to 65535, got {port!r}")
@@ -39,7 +39,7 @@ def check_program(program: str | Sequence[str]) -> str | tuple[str, ...]:
     """Return text for a shell, or the words of a program as a tuple.
 
     Raises:
-        ValueError: The text or a word is unusable.
+        ValueError: If the text or a word is unusable.
     """
     if isinstance(program, str):
         if not program or "\0" in program:
@@ -61,7 +61,7 @@ def check_stdin(data: bytes | None) -> bytes | None:
     """Return the standard input of a command.
 
     Raises:
-        ValueError: It is neither None nor bytes.
+        ValueError: If it is neither None nor bytes.
     """
     if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
         raise ValueError(f"stdin must be bytes, got {type(data).__name__}")
@@ -72,7 +72,7 @@ def check_timeout(seconds: float | None) -> float | None:
     """Return a timeout.
 
     Raises:
-        ValueError: It is neither None nor a positive number of seconds.
+        ValueError: If it is neither None nor a positive number of seconds.
     """
     if seconds is not None and not _is_duration(seconds):
         raise ValueError(f"timeout must be a positive number of seconds or None, got {seconds!r}")
@@ -83,7 +83,7 @@ def check_connect_timeout(seconds: float) -> float:
     """Return a time-out of log-ins.
 
     Raises:
-        ValueError: It is not a positive number of seconds, or more than ssh takes.
+        ValueError: If it is not a positive number of seconds, or more than ssh takes.
     """
     if not _is_duration(seconds) or seconds >= _MAX_CONNECT_TIMEOUT_SECONDS:
         constraint = f"a positive number of seconds, less than {_MAX_CONNECT_TIMEOUT_SECONDS:,.0f}"
@@ -95,7 +95,7 @@ def check_max_sessions(max_sessions: int) -> int:
     """Return a number of sessions.
 
     Raises:
-        ValueError: The number is not a whole number from 1 on.
+        ValueError: If the number is not a whole number from 1 on.
     """
     if isinstance(max_sessions, bool) or not isinstance(max_sessions, int) or max_sessions < 1:
         raise ValueError(f"max_sessions must be a whole number from 1 on, got {max_sessions!r}")
@@ -106,7 +106,7 @@ def check_text(name: str, value: str | None) -> str | None:
     """Return a parameter that is text or None.
 
     Raises:
-        ValueError: The value is empty, holds NUL, or is no text.
+        ValueError: If the value is empty, holds NUL, or is not text.
     """
     if value is not None and (not isinstance(value, str) or not value or "\0" in value):
         raise ValueError(f"{name} must be text, not empty and without NUL, got {value!r:.200}")
@@ -117,7 +117,7 @@ def check_grace(seconds: float) -> float:
     """Return the time between SIGTERM and SIGKILL.
 
     Raises:
-        ValueError: It is not a number of seconds from 0 on, or longer than any host waits.
+        ValueError: If it is not a number of seconds from 0 on, or longer than any host waits.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < _MAX_GRACE_SECONDS:
         raise ValueError(f"grace must be a number of seconds from 0 to {_MAX_GRACE_SECONDS:,.0f}, got {seconds!r}")
@@ -132,7 +132,7 @@ def check_environment(variables: Mapping[str, str] | None) -> dict[str, str]:
     """Return a copy of environment variables that a POSIX shell can export.
 
     Raises:
-        ValueError: A name is no identifier (POSIX.1-2017, XBD 3.235), or a value is no text or holds a NUL.
+        ValueError: If a name is not an identifier (POSIX.1-2017, XBD 3.235), or a value is not text or holds NUL.
     """
     checked = dict(variables or {})
     for name, value in checked.items():

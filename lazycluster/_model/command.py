@@ -19,7 +19,7 @@ class Command:
     """A command and its surroundings.
 
     Raises:
-        ValueError: A field is out of range.
+        ValueError: If a field is out of range.
     """
 
     program: str | tuple[str, ...] = attrs.field(converter=check_program, repr=False)

@@ -1,4 +1,4 @@
-"""Ports that travel through a connection."""
+"""Ports that are forwarded through a connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ForwardType(enum.Enum):
 
 @attrs.frozen
 class Forwarding:
-    """Connections to `listen_port` on one end come out at `connect_port` on the other, on loopback both.
+    """Connections to `listen_port` at one end come out at `connect_port` at the other; both are loopback ports.
 
     `LOCAL` listens here and connects on the host, `REMOTE` listens on the host and connects here. "localhost" as the
     address to listen on means every loopback address, IPv4 and IPv6 (RFC 4254, section 7.1).

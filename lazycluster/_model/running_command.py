@@ -1,4 +1,4 @@
-"""A command under way on a host, and the interface of whatever runs commands there."""
+"""A command under way on a host, and the interface of the objects that run commands there."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunningCommand(ABC):
         """Send to standard input.
 
         Raises:
-            CommandEndedError: The command no longer reads it.
+            CommandEndedError: If the command no longer reads it.
         """
 
     @abstractmethod
@@ -52,8 +52,8 @@ class RunningCommand(ABC):
         """Wait until the command has ended and its output is complete.
 
         Raises:
-            DeadlinePassedError: The time limit passed first.
-            CancelledError: The cancel token was cancelled first.
+            DeadlinePassedError: If the time limit passes first.
+            CancelledError: If the cancel token is cancelled first.
         """
 
     def read(self, size: int) -> bytes:
@@ -120,10 +120,10 @@ class CommandRunner(ABC):
         The conversation begins after `command.stdin`. It is held again if the host cannot have started the command.
 
         Raises:
-            CommandTimeoutError: The time limit passed. The command was ended.
-            CommandStoppedError: The cancel token was cancelled. The command was ended.
-            ConnectionLostError: The connection broke.
-            WorkingDirectoryError: The directory cannot be entered.
+            CommandTimeoutError: If the time limit passes; the command is then ended.
+            CommandStoppedError: If the cancel token is cancelled; the command is then ended.
+            ConnectionLostError: If the connection breaks.
+            WorkingDirectoryError: If the directory cannot be entered.
         """
 
 

@@ -22,8 +22,8 @@ def _ignore_progress(_done: int, _total: int | None) -> None:
 class Watch:
     """How a caller follows work on a host, and may stop it.
 
-    `on_output` gets each piece of output at once. `on_progress` gets the bytes moved so far, and all of them, or None
-    if that is unknown. A `collector` given here holds the output so far also if the call raises.
+    `on_output` gets each piece of output at once. `on_progress` gets the bytes moved so far and the total, or None
+    if that is unknown. A `collector` given here holds the output so far even if the call raises.
     """
 
     on_output: Callable[[Stream, bytes], object] = _ignore_output

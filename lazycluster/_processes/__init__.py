@@ -1,1 +1,1 @@
-"""Local processes: this package starts every process of the library, and never judges how one ended."""
+"""Local processes: this package starts all but those on a terminal, and never judges how one ended."""

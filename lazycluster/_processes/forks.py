@@ -1,4 +1,4 @@
-"""The objects that a forked child of this process must reset: they hold what belongs to their parent."""
+"""The objects that a forked child of this process must reset: they hold things of their parent."""
 
 from __future__ import annotations
 

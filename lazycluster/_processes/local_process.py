@@ -41,7 +41,7 @@ class LocalProcess:
         """Start the process. Under a mocked `subprocess` its output goes through `mocked_output`.
 
         Raises:
-            OSError: The program cannot be started.
+            OSError: If the program cannot be started.
         """
         self.argv = tuple(argv)
         self.deadline = deadline
@@ -88,7 +88,7 @@ class LocalProcess:
         return self._stdin is not None
 
     def write(self, data: bytes | memoryview, *, pump: Callable[[Callable[[], bool]], bool] | None = None) -> None:
-        """Write to the standard input of the process, and pump its output, by `pump` in place of `pump()`.
+        """Write to the standard input of the process, and pump its output, with `pump` instead of `pump()` if given.
 
         A process that no longer reads its input loses the rest, as it would in a pipeline.
         """
@@ -132,8 +132,8 @@ class LocalProcess:
         """Move data until `predicate` holds, both outputs have ended or `timeout` is over; return whether it holds.
 
         Raises:
-            DeadlinePassedError: The deadline passed first.
-            CancelledError: The cancel token was set first.
+            DeadlinePassedError: If the deadline passes first.
+            CancelledError: If the cancel token is cancelled first.
         """
         pause = Deadline(timeout)
         while not predicate():
@@ -155,7 +155,7 @@ class LocalProcess:
         return wait_process(self._process, timeout)
 
     def ignore_cancel_token(self) -> None:
-        """Let `pump()` go on although the cancel token was set."""
+        """Let `pump()` go on although the cancel token was cancelled."""
         if self._cancel_token is not None:
             self._selector.unregister(self._cancel_token)
             self._cancel_token = None

@@ -23,7 +23,7 @@ def start_process(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int |
     """Start a program in a session of its own, out of reach of the terminal's Ctrl-C.
 
     Raises:
-        OSError: The program cannot be started.
+        OSError: If the program cannot be started.
     """
     _log.debug("start %s", argv)
     # The ssh to a jump host knows nothing of our BatchMode, and must not open a window either (ssh(1), ENVIRONMENT).

@@ -42,7 +42,7 @@ def run_daemonizing(
     that it inherits, so no pipe may be among them.
 
     Raises:
-        OSError: The program cannot be started.
+        OSError: If the program cannot be started.
     """
     deadline = Deadline(timeout)
     with stderr_path.open("ab") as errors:
@@ -61,7 +61,7 @@ def run_daemonizing(
 def _wait_for_exit(process: Process, deadline: Deadline, cancel_event: threading.Event | None) -> None:
     """Wait for the end of a process, until a deadline or until `cancel_event` is set.
 
-    Popen.wait(timeout) polls, with naps of up to 50 ms; a thread that waits without one wakes at once.
+    Popen.wait(timeout) polls, with pauses of up to 50 ms; a thread that waits without a timeout wakes at once.
     """
     waiter = threading.Thread(target=process.wait, name="lazycluster-wait", daemon=True)
     try:
@@ -76,7 +76,7 @@ def run_and_capture(argv: Sequence[str], *, timeout: float) -> Completed:
     """Run a program that prints little.
 
     Raises:
-        OSError: The program cannot be started.
+        OSError: If the program cannot be started.
     """
     collector = Collector()
     process = LocalProcess(argv, stdin=False, deadline=Deadline(timeout), on_output=collector.write)

@@ -1,4 +1,4 @@
-"""The outcome of a function, as its process on the host writes it: in records; sent there.
+"""The outcome of a function, in the records that its process on the host writes; sent to the host.
 
 Standard library only, and the syntax of Python 3.6.
 """
@@ -36,7 +36,7 @@ _PLAIN_PICKLE_TYPES = frozenset((bool, bytes, complex, float, int, str, type(Non
 def done_record(nonce: bytes) -> bytes:
     """Return the last record, by which a function's process announces that its outcome is complete.
 
-    So the supervisor need not wait until the kernel has taken the process apart. No value ends like that by chance.
+    So the supervisor need not wait until the kernel has torn the process down. No value ends like that by chance.
     """
     return nonce + RECORD_TRAILER.pack(RECORD_MAGIC, END_RECORD, len(nonce))
 
@@ -103,12 +103,12 @@ def write_record(out: DescriptorWriter, kind: bytes, record: bytes) -> None:
 
 def write_value(out: DescriptorWriter, value: object) -> None:
     try:
-        # Most results are plain. cloudpickle writes the same for them, but takes its time to begin.
+        # Most results are plain. cloudpickle writes the same for them, but is slow to start.
         if type(value) in _PLAIN_PICKLE_TYPES:
             pickle.Pickler(out, pickle.HIGHEST_PROTOCOL).dump(value)
         else:
             importlib.import_module("cloudpickle").Pickler(out).dump(value)
-    except Exception as error:  # noqa: BLE001 - pickling runs anything; the outcome reports all of it
+    except Exception as error:  # noqa: BLE001 - pickling runs any code; the outcome reports its error
         write_failure(out, f"its result cannot be sent back: {exception_summary(error)}", error)
     else:
         out.write(RECORD_TRAILER.pack(RECORD_MAGIC, VALUE_RECORD, out.bytes_written))
@@ -143,12 +143,12 @@ def pickle_exception(error: BaseException) -> bytes:
     """
     kind = type(error)
     hooks = ("__reduce__", "__reduce_ex__", "__setstate__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
-    own_way = any(getattr(kind, hook, None) is not getattr(BaseException, hook, None) for hook in hooks)
-    for form in [error] if own_way else [(kind, error.args, error.__dict__), error]:
+    pickles_itself = any(getattr(kind, hook, None) is not getattr(BaseException, hook, None) for hook in hooks)
+    for form in [error] if pickles_itself else [(kind, error.args, error.__dict__), error]:
         try:
             data = importlib.import_module("cloudpickle").dumps(form)
             unpickle_exception(io.BytesIO(data))
-        except Exception:  # noqa: BLE001, S112 - any code of the user's; the text is sent in any case
+        except Exception:  # noqa: BLE001, S112 - it runs code of the user; the text is sent in any case
             continue
         return bytes(data)
     return b""

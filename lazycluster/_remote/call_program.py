@@ -1,7 +1,7 @@
 """The program that runs one function on a host: sent there as text, started by `_functions.bootstrap`.
 
-It imports only the standard library, writes no file, and its syntax is that of Python 3.6, so that an old Python can at
-least say which one it is.
+It imports only the standard library and writes no file. Its syntax is that of Python 3.6, so that an old Python can at
+least report its version.
 
 Standard output carries the hello line, then the outcome (see `call_outcome.RECORD_TRAILER`). Standard input carries
 the request (see `CALL_REQUEST_HEADER`). Its end afterwards means that the local process is gone or has given up.
@@ -41,12 +41,12 @@ CALL_START_MARKER = "LAZYCLUSTER-CALL"
 
 CALL_REQUEST_HEADER = struct.Struct(">QQQQ")
 """The request's header: the lengths of the cloudpickle sources, the modules, the texts of files that may be shown in
-tracebacks, and the pickles that follow it. What is not needed is empty.
+tracebacks, and the pickles that follow it. A part that is not needed is empty.
 """
 
 
 def main(token: str, fork_worker: "Callable[[], int]", watch_worker: "Callable[[int], str]") -> None:
-    """Greet, read the request, run it in a child process, and watch over that one.
+    """Write the hello, read the request, run it in a child process, and watch over that process.
 
     `fork_worker` and `watch_worker` are those of `watchdog.py`, which is sent along.
     """
@@ -83,9 +83,10 @@ def prepare(sources: bytes) -> None:
 
 
 def run_call(request_reader: int, outcome_writer: int, done: bytes) -> None:
-    """Read a request, call its function and write the outcome, in a process of a supervisor's own; last, `done`.
+    """Read a request, call its function, and write the outcome, which ends with `done`, in a worker of a supervisor.
 
-    Before that do what a Python does at its end, as far as that is the function's; the process is to end then.
+    Before `done` the worker does what Python does at exit: it waits for threads and runs `atexit` functions. The caller
+    must then end the process.
     """
     parts = [
         read_exactly(request_reader, length)
@@ -96,7 +97,7 @@ def run_call(request_reader: int, outcome_writer: int, done: bytes) -> None:
     me = os.getpid()
     load_and_call(out, lambda: _load_request(parts))
     if os.getpid() != me:
-        return  # a fork of the function's own, which came back from it too
+        return  # a process that the function forked, and that returned from it, too
     threading = sys.modules.get("threading")
     if threading is not None:
         if threading.active_count() > 1:
@@ -114,12 +115,12 @@ def load_and_call(
 ) -> None:
     """Load a function with its arguments, call it, and write the outcome.
 
-    Without a mapping of arguments by name it is called with one item after another, of the list that is the second
-    argument, until the seconds that are the first have passed; what comes of it is a list of answers.
+    With None for `kwargs`, `args` are a number of seconds and a list of items. The function is called with one item
+    after another until the seconds have passed, and the value is the list of the outcomes.
     """
     try:
         function, args, kwargs = load()
-    except BaseException as error:  # noqa: BLE001 - unpickling runs anything; all of it is reported
+    except BaseException as error:  # noqa: BLE001 - unpickling runs any code; its error is reported
         write_failure(out, f"it cannot be loaded there: {exception_summary(error)}", error)
         return
     if kwargs is None:
@@ -131,14 +132,14 @@ def load_and_call(
 def _call_and_write_outcome(
     out: DescriptorWriter, function: "Callable[..., object]", args: "tuple[object, ...]", kwargs: "dict[str, object]"
 ) -> None:
-    """Call a function and write the outcome, except in a fork that the function made and that returned from it too."""
+    """Call a function and write the outcome, except in a fork that the function made and that returned from it, too."""
     me = os.getpid()
     failure: BaseException | None = None
     value: object = None
     try:
         value = function(*args, **kwargs)
         _reject_lazy_result(value)
-    except BaseException as error:  # noqa: BLE001 - the user's function; all of it is reported
+    except BaseException as error:  # noqa: BLE001 - the user's function; its error is reported
         failure = error
     if os.getpid() != me:
         return
@@ -153,25 +154,25 @@ def _call_each(function: "Callable[[object], object]", seconds: float, items: "l
     """Call a function with one item after another for a number of seconds; return the outcome of each."""
     me = os.getpid()
     until = time.monotonic() + seconds
-    answers: list[bytes] = []
+    outcomes: list[bytes] = []
     for item in items:
         out = MemoryWriter()
         _call_and_write_outcome(out, function, (item,), {})
         if os.getpid() != me:
             break
-        answers.append(bytes(out.data) + DONE_RECORD)
+        outcomes.append(bytes(out.data) + DONE_RECORD)
         if time.monotonic() >= until:
             break
-    return answers
+    return outcomes
 
 
 def _prepare_interpreter() -> None:
-    """Take standard streams and a `__main__` that the function may do with as it likes."""
+    """Make new standard streams and empty `__main__`: the function may change them."""
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", 1, "utf-8", "backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "lazycluster"]:
-        del sys.modules[name]  # this program; what the function may import is the host's own
+        del sys.modules[name]  # modules of this program; the function may import a lazycluster of the host's own
     namespace = vars(sys.modules["__main__"])
     for name in [name for name in namespace if not name.startswith("__")]:
         del namespace[name]
@@ -180,10 +181,10 @@ def _prepare_interpreter() -> None:
 def _load_request(
     request: "list[bytes]",
 ) -> "tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]":
-    """Make what was sent importable, and unpickle the function, its arguments, and the contents of the modules.
+    """Make the sent modules importable, and unpickle the function, its arguments, and the contents of the modules.
 
-    The pickles are the function, contents of modules, None, the arguments, contents of modules, None. They are the
-    work of one pickler, so that what is shared among them stays shared.
+    The pickles are the function, contents of modules, None, the arguments, contents of modules, None. One pickler wrote
+    them all, so objects that they share stay shared.
     """
     if request[0]:
         make_importable(pickle.loads(zlib.decompress(request[0])), {})  # noqa: S301 - from the local process, which the host trusts
@@ -193,8 +194,8 @@ def _load_request(
         sent, left_out = pickle.loads(zlib.decompress(request[1]))  # noqa: S301 - as above
         make_importable(sent, left_out)
     for file, text in pickle.loads(request[2]).items():  # noqa: S301 - as above
-        # Tracebacks show the lines then, as they would on the local machine. The text is unpacked when it is needed,
-        # except for a file such as <stdin>, of which linecache expects nothing.
+        # With these, tracebacks show the lines that they would show on the local machine. The text is unpacked when it
+        # is needed, except for a file such as <stdin>, for which linecache calls no loader.
         if file.startswith("<"):
             lines = zlib.decompress(text).decode("utf-8", "surrogatepass").splitlines(True)
             linecache.cache[file] = (sum(map(len, lines)), None, lines, file)

@@ -35,7 +35,7 @@ FINISHED = "finished"  # its end was reported, or the supervisor itself ends
 START = "start"  # a process was started
 STOP = "stop"  # the local process asks for the end; the second time at once
 EXIT = "exit"  # its process has ended, or has reported that its outcome is complete
-TREE_GONE = "tree gone"  # nothing is left of what a stop ends
+TREE_GONE = "tree gone"  # all that a stop ends is gone
 FINISH = "finish"
 
 TRANSITIONS = {
@@ -46,7 +46,7 @@ TRANSITIONS = {
     EXITED: {EXIT: EXITED, STOP: STOPPED, FINISH: FINISHED},
     FINISHED: {EXIT: FINISHED, STOP: FINISHED, FINISH: FINISHED},
 }
-"""The state that follows on each event; an event that a state does not have cannot happen in it.
+"""The state after each event; an event that a state does not list cannot happen in it.
 
 A child that is detached goes through the same states, and sends nothing more.
 """
@@ -62,11 +62,11 @@ class PipeReader:
         self.is_registered = False
         self.capacity = _DEFAULT_PIPE_BYTES
         self.remaining_bytes: int | None = None
-        """Bytes that the pipe can hold of a process that has ended; later bytes come from another process."""
+        """The most bytes that an ended process can have left in the pipe; later bytes come from another process."""
 
     @property
     def chunk_bytes(self) -> int:
-        """How much to read at once: more from a pipe that was full once."""
+        """The number of bytes to read at once: more from a pipe that was full before."""
         return STREAM_CHUNK_BYTES if self.capacity == _DEFAULT_PIPE_BYTES else 4 * STREAM_CHUNK_BYTES
 
 
@@ -106,7 +106,7 @@ class InputQueue:
         self._flush()
 
     def connect(self, descriptor: int) -> None:
-        """Take the writing end of the pipe; -1 for none."""
+        """Take the writing end of the pipe; -1 if there is no pipe."""
         self._descriptor = descriptor
         self._flush()
 
@@ -220,10 +220,10 @@ class Child:
             reader.is_registered = should_read
 
     def _read_output(self, reader: PipeReader) -> bool:
-        """Send on a piece of a stream; return whether there may be more of it now."""
+        """Forward a piece of a stream; return whether more of it may be there now."""
         is_silent = self._is_silent
-        if reader.descriptor < 0 or (self._send_window <= 0 and not is_silent):  # so since the selector saw it
-            return False
+        if reader.descriptor < 0 or (self._send_window <= 0 and not is_silent):
+            return False  # changed since the selector reported it
         try:
             data = os.read(
                 reader.descriptor, reader.chunk_bytes if is_silent else min(reader.chunk_bytes, self._send_window)
@@ -240,7 +240,7 @@ class Child:
         if len(data) == STREAM_CHUNK_BYTES and reader.capacity == _DEFAULT_PIPE_BYTES:
             reader.capacity = enlarge_pipe(reader.descriptor)
         if is_silent:
-            return True  # of a process that was left in the background, for example
+            return True  # dropped, such as the output of a process that was left in the background
         if reader.remaining_bytes is not None:
             reader.remaining_bytes -= len(data)
         self._send_window -= len(data)
@@ -312,7 +312,7 @@ class Child:
         self.update_reading()
 
     def stop(self, mark: str) -> None:
-        """Begin to end its process with all that it started; a second call ends the grace."""
+        """Begin to end its process with all that it started; a second call ends the grace period."""
         self._change_state(STOP)
         if self.terminator is not None:
             self.terminator.escalate()
@@ -322,7 +322,7 @@ class Child:
             )
 
     def _find_processes(self, mark: bytes, table: "list[ProcessEntry]") -> "set[int]":
-        """Return the processes of the child: below its own, of its session, and orphans with its mark."""
+        """Return the processes of the child: its own with all descendants, its session, and orphans with its mark."""
         found = descendants(table, self.pid, self.pid) | ({self.pid} if self.state == STOPPING else set())
         orphans = [row for row in table if row.parent in {1, os.getpid()} and row.pid not in found]
         for pid in find_marked(orphans, mark):

@@ -18,7 +18,7 @@ def read_exactly(descriptor: int, length: int) -> bytes:
     """Read this number of bytes and not one more.
 
     Raises:
-        EOFError: The stream ends before.
+        EOFError: If the stream ends before that.
     """
     data = bytearray()
     while len(data) < length:
@@ -30,18 +30,18 @@ def read_exactly(descriptor: int, length: int) -> bytes:
 
 
 def enlarge_pipe(descriptor: int) -> int:
-    """Let a pipe with much to carry hold more (Linux), and return how many bytes it may hold."""
+    """Enlarge a pipe that carries much (Linux), and return its capacity in bytes."""
     with contextlib.suppress(ImportError, OSError):
-        import fcntl  # noqa: PLC0415 - not everywhere
+        import fcntl  # noqa: PLC0415 - not on every system
 
         return fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _LARGE_PIPE_BYTES)
     return _LARGE_PIPE_BYTES
 
 
 def readable_bytes(descriptor: int, default: int) -> int:
-    """Return how many bytes wait in a pipe."""
+    """Return the number of bytes that wait in a pipe, or `default` if the system cannot tell."""
     with contextlib.suppress(ImportError, OSError):
-        import fcntl  # noqa: PLC0415 - not everywhere
+        import fcntl  # noqa: PLC0415 - not on every system
         import termios  # noqa: PLC0415 - as above
 
         return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])
@@ -49,21 +49,21 @@ def readable_bytes(descriptor: int, default: int) -> int:
 
 
 def close_all(descriptors: "Iterable[int]") -> None:
-    """Close descriptors, except those below 0, which stand for none."""
+    """Close descriptors, except those below 0, which stand for no descriptor."""
     for descriptor in descriptors:
         if descriptor >= 0:
             os.close(descriptor)
 
 
 def set_nonblocking(descriptors: "Iterable[int]") -> None:
-    """Have reads and writes not wait, with the same exception."""
+    """Make descriptors non-blocking, except those below 0."""
     for descriptor in descriptors:
         if descriptor >= 0:
             os.set_blocking(descriptor, False)
 
 
 def close_all_but(*keep: int) -> None:
-    """Close every descriptor above the standard streams but those."""
+    """Close every descriptor above the standard streams except those to keep."""
     try:
         names = os.listdir("/proc/self/fd" if sys.platform.startswith("linux") else "/dev/fd")
     except OSError:

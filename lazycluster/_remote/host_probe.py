@@ -1,4 +1,4 @@
-"""The run of the shell text that examines the machine, at the start of a supervisor; sent there.
+"""Runs the shell text that examines the machine, when a supervisor starts; sent to the host.
 
 Standard library only, and the syntax of Python 3.6.
 """
@@ -49,7 +49,7 @@ class HostProbe:
             self._end()
 
     def _read(self, size: int) -> None:
-        if self._reader < 0:  # closed since the selector saw it
+        if self._reader < 0:  # closed since the selector reported it
             return
         data = os.read(self._reader, size)
         self._output += data[: _MAX_OUTPUT_BYTES - len(self._output)]
@@ -72,6 +72,6 @@ def known_facts() -> "dict[bytes, bytes]":
     """Return facts that Python knows, so that the probe starts no program for them (see probe.sh)."""
     system = os.uname()
     known = {b"LAZYCLUSTER_UNAME": os.fsencode(f"{system.sysname} {system.release} {system.machine}")}
-    with contextlib.suppress(AttributeError, OSError):  # not everywhere, and not allowed everywhere
+    with contextlib.suppress(AttributeError, OSError):  # not on every system, and not always allowed
         known[b"LAZYCLUSTER_PROCESSORS"] = b"%d" % len(os.sched_getaffinity(0))
     return known

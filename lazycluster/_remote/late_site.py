@@ -1,6 +1,6 @@
 """The part of Python's start that `python -S` leaves out, run before the first function; sent to the host.
 
-Commands need no site-packages, and a Python with many of them takes longer to start for these than for all else.
+Commands need no site-packages. If there are many, they take longer than the rest of Python's start.
 
 Standard library only, and the syntax of Python 3.6.
 """
@@ -13,7 +13,7 @@ def run_site_main() -> None:
     """Find site-packages, and run `.pth` files and `sitecustomize`, as each Python does at its start.
 
     Raises:
-        RuntimeError: One of them ends the Python that it is run in.
+        RuntimeError: If one of them ends the Python that runs it.
     """
     if not sys.flags.no_site:
         return

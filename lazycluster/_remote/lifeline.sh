@@ -1,7 +1,7 @@
 # Wait on the lifeline. When the local process is gone, call lc_on_lost and end the connection.
 #
 # A line on standard input means that the local process closed the lifeline; its end alone means that it is gone.
-# Needs lc_on_lost. Killing the sshd of the connection ends the connection for everything that still uses it. After that
+# Needs lc_on_lost. Killing the sshd of the connection ends the connection for everything that still uses it. Once that
 # sshd has ended, the parent of this shell is another process, maybe init: kill nothing but an sshd.
 if IFS= read -r _line; then exit 0; fi
 lc_on_lost

@@ -30,7 +30,7 @@ class MemoryImporter:
         if name not in self._modules:
             return None
         file, is_package, _ = self._modules[name]
-        spec = ModuleSpec(name, self, origin=file, is_package=is_package)  # type: ignore[arg-type] # a Loader by duck
+        spec = ModuleSpec(name, self, origin=file, is_package=is_package)  # type: ignore[arg-type] # a Loader, duck-typed
         spec.has_location = True
         return spec
 

@@ -1,4 +1,4 @@
-"""Which ports are free: here, and, by the same code, on a host that has Python."""
+"""The check whether ports are free: on the local machine, and by the same code on a host that has Python."""
 
 from __future__ import annotations
 

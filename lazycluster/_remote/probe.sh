@@ -1,5 +1,5 @@
-# Print what the host is made of; lazycluster/hardware.py has the parsers. The probe takes one round trip, writes no
-# file, always ends with exit status 0, and leaves out what it cannot find.
+# Print the hardware and software of the host; lazycluster/hardware.py has the parsers. The probe takes one round trip,
+# writes no file, always ends with exit status 0, and leaves out what it cannot find.
 #
 # The parameters are the Pythons to try, in this order. LAZYCLUSTER_UNAME and LAZYCLUSTER_PROCESSORS in the environment
 # may hold what `uname -srm` and `nproc` would print, which saves two processes.

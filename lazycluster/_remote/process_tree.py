@@ -14,9 +14,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 TERMINATION_POLL_SECONDS = 0.02
 """Seconds between two steps of a `TreeTerminator`."""
 _KILL_TIMEOUT_SECONDS = 2.0  # seconds to wait for processes that SIGKILL was sent to
-_EMPTY_SCANS_REQUIRED = (
-    2  # in the moment of its exec a process shows no environment, so nothing found counts when found twice
-)
+# In the moment of its exec a process shows no environment, so a tree is gone only if two scans find nothing.
+_EMPTY_SCANS_REQUIRED = 2
 
 
 class ProcessEntry:
@@ -25,7 +24,7 @@ class ProcessEntry:
     __slots__ = ("group", "parent", "pid", "session", "start_time")
 
     def __init__(self, pid: int, parent: int, group: int, session: int, start_time: int = 0) -> None:
-        """Keep what the kernel says."""
+        """Keep the facts of the kernel."""
         self.pid = pid
         self.parent = parent
         self.group = group
@@ -39,12 +38,12 @@ def become_subreaper() -> bool:
 
 
 def die_with_parent() -> None:
-    """Be killed when the parent ends, where the kernel can do that."""
+    """Have the kernel kill this process when its parent ends, if it can do that (Linux)."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _prctl(option: int, value: int) -> bool:
-    """Call prctl(2), where there is one."""
+    """Call prctl(2) if the system has it; return whether that succeeded."""
     with contextlib.suppress(ImportError, OSError, AttributeError):
         import ctypes  # noqa: PLC0415 - not every Python is built with it
 
@@ -83,7 +82,7 @@ def reap_children() -> "tuple[list[tuple[int, int]], bool]":
 
 
 def describe_wait_status(wait_status: int) -> str:
-    """Return in words how a function's process ended, from what waitpid(2) says."""
+    """Return in words how a function's process ended, from its wait status (waitpid(2))."""
     if os.WIFSIGNALED(wait_status):
         signal_number = os.WTERMSIG(wait_status)
         return f"was killed by signal {signal_number} ({signal_name(signal_number)})"
@@ -101,7 +100,7 @@ def signal_name(signal_number: int) -> str:
 
 
 def descendants(table: "list[ProcessEntry]", root: int, group: int = 0) -> "set[int]":
-    """Return the processes below `root`, and those of the process group or session `group` that lost their parent."""
+    """Return the descendants of `root`, and the processes of the group or session `group` that lost their parent."""
     found = {root}
     while True:
         more = {row.pid for row in table if row.parent in found or (group and group in (row.group, row.session))}
@@ -122,7 +121,7 @@ def find_marked(table: "list[ProcessEntry]", mark: bytes) -> "set[int]":
 
 
 def process_table() -> "list[ProcessEntry]":
-    """Return every process that is no zombie."""
+    """Return every process that is not a zombie."""
     if not os.access("/proc/self/stat", os.R_OK):
         return _process_table_from_ps()
     table = []
@@ -160,17 +159,17 @@ def _process_table_from_ps() -> "list[ProcessEntry]":
 
 
 class TreeTerminator:
-    """Ends processes, one look at a time: SIGTERM to each when it is first seen, SIGKILL when the grace is over.
+    """Ends processes, one scan at a time: SIGTERM to each that is first seen, SIGKILL after the grace period.
 
     A process that has got SIGTERM may start others to clean up, such as the `rm` of a trap. These get SIGTERM only when
     they have lost their parent.
     """
 
     def __init__(self, find: "Callable[[list[ProcessEntry]], set[int]]", grace: float, root_pid: int = 0) -> None:
-        """Prepare to end what `find` finds in the table of processes, and what was found before.
+        """Prepare to end the processes that `find` finds in the table, now or in an earlier scan.
 
-        The process `root_pid` comes first: a function would else see a child of its end, and might return as if nothing
-        had happened.
+        The process `root_pid` gets each signal first. Otherwise a function might see the end of a child of its own, and
+        return as if nothing had happened.
         """
         self._find = find
         self._root_pid = root_pid
@@ -179,14 +178,14 @@ class TreeTerminator:
         self._kill_at = time.monotonic() + grace
 
     def escalate(self) -> None:
-        """End the grace."""
+        """End the grace period."""
         self._kill_at = min(self._kill_at, time.monotonic())
 
     def step(self, table: "list[ProcessEntry]") -> bool:
         """Send the signals that are due; return whether nothing is left, or nothing that can be killed."""
         now = time.monotonic()
         rows = {row.pid: row for row in table}
-        found = self._find(table) | {pid for pid, born in self._known if pid in rows and rows[pid].start_time == born}
+        found = self._find(table) | {pid for pid, start in self._known if pid in rows and rows[pid].start_time == start}
         found = {pid for pid in found if pid in rows and pid != os.getpid()}
         if not found:
             self._empty_scans += 1
@@ -194,10 +193,10 @@ class TreeTerminator:
         self._empty_scans = 0
         unsignalled = {pid for pid in found if (pid, rows[pid].start_time) not in self._known}
         kill = now >= self._kill_at
-        below = found - unsignalled
-        while below:
-            below = {pid for pid in unsignalled if rows[pid].parent in below}
-            unsignalled -= below
+        generation = found - unsignalled
+        while generation:
+            generation = {pid for pid in unsignalled if rows[pid].parent in generation}
+            unsignalled -= generation
         for pid in sorted(found if kill else unsignalled, key=self._root_pid.__ne__):
             for number in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGCONT):
                 with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,9 +1,9 @@
 """The wire protocol between a runtime and its supervisor on the host: the same file on both ends.
 
 Every frame has a header (magic, kind, number, length) and a body of at most MAX_BODY_BYTES. Children of a supervisor
-share one channel: the number of a frame says whose it is, 0 is the supervisor itself.
+share one channel: the number in a frame is that of its child, or 0 for the supervisor itself.
 
-Flow control is that of HTTP/2 (RFC 9113, section 5.2): a sender may have WINDOW_BYTES of a child on their way that the
+Flow control is that of HTTP/2 (RFC 9113, section 5.2). At most WINDOW_BYTES of a child may be on their way that the
 receiver has not consumed yet. The receiver allows more with a window update. So no child delays another, and neither
 end's memory grows without bound.
 
@@ -65,10 +65,10 @@ _FIELD_LENGTH = struct.Struct(">I")
 
 
 class FrameError(Exception):
-    """Some bytes are no frame of this protocol; `trailing_data` begins with them."""
+    """Some bytes are not a frame of this protocol; `trailing_data` begins with them."""
 
     def __init__(self, reason: str, trailing_data: bytes) -> None:
-        """Keep the first bytes of what came."""
+        """Keep the bytes that came; the message shows the first of them."""
         super().__init__(f"{reason}: {trailing_data[:80]!r}")
         self.trailing_data = trailing_data
 
@@ -81,7 +81,7 @@ def encode_header(kind: int, number: int, length: int) -> bytes:
 def encode_frame(kind: int, number: int = 0, body: bytes = b"") -> bytes:
     """Return a frame."""
     if len(body) > MAX_BODY_BYTES:
-        raise ValueError(f"a frame of {len(body)} bytes")
+        raise ValueError(f"body must have at most {MAX_BODY_BYTES} bytes, got {len(body)}")
     return FRAME_HEADER.pack(FRAME_MAGIC, kind, number, len(body)) + body
 
 
@@ -94,7 +94,7 @@ def unpack(body: bytes) -> "list[bytes]":
     """Return the fields of a body.
 
     Raises:
-        FrameError: It is not made of fields.
+        FrameError: If the body is not made of fields.
     """
     fields = []
     offset = 0
@@ -115,7 +115,7 @@ def encode_number(value: int) -> bytes:
 
 
 class FrameDecoder:
-    """Turns bytes, in whatever pieces they come, into frames.
+    """Turns bytes, in pieces of any size, into frames.
 
     A frame that carries a piece of a stream may be returned in several pieces, each as soon as it has come.
     """
@@ -128,14 +128,14 @@ class FrameDecoder:
 
     @property
     def trailing_data(self) -> bytes:
-        """The bytes so far of an incomplete frame, or of something that is no frame."""
+        """The bytes so far of an incomplete frame, or of something that is not a frame."""
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> "list[tuple[int, int, bytes]]":
         """Return kind, number and body of each frame, or piece of one, that is there now.
 
         Raises:
-            FrameError: The next bytes are no frame; the frames before them were returned.
+            FrameError: If the next bytes are not a frame; the frames before them were returned.
         """
         if self._is_corrupt:
             raise FrameError("this is no frame of the supervisor's protocol", self.trailing_data)

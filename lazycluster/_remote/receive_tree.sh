@@ -11,7 +11,7 @@ settle() {
     [ -d "$2/$unique" ] || return 0
     inner=$(mktemp -d "$work/m.XXXXXX") && mv -- "$2/$unique" "$inner" && merge "$inner/$unique" "$2"
 }
-# Move what one directory holds into another.
+# Move the content of one directory into another.
 merge() (
     # shellcheck disable=SC2016 # the inner shell expands it
     find "$1/." ! -name . -prune ! -type d -exec sh -c 'd=$1; shift; mv -f -- "$@" "$d"' sh "$2" {} + || exit 1

@@ -54,7 +54,7 @@ class SendQueue:
             self._on_congestion_change()
 
     def flush(self) -> None:
-        """Write what waits, as far as the channel takes it; the rest is written when there is room."""
+        """Write the queue as far as the channel takes it; the rest is written when there is room."""
         if not self._queue:
             return
         try:

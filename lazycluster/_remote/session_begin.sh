@@ -1,6 +1,6 @@
 # Begin a session: print the start marks, and define how the session ends.
 #
-# Takes $lc_output_mark, which is random. What start-up files print comes before `MARK<` on both streams. The command's
+# Takes $lc_output_mark, which is random. The output of start-up files comes before `MARK<` on both streams. The command's
 # output ends at `MARK=STATUS;`, so a command's 255 is not mistaken for one of ssh's.
 # Standard error stays open as 6.
 

@@ -2,7 +2,7 @@
 # Takes $lc_command, $lc_shell, $lc_mark and the function lc_env, which exports the command's environment. The mark is
 # `NAME=value`; it marks all processes of the command in their environment.
 
-# A shell reports here how its child died, which is no output of the command.
+# A shell reports here how its child died. That report is not output of the command.
 exec 2>/dev/null
 (
     exec 2>&6 6>&-

@@ -1,11 +1,11 @@
 # Run the command in a shell of its own under a watchdog, then end the session.
 #
-# Takes what session_raw.sh takes, $lc_stdin_size, and what terminate_marked.sh takes, which it needs. The command reads
+# Takes the variables of session_raw.sh and of terminate_marked.sh, which it needs, and $lc_stdin_size. The command reads
 # $lc_stdin_size bytes, which come first on standard input. The rest of standard input is the lifeline. If it ends before
 # the command does, the local process is gone or has cancelled. The watchdog then ends the command with all its
 # descendants.
 
-# A shell reports here how its child died, which is no output of the command.
+# A shell reports here how its child died. That report is not output of the command.
 exec 2>/dev/null
 exec 3<&0
 if [ "$lc_stdin_size" -eq 0 ]; then

@@ -11,22 +11,22 @@ import os
 from lazycluster._remote.descriptors import close_all
 
 POSIX_SHELLS = frozenset(("sh", "bash", "dash", "ash", "ksh", "ksh93", "mksh", "yash"))
-"""The shells that read what a POSIX shell reads."""
+"""The names of shells that understand the language of a POSIX shell."""
 _SIGNALS_TO_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGQUIT)
-"""Signals that Python ignores, or what a shell starts in the background; handlers go with the exec."""
+"""Signals that Python ignores, or that a shell ignores in its background processes; exec resets handlers itself."""
 
 
 def base_environment() -> "dict[bytes, bytes]":
     """Return the environment that commands begin with."""
     environment = {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
     level = environment.get(b"SHLVL", b"")
-    # bash reads ~/.bashrc again below ssh unless it sees that it is not the first shell there.
+    # Under ssh bash reads ~/.bashrc again unless SHLVL shows that another shell started it.
     environment[b"SHLVL"] = level if level.isdigit() and int(level) > 0 else b"1"
     return environment
 
 
 def login_shell() -> str:
-    """Return the account's own shell where it reads what a POSIX shell reads, else /bin/sh."""
+    """Return the account's own shell if it understands the language of a POSIX shell, else /bin/sh."""
     shell = os.environ.get("SHELL", "")
     return shell if shell.rpartition("/")[2] in POSIX_SHELLS and os.access(shell, os.X_OK) else "/bin/sh"
 
@@ -34,10 +34,10 @@ def login_shell() -> str:
 def find_program(word: str, environment: "dict[bytes, bytes]") -> str:
     """Return the file that execvp(3) starts for a word, with the PATH of an environment.
 
-    A file that is not executable is returned where PATH has no other of that name.
+    A file that is not executable is returned if PATH has no other of that name.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: If there is no such file.
     """
     if "/" in word:
         return word
@@ -55,23 +55,23 @@ def find_program(word: str, environment: "dict[bytes, bytes]") -> str:
 
 
 class DescriptorLimit:
-    """The number of descriptors (RLIMIT_NOFILE): as many as may be for the supervisor, as it was for what it starts."""
+    """The limit of descriptors (RLIMIT_NOFILE): raised for the supervisor, and not for the processes it starts."""
 
     def __init__(self) -> None:
-        """Raise it, where that can be done."""
+        """Raise the limit if the system allows that."""
         self._original = (0, 0)
         with contextlib.suppress(ImportError, ValueError, OSError):
-            import resource  # noqa: PLC0415 - not everywhere
+            import resource  # noqa: PLC0415 - not on every system
 
             self._original = resource.getrlimit(resource.RLIMIT_NOFILE)
             self.raise_to_hard_limit()
 
     def raise_to_hard_limit(self) -> None:
-        """Raise it."""
+        """Raise the limit as far as the system allows."""
         self._set_soft_limit(self._original[1])
 
     def restore(self) -> None:
-        """Set it as it was, for what is started next."""
+        """Restore the limit, for a process that is started next."""
         self._set_soft_limit(self._original[0])
 
     def _set_soft_limit(self, soft: int) -> None:
@@ -96,7 +96,7 @@ class Spawner:
         """Start a program with three standard streams, and return its process id.
 
         Raises:
-            OSError: It cannot be started.
+            OSError: If the program cannot be started.
         """
         for descriptor, low in zip(descriptors, self._low_descriptors):
             os.dup2(descriptor, low, inheritable=False)
@@ -107,12 +107,13 @@ class Spawner:
                 return os.posix_spawn(
                     program, argv, environment, file_actions=actions, setsid=True, setsigdef=_SIGNALS_TO_RESET
                 )
-            except (AttributeError, NotImplementedError, TypeError):  # before Python 3.8, or a system without
+            except (AttributeError, NotImplementedError, TypeError):
+                # This is a Python before 3.8, or its C library has no POSIX_SPAWN_SETSID.
                 self._descriptor_limit.raise_to_hard_limit()
                 return self._fork(program, argv, environment)
         finally:
             self._descriptor_limit.raise_to_hard_limit()
-            for low in self._low_descriptors:  # else they would keep the pipes open
+            for low in self._low_descriptors:  # otherwise they would keep the pipes open
                 os.dup2(2, low, inheritable=False)
 
     def _fork(self, program: str, argv: "list[str]", environment: "dict[bytes, bytes]") -> int:

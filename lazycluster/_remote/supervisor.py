@@ -1,8 +1,8 @@
 """The supervisor: the program that a runtime keeps running on its host, over one channel; sent there.
 
-One thread around one selector. It starts commands and functions as its children, many at a time, and speaks the
-protocol of `protocol.py` with the runtime. When its standard input ends, the runtime is gone, however that came about:
-then it ends all that it started, removes its temporary directories, and goes.
+It is one thread around one selector. It starts commands and functions as its children, many at a time, and speaks the
+protocol of `protocol.py` with the runtime. The end of its standard input means that the runtime is gone, for whatever
+reason. The supervisor then ends all that it started, removes its temporary directories, and exits.
 
 Standard library only, and the syntax of Python 3.6.
 """
@@ -55,11 +55,10 @@ from lazycluster._remote.temp_dirs import TempDirs
 from lazycluster._remote.workers import LoadedCode, Workers
 
 SUPERVISOR_START_MARKER = "LAZYCLUSTER-SUPERVISOR"
-"""The first word of what the supervisor prints; the token follows, then a newline, then frames."""
+"""The first word that the supervisor prints; the token follows, then a newline, then frames."""
 
-_KEEPALIVE_INTERVAL_SECONDS = (
-    60.0  # seconds; unanswered, they let the kernel notice a dead connection (tcp(7), tcp_retries2)
-)
+# Unacknowledged, a keepalive lets the kernel notice a dead connection (tcp(7), tcp_retries2).
+_KEEPALIVE_INTERVAL_SECONDS = 60.0
 _GOODBYE_TIMEOUT_SECONDS = 2.0  # seconds to get the last frame out
 _FRAME_READ_BYTES = 1 << 18
 
@@ -72,7 +71,7 @@ class Supervisor:
     ) -> None:
         """Prepare to write frames to a descriptor, to mark processes, and to name temporary directories.
 
-        `is_subreaper` says that every orphan below this process becomes its child.
+        With `is_subreaper`, every orphaned descendant of this process becomes its child.
         """
         self._is_subreaper = is_subreaper
         self._mark = mark
@@ -85,7 +84,7 @@ class Supervisor:
         self._send_queue = SendQueue(
             output_descriptor,
             self._selector,
-            lambda: self._children.update_reading(),  # noqa: PLW0108 - they are made below
+            lambda: self._children.update_reading(),  # noqa: PLW0108 - they are made later
             self._close,
         )
         self._decoder = FrameDecoder()
@@ -106,9 +105,9 @@ class Supervisor:
     # The beginning ---------------------------------------------------------------------------------------------------
 
     def start(self, token: str, working_dir: "str | None", probe: str) -> None:
-        """Say that this is the supervisor, make the working directory, and ask what the machine has.
+        """Write the start marker, make the working directory, and start the probe of the machine.
 
-        `working_dir` is a directory to make where it is missing, `''` a temporary one, None no directory at all.
+        `working_dir` is a directory to make if it is missing; `''` means a temporary one, None no directory at all.
         """
         self._send_queue.write(f"{SUPERVISOR_START_MARKER} {token}\n".encode("ascii"))
         failure = ""
@@ -155,7 +154,7 @@ class Supervisor:
                 self._workers.fork_if_due(now)
 
     def _select_timeout(self) -> "float | None":
-        """Return how long there is nothing to do by itself."""
+        """Return the seconds until the next thing is due."""
         now = time.monotonic()
         due = (
             now + _KEEPALIVE_INTERVAL_SECONDS
@@ -171,7 +170,6 @@ class Supervisor:
         return max(0.0, due - now)
 
     def _handle_signals(self) -> None:
-        """Take note of signals."""
         signal_numbers = set()
         with contextlib.suppress(BlockingIOError):
             signal_numbers = set(os.read(self._signal_reader, 65536))
@@ -189,7 +187,7 @@ class Supervisor:
             self._children.process_exited(pid, wait_status)
         return is_childless
 
-    # What comes in ---------------------------------------------------------------------------------------------------
+    # Input -----------------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
         try:
@@ -238,7 +236,7 @@ class Supervisor:
                 child.detach()
 
     def _handle_request(self, number: int, fields: "list[bytes]") -> None:
-        """Answer a question that takes no time: `ok` and the answer, or `failed` and why."""
+        """Answer a request that takes no time: `ok` with the answer, or `failed` with the reason."""
         try:
             response = self._perform_request(fields[0].decode("ascii"), fields[1:])
         except Exception as error:  # noqa: BLE001 - it is the response
@@ -265,7 +263,7 @@ class Supervisor:
     # Ending ----------------------------------------------------------------------------------------------------------
 
     def _advance_termination(self, now: float) -> None:
-        """Go on with what is to end."""
+        """Take the next step of each end that is under way."""
         terminating = [child for child in self._children.by_number.values() if child.terminator is not None]
         if not terminating and self._terminator is None:
             return
@@ -306,9 +304,9 @@ class Supervisor:
 def main(token: str, mark: str, grace: float, working_dir: "bytes | None", probe: str) -> int:
     """Serve a runtime over standard input and output, until standard input ends; return the exit status.
 
-    That is not 0 where processes may be left that cannot be seen from here: the shell that started this looks again.
+    It is not 0 if processes may be left that cannot be found from here; the shell that started this looks again.
     """
-    os.environ.pop("PYTHONCOERCECLOCALE", None)  # set for this program, which else would set LC_CTYPE for commands
+    os.environ.pop("PYTHONCOERCECLOCALE", None)  # set for this program, which would otherwise set LC_CTYPE for commands
     out = os.dup(1)
     os.dup2(2, 1)
     is_subreaper = become_subreaper()

@@ -15,7 +15,7 @@ class TempDirs:
     """Paths on the host, and the temporary ones among them."""
 
     def __init__(self, prefix: str) -> None:
-        """Take the current directory for home; temporary directories get a prefix and a number for their names."""
+        """Use the current directory as home; a temporary directory is named by the prefix and a number."""
         self.home = os.getcwd()
         self._prefix = prefix
         self._count = 0
@@ -26,10 +26,10 @@ class TempDirs:
         return os.path.normpath(os.path.join(self.home, os.path.expanduser(path)))
 
     def make_working_dir(self, path: str) -> str:
-        """Make a directory where it is missing, and return its full path."""
+        """Make a directory if it is missing, and return its full path."""
         absolute = self.absolute_path(path)
         os.makedirs(absolute, exist_ok=True)
-        os.chdir(absolute)  # it can be entered
+        os.chdir(absolute)  # fails if the directory cannot be entered
         os.chdir(self.home)
         return absolute
 
@@ -46,7 +46,7 @@ class TempDirs:
         self._paths = [path for path in self._paths if path not in paths]
 
     def remove_all(self) -> "list[str]":
-        """Remove the temporary directories, and return what could not be removed, with the reason."""
+        """Remove the temporary directories, and return the paths that could not be removed, with reasons."""
         os.chdir("/")
         failures: list[str] = []
         for path in self._paths:
@@ -65,9 +65,9 @@ def _move_up(path: str, new_path: str) -> str:
 
 
 def remove_tree(path: str) -> "list[str]":
-    """Remove a directory with all that is in it, read-only directories too; return what could not be removed, and why.
+    """Remove a directory with all that is in it, read-only directories too; return the paths that remain, and why.
 
-    Links are not followed, nor is what has taken the place of the directory itself.
+    Links are not followed, not even one that has taken the place of the directory itself.
     """
     failures: list[str] = []
     todo = [path]

@@ -33,9 +33,9 @@ def fork_worker() -> int:
 
 
 def watch_worker(worker_pid: int, grace: float) -> str:
-    """Wait for the worker's end and return in words how it came.
+    """Wait for the worker's end and return a description of it.
 
-    At the end of standard input, or a signal, every process below this one is ended: SIGTERM, and SIGKILL after
+    When standard input ends, or a signal comes, every descendant of this process is ended: SIGTERM, and SIGKILL after
     `grace` seconds.
     """
     return _Watchdog(worker_pid, grace).wait()

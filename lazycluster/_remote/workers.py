@@ -22,14 +22,14 @@ _SETUP_LENGTH = struct.Struct(">I")
 
 
 class LoadedCode:
-    """The modules that calls and the check of ports need; they are sent before the first of them."""
+    """The modules that calls and the check of ports need; they are sent before the first use."""
 
     def __init__(self) -> None:
-        """Begin without."""
+        """Begin without the modules."""
         self.run_call: Callable[[int, int, bytes], None] | None = None
         """Reads a request from one descriptor, calls its function, and writes the outcome to the other."""
         self.done_record: Callable[[bytes], bytes] = bytes
-        """How the outcome of a call ends whose process needs no further watching."""
+        """Makes the end of an outcome, after which the process of a call needs no further watching."""
         self.is_port_free: Callable[[int], bool] | None = None
         self.load_error = ""
 
@@ -52,7 +52,7 @@ class Worker:
     """A forked process that waits for a function to call: its number, and our ends of its pipes."""
 
     def __init__(self, pid: int, request_writer: int, outcome_reader: int, output_reader: int) -> None:
-        """Keep them."""
+        """Take over the process and the ends of its pipes, which do not block."""
         self.pid = pid
         self.request_writer = request_writer
         self.outcome_reader = outcome_reader
@@ -63,13 +63,13 @@ class Workers:
     """Forks workers: one ahead of each call, since the fork is most of the time that a call takes."""
 
     def __init__(self, loaded_code: LoadedCode, descriptor_limit: DescriptorLimit) -> None:
-        """Begin without one."""
+        """Begin without a worker."""
         self._loaded_code = loaded_code
         self._descriptor_limit = descriptor_limit
         self._spare: Worker | None = None
         self._is_worker = False
         self.next_fork_at: float | None = None
-        """When the next one is to be forked."""
+        """The time at which the next worker is to be forked."""
         if hasattr(os, "register_at_fork"):  # Python 3.7
             os.register_at_fork(before=self._before_fork)
 
@@ -77,7 +77,7 @@ class Workers:
         """Return a worker for a call.
 
         Raises:
-            OSError: There cannot be another process.
+            OSError: If no further process can be started.
         """
         worker, self._spare = self._spare, None
         self.next_fork_at = time.monotonic() + _FORK_SPARE_AFTER_SECONDS
@@ -89,7 +89,7 @@ class Workers:
             self.next_fork_at = 0.0
 
     def fork_if_due(self, now: float) -> None:
-        """Fork the worker for the next call when it is time to."""
+        """Fork the worker for the next call if its time has come."""
         if self.next_fork_at is not None and now >= self.next_fork_at:
             self.next_fork_at = None
             if self._spare is None and self._loaded_code.run_call is not None:
@@ -147,7 +147,7 @@ class Workers:
                 for name, value in zip(variables[::2], variables[1::2]):
                     os.environb[name] = value
                 self._loaded_code.run_call(request_reader, outcome_writer, done_record)
-        except BaseException:  # noqa: BLE001 - nothing may get back into the loop of the supervisor
+        except BaseException:  # noqa: BLE001 - no exception may reach the loop of the supervisor
             import traceback  # noqa: PLC0415 - hardly ever needed
 
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Records become argument vectors. What every call needs to be safe is added in one place."""
+"""Argument vectors of the OpenSSH programs. The options that keep every call safe are added in one place."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import attrs
 
 from lazycluster._ssh.destination import Destination
 
-# Written in a user's configuration for a person at a terminal, and poison for a program (ssh_config(5)).
+# Options that users may set for work at a terminal, and that break a program's calls (ssh_config(5)).
 _NON_INTERACTIVE_OPTIONS = (
     ("ClearAllForwardings", "yes"),
     ("PermitLocalCommand", "no"),
     ("RemoteCommand", "none"),
     ("RequestTTY", "no"),
 )
-# The same, known since OpenSSH 8.7 only: left out where the client does not know them.
+# The same, known since OpenSSH 8.7 only: left out if the client does not know them.
 _NON_INTERACTIVE_OPTIONS_SINCE_8_7 = (("ForkAfterAuthentication", "no"), ("StdinNull", "no"))
 _COMMAND_OPTIONS_SINCE_8_7 = (("SessionType", "default"),)
 OPTIONS_SINCE_8_7 = frozenset(
     keyword.lower() for keyword, _ in (*_NON_INTERACTIVE_OPTIONS_SINCE_8_7, *_COMMAND_OPTIONS_SINCE_8_7)
 )
-"""The `unsupported_options` for lines that are to work with any client."""
+"""The `unsupported_options` for calls that must work with any client."""
 # A caller may change these through options=; the configuration file may not.
 _DEFAULT_OPTIONS = (
     ("ForwardX11", "no"),
@@ -68,10 +68,10 @@ def _flags(destination: Destination, options: tuple[tuple[str, str], ...]) -> tu
 
 
 def _mux_client_options(socket_path: Path) -> tuple[tuple[str, str], ...]:
-    """Return the options that make a call ride on a master or fail at once.
+    """Return the options that make a call use a master or fail at once.
 
-    Without the master ssh would silently make a connection of its own. A ProxyCommand that fails prevents it, and is
-    not looked at while the master lives.
+    Without the master ssh would silently make a connection of its own. A ProxyCommand that fails prevents that; while
+    the master lives, ssh does not run it.
     """
     return (
         ("BatchMode", "yes"),
@@ -102,7 +102,7 @@ def master_argv(
         ("LogLevel", "INFO"),
         ("NumberOfPasswordPrompts", "1"),
     )
-    # Later than our own deadline: ssh would end only itself, and leave what its ProxyCommand has started.
+    # Later than our own deadline: ssh would end only itself, and leave the processes of its ProxyCommand.
     timeout = ("ConnectTimeout", str(math.ceil(destination.connect_timeout) + 1))
     logging = ("-E", str(log_path)) if log_path is not None else ()
     return (
@@ -123,10 +123,10 @@ def exit_argv(destination: Destination, socket_path: Path) -> tuple[str, ...]:
 
 
 def login_attempt_argv(destination: Destination, *, batch: bool = True, log_level: str = "INFO") -> tuple[str, ...]:
-    """Return the call that logs in without a master and out again, to hear what a jump host or ProxyCommand says.
+    """Return the call that logs in without a master and out again, to read the messages of a jump host or ProxyCommand.
 
     With ControlPersist ssh gives these /dev/null for their standard error. A `log_level` other than INFO (DEBUG1) is
-    this ssh's alone; -v would be handed on to those of the jump hosts, whose lines would look like its own.
+    this ssh's alone; -v would also reach the ssh of each jump host, whose lines would look like its own.
     """
     own = (
         ("BatchMode", "yes" if batch else "no"),
@@ -147,7 +147,7 @@ def session_argv(
 ) -> tuple[str, ...]:
     """Return the call that runs a command in a session through a master.
 
-    ssh joins the words of `command` with spaces and hands them to the login shell. `unsupported_options` names the
+    ssh joins the words of `command` with spaces and passes them to the login shell. `unsupported_options` names the
     keywords, in lower case, that this client does not know.
     """
     newer = _supported_options((*_NON_INTERACTIVE_OPTIONS_SINCE_8_7, *_COMMAND_OPTIONS_SINCE_8_7), unsupported_options)
@@ -175,7 +175,7 @@ def scp_argv(
     `legacy` asks for the protocol of before OpenSSH 9.0, which runs a command, for hosts without the sftp subsystem.
     `unsupported_options` names the keywords, in lower case, that this client does not know.
     """
-    # Not -q: scp gives it to ssh, which then prints nothing when the host refuses the session.
+    # Not -q: scp passes it to ssh, which then prints nothing when the host refuses the session.
     flags = ("-p", "-O") if legacy else ("-p",)
     newer = _supported_options(
         (*_NON_INTERACTIVE_OPTIONS_SINCE_8_7, *(_COMMAND_OPTIONS_SINCE_8_7 if legacy else ())), unsupported_options
@@ -197,12 +197,12 @@ def remote_operand(destination: Destination, path: str) -> str:
 
 
 def config_file_argv(config_file: Path, host: str) -> tuple[str, ...]:
-    """Return the call that prints what one configuration file says for a host: no option of ours is in it."""
+    """Return the call that prints the settings of one configuration file for a host, with no option of ours."""
     return ("ssh", "-G", "-F", str(config_file), "--", host)
 
 
 def copy_key_argv(destination: Destination) -> tuple[str, ...]:
-    """Return the call that installs a public key on a host: that of the identity file, or what ssh-copy-id finds.
+    """Return the call that installs a public key on a host: that of the identity file, or the one ssh-copy-id finds.
 
     It is for a terminal, where it may ask for a password, for a passphrase, and whether to trust a host key.
     """
@@ -216,5 +216,5 @@ def copy_key_argv(destination: Destination) -> tuple[str, ...]:
 
 
 def effective_config_argv(destination: Destination) -> tuple[str, ...]:
-    """Return the call that prints what ssh makes of the whole configuration for a host, without a connection."""
+    """Return the call that prints the settings of the whole configuration for a host, without a connection."""
     return ("ssh", "-G", *_ordered_flags(destination, (("BatchMode", "yes"),)), "--", destination.host)

@@ -49,7 +49,7 @@ _ONLY_SESSION_IN_USE = "the supervisor has the only session"
 
 @attrs.define
 class _MasterHolder:
-    """The master of a client, apart from it, so that nothing keeps the client itself alive."""
+    """The master of a client, kept apart so that the finalizer does not keep the client itself alive."""
 
     master: Master | None = None
 
@@ -101,7 +101,7 @@ class SshClient(CommandRunner):
 
     def _initialize(self) -> None:
         self.token = secrets.token_hex(8)
-        """Marks every process that is started on the host, in its environment; a forked child's are another's."""
+        """Marks every process that is started on the host, in its environment; a forked child has another token."""
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self.session_limit = SessionLimit(self._max_sessions)
@@ -156,10 +156,10 @@ class SshClient(CommandRunner):
         the supervisor.
 
         Raises:
-            CommandTimeoutError: The time limit has passed since the log-in; the command was ended.
-            ConnectionLostError: The connection broke.
-            SessionRefusedError: The host refused a session twice.
-            WorkingDirectoryError: The directory cannot be entered.
+            CommandTimeoutError: If the time limit passes after the log-in; the command is ended.
+            ConnectionLostError: If the connection breaks.
+            SessionRefusedError: If the host refuses a session twice.
+            WorkingDirectoryError: If the directory cannot be entered.
         """
         title = script.command.title
         collector = watch.collector or Collector()
@@ -210,7 +210,7 @@ class SshClient(CommandRunner):
         """Run another OpenSSH program through the master in a session; once more if the host refuses that.
 
         Raises:
-            SessionRefusedError: The host refused a session twice.
+            SessionRefusedError: If the host refuses a session twice.
         """
         refused = False
         while True:
@@ -236,21 +236,21 @@ class SshClient(CommandRunner):
             raise SessionRefusedError(self.host, title, _ONLY_SESSION_IN_USE) from None
 
     def check_master(self, master: Master, title: str) -> None:
-        """See that a master still answers, while something waits for it.
+        """Check that a master still answers, during a wait for one of its sessions.
 
         Raises:
-            ConnectionLostError: It does not. It is killed, and the next use logs in again.
+            ConnectionLostError: If it does not answer. It is then killed, and the next use logs in again.
         """
         if not master.has_exited and not master.check():
             self._discard_master(master)
             raise ConnectionLostError(self.host, title, "the ssh process of the connection does not answer")
 
     def master(self, *, timeout: float | None = None) -> Master:
-        """Return a master that answers; log in if there is none, for `timeout` seconds or as long as is usual.
+        """Return a master that answers. If need be log in, within `timeout` seconds or the usual time-out.
 
         Raises:
-            ConnectError: The log-in failed; its kinds say why.
-            RuntimeClosedError: The connection was closed.
+            ConnectError: If the log-in fails; its subclass shows why.
+            RuntimeClosedError: If the client was closed.
         """
         with self._lock:
             self._check_open()
@@ -270,7 +270,7 @@ class SshClient(CommandRunner):
             except ConnectError:
                 self._check_open()
                 raise
-            if self.closed:  # meanwhile
+            if self.closed:  # during the log-in
                 master.close()
                 raise RuntimeClosedError(self.host)
             self._master_holder.master = master
@@ -278,7 +278,7 @@ class SshClient(CommandRunner):
             return master
 
     def can_reach_host(self, timeout: float) -> bool:
-        """Return, after at most about `timeout` seconds, whether a host that was reached before can be reached now."""
+        """Return whether a host that was reached before can be reached now, after about `timeout` seconds at most."""
         if not self._has_connected:
             return False
         try:
@@ -295,7 +295,7 @@ class SshClient(CommandRunner):
         self._closed = True
         self._closing.set()
         if not self._lock.acquire(timeout=self.timeouts.login_cancel):
-            return  # a log-in is still being ended; it ends what it makes
+            return  # a log-in is still ending; it closes the master that it makes
         try:
             master, self._master_holder.master = self._master_holder.master, None
         finally:

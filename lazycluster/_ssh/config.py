@@ -1,7 +1,7 @@
-"""The hosts of a user's ssh configuration, and the settings that `ssh -G` finds for one host. Nothing is read here.
+"""The hosts of a user's ssh configuration, and the settings that `ssh -G` finds for one host; nothing is read here.
 
-What holds for a host is only ever asked of ssh itself (`ssh -G`): Match, Include, canonical names and the order of the
-files are its affair. Its files are read for one question that it cannot answer: which hosts there are.
+Only ssh itself (`ssh -G`) can tell the settings of a host: it handles Match, Include, canonical names and the order of
+the files. The files are parsed for one question that ssh cannot answer: which hosts there are.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import attrs
 
 _MAX_INCLUDE_DEPTH = 16  # the limit of ssh itself (readconf.c, READCONF_MAX_DEPTH)
 _SYSTEM_CONFIG_DIRECTORY = Path("/etc/ssh")
-_ARGUMENT_SEPARATORS = (
-    " \t"  # what separates words for ssh (misc.c, argv_split); a non-breaking space is a letter like any other
-)
-_TRAILING_WHITESPACE = " \t\r\n\f"  # what ssh takes off the end of a line (readconf.c, process_config_line_depth)
+# ssh splits words only at these (misc.c, argv_split); a non-breaking space is a letter like any other.
+_ARGUMENT_SEPARATORS = " \t"
+_TRAILING_WHITESPACE = " \t\r\n\f"  # ssh strips these from the end of a line (readconf.c, process_config_line_depth)
 _KEYWORD_LINE = re.compile(r'[ \t\r]*"?(\w+)"?(?:[ \t\r]*=[ \t\r]*|[ \t\r]+)(.*)', re.ASCII | re.DOTALL)
 _FORWARDING_KEYWORDS = ("localforward", "remoteforward", "dynamicforward")
 
@@ -40,12 +39,12 @@ def host_names(
 ) -> tuple[str, ...]:
     """Return the hosts that a configuration file and those it includes name, each once, in the order of the files.
 
-    Patterns and negated names are no hosts. What a `Match` block includes is left out: whether it holds is known only
-    for a given host. A host named in a file that a `Host` block includes counts if the patterns of that block fit it.
+    Patterns and negated names are not hosts. Files that a `Match` block includes are left out: whether it applies is
+    known only for a given host. In a file that a `Host` block includes, only hosts that fit its patterns count.
 
     Args:
         path: The file to begin with.
-        read_text: Returns the text of a file, None where it cannot be read.
+        read_text: Returns the text of a file, or None if it cannot be read.
         glob: Returns the files that fit an absolute pattern.
         home: The home directory of the user, as the password database has it.
     """
@@ -55,7 +54,7 @@ def host_names(
 def host_lines(
     path: Path, *, read_text: Callable[[Path], str | None], glob: Callable[[str], Iterable[Path]], home: Path
 ) -> tuple[HostLine, ...]:
-    """Return the same hosts, each as often as it is named."""
+    """Return the same hosts, each as often as the files name it."""
     walk = _ConfigWalker(
         read_text, glob, home, _SYSTEM_CONFIG_DIRECTORY if path.parent == _SYSTEM_CONFIG_DIRECTORY else home / ".ssh"
     )
@@ -70,10 +69,10 @@ class _ConfigWalker:
     relative_to: Path
 
     def iter_hosts(self, path: Path, including: tuple[Path, ...]) -> Iterator[HostLine]:
-        """Yield the hosts of a file that was included by those above it."""
-        if path in including:  # ssh gives up on such files; here nothing new can come of it
+        """Yield the hosts of a file, which the files `including` include, the outermost first."""
+        if path in including:  # ssh gives up on such files; they name no further hosts
             return
-        scope: Sequence[str] | None = ("*",)  # the patterns of the block that a line stands in; None in a Match block
+        scope: Sequence[str] | None = ("*",)  # the patterns of the block around a line; None in a Match block
         for number, line in enumerate((self.read_text(path) or "").split("\n"), 1):
             keyword, words = parse_config_line(line)
             if keyword == "host":
@@ -106,7 +105,7 @@ def matches_patterns(name: str, patterns: Iterable[str]) -> bool:
 
 
 def parse_config_line(line: str) -> tuple[str, tuple[str, ...]]:
-    """Return the keyword of a line in lower case and its arguments; an empty keyword if there is none."""
+    """Return the keyword of a line in lower case and its arguments; for a line without one, an empty keyword."""
     match = _KEYWORD_LINE.match(line.rstrip(_TRAILING_WHITESPACE))
     if match is None:
         return "", ()
@@ -120,7 +119,7 @@ def _split_arguments(text: str, position: int) -> Iterator[str]:
     """Split arguments as ssh does: quotes of both kinds, backslashes before quotes, backslashes and spaces, comments.
 
     Raises:
-        ValueError: A quote is not closed.
+        ValueError: If a quote is not closed.
     """
     while position < len(text):
         if text[position] in _ARGUMENT_SEPARATORS:
@@ -157,13 +156,13 @@ def _parse_argument(text: str, position: int) -> tuple[str, int]:
 class EffectiveConfig:
     """The settings that ssh finds in its whole configuration for one host.
 
-    `settings` has all of it: each keyword in lower case with its values, one for each line, in ssh's order.
+    `settings` maps each keyword, in lower case, to its values: one for each line, in ssh's order.
     """
 
     settings: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
 
     def value(self, keyword: str) -> str | None:
-        """Return the first value of a keyword; None where it is not set, or set to none."""
+        """Return the first value of a keyword; None if it is not set, or set to none."""
         value = next(iter(self.settings.get(keyword.lower(), ())), "none")
         return None if value.lower() == "none" else value
 
@@ -200,12 +199,12 @@ class EffectiveConfig:
 
     @property
     def forwardings(self) -> tuple[tuple[str, str], ...]:
-        """The forwardings of the user's own, as keyword and value."""
+        """The forwardings in the user's configuration, as keyword and value."""
         return tuple((keyword, value) for keyword in _FORWARDING_KEYWORDS for value in self.settings.get(keyword, ()))
 
 
 def parse_effective_config(output: str) -> EffectiveConfig:
-    """Read what `ssh -G host` prints: on each line a keyword, a space and the value."""
+    """Read the output of `ssh -G host`: on each line a keyword, a space and the value."""
     settings: dict[str, tuple[str, ...]] = {}
     for line in output.splitlines():
         keyword, space, value = line.strip().partition(" ")

@@ -44,7 +44,7 @@ class AddedHost:
     """The result of `add_host()`.
 
     Attributes:
-        replaced: Whether an entry that was added before made way for this one.
+        replaced: Whether this entry replaced one that was added before.
         backup: A copy of the configuration, if it existed and got the line that includes the file.
     """
 
@@ -61,7 +61,7 @@ def include_line(config: Path) -> str:
     """Return the line with which a configuration includes that file.
 
     Raises:
-        ValueError: Include cannot name the file.
+        ValueError: If Include cannot name the file.
     """
     file = hosts_file(config)
     if config == default_config():
@@ -75,7 +75,7 @@ def quote_value(text: str) -> str:
     """Return a value as one word of a configuration.
 
     Raises:
-        ValueError: The value has control characters.
+        ValueError: If the value has control characters.
     """
     if not text.isprintable():
         raise ValueError(f"value must be one line without control characters, got {text!r}")
@@ -92,14 +92,14 @@ def add_host(
     Args:
         config: The configuration; it need not exist.
         name: The name for the Host line, without wildcards.
-        settings: The lines below it.
+        settings: The lines after the Host line.
         force: Whether to add the host even if a line names it already.
         check_timeout: Seconds for each `ssh -G`, in which a `Match exec` may run and names may be resolved.
 
     Raises:
-        ConfigFileError: The name is taken, a file cannot be written, or ssh does not take the settings. The files are
-            as they were.
-        ValueError: Include cannot name the file with the hosts.
+        ConfigFileError: If the name is taken, a file cannot be written, or ssh does not take the settings. The files
+            are as they were.
+        ValueError: If Include cannot name the file with the hosts.
     """
     include, hosts = include_line(config), hosts_file(config)
     block = f"Host {name}\n" + "".join(f"    {keyword} {value}\n" for keyword, value in settings)
@@ -128,7 +128,7 @@ def remove_host(config: Path, name: str) -> tuple[HostLine, ...]:
     """Remove a host that was added, and return the lines that still name it.
 
     Raises:
-        ConfigFileError: No host of that name was added, or the file cannot be written.
+        ConfigFileError: If no host of that name was added, or the file cannot be written.
     """
     hosts = hosts_file(config)
     with os_errors_explained(hosts), locked_directory(hosts), contextlib.ExitStack() as undo:
@@ -188,7 +188,7 @@ def _settings_in(file: Path, name: str, refused: ConfigFileError, timeout: float
     """Return the settings that ssh finds in a file for a host.
 
     Raises:
-        ConfigFileError: ssh cannot be started, does not end in time, or refuses the file; then it is `refused`.
+        ConfigFileError: If ssh cannot be started, does not end in time, or refuses the file (`refused`).
     """
     try:
         ended = run_and_capture(config_file_argv(file, name), timeout=timeout)

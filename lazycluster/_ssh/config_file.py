@@ -1,4 +1,4 @@
-"""Replace a configuration on disk: whole or not at all, one process at a time, and back if the caller then fails."""
+"""Replace a configuration on disk: whole or not at all, one process at a time, and undone if the caller then fails."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def locked_directory(path: Path, *, timeout: float = 30.0) -> Iterator[None]:
         timeout: How many seconds to wait for the lock.
 
     Raises:
-        ConfigFileError: Another process keeps the lock.
-        OSError: The directory cannot be made or opened.
+        ConfigFileError: If another process keeps the lock.
+        OSError: If the directory cannot be made or opened.
     """
     if not path.parent.exists():
         path.parent.mkdir(mode=0o700)
@@ -80,8 +80,8 @@ def read_config_text(path: Path) -> str | None:
     """Return the text of a file, None if there is no file; bytes that are not UTF-8 become surrogates.
 
     Raises:
-        ConfigFileError: The file is a directory or a device.
-        OSError: The file cannot be read.
+        ConfigFileError: If the file is a directory or a device.
+        OSError: If the file cannot be read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -98,7 +98,7 @@ def replace_config(path: Path, before: str | None, after: str, undo: contextlib.
     file has changed again.
 
     Raises:
-        OSError: The file is read-only, or cannot be written.
+        OSError: If the file is read-only, or cannot be written.
     """
     path = Path(os.path.realpath(path))
     if before is not None and not os.access(path, os.W_OK):
@@ -119,7 +119,7 @@ def back_up(path: Path, text: str, undo: contextlib.ExitStack) -> Path:
     """Write the text of a file to a new one beside it, under a name that the pattern of no Include matches (glob(7)).
 
     Raises:
-        OSError: The backup cannot be written.
+        OSError: If the backup cannot be written.
     """
     path = Path(os.path.realpath(path))
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.lazycluster-backup-", dir=path.parent)

@@ -1,4 +1,4 @@
-"""Which hosts the ssh configuration on this machine names: `config.host_names` with the files behind it."""
+"""The hosts that the ssh configuration on this machine names: `config.host_names` with real files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_CONFIG_CHARACTERS = 1 << 20
 
 
 def default_config() -> Path:
-    """Return the user's own configuration, where ssh looks for it: below the home of the password database."""
+    """Return the user's own configuration, where ssh looks for it: in the home that the password database names."""
     return home() / ".ssh" / "config"
 
 
@@ -30,7 +30,7 @@ def configured_hosts(config_file: Path | None = None) -> tuple[str, ...]:
     """Return the hosts that a configuration file and those it includes name, each once, in the order of the files.
 
     Args:
-        config_file: The file; default: the user's own. One that cannot be read names none.
+        config_file: The file; default: the user's own. A file that cannot be read names no hosts.
     """
     return host_names(config_file or default_config(), read_text=_read_text, glob=_glob_files, home=home())
 

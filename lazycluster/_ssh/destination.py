@@ -30,11 +30,13 @@ RESERVED_OPTIONS = frozenset(
         "stdinnull",
     }
 )
-"""ssh_config(5) keywords that decide whether a call works at all, in lower case; a caller cannot set them."""
+"""ssh_config(5) keywords that decide whether a call works at all, in lower case; callers must not set them."""
 
 
 def _check_name(parameter: str, name: str) -> None:
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str):
+        raise ValueError(f"{parameter} must be text, got {name!r}")  # noqa: TRY004 - as for every other parameter
+    if not name:
         raise ValueError(f"{parameter} must not be empty, got {name!r}")
     if name.startswith("-"):
         raise ValueError(f"{parameter} must not begin with a dash, which ssh takes for an option, got {name!r}")
@@ -53,7 +55,7 @@ def _option_pairs(options: Mapping[str, str] | Iterable[tuple[str, str]] | None)
 
 @attrs.frozen
 class Destination:
-    """A host and what ssh needs besides the user's configuration to reach it.
+    """A host, and the settings that ssh needs besides the user's configuration to reach it.
 
     `options` are ssh_config(5) keywords and values, `config_file` is ssh's `-F`, `connect_timeout` is in seconds.
     """
@@ -69,7 +71,7 @@ class Destination:
     def __attrs_post_init__(self) -> None:
         _check_name("host", self.host)
         if "/" in self.host:
-            raise ValueError(f"host must be a name or an address, no URL (see user= and port=), got {self.host!r}")
+            raise ValueError(f"host must be a name or an address, not a URL (see user= and port=), got {self.host!r}")
         if self.user is not None:
             _check_name("user", self.user)
         if self.port is not None:
@@ -77,8 +79,8 @@ class Destination:
         check_connect_timeout(self.connect_timeout)
         for keyword, value in self.options:
             if not _OPTION_NAME.fullmatch(keyword):
-                raise ValueError(f"not a keyword of ssh_config: {keyword!r}")
+                raise ValueError(f"options must have keywords of ssh_config(5), got {keyword!r}")
             if keyword.lower() in RESERVED_OPTIONS:
-                raise ValueError(f"the option {keyword} is set by lazycluster itself and cannot be given")
+                raise ValueError(f"options must not set {keyword}, which lazycluster sets itself, got {value!r}")
             if any(character in value for character in "\r\n\0"):
-                raise ValueError(f"the value of the option {keyword} must be one line")
+                raise ValueError(f"options must have values of one line, got {value!r} for {keyword}")

@@ -1,7 +1,7 @@
-"""From the output and exit status of ssh and scp to the host that failed, and the reason.
+"""The host that failed, and the reason, as the output and exit status of ssh and scp show them.
 
-ssh has one exit status for all its failures, so its words must be read. A host can print what it likes before the
-log-in: a judgement here decides what a message says and whether something is tried again, nothing about trust.
+ssh has one exit status for all its failures, so its messages must be read. A host can print any text before the
+log-in. So a diagnosis decides only about error messages and further tries, never about trust.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lazycluster.exceptions import (
 )
 
 UNNAMED_HOP = "a jump host"
-"""Stands for the hop that failed where ssh does not say which of the jump hosts it was."""
+"""The name of the failed hop if ssh does not say which of the jump hosts it was."""
 
 # The jump host or ProxyCommand before the destination has ended: ssh has no peer to name then.
 _RELAY_FAILED = re.compile(r"(?:Connection (?:closed|reset) by|(?:banner exchange: )?Connection to) UNKNOWN port")
@@ -34,7 +34,7 @@ _STDIO_FORWARDING_FAILED = re.compile(
     r"stdio forwarding failed|.*(?:mux_client_request_stdio_fwd|Stdio forwarding request fail)"
 )
 _CHANNEL_OPEN_FAILED = re.compile(r"channel \d+: open failed: (?P<code>[^:]+)(?:: (?P<why>.+))?")
-# A ProxyCommand is any program: only a line that complains is taken for its reason, or each banner would be one.
+# A ProxyCommand is any program: only a line with one of these words counts as its reason, or each banner would.
 _ERROR_WORDS = re.compile(
     r"\b(?:errors?|err|fatal|fail(?:ed|ure)?|refused|denied|not found|no such|timed? ?out|unreachable|could not"
     r"|can ?not|can't|unable|unknown|invalid|bad)\b",
@@ -50,10 +50,10 @@ def diagnose(host: str, stderr: str, *, exit_code: int | None, timed_out: bool =
 
     Args:
         host: The destination as the user named it.
-        stderr: All that ssh said: its log (-E), then its standard error, in which the ssh of each jump host speaks, or
-            what it wrote on its terminal.
-        exit_code: Its exit status, negative for a signal; None when it had not ended.
-        timed_out: It was ended because its time was up.
+        stderr: The log of ssh (-E) and then its standard error, where the ssh of each jump host writes, too; or its
+            output on a terminal.
+        exit_code: Its exit status, negative for a signal; None if it had not ended.
+        timed_out: Whether it was ended because its time was up.
     """
     lines = clean_lines(stderr)
     error = _apply_rules(host, lines) or _diagnose_jump_host(host, lines)
@@ -63,7 +63,7 @@ def diagnose(host: str, stderr: str, *, exit_code: int | None, timed_out: bool =
 
 
 def _apply_rules(host: str, lines: Sequence[str]) -> ConnectError | None:
-    # Where the relay broke, everything else was said by the relay.
+    # If the relay broke, all other lines are those of the relay.
     relayed = any(_RELAY_FAILED.match(line) or _KEY_EXCHANGE_FAILED.match(line) for line in lines)
     for rule in DIAGNOSIS_RULES:
         for line in lines:
@@ -94,7 +94,7 @@ def _reason_with_details(rule: DiagnosisRule, line: str, lines: Sequence[str]) -
 
 
 def _diagnose_jump_host(host: str, lines: Sequence[str]) -> ConnectError | None:
-    """Judge what a jump host said when it could not connect us to what lies behind it."""
+    """Diagnose a jump host that could not connect to the next hop."""
     if not any(_STDIO_FORWARDING_FAILED.match(line) for line in lines):
         return None
     opening = next(((line, match) for line in lines if (match := _CHANNEL_OPEN_FAILED.match(line))), None)
@@ -103,13 +103,13 @@ def _diagnose_jump_host(host: str, lines: Sequence[str]) -> ConnectError | None:
     line, match = opening
     if match["code"] != "connect failed":
         return ConnectError(host, f"the jump host refuses to forward: {line}", UNNAMED_HOP)
-    # Each relay behind the hop that failed reports a broken one: with more than one it was not the destination.
+    # Each relay after the failed hop reports a broken one. So with more than one it was not the destination.
     hop = UNNAMED_HOP if sum(1 for other in lines if _RELAY_FAILED.match(other)) > 1 else ""
     return system_error_type(match["why"] or "")(host, f"seen from the jump host: {line}", hop)
 
 
 def _diagnose_timeout(host: str, lines: Sequence[str], prompt: str) -> ConnectError:
-    """Judge an ssh that went on waiting; a prompt is the line that it had not ended."""
+    """Diagnose an ssh that was still waiting; its prompt is the line that it had not ended."""
     match = _UNANSWERED_PROMPT.match(prompt)
     if match is not None and lines.count(prompt) > 1:
         return AuthenticationError(host, f"refused at {prompt!r}")
@@ -122,7 +122,7 @@ def _diagnose_timeout(host: str, lines: Sequence[str], prompt: str) -> ConnectEr
 
 
 def _diagnose_closed_connection(host: str, lines: Sequence[str]) -> ConnectError | None:
-    """Judge a connection that was closed, or given up, before the log-in began."""
+    """Diagnose a connection that was closed, or given up, before the log-in began."""
     banner_timeout = next(
         (line for line in lines if line.startswith("Connection timed out during banner exchange")), None
     )
@@ -135,7 +135,7 @@ def _diagnose_closed_connection(host: str, lines: Sequence[str]) -> ConnectError
     named = next((match["hop"] for match in map(_CLOSED_BY.match, lines) if match), None)
     if not relayed or named is not None:
         return ConnectionThrottledError(host, broken, named or "" if relayed else "")
-    # It was a ProxyCommand, which then may have said why, or the destination behind it.
+    # It was a ProxyCommand, which may have printed the reason, or the destination after it.
     words = [line for line in lines if not _is_broken_connection_line(line) and _ERROR_WORDS.search(line)]
     if words:
         return ConnectError(host, "; ".join(words[-3:]))
@@ -155,7 +155,7 @@ def _last_lines(lines: Sequence[str], exit_code: int | None) -> str:
 
 
 def start_failure(host: str, error: OSError) -> ConnectError:
-    """Return why no ssh could be started here: it is missing, or this process has run out of something."""
+    """Return why no ssh could be started here: it is missing, or this process has run out of a resource."""
     if isinstance(error, (FileNotFoundError, PermissionError)) and error.filename in {None, "ssh", "scp"}:
         return SshNotFoundError(host, str(error))
     return ConnectError(host, f"ssh cannot be started: {error}")
@@ -196,13 +196,13 @@ def session_refusal_reason(stderr: str) -> str | None:
 
 
 def diagnose_lost_master(stderr: str) -> LostCommandState | None:
-    """Return what a session said about a master that is not there or broke off, or None.
+    """Return the state of the command if a session reports that its master is missing or lost, otherwise None.
 
-    A session that has reached its master and then loses it ends with 255 and says nothing at all (measured with OpenSSH
-    9.2): None together with that status means that the command may have started.
+    A session that has reached its master and then loses it ends with 255 and prints nothing at all (measured with
+    OpenSSH 9.2): None together with that status means that the command may have started.
 
     Args:
-        stderr: What the client said before the command began, and nothing of the command's own output. The client must
+        stderr: The messages of the client before the command began, without the command's own output. The client must
             have been kept from a connection of its own (ProxyCommand=false).
     """
     lines = clean_lines(stderr)
@@ -216,8 +216,8 @@ def diagnose_lost_master(stderr: str) -> LostCommandState | None:
 def find_unsupported_options(stderr: str) -> frozenset[str]:
     """Return the keywords, in lower case, given with -o that this ssh does not know.
 
-    It stops at the first, so the next attempt may name another. Those of the user's own files are not returned: leaving
-    them out is not for us.
+    ssh stops at the first, so the next attempt may name another. Keywords in the user's own files are not returned: the
+    library never leaves those out.
     """
     pattern = re.compile(r"command-line:? line 0: Bad configuration option: (\S+)")
     return frozenset(match[1].lower() for match in map(pattern.match, clean_lines(stderr)) if match)
@@ -255,7 +255,7 @@ def diagnose_forwarding(log: str) -> ForwardingFailure | None:
     opened = [(match["code"], match["why"]) for match in map(_CHANNEL_OPEN_FAILED.match, lines) if match]
     if any(code in {"administratively prohibited", "unknown channel type"} for code, _ in opened):
         return ForwardingFailure.PROHIBITED
-    # With "open failed" for the reason it was no forwarding: so sshd words the refusal of a session above MaxSessions.
+    # The reason "open failed" is not about a forwarding: sshd refuses a session above MaxSessions in these words.
     return ForwardingFailure.NO_ANSWER if any(why != "open failed" for _, why in opened) else None
 
 
@@ -263,7 +263,7 @@ _DISK_FULL_HINT = "disk full, or over quota?"
 
 
 def scp_failure_reason(stderr: str) -> str:
-    """Return what went wrong with a file, in one line of scp's; '' if it did not say."""
+    """Return why a file could not be copied, as one line of scp; '' if scp gave no reason."""
     lines = clean_lines(stderr)
     scp_lines = [line.removeprefix("scp: ") for line in lines if line.startswith("scp: ")]
     scp_lines = [line for line in scp_lines if not line.startswith(("failed to upload", "Connection closed"))]
@@ -273,14 +273,14 @@ def scp_failure_reason(stderr: str) -> str:
         if not line.startswith("scp: ") and not _is_broken_connection_line(line) and line != "lost connection"
     ]
     reason = next(iter(scp_lines or others[-1:] or lines), "").removeprefix("scp: ").removeprefix("ssh: ")
-    if reason.startswith("Received message too long"):  # the first words of a start-up file, taken for a length
+    if reason.startswith("Received message too long"):  # scp took the output of a start-up file for a length
         return ": ".join([reason, *scp_lines[1:2]])
     # SFTP version 3 has no status for a full disk: "Failure" (draft-ietf-secsh-filexfer-02, section 7).
     return f"{reason} ({_DISK_FULL_HINT})" if re.match(r"write remote .*: Failure$", reason) else reason
 
 
 def tar_failure_reason(stderr: str) -> str:
-    """Return what went wrong with a tree, in the lines of the host's tar; '' if it did not say."""
+    """Return why a tree could not be copied, as lines of the host's tar; '' if tar gave no reason."""
     lines = [
         line for line in clean_lines(stderr) if not line.endswith("Exiting with failure status due to previous errors")
     ]

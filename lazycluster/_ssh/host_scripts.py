@@ -1,4 +1,4 @@
-"""The texts for a host's POSIX shell. They are the `.sh` files of `_remote`, whose headers say what each one takes.
+"""The texts for a host's POSIX shell. They are the `.sh` files of `_remote`, whose headers list their parameters.
 
 `scripts/check-shell` reads them in the composed forms in which they are sent.
 """
@@ -18,7 +18,7 @@ _FOLDER = importlib.resources.files("lazycluster._remote")
 def text(*names: str) -> str:
     """Return the texts with these names, one after the other, without indentation, blank lines and lines of comment.
 
-    dash reads what a session sends one byte per system call. No string in a text may span lines that it needs whole.
+    dash reads the input of a session one byte per system call. No string in a text may span lines that it needs whole.
     """
     lines = [line.strip() for name in names for line in (_FOLDER / f"{name}.sh").read_text("utf-8").splitlines()]
     return "".join(f"{line}\n" for line in lines if line and not line.startswith("#"))
@@ -41,18 +41,18 @@ STOP_MARKED_PROCESSES = text("terminate_marked", "stop_marked") + 'lc_stop_marke
 
 
 def grace_tenths(grace: float) -> str:
-    """Return a number of seconds in tenths, rounded up: the texts take a grace so, a POSIX shell has integers only."""
+    """Return seconds in tenths, rounded up, as the texts take a grace period: a POSIX shell has only integers."""
     return str(math.ceil(round(grace * 10, 6)))
 
 
 PROBE_SCRIPT = text("probe")
-"""As `sh -c PROBE sh python3.12 python3` it asks for these Pythons, in this order."""
+"""As `sh -c PROBE sh python3.12 python3` it looks for these Pythons, in this order."""
 
 
 def build_probe_script(python: str | None = None) -> str:
-    """Return the probe as a script for `sh`, asking for one Python by name or path (`~/` is the host's home).
+    """Return the probe as a script for `sh`, which looks for one Python by name or path (`~/` is the host's home).
 
-    Without a name that is `pythonX.Y` of the version running here, then `python3`.
+    Without a name it looks for `pythonX.Y` of the version running here, then for `python3`.
     """
     if python is None:
         words = f"python{sys.version_info.major}.{sys.version_info.minor} python3"

@@ -15,17 +15,17 @@ _log = logging.getLogger(__name__)
 
 
 class Lifeline:
-    """Ends a master's connection from the host's side when this process dies, and cleans up there before.
+    """Ends a master's connection from the host's side when this process dies, after a clean-up there.
 
-    It is a session without an ssh process here, where the host allows one; elsewhere it does nothing. While it is open
+    It is a session without a local ssh process. If the host allows no session for it, it does nothing. While it is open
     sshd also keeps Nagle's algorithm off for the whole connection.
     """
 
     def __init__(self, control: ControlSocket, on_lost: str = ":", *, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
-        """Open the session; `on_lost` is what the host's shell does when this side is gone.
+        """Open the session; `on_lost` is the command that the host's shell runs when this process is gone.
 
         Raises:
-            ControlSocketError: The master is gone.
+            ControlSocketError: If the master is gone.
         """
         self._timeouts = timeouts
         self._session: ControlSocket | None = None
@@ -48,7 +48,7 @@ class Lifeline:
             with contextlib.suppress(BrokenPipeError):  # the master is gone, and its session with it
                 os.write(self._write_fd, b"\n")
             self._close_pipe()
-            if self._session is not None:  # closed before, the host would take it for our end
+            if self._session is not None:  # closed earlier, the host would take it for the end of this process
                 self._session.wait_message(self._timeouts.lifeline_close)
         self._close_session()
 
@@ -69,5 +69,5 @@ class Lifeline:
 
 
 def lifeline_text(on_lost: str) -> str:
-    """Return what the session runs; `on_lost` is a command of the host's shell."""
+    """Return the script of the session; `on_lost` is a command for the host's shell."""
     return f"lc_on_lost() {{\n{on_lost}\n}}\n{text('lifeline')}"

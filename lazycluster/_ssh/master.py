@@ -40,7 +40,7 @@ from lazycluster.exceptions import (
 )
 
 _log = logging.getLogger(__name__)
-# ssh appends a dot and 16 characters while it binds the socket, and sun_path ends at 108 bytes (Linux) or 104 (macOS).
+# ssh appends a dot and 16 characters while it binds the socket, and sun_path (unix(7)) has 108 bytes, on macOS 104.
 MAX_SOCKET_PATH_BYTES = 90 if sys.platform == "linux" else 86
 _SSH_G_TIMEOUT_SECONDS = 5.0
 _DIRECTORY_PREFIX = "lazycluster-m-"
@@ -58,7 +58,7 @@ class PrivateDirectory:
         """Make it.
 
         Raises:
-            OSError: No temporary directory will do.
+            OSError: If no temporary directory is suitable.
         """
         self.path = _make_directory()
         unlocked = self.path / "unlocked"  # no process removes a directory with this file
@@ -133,7 +133,7 @@ class Master:
         """Log in to a host within its `connect_timeout`, or until `cancel_event` is set.
 
         Raises:
-            ConnectError: One of its kinds, saying why.
+            ConnectError: If the log-in fails; its subclass shows why.
         """
         try:
             return cls._connect_with_retries(destination, password, cancel_event, timeouts)
@@ -225,7 +225,7 @@ class Master:
             return 0
 
     def log_since(self, offset: int) -> str:
-        """Return what the master has said after so many bytes."""
+        """Return the text that the master has printed after its first `offset` bytes."""
         try:
             with (self._directory.path / "log").open("rb") as file:
                 file.seek(offset)
@@ -256,7 +256,7 @@ class Master:
         return True
 
     def can_reach_host(self, timeout: float) -> bool:
-        """Return whether the host itself answers within so many seconds; that takes none of its sessions."""
+        """Return whether the host itself answers within `timeout` seconds; the question takes no session."""
         try:
             self.control_socket.probe("localhost", 0, timeout=timeout)  # no server listens there: any answer will do
         except RequestRefusedError:
@@ -272,7 +272,7 @@ class Master:
                 return
             self._closed = True
         control = self.control_socket
-        if self._owner_pid != os.getpid():  # a fork of its owner, whose it is not to end
+        if self._owner_pid != os.getpid():  # a fork of the owner must not end it
             return
         if not force:
             control.terminate()
@@ -307,7 +307,7 @@ def _make_private_directory(host: str) -> PrivateDirectory:
 
 @attrs.frozen
 class _LoginEnd:
-    """How a log-in ended, as `Completed`, and what ssh printed as the reason: on standard error or on a terminal."""
+    """How a log-in ended, as `Completed`, and the reason that ssh printed on standard error or on a terminal."""
 
     exit_code: int | None
     diagnostic: str
@@ -324,7 +324,7 @@ def _run_login(
     """Run an ssh that logs in, until it ends or goes to the background.
 
     Raises:
-        ConnectError: It cannot be started.
+        ConnectError: If ssh cannot be started.
     """
     try:
         if password is None:
@@ -346,7 +346,7 @@ def _log_in_with_password(
     """Log in with a password, typed only at prompts of the destination itself.
 
     Raises:
-        ConnectError: A prompt was left unanswered.
+        ConnectError: If a prompt is left unanswered.
     """
     from lazycluster._ssh import prompts  # noqa: PLC0415 - pexpect is needed by few
 
@@ -376,4 +376,4 @@ def _log_in_with_password(
         case prompts.LoginEndReason.OTHER_HOST:
             raise AuthenticationError(destination.host, f"another host asks for a password, at {outcome.prompt!r}")
         case _:
-            assert_never(outcome.end)
+            assert_never(outcome.end_reason)

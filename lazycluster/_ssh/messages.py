@@ -1,7 +1,7 @@
-"""The sentences of OpenSSH's client: cleaned lines, and which of them settles why a connection failed.
+"""The messages of OpenSSH's client: cleaned lines, and the rules that decide why a connection failed.
 
-They are English whatever the locale, for ssh loads no translations. What differs is the version (5.x to 10.x) and the
-system's own words (strerror, getaddrinfo). The tests name where each was seen.
+They are English in every locale, since ssh loads no translations. They differ between versions (5.x to 10.x), and with
+the system's own messages (strerror, getaddrinfo). The tests name where each was seen.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SYSTEM_ERRORS: tuple[tuple[re.Pattern[str], type[ConnectError]], ...] = (
 
 @attrs.frozen
 class DiagnosisRule:
-    """A line that settles the matter. The group `hop` is the host it speaks of, `why` what the system said.
+    """A line that decides the diagnosis. Its group `hop` is the host concerned, `why` the message of the system.
 
     `detail` matches the lines that explain this one.
     """
@@ -127,7 +127,7 @@ def clean_line(text: str) -> str:
 
 
 def clean_lines(text: str) -> list[str]:
-    """Return the lines that say something, cleaned."""
+    """Return the lines, cleaned, without those that are empty or never a reason."""
     lines = (clean_line(line) for line in text.replace("\r", "\n").split("\n"))
     return [line for line in lines if line and not _IRRELEVANT_LINE.match(line)]
 

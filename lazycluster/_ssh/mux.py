@@ -1,8 +1,8 @@
 """A connection to a master's control socket, held open.
 
 A master with ControlPersist ends when its socket has had no connection for a while. So a held connection keeps it. When
-this process ends, in whatever way, the kernel closes the connection and the master ends. Over the same connection the
-master answers checks and opens forwardings: OpenSSH's PROTOCOL.mux, version 4.
+this process ends, for whatever reason, the kernel closes the connection and the master ends. Over the same connection
+the master answers checks and opens forwardings: OpenSSH's PROTOCOL.mux, version 4.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _MAX_MUX_MESSAGE_BYTES = 1 << 20
 
 
 class ControlSocketError(Exception):
-    """The master is gone, does not answer, or speaks something else."""
+    """The master is gone, does not answer, or speaks another protocol."""
 
 
 class RequestRefusedError(Exception):
-    """The master, or the host behind it, refused a request."""
+    """The master or its host refused a request."""
 
 
 @attrs.frozen
 class MuxReply:
-    """One message of the master: its type, and what follows it."""
+    """One message of the master: its type, and the bytes after it."""
 
     type: int
     body: bytes
@@ -62,7 +62,7 @@ class MuxReply:
 
     @property
     def reason(self) -> str:
-        """The reason of a refusal: a string behind the request's id."""
+        """The reason of a refusal: a string after the request's id."""
         return self.body[8 : 8 + self.uint32(1)].decode(errors="replace")
 
 
@@ -82,8 +82,8 @@ class ControlSocket:
         """Connect and exchange hello messages within `timeout` seconds, which also bounds every later answer.
 
         Raises:
-            FileNotFoundError: There is no such socket.
-            ControlSocketError: The master did not answer as one does.
+            FileNotFoundError: If there is no such socket.
+            ControlSocketError: If no master answers.
         """
         self._path = path
         self._timeout = timeout
@@ -113,7 +113,7 @@ class ControlSocket:
         """Return the master's process id if it answers.
 
         Raises:
-            ControlSocketError: It does not, or not in time.
+            ControlSocketError: If it does not answer in time.
         """
         reply = self._send_request(_MUX_C_ALIVE_CHECK)
         if reply.type != _MUX_S_ALIVE:
@@ -124,8 +124,8 @@ class ControlSocket:
         """Open a forwarding.
 
         Raises:
-            RequestRefusedError: The port to listen on is taken, or the host does not allow it.
-            ControlSocketError: The master is gone.
+            RequestRefusedError: If the port to listen on is taken, or the host does not allow it.
+            ControlSocketError: If the master is gone.
         """
         self._expect(_MUX_S_OK, self._send_request(_MUX_C_OPEN_FWD, *_forward_fields(forwarding)))
 
@@ -137,8 +137,8 @@ class ControlSocket:
         """Open a connection from the host to an address that it can reach, and close it, within `timeout` seconds.
 
         Raises:
-            RequestRefusedError: It could not be opened; the master's log says why.
-            ControlSocketError: The master is gone, or the host does not answer.
+            RequestRefusedError: If the connection cannot be opened; the master's log says why.
+            ControlSocketError: If the master is gone, or the host does not answer.
         """
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -159,8 +159,8 @@ class ControlSocket:
             The connection that holds the session: the session ends with it.
 
         Raises:
-            RequestRefusedError: The host allows no (further) session.
-            ControlSocketError: The master is gone.
+            RequestRefusedError: If the host allows no (further) session.
+            ControlSocketError: If the master is gone.
         """
         connection = ControlSocket(self._path, timeout=self._timeout)
         devnull = os.open(os.devnull, os.O_WRONLY)
@@ -184,7 +184,7 @@ class ControlSocket:
     def wait_closed(self, timeout: float | None, wake_fd: int | None = None) -> bool:
         """Wait until the master closes its end, the time is up or `wake_fd` is readable; return whether it is closed.
 
-        Nothing else may be asked over this connection meanwhile.
+        No other request may use this connection during the wait.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.poll_closed():
@@ -195,7 +195,7 @@ class ControlSocket:
         return True
 
     def wait_message(self, timeout: float) -> None:
-        """Wait until the master says something unasked, such as that a session has ended, or closes its end."""
+        """Wait until the master sends a message unasked, such as that a session has ended, or closes its end."""
         wait_readable([self._socket.fileno()], timeout)
 
     def poll_closed(self) -> bool:
@@ -203,7 +203,7 @@ class ControlSocket:
 
         It waits while another thread waits for an answer. An answer that came too late is read and dropped.
         """
-        with self._lock:  # so that no other thread's answer is on its way, which would look like something to read
+        with self._lock:  # an answer on its way to another thread would look like something to read
             try:
                 while wait_readable([self._socket.fileno()], 0):
                     if not self._socket.recv(1 << 16, 0 if self._out_of_sync else socket.MSG_PEEK):
@@ -215,7 +215,7 @@ class ControlSocket:
         return self._socket.fileno() < 0
 
     def close(self) -> None:
-        """Let go of the master."""
+        """Close the connection to the master."""
         with self._lock:
             self._socket.close()
 
@@ -228,8 +228,8 @@ class ControlSocket:
             if self._out_of_sync:
                 raise ControlSocketError("the master did not answer before")
             self._request_id += 1
-            # Until the answer is here, and for ever where it comes late, or Ctrl-C before it: it would be taken for
-            # that of the next request. The socket stays open: its end is how we see the master's.
+            # Until the answer has come. If it comes too late, or after Ctrl-C, the socket stays out of sync: the answer
+            # would be taken for that to the next request. It stays open, since its end shows that of the master.
             self._out_of_sync = True
             try:
                 self._socket.sendall(encode_message(message_type, self._request_id, *fields))
@@ -264,7 +264,7 @@ class ControlSocket:
 
 
 def wait_readable(descriptors: list[int], timeout: float | None) -> set[int]:
-    """Return which descriptors can be read, waiting so long at most; by poll, because select ends at 1023."""
+    """Return the descriptors that can be read, after `timeout` seconds at most; select(2) would end at 1023."""
     if min(descriptors) < 0:
         return set()
     poll = select.poll()

@@ -1,4 +1,4 @@
-"""Text on ssh's terminal: whether it ends with a prompt, and for what; which answers can be typed."""
+"""Text on ssh's terminal: the kind of the prompt at its end, and the check whether an answer can be typed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HOST_KEY_PROMPT = re.compile(r"Are you sure you want to continue connecting|Ple
 
 
 class PromptKind(enum.Enum):
-    """The thing that a prompt of ssh asks for."""
+    """The kind of answer that a prompt of ssh asks for."""
 
     PASSWORD = enum.auto()
     PASSPHRASE = enum.auto()
@@ -33,7 +33,7 @@ class PromptKind(enum.Enum):
 
 
 def classify_prompt(output: str, host_names: Collection[str]) -> PromptKind | None:
-    """Return the thing that ssh asks for; None if the output does not end with a prompt that is known.
+    """Return the kind of the prompt with which the output ends; None if that is no known prompt.
 
     A keyboard-interactive prompt is in the server's words, after `(user@host) ` (since OpenSSH 8.5). It may have
     several lines. The host in the parentheses is the one that asks, whatever the lines say.
@@ -50,7 +50,7 @@ def classify_prompt(output: str, host_names: Collection[str]) -> PromptKind | No
     direct = _SSH_PASSWORD_PROMPT.match(line)
     if direct is None and not _KEYBOARD_INTERACTIVE_PASSWORD_PROMPT.match(line):
         return None
-    # ssh begins a prompt with a carriage return, which for `^` begins no line.
+    # ssh begins a prompt with a carriage return, after which `^` does not match.
     interactive_prompts = _KEYBOARD_INTERACTIVE_PREFIX.finditer(output.replace("\r", "\n"))
     asking_hosts = [match["host"] for match in (direct, *interactive_prompts) if match is not None]
     other_hosts = [host for host in asking_hosts if host.casefold() not in host_names]
@@ -72,11 +72,11 @@ def check_typeable(password: str) -> None:
     """Refuse a password with characters that a terminal takes for editing or for an interrupt.
 
     Raises:
-        ValueError: The password is no single line of text; the error does not show it.
+        ValueError: If the password is not a single line of text; the error does not show it.
     """
     try:
         password.encode()
     except UnicodeEncodeError:
-        raise ValueError("the password is no valid text") from None
+        raise ValueError("password must be valid text (it is not shown here)") from None
     if any(ord(char) < 32 or ord(char) == 127 for char in password):
-        raise ValueError("the password holds control characters, which cannot be typed")
+        raise ValueError("password must not hold control characters, which cannot be typed (it is not shown here)")

@@ -1,11 +1,11 @@
-"""Logging in where ssh asks for a password or passphrase, which it does only of a terminal.
+"""Log-ins for which ssh asks for a password or passphrase, which it does only on a terminal.
 
-ssh gets a pseudo-terminal of its own. `log_in()` answers a prompt only if it asks for what we have: the password of the
-destination, or the passphrase of a key. `run_interactive()` answers none by itself: it puts them to a person.
+ssh gets a pseudo-terminal of its own. `log_in()` answers a prompt only if it asks for the password of the destination,
+or for the passphrase of a key. `run_interactive()` answers no prompt by itself: it puts them to a person.
 This module moves characters; `prompt_text` recognises a prompt in them.
 
-pexpect starts and ends the process and types. It does not read: at the end of the output it waits for the process with
-no limit of time (4.9, ptyprocess 0.7), and its exceptions show what was typed.
+pexpect starts and ends the process and types. It is not used to read: at the end of the output it waits for the process
+with no limit of time (4.9, ptyprocess 0.7). Its exceptions show the typed text.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class LoginEndReason(enum.Enum):
 class LoginOutcome:
     """The outcome of an attempt to log in.
 
-    `exit_code` is the exit status of ssh, negative for a signal; None where it was ended from here. `text` is what its
-    terminal showed, or the end of it where that was long; it never holds the password. Its last line is the prompt that
+    `exit_code` is the exit status of ssh, negative for a signal; None if it was ended from here. `text` is the output
+    on its terminal, or the end of it if that was long; it never holds the password. Its last line is the prompt that
     was left unanswered, if any.
     """
 
@@ -70,7 +70,7 @@ class LoginOutcome:
 
     @property
     def prompt(self) -> str:
-        """The prompt at which ssh was ended; '' where it was at none."""
+        """The prompt at which ssh was ended; '' if it was not at a prompt."""
         return "" if self.end_reason is LoginEndReason.EXITED else last_line(self.text)
 
 
@@ -78,9 +78,9 @@ class LoginOutcome:
 class InteractiveOutcome:
     """The outcome of a program that put its questions to a person.
 
-    `exit_code` is its exit status, negative for a signal; None where it was ended from here: at `unanswered_prompt`,
-    the question that the person left open, or because the time was up. `text` is what its terminal showed, without
-    secrets.
+    `exit_code` is its exit status, negative for a signal. None means that the program was ended from here, because the
+    time was up or the person left a question open, which is then the `unanswered_prompt`. `text` is the output on its
+    terminal, without secrets.
     """
 
     exit_code: int | None
@@ -106,18 +106,18 @@ def log_in(
     """Run an ssh that logs in and goes to the background, and answer its prompts.
 
     A password that the host does not take ends the attempt at once; a passphrase that does not fit lets ssh go on to
-    the next key. Host key questions are never answered. The master that ssh leaves behind survives.
+    the next key. Host key questions are never answered. The master that ssh leaves in the background survives.
 
     Args:
         argv: The whole call: with -f, and without BatchMode.
         password: The password of the destination, or the passphrase of a key.
         deadline: The instant, in terms of `time.monotonic()`, at which to give up.
-        host_names: What a prompt may call the destination: its name as given, its HostName, its HostKeyAlias.
+        host_names: The names that a prompt may give the destination: its name as given, its HostName, its HostKeyAlias.
         cancel_event: Once this is set, the attempt is given up as if the time were up.
 
     Raises:
-        OSError: ssh cannot be started.
-        ValueError: The password is no single line of text; the error does not show it.
+        OSError: If ssh cannot be started.
+        ValueError: If the password is not a single line of text; the error does not show it.
     """
     check_typeable(password)
     child = _spawn(argv)
@@ -128,7 +128,7 @@ def log_in(
 
 
 def run_interactive(argv: Sequence[str], ask: AskUser, *, timeout: float) -> InteractiveOutcome:
-    """Run ssh, or a program that runs it, and put its questions to a person; none is answered otherwise.
+    """Run ssh, or a program that runs it, and put its questions to a person; no question is answered otherwise.
 
     Args:
         argv: The whole call, without BatchMode.
@@ -136,8 +136,8 @@ def run_interactive(argv: Sequence[str], ask: AskUser, *, timeout: float) -> Int
         timeout: The time after which to give up.
 
     Raises:
-        OSError: The program cannot be started.
-        ValueError: An answer is no single line of text; the error does not show it.
+        OSError: If the program cannot be started.
+        ValueError: If an answer is not a single line of text; the error does not show it.
     """
     child = _spawn(argv)
     try:
@@ -155,7 +155,7 @@ def _spawn(argv: Sequence[str]) -> pexpect.spawn:
 
     def start() -> pexpect.spawn:
         with _SPAWN_LOCK, warnings.catch_warnings():
-            # Python 3.12 warns of any fork beside threads. Here the child runs only what leads to exec.
+            # Python 3.12 warns of any fork beside threads. Here the child runs only the code up to exec.
             warnings.simplefilter("ignore", DeprecationWarning)
             child = pexpect.spawn(
                 argv[0],
@@ -181,7 +181,7 @@ def _spawn(argv: Sequence[str]) -> pexpect.spawn:
 def _terminate(child: pexpect.spawn, *, grace: float = 0.0) -> None:
     """End ssh with its helpers if it still runs, and close the terminal; a master in the background is out of reach.
 
-    With `grace` it is asked first, and has so many seconds.
+    With `grace`, it first gets SIGTERM and that many seconds to end.
     """
     try:
         deadline = time.monotonic() + grace
@@ -197,12 +197,12 @@ def _terminate(child: pexpect.spawn, *, grace: float = 0.0) -> None:
             child.wait()
         child.close(force=False)
     except pexpect.ExceptionPexpect:
-        # Somebody else waited for the process, so it is gone. The text of the exception shows what was typed.
+        # Other code waited for the process, so it is gone. The message of the exception shows the typed text.
         _log.debug("process %d was waited for by other code", child.pid)
 
 
 def _read_terminal(terminal: int) -> bytes:
-    """Return what the terminal shows next; nothing once it is closed at the other end, which Linux makes an error."""
+    """Return the next output on the terminal; nothing once its other end is closed, which is an error on Linux."""
     try:
         return os.read(terminal, 1 << 16)
     except OSError:
@@ -217,12 +217,12 @@ class _PromptLoop:
         self._deadline = deadline
         self._secrets: list[str] = []
         self._output = ""
-        self._answered_length = 0  # how much of it was shown when the last prompt was answered
+        self._answered_length = 0  # the length of the output when the last prompt was answered
 
     def run(self, cancel_event: threading.Event | None = None) -> LoginOutcome:
-        """Read and answer until ssh ends, or there is a reason to end it, such as that `cancel_event` is set."""
+        """Read and answer until ssh ends, or there is a reason to end it, such as a set `cancel_event`."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        open_still = True
+        is_open = True
         with _Selector() as selector:
             selector.register(self._child.child_fd, selectors.EVENT_READ)
             while True:
@@ -230,14 +230,12 @@ class _PromptLoop:
                 if alive and (self._remaining_seconds() <= 0 or (cancel_event is not None and cancel_event.is_set())):
                     return self._outcome(LoginEndReason.TIMED_OUT)
                 data = b""
-                if open_still and selector.select(
-                    min(_TERMINAL_POLL_SECONDS, self._remaining_seconds()) if alive else 0
-                ):
+                if is_open and selector.select(min(_TERMINAL_POLL_SECONDS, self._remaining_seconds()) if alive else 0):
                     data = _read_terminal(self._child.child_fd)
-                    open_still = bool(data)
+                    is_open = bool(data)
                 elif not alive:
                     return self._outcome(LoginEndReason.EXITED)
-                elif not open_still:
+                elif not is_open:
                     time.sleep(min(_TERMINAL_POLL_SECONDS, self._remaining_seconds()))
                 self._append_output(decoder.decode(data))
                 reason = self._handle_output() if data else self._handle_silence()
@@ -267,15 +265,15 @@ class _PromptLoop:
         return self._output[max(self._answered_length, len(self._output) - _MAX_PROMPT_CONTEXT_CHARACTERS) :]
 
     def _handle_output(self) -> LoginEndReason | None:
-        """Answer the prompt that is shown, if there is one; return why to end instead."""
+        """Answer the prompt that is shown, if there is one; return the reason to end the attempt, or None."""
         raise NotImplementedError
 
     def _handle_silence(self) -> LoginEndReason | None:
-        """Do the same where nothing new is shown."""
+        """Do the same if nothing new is shown."""
         return None
 
     def _is_echo_off(self) -> bool:
-        """Return whether the terminal would not show what is typed; else there is no prompt for a secret."""
+        """Return whether the terminal hides typed text; otherwise there is no prompt for a secret."""
         try:
             return self._child.waitnoecho(min(_ECHO_OFF_TIMEOUT_SECONDS, self._remaining_seconds()))
         except (OSError, termios.error):  # the program has ended; the next read shows it
@@ -292,13 +290,13 @@ class _PromptLoop:
             signal_number = self._child.signalstatus
             status = self._child.exitstatus if signal_number is None else -signal_number
         text = self._output
-        for secret in self._secrets:  # a host may send back what was typed
+        for secret in self._secrets:  # a host may echo the answers
             text = text.replace(secret, "[password]") if len(secret) >= 4 else text
         return LoginOutcome(end_reason, status, text)
 
 
 class _LoginPromptLoop(_PromptLoop):
-    """A conversation in which we answer, with what we were given."""
+    """A conversation in which the given password answers the prompts."""
 
     def __init__(self, child: pexpect.spawn, password: str, host_names: Collection[str], deadline: float) -> None:
         super().__init__(child, deadline)
@@ -320,7 +318,7 @@ class _LoginPromptLoop(_PromptLoop):
                 return LoginEndReason.REFUSED
             self._answer(prompt, self._password)
         elif kind is PromptKind.PASSPHRASE:
-            # An empty passphrase makes ssh leave this key and try what comes next.
+            # An empty passphrase makes ssh leave this key and try the next one.
             self._answer(prompt, "" if prompt in self._answered_prompts else self._password)
         return None
 
@@ -338,7 +336,7 @@ class _InteractivePromptLoop(_PromptLoop):
         self.unanswered_prompt = ""
         self._ask = ask
         self._last_output_at = time.monotonic()
-        self._last_visible_answer = ""  # of the last answer, which the terminal shows, too
+        self._last_visible_answer = ""  # the terminal shows it, too
 
     def _handle_output(self) -> LoginEndReason | None:
         self._last_output_at = time.monotonic()
@@ -346,7 +344,7 @@ class _InteractivePromptLoop(_PromptLoop):
         return None if kind is None else self._ask_user(secret=kind is not PromptKind.HOST_KEY)
 
     def _handle_silence(self) -> LoginEndReason | None:
-        """Put what a host asks in words of its own, such as for a code."""
+        """Ask the person for the answer to a prompt in a host's own words, such as one for a code."""
         if not last_line(self._unanswered_output) or time.monotonic() - self._last_output_at < _PROMPT_SILENCE_SECONDS:
             return None
         self._last_output_at = time.monotonic()

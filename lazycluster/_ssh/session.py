@@ -35,7 +35,7 @@ class Session(RunningCommand):
         `check` is called when nothing has moved for a while; it raises if the wait is in vain.
 
         Raises:
-            OSError: ssh cannot be started.
+            OSError: If ssh cannot be started.
         """
         super().__init__(on_output)
         self._decoder = OutputDecoder(script.output_mark)
@@ -94,14 +94,14 @@ class Session(RunningCommand):
         return (self._decoder.preamble(Stream.STDERR) + self._decoder.preamble(Stream.STDOUT)).decode(errors="replace")
 
     def preamble(self, stream: Stream) -> bytes:
-        """Return what one stream carried before the command began: the words of start-up files, or of ssh."""
+        """Return the text of one stream before the command began, which start-up files or ssh printed."""
         return self._decoder.preamble(stream)
 
     def write(self, data: bytes) -> None:
         """Send to standard input.
 
         Raises:
-            CommandEndedError: The command no longer reads it.
+            CommandEndedError: If the command no longer reads it.
         """
         self._process.write(data, pump=self._pump)
         if self._decoder.has_ended or self._process.at_eof or not self._process.is_stdin_open:
@@ -112,11 +112,11 @@ class Session(RunningCommand):
         self._process.close_stdin()
 
     def detach_stdin(self) -> PipeWriter:
-        """Return the script's standard input for any thread to write to; `write()` is of no use any more."""
+        """Return the script's standard input for any thread to write to; `write()` no longer works."""
         return self._process.detach_stdin()
 
     def iter_raw_stdout(self) -> Iterator[bytes]:
-        """Yield standard output as it comes, up to its end, and from here on as it is, marks included."""
+        """Yield standard output as it comes, from now on to its end, with the marks in it."""
         rest = bytes(self._unread or b"") + self._decoder.flush(Stream.STDOUT)
         self._raw_chunks = [rest] if rest else []
         while self._raw_chunks or (self._pump(lambda: bool(self._raw_chunks)) or self._raw_chunks):
@@ -124,15 +124,15 @@ class Session(RunningCommand):
             yield from data
 
     def parse_status_report(self, data: bytes) -> str | None:
-        """Return what the host's shell reports where that stands at the beginning of data of `iter_raw_stdout()`."""
+        """Return the status that the host's shell reports at the beginning of data of `iter_raw_stdout()`, if any."""
         return self._decoder.parse_status_report(data)
 
     def wait(self) -> None:
         """Wait until the command has ended and its output is complete.
 
         Raises:
-            DeadlinePassedError: It did not in time; call `cancel()`.
-            CancelledError: It was to be stopped; call `cancel()`.
+            DeadlinePassedError: If the deadline passes first; call `cancel()`.
+            CancelledError: If the cancel token is cancelled first; call `cancel()`.
         """
         if self._pump(lambda: self._decoder.has_ended):
             self._process.close_stdin()
@@ -149,13 +149,13 @@ class Session(RunningCommand):
                 self._deliver(stream, self._decoder.flush(stream))
 
     def close(self) -> None:
-        """Let go of the session, whatever it still does."""
+        """Close the session, whether or not its command has ended."""
         if self._process.at_eof:
             self.ssh_exit_code = self._process.wait(self._timeouts.session_end)
         self._process.close()
 
     def cancel(self, *, grace: float | None = None) -> None:
-        """End the command on the host with its children, and the ssh process here, and take the output until then.
+        """End the command on the host with its children, and the ssh process here; receive the output until then.
 
         The end of standard input makes the host end the command. With `grace`, it may use its grace period for that.
         """

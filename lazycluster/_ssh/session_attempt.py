@@ -40,12 +40,12 @@ def run_session(
 ) -> Session:
     """Run the ssh process of a session by its `argv`, do the work, and return the session, which has ended.
 
-    `check` is called when nothing has moved for a while.
+    `check` is called when no data has moved for a while.
 
     Raises:
-        CommandStoppedError: The cancel token was cancelled; the command was ended on the host.
-        DeadlinePassedError: The deadline passed; the script was ended.
-        SshNotFoundError: ssh cannot be started.
+        CommandStoppedError: If the cancel token is cancelled; the command is ended on the host.
+        DeadlinePassedError: If the deadline passes; the script is ended.
+        SshNotFoundError: If ssh cannot be started.
     """
     try:
         session = Session(
@@ -79,9 +79,9 @@ def session_exit_code(host: str, script: Script, master: Master, session: Sessio
     """Return the exit status of a script that may have begun.
 
     Raises:
-        ConnectionLostError: The connection broke, or a signal ended the ssh process.
-        LoginShellError: The login shell did not start the script.
-        WorkingDirectoryError: The directory cannot be entered.
+        ConnectionLostError: If the connection breaks, or a signal ended the ssh process.
+        LoginShellError: If the login shell does not start the script.
+        WorkingDirectoryError: If the directory cannot be entered.
     """
     if session.reported_status == "cd":
         reason = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()

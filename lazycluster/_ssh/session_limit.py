@@ -1,4 +1,4 @@
-"""How many sessions a master carries at once."""
+"""The limit of the sessions that a master carries at once."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class SessionLimit:
         """Hold one session; wait until one is free. A long-lived one lasts as long as its client: the supervisor's.
 
         Raises:
-            DeadlinePassedError: No session became free in time.
-            CancelledError: The token was cancelled first.
-            NoSessionAvailableError: All sessions that may run at once are long-lived ones.
+            DeadlinePassedError: If no session becomes free in time.
+            CancelledError: If the token is cancelled first.
+            NoSessionAvailableError: If all sessions that may run at once are long-lived ones.
         """
         with (
             contextlib.nullcontext() if cancel_token is None else cancel_token.on_cancel(self._notify_all),

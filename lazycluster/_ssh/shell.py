@@ -4,8 +4,8 @@ The login shell, whichever it is, sees only `SHELL_BOOTSTRAP`; all else goes ove
 decoded there. Standard input then stays open as a lifeline. When it ends before the command, the local process is gone
 or has cancelled the command, which is ended with its children.
 
-On standard output and standard error a mark stands before and after what the command prints. Before it comes what
-start-up files print; the mark at the end carries the exit status, so that a command's 255 is not taken for ssh's.
+On standard output and standard error the output of the command lies between two marks. The output of start-up files
+comes before the first. The second carries the exit status, so that a command's 255 is not taken for ssh's.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def quote_path(path: str) -> str:
     """Return a path as a word of a POSIX shell, its `~` or `~user` left to the shell, and never an option.
 
     Raises:
-        ValueError: It holds the one character that no path can.
+        ValueError: If it holds NUL, which no path can.
     """
     if "\0" in path:
-        raise ValueError(f"a path cannot hold NUL: {path!r}")
+        raise ValueError(f"path must be text without NUL, got {path!r}")
     match = _HOME_RELATIVE_PATH.fullmatch(path)
     if match is None:
         return shlex.quote(f"./{path}" if path.startswith("-") else path)
@@ -56,18 +56,18 @@ def quote_path(path: str) -> str:
 
 
 def process_label(command: str) -> str:
-    """Return how `ps` and a test's stand-in see a command: on one line, safe in any login shell, not too long."""
+    """Return a command as `ps` and a mocked ssh see it: on one line, safe in any login shell, not too long."""
     text = _LABEL_UNSAFE_CHARACTERS.sub("?", command)
     return shlex.quote(text if len(text) <= _MAX_LABEL_CHARACTERS else text[: _MAX_LABEL_CHARACTERS - 3] + "...")
 
 
 @attrs.frozen
 class Script:
-    """A command as one session runs it, with the marks by which its output and its processes are known.
+    """A command as one session runs it, with the marks by which its output and its processes are recognised.
 
     `output_mark` is random and delimits the output of the command; `process_mark` marks its processes on the host.
     `grace` is the time in seconds between SIGTERM and SIGKILL. A command without `stdin` of its own gets the rest of
-    the session's input, and watches it for its end. With `inline`, which takes such a command, the shell of the session
+    the session's input, and watches it for its end. With `inline`, for such a command only, the shell of the session
     reads the command itself, and its processes have no mark.
     """
 
@@ -138,7 +138,7 @@ class _MarkedStream:
     reported_status: str | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Return what of the data is the command's, as far as that is certain."""
+        """Return the part of the data that is the command's for certain."""
         if self.reported_status is not None:
             return data
         if not self.has_started:
@@ -164,7 +164,7 @@ class _MarkedStream:
         return data
 
     def parse_status_report(self, data: bytes, position: int = 0) -> str | None:
-        """Return the status in a mark of the end that stands at a position of data."""
+        """Return the status in an end mark at a position of data; None if there is no such mark."""
         match = (
             _STATUS_REPORT.match(data, position + len(self.end_mark))
             if data.startswith(self.end_mark, position)
@@ -190,7 +190,7 @@ class _MarkedStream:
 
 
 class OutputDecoder:
-    """Reads the two streams of a session as they come, and takes away what is not the command's."""
+    """Reads the two streams of a session as they come, and removes text that is not the command's."""
 
     def __init__(self, output_mark: str) -> None:
         """Prepare for the marks of one script."""
@@ -210,20 +210,20 @@ class OutputDecoder:
 
     @property
     def reported_status(self) -> str | None:
-        """The exit status that the host's shell reported, or `cd` where it could not enter the directory."""
+        """The exit status that the host's shell reported, or `cd` if it could not enter the directory."""
         statuses: Sequence[str | None] = [marked.reported_status for marked in self._streams.values()]
         return next((status for status in statuses if status is not None), None)
 
     def parse_status_report(self, data: bytes) -> str | None:
-        """Return the status in a mark of the end with which data begins."""
+        """Return the status in the end mark with which data begins; None if it does not."""
         return self._streams[Stream.STDOUT].parse_status_report(data)
 
     def preamble(self, stream: Stream) -> bytes:
-        """Return what came before the first mark: start-up files, or ssh itself."""
+        """Return the text before the first mark, which start-up files or ssh printed."""
         return bytes(self._streams[stream].preamble)
 
     def feed(self, stream: Stream, data: bytes) -> bytes:
-        """Return what of the data is the command's output."""
+        """Return the command's output in the data."""
         return self._streams[stream].feed(data)
 
     def flush(self, stream: Stream) -> bytes:

@@ -10,10 +10,10 @@ _EXIT_SSH_ERROR = 255
 
 
 class StandInControlSocket(ControlSocket):
-    """Takes the place of the control socket if ssh logged in and left none: it passes for a master that is well.
+    """Takes the place of the control socket if ssh logged in and left none: it passes for a healthy master.
 
-    A test that mocks `subprocess` leaves none. Nor does a connection that breaks at once, and then the first session
-    fails. A lifeline, and so a tunnel, needs a real control socket.
+    A test that mocks `subprocess` leaves no socket. A connection that breaks at once leaves none either; the first
+    session then fails. A lifeline, and so a tunnel, needs a real control socket.
     """
 
     def __init__(self) -> None:

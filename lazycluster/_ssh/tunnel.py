@@ -18,7 +18,7 @@ class TunnelProvider(Protocol):
 
     @property
     def connection(self) -> TunnelConnection | None:
-        """The connection of the tunnels; None while there is none."""
+        """The connection of the tunnels; None while there is no connection."""
 
     def open_tunnel(self, tunnel: Tunnel) -> None:
         """Open all forwardings of a tunnel, or none."""
@@ -33,9 +33,9 @@ class TunnelProvider(Protocol):
 class Tunnel:
     """Forwardings that are open until they are stopped; a `ManagedProcess`.
 
-    The process behind it is the ssh that all tunnels of a host share. It begins with the first and ends with the last
-    of them. A tunnel that is stopped listens no more at once; connections that are open through it go on until one of
-    their ends closes them, or that ssh ends.
+    Its process is the ssh that all tunnels of a host share. That begins with the first tunnel and ends with the last. A
+    stopped tunnel stops listening at once. Connections that are open through it go on until one of their ends closes
+    them, or that ssh ends.
 
     Its `TunnelManager` alone changes the attributes.
     """
@@ -46,14 +46,14 @@ class Tunnel:
         """Open the forwardings, all or none, and see that traffic flows. The owner lives as long as the tunnel runs.
 
         Raises:
-            ValueError: There is no forwarding.
-            PortInUseError: A port to listen on is taken, here or on the host.
-            ForwardingRefusedError: The host does not allow it.
-            ConnectError: The log-in failed.
-            TunnelError: The connection broke, or the host does not answer.
+            ValueError: If `forwardings` is empty.
+            PortInUseError: If a port to listen on is taken, here or on the host.
+            ForwardingRefusedError: If the host does not allow it.
+            ConnectError: If the log-in fails.
+            TunnelError: If the connection breaks, or the host does not answer.
         """
         if not forwardings:
-            raise ValueError("a tunnel needs a forwarding")
+            raise ValueError(f"forwardings must not be empty, got {forwardings!r}")
         self._tunnel_manager = tunnel_manager
         self.forwardings = tuple(forwardings)
         self.name = f"tunnel to {tunnel_manager.host}: " + ", ".join(map(str, self.forwardings))
@@ -61,13 +61,13 @@ class Tunnel:
         self.closed_forwardings: dict[Forwarding, BackOff] = {}
         """The forwardings that are not open on the present connection, with the time of the next try."""
         self.has_opened = False
-        """Every forwarding was open once. From then on a forwarding that fails is tried again."""
+        """Whether every forwarding was open once. From then on a forwarding that fails is tried again."""
         self.lost_connections = 0
         self.stop_requested = False
         self.graceful = True
         self.error: Exception | None = None
         self.exitcode: int | None = None
-        """0 once the tunnel was stopped, 1 after a defect; None while it runs."""
+        """0 once the tunnel was stopped, 1 after an unforeseen error; None while it runs."""
         self.settled = threading.Event()
         self.ended = threading.Event()
         self.mark_closed()

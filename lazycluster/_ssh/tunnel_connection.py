@@ -1,7 +1,7 @@
 """One ssh connection that carries forwardings: a master of its own, apart from that of the commands, and its lifeline.
 
-Forwardings are opened over its control socket, so that those in a user's configuration can be cleared without losing
-ours, so that a refusal comes with its reason, and so that one more takes no further connection.
+Forwardings are opened over its control socket. So those in a user's configuration can be cleared without losing ours, a
+refusal comes with its reason, and one more takes no further connection.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TunnelConnection:
         """Log in.
 
         Raises:
-            ConnectError: The log-in failed or was given up because `cancel_event` was set, or the connection ended.
+            ConnectError: If the log-in fails or `cancel_event` ends it, or the connection ends.
         """
         master = Master.connect(destination, password=password, cancel_event=cancel_event, timeouts=timeouts)
         try:
@@ -97,18 +97,18 @@ class TunnelConnection:
         return self.has_exited or self._unresponsive
 
     def wait(self, timeout: float, wake_fd: int) -> None:
-        """Wait until it is lost, or `wake_fd` is readable, at most so many seconds."""
+        """Wait until it is lost, or `wake_fd` is readable, at most `timeout` seconds."""
         until_check = max(0.0, self._next_check - time.monotonic())
         self._control_socket.wait_closed(min(timeout, until_check), wake_fd)
 
     def open_forwarding(self, forwarding: Forwarding) -> None:
-        """Open a forwarding; when this returns traffic flows, and where it raises nothing of it is left.
+        """Open a forwarding. When this returns, traffic flows; if it raises, nothing of the forwarding is left.
 
         Raises:
-            PortInUseError: The port to listen on is taken, here or on the host.
-            ForwardingRefusedError: The host does not allow it.
-            TunnelError: The host does not answer.
-            TunnelConnectionLostError: The connection broke.
+            PortInUseError: If the port to listen on is taken, here or on the host.
+            ForwardingRefusedError: If the host does not allow it.
+            TunnelError: If the host does not answer.
+            TunnelConnectionLostError: If the connection breaks.
         """
         try:
             if forwarding.type is ForwardType.LOCAL:
@@ -125,7 +125,7 @@ class TunnelConnection:
         """Stop listening. If `graceful`, wait until the host has closed its ports. Open connections go on.
 
         Raises:
-            TunnelConnectionLostError: The connection broke.
+            TunnelConnectionLostError: If the connection breaks.
         """
         try:
             for forwarding in forwardings:
@@ -135,7 +135,7 @@ class TunnelConnection:
             self._unresponsive = True
             raise TunnelConnectionLostError(f"{error}, {self.exit_reason}") from error
         if graceful and any(forwarding.type is ForwardType.REMOTE for forwarding in forwardings):
-            # The host handles requests in order: when this one is answered, in whatever way, its ports are closed.
+            # The host handles requests in order: when this one is answered, even by a refusal, its ports are closed.
             with contextlib.suppress(ControlSocketError, FileNotFoundError, RequestRefusedError):
                 self._control_socket.probe(LOCALHOST, 0, timeout=self._timeouts.tunnel_close)
 
@@ -148,15 +148,14 @@ class TunnelConnection:
         self._master.close(force=self._unresponsive or not graceful)
 
     def _check_master(self) -> bool:
-        """Ask its ssh whether it is well, and return that."""
+        """Ask its ssh for an answer, and return whether one came."""
         self._next_check = time.monotonic() + self._timeouts.tunnel_check_interval
         self._unresponsive = self._unresponsive or not self._master.check()
         return not self._unresponsive
 
     def _open_local(self, forwarding: Forwarding) -> None:
-        if not is_port_free(
-            forwarding.listen_port
-        ):  # ssh is content with one of IPv4 and IPv6 where the other is taken
+        # ssh is content with one of IPv4 and IPv6 if the other is taken.
+        if not is_port_free(forwarding.listen_port):
             raise PortInUseError(LOCALHOST, forwarding.listen_port)
         log_offset = self._master.log_size
         try:
@@ -171,7 +170,7 @@ class TunnelConnection:
                 self.close_forwardings([forwarding], graceful=False)
                 reason = _failure_reason(lines, ForwardingFailure.PROHIBITED)
                 raise ForwardingRefusedError(self._destination.host, str(forwarding), reason) from error
-            # Nothing listens at the far end yet: the question and the answer have gone through all the same.
+            # No program listens at the far end yet: the request and its answer have gone through all the same.
 
     def _open_remote(self, forwarding: Forwarding) -> None:
         for address in ("127.0.0.1", "::1"):  # sshd, too, is content with one of them
@@ -186,7 +185,7 @@ class TunnelConnection:
             raise ForwardingRefusedError(self._destination.host, str(forwarding), reason) from error
 
     def _request_forwarding(self, forwarding: Forwarding) -> None:
-        """Ask for a forwarding over a connection of its own: one answer that is late must not cost the others."""
+        """Request a forwarding over a connection of its own, so that a late answer affects no other request."""
         control_socket = ControlSocket(self._master.socket_path, timeout=self._timeouts.control_socket)
         try:
             control_socket.open_forward(forwarding)
@@ -195,6 +194,6 @@ class TunnelConnection:
 
 
 def _failure_reason(log: str, failure: ForwardingFailure) -> str:
-    """Return what ssh said of a failure, without what it said meanwhile of the traffic of others."""
+    """Return the lines of ssh about a failure, without those about the traffic of other tunnels."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return "\n".join([line for line in lines if diagnose_forwarding(line) is failure] or lines)

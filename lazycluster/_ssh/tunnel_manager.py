@@ -1,4 +1,4 @@
-"""The one ssh connection for all tunnels of a host: made for the first, brought back, and ended after the last.
+"""The one ssh connection for all tunnels of a host: made for the first, restored, and ended after the last.
 
 One thread owns the connection and works in steps; before each step it looks at the tunnels that are wanted now. Other
 threads post requests and wait. So all events are serialized: an opening, a stop, the end of the connection.
@@ -24,7 +24,7 @@ from lazycluster.exceptions import ConnectError, PortInUseError, TunnelError
 
 _log = logging.getLogger(__name__)
 _MAX_LOST_CONNECTIONS_BEFORE_OPEN = 2
-"""How many connections may break before a tunnel that never opened is given up: the first may have been dead before."""
+"""Lost connections after which a tunnel that never opened fails: the first may have been dead before."""
 
 
 class TunnelManager:
@@ -72,7 +72,7 @@ class TunnelManager:
 
     @property
     def connection(self) -> TunnelConnection | None:
-        """The connection, None while there is none."""
+        """The connection; None while there is no connection."""
         return self._connection
 
     @property
@@ -82,15 +82,15 @@ class TunnelManager:
             return tuple(self._tunnels)
 
     def open_tunnel(self, tunnel: Tunnel) -> None:
-        """Open all forwardings of a tunnel, and log in first if need be; when this returns traffic flows.
+        """Open all forwardings of a tunnel, and log in first if need be; when this returns, traffic flows.
 
-        If one cannot be opened, none of them is left, nor a connection that no other tunnel uses.
+        If one cannot be opened, all are closed, and so is a connection that no other tunnel uses.
 
         Raises:
-            PortInUseError: A port to listen on is taken, here or on the host.
-            ForwardingRefusedError: The host does not allow it.
-            ConnectError: The log-in failed.
-            TunnelError: The connection broke, or the host does not answer.
+            PortInUseError: If a port to listen on is taken, here or on the host.
+            ForwardingRefusedError: If the host does not allow it.
+            ConnectError: If the log-in fails.
+            TunnelError: If the connection breaks, or the host does not answer.
         """
         for forwarding in tunnel.forwardings:
             if forwarding.type is ForwardType.LOCAL and not is_port_free(forwarding.listen_port):
@@ -115,7 +115,7 @@ class TunnelManager:
                 others = any(not other.stop_requested for other in self._tunnels)
                 if not others:
                     self._connect_cancelled.set()
-                elif self._connection is None:  # none of its forwardings is open, and the log-in goes on for others
+                elif self._connection is None:  # no forwarding of it is open, and the log-in goes on for others
                     self._tunnels.remove(tunnel)
                 self._wake()
             ended = tunnel not in self._tunnels
@@ -126,7 +126,7 @@ class TunnelManager:
 
     def _add(self, tunnel: Tunnel) -> None:
         with self._lock:
-            taken = {(kind.type, kind.listen_port) for other in self._tunnels for kind in other.forwardings}
+            taken = {(each.type, each.listen_port) for other in self._tunnels for each in other.forwardings}
             for forwarding in tunnel.forwardings:
                 # ssh itself would say that the second was open, and close it with the first.
                 if (forwarding.type, forwarding.listen_port) in taken:
@@ -140,7 +140,7 @@ class TunnelManager:
             self._wake()
 
     def _start_thread(self) -> None:
-        """Start the thread, which waits for the lock and then finds what there is to do."""
+        """Start the thread, which waits for the lock and then finds its work."""
         self._waker = Waker()
         self._thread = threading.Thread(target=self._run, args=(self._waker,), name=f"tunnels to {self.host}")
         self._thread.daemon = True
@@ -166,7 +166,7 @@ class TunnelManager:
             raise
 
     def _run_step(self, waker: Waker) -> bool:
-        """Do the next thing that there is to do, or wait for one; return whether there can be more."""
+        """Do the next thing that is due, or wait for one; return whether to go on."""
         with self._lock:
             stopped = [tunnel for tunnel in self._tunnels if tunnel.stop_requested]
             active = [tunnel for tunnel in self._tunnels if not tunnel.stop_requested]
@@ -189,7 +189,7 @@ class TunnelManager:
         waker.close()
 
     def _close_stopped(self, stopped: Sequence[Tunnel], *, last: bool) -> None:
-        """Close what was stopped, with the connection where that was all, and only then say that it has ended."""
+        """Close stopped tunnels, with the connection if no other is left; only then record that they have ended."""
         forwardings = [forwarding for tunnel in stopped for forwarding in tunnel.open_forwardings]
         graceful = any(tunnel.graceful for tunnel in stopped)
         if self._connection is not None:
@@ -234,9 +234,9 @@ class TunnelManager:
                 _log.warning("tunnels to %s: the connection is back", self.host)
 
     def _handle_lost_connection(self, reason: str) -> None:
-        """Let go of a connection that is gone or stuck; what it carried is opened again on the next."""
+        """Close a connection that is gone or stuck; its forwardings are opened again on the next one."""
         if self._connection is not None:
-            self._connection.close(graceful=False)  # before others see that there is none, and take its ports for free
+            self._connection.close(graceful=False)  # before others see that it is gone, and take its ports for free
             self._connection = None
         self._back_off = self.new_back_off()
         self._back_off.record_failure()

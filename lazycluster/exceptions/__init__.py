@@ -48,7 +48,7 @@ The tree; `x` marks a plain class to catch the errors below it, `+` a record wit
 
 RemoteTraceback is the cause of an exception that a function raised on a host, whatever that exception is.
 UnsafeArchiveError and BrokenArchiveError are the causes of a TransferError. Their fields differ from its fields, so
-they are not below it.
+they are not subclasses of it.
 """
 
 from lazycluster.exceptions._text import error_text, indented_tail

@@ -9,7 +9,7 @@ from lazycluster.exceptions.root import LazyclusterError
 
 
 class CommandError(LazyclusterError):
-    """A command or a task did not do its work on a host that can be used."""
+    """A command or task failed on a host that can be used."""
 
 
 @attrs.frozen(slots=False)
@@ -51,7 +51,7 @@ class CommandStoppedError(CommandError):
 
 @attrs.frozen(slots=False)
 class CommandFailedError(CommandError):
-    """A command that must succeed ended with another exit status than 0."""
+    """A command that must succeed ended with an exit status other than 0."""
 
     host: str
     command: str

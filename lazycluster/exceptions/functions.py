@@ -9,7 +9,7 @@ from lazycluster.exceptions.root import LazyclusterError
 
 
 class FunctionError(LazyclusterError):
-    """A function could not be called on a host, or did not come to an end there."""
+    """A function could not be called on a host, or did not finish there."""
 
 
 @attrs.frozen(slots=False)
@@ -60,7 +60,7 @@ class PythonNotFoundError(FunctionError):
     def __str__(self) -> str:
         return (
             f"{self.host}: no Python found (looked for {self.wanted}). Install python3 there, or name it with python=; "
-            "commands and files go without one: Runtime(..., resident=False), or --no-resident."
+            "commands and files need none: Runtime(..., resident=False), or --no-resident."
         )
 
 

@@ -55,7 +55,7 @@ class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
     @overload
     def derive(self, excs: Sequence[B], /) -> BaseExceptionGroup[B]: ...
     def derive(self, excs: Sequence[B], /) -> BaseExceptionGroup[B] | HostsFailedError:
-        """Return a group of some of its errors in their order, with their hosts; of other errors, a plain group.
+        """Return a group of some of its errors in their order, with their hosts; for other errors, a plain group.
 
         `split()` and `subgroup()` call it, also with parts of members that are groups themselves.
         """
@@ -69,7 +69,7 @@ class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
         return HostsFailedError(self.action, tuple(errors), self.total, self.values)
 
     def __reduce__(self) -> tuple[type[LazyclusterError], tuple[object, ...]]:
-        """Return how to make it again from its facts."""
+        """Return the class and arguments that rebuild it."""
         values = {host: value for host, value in self.values.items() if _can_pickle(value)}
         return type(self), (self.action, self.errors, self.total, values)
 
@@ -80,7 +80,7 @@ class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
 def _add_note(error: Exception, note: str) -> None:
     notes = getattr(error, "__notes__", [])
     if note not in notes:
-        # Not add_note(): frozen records refuse it (attrs before 24.3), and Python 3.10 has none.
+        # Not add_note(): frozen records refuse it (attrs before 24.3), and Python 3.10 lacks it.
         BaseException.__setattr__(error, "__notes__", [*notes, note])
 
 
@@ -118,7 +118,7 @@ class NoRuntimesError(LazyclusterError, ValueError):
 class NoRuntimesDetectedError(LazyclusterError):
     """No host can be used: the list of hosts is empty, or each host fails to answer or lacks a requirement.
 
-    `tried` pairs each host with the reason that it cannot be used; `source` is the place of their names.
+    `tried` pairs each host with the reason that it cannot be used; `source` is the place that lists their names.
     """
 
     source: str

@@ -19,7 +19,7 @@ class HostError(LazyclusterError):
 class ConnectError(HostError, ValueError):
     """The connection to a host could not be made.
 
-    It is raised as itself if no more precise error below it fits the reason that ssh printed.
+    It is raised itself if none of its subclasses fits the reason that ssh printed.
     """
 
     summary: ClassVar[str] = "no connection"
@@ -64,7 +64,7 @@ class UnknownHostError(ConnectError):
         """A way to repair the fault."""
         name, _, port = self.host.partition(":")  # two colons are an IPv6 address
         if name and port.isdecimal():
-            return f"ssh takes no port behind a name: give it as port={port}, or as Port in your ssh configuration."
+            return f"ssh takes no port after a name: give it as port={port}, or as Port in your ssh configuration."
         return super().remedy
 
 
@@ -79,7 +79,9 @@ class ConnectTimeoutError(ConnectError):
     """No answer came within `connect_timeout`."""
 
     summary = "no answer in time"
-    advice = "Check that the machine is up and that no firewall drops its port, or give it longer (connect_timeout)."
+    advice = (
+        "Check that the machine is up and that no firewall drops its port, or allow it more time (connect_timeout)."
+    )
 
 
 class HostUnreachableError(ConnectError):
@@ -157,7 +159,7 @@ class ConnectionLostError(HostError, ConnectionError):
 
 @attrs.frozen(slots=False)
 class SessionRefusedError(HostError):
-    """The host accepts the log-in and refuses a session: it allows fewer at once than `max_sessions`, or none."""
+    """The host accepts the log-in but refuses a session: it allows fewer at once than `max_sessions`, or none."""
 
     host: str
     command: str

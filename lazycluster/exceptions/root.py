@@ -7,5 +7,5 @@ class LazyclusterError(Exception):
     """Anything that this library raises on purpose."""
 
     def __reduce__(self) -> tuple[type[LazyclusterError], tuple[object, ...]]:
-        """Return how to make it again from its facts; the default sets attributes, which frozen records refuse."""
+        """Return the class and arguments that rebuild it; the default sets attributes, which frozen records refuse."""
         return type(self), self.args

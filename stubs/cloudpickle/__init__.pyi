@@ -1,4 +1,4 @@
-# What lazycluster uses of cloudpickle 3.
+# The part of cloudpickle 3 that lazycluster uses.
 
 import pickle
 from types import ModuleType

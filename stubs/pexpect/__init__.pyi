@@ -17,7 +17,7 @@ class spawn:  # noqa: N801 - as above
     before: str
     ptyproc: _PtyProcess
 
-    # Where an encoding is given it reads and writes text; without one, bytes, which is not used here.
+    # With an encoding it reads and writes text. Without one it would use bytes, which lazycluster does not need.
     def __init__(
         self,
         command: str,

@@ -405,9 +405,9 @@ def test_what_cannot_be_sent_is_told_before_anything_runs(case: TransportCase, r
 
 
 def test_no_function(runtime: Runtime) -> None:
-    with pytest.raises(ValueError, match="a function is needed"):
+    with pytest.raises(ValueError, match="function must be callable"):
         runtime.call(None)  # type: ignore[arg-type]  # the mistake that is tested
-    with pytest.raises(ValueError, match="a function is needed"):
+    with pytest.raises(ValueError, match="function must be callable"):
         RuntimeTask().run_function(None)  # type: ignore[arg-type]  # as above
 
 

@@ -494,7 +494,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(sshd: LocalSshd, runt
 
     assert "lock" in caught.value.reason
     assert count_sessions(sshd) == before
-    with pytest.raises(ValueError, match="a function is needed"):
+    with pytest.raises(ValueError, match="function must be callable"):
         RuntimeTask().run_function(None)  # type: ignore[arg-type]  # the mistake that is tested
 
 

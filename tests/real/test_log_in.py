@@ -104,10 +104,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("host", {"env": {"A": 1}}, "text"),
     ("host", {"connect_timeout": 0}, "positive number of seconds"),
     ("host", {"connect_timeout": float("nan")}, "positive number of seconds"),
-    ("host", {"options": {"Bad Key": "x"}}, "not a keyword"),
+    ("host", {"options": {"Bad Key": "x"}}, "keywords of ssh_config"),
     ("host", {"options": {"Port": "1\nProxyCommand=x"}}, "one line"),
-    ("host", {"options": {"ControlPath": "/x"}}, "set by lazycluster itself"),
-    ("host", {"options": {"batchmode": "no"}}, "set by lazycluster itself"),
+    ("host", {"options": {"ControlPath": "/x"}}, "which lazycluster sets itself"),
+    ("host", {"options": {"batchmode": "no"}}, "which lazycluster sets itself"),
 ]
 
 
@@ -271,7 +271,7 @@ def test_a_port_where_nobody_listens(host: LocalSshd, tmp_path: Path) -> None:
 
 def test_attempts_that_the_user_asked_for_end_with_the_time(host: LocalSshd, tmp_path: Path) -> None:
     config = config_of(host, tmp_path, "ConnectionAttempts 1000", port=reserve_free_port())
-    refused(config, ConnectTimeoutError, "give it longer (connect_timeout)", connect_timeout=1.0)
+    refused(config, ConnectTimeoutError, "allow it more time (connect_timeout)", connect_timeout=1.0)
 
 
 @contextlib.contextmanager
@@ -330,7 +330,11 @@ def test_a_host_that_does_not_answer(
     with silence() as port:
         config = config_of(host, tmp_path, port=port)
         refused(
-            config, ConnectTimeoutError, "no answer in time", "give it longer (connect_timeout)", connect_timeout=0.5
+            config,
+            ConnectTimeoutError,
+            "no answer in time",
+            "allow it more time (connect_timeout)",
+            connect_timeout=0.5,
         )
     assert find_local_pids(str(tmp_path)) == []
 

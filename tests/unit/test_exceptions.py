@@ -49,14 +49,14 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     (
         e.ConnectTimeoutError("web1", "why"),
         (
-            "web1: no answer in time (why). Check that the machine is up and that no firewall drops its port, or give "
-            "it longer (connect_timeout)."
+            "web1: no answer in time (why). Check that the machine is up and that no firewall drops its port, or allow "
+            "it more time (connect_timeout)."
         ),
     ),
     (
         e.UnknownHostError("me@web1:2222", "why"),
         (
-            "me@web1:2222: unknown host name (why). ssh takes no port behind a name: give it as port=2222, or as Port "
+            "me@web1:2222: unknown host name (why). ssh takes no port after a name: give it as port=2222, or as Port "
             "in your ssh configuration."
         ),
     ),
@@ -171,7 +171,7 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         e.PythonNotFoundError("web1", "python3"),
         (
             "web1: no Python found (looked for python3). Install python3 there, or name it with python=; commands and "
-            "files go without one: Runtime(..., resident=False), or --no-resident."
+            "files need none: Runtime(..., resident=False), or --no-resident."
         ),
     ),
     (

@@ -175,7 +175,7 @@ def test_try_connection_copy_key_reports_installed_key(client: Client) -> None:
             "Try `ssh-copy-id web` in a terminal.",
         ),
         ("time.sleep(1000)", 0.1, "", "no answer in time", "Try `ssh-copy-id web` in a terminal."),
-        (ASK_PASSWORD, 10.0, "\x01\n", "the password holds control characters", "Try again."),
+        (ASK_PASSWORD, 10.0, "\x01\n", "password must not hold control characters", "Try again."),
     ],
     ids=["no key", "refused", "timeout", "control character"],
 )

@@ -661,7 +661,7 @@ def test_a_function_that_fails_somewhere(group: RuntimeGroup) -> None:
 @pytest.mark.parametrize("function", [None, "text", 3])
 def test_what_is_no_function(group: RuntimeGroup, fake_host: FakeHost, function: Any) -> None:
     for use in (lambda: group.call(function), lambda: group.map(function, [])):
-        with pytest.raises(ValueError, match="a function is needed"):
+        with pytest.raises(ValueError, match="function must be callable"):
             use()
     assert fake_host.calls == []
 

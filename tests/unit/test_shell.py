@@ -301,7 +301,7 @@ def test_quote_path(path: str, word: str) -> None:
 
 
 def test_no_path_holds_nul() -> None:
-    with pytest.raises(ValueError, match="a path cannot hold NUL"):
+    with pytest.raises(ValueError, match="path must be text without NUL"):
         quote_path("a\0b")
 
 

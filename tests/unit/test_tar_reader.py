@@ -83,7 +83,7 @@ def extract(data: bytes, into: Path) -> None:
 
 
 OUTSIDE = "leads out of the target"
-PARENT = "above it is no directory"
+PARENT = "above it is not a directory"
 UNSAFE = {
     "absolute": ([file("/tmp/lazycluster-evil")], OUTSIDE),
     "absolute directory": ([directory("/tmp/lazycluster-evil")], OUTSIDE),
@@ -307,13 +307,13 @@ BROKEN = {
     "negative size of a name": (_patched(member("a", b"L"), 124, _size(-1024)), "record of -1024 bytes"),
     "name of a gigabyte": (_patched(member("a", b"L"), 124, b"10000000000\0"), "record of 1073741824 bytes"),
     "pax record of a gigabyte": (_patched(member("a", b"x"), 124, b"10000000000\0"), "record of 1073741824 bytes"),
-    "member of the future": (_patched(file("a"), 136, b"\x80" + b"\x7f" * 11), "no such thing"),
+    "member of the future": (_patched(file("a"), 136, b"\x80" + b"\x7f" * 11), "out of range"),
     "chain of names": (raw(member("././@LongLink", b"L", data=b"x")) * 2000, "."),
     "name without a member": (raw(member("././@LongLink", b"L", data=b"x")) + bytes(1024), "."),
     "pax without a member": (raw(member("x", b"x", data=b"12 path=abc\n")) + bytes(1024), "."),
-    "negative pax size": (raw(member("a", pax={"size": "-1024"}), style=tarfile.PAX_FORMAT), "no such thing"),
-    "pax time that is none": (raw(member("a", pax={"mtime": "inf"}), style=tarfile.PAX_FORMAT), "no such thing"),
-    "pax time that is not a number": (raw(member("a", pax={"mtime": "nan"}), style=tarfile.PAX_FORMAT), "no such"),
+    "negative pax size": (raw(member("a", pax={"size": "-1024"}), style=tarfile.PAX_FORMAT), "out of range"),
+    "pax time that is none": (raw(member("a", pax={"mtime": "inf"}), style=tarfile.PAX_FORMAT), "out of range"),
+    "pax time that is not a number": (raw(member("a", pax={"mtime": "nan"}), style=tarfile.PAX_FORMAT), "out of range"),
     "pax sparse map of words": (
         raw(member("a", pax={"GNU.sparse.map": "x,y", "GNU.sparse.size": "5"}), style=tarfile.PAX_FORMAT),
         "invalid literal",

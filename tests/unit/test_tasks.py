@@ -148,7 +148,7 @@ def test_run_command_bad_timeout_raises_value_error(timeout: Any) -> None:
 
 @pytest.mark.parametrize("function", [None, 3, "len", [len]])
 def test_run_function_not_callable_raises_value_error(function: Any) -> None:
-    with pytest.raises(ValueError, match="a function is needed, not "):
+    with pytest.raises(ValueError, match="function must be callable, got "):
         RuntimeTask().run_function(function)
 
 

@@ -257,7 +257,7 @@ def test_tunnel_opens_all_forwardings_or_none(manager: TunnelManager, network: N
 
 
 def test_tunnel_without_forwarding_is_refused(manager: TunnelManager, network: Network) -> None:
-    with pytest.raises(ValueError, match="a tunnel needs a forwarding"):
+    with pytest.raises(ValueError, match="forwardings must not be empty"):
         Tunnel(manager, [])
     assert network.connect_count == 0
 
