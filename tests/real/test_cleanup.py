@@ -17,7 +17,7 @@ import pytest
 
 from lazycluster import CommandTimeoutError, Connection, Runtime, RuntimeClosedError, RuntimeTask, TaskExecutionError
 from lazycluster.testing import LocalSshd
-from tests.client_programs import ClientProgram, master_pid_of
+from tests.client_programs import ClientProgram, find_master
 from tests.internals import ssh_client_of
 from tests.observation import (
     EchoServer,
@@ -218,7 +218,7 @@ def test_a_host_that_is_gone_makes_it_quick(make_sshd: MakeSshd, tmp_path: Path,
 def test_a_master_that_is_stopped_makes_it_quick(sshd: LocalSshd, resident: bool) -> None:
     with assert_no_leaks(sshd):
         runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
-        os.kill(master_pid_of(runtime), signal.SIGSTOP)
+        os.kill(find_master(sshd.port).pid, signal.SIGSTOP)
         begun = time.monotonic()
         runtime.cleanup()
         assert time.monotonic() - begun < 10
@@ -261,7 +261,7 @@ def test_connection_dropped_ends_without_gc(sshd: LocalSshd, tmp_path: Path, no_
             connection.run(["sleep", "60"], timeout=0.1)
         connection.put(Path(__file__), str(tmp_path / "sent"))
         connection.get(str(tmp_path / "sent"), tmp_path / "fetched")
-        master = master_pid_of(connection)
+        master = find_master(sshd.port).pid
         del connection
         assert_eventually(lambda: not is_alive(master), "its master ends")
 

@@ -524,7 +524,7 @@ RELAYED = [
 
 
 @pytest.mark.parametrize("case", [*DIRECT, *RELAYED], ids=lambda case: f"{case.kind.__name__}: {case.source}")
-def test_each_failure_is_told_apart(case: Case) -> None:
+def test_diagnose_login_failure_kind_and_reason(case: Case) -> None:
     error = diagnose("dest", case.said, exit_code=255)
 
     assert (type(error), error.reason, error.hop) == (case.kind, case.reason, case.hop)
@@ -534,7 +534,7 @@ def test_each_failure_is_told_apart(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", DIRECT, ids=lambda case: f"{case.kind.__name__}: {case.source}")
-def test_a_cause_that_was_named_outweighs_the_time_that_was_up(case: Case) -> None:
+def test_diagnose_timed_out_prefers_named_cause(case: Case) -> None:
     if case.source != "9.2, closed in the key exchange":
         assert type(diagnose("dest", case.said, exit_code=None, timed_out=True)) is case.kind
 
@@ -550,7 +550,7 @@ def test_a_cause_that_was_named_outweighs_the_time_that_was_up(case: Case) -> No
         ("\x1b[31mRed\x1b[0m \x1b]0;title\x07and\tblue\x9f\r\n", 255, "Red and blue"),
     ],
 )
-def test_what_is_not_known_is_quoted(said: str, status: int | None, reason: str) -> None:
+def test_diagnose_unknown_text_is_quoted(said: str, status: int | None, reason: str) -> None:
     error = diagnose("dest", said, exit_code=status)
 
     assert (type(error), error.reason, error.hop) == (ConnectError, reason, "")
@@ -576,7 +576,7 @@ def test_what_is_not_known_is_quoted(said: str, status: int | None, reason: str)
         (RELAY_CLOSED + "odd", ConnectTimeoutError, "ssh waited at 'odd'", ""),
     ],
 )
-def test_where_the_time_was_up_the_prompt_is_quoted(said: str, kind: type[ConnectError], reason: str, hop: str) -> None:
+def test_diagnose_timed_out_quotes_prompt(said: str, kind: type[ConnectError], reason: str, hop: str) -> None:
     error = diagnose("dest", said, exit_code=None, timed_out=True)
 
     assert (type(error), error.reason, error.hop) == (kind, reason, hop)
@@ -586,12 +586,12 @@ def test_where_the_time_was_up_the_prompt_is_quoted(said: str, kind: type[Connec
     ("said", "expected"),
     [(RELAY_CLOSED, True), (RELAY_LATE, True), (KEX_CLOSED, False), ("Connection closed by 10.0.0.1 port 22", False)],
 )
-def test_a_broken_relay_is_told_apart(said: str, expected: bool) -> None:
+def test_has_relay_failed(said: str, expected: bool) -> None:
     assert has_relay_failed(said) is expected
 
 
 @pytest.mark.parametrize("piece", ["a", "a@", "a@b ", ": ", "\x1b[", "'s password", "line 1: ", "a@b'"])
-def test_a_host_cannot_make_it_slow(piece: str) -> None:
+def test_diagnose_long_text_takes_linear_time(piece: str) -> None:
     """A banner is any text; no pattern may take more than linear time over it."""
     begun = time.process_time()
     text = piece * 200_000
@@ -636,7 +636,7 @@ REFUSED = "mux_client_request_session: session request failed: Session open refu
         ("", None),
     ],
 )
-def test_a_refused_session_is_told_apart(said: str, reason: str | None) -> None:
+def test_session_refusal_reason(said: str, reason: str | None) -> None:
     assert session_refusal_reason(said) == reason
 
 
@@ -668,7 +668,7 @@ def test_a_refused_session_is_told_apart(said: str, reason: str | None) -> None:
         ("grep: x: No such file or directory\n", None),
     ],
 )
-def test_a_lost_master_says_whether_the_command_can_have_begun(said: str, expected: LostCommandState | None) -> None:
+def test_diagnose_lost_master_command_state(said: str, expected: LostCommandState | None) -> None:
     assert diagnose_lost_master(said) is expected
 
 
@@ -684,7 +684,7 @@ def test_a_lost_master_says_whether_the_command_can_have_begun(said: str, expect
         ("", set()),
     ],
 )
-def test_options_that_an_older_client_does_not_know_are_named(said: str, expected: set[str]) -> None:
+def test_find_unsupported_options(said: str, expected: set[str]) -> None:
     assert find_unsupported_options(said) == expected
 
 
@@ -726,7 +726,7 @@ BIND = "bind [127.0.0.1]:2201: Address already in use\r\n"
         ("", None),
     ],
 )
-def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardingFailure | None) -> None:
+def test_diagnose_forwarding(log: str, expected: ForwardingFailure | None) -> None:
     assert diagnose_forwarding(log) is expected
 
 
@@ -766,7 +766,7 @@ def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardingFailure 
         ("", ""),
     ],
 )
-def test_scp_says_in_one_line_what_is_wrong_with_a_file(said: str, reason: str) -> None:
+def test_scp_failure_reason_is_one_line(said: str, reason: str) -> None:
     assert scp_failure_reason(said) == reason
 
 
@@ -788,7 +788,7 @@ def test_scp_says_in_one_line_what_is_wrong_with_a_file(said: str, reason: str) 
         ),
     ],
 )
-def test_tar_says_what_is_wrong_with_a_tree(said: str, reason: str) -> None:
+def test_tar_failure_reason(said: str, reason: str) -> None:
     assert tar_failure_reason(said) == reason
 
 
@@ -807,7 +807,7 @@ def test_tar_says_what_is_wrong_with_a_tree(said: str, reason: str) -> None:
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), ConnectError),
     ],
 )
-def test_why_no_ssh_can_be_started(error: OSError, kind: type[ConnectError]) -> None:
+def test_start_failure_kind(error: OSError, kind: type[ConnectError]) -> None:
     found = start_failure("web1", error)
     assert type(found) is kind
     assert str(error) in str(found)

@@ -60,7 +60,7 @@ def prepare(shell: str, tree: Path, target: str) -> subprocess.CompletedProcess[
         ("directory", "", "plain"),  # into it, where the name is a link again
     ],
 )
-def test_a_link_to_a_file_is_followed(shell: str, tree: Path, target: str, directory: str, name: str) -> None:
+def test_resolve_file_target_follows_links(shell: str, tree: Path, target: str, directory: str, name: str) -> None:
     ended = prepare(shell, tree, target)
     assert (ended.stdout.decode(), ended.stderr) == (f"{tree}{directory}\0{name}\0", b"")
 
@@ -69,7 +69,7 @@ def test_a_link_to_a_file_is_followed(shell: str, tree: Path, target: str, direc
 @pytest.mark.parametrize(
     ("target", "reason"), [("nowhere", "no such directory: no"), ("circle", "too many symbolic links: {tree}/circle")]
 )
-def test_a_link_to_nothing(shell: str, tree: Path, target: str, reason: str) -> None:
+def test_resolve_file_target_broken_link_fails(shell: str, tree: Path, target: str, reason: str) -> None:
     ended = prepare(shell, tree, target)
     assert (ended.returncode, ended.stdout) == (1, b"")
     assert ended.stderr.decode() == reason.format(tree=tree) + "\n"
@@ -112,7 +112,7 @@ def test_grace_tenths_is_a_whole_number_rounded_up(grace: float, tenths: str) ->
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(("ignores", "tenths", "ended_by"), [(False, 600, signal.SIGTERM), (True, 3, signal.SIGKILL)])
-def test_stop_marked_kills_when_the_grace_is_over(
+def test_stop_marked_kills_after_grace(
     shell: str, ignores: bool, tenths: int, ended_by: signal.Signals, tmp_path: Path
 ) -> None:
     (tmp_path / "a").mkdir(0o500)
@@ -137,7 +137,7 @@ def test_stop_marked_kills_when_the_grace_is_over(
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("shell", SHELLS)
-def test_stop_marked_spares_what_a_trap_starts(shell: str, tmp_path: Path) -> None:
+def test_stop_marked_spares_children_of_a_trap(shell: str, tmp_path: Path) -> None:
     mark = f"{secrets.token_hex(8)}."
     # The `sleep 60` is an orphan when its parent has cleaned up, and gets SIGTERM only then.
     clean_up = f"setsid sleep 60 & sleep 0.5 && touch {tmp_path}/cleaned; exit"

@@ -61,7 +61,7 @@ def session(master: FakeMaster, parent: str = "/bin/sh", then: str = "exit $?") 
                 os.killpg(run.pid, signal.SIGKILL)
 
 
-def test_the_session_runs_what_any_login_shell_takes(master: FakeMaster, control: ControlSocket) -> None:
+def test_lifeline_session_runs_shell_bootstrap(master: FakeMaster, control: ControlSocket) -> None:
     lifeline = Lifeline(control)
     (request,) = master.requests
     assert request.body.endswith(SHELL_BOOTSTRAP.encode())
@@ -71,7 +71,7 @@ def test_the_session_runs_what_any_login_shell_takes(master: FakeMaster, control
     lifeline.drop()
 
 
-def test_a_loss_is_noticed_on_the_host(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
+def test_lifeline_drop_runs_on_lost(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
     file = tmp_path / "a 'b"
     file.touch()
     lifeline = Lifeline(control, f"rm -f -- {quote(str(file))}")
@@ -85,7 +85,7 @@ def test_a_loss_is_noticed_on_the_host(master: FakeMaster, control: ControlSocke
 
 
 @pytest.mark.parametrize(("name", "killed"), [("sshd", True), ("sshd-session", True), ("shd", False)])
-def test_a_loss_ends_the_sshd_of_the_connection_and_no_other_process(
+def test_lifeline_drop_ends_only_sshd(
     master: FakeMaster, control: ControlSocket, tmp_path: Path, name: str, killed: bool
 ) -> None:
     parent = tmp_path / name
@@ -97,7 +97,7 @@ def test_a_loss_ends_the_sshd_of_the_connection_and_no_other_process(
         assert there.wait(10) == (-signal.SIGTERM if killed else 7)
 
 
-def test_closing_has_no_consequence(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
+def test_lifeline_close_does_not_run_on_lost(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
     """The session is closed here only after its end there, or the host would take it for the end of this process."""
     lifeline = Lifeline(control, f"touch {quote(str(tmp_path))}/lost")
     closing = threading.Thread(target=lifeline.close)
@@ -112,7 +112,7 @@ def test_closing_has_no_consequence(master: FakeMaster, control: ControlSocket, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_closing_again_does_nothing(master: FakeMaster, control: ControlSocket) -> None:
+def test_lifeline_close_twice_does_nothing(master: FakeMaster, control: ControlSocket) -> None:
     before = count_open_descriptors()
     lifeline = Lifeline(control)
     master.connections[-1].sendall(encode_message(EXIT_MESSAGE, 5, 0))
@@ -122,7 +122,7 @@ def test_closing_again_does_nothing(master: FakeMaster, control: ControlSocket) 
     assert wait_until(lambda: count_open_descriptors() <= before, 10)
 
 
-def test_a_host_that_allows_no_session_has_no_keeper(master: FakeMaster, control: ControlSocket) -> None:
+def test_lifeline_session_refused_is_ignored(master: FakeMaster, control: ControlSocket) -> None:
     master.responder, master.keep_descriptors_open = (
         make_responder(MUX_S_FAILURE, "Session open refused by peer"),
         False,
@@ -135,7 +135,7 @@ def test_a_host_that_allows_no_session_has_no_keeper(master: FakeMaster, control
     assert not control.poll_closed()
 
 
-def test_the_master_is_gone_before(master: FakeMaster, control: ControlSocket) -> None:
+def test_lifeline_master_gone_raises(master: FakeMaster, control: ControlSocket) -> None:
     master.responder, master.keep_descriptors_open = lambda _request: None, False
     before = count_open_descriptors()
     with pytest.raises(ControlSocketError):
@@ -143,7 +143,7 @@ def test_the_master_is_gone_before(master: FakeMaster, control: ControlSocket) -
     assert wait_until(lambda: count_open_descriptors() <= before, 10)
 
 
-def test_the_master_is_gone_meanwhile(master: FakeMaster, control: ControlSocket) -> None:
+def test_lifeline_close_after_master_ended(master: FakeMaster, control: ControlSocket) -> None:
     """Then nobody reads any more what a close would say."""
     lifeline = Lifeline(control)
     before = count_open_descriptors()

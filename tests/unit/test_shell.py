@@ -189,7 +189,7 @@ def kill_job(job: str) -> None:
 # The words of the session ------------------------------------------------------------------------------------------
 
 
-def test_the_bootstrap_is_plain() -> None:
+def test_bootstrap_has_no_special_characters() -> None:
     for bootstrap in (
         SHELL_BOOTSTRAP,
         MANUAL_SHELL_BOOTSTRAP.replace("[ ! -x", ""),
@@ -214,12 +214,12 @@ def test_the_bootstrap_is_plain() -> None:
         ("", "''"),
     ],
 )
-def test_label(command: str, text: str) -> None:
+def test_process_label(command: str, text: str) -> None:
     assert process_label(command) == text
 
 
 @given(TEXT)
-def test_a_label_is_one_short_printable_word(command: str) -> None:
+def test_process_label_is_one_short_printable_word(command: str) -> None:
     assert len(shlex.split(process_label(command))) == 1
     assert process_label(command).isascii()
     assert process_label(command).isprintable()
@@ -227,7 +227,7 @@ def test_a_label_is_one_short_printable_word(command: str) -> None:
 
 
 @login_shells
-def test_a_label_is_inert_in_every_login_shell(login: tuple[str, ...], home: Path) -> None:
+def test_process_label_is_inert_in_login_shells(login: tuple[str, ...], home: Path) -> None:
     commands = [
         "a b",
         "$HOME",
@@ -252,7 +252,7 @@ def test_a_label_is_inert_in_every_login_shell(login: tuple[str, ...], home: Pat
 
 @given(RAW | TEXT)
 @example("\\0101 %s\\n")
-def test_escape_is_one_line_of_ascii(text: str) -> None:
+def test_escape_for_printf_is_one_line_of_ascii(text: str) -> None:
     data = escape_for_printf(text)
     assert all(0x20 <= byte <= 0x7E for byte in data)
 
@@ -264,7 +264,7 @@ def test_escape_is_one_line_of_ascii(text: str) -> None:
 @example(text="-e x")
 @example(text="".join(map(chr, range(1, 256))))
 @example(text=b"".join(bytes((byte,)) for byte in range(1, 256)).decode("utf-8", "surrogateescape"))
-def test_a_shell_decodes_what_was_escaped(posix: tuple[str, ...], text: str) -> None:
+def test_escape_for_printf_is_decoded_by_shell(posix: tuple[str, ...], text: str) -> None:
     ended = subprocess.run(
         [*posix, "-c", 'IFS= read -r p && printf %b "$p"'],
         input=escape_for_printf(text) + b"\n",
@@ -300,7 +300,7 @@ def test_quote_path(path: str, word: str) -> None:
     assert quote_path(path) == word
 
 
-def test_no_path_holds_nul() -> None:
+def test_quote_path_nul_raises() -> None:
     with pytest.raises(ValueError, match="a path cannot hold NUL"):
         quote_path("a\0b")
 
@@ -311,7 +311,7 @@ def test_no_path_holds_nul() -> None:
 @example(path="~")
 @example(path="~/a  b")
 @example(path="-n")
-def test_a_quoted_path_is_one_word(posix: tuple[str, ...], path: str) -> None:
+def test_quote_path_is_one_word(posix: tuple[str, ...], path: str) -> None:
     text = f"set -- {quote_path(path)}; printf '%s,%s' $# \"$1\""
     ended = subprocess.run([*posix, "-c", text], env={"HOME": "/h x"}, capture_output=True, check=True)
     count, _, word = ended.stdout.decode().partition(",")
@@ -340,7 +340,7 @@ AWKWARD = [
 
 @login_shells
 @pytest.mark.parametrize("command", AWKWARD)
-def test_a_command_means_the_same_under_every_login_shell(login: tuple[str, ...], command: str, host: Host) -> None:
+def test_script_same_result_under_login_shells(login: tuple[str, ...], command: str, host: Host) -> None:
     host.shell = login
     expected = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
     assert host.run(script(command)) == Ran("0", expected)
@@ -348,7 +348,7 @@ def test_a_command_means_the_same_under_every_login_shell(login: tuple[str, ...]
 
 @posix_shells
 @pytest.mark.parametrize("command", AWKWARD)
-def test_a_command_means_the_same_whatever_bin_sh_is(posix: tuple[str, ...], command: str, host: Host) -> None:
+def test_script_same_result_under_posix_shells(posix: tuple[str, ...], command: str, host: Host) -> None:
     host.posix = posix
     expected = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
     assert host.run(script(command)) == Ran("0", expected)
@@ -359,7 +359,9 @@ def test_a_command_means_the_same_whatever_bin_sh_is(posix: tuple[str, ...], com
 @given(text=TEXT, value=RAW | TEXT, directory=TEXT)
 @example(text="'\"'", value="\n\n", directory="~")
 @example(text="\\", value="\\\n", directory="-")
-def test_any_text_reaches_a_command(posix: tuple[str, ...], text: str, value: str, directory: str, home: Path) -> None:
+def test_script_any_text_reaches_command(
+    posix: tuple[str, ...], text: str, value: str, directory: str, home: Path
+) -> None:
     name = directory.replace("/", "_").encode()[:80].decode(errors="ignore").strip(".") or "x"
     (home / f"d{name}").mkdir(exist_ok=True)
     command = f'printf %s {shlex.quote(text)}; printf %s "$V" >&2; [ -f "$PWD"/../witness ] || exit 9'
@@ -369,7 +371,7 @@ def test_any_text_reaches_a_command(posix: tuple[str, ...], text: str, value: st
 
 
 @login_shells
-def test_a_command_of_100_kilobytes(login: tuple[str, ...], host: Host) -> None:
+def test_script_command_of_100_kilobytes(login: tuple[str, ...], host: Host) -> None:
     host.shell = login
     text = "".join(f'{number} $x \\ " ü!\n' for number in range(9000)).encode()[:99_986].decode(errors="ignore")
     command = f"printf '%s' '{text}'"
@@ -379,7 +381,7 @@ def test_a_command_of_100_kilobytes(login: tuple[str, ...], host: Host) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="execve(2): MAX_ARG_STRLEN is Linux's")
 @posix_shells
-def test_a_command_that_is_too_long_says_so(posix: tuple[str, ...], host: Host) -> None:
+def test_script_command_too_long_is_exit_code_126(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     ran = host.run(script("# ".ljust(140_000, "x")))
     assert (ran.status, ran.out) == ("126", b"")
@@ -387,7 +389,7 @@ def test_a_command_that_is_too_long_says_so(posix: tuple[str, ...], host: Host) 
 
 
 @login_shells
-def test_environment_and_directory(login: tuple[str, ...], host: Host) -> None:
+def test_script_env_and_cwd_under_login_shells(login: tuple[str, ...], host: Host) -> None:
     host.shell = login
     directory = host.home / "a b'c"
     directory.mkdir(exist_ok=True)
@@ -399,7 +401,7 @@ def test_environment_and_directory(login: tuple[str, ...], host: Host) -> None:
 
 @posix_shells
 @pytest.mark.parametrize("path", ["~", "~/", ".", "sub dir", "./sub dir", "~/sub dir", "-dash", "new\nline", "link"])
-def test_directories(posix: tuple[str, ...], path: str, host: Host) -> None:
+def test_script_cwd(posix: tuple[str, ...], path: str, host: Host) -> None:
     host.posix = posix
     host.environment = {"CDPATH": "/usr:/"}  # which would lead elsewhere, and make cd print
     for name in ("sub dir", "-dash", "new\nline", "usr"):
@@ -413,7 +415,7 @@ def test_directories(posix: tuple[str, ...], path: str, host: Host) -> None:
 
 @posix_shells
 @pytest.mark.parametrize("path", ["/no/such", "no such", "~/no", "witness", "~nosuchuser0"])
-def test_a_directory_that_is_none(posix: tuple[str, ...], path: str, host: Host) -> None:
+def test_script_missing_cwd_reports_cd(posix: tuple[str, ...], path: str, host: Host) -> None:
     (host.home / "witness").touch()
     host.posix = posix
     ran = host.run(script("printf 'must not run'", cwd=path))
@@ -423,12 +425,12 @@ def test_a_directory_that_is_none(posix: tuple[str, ...], path: str, host: Host)
 
 @posix_shells
 @pytest.mark.parametrize("status", [0, 1, 2, 77, 125, 126, 127, 128, 129, 137, 254, 255])
-def test_exit_statuses(posix: tuple[str, ...], status: int, host: Host) -> None:
+def test_script_exit_status_under_posix_shells(posix: tuple[str, ...], status: int, host: Host) -> None:
     host.posix = posix
     assert host.run(script(f"exit {status}")) == Ran(str(status))
 
 
-def test_every_exit_status(host: Host) -> None:
+def test_script_every_exit_status(host: Host) -> None:
     statuses = [host.run(script(f"exit {status}", stdin=None)).status for status in range(256)]
     assert statuses == [str(status) for status in range(256)]
 
@@ -436,7 +438,7 @@ def test_every_exit_status(host: Host) -> None:
 @posix_shells
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("raw", [False, True])
-def test_death_by_signal_is_a_status_and_no_text(
+def test_script_signal_is_exit_status_above_128(
     posix: tuple[str, ...], number: signal.Signals, raw: bool, host: Host
 ) -> None:
     host.posix = posix
@@ -449,9 +451,7 @@ def test_death_by_signal_is_a_status_and_no_text(
     ("command", "status"),
     [("no-such-program-anywhere", "127"), ("/etc/passwd", "126"), ("if", "2")],
 )
-def test_what_the_shell_says_about_a_bad_command_is_output(
-    posix: tuple[str, ...], command: str, status: str, host: Host
-) -> None:
+def test_script_bad_command_message_is_stderr(posix: tuple[str, ...], command: str, status: str, host: Host) -> None:
     host.posix = posix
     ran = host.run(script(command))
     assert ran.status == status
@@ -459,12 +459,12 @@ def test_what_the_shell_says_about_a_bad_command_is_output(
     assert b"mark-" not in ran.err
 
 
-def test_a_command_may_replace_or_close_its_streams(host: Host) -> None:
+def test_script_command_may_close_its_streams(host: Host) -> None:
     assert host.run(script("exec 2>&1; echo a; ls /no-such 2>/dev/null >&2; exec >&-; exit 3")) == Ran("3", b"a\n")
     assert host.run(script("exec >&- 2>&-; exit 4")) == Ran("4")
 
 
-def test_the_wrapper_is_not_in_the_command_s_environment(host: Host) -> None:
+def test_script_variables_are_not_in_environment(host: Host) -> None:
     program = script("env; set", env={"A": "1"})
     ran = host.run(program)
     names = {line.partition(b"=")[0] for line in ran.out.splitlines()}
@@ -474,14 +474,14 @@ def test_the_wrapper_is_not_in_the_command_s_environment(host: Host) -> None:
 
 
 @needs_proc
-def test_a_command_inherits_three_descriptors(host: Host) -> None:
+def test_script_command_inherits_three_descriptors(host: Host) -> None:
     """Nothing of the wrapper's: a background process could keep it open."""
     ran = host.run(script("ls /proc/self/fd"))  # ls itself has the directory open
     assert ran.out.split() == [b"0", b"1", b"2", b"3"]
 
 
 @pytest.mark.parametrize("name", ["bash", "dash", "zsh", "fish", "tcsh"])
-def test_the_account_s_shell_runs_the_command_where_it_is_a_bourne_shell(name: str, host: Host) -> None:
+def test_script_runs_in_bourne_shell_of_account(name: str, host: Host) -> None:
     path = shutil.which(name)
     if path is None:
         pytest.skip(f"no {name} here")
@@ -494,13 +494,13 @@ def test_the_account_s_shell_runs_the_command_where_it_is_a_bourne_shell(name: s
     assert default == Path("/bin/sh").resolve().name
 
 
-def test_a_shell_that_is_not_there_is_not_used(host: Host) -> None:
+def test_script_missing_shell_of_account_is_not_used(host: Host) -> None:
     host.environment = {"SHELL": "/no/such/bash"}
     assert host.run(script("echo x")) == Ran("0", b"x\n")
 
 
 @login_shells
-def test_what_start_up_files_print_is_no_output(login: tuple[str, ...], host: Host, tmp_path: Path) -> None:
+def test_script_output_without_start_up_file_noise(login: tuple[str, ...], host: Host, tmp_path: Path) -> None:
     for name in (".bashrc", ".zshenv", ".tcshrc", ".cshrc"):
         (tmp_path / name).write_text("echo noise; echo more noise 1>&2\n" if "csh" not in name else "echo noise\n")
     (tmp_path / ".config/fish").mkdir(parents=True)
@@ -521,25 +521,25 @@ def test_what_start_up_files_print_is_no_output(login: tuple[str, ...], host: Ho
     [b"x", b"a\0b\0", bytes(range(256)) * 3, b"\n", b"no newline at the end", b"EOF\n" * 2, b"y" * 300_000],
     ids=["one", "nul", "all", "newline", "text", "eof", "large"],
 )
-def test_standard_input(posix: tuple[str, ...], data: bytes, host: Host) -> None:
+def test_script_stdin(posix: tuple[str, ...], data: bytes, host: Host) -> None:
     host.posix = posix
     assert host.run(script("cat; cat", stdin=data), data) == Ran("0", data)
 
 
 @posix_shells
-def test_without_standard_input_a_command_reads_nothing(posix: tuple[str, ...], host: Host) -> None:
+def test_script_without_stdin_reads_nothing(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     assert host.run(script("cat; read x; echo $?")) == Ran("0", b"1\n")
 
 
 @posix_shells
-def test_a_command_need_not_read_its_input(posix: tuple[str, ...], host: Host) -> None:
+def test_script_unread_stdin_is_dropped(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     assert host.run(script("echo done", stdin=b"x" * 200_000), b"x" * 200_000) == Ran("0", b"done\n")
 
 
 @posix_shells
-def test_input_that_breaks_off_runs_nothing(posix: tuple[str, ...], host: Host) -> None:
+def test_script_incomplete_stdin_runs_nothing(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     program, ran = script("echo must not run", stdin=bytes(100)), Ran()
     marks = OutputDecoder(program.output_mark)
@@ -551,14 +551,14 @@ def test_input_that_breaks_off_runs_nothing(posix: tuple[str, ...], host: Host) 
     assert ran.err.startswith(b"standard input cannot be stored in ")
 
 
-def test_spooled_input_leaves_no_file(host: Host, tmp_path: Path) -> None:
+def test_script_stored_stdin_leaves_no_file(host: Host, tmp_path: Path) -> None:
     host.environment = {"TMPDIR": str(tmp_path)}
     assert host.run(script("ls -A $TMPDIR", stdin=b"abc"), b"abc") == Ran("0", b"")
     assert list(tmp_path.iterdir()) == []
 
 
 @posix_shells
-def test_raw_input_goes_straight_to_the_command(posix: tuple[str, ...], host: Host) -> None:
+def test_script_open_stdin_reaches_command_at_once(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     program, ran = script('read -r a; echo "got $a"; cat', stdin=None), Ran()
     marks = OutputDecoder(program.output_mark)
@@ -575,7 +575,7 @@ def test_raw_input_goes_straight_to_the_command(posix: tuple[str, ...], host: Ho
 @pytest.mark.parametrize(
     "command", ["exit 7", "exit 7 # the end", "(exit 7)\n", "trap 'exit 7' EXIT", "f() { return 7; }; f"]
 )
-def test_without_a_shell_of_its_own(posix: tuple[str, ...], command: str, host: Host) -> None:
+def test_script_inline_runs_in_subshell(posix: tuple[str, ...], command: str, host: Host) -> None:
     """It is a subshell of the one that is there: it ends itself alone, and has its own streams and no arguments."""
     host.posix = posix
     text = f'read -r a; echo "$a $# $A"; echo err >&2; {command}'
@@ -588,7 +588,7 @@ def test_without_a_shell_of_its_own(posix: tuple[str, ...], command: str, host: 
     assert job_processes(program.process_mark) == set()
 
 
-def test_what_splits_words_stays_as_it_is_without_a_shell_of_its_own(host: Host) -> None:
+def test_script_inline_keeps_ifs(host: Host) -> None:
     env = {"IFS": "x", "A": "1x2 3"}
     ran = host.run(script('echo "$IFS" $A', stdin=None, inline=True, env=env))
     assert ran.out == host.run(script('echo "$IFS" $A', stdin=None, env=env)).out
@@ -609,9 +609,7 @@ def begin(host: Host, program: Script, until: bytes = b"ready\n") -> tuple[Local
 @needs_proc
 @posix_shells
 @pytest.mark.parametrize("stdin", [b"", b"data"])
-def test_the_end_of_input_ends_the_command_with_all_its_children(
-    posix: tuple[str, ...], stdin: bytes, host: Host, tmp_path: Path
-) -> None:
+def test_script_stdin_end_ends_all_children(posix: tuple[str, ...], stdin: bytes, host: Host, tmp_path: Path) -> None:
     host.posix = posix
     command = (
         "sleep 1000 & (sleep 1001 &) & setsid sleep 1002 & setsid sh -c 'trap \"\" HUP; sleep 1003 & wait' & "
@@ -633,7 +631,7 @@ def test_the_end_of_input_ends_the_command_with_all_its_children(
 
 @needs_proc
 @posix_shells
-def test_a_command_has_the_grace_period_to_clean_up(posix: tuple[str, ...], host: Host, tmp_path: Path) -> None:
+def test_script_stdin_end_leaves_grace_period(posix: tuple[str, ...], host: Host, tmp_path: Path) -> None:
     host.posix = posix
     command = f"trap 'echo cleaned > {tmp_path}/x; exit' TERM; echo ready; while :; do sleep 0.05; done"
     program = script(command)
@@ -646,9 +644,7 @@ def test_a_command_has_the_grace_period_to_clean_up(posix: tuple[str, ...], host
 @needs_proc
 @posix_shells
 @pytest.mark.parametrize("grace", [0.3, 1])
-def test_what_ignores_sigterm_is_killed_after_the_grace_period(
-    posix: tuple[str, ...], grace: float, host: Host
-) -> None:
+def test_script_ignored_sigterm_is_killed_after_grace(posix: tuple[str, ...], grace: float, host: Host) -> None:
     host.posix = posix
     stubborn = 'trap "" TERM HUP INT; sleep 1000 & while :; do sleep 1000; done'
     program = script(
@@ -666,7 +662,7 @@ def test_what_ignores_sigterm_is_killed_after_the_grace_period(
 
 @needs_proc
 @login_shells
-def test_every_login_shell_leaves_nothing(login: tuple[str, ...], host: Host) -> None:
+def test_script_stdin_end_under_login_shells(login: tuple[str, ...], host: Host) -> None:
     host.shell = login
     program = script("setsid sleep 1000 & echo ready; sleep 1000")
     child, _, _ = begin(host, program)
@@ -676,7 +672,7 @@ def test_every_login_shell_leaves_nothing(login: tuple[str, ...], host: Host) ->
 
 
 @needs_proc
-def test_other_jobs_are_let_be(host: Host) -> None:
+def test_script_stdin_end_spares_other_scripts(host: Host) -> None:
     ours, other = (
         script("echo ready; sleep 1000", process_mark=f"{secrets.token_hex(4)}.{number}.") for number in (1, 11)
     )
@@ -691,7 +687,7 @@ def test_other_jobs_are_let_be(host: Host) -> None:
 
 @needs_proc
 @posix_shells
-def test_a_command_that_has_ended_leaves_no_process_of_the_wrapper(posix: tuple[str, ...], host: Host) -> None:
+def test_script_end_leaves_no_watchdog(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     for raw in (False, True):
         program = script("true", stdin=None if raw else b"")
@@ -701,7 +697,7 @@ def test_a_command_that_has_ended_leaves_no_process_of_the_wrapper(posix: tuple[
 
 @needs_proc
 @posix_shells
-def test_a_background_process_does_not_keep_the_status_waiting(posix: tuple[str, ...], host: Host) -> None:
+def test_script_background_process_does_not_delay_status(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     program, ran = script("sleep 1000 & echo $!; exit 7"), Ran()
     marks = OutputDecoder(program.output_mark)
@@ -717,7 +713,7 @@ def test_a_background_process_does_not_keep_the_status_waiting(posix: tuple[str,
 
 @needs_proc
 @posix_shells
-def test_the_environment_of_the_command_does_not_disturb_the_watchdog(posix: tuple[str, ...], host: Host) -> None:
+def test_script_env_path_does_not_disturb_watchdog(posix: tuple[str, ...], host: Host) -> None:
     """A PATH for the command alone, in which the watchdog would find none of the programs that it needs."""
     host.posix = posix
     sleep = shutil.which("sleep")
@@ -732,9 +728,7 @@ def test_the_environment_of_the_command_does_not_disturb_the_watchdog(posix: tup
 
 @posix_shells
 @pytest.mark.parametrize("form", [{}, {"stdin": None}, {"stdin": None, "inline": True}], ids=str)
-def test_variables_of_the_user_do_not_replace_the_script(
-    form: dict[str, object], posix: tuple[str, ...], host: Host
-) -> None:
+def test_script_env_cannot_replace_own_variables(form: dict[str, object], posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     env = {"lc_command": "echo other", "lc_shell": "/bin/false", "lc_mark": "A=b"}
     ran = host.run(script('echo "$lc_command $lc_mark $#"', env=env, **form))
@@ -742,7 +736,7 @@ def test_variables_of_the_user_do_not_replace_the_script(
 
 
 @needs_proc
-def test_the_mark_of_the_job_is_on_the_command_alone(host: Host) -> None:
+def test_script_process_mark_is_on_command_only(host: Host) -> None:
     program = script("echo $$ ready; read x; sleep 1000")
     child, ran, _ = begin(host, program, b"ready\n")
     assert child.pid not in job_processes(program.process_mark)
@@ -750,7 +744,7 @@ def test_the_mark_of_the_job_is_on_the_command_alone(host: Host) -> None:
     kill_job(program.process_mark)
 
 
-def test_the_command_and_its_environment_are_not_shown() -> None:
+def test_script_repr_hides_command_and_env() -> None:
     shown = repr(script("echo s3cret", title="a title", env={"TOKEN": "s3cret"}))
     assert "s3cret" not in shown
     assert "TOKEN" not in shown
@@ -772,7 +766,7 @@ for entry in pathlib.Path("/proc").iterdir():
 
 
 @needs_proc
-def test_without_proc_the_processes_are_found_by_the_environment_that_ps_shows(host: Host, tmp_path: Path) -> None:
+def test_script_without_proc_finds_processes_by_ps(host: Host, tmp_path: Path) -> None:
     """As on macOS; also what has left its session and its parent."""
     ps = tmp_path / "ps"
     ps.write_text(PS_OF_MACOS.format(python=sys.executable))
@@ -848,7 +842,7 @@ STREAMS: list[tuple[bytes, tuple[bytes, str | None, bytes, bool]]] = [
 
 
 @pytest.mark.parametrize(("data", "expected"), STREAMS)
-def test_marks_however_a_stream_is_cut(data: bytes, expected: tuple[bytes, str | None, bytes, bool]) -> None:
+def test_output_decoder_any_cut(data: bytes, expected: tuple[bytes, str | None, bytes, bool]) -> None:
     assert read(data, []) == expected
     assert read(data, list(range(len(data)))) == expected
     for cut in range(len(data)):
@@ -861,17 +855,17 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=12).map(b"".join), st.lists(st.integers(0, 10**6), max_size=10))
-def test_marks_do_not_depend_on_the_cuts(data: bytes, cuts: list[int]) -> None:
+def test_output_decoder_random_cuts(data: bytes, cuts: list[int]) -> None:
     assert read(data, cuts) == read(data, []) == read(data, list(range(len(data))))
 
 
 @given(st.binary(max_size=200), st.binary(max_size=50), st.integers(0, 255), st.lists(st.integers(0, 10**6)))
-def test_output_comes_through_as_it_is(output: bytes, noise: bytes, status: int, cuts: list[int]) -> None:
+def test_output_decoder_keeps_output(output: bytes, noise: bytes, status: int, cuts: list[int]) -> None:
     data = noise + START + output + f"{MARK}={status};".encode()
     assert read(data, cuts) == (output, str(status), noise, True)
 
 
-def test_what_is_certain_is_not_held_back() -> None:
+def test_output_decoder_holds_back_only_possible_marks() -> None:
     marks = OutputDecoder(MARK)
     assert marks.feed(OUT, START + b"a line\n") == b"a line\n"
     assert marks.feed(OUT, b"lazy") == b""
@@ -879,7 +873,7 @@ def test_what_is_certain_is_not_held_back() -> None:
     assert marks.feed(OUT, f"{MARK}=".encode() + b"x" * 20) == f"{MARK}=".encode() + b"x" * 20
 
 
-def test_two_streams() -> None:
+def test_output_decoder_needs_marks_of_both_streams() -> None:
     marks = OutputDecoder(MARK)
     assert (marks.has_started, marks.has_ended, marks.reported_status) == (False, False, None)
     marks.feed(ERR, b"ssh says\n")
@@ -892,7 +886,7 @@ def test_two_streams() -> None:
     assert marks.has_ended
 
 
-def test_many_small_pieces_of_much_output_are_fast() -> None:
+def test_output_decoder_many_pieces_take_linear_time() -> None:
     marks = OutputDecoder(MARK)
     marks.feed(OUT, START)
     begun = time.process_time()

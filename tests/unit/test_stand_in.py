@@ -80,7 +80,7 @@ def test_session_of_mocked_ssh_has_marks(fp: FakeProcess) -> None:
 # The control socket ---------------------------------------------------------------------------------------------------
 
 
-def test_master_without_control_socket_passes_for_well(master: Master) -> None:
+def test_master_without_control_socket_is_alive(master: Master) -> None:
     assert (master.is_stand_in, master.pid, master.has_exited) == (True, None, False)
     assert master.check()
     assert master.can_reach_host(1.0)
