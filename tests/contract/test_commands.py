@@ -399,7 +399,7 @@ def test_run_missing_working_dir_raises(case: TransportCase) -> None:
 
 
 def test_tasks_run_at_same_time(case: TransportCase, runtime: Runtime) -> None:
-    """The first task ends only if the second one runs."""
+    """The first task ends only when the second one runs."""
     waits = "until [ -e started ]; do sleep 0.01; done; echo seen"
     first = RuntimeTask("first").run_command(case.script(waits, stdout="seen\n", delay=0.01))
     second = RuntimeTask("second").run_command(case.script("touch started", writes={"started": ""}))

@@ -41,7 +41,7 @@ def options(argv: tuple[str, ...]) -> list[str]:
 
 
 def effective(argv: tuple[str, ...]) -> dict[str, str]:
-    """Return what ssh makes of the options: the first value counts, keywords know no case (ssh_config(5))."""
+    """Return the options as ssh reads them: the first value counts, keywords ignore case (ssh_config(5))."""
     result: dict[str, str] = {}
     for option in options(argv):
         keyword, _, value = option.partition("=")
@@ -94,7 +94,7 @@ def test_login_attempt_argv_uses_no_master(batch: bool) -> None:
     known = effective(argv)
     assert (known["controlmaster"], known["controlpath"]) == ("no", "none")
     assert (known["batchmode"], known["numberofpasswordprompts"]) == ("yes" if batch else "no", "1")
-    assert "proxycommand" not in known  # it is to be heard
+    assert "proxycommand" not in known  # the attempt needs its messages
 
 
 def test_session_argv() -> None:
@@ -154,7 +154,7 @@ def test_scp_argv() -> None:
 
 
 def test_scp_argv_legacy_adds_session_type() -> None:
-    """It runs a command; the modern one asks for a subsystem, of which scp itself makes a session type."""
+    """The legacy protocol runs a command. The modern one asks for a subsystem; scp itself sets that session type."""
     legacy, modern = (scp_argv(FULL, SOCKET, "/a", "web1:/b", legacy=legacy) for legacy in (True, False))
     assert legacy[:3] == ("scp", "-p", "-O")
     assert set(options(legacy)) - set(options(modern)) == {"SessionType=default"}
@@ -229,7 +229,7 @@ def test_argv_through_master_never_logs_in(argv: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "whole"), [(0.2, "2"), (1.4, "3"), (1.6, "3"), (10.0, "11"), (3600, "3601")]
-)  # ssh takes whole seconds; our own deadline is the earlier one
+)  # ssh takes whole seconds; the deadline of lazycluster is the earlier one
 def test_master_argv_connect_timeout_is_whole_seconds(seconds: float, whole: str) -> None:
     argv = master_argv(Destination("web1", connect_timeout=seconds), SOCKET, LOG)
     assert effective(argv)["connecttimeout"] == whole

@@ -57,7 +57,7 @@ def prepare(shell: str, tree: Path, target: str) -> subprocess.CompletedProcess[
         ("twice", "/sub", "file"),
         ("missing", "/sub", "new"),
         ("line\n", "/sub", "new\n"),
-        ("directory", "", "plain"),  # into it, where the name is a link again
+        ("directory", "", "plain"),  # in the directory the name is a link again
     ],
 )
 def test_resolve_file_target_follows_links(shell: str, tree: Path, target: str, directory: str, name: str) -> None:
@@ -78,7 +78,7 @@ def test_resolve_file_target_broken_link_fails(shell: str, tree: Path, target: s
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("supervisor", [False, True])
 def test_start_python_keeps_exported_variables(shell: str, supervisor: bool) -> None:
-    """The shell text has variables of its own; an exported one of the user with such a name would change."""
+    """An exported variable of the user keeps its value though the shell text has one of the same name."""
     program = "import os; print(*(os.environ[name] for name in os.environ['NAMES'].split()))"
     names = ["p", "f", "d", "n", "x", "code", "list", "name", "file", "directory"]
     start = exec_python_script(sys.executable, program)
@@ -125,13 +125,13 @@ def test_stop_marked_kills_after_grace(
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         words = shlex.join([f"A_MARK={mark}", str(tenths), str(tmp_path / "a")])
-        began = time.monotonic()
+        started = time.monotonic()
         script = f"set -- {words}\n{STOP_MARKED_PROCESSES}"
         with subprocess.Popen([shell, "-c", script], stderr=subprocess.PIPE) as stopping:
             assert process.wait(20) == -ended_by
             assert stopping.communicate(timeout=20)[1] == b""
         assert stopping.returncode == 0
-    assert time.monotonic() - began >= (0.3 if ignores else 0)
+    assert time.monotonic() - started >= (0.3 if ignores else 0), "a lower bound: the host's shell keeps the time"
     assert not (tmp_path / "a").exists()
 
 
@@ -139,7 +139,7 @@ def test_stop_marked_kills_after_grace(
 @pytest.mark.parametrize("shell", SHELLS)
 def test_stop_marked_spares_children_of_a_trap(shell: str, tmp_path: Path) -> None:
     mark = f"{secrets.token_hex(8)}."
-    # The `sleep 60` is an orphan when its parent has cleaned up, and gets SIGTERM only then.
+    # The `sleep 60` becomes an orphan when its parent has cleaned up, and gets SIGTERM only then.
     clean_up = f"setsid sleep 60 & sleep 0.5 && touch {tmp_path}/cleaned; exit"
     text = f"trap '{clean_up}' TERM; echo ready; while :; do sleep 0.05; done"
     with subprocess.Popen(
@@ -147,9 +147,7 @@ def test_stop_marked_spares_children_of_a_trap(shell: str, tmp_path: Path) -> No
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        began = time.monotonic()
         script = f"set -- A_MARK={mark} 300\n{STOP_MARKED_PROCESSES}"
         ended = subprocess.run([shell, "-c", script], capture_output=True, check=False, timeout=20)
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert time.monotonic() - began < 20
     assert (tmp_path / "cleaned").exists()

@@ -65,7 +65,7 @@ def words(*values: int) -> bytes:
     return b"".join(struct.pack(">I", value) for value in values)
 
 
-# Messages -------------------------------------------------------------------------------------------------------------
+# Messages ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_mux_reply_fields_and_reason() -> None:
     assert (received.uint32(0), received.reason) == (7, "why")
 
 
-# Greetings ------------------------------------------------------------------------------------------------------------
+# Greetings -----------------------------------------------------------------------------------------------------------
 
 
 def test_control_socket_exchanges_hellos(master: FakeMaster, control: ControlSocket) -> None:
@@ -140,7 +140,7 @@ def test_control_socket_without_listener_raises() -> None:
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
-# Requests -------------------------------------------------------------------------------------------------------------
+# Requests ------------------------------------------------------------------------------------------------------------
 
 
 def test_check_returns_pid(master: FakeMaster, control: ControlSocket) -> None:
@@ -291,7 +291,7 @@ def test_open_session_refused_closes_descriptors(
     assert wait_until(lambda: count_open_descriptors() <= before, 10)
 
 
-# The end --------------------------------------------------------------------------------------------------------------
+# The end -------------------------------------------------------------------------------------------------------------
 
 
 def test_terminate_closes_connection(master: FakeMaster, control: ControlSocket) -> None:
@@ -454,7 +454,7 @@ def test_wait_message_ends_with_message_or_close(master: FakeMaster, control: Co
     control.wait_message(1000.0)
 
 
-# Waiting for descriptors ----------------------------------------------------------------------------------------------
+# Waiting for descriptors ---------------------------------------------------------------------------------------------
 
 
 def test_wait_readable() -> None:
