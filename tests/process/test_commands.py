@@ -20,6 +20,7 @@ from lazycluster import (
     ConnectTimeoutError,
     HostUnreachableError,
     PortRefusedError,
+    Runtime,
     RuntimeClosedError,
     RuntimeTask,
     SshConfigurationError,
@@ -33,7 +34,7 @@ REFUSED = "mux_client_request_session: session request failed: Session open refu
 STALE = "Control socket connect(/tmp/lazycluster-x/m): Connection refused\r\n"
 
 
-# The calls ----------------------------------------------------------------------------------------------------------
+# The calls -----------------------------------------------------------------------------------------------------------
 
 
 def test_connection_init_starts_no_program(fp: FakeProcess) -> None:
@@ -81,7 +82,7 @@ def test_connection_sessions_use_private_control_socket(fp: FakeProcess) -> None
 
 
 def test_connection_starts_programs_without_shell(fp: FakeProcess) -> None:
-    """A terminal's Ctrl-C does not reach them, and they do not read the standard input of this process."""
+    """Ctrl-C at a terminal does not reach the programs, and they do not read the standard input of this process."""
     recorders = [register_log_in(fp), register_command(fp, "true"), fp.register(["scp", fp.any()])]
     register_command(fp, "'prepare x'", stdout=b"/d\0x\0")
     register_command(fp, "'place x'")
@@ -116,6 +117,32 @@ def test_run_result_fields(fp: FakeProcess) -> None:
     assert (result.stdout, result.stderr, result.stdout_bytes) == ("out\ufffd", "err", b"out\xff")
 
 
+INVALID_ARGUMENTS: list[tuple[str, dict[str, Any]]] = [
+    *((host, {}) for host in ("", "-oProxyCommand=touch x", "-J", "a\nb", "a\0b", "a\x1b[2Jb", "a b", "a;b", "$(id)")),
+    *(("web1", {"port": port}) for port in (0, -1, 65536, "22", True)),
+    *(("web1", {"user": user}) for user in ("", "-l", "a\nb")),
+    *(("web1", {"env": {name: "x"}}) for name in ("A B", "1A", "", "A=B", "A;id", "A\nB", "A-B", "Ä")),
+    *(("web1", {"env": {"A": value}}) for value in ("x\0y", 1)),
+    *(("web1", {"connect_timeout": timeout}) for timeout in (0, float("nan"))),
+    *(("web1", {"max_sessions": number}) for number in (0, -1, True, 2.5, "3", None)),
+    ("web1", {"options": {"Bad Key": "x"}}),
+    ("web1", {"options": {"Port": "1\nProxyCommand=x"}}),
+    ("web1", {"options": {"ControlPath": "/x"}}),
+    ("web1", {"options": {"batchmode": "no"}}),
+]
+PARAMETER_IN_ERROR = {"env": "environment variable", "options": "option|keyword"}
+
+
+@pytest.mark.parametrize(("host", "keywords"), INVALID_ARGUMENTS)
+def test_connection_invalid_argument_starts_no_program(fp: FakeProcess, host: str, keywords: dict[str, Any]) -> None:
+    parameter = next(iter(keywords), "host")
+    with pytest.raises(ValueError, match=PARAMETER_IN_ERROR.get(parameter, parameter)):
+        Connection(host, **keywords)
+    with pytest.raises(ValueError, match=PARAMETER_IN_ERROR.get(parameter, parameter)):
+        Runtime(host, **keywords)
+    assert list(fp.calls) == []
+
+
 @pytest.mark.parametrize("text", ["", "a\0b"], ids=["empty", "NUL"])
 def test_run_invalid_command_starts_no_program(fp: FakeProcess, text: str) -> None:
     with Connection("web1") as connection, pytest.raises(ValueError, match="command"):
@@ -134,8 +161,6 @@ def test_run_invalid_timeout_starts_no_program(fp: FakeProcess, timeout: Any) ->
 def test_run_invalid_env_starts_no_program(fp: FakeProcess, name: str) -> None:
     with Connection("web1") as connection, pytest.raises(ValueError, match="environment variable"):
         connection.run("true", env={name: ""})
-    with pytest.raises(ValueError, match="environment variable"):
-        Connection("web1", env={name: ""})
     assert list(fp.calls) == []
 
 
@@ -176,7 +201,7 @@ def test_task_execute_over_connection(fp: FakeProcess) -> None:
         assert task.copy().execute(connection).execution_log == ["8\n"]
 
 
-# Logging in ---------------------------------------------------------------------------------------------------------
+# Logging in ----------------------------------------------------------------------------------------------------------
 
 # The messages of OpenSSH 9.2, with the error texts of glibc.
 LOG_IN_FAILURES: list[tuple[type[ConnectError], str]] = [
@@ -242,7 +267,7 @@ def test_login_throttled_is_tried_again(fp: FakeProcess) -> None:
 
 def test_login_throttled_until_timeout_raises(fp: FakeProcess) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr=THROTTLED, returncode=255, occurrences=50)
-    with Connection("web1", connect_timeout=0.5) as connection, pytest.raises(ConnectionThrottledError):
+    with Connection("web1", connect_timeout=2.0) as connection, pytest.raises(ConnectionThrottledError):
         connection.run("true")
     assert len(fp.calls) >= 2
 
@@ -267,7 +292,7 @@ def test_run_without_ssh_after_login_raises(fp: FakeProcess, tmp_path: Path, mon
             connection.run("nproc")
 
 
-# Clients that know less ----------------------------------------------------------------------------------------------
+# Old versions of ssh -------------------------------------------------------------------------------------------------
 
 
 def test_run_old_ssh_leaves_out_unsupported_options(fp: FakeProcess) -> None:
@@ -308,12 +333,6 @@ def test_run_unsupported_user_option_raises(fp: FakeProcess) -> None:
 # Sessions that the host refuses --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [0, -1, True, 2.5, "3", None])
-def test_connection_invalid_max_sessions_raises(number: Any) -> None:
-    with pytest.raises(ValueError, match="max_sessions"):
-        Connection("web1", max_sessions=number)
-
-
 def test_max_sessions_bounds_sessions_at_once(fp: FakeProcess) -> None:
     register_log_in(fp)
     is_running, may_end = threading.Event(), threading.Event()
@@ -342,7 +361,7 @@ def test_run_timeout_bounds_wait_for_session(fp: FakeProcess) -> None:
     assert caught.value.timeout == 0.3
 
 
-# Masters that are gone ------------------------------------------------------------------------------------------------
+# Masters that have ended ---------------------------------------------------------------------------------------------
 
 
 def test_run_stale_control_socket_logs_in_again(fp: FakeProcess) -> None:

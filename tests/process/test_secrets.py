@@ -13,8 +13,8 @@ from lazycluster import ConnectError, Connection
 
 SECRET = "hunter2-correct-horse"
 SSH = """#!/bin/sh
-here={here}
-{{ printf '%s\\n' "$@"; env; cat /proc/$$/cmdline 2>/dev/null; echo; }} >>"$here/calls"
+directory={directory}
+{{ printf '%s\\n' "$@"; env; cat /proc/$$/cmdline 2>/dev/null; echo; }} >>"$directory/calls"
 case $1 in
     -G) echo "hostname web1" ;;
     -f)
@@ -22,8 +22,8 @@ case $1 in
         stty -echo <&3
         printf "me@web1's password: " >&3
         read -r answer <&3
-        printf '%s\\n' "$answer" >>"$here/answers"
-        [ ! -e "$here/refuse" ] || {{ echo "me@web1: Permission denied (password)." >&2; exit 255; }} ;;
+        printf '%s\\n' "$answer" >>"$directory/answers"
+        [ ! -e "$directory/refuse" ] || {{ echo "me@web1: Permission denied (password)." >&2; exit 255; }} ;;
 esac
 """
 
@@ -34,7 +34,7 @@ def ssh_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bin").mkdir()
     for name in ("ssh", "scp"):
         program = tmp_path / "bin" / name
-        program.write_text(SSH.format(here=tmp_path))
+        program.write_text(SSH.format(directory=tmp_path))
         program.chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     return tmp_path

@@ -294,14 +294,14 @@ def test_run_slow_on_output_gets_bounded_pieces(connection: Connection) -> None:
 _STEPWISE = "printf 'first\\nsec'; while [ ! -e {go} ]; do sleep 0.02; done; echo ond; echo err >&2; rm {go}"
 
 
-def _stepwise(host: LocalSshd, connection: Connection, *, debug: bool) -> tuple[Path, RuntimeTask, InBackgroundTask]:
+def _stepwise(host: LocalSshd, connection: Connection, *, debug: bool) -> tuple[Path, RuntimeTask, BackgroundTask]:
     go = host.home / "go"
     task = RuntimeTask().run_command(_STEPWISE.format(go=go))
-    return go, task, InBackgroundTask(task, connection, debug)
+    return go, task, BackgroundTask(task, connection, debug)
 
 
-class InBackgroundTask:
-    """A task that is executed while the test goes on."""
+class BackgroundTask:
+    """A task that runs beside the test."""
 
     def __init__(self, task: RuntimeTask, connection: Connection, debug: bool) -> None:
         self.thread = threading.Thread(target=task.execute, args=(connection, debug), daemon=True)
@@ -401,7 +401,7 @@ def test_run_timeout_kills_after_grace(host: LocalSshd, connection: Connection) 
     stubborn = "trap '' TERM HUP INT; while :; do sleep 0.1; done"
     command = f'echo up; setsid sh -c "{stubborn}" & {stubborn}'
     with pytest.raises(CommandTimeoutError):
-        connection.run(command, timeout=0.5)
+        connection.run(command, timeout=2)
     assert running_commands(host), "the call does not wait for the grace period"
     assert_eventually(lambda: running_commands(host) == [], "the processes that ignored SIGTERM were killed", 30)
 
@@ -409,7 +409,7 @@ def test_run_timeout_kills_after_grace(host: LocalSshd, connection: Connection) 
 def test_run_timeout_leaves_time_to_clean_up(host: LocalSshd, connection: Connection) -> None:
     (host.home / "cleaned").unlink(missing_ok=True)
     with pytest.raises(CommandTimeoutError):
-        connection.run("trap 'sleep 1.5 && touch cleaned; exit' TERM; while :; do sleep 0.1; done", timeout=0.5)
+        connection.run("trap 'sleep 1.5 && touch cleaned; exit' TERM; while :; do sleep 0.1; done", timeout=2)
     assert_eventually((host.home / "cleaned").exists, "the command has cleaned up", 20)
 
 
@@ -489,7 +489,7 @@ def test_run_over_slow_connection(host: LocalSshd, tmp_path: Path) -> None:
 
 def test_run_sshd_killed_raises(make_sshd: MakeSshd) -> None:
     server = make_sshd()
-    with Connection(server.host, **server.connection_kwargs, connect_timeout=5) as connection:
+    with Connection(server.host, **server.connection_kwargs) as connection:
         command = BackgroundCommand(connection, "echo up; sleep 1024")
         command.wait_output(b"up")
         server.stop()
@@ -579,7 +579,7 @@ def test_forced_command_raises_login_shell_error(make_sshd: MakeSshd) -> None:
     assert_becomes_idle(server)
 
 
-# Started at the first test -------------------------------------------------------------------------------------------
+# The command of cut_command ------------------------------------------------------------------------------------------
 
 
 def test_run_cut_cable_raises_connection_lost(cut_command: BackgroundCommand) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -34,7 +33,6 @@ from lazycluster import (
     LazyclusterError,
     LoginShellError,
     PortRefusedError,
-    Runtime,
     RuntimeTask,
     SshConfigurationError,
     UnknownHostError,
@@ -49,7 +47,6 @@ from tests.client_programs import (
     count_log_ins,
     find_master,
 )
-from tests.observation import record_program_starts
 from tests.processes import command_line, find_local_pids
 from tests.reserved_ports import reserve_free_port
 from tests.waiting import assert_eventually
@@ -73,54 +70,7 @@ def assert_nothing_stays(host: LocalSshd, run_directory: Path) -> Iterator[None]
     assert set(run_directory.glob("lazycluster-m-*")) - before == set()
 
 
-# Invalid arguments ---------------------------------------------------------------------------------------------------
-
-INVALID_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
-    ("", {}, "host must not be empty"),
-    ("-oProxyCommand=touch x", {}, "must not begin with a dash"),
-    ("-J", {}, "must not begin with a dash"),
-    ("a\nb", {}, "control characters"),
-    ("a\0b", {}, "control characters"),
-    ("a\x1b[2Jb", {}, "control characters"),
-    ("a b", {}, "spaces"),
-    ("a;b", {}, "must not hold ;"),
-    ("$(id)", {}, "must not hold"),
-    ("host", {"port": 0}, "1 to 65535"),
-    ("host", {"port": -1}, "1 to 65535"),
-    ("host", {"port": 65536}, "1 to 65535"),
-    ("host", {"port": "22"}, "1 to 65535"),
-    ("host", {"port": True}, "1 to 65535"),
-    ("host", {"user": ""}, "user must not be empty"),
-    ("host", {"user": "-l"}, "dash"),
-    ("host", {"user": "a\nb"}, "control characters"),
-    ("host", {"env": {"A B": "x"}}, "got 'A B'"),
-    ("host", {"env": {"1A": "x"}}, "'1A'"),
-    ("host", {"env": {"": "x"}}, "''"),
-    ("host", {"env": {"A=B": "x"}}, "'A=B'"),
-    ("host", {"env": {"A;id": "x"}}, "'A;id'"),
-    ("host", {"env": {"Ä": "x"}}, "'Ä'"),
-    ("host", {"env": {"A": "x\0y"}}, "NUL"),
-    ("host", {"env": {"A": 1}}, "text"),
-    ("host", {"connect_timeout": 0}, "positive number of seconds"),
-    ("host", {"connect_timeout": float("nan")}, "positive number of seconds"),
-    ("host", {"options": {"Bad Key": "x"}}, "not a keyword"),
-    ("host", {"options": {"Port": "1\nProxyCommand=x"}}, "one line"),
-    ("host", {"options": {"ControlPath": "/x"}}, "set by lazycluster itself"),
-    ("host", {"options": {"batchmode": "no"}}, "set by lazycluster itself"),
-]
-
-
-@pytest.mark.parametrize(("name", "keywords", "text"), INVALID_ARGUMENTS)
-def test_connection_invalid_argument_starts_no_program(name: str, keywords: dict[str, Any], text: str) -> None:
-    with record_program_starts() as started:
-        with pytest.raises(ValueError, match=re.escape(text)):
-            Connection(name, **keywords)
-        with pytest.raises(ValueError, match=re.escape(text)):
-            Runtime(name, **keywords)
-    assert started == []
-
-
-# The error of each failure -------------------------------------------------------------------------------------------
+# Failed log-ins ------------------------------------------------------------------------------------------------------
 
 
 def assert_login_fails(
@@ -335,7 +285,7 @@ def test_login_failed_proxy_command_is_quoted(host: LocalSshd, tmp_path: Path) -
 def test_login_host_that_closes_at_once_raises(host: LocalSshd, tmp_path: Path) -> None:
     with Relay(reserve_free_port()) as relay:  # it closes connections that it cannot pass on
         config = config_of(host, tmp_path, port=relay.port)
-        assert_login_fails(config, ConnectionThrottledError, connect_timeout=1.0)
+        assert_login_fails(config, ConnectionThrottledError, connect_timeout=4.0)
 
 
 @contextlib.contextmanager
@@ -351,7 +301,7 @@ def connections_without_login(server: LocalSshd, count: int) -> Iterator[None]:
 def test_login_max_startups_until_timeout_raises(make_sshd: MakeSshd) -> None:
     server = make_sshd(options={"MaxStartups": "1:100:1"})
     with connections_without_login(server, 1):
-        error = assert_login_fails(server.config_file, ConnectionThrottledError, connect_timeout=1.0)
+        error = assert_login_fails(server.config_file, ConnectionThrottledError, connect_timeout=4.0)
     assert "kex_exchange_identification" in error.reason or "Exceeded MaxStartups" in error.reason
 
 
@@ -619,21 +569,21 @@ def account(require_sshd: None) -> Iterator[Account]:
 @contextlib.contextmanager
 def recorded_processes() -> Iterator[set[str]]:
     """Collect the arguments and environments of all processes without pause."""
-    seen: set[str] = set()
+    recorded: set[str] = set()
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.is_set():
             for entry in Path("/proc").iterdir():
                 if entry.name.isdigit() and int(entry.name) != os.getpid():
-                    seen.add(command_line(int(entry.name)))
+                    recorded.add(command_line(int(entry.name)))
                     with contextlib.suppress(OSError):
-                        seen.add((entry / "environ").read_text(errors="replace"))
+                        recorded.add((entry / "environ").read_text(errors="replace"))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield seen
+        yield recorded
     finally:
         stop.set()
         thread.join()
@@ -643,15 +593,15 @@ def test_password_is_typed_once_and_never_shown(account: Account, caplog: pytest
     caplog.set_level(logging.DEBUG)
     server = account.server
     before = server.log.count("Accepted password")
-    with recorded_processes() as seen, account.connection() as connection:
+    with recorded_processes() as recorded, account.connection() as connection:
         results = call_in_parallel([lambda n=n: connection.run(f"echo {n}").stdout for n in range(16)])  # type: ignore[misc]
         assert results == [f"{n}\n" for n in range(16)]
         assert connection.run("id -un; pwd").stdout.split()[0] == account.user
         assert server.log.count("Accepted password") == before + 1
         assert server.connections() == 1
         shown = repr(connection)
-    assert any("ssh" in line and account.user in line for line in seen)
-    for text in [*seen, shown, caplog.text, server.log]:
+    assert any("ssh" in line and account.user in line for line in recorded)
+    for text in [*recorded, shown, caplog.text, server.log]:
         assert PASSWORD not in text
         assert PASSWORD.strip() not in text
 
@@ -760,11 +710,11 @@ def test_passphrase_unlocks_key(make_sshd: MakeSshd, tmp_path: Path, caplog: pyt
     config.write_text(config.read_text().replace(f'IdentityFile "{server.identity_file}"', ""))
 
     connection = Connection("local", config_file=config, identity_file=key, password="open sesame")
-    with recorded_processes() as seen, connection:
+    with recorded_processes() as recorded, connection:
         assert connection.run("echo in").stdout == "in\n"
         assert connection.run("echo still").stdout == "still\n"
         assert count_log_ins(server) == 1
-    assert not any("open sesame" in text for text in (*seen, caplog.text))
+    assert not any("open sesame" in text for text in (*recorded, caplog.text))
 
     assert_login_fails(config, AuthenticationError, "Permission denied", identity_file=key)
     assert_login_fails(config, AuthenticationError, "Permission denied", identity_file=key, password="wrong")

@@ -236,7 +236,7 @@ def test_login_shell_start_up_file_exit_raises(shell: Shell, host: LocalSshd) ->
 
 @contextlib.contextmanager
 def start_up_file(shell: Shell, host: LocalSshd, text: str) -> Iterator[None]:
-    """Give a shell a start-up file for a while."""
+    """Write the start-up file of a shell, and remove it in the end."""
     assert shell.start_up is not None
     path = host.home / shell.start_up
     path.parent.mkdir(parents=True, exist_ok=True)

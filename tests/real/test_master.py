@@ -68,7 +68,7 @@ def master(host: LocalSshd, connection: Connection) -> MasterProcess:
     return find_master(host.port)
 
 
-# Made once -----------------------------------------------------------------------------------------------------------
+# One master per connection -------------------------------------------------------------------------------------------
 
 
 def test_connection_logs_in_at_first_use(host: LocalSshd) -> None:
@@ -220,7 +220,7 @@ def test_master_stopped_run_timeout_holds(host: LocalSshd, connection: Connectio
     assert_becomes_idle(host)
 
 
-# Never twice ---------------------------------------------------------------------------------------------------------
+# Commands that may have started --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end_master", [kill_master, break_connection])
@@ -421,7 +421,7 @@ def test_max_sessions_zero_of_sshd_raises(make_sshd: MakeSshd) -> None:
         assert not connection.is_alive()
 
 
-# The end of the owner ------------------------------------------------------------------------------------------------
+# The end of the program ----------------------------------------------------------------------------------------------
 
 _BUSY = """
     ready = threading.Event()

@@ -101,7 +101,7 @@ def test_start_python_keeps_exported_variables(shell: str, supervisor: bool) -> 
     assert ended.stdout == f"mark<{' '.join(['theirs'] * len(names))}\nmark=0;"
 
 
-# Processes with a mark ------------------------------------------------------------------------------------------------
+# Processes with a mark -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("grace", "tenths"), [(0, "0"), (0.5, "5"), (0.25, "3"), (5, "50"), (5.0, "50"), (0.7, "7")])

@@ -39,7 +39,7 @@ def master() -> Iterator[FakeMaster]:
 
 @pytest.fixture
 def control(master: FakeMaster) -> Iterator[ControlSocket]:
-    connected = ControlSocket(master.path, timeout=5.0)
+    connected = ControlSocket(master.path, timeout=20.0)
     yield connected
     connected.close()
 

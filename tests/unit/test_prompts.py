@@ -29,16 +29,16 @@ PROMPT = "u@dest's password: "
 
 PRELUDE = """\
 import getpass, os, signal, sys, time
-here = os.path.dirname(os.path.abspath(__file__))
+directory = os.path.dirname(os.path.abspath(__file__))
 
-def note(name, text):
-    with open(os.path.join(here, name + ".new"), "w") as file:
+def record(name, text):
+    with open(os.path.join(directory, name + ".new"), "w") as file:
         file.write(str(text))
-    os.rename(os.path.join(here, name + ".new"), os.path.join(here, name))
+    os.rename(os.path.join(directory, name + ".new"), os.path.join(directory, name))
 
 def ask(prompt):
     answer = getpass.getpass(prompt)
-    with open(os.path.join(here, "answers"), "a") as file:
+    with open(os.path.join(directory, "answers"), "a") as file:
         file.write(answer + "\\n")
     return answer
 
@@ -46,7 +46,7 @@ def wait():
     while True:
         time.sleep(60)
 
-note("pid", os.getpid())
+record("pid", os.getpid())
 """
 
 Run = Callable[..., LoginOutcome]
@@ -124,13 +124,13 @@ def test_log_in_background_process_survives_terminal(run: Run, tmp_path: Path) -
         f"""
 ask({PROMPT!r})
 if os.fork() == 0:
-    note("helper", os.getpid())
+    record("helper", os.getpid())
     wait()
 if os.fork() == 0:
     os.setsid()
-    note("background", os.getpid())
+    record("background", os.getpid())
     wait()
-while not all(os.path.exists(os.path.join(here, name)) for name in ("helper", "background")):
+while not all(os.path.exists(os.path.join(directory, name)) for name in ("helper", "background")):
     time.sleep(0.005)
 """
     )
@@ -206,7 +206,7 @@ def test_log_in_host_key_is_not_accepted(run: Run, tmp_path: Path) -> None:
 print("The authenticity of host 'dest (192.0.2.1)' can't be established.")
 print("ED25519 key fingerprint is SHA256:x.")
 answer = input("Are you sure you want to continue connecting (yes/no/[fingerprint])? ")
-note("accepted", answer)
+record("accepted", answer)
 """
     )
 
@@ -227,13 +227,13 @@ note("accepted", answer)
         "ask('(u@dest) You must change it.\\nCurrent password: ')",
         'ask("Enter u@dest\'s new password: ")',
         # A banner imitates the prompt: the terminal would show the password.
-        f"sys.stdout.write({PROMPT!r}); sys.stdout.flush(); note('shown', input())",
+        f"sys.stdout.write({PROMPT!r}); sys.stdout.flush(); record('shown', input())",
     ],
 )
 def test_log_in_other_prompt_is_quoted_at_timeout(
     run: Run, answers: Callable[[], list[str]], tmp_path: Path, body: str
 ) -> None:
-    outcome = run(body, seconds=1.5)
+    outcome = run(body, seconds=3.0)
 
     assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.TIMED_OUT, None)
     assert outcome.prompt
@@ -249,10 +249,10 @@ def test_log_in_timeout_ends_helpers(run: Run, tmp_path: Path) -> None:
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 if os.fork() == 0:
-    note("helper", os.getpid())
+    record("helper", os.getpid())
 wait()
 """,
-        seconds=1.5,
+        seconds=3.0,
     )
 
     assert (outcome.end_reason, outcome.exit_code, outcome.text, outcome.prompt) == (
@@ -300,7 +300,7 @@ def test_log_in_keyboard_interrupt_at_start_ends_ssh(run: Run, tmp_path: Path, m
 
 
 def test_log_in_endless_output_is_ended(run: Run, tmp_path: Path) -> None:
-    outcome = run(f"ask({PROMPT!r})\nwhile True: print('x' * 999)", seconds=1.5)
+    outcome = run(f"ask({PROMPT!r})\nwhile True: print('x' * 999)", seconds=3.0)
 
     assert (outcome.end_reason, outcome.exit_code) == (LoginEndReason.TIMED_OUT, None)
     assert 100_000 < len(outcome.text) < 1_000_000
@@ -386,7 +386,7 @@ def test_log_in_untypeable_password_raises(tmp_path: Path, password: str) -> Non
 
 def test_log_in_password_is_not_logged(run: Run, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     caplog.set_level(logging.DEBUG)
-    outcome = run(f"print('You said', ask({PROMPT!r})); note('argv', sys.argv); note('env', os.environ)")
+    outcome = run(f"print('You said', ask({PROMPT!r})); record('argv', sys.argv); record('env', os.environ)")
 
     assert outcome.exit_code == 0
     assert "You said [password]" in outcome.text

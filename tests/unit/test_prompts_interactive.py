@@ -38,12 +38,14 @@ Run = Callable[..., InteractiveOutcome]
 def run(tmp_path: Path) -> Run:
     """Return a function that lets a person answer the prompts of a Python program."""
 
-    def run(body: str, ask: AskUser, *, seconds: float = 60.0) -> InteractiveOutcome:
+    def run(
+        body: str, ask: AskUser, *, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> InteractiveOutcome:
         program = tmp_path / "program"
-        prelude = "import getpass, os, signal, subprocess, sys, time\nhere = os.path.dirname(__file__)\n"
+        prelude = "import getpass, os, signal, subprocess, sys, time\ndirectory = os.path.dirname(__file__)\n"
         program.write_text(f"#!{sys.executable}\n{prelude}{body}", encoding="utf-8")
         program.chmod(0o700)
-        return run_interactive([str(program)], ask, timeout=seconds)
+        return run_interactive([str(program)], ask, timeout=seconds, clock=clock)
 
     return run
 
@@ -125,7 +127,7 @@ def test_interactive_prompt_has_no_escape_sequences(run: Run) -> None:
 
 
 def test_interactive_no_answer_ends_program(run: Run, tmp_path: Path) -> None:
-    ended = run("open(here + '/pid', 'w').write(str(os.getpid()))\n" + HOST_KEY, Person(None))
+    ended = run("open(directory + '/pid', 'w').write(str(os.getpid()))\n" + HOST_KEY, Person(None))
 
     assert ended.exit_code is None
     assert ended.unanswered_prompt.startswith("Are you sure")
@@ -136,7 +138,7 @@ def test_interactive_no_answer_ends_program(run: Run, tmp_path: Path) -> None:
 def test_interactive_ended_program_may_clean_up(run: Run, tmp_path: Path) -> None:
     body = """
 def clean(*_):
-    open(here + "/cleaned", "w")
+    open(directory + "/cleaned", "w")
     sys.exit(1)
 signal.signal(signal.SIGTERM, clean)
 getpass.getpass("u@h's password: ")
@@ -150,7 +152,7 @@ def test_interactive_stubborn_program_is_killed(run: Run, tmp_path: Path) -> Non
     body = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen(["sleep", "60"])
-open(here + "/pids", "w").write(f"{os.getpid()} {child.pid}")
+open(directory + "/pids", "w").write(f"{os.getpid()} {child.pid}")
 getpass.getpass("u@h's password: ")
 """
     run(body, Person(None))
@@ -160,11 +162,15 @@ getpass.getpass("u@h's password: ")
 
 
 def test_interactive_time_of_person_does_not_count(run: Run) -> None:
-    def slow(text: str, secret: bool) -> str:
-        time.sleep(1.2)
+    clock_offset = 0.0
+
+    def answer_slowly(text: str, secret: bool) -> str:
+        nonlocal clock_offset
+        clock_offset += 1000
         return "yes"
 
-    assert run(HOST_KEY, slow, seconds=1.0).exit_code == 0
+    ended = run(HOST_KEY, answer_slowly, clock=lambda: time.monotonic() + clock_offset)
+    assert ended.exit_code == 0
 
 
 def test_interactive_timeout_ends_program(run: Run) -> None:
@@ -178,7 +184,7 @@ def test_interactive_keyboard_interrupt_ends_program(run: Run, tmp_path: Path) -
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run("open(here + '/pid', 'w').write(str(os.getpid()))\n" + HOST_KEY, interrupted)
+        run("open(directory + '/pid', 'w').write(str(os.getpid()))\n" + HOST_KEY, interrupted)
     pid = int((tmp_path / "pid").read_text())
     assert wait_until(lambda: pid not in parent_by_pid(), timeout=20)
 
@@ -196,7 +202,7 @@ def test_interactive_program_ends_at_answer_is_no_error(run: Run, tmp_path: Path
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         return "too late"
 
-    ended = run("open(here + '/pid', 'w').write(str(os.getpid()))\ngetpass.getpass(\"u@h's password: \")", late)
+    ended = run("open(directory + '/pid', 'w').write(str(os.getpid()))\ngetpass.getpass(\"u@h's password: \")", late)
     assert ended.exit_code == -signal.SIGKILL
 
 

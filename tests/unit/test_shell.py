@@ -484,12 +484,12 @@ def test_script_command_inherits_three_descriptors(host: Host) -> None:
 def test_script_runs_in_bourne_shell_of_account(name: str, host: Host) -> None:
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"no {name} here")
+        pytest.skip(f"this machine has no {name}")
     bourne = name in {"bash", "dash"}
     command = 'readlink /proc/$$/exe || printf "%s" "$0"'
     host.environment = {"SHELL": path}
-    seen = Path(os.fsdecode(host.run(script(command)).out.strip())).name
-    assert seen == (name if bourne else Path("/bin/sh").resolve().name)
+    program = Path(os.fsdecode(host.run(script(command)).out.strip())).name
+    assert program == (name if bourne else Path("/bin/sh").resolve().name)
     default = Path(os.fsdecode(host.run(script(command, login_shell=False)).out.strip())).name
     assert default == Path("/bin/sh").resolve().name
 
@@ -713,7 +713,7 @@ def test_script_background_process_does_not_delay_status(posix: tuple[str, ...],
 @needs_proc
 @posix_shells
 def test_script_env_path_does_not_disturb_watchdog(posix: tuple[str, ...], host: Host) -> None:
-    """The PATH is for the command alone: the watchdog would not find its programs there."""
+    """The PATH is for the command alone: it has none of the programs that the watchdog needs."""
     host.posix = posix
     sleep = shutil.which("sleep")
     program = script(f"{sleep} 1000 & echo $PATH ready; wait", env={"PATH": "/nowhere", "IFS": "x"})
@@ -888,7 +888,7 @@ def test_output_decoder_needs_marks_of_both_streams() -> None:
 def test_output_decoder_many_pieces_take_linear_time() -> None:
     marks = OutputDecoder(MARK)
     marks.feed(OUT, START)
-    begun = time.process_time()
+    started = time.process_time()
     total = sum(len(marks.feed(OUT, b"lazycluster-" * 100)) for _ in range(5000))
     assert total >= 5000 * 1200 - 100
-    assert time.process_time() - begun < 5
+    assert time.process_time() - started < 5

@@ -41,7 +41,7 @@ def master(log_in: FakeProcess) -> Iterator[Master]:
     connected.close()
 
 
-# Marks --------------------------------------------------------------------------------------------------------------
+# Marks ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exit_code", [0, 1, 7, 127, 254])
@@ -77,7 +77,7 @@ def test_session_of_mocked_ssh_has_marks(fp: FakeProcess) -> None:
     assert (collector.getvalue(Stream.STDERR), session.diagnostic) == (b"err", "")
 
 
-# The control socket ---------------------------------------------------------------------------------------------------
+# The control socket --------------------------------------------------------------------------------------------------
 
 
 def test_master_without_control_socket_is_alive(master: Master) -> None:
@@ -115,7 +115,7 @@ def test_count_sessions_without_control_socket_fails(log_in: FakeProcess) -> Non
         count_sessions(ssh_client_of(connection))
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors --------------------------------------------------------------------------------------------------------------
 
 
 def test_session_of_mocked_ssh_that_fails_is_diagnosed(log_in: FakeProcess) -> None:
