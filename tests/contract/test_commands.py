@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
+import subprocess
 from collections.abc import Mapping
 
 import pytest
@@ -20,6 +22,7 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.testing import FakeHost, Ran
+from tests.awkward_text import TEXTS, VALUES
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 from tests.waiting import wait_until
 
@@ -70,6 +73,38 @@ def test_run_program_that_cannot_start_is_exit_code(
 
     assert (result.exit_code, result.stdout) == (exit_code, "")
     assert command in result.stderr
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_run_any_text_reaches_shell(case: TransportCase, runtime: Runtime, text: str) -> None:
+    """The host's shell and the same shell on this machine give the same result."""
+    shell = runtime.run(case.script("echo $0", stdout="/bin/sh\n")).stdout.strip()
+    local = subprocess.run((shell, "-c", text), capture_output=True, check=False)
+    case.script(text, stdout=local.stdout, stderr=local.stderr.decode(), exit_code=local.returncode)
+
+    result = runtime.run(text)
+
+    assert (result.stdout_bytes, result.stderr_bytes) == (local.stdout, local.stderr)
+    assert (result.exit_code, result.command) == (local.returncode, text)
+
+
+@pytest.mark.parametrize("unit", ["x", "é", "'", "\\", "\n", "%"])
+def test_run_command_of_100_kilobytes(case: TransportCase, runtime: Runtime, unit: str) -> None:
+    size = 100_000 // len(unit.encode())
+    quoted = "'" + (unit * size).replace("'", '"') + "'"
+    command = case.script(f"printf %s {quoted} | wc -c", stdout=f"{size * len(unit.encode())}\n")
+
+    result = runtime.run(command)
+
+    assert (result.stdout.strip(), result.stderr) == (str(size * len(unit.encode())), "")
+
+
+def test_run_syntax_error_is_exit_code(case: TransportCase, runtime: Runtime) -> None:
+    result = runtime.run(case.script("if then; '", stderr="sh: 1: Syntax error", exit_code=2))
+
+    assert result.exit_code in {1, 2}
+    assert re.search(r"(?i)syntax|unterminated|unexpected", result.stderr)
+    assert runtime.run(case.script("echo next", stdout="next\n")).stdout == "next\n"
 
 
 def test_run_duration_covers_command(case: TransportCase, runtime: Runtime) -> None:
@@ -368,6 +403,19 @@ def test_runtime_env_values(case: TransportCase) -> None:
 
     if case.fake is not None:  # a fake host runs no program that could read them
         assert last_env(case.fake) == expected
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_run_env_values(case: TransportCase, runtime: Runtime, name: str) -> None:
+    command = f'printf "%s." "${name}"; env | grep -c "^{name}="'
+    case.script(command, stdout=f"{VALUES[name]}.1\n")
+
+    result = runtime.run(command, env={name: VALUES[name]})
+
+    value, _, count = result.stdout.rpartition(".")
+    assert (value, count.strip(), result.stderr) == (VALUES[name], "1", "")
+    if case.fake is not None:
+        assert last_env(case.fake)[name] == VALUES[name]
 
 
 def test_set_env_variables_replaces_the_env_option(case: TransportCase) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -27,6 +25,7 @@ from lazycluster import (
 )
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd, Relay, write_config
+from tests.awkward_text import NAMES
 from tests.client_programs import (
     BackgroundCommand,
     ClientProgram,
@@ -85,77 +84,7 @@ def _process_name(pid: int) -> str:
         return "sshd"
 
 
-# Any text ------------------------------------------------------------------------------------------------------------
-
-TEXTS = {
-    "quotes": """printf '%s\\n' "it's" '"quoted"' 'a`b' "$(echo 'sub')" """,
-    "newlines": "printf 'a\\n'\nfor x in 1 2\ndo\n  echo $x\ndone\n",
-    "here document": "cat <<'END'\n$HOME `x` \\n 'single'\nEND\n",
-    "comment at the end": "echo x # comment",
-    "backslashes": r"printf '%s\n' '\n\t\0101\\' \\\\",
-    "unicode": "printf '%s\\n' 'äöü € 漢字 🐍'",
-    "exclamation mark": "echo '!!' \"a!b\"",
-    "percent": "printf '%%s%%d\\n'",
-    "glob and tilde": "echo '*' '~' \\~",
-    "leading dash": "-n() { echo dash; }; -n 2>/dev/null || echo dash",
-    "tabs and spaces": "\t echo  'a\t b'   \t",
-    "control characters": "printf '%s' '\x01\x1b[0m\x7f' | od -An -c",
-    "carriage return": "printf '%s' 'a\rb' | od -An -c",
-    "only a variable": ': "${HOME:?}"; echo "${x:-un\'set}"',
-    "braces and pipes": '{ echo a; echo b; } | { read x; echo "$x"; } && echo c || echo d; (echo e)',
-    "positional parameters": 'echo "$#" "$@"',
-    "unset of the script's variables": "unset lc_mark lc_watchdog LAZYCLUSTER_JOB; echo fine",
-    "function with the name of the script's": "lc_end() { echo own; }; echo fine",
-}
-
-
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
-def test_run_any_text_reaches_shell(connection: Connection, text: str) -> None:
-    """The host's shell and the same shell on this machine give the same result."""
-    shell = connection.run("echo $0").stdout.strip()
-    local = subprocess.run((shell, "-c", text), capture_output=True, check=False)
-
-    result = connection.run(text)
-
-    assert (result.stdout_bytes, result.stderr_bytes, result.exit_code) == (
-        local.stdout,
-        local.stderr,
-        local.returncode,
-    )
-    assert result.command == text
-
-
-@pytest.mark.parametrize("unit", ["x", "é", "'", "\\", "\n", "%"])
-def test_run_command_of_100_kilobytes(connection: Connection, unit: str) -> None:
-    size = 100_000 // len(unit.encode())
-    quoted = "'" + (unit * size).replace("'", "'\\''" if size < 1000 else '"') + "'"
-    result = connection.run(f"printf %s {quoted} | wc -c")
-    assert (result.stdout.strip(), result.stderr) == (str(size * len(unit.encode())), "")
-
-
-def test_run_syntax_error_is_exit_code(connection: Connection) -> None:
-    result = connection.run("if then; '")
-    assert result.exit_code in {1, 2}
-    assert re.search(r"(?i)syntax|unterminated|unexpected", result.stderr)
-    assert connection.run("echo next").stdout == "next\n"
-
-
 # Directory and environment -------------------------------------------------------------------------------------------
-
-NAMES = [
-    "plain",
-    "with space",
-    "it's",
-    'a"b',
-    "$HOME",
-    "-dash",
-    "новый",
-    "new\nline",
-    "a*b",
-    "back\\slash",
-    "`x`",
-    "!x",
-]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,26 +108,6 @@ def test_run_missing_cwd_raises(host: LocalSshd, connection: Connection, name: s
         connection.run("touch /tmp/never; echo never", cwd=name)
     assert (caught.value.host, caught.value.path) == (host.host, name)
     assert not Path("/tmp/never").exists()
-
-
-VALUES = {
-    "EMPTY": "",
-    "SPACES": "  a  b  ",
-    "NEWLINES": "a\n\nb\n",
-    "QUOTES": 'it\'s "quoted" `x` $HOME $(x) \\n',
-    "UNICODE": "äöü € 漢字 🐍",
-    "LONG": "x" * 100_000,
-    "_under_1": "1",
-    "PATH_LIKE": "/a:/b",
-    "ESCAPE": "\x1b[0m\x01",
-}
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_run_env_values(connection: Connection, name: str) -> None:
-    result = connection.run(f'printf "%s." "${name}"; env | grep -c "^{name}="', env={name: VALUES[name]})
-    value, _, count = result.stdout.rpartition(".")
-    assert (value, count.strip(), result.stderr) == (VALUES[name], "1", "")
 
 
 def test_connection_env_is_merged_with_run_env(host: LocalSshd) -> None:

@@ -23,9 +23,9 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.testing import LocalSshd
+from tests.awkward_text import NAMES, TEXTS, VALUES
 from tests.client_programs import BackgroundCommand, assert_becomes_idle, call_in_parallel, find_host_pids
 from tests.observation import skip_or_fail
-from tests.real.test_commands import NAMES, TEXTS, VALUES
 from tests.waiting import assert_eventually
 
 
