@@ -149,7 +149,7 @@ def test_run_output_keeps_order_of_streams(connection: Connection) -> None:
 
 # Large output --------------------------------------------------------------------------------------------------------
 
-_LARGE = """
+LARGE_OUTPUT_PROGRAM = """
     import resource
     much = "head -c 100000000 /dev/zero | tr '\\\\0' "
     result = connection.run(f"{much} x & {much} y >&2; wait")
@@ -158,7 +158,7 @@ _LARGE = """
     say(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
     connection.close()
 """
-_NOT_KEPT = """
+UNSENT_OUTPUT_PROGRAM = """
     import resource
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     connection.run("head -c 200000000 /dev/zero >/dev/null; head -c 200000000 /dev/zero | wc -c")
@@ -169,7 +169,7 @@ _NOT_KEPT = """
 
 @pytest.mark.soak
 def test_run_200_megabytes_are_held_once(host: LocalSshd) -> None:
-    with ClientProgram(_LARGE, server=host) as program:
+    with ClientProgram(LARGE_OUTPUT_PROGRAM, server=host) as program:
         status, stdout, stderr = program.wait(110)
     assert (status, stderr) == (0, "")
     *sizes, memory = stdout.splitlines()
@@ -180,7 +180,7 @@ def test_run_200_megabytes_are_held_once(host: LocalSshd) -> None:
 
 
 def test_run_output_kept_on_host_takes_no_memory(host: LocalSshd) -> None:
-    with ClientProgram(_NOT_KEPT, server=host) as program:
+    with ClientProgram(UNSENT_OUTPUT_PROGRAM, server=host) as program:
         status, stdout, stderr = program.wait(60)
     assert (status, stderr) == (0, "")
     assert int(stdout) < 20 * 2**20
@@ -200,12 +200,14 @@ def test_run_slow_on_output_gets_bounded_pieces(connection: Connection) -> None:
 
 # Output while the command runs ---------------------------------------------------------------------------------------
 
-_STEPWISE = "printf 'first\\nsec'; while [ ! -e {go} ]; do sleep 0.02; done; echo ond; echo err >&2; rm {go}"
+STEPWISE_COMMAND = "printf 'first\\nsec'; while [ ! -e {go} ]; do sleep 0.02; done; echo ond; echo err >&2; rm {go}"
 
 
-def _stepwise(host: LocalSshd, connection: Connection, *, debug: bool) -> tuple[Path, RuntimeTask, BackgroundTask]:
+def start_stepwise_task(
+    host: LocalSshd, connection: Connection, *, debug: bool
+) -> tuple[Path, RuntimeTask, BackgroundTask]:
     go = host.home / "go"
-    task = RuntimeTask().run_command(_STEPWISE.format(go=go))
+    task = RuntimeTask().run_command(STEPWISE_COMMAND.format(go=go))
     return go, task, BackgroundTask(task, connection, debug)
 
 
@@ -225,7 +227,7 @@ def test_task_output_streams_to_log(
     host: LocalSshd, connection: Connection, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="lazycluster")
-    go, task, execution = _stepwise(host, connection, debug=False)
+    go, task, execution = start_stepwise_task(host, connection, debug=False)
 
     def messages() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "lazycluster.executor"]
@@ -244,7 +246,7 @@ def test_task_output_streams_to_log(
 def test_task_debug_output_streams_to_stdout(
     host: LocalSshd, connection: Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    go, task, execution = _stepwise(host, connection, debug=True)
+    go, task, execution = start_stepwise_task(host, connection, debug=True)
     printed = ""
 
     def has_first_output() -> bool:

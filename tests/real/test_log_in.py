@@ -351,8 +351,8 @@ def test_login_succeeds_after_failure(host: LocalSshd, tmp_path: Path) -> None:
 
 # Prompts -------------------------------------------------------------------------------------------------------------
 
-_ON_A_TERMINAL = (sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)")
-_TRY_ALL = """
+TERMINAL_PREFIX = (sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)")
+LOG_IN_PROGRAM = """
     from lazycluster import Connection
     assert os.isatty(0) and open("/dev/tty")
     for keywords in CASES:
@@ -398,9 +398,9 @@ def test_login_never_prompts_on_terminal_oraskpass_environment(make_sshd: MakeSs
         config = write_config(tmp_path / f"config-{number}", without_key)
         cases.append({**given, "config_file": str(config)})
     environment = {**askpass_environment(tmp_path), "SSH_AUTH_SOCK": ""}
-    text = f"CASES = {cases!r}" + textwrap.dedent(_TRY_ALL)
+    text = f"CASES = {cases!r}" + textwrap.dedent(LOG_IN_PROGRAM)
 
-    with ClientProgram(text, environment=environment, prefix=_ON_A_TERMINAL) as program:
+    with ClientProgram(text, environment=environment, prefix=TERMINAL_PREFIX) as program:
         status, stdout, stderr = program.wait(110)
 
     assert (status, stderr) == (0, "")

@@ -423,7 +423,7 @@ def test_max_sessions_zero_of_sshd_raises(make_sshd: MakeSshd) -> None:
 
 # The end of the program ----------------------------------------------------------------------------------------------
 
-_BUSY = """
+BUSY_PROGRAM = """
     ready = threading.Event()
     run = lambda: connection.run("echo up; sleep 1007", on_output=lambda stream, data: ready.set())
     threading.Thread(target=run, daemon=True).start()
@@ -438,7 +438,9 @@ def test_killed_program_leaves_nothing(host: LocalSshd, short_tmpdir: Path) -> N
     signals = (signal.SIGKILL, signal.SIGTERM)
     with ExitStack() as stack:
         programs = [
-            stack.enter_context(ClientProgram(_BUSY + "    time.sleep(1000)", server=host, environment=environment))
+            stack.enter_context(
+                ClientProgram(BUSY_PROGRAM + "    time.sleep(1000)", server=host, environment=environment)
+            )
             for _ in signals
         ]
         assert [program.read_line() for program in programs] == ["ready", "ready"]
@@ -481,7 +483,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize(("text", "status"), ENDINGS.values(), ids=ENDINGS.keys())
 def test_ended_program_leaves_nothing(host: LocalSshd, short_tmpdir: Path, text: str, status: int) -> None:
-    with ClientProgram(_BUSY + text, server=host, environment={"TMPDIR": str(short_tmpdir)}) as program:
+    with ClientProgram(BUSY_PROGRAM + text, server=host, environment={"TMPDIR": str(short_tmpdir)}) as program:
         assert program.read_line() == "ready"
         pid = find_master(host.port).pid
         ended, _, stderr = program.wait()

@@ -40,7 +40,7 @@ def options(argv: tuple[str, ...]) -> list[str]:
     return [value for flag, value in pairwise(argv) if flag == "-o"]
 
 
-def effective(argv: tuple[str, ...]) -> dict[str, str]:
+def effective_options(argv: tuple[str, ...]) -> dict[str, str]:
     """Return the options as ssh reads them: the first value counts, keywords ignore case (ssh_config(5))."""
     result: dict[str, str] = {}
     for option in options(argv):
@@ -71,27 +71,27 @@ def test_master_argv() -> None:
 
 
 def test_master_argv_password_allows_one_prompt() -> None:
-    argv = effective(master_argv(PLAIN, SOCKET, LOG, batch=False))
+    argv = effective_options(master_argv(PLAIN, SOCKET, LOG, batch=False))
     assert (argv["batchmode"], argv["numberofpasswordprompts"]) == ("no", "1")
 
 
 def test_master_argv_for_a_person_prompts_and_persists() -> None:
     argv = master_argv(PLAIN, SOCKET, None, batch=False, persist_seconds=600)
     assert argv[:6] == ("ssh", "-f", "-N", "-T", "-o", "BatchMode=no")
-    assert effective(argv)["controlpersist"] == "600"
+    assert effective_options(argv)["controlpersist"] == "600"
 
 
 def test_exit_argv() -> None:
     argv = exit_argv(FULL, SOCKET)
     assert (argv[:3], argv[-2:]) == (("ssh", "-O", "exit"), ("--", "web1"))
-    assert (effective(argv)["controlpath"], effective(argv)["controlmaster"]) == (str(SOCKET), "no")
+    assert (effective_options(argv)["controlpath"], effective_options(argv)["controlmaster"]) == (str(SOCKET), "no")
 
 
 @pytest.mark.parametrize("batch", [True, False])
 def test_login_attempt_argv_uses_no_master(batch: bool) -> None:
     argv = login_attempt_argv(FULL, batch=batch)
     assert (argv[:2], argv[-3:]) == (("ssh", "-T"), ("--", "web1", "true"))
-    known = effective(argv)
+    known = effective_options(argv)
     assert (known["controlmaster"], known["controlpath"]) == ("no", "none")
     assert (known["batchmode"], known["numberofpasswordprompts"]) == ("yes" if batch else "no", "1")
     assert "proxycommand" not in known  # the attempt needs its messages
@@ -129,7 +129,7 @@ def test_session_argv_leaves_out_unsupported_options(unsupported: frozenset[str]
     named = {"sessiontype", "stdinnull", "forkafterauthentication"}
     assert named == OPTIONS_SINCE_8_7
     argv = session_argv(PLAIN, SOCKET, ("true",), unsupported_options=unsupported)
-    assert named & effective(argv).keys() == named - unsupported
+    assert named & effective_options(argv).keys() == named - unsupported
 
 
 def test_scp_argv() -> None:
@@ -164,7 +164,7 @@ def test_scp_argv_legacy_adds_session_type() -> None:
 def test_scp_argv_leaves_out_unsupported_options() -> None:
     unsupported = frozenset({"sessiontype", "stdinnull", "forkafterauthentication"})
     argv = scp_argv(PLAIN, SOCKET, "/a", "web1:/b", legacy=True, unsupported_options=unsupported)
-    assert not unsupported & effective(argv).keys()
+    assert not unsupported & effective_options(argv).keys()
 
 
 def test_effective_config_argv() -> None:
@@ -192,7 +192,7 @@ def test_copy_key_argv_keeps_host_key_checks() -> None:
         "/home/me/my config",
     )  # which is no keyword of ssh
     assert argv[-1] == "web1"
-    known = effective(argv)
+    known = effective_options(argv)
     assert (known["controlpath"], known["remotecommand"], known["user"]) == ("none", "none", "me")
     assert not {"batchmode", "stricthostkeychecking", "numberofpasswordprompts"} & known.keys()
     assert copy_key_argv(PLAIN)[1] == "-o"
@@ -207,21 +207,21 @@ def test_argv_has_options_of_the_caller(argv: tuple[str, ...]) -> None:
     flags = set(pairwise(argv))
     assert ("-F", "/home/me/my config") in flags
     assert ("-i", "/home/me/100%%/id") in flags  # ssh expands % there
-    known = effective(argv)
+    known = effective_options(argv)
     assert (known["user"], known["port"], known["compression"]) == ("me", "2222", "yes")
 
 
 @pytest.mark.parametrize("argv", ALL.values(), ids=ALL.keys())
 def test_argv_caller_options_win_over_defaults(argv: tuple[str, ...]) -> None:
-    assert effective(argv)["serveraliveinterval"] == "1"
-    assert effective(argv)["serveralivecountmax"] == "3"
+    assert effective_options(argv)["serveraliveinterval"] == "1"
+    assert effective_options(argv)["serveralivecountmax"] == "3"
 
 
 @pytest.mark.parametrize("argv", [ALL["session"], ALL["scp"], ALL["exit"]], ids=["session", "scp", "exit"])
 def test_argv_through_master_never_logs_in(argv: tuple[str, ...]) -> None:
     to = Destination("web1", options=(("ProxyCommand", "nc x y"), ("ProxyJump", "bastion")))
     for call in (argv, session_argv(to, SOCKET, ("true",)), scp_argv(to, SOCKET, "/a", "web1:/b")):
-        assert effective(call)["proxycommand"] == "false"
+        assert effective_options(call)["proxycommand"] == "false"
         assert options(call).index("ProxyCommand=false") < min(
             (options(call).index(option) for option in options(call) if option.startswith("ProxyJump")), default=99
         )
@@ -232,12 +232,14 @@ def test_argv_through_master_never_logs_in(argv: tuple[str, ...]) -> None:
 )  # ssh takes whole seconds; the deadline of lazycluster is the earlier one
 def test_master_argv_connect_timeout_is_whole_seconds(seconds: float, whole: str) -> None:
     argv = master_argv(Destination("web1", connect_timeout=seconds), SOCKET, LOG)
-    assert effective(argv)["connecttimeout"] == whole
+    assert effective_options(argv)["connecttimeout"] == whole
 
 
 def test_argv_never_turns_host_key_checks_off() -> None:
     for argv in ALL.values():
-        assert not {"stricthostkeychecking", "userknownhostsfile", "globalknownhostsfile"} & effective(argv).keys()
+        assert (
+            not {"stricthostkeychecking", "userknownhostsfile", "globalknownhostsfile"} & effective_options(argv).keys()
+        )
 
 
 @pytest.mark.parametrize(

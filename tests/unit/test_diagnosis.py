@@ -107,7 +107,7 @@ DIRECT = [
         UnknownHostError,
         "Could not resolve hostname 192.168.1.2:: Name or service not known",
     ),
-    # The way there
+    # Connecting
     Case(
         "9.2",
         "ssh: connect to host 127.0.0.1 port 2299: Connection refused\r\n",
@@ -242,7 +242,7 @@ DIRECT = [
         "RSA host key for github.com has changed and you have requested strict checking.",
     ),
     Case(
-        "9.2, StrictHostKeyChecking=no, where only passwords would do",
+        "9.2, StrictHostKeyChecking=no, if only passwords would do",
         CHANGED_BOX
         + "Password authentication is disabled to avoid man-in-the-middle attacks.\r\n"
         + "u@127.0.0.1: Permission denied (password).\r\n",
@@ -266,7 +266,7 @@ DIRECT = [
         "root@127.0.0.1: Permission denied (publickey,password).",
     ),
     Case(
-        "9.2, with a banner that says nearly the same",
+        "9.2, with a banner with nearly the same text",
         "root@127.0.0.1: Permission denied (publickey).\r\n" + BANNER,
         AuthenticationError,
         "root@127.0.0.1: Permission denied (publickey).",
@@ -420,7 +420,7 @@ RELAYED = [
         "jump",
     ),
     Case(
-        "before 8.0, where ssh does not speak of UNKNOWN",
+        "before 8.0, without UNKNOWN in the text",
         "lcpw@jump: Permission denied (publickey).\r\n"
         "ssh_exchange_identification: Connection closed by remote host\r\n",
         AuthenticationError,
@@ -458,7 +458,7 @@ RELAYED = [
         "127.0.0.1",
     ),
     Case(
-        "9.2, the same where the jump host's words came too late",
+        "9.2, the same if the jump host's message came too late",
         RELAY_LATE,
         ConnectTimeoutError,
         "Connection timed out during banner exchange",
@@ -514,7 +514,7 @@ RELAYED = [
         "bash: nc: command not found",
     ),
     Case(
-        "bryanpkc/corkscrew#19, a ProxyCommand that says nothing, or MaxStartups of the destination",
+        "bryanpkc/corkscrew#19, a silent ProxyCommand, or MaxStartups of the destination",
         RELAY_CLOSED + "Welcome to the bastion.\r\n",
         ConnectionThrottledError,
         "kex_exchange_identification: Connection closed by remote host, "
@@ -750,7 +750,7 @@ def test_diagnose_forwarding(log: str, expected: ForwardingFailure | None) -> No
         ),
         # 9.2, -O
         ("scp: /dev/full: No space left on device\n", "/dev/full: No space left on device"),
-        # the link
+        # the connection
         (
             "ssh: connect to host 127.0.0.1 port 2299: Connection refused\r\nscp: Connection closed\r\n",
             "connect to host 127.0.0.1 port 2299: Connection refused",

@@ -41,7 +41,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepare(shell: str, tree: Path, target: str) -> subprocess.CompletedProcess[bytes]:
+def resolve_target(shell: str, tree: Path, target: str) -> subprocess.CompletedProcess[bytes]:
     script = f'set -- "$1" name\n{RESOLVE_FILE_TARGET}'
     return subprocess.run([shell, "-c", script, "-", target], cwd=tree, capture_output=True, check=False, timeout=30)
 
@@ -61,7 +61,7 @@ def prepare(shell: str, tree: Path, target: str) -> subprocess.CompletedProcess[
     ],
 )
 def test_resolve_file_target_follows_links(shell: str, tree: Path, target: str, directory: str, name: str) -> None:
-    ended = prepare(shell, tree, target)
+    ended = resolve_target(shell, tree, target)
     assert (ended.stdout.decode(), ended.stderr) == (f"{tree}{directory}\0{name}\0", b"")
 
 
@@ -70,7 +70,7 @@ def test_resolve_file_target_follows_links(shell: str, tree: Path, target: str, 
     ("target", "reason"), [("nowhere", "no such directory: no"), ("circle", "too many symbolic links: {tree}/circle")]
 )
 def test_resolve_file_target_broken_link_fails(shell: str, tree: Path, target: str, reason: str) -> None:
-    ended = prepare(shell, tree, target)
+    ended = resolve_target(shell, tree, target)
     assert (ended.returncode, ended.stdout) == (1, b"")
     assert ended.stderr.decode() == reason.format(tree=tree) + "\n"
 

@@ -57,11 +57,11 @@ def control(master: FakeMaster) -> Iterator[ControlSocket]:
     connected.close()
 
 
-def text(value: str) -> bytes:
+def encode_string(value: str) -> bytes:
     return struct.pack(">I", len(value)) + value.encode()
 
 
-def words(*values: int) -> bytes:
+def encode_words(*values: int) -> bytes:
     return b"".join(struct.pack(">I", value) for value in values)
 
 
@@ -90,7 +90,7 @@ def test_mux_reply_too_short_raises(body: bytes) -> None:
 
 
 def test_mux_reply_fields_and_reason() -> None:
-    received = MuxReply(MUX_S_FAILURE, words(7) + text("why") + b"ignored")
+    received = MuxReply(MUX_S_FAILURE, encode_words(7) + encode_string("why") + b"ignored")
     assert (received.uint32(0), received.reason) == (7, "why")
 
 
@@ -99,7 +99,7 @@ def test_mux_reply_fields_and_reason() -> None:
 
 def test_control_socket_exchanges_hellos(master: FakeMaster, control: ControlSocket) -> None:
     assert control.check() == 4711
-    assert master.received_hellos == [words(1, 4)]
+    assert master.received_hellos == [encode_words(1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_control_socket_exchanges_hellos(master: FakeMaster, control: ControlSoc
         (encode_message(1, 3), "does not speak version 4"),
         (encode_message(2, 4), "does not speak version 4"),
         (encode_message(1), "too short"),
-        (words(0), "garbled"),
-        (words(3) + b"abc", "garbled"),
-        (words(1 << 30), "garbled"),
+        (encode_words(0), "garbled"),
+        (encode_words(3) + b"abc", "garbled"),
+        (encode_words(1 << 30), "garbled"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "garbled"),
-        (words(8) + b"\0", "no answer from the master: timed out"),
+        (encode_words(8) + b"\0", "no answer from the master: timed out"),
         (b"", "no answer from the master: timed out"),
         (None, "the master closed its control socket"),
     ],
@@ -155,11 +155,12 @@ def test_check_returns_pid(master: FakeMaster, control: ControlSocket) -> None:
         (make_responder(MUX_S_OK), "the master answered a check with 0x80000001"),
         (make_responder(MUX_S_FAILURE, "no"), "the master answered a check with 0x80000003"),
         (make_responder(MUX_S_ALIVE), "too short"),
-        (lambda _request: words(2) + b"ab", "garbled"),
+        (lambda _request: encode_words(2) + b"ab", "garbled"),
         (lambda _request: None, "the master closed its control socket"),
         (lambda _request: b"", "no answer from the master: timed out"),
-        (lambda _request: words(12) + b"half", "no answer from the master: timed out"),
+        (lambda _request: encode_words(12) + b"half", "no answer from the master: timed out"),
     ],
+    ids=["OK", "failure", "no pid", "short length", "closed", "nothing", "half a message"],
 )
 def test_check_bad_reply_raises(master: FakeMaster, answer: MuxResponder, reason: str) -> None:
     control = ControlSocket(master.path, timeout=0.5)
@@ -173,11 +174,11 @@ def test_check_late_reply_is_not_taken_for_next(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=0.5)
     go = threading.Event()
 
-    def late(request: MuxRequest) -> bytes:
+    def answer_late(request: MuxRequest) -> bytes:
         go.wait(10)
         return encode_message(MUX_S_ALIVE, request.id, 4711)
 
-    master.responder = late
+    master.responder = answer_late
     with pytest.raises(ControlSocketError, match="timed out"):
         control.check()
     go.set()
@@ -197,9 +198,20 @@ def test_check_reply_in_pieces(master: FakeMaster, control: ControlSocket) -> No
 @pytest.mark.parametrize(
     ("forwarding", "body"),
     [
-        (LOCAL, words(1) + text("localhost") + words(8080) + text("localhost") + words(80)),
-        (REMOTE, words(2) + text("127.0.0.1") + words(1) + text("db") + words(65535)),
+        (
+            LOCAL,
+            encode_words(1)
+            + encode_string("localhost")
+            + encode_words(8080)
+            + encode_string("localhost")
+            + encode_words(80),
+        ),
+        (
+            REMOTE,
+            encode_words(2) + encode_string("127.0.0.1") + encode_words(1) + encode_string("db") + encode_words(65535),
+        ),
     ],
+    ids=["local", "remote"],
 )
 def test_open_and_close_forward_messages(
     master: FakeMaster, control: ControlSocket, forwarding: Forwarding, body: bytes
@@ -218,6 +230,7 @@ def test_open_and_close_forward_messages(
         (make_responder(MUX_S_PERMISSION_DENIED, "Permission denied"), "^Permission denied$"),
         (make_responder(MUX_S_FAILURE, ""), "^answer 0x80000003$"),
     ],
+    ids=["failure", "permission denied", "empty reason"],
 )
 def test_forward_refused_raises_with_reason(
     master: FakeMaster,
@@ -243,7 +256,7 @@ def test_probe_uses_a_connection_of_its_own(master: FakeMaster, control: Control
     master.responder, master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 2
     control.probe("localhost", 80)
     assert [(request.type, request.body) for request in master.requests] == [
-        (0x10000008, text("") + text("localhost") + words(80))
+        (0x10000008, encode_string("") + encode_string("localhost") + encode_words(80))
     ]
     # the probe has closed its connection
     assert wait_until(lambda: (len(master.received_hellos), master.closed_connections) == (2, 1), 10)
@@ -262,7 +275,9 @@ def test_open_session_passes_descriptors(master: FakeMaster, control: ControlSoc
         master.responder, master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 3
         session = control.open_session("exec cat", reading)
         request = master.requests[0]
-        fields = text("") + words(0, 0, 0, 0, 0xFFFFFFFF) + text("dumb") + text("exec cat")
+        fields = (
+            encode_string("") + encode_words(0, 0, 0, 0, 0xFFFFFFFF) + encode_string("dumb") + encode_string("exec cat")
+        )
         assert (request.type, request.body) == (0x10000002, fields)
         assert request.descriptors == ((link, os.devnull, os.devnull) if link else ("", "", ""))
         assert not session.poll_closed()
@@ -280,6 +295,7 @@ def test_open_session_passes_descriptors(master: FakeMaster, control: ControlSoc
         (make_responder(MUX_S_FAILURE, "Session open refused"), RequestRefusedError),
         (lambda _request: None, ControlSocketError),
     ],
+    ids=["refused", "master closed"],
 )
 def test_open_session_refused_closes_descriptors(
     master: FakeMaster, control: ControlSocket, answer: MuxResponder, error: type[Exception]
@@ -392,11 +408,11 @@ def test_wait_closed_late_reply_is_not_the_end(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=0.5)
     go = threading.Event()
 
-    def late(request: MuxRequest) -> bytes:
+    def answer_late(request: MuxRequest) -> bytes:
         go.wait(10)
         return encode_message(MUX_S_ALIVE, request.id, 4711)
 
-    master.responder = late
+    master.responder = answer_late
     with pytest.raises(ControlSocketError, match="timed out"):
         control.check()
     go.set()
@@ -412,12 +428,12 @@ def test_wait_closed_late_reply_is_not_the_end(master: FakeMaster) -> None:
 def test_wait_closed_after_keyboard_interrupt_in_check(master: FakeMaster, control: ControlSocket) -> None:
     answered = threading.Event()
 
-    def interrupted(request: MuxRequest) -> bytes:
+    def interrupt(request: MuxRequest) -> bytes:
         os.kill(os.getpid(), signal.SIGINT)
         answered.wait(10)
         return encode_message(MUX_S_ALIVE, request.id, 4711)
 
-    master.responder = interrupted
+    master.responder = interrupt
     with pytest.raises(KeyboardInterrupt):
         control.check()
     answered.set()
@@ -431,7 +447,7 @@ def test_wait_closed_after_keyboard_interrupt_in_check(master: FakeMaster, contr
 
 def test_check_garbled_reply_refuses_later_checks(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=20.0)
-    master.responder = lambda _request: words(1 << 30) + b"a later read would take this for an answer"
+    master.responder = lambda _request: encode_words(1 << 30) + b"a later read would take this for an answer"
     with pytest.raises(ControlSocketError, match="garbled"):
         control.check()
     with pytest.raises(ControlSocketError, match="did not answer before"):

@@ -32,19 +32,19 @@ class Ssh:
         argv = ("ssh", "-f", "-N", "-T", "-M", "-S", str(self.socket), "-E", str(self.log), "-F", str(self.config))
         return log_in((*argv, *options, "--", host), password, deadline=time.monotonic() + 60, host_names=names)
 
-    def _through(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run_through_master(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = ("ssh", "-F", str(self.config), "-S", str(self.socket), "-o", "ProxyCommand=false", *arguments)
         return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
 
     def echo(self, host: str) -> str:
         """Return what a command through the master prints."""
-        return self._through("-T", host, "echo hello").stdout
+        return self.run_through_master("-T", host, "echo hello").stdout
 
     def is_alive(self, host: str) -> bool:
-        return self._through("-O", "check", host).returncode == 0
+        return self.run_through_master("-O", "check", host).returncode == 0
 
-    def end(self, host: str) -> None:
-        self._through("-O", "exit", host)
+    def exit_master(self, host: str) -> None:
+        self.run_through_master("-O", "exit", host)
 
     def error(self, outcome: LoginOutcome) -> ConnectError:
         log = self.log.read_text() if self.log.exists() else ""
@@ -88,7 +88,7 @@ def test_log_in_passphrase_leaves_master_running(
         assert client.echo(sshd.host) == "hello\n"
         assert client.is_alive(sshd.host)
     finally:
-        client.end(sshd.host)
+        client.exit_master(sshd.host)
 
 
 @persist_options
@@ -105,7 +105,7 @@ def test_log_in_master_behind_jump_host_survives(
         assert client.echo("dest") == "hello\n"
         assert not wait_until(lambda: not client.is_alive("dest"), timeout=0.3)
     finally:
-        client.end("dest")
+        client.exit_master("dest")
 
 
 def test_log_in_wrong_passphrase_is_refused(
@@ -176,7 +176,7 @@ def test_log_in_password_leaves_master_running(
     try:
         assert client.echo("dest") == "hello\n"
     finally:
-        client.end("dest")
+        client.exit_master("dest")
 
 
 @pytest.mark.parametrize("attempts", [1, 3])

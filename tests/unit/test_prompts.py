@@ -286,14 +286,14 @@ def test_log_in_keyboard_interrupt_at_start_ends_ssh(run: Run, tmp_path: Path, m
     children: list[pexpect.spawn] = []  # the destructor of a child would end it
     spawn, main = pexpect.spawn, threading.get_ident()
 
-    def interrupted(*arguments: Any, **keywords: Any) -> pexpect.spawn:
+    def spawn_and_interrupt(*arguments: Any, **keywords: Any) -> pexpect.spawn:
         child = spawn(*arguments, **keywords)
         children.append(child)
         wait_until((tmp_path / "pid").exists, 20)
         signal.pthread_kill(main, signal.SIGINT)
         return child
 
-    monkeypatch.setattr(pexpect, "spawn", interrupted)
+    monkeypatch.setattr(pexpect, "spawn", spawn_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         run("wait()", seconds=60)
     assert has_ended(tmp_path)

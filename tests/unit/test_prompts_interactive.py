@@ -180,11 +180,11 @@ def test_interactive_timeout_ends_program(run: Run) -> None:
 
 
 def test_interactive_keyboard_interrupt_ends_program(run: Run, tmp_path: Path) -> None:
-    def interrupted(text: str, secret: bool) -> str:
+    def interrupt(text: str, secret: bool) -> str:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run("open(directory + '/pid', 'w').write(str(os.getpid()))\n" + HOST_KEY, interrupted)
+        run("open(directory + '/pid', 'w').write(str(os.getpid()))\n" + HOST_KEY, interrupt)
     pid = int((tmp_path / "pid").read_text())
     assert wait_until(lambda: pid not in parent_by_pid(), timeout=20)
 
@@ -198,11 +198,14 @@ def test_interactive_untypeable_secret_raises(run: Run, secret: str) -> None:
 
 
 def test_interactive_program_ends_at_answer_is_no_error(run: Run, tmp_path: Path) -> None:
-    def late(text: str, secret: bool) -> str:
+    def answer_after_kill(text: str, secret: bool) -> str:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         return "too late"
 
-    ended = run("open(directory + '/pid', 'w').write(str(os.getpid()))\ngetpass.getpass(\"u@h's password: \")", late)
+    ended = run(
+        "open(directory + '/pid', 'w').write(str(os.getpid()))\ngetpass.getpass(\"u@h's password: \")",
+        answer_after_kill,
+    )
     assert ended.exit_code == -signal.SIGKILL
 
 

@@ -41,17 +41,17 @@ from tests.waiting import wait_until
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
 
-def found(*shells: tuple[str, ...]) -> list[tuple[str, ...]]:
+def find_shells(*shells: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Return the shells that this machine has, with their full paths."""
     paths = [(shutil.which(name), rest) for name, *rest in shells]
     return [(path, *rest) for path, rest in paths if path is not None]
 
 
-LOGIN_SHELLS = found(
+LOGIN_SHELLS = find_shells(
     ("sh",), ("dash",), ("bash",), ("zsh",), ("fish",), ("tcsh",), ("csh",), ("ksh",), ("mksh",), ("busybox", "sh")
 )
 """The login shells of accounts: sshd runs one with -c and the words of the session."""
-POSIX_SHELLS = found(("dash",), ("bash", "--posix"), ("busybox", "sh"), ("ksh",), ("mksh",))
+POSIX_SHELLS = find_shells(("dash",), ("bash", "--posix"), ("busybox", "sh"), ("ksh",), ("mksh",))
 """The shells that may be /bin/sh on a host."""
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes in /proc")
 
@@ -79,7 +79,7 @@ def script(command: str, **fields: object) -> Script:
 
 
 @attrs.define
-class Ran:
+class ScriptOutcome:
     """The outcome of a script: its status, its output, and the text before its marks."""
 
     status: str | None = None
@@ -104,15 +104,17 @@ class Host:
             words = words.replace("/bin/sh", " ".join(self.posix), 1)
         return (*self.shell, "-c", words)
 
-    def start(self, program: Script, ran: Ran, marks: OutputDecoder, seconds: float = 30.0) -> LocalProcess:
+    def start(
+        self, program: Script, outcome: ScriptOutcome, marks: OutputDecoder, seconds: float = 30.0
+    ) -> LocalProcess:
         """Start the session and send the script's line."""
 
         def on_output(stream: Stream, data: bytes) -> None:
             data = marks.feed(stream, data)
             if stream is OUT:
-                ran.out += data
+                outcome.out += data
             else:
-                ran.err += data
+                outcome.err += data
 
         environment = {
             **{name: os.environ[name] for name in ("PATH", "TMPDIR", "LAZYCLUSTER_TEST_RUN") if name in os.environ},
@@ -131,21 +133,21 @@ class Host:
         child.write(program.encode())
         return child
 
-    def run(self, program: Script, stdin: bytes = b"") -> Ran:
+    def run(self, program: Script, stdin: bytes = b"") -> ScriptOutcome:
         """Run a script to its end, as a session does."""
-        ran, marks = Ran(), OutputDecoder(program.output_mark)
-        child = self.start(program, ran, marks)
+        outcome, marks = ScriptOutcome(), OutputDecoder(program.output_mark)
+        child = self.start(program, outcome, marks)
         child.write(stdin)
         complete = child.pump(lambda: marks.has_ended)
         if not complete:
-            ran.out += marks.flush(OUT)
-            ran.err += marks.flush(ERR)
+            outcome.out += marks.flush(OUT)
+            outcome.err += marks.flush(ERR)
         child.close_stdin()
         assert child.wait(10.0) is not None
-        ran.status = marks.reported_status
-        ran.noise = marks.preamble(OUT) + marks.preamble(ERR) if complete else b""
+        outcome.status = marks.reported_status
+        outcome.noise = marks.preamble(OUT) + marks.preamble(ERR) if complete else b""
         child.close()
-        return ran
+        return outcome
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +345,7 @@ AWKWARD = [
 def test_script_same_result_under_login_shells(login: tuple[str, ...], command: str, host: Host) -> None:
     host.shell = login
     expected = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
-    assert host.run(script(command)) == Ran("0", expected)
+    assert host.run(script(command)) == ScriptOutcome("0", expected)
 
 
 @posix_shells
@@ -351,7 +353,7 @@ def test_script_same_result_under_login_shells(login: tuple[str, ...], command: 
 def test_script_same_result_under_posix_shells(posix: tuple[str, ...], command: str, host: Host) -> None:
     host.posix = posix
     expected = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
-    assert host.run(script(command)) == Ran("0", expected)
+    assert host.run(script(command)) == ScriptOutcome("0", expected)
 
 
 @posix_shells
@@ -366,8 +368,8 @@ def test_script_any_text_reaches_command(
     (home / f"d{name}").mkdir(exist_ok=True)
     command = f'printf %s {shlex.quote(text)}; printf %s "$V" >&2; [ -f "$PWD"/../witness ] || exit 9'
     (home / "witness").touch()
-    ran = Host(home, posix=posix).run(script(command, env={"V": value}, cwd=f"d{name}"))
-    assert ran == Ran("0", text.encode(), value.encode("utf-8", "surrogateescape"))
+    outcome = Host(home, posix=posix).run(script(command, env={"V": value}, cwd=f"d{name}"))
+    assert outcome == ScriptOutcome("0", text.encode(), value.encode("utf-8", "surrogateescape"))
 
 
 @login_shells
@@ -376,16 +378,16 @@ def test_script_command_of_100_kilobytes(login: tuple[str, ...], host: Host) -> 
     text = "".join(f'{number} $x \\ " ü!\n' for number in range(9000)).encode()[:99_986].decode(errors="ignore")
     command = f"printf '%s' '{text}'"
     assert 99_990 <= len(command.encode()) <= 100_000
-    assert host.run(script(command)) == Ran("0", text.encode())
+    assert host.run(script(command)) == ScriptOutcome("0", text.encode())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="execve(2): MAX_ARG_STRLEN is Linux's")
 @posix_shells
 def test_script_command_too_long_is_exit_code_126(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    ran = host.run(script("# ".ljust(140_000, "x")))
-    assert (ran.status, ran.out) == ("126", b"")
-    assert b"too long" in ran.err
+    outcome = host.run(script("# ".ljust(140_000, "x")))
+    assert (outcome.status, outcome.out) == ("126", b"")
+    assert b"too long" in outcome.err
 
 
 @login_shells
@@ -395,8 +397,8 @@ def test_script_env_and_cwd_under_login_shells(login: tuple[str, ...], host: Hos
     directory.mkdir(exist_ok=True)
     env = {"LINES_OF_TEXT": "one\ntwo\n\n", "QUOTES": "'\"`$x\\", "EMPTY": "", "U": "ü☃"}
     command = r'''printf '%s|' "$LINES_OF_TEXT" "$QUOTES" "${EMPTY-unset}" "$U" "$(pwd)"'''
-    ran = host.run(script(command, env=env, cwd="~/a b'c"))
-    assert ran == Ran("0", f"one\ntwo\n\n|'\"`$x\\||ü☃|{directory}|".encode())
+    outcome = host.run(script(command, env=env, cwd="~/a b'c"))
+    assert outcome == ScriptOutcome("0", f"one\ntwo\n\n|'\"`$x\\||ü☃|{directory}|".encode())
 
 
 @posix_shells
@@ -408,9 +410,9 @@ def test_script_cwd(posix: tuple[str, ...], path: str, host: Host) -> None:
         (host.home / name).mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
         (host.home / "link").symlink_to("sub dir")
-    ran = host.run(script("pwd -P; cat", cwd=path))
+    outcome = host.run(script("pwd -P; cat", cwd=path))
     expected = host.home / path.removeprefix("~").lstrip("/")
-    assert ran == Ran("0", os.fsencode(expected.resolve()) + b"\n")
+    assert outcome == ScriptOutcome("0", os.fsencode(expected.resolve()) + b"\n")
 
 
 @posix_shells
@@ -418,16 +420,16 @@ def test_script_cwd(posix: tuple[str, ...], path: str, host: Host) -> None:
 def test_script_missing_cwd_reports_cd(posix: tuple[str, ...], path: str, host: Host) -> None:
     (host.home / "witness").touch()
     host.posix = posix
-    ran = host.run(script("printf 'must not run'", cwd=path))
-    assert (ran.status, ran.out) == ("cd", b"")
-    assert ran.err.strip()
+    outcome = host.run(script("printf 'must not run'", cwd=path))
+    assert (outcome.status, outcome.out) == ("cd", b"")
+    assert outcome.err.strip()
 
 
 @posix_shells
 @pytest.mark.parametrize("status", [0, 1, 2, 77, 125, 126, 127, 128, 129, 137, 254, 255])
 def test_script_exit_status_under_posix_shells(posix: tuple[str, ...], status: int, host: Host) -> None:
     host.posix = posix
-    assert host.run(script(f"exit {status}")) == Ran(str(status))
+    assert host.run(script(f"exit {status}")) == ScriptOutcome(str(status))
 
 
 def test_script_every_exit_status(host: Host) -> None:
@@ -443,7 +445,7 @@ def test_script_signal_is_exit_status_above_128(
 ) -> None:
     host.posix = posix
     command = f"ulimit -c 0; printf out; printf err >&2; kill -{number.value} $$; sleep 60"
-    assert host.run(script(command, stdin=None if raw else b"")) == Ran(str(128 + number), b"out", b"err")
+    assert host.run(script(command, stdin=None if raw else b"")) == ScriptOutcome(str(128 + number), b"out", b"err")
 
 
 @posix_shells
@@ -453,31 +455,33 @@ def test_script_signal_is_exit_status_above_128(
 )
 def test_script_bad_command_message_is_stderr(posix: tuple[str, ...], command: str, status: str, host: Host) -> None:
     host.posix = posix
-    ran = host.run(script(command))
-    assert ran.status == status
-    assert ran.err.strip()
-    assert b"mark-" not in ran.err
+    outcome = host.run(script(command))
+    assert outcome.status == status
+    assert outcome.err.strip()
+    assert b"mark-" not in outcome.err
 
 
 def test_script_command_may_close_its_streams(host: Host) -> None:
-    assert host.run(script("exec 2>&1; echo a; ls /no-such 2>/dev/null >&2; exec >&-; exit 3")) == Ran("3", b"a\n")
-    assert host.run(script("exec >&- 2>&-; exit 4")) == Ran("4")
+    assert host.run(script("exec 2>&1; echo a; ls /no-such 2>/dev/null >&2; exec >&-; exit 3")) == ScriptOutcome(
+        "3", b"a\n"
+    )
+    assert host.run(script("exec >&- 2>&-; exit 4")) == ScriptOutcome("4")
 
 
 def test_script_variables_are_not_in_environment(host: Host) -> None:
     program = script("env; set", env={"A": "1"})
-    ran = host.run(program)
-    names = {line.partition(b"=")[0] for line in ran.out.splitlines()}
+    outcome = host.run(program)
+    names = {line.partition(b"=")[0] for line in outcome.out.splitlines()}
     assert not {name for name in names if name.startswith(b"lc_")}
-    assert f"{PROCESS_MARK_VARIABLE}={program.process_mark}".encode() in ran.out.splitlines()
-    assert b"A=1" in ran.out.splitlines()
+    assert f"{PROCESS_MARK_VARIABLE}={program.process_mark}".encode() in outcome.out.splitlines()
+    assert b"A=1" in outcome.out.splitlines()
 
 
 @needs_proc
 def test_script_command_inherits_three_descriptors(host: Host) -> None:
     """The script keeps no descriptor open that a background process could inherit."""
-    ran = host.run(script("ls /proc/self/fd"))  # ls itself has the directory open
-    assert ran.out.split() == [b"0", b"1", b"2", b"3"]
+    outcome = host.run(script("ls /proc/self/fd"))  # ls itself has the directory open
+    assert outcome.out.split() == [b"0", b"1", b"2", b"3"]
 
 
 @pytest.mark.parametrize("name", ["bash", "dash", "zsh", "fish", "tcsh"])
@@ -496,7 +500,7 @@ def test_script_runs_in_bourne_shell_of_account(name: str, host: Host) -> None:
 
 def test_script_missing_shell_of_account_is_not_used(host: Host) -> None:
     host.environment = {"SHELL": "/no/such/bash"}
-    assert host.run(script("echo x")) == Ran("0", b"x\n")
+    assert host.run(script("echo x")) == ScriptOutcome("0", b"x\n")
 
 
 @login_shells
@@ -506,10 +510,10 @@ def test_script_output_without_start_up_file_noise(login: tuple[str, ...], host:
     (tmp_path / ".config/fish").mkdir(parents=True)
     (tmp_path / ".config/fish/config.fish").write_text("echo noise; echo more >&2\n")
     host = Host(tmp_path, login, environment={"SSH_CLIENT": "127.0.0.1 1 2", "SSH_CONNECTION": "x", "BASH_ENV": ""})
-    ran = host.run(script("printf out; printf err >&2"))
-    assert (ran.status, ran.out, ran.err) == ("0", b"out", b"err")
+    outcome = host.run(script("printf out; printf err >&2"))
+    assert (outcome.status, outcome.out, outcome.err) == ("0", b"out", b"err")
     if shell_name(login) in {"zsh", "fish", "tcsh", "csh"}:
-        assert b"noise" in ran.noise
+        assert b"noise" in outcome.noise
 
 
 # Standard input ------------------------------------------------------------------------------------------------------
@@ -523,52 +527,52 @@ def test_script_output_without_start_up_file_noise(login: tuple[str, ...], host:
 )
 def test_script_stdin(posix: tuple[str, ...], data: bytes, host: Host) -> None:
     host.posix = posix
-    assert host.run(script("cat; cat", stdin=data), data) == Ran("0", data)
+    assert host.run(script("cat; cat", stdin=data), data) == ScriptOutcome("0", data)
 
 
 @posix_shells
 def test_script_without_stdin_reads_nothing(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    assert host.run(script("cat; read x; echo $?")) == Ran("0", b"1\n")
+    assert host.run(script("cat; read x; echo $?")) == ScriptOutcome("0", b"1\n")
 
 
 @posix_shells
 def test_script_unread_stdin_is_dropped(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    assert host.run(script("echo done", stdin=b"x" * 200_000), b"x" * 200_000) == Ran("0", b"done\n")
+    assert host.run(script("echo done", stdin=b"x" * 200_000), b"x" * 200_000) == ScriptOutcome("0", b"done\n")
 
 
 @posix_shells
 def test_script_incomplete_stdin_runs_nothing(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    program, ran = script("echo must not run", stdin=bytes(100)), Ran()
+    program, outcome = script("echo must not run", stdin=bytes(100)), ScriptOutcome()
     marks = OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    child = host.start(program, outcome, marks)
     child.write(b"only a part")
     child.close_stdin()
     assert child.pump(lambda: marks.has_ended)
-    assert (marks.reported_status, ran.out) == ("1", b"")
-    assert ran.err.startswith(b"standard input cannot be stored in ")
+    assert (marks.reported_status, outcome.out) == ("1", b"")
+    assert outcome.err.startswith(b"standard input cannot be stored in ")
 
 
 def test_script_stored_stdin_leaves_no_file(host: Host, tmp_path: Path) -> None:
     host.environment = {"TMPDIR": str(tmp_path)}
-    assert host.run(script("ls -A $TMPDIR", stdin=b"abc"), b"abc") == Ran("0", b"")
+    assert host.run(script("ls -A $TMPDIR", stdin=b"abc"), b"abc") == ScriptOutcome("0", b"")
     assert list(tmp_path.iterdir()) == []
 
 
 @posix_shells
 def test_script_open_stdin_reaches_command_at_once(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    program, ran = script('read -r a; echo "got $a"; cat', stdin=None), Ran()
+    program, outcome = script('read -r a; echo "got $a"; cat', stdin=None), ScriptOutcome()
     marks = OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    child = host.start(program, outcome, marks)
     child.write(b"first\n")
-    assert child.pump(lambda: ran.out == b"got first\n")
+    assert child.pump(lambda: outcome.out == b"got first\n")
     child.write(b"sec\0ond")
     child.close_stdin()
     assert child.pump(lambda: marks.has_ended)
-    assert (marks.reported_status, ran.out) == ("0", b"got first\nsec\0ond")
+    assert (marks.reported_status, outcome.out) == ("0", b"got first\nsec\0ond")
 
 
 @posix_shells
@@ -579,20 +583,20 @@ def test_script_inline_runs_in_subshell(posix: tuple[str, ...], command: str, ho
     """The command runs in a subshell with its own streams and no arguments, and ends only that."""
     host.posix = posix
     text = f'read -r a; echo "$a $# $A"; echo err >&2; {command}'
-    program, ran = script(text, stdin=None, inline=True, env={"A": "é $x"}), Ran()
+    program, outcome = script(text, stdin=None, inline=True, env={"A": "é $x"}), ScriptOutcome()
     marks = OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    child = host.start(program, outcome, marks)
     child.write(b"first\n")
     assert child.pump(lambda: marks.has_ended)
-    assert (marks.reported_status, ran.out, ran.err) == ("7", "first 0 é $x\n".encode(), b"err\n")
+    assert (marks.reported_status, outcome.out, outcome.err) == ("7", "first 0 é $x\n".encode(), b"err\n")
     assert find_marked_pids(program.process_mark) == set()
 
 
 def test_script_inline_keeps_ifs(host: Host) -> None:
     env = {"IFS": "x", "A": "1x2 3"}
-    ran = host.run(script('echo "$IFS" $A', stdin=None, inline=True, env=env))
-    assert ran.out == host.run(script('echo "$IFS" $A', stdin=None, env=env)).out
-    assert b"1x2 3" in ran.out
+    outcome = host.run(script('echo "$IFS" $A', stdin=None, inline=True, env=env))
+    assert outcome.out == host.run(script('echo "$IFS" $A', stdin=None, env=env)).out
+    assert b"1x2 3" in outcome.out
 
 
 # The lifeline --------------------------------------------------------------------------------------------------------
@@ -600,12 +604,12 @@ def test_script_inline_keeps_ifs(host: Host) -> None:
 
 def start_and_wait_ready(
     host: Host, program: Script, until: bytes = b"ready\n"
-) -> tuple[LocalProcess, Ran, OutputDecoder]:
+) -> tuple[LocalProcess, ScriptOutcome, OutputDecoder]:
     """Start a script and wait until it has printed that it is ready."""
-    ran, marks = Ran(), OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
-    assert child.pump(lambda: until in ran.out), ran
-    return child, ran, marks
+    outcome, marks = ScriptOutcome(), OutputDecoder(program.output_mark)
+    child = host.start(program, outcome, marks)
+    assert child.pump(lambda: until in outcome.out), outcome
+    return child, outcome, marks
 
 
 @needs_proc
@@ -618,15 +622,15 @@ def test_script_stdin_end_ends_all_children(posix: tuple[str, ...], stdin: bytes
         "nohup sleep 1004 >/dev/null 2>&1 & sh -c 'exec >/dev/null 2>&1; sleep 1005' & sleep 0.1; echo ready; wait"
     )
     program = script(command, stdin=stdin)
-    ran, marks = Ran(), OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    outcome, marks = ScriptOutcome(), OutputDecoder(program.output_mark)
+    child = host.start(program, outcome, marks)
     child.write(stdin)
-    assert child.pump(lambda: b"ready" in ran.out)
+    assert child.pump(lambda: b"ready" in outcome.out)
     assert len(find_marked_pids(program.process_mark)) >= 6
     child.close_stdin()
     assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
     assert child.wait(20) is not None
-    assert ran.err == b""
+    assert outcome.err == b""
 
 
 @needs_proc
@@ -698,15 +702,15 @@ def test_script_end_leaves_no_watchdog(posix: tuple[str, ...], host: Host) -> No
 @posix_shells
 def test_script_background_process_does_not_delay_status(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    program, ran = script("sleep 1000 & echo $!; exit 7"), Ran()
+    program, outcome = script("sleep 1000 & echo $!; exit 7"), ScriptOutcome()
     marks = OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    child = host.start(program, outcome, marks)
     assert child.pump(lambda: marks.has_ended)
-    assert (marks.reported_status, ran.err) == ("7", b"")
+    assert (marks.reported_status, outcome.err) == ("7", b"")
     child.close_stdin()
     assert child.wait(20) is not None
     # During execve() a process shows no environment.
-    assert wait_until(lambda: int(ran.out) in find_marked_pids(program.process_mark), 20)
+    assert wait_until(lambda: int(outcome.out) in find_marked_pids(program.process_mark), 20)
     kill_marked(program.process_mark)
 
 
@@ -717,12 +721,12 @@ def test_script_env_path_does_not_disturb_watchdog(posix: tuple[str, ...], host:
     host.posix = posix
     sleep = shutil.which("sleep")
     program = script(f"{sleep} 1000 & echo $PATH ready; wait", env={"PATH": "/nowhere", "IFS": "x"})
-    child, ran, _ = start_and_wait_ready(host, program, b"ready\n")
-    assert ran.out == b"/nowhere ready\n"
+    child, outcome, _ = start_and_wait_ready(host, program, b"ready\n")
+    assert outcome.out == b"/nowhere ready\n"
     child.close_stdin()
     assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
     assert child.wait(20) is not None
-    assert ran.err == b""
+    assert outcome.err == b""
 
 
 @posix_shells
@@ -730,16 +734,16 @@ def test_script_env_path_does_not_disturb_watchdog(posix: tuple[str, ...], host:
 def test_script_env_cannot_replace_own_variables(form: dict[str, object], posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     env = {"lc_command": "echo other", "lc_shell": "/bin/false", "lc_mark": "A=b"}
-    ran = host.run(script('echo "$lc_command $lc_mark $#"', env=env, **form))
-    assert (ran.status, ran.out) == ("0", b"echo other A=b 0\n")
+    outcome = host.run(script('echo "$lc_command $lc_mark $#"', env=env, **form))
+    assert (outcome.status, outcome.out) == ("0", b"echo other A=b 0\n")
 
 
 @needs_proc
 def test_script_process_mark_is_on_command_only(host: Host) -> None:
     program = script("echo $$ ready; read x; sleep 1000")
-    child, ran, _ = start_and_wait_ready(host, program, b"ready\n")
+    child, outcome, _ = start_and_wait_ready(host, program, b"ready\n")
     assert child.pid not in find_marked_pids(program.process_mark)
-    assert int(ran.out.split()[0]) in find_marked_pids(program.process_mark)
+    assert int(outcome.out.split()[0]) in find_marked_pids(program.process_mark)
     kill_marked(program.process_mark)
 
 
@@ -776,14 +780,14 @@ def test_script_without_proc_finds_processes_by_ps(host: Host, tmp_path: Path) -
     )
     text = program.text().replace("/proc/self/environ", "/no/proc")
     assert text != program.text()
-    ran, marks = Ran(), OutputDecoder(program.output_mark)
+    outcome, marks = ScriptOutcome(), OutputDecoder(program.output_mark)
 
     class ScriptWithoutProc(Script):
         def text(self) -> str:
             return text
 
-    child = host.start(ScriptWithoutProc(**attrs.asdict(program, recurse=False)), ran, marks)
-    assert child.pump(lambda: b"ready" in ran.out)
+    child = host.start(ScriptWithoutProc(**attrs.asdict(program, recurse=False)), outcome, marks)
+    assert child.pump(lambda: b"ready" in outcome.out)
     assert wait_until(lambda: len(find_marked_pids(program.process_mark)) >= 4, 20)
     child.close_stdin()
     assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
