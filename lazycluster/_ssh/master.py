@@ -376,4 +376,4 @@ def _log_in_with_password(
         case prompts.LoginEndReason.OTHER_HOST:
             raise AuthenticationError(destination.host, f"another host asks for a password, at {outcome.prompt!r}")
         case _:
-            assert_never(outcome.end)
+            assert_never(outcome.end_reason)

@@ -314,10 +314,10 @@ def test_run_timeout_raises_with_output(case: TransportCase, runtime: Runtime) -
     command = case.script("echo started; echo odd >&2; sleep 1000", stdout="started\n", stderr="odd\n", delay=1000)
 
     with pytest.raises(CommandTimeoutError) as caught:
-        runtime.run(command, timeout=1)
+        runtime.run(command, timeout=2)
 
     assert isinstance(caught.value, TimeoutError)
-    assert (caught.value.host, caught.value.command, caught.value.timeout) == (HOST_ALIAS, command, 1)
+    assert (caught.value.host, caught.value.command, caught.value.timeout) == (HOST_ALIAS, command, 2)
     assert (caught.value.stdout, caught.value.stderr) == ("started\n", "odd\n")
     assert runtime.run(case.script("echo on", stdout="on\n")).stdout == "on\n"
 
@@ -336,7 +336,7 @@ def test_run_timeout_longer_than_command(case: TransportCase, runtime: Runtime) 
 
 
 def test_task_step_timeout_raises(case: TransportCase, runtime: Runtime) -> None:
-    task = RuntimeTask().run_command(case.script("echo started; sleep 1000", stdout="started\n", delay=1000), timeout=1)
+    task = RuntimeTask().run_command(case.script("echo started; sleep 1000", stdout="started\n", delay=1000), timeout=2)
 
     with pytest.raises(TaskExecutionError) as caught:
         execute_and_wait(runtime, task)

@@ -55,7 +55,7 @@ def stop_master(client: SshClient) -> int:
 
 def test_master_stopped_is_killed_and_replaced(make_client: MakeClient) -> None:
     assert DEFAULT_TIMEOUTS.control_socket <= 5
-    client = make_client(Timeouts(control_socket=1.0))
+    client = make_client(Timeouts(control_socket=2.0))
     directory = client.master().socket_path.parent
     pid = stop_master(client)
 
@@ -68,7 +68,7 @@ def test_master_stopped_is_killed_and_replaced(make_client: MakeClient) -> None:
 
 def test_master_stopped_during_command_raises(make_client: MakeClient) -> None:
     assert DEFAULT_TIMEOUTS.master_check_interval + DEFAULT_TIMEOUTS.control_socket < 20
-    client = make_client(Timeouts(master_check_interval=0.5, control_socket=1.0))
+    client = make_client(Timeouts(master_check_interval=0.5, control_socket=2.0))
     pids: list[int] = []
 
     def stop_at_first_output(stream: Stream, data: bytes) -> None:
