@@ -1,4 +1,4 @@
-"""Users of the library: commands in threads, programs in processes of their own; and what a host has of them."""
+"""Users of the library, as threads and as programs; and their traces: connections, masters, processes on the host."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from lazycluster import CommandResult, Connection, Runtime
-from lazycluster._ssh.master import Master
-from lazycluster._typing import Self
+import attrs
+import psutil
+
+from lazycluster import CommandResult, Connection
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd
-from tests.internals import ssh_client_of
-from tests.processes import command_line
+from tests.processes import command_line, parent_by_pid
 from tests.waiting import assert_eventually
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
 
 
 def is_idle(server: LocalSshd) -> bool:
-    """Return whether no connection is open and nothing that one started is left."""
+    """Return whether no connection is open, and no process that one started is left."""
     return server.processes() == (server.pid,)
 
 
@@ -44,34 +47,54 @@ def find_host_pids(server: LocalSshd, text: str) -> list[int]:
 
 
 def count_connections(server: LocalSshd) -> int:
-    """Return how many connections were opened so far, closed ones too (sshd's LogLevel VERBOSE says so)."""
+    """Return how many connections were opened so far, closed ones included (sshd logs each at LogLevel VERBOSE)."""
     return server.log.count("Connection from ")
 
 
 def count_log_ins(server: LocalSshd) -> int:
-    """Return how many log-ins succeeded so far, by whatever method."""
+    """Return how many log-ins succeeded so far, by any method."""
     return len(re.findall(r"Accepted \S+ for ", server.log))
 
 
-def master_of(owner: Connection | Runtime) -> Master:
-    return ssh_client_of(owner).master()
+@attrs.frozen
+class MasterProcess:
+    """The ssh process that keeps a shared connection, and the path of its control socket."""
+
+    pid: int
+    socket_path: Path
 
 
-def master_pid_of(owner: Connection | Runtime) -> int:
-    pid = master_of(owner).pid
-    assert pid is not None
-    return pid
+def find_masters(port: int) -> list[MasterProcess]:
+    """Return the masters of the library with a connection to a port of this machine."""
+    masters = []
+    for pid in parent_by_pid():
+        arguments = command_line(pid)
+        path = re.search(r" ControlPath=(\S+)", arguments)
+        if path is not None and " ControlMaster=yes " in arguments and port in _connected_ports(pid):
+            masters.append(MasterProcess(pid, Path(path[1])))
+    return masters
+
+
+def _connected_ports(pid: int) -> set[int]:
+    try:
+        return {row.raddr.port for row in psutil.Process(pid).net_connections("tcp") if row.raddr}
+    except psutil.Error:
+        return set()
+
+
+def find_master(port: int) -> MasterProcess:
+    """Return the only master with a connection to a port of this machine."""
+    (master,) = find_masters(port)
+    return master
 
 
 class BackgroundCommand:
-    """A command that runs while the test goes on: `wait_output()` waits for its output, `join()` for its end."""
+    """A command that runs beside the test: `wait_output()` waits for its output, `join()` for its end."""
 
     def __init__(self, connection: Connection, command: str, *, timeout: float | None = None) -> None:
         self.output = b""
         self.error: Exception | None = None
         self.result: CommandResult | None = None
-        self.end_time = 0.0
-        """The instant at which it ended, as `time.monotonic()` tells it."""
 
         def on_output(stream: Stream, data: bytes) -> None:
             self.output += data
@@ -79,9 +102,8 @@ class BackgroundCommand:
         def run() -> None:
             try:
                 self.result = connection.run(command, timeout=timeout, on_output=on_output)
-            except Exception as error:  # noqa: BLE001 - it is raised where the test waits
+            except Exception as error:  # noqa: BLE001 - join() raises it
                 self.error = error
-            self.end_time = time.monotonic()
 
         self.thread = threading.Thread(target=run, daemon=True)
         self.thread.start()
@@ -102,7 +124,7 @@ class BackgroundCommand:
 
 
 def call_in_parallel(functions: list[Callable[[], T]]) -> list[T]:
-    """Call all of them at the same instant, each in a thread, and return what they returned."""
+    """Call all functions at the same instant, each in a thread, and return their results in order."""
     barrier = threading.Barrier(len(functions))
     results: dict[int, T] = {}
     errors: list[Exception] = []
@@ -111,7 +133,7 @@ def call_in_parallel(functions: list[Callable[[], T]]) -> list[T]:
         barrier.wait()
         try:
             results[index] = functions[index]()
-        except Exception as error:  # noqa: BLE001 - it is raised where the test waits
+        except Exception as error:  # noqa: BLE001 - the caller raises it
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(len(functions))]
@@ -128,8 +150,8 @@ def call_in_parallel(functions: list[Callable[[], T]]) -> list[T]:
 class ClientProgram:
     """A Python program that uses the library, in a process of its own; a context manager that ends it.
 
-    Its text finds `say()`, which prints a line at once. With a server it also finds `connection`, which is not
-    connected yet, and `master()`, which returns the master of that connection.
+    Its text can call `say()`, which prints a line at once. With a server it also has `connection`, which has not logged
+    in yet.
     """
 
     def __init__(
@@ -143,9 +165,7 @@ class ClientProgram:
         lines = ["import os, signal, sys, threading, time", "def say(*words): print(*words, flush=True)"]
         if server is not None:
             lines.append("from lazycluster import Connection")
-            lines.append("from lazycluster._transports.host_context import context_of")
             lines.append(f"connection = Connection({server.host!r}, config_file={str(server.config_file)!r})")
-            lines.append("def master(): return context_of(connection).transport.ssh_client.master()")
         source = "\n".join([*lines, textwrap.dedent(text)])
         self._stack = ExitStack()
         self.process = self._stack.enter_context(

@@ -127,13 +127,16 @@ def log_in(
         _terminate(child)
 
 
-def run_interactive(argv: Sequence[str], ask: AskUser, *, timeout: float) -> InteractiveOutcome:
+def run_interactive(
+    argv: Sequence[str], ask: AskUser, *, timeout: float, clock: Callable[[], float] = time.monotonic
+) -> InteractiveOutcome:
     """Run ssh, or a program that runs it, and put its questions to a person; no question is answered otherwise.
 
     Args:
         argv: The whole call, without BatchMode.
         ask: Puts a question. The time that it takes does not count.
         timeout: The time after which to give up.
+        clock: Measures that time, in seconds.
 
     Raises:
         OSError: If the program cannot be started.
@@ -141,7 +144,7 @@ def run_interactive(argv: Sequence[str], ask: AskUser, *, timeout: float) -> Int
     """
     child = _spawn(argv)
     try:
-        prompt_loop = _InteractivePromptLoop(child, ask, time.monotonic() + timeout)
+        prompt_loop = _InteractivePromptLoop(child, ask, clock() + timeout, clock)
         outcome = prompt_loop.run()
         return InteractiveOutcome(outcome.exit_code, outcome.text, prompt_loop.unanswered_prompt)
     finally:
@@ -212,9 +215,10 @@ def _read_terminal(terminal: int) -> bytes:
 class _PromptLoop:
     """The conversation with one ssh."""
 
-    def __init__(self, child: pexpect.spawn, deadline: float) -> None:
+    def __init__(self, child: pexpect.spawn, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._child = child
         self._deadline = deadline
+        self._clock = clock
         self._secrets: list[str] = []
         self._output = ""
         self._answered_length = 0  # the length of the output when the last prompt was answered
@@ -250,7 +254,7 @@ class _PromptLoop:
             self._answered_length = max(0, self._answered_length - excess)
 
     def _remaining_seconds(self) -> float:
-        return max(0.0, self._deadline - time.monotonic())
+        return max(0.0, self._deadline - self._clock())
 
     def _is_alive(self) -> bool:
         try:
@@ -331,23 +335,23 @@ class _LoginPromptLoop(_PromptLoop):
 class _InteractivePromptLoop(_PromptLoop):
     """A conversation in which a person answers."""
 
-    def __init__(self, child: pexpect.spawn, ask: AskUser, deadline: float) -> None:
-        super().__init__(child, deadline)
+    def __init__(self, child: pexpect.spawn, ask: AskUser, deadline: float, clock: Callable[[], float]) -> None:
+        super().__init__(child, deadline, clock)
         self.unanswered_prompt = ""
         self._ask = ask
-        self._last_output_at = time.monotonic()
+        self._last_output_at = self._clock()
         self._last_visible_answer = ""  # the terminal shows it, too
 
     def _handle_output(self) -> LoginEndReason | None:
-        self._last_output_at = time.monotonic()
+        self._last_output_at = self._clock()
         kind = classify_prompt(self._unanswered_output, ())
         return None if kind is None else self._ask_user(secret=kind is not PromptKind.HOST_KEY)
 
     def _handle_silence(self) -> LoginEndReason | None:
         """Ask the person for the answer to a prompt in a host's own words, such as one for a code."""
-        if not last_line(self._unanswered_output) or time.monotonic() - self._last_output_at < _PROMPT_SILENCE_SECONDS:
+        if not last_line(self._unanswered_output) or self._clock() - self._last_output_at < _PROMPT_SILENCE_SECONDS:
             return None
-        self._last_output_at = time.monotonic()
+        self._last_output_at = self._clock()
         return None if self._is_echo_on() else self._ask_user(secret=True)
 
     def _is_echo_on(self) -> bool:
@@ -359,11 +363,11 @@ class _InteractivePromptLoop(_PromptLoop):
     def _ask_user(self, *, secret: bool) -> LoginEndReason | None:
         if secret and not self._is_echo_off():
             return None
-        started_at = time.monotonic()
+        started_at = self._clock()
         answer = self._ask(
             printable_lines(self._unanswered_output.lstrip().removeprefix(self._last_visible_answer)), secret
         )
-        self._deadline += time.monotonic() - started_at
+        self._deadline += self._clock() - started_at
         if answer is None:
             self.unanswered_prompt = last_line(self._unanswered_output)
             return LoginEndReason.REFUSED

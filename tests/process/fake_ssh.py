@@ -1,4 +1,4 @@
-"""What the tests here register again and again."""
+"""The registrations that the tests with a mocked ssh share."""
 
 from __future__ import annotations
 

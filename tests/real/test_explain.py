@@ -18,8 +18,8 @@ from lazycluster._functions.serialize import serialize_call
 from lazycluster._functions.standalone import render_standalone_file
 from lazycluster._ssh.destination import Destination
 from lazycluster.testing import LocalSshd
+from tests.awkward_text import TEXTS
 from tests.observation import skip_or_fail
-from tests.real.test_commands import TEXTS
 from tests.real.test_files import NAMES, described, file, tree
 from tests.waiting import assert_eventually
 

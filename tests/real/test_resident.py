@@ -35,7 +35,7 @@ from lazycluster._runtime_core import core_of
 from lazycluster._transports.resident import ResidentTransport
 from lazycluster._transports.supervisor_client import SupervisorClient
 from lazycluster.testing import LocalSshd
-from tests.client_programs import ClientProgram, assert_becomes_idle, call_in_parallel, master_pid_of
+from tests.client_programs import ClientProgram, assert_becomes_idle, call_in_parallel, find_master
 from tests.client_programs import find_host_pids as commands_running
 from tests.observation import (
     EchoServer,
@@ -333,7 +333,7 @@ def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
                 if how == "drop":
                     relay.drop()
                 else:
-                    os.kill(master_pid_of(runtime), signal.SIGKILL)
+                    os.kill(find_master(relay.port).pid, signal.SIGKILL)
                 if task is not None:
                     with pytest.raises(TaskExecutionError) as caught:
                         task.join()

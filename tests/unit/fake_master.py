@@ -1,4 +1,4 @@
-"""A small stand-in for a master of ssh: it listens on a control socket and answers as it is told."""
+"""A small stand-in for a master of ssh: it listens on a control socket and answers as the test says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MUX_S_OK, MUX_S_FAILURE, MUX_S_PERMISSION_DENIED, MUX_S_ALIVE, MUX_S_SESSION_OPE
 
 @attrs.frozen
 class MuxRequest:
-    """What a client asked: its type, its id, what followed, and what the descriptors that it passed point at."""
+    """One request: its type, its id, the fields after it, and the targets of the descriptors that came with it."""
 
     type: int
     id: int
@@ -36,22 +36,23 @@ class MuxRequest:
 
 
 MuxResponder = Callable[[MuxRequest], bytes | None]
-"""Bytes to send; None: close the connection."""
+"""Returns the bytes to send, or None to close the connection."""
 
 
 def make_responder(kind: int, *fields: int | str) -> MuxResponder:
-    """Answer as a master does, with the id of the request."""
+    """Return a responder that answers as a master does, with the id of the request."""
     return lambda request: encode_message(kind, request.id, *fields)
 
 
 @attrs.define
 class FakeMaster:
-    """A stand-in for a master: greets, and answers each request as it is told."""
+    """A stand-in for a master: sends a hello, and answers each request by its responder."""
 
     path: Path
     hello: bytes | None = HELLO_MESSAGE
     responder: MuxResponder = attrs.field(factory=lambda: make_responder(MUX_S_ALIVE, 4711))
     descriptors_per_request: int = 0
+    send_byte_by_byte: bool = False
     requests: list[MuxRequest] = attrs.field(factory=list)
     received_hellos: list[bytes] = attrs.field(factory=list)
     closed_connections: int = 0
@@ -80,8 +81,13 @@ class FakeMaster:
                 data = self.responder(self.requests[-1])
                 if data is None:
                     break
-                connection.sendall(data)
+                self.send(connection, data)
         self.closed_connections += 1
+
+    def send(self, connection: socket.socket, data: bytes) -> None:
+        size = 1 if self.send_byte_by_byte else len(data)
+        for start in range(0, len(data), max(1, size)):
+            connection.sendall(data[start : start + size])
 
     def receive_descriptor(self, connection: socket.socket) -> str:
         _, (descriptor, *_), _, _ = socket.recv_fds(connection, 1, 1)
@@ -94,12 +100,12 @@ class FakeMaster:
                 os.close(descriptor)
 
     def close_descriptors(self) -> None:
-        """Close what was passed."""
+        """Close the descriptors that clients passed."""
         while self.descriptors:
             os.close(self.descriptors.pop())
 
     def close_connections(self) -> None:
-        """Die: close every connection, and what was passed over it."""
+        """Close every connection and the descriptors that came over it, as the end of a master does."""
         for connection in self.connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)

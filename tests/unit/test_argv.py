@@ -40,8 +40,8 @@ def options(argv: tuple[str, ...]) -> list[str]:
     return [value for flag, value in pairwise(argv) if flag == "-o"]
 
 
-def effective(argv: tuple[str, ...]) -> dict[str, str]:
-    """Return what ssh makes of the options: the first value counts, keywords know no case (ssh_config(5))."""
+def effective_options(argv: tuple[str, ...]) -> dict[str, str]:
+    """Return the options as ssh reads them: the first value counts, keywords ignore case (ssh_config(5))."""
     result: dict[str, str] = {}
     for option in options(argv):
         keyword, _, value = option.partition("=")
@@ -49,7 +49,7 @@ def effective(argv: tuple[str, ...]) -> dict[str, str]:
     return result
 
 
-def test_master() -> None:
+def test_master_argv() -> None:
     assert master_argv(PLAIN, SOCKET, LOG) == (
         *("ssh", "-f", "-N", "-T", "-E", "/tmp/lazycluster-x/log"),
         *("-o", "BatchMode=yes"),
@@ -70,34 +70,34 @@ def test_master() -> None:
     )
 
 
-def test_master_with_a_password_may_ask_once() -> None:
-    argv = effective(master_argv(PLAIN, SOCKET, LOG, batch=False))
+def test_master_argv_password_allows_one_prompt() -> None:
+    argv = effective_options(master_argv(PLAIN, SOCKET, LOG, batch=False))
     assert (argv["batchmode"], argv["numberofpasswordprompts"]) == ("no", "1")
 
 
-def test_master_that_a_person_opens_speaks_to_the_terminal_and_lingers() -> None:
+def test_master_argv_for_a_person_prompts_and_persists() -> None:
     argv = master_argv(PLAIN, SOCKET, None, batch=False, persist_seconds=600)
     assert argv[:6] == ("ssh", "-f", "-N", "-T", "-o", "BatchMode=no")
-    assert effective(argv)["controlpersist"] == "600"
+    assert effective_options(argv)["controlpersist"] == "600"
 
 
-def test_exit() -> None:
+def test_exit_argv() -> None:
     argv = exit_argv(FULL, SOCKET)
     assert (argv[:3], argv[-2:]) == (("ssh", "-O", "exit"), ("--", "web1"))
-    assert (effective(argv)["controlpath"], effective(argv)["controlmaster"]) == (str(SOCKET), "no")
+    assert (effective_options(argv)["controlpath"], effective_options(argv)["controlmaster"]) == (str(SOCKET), "no")
 
 
 @pytest.mark.parametrize("batch", [True, False])
-def test_an_attempt_without_a_master(batch: bool) -> None:
+def test_login_attempt_argv_uses_no_master(batch: bool) -> None:
     argv = login_attempt_argv(FULL, batch=batch)
     assert (argv[:2], argv[-3:]) == (("ssh", "-T"), ("--", "web1", "true"))
-    known = effective(argv)
+    known = effective_options(argv)
     assert (known["controlmaster"], known["controlpath"]) == ("no", "none")
     assert (known["batchmode"], known["numberofpasswordprompts"]) == ("yes" if batch else "no", "1")
-    assert "proxycommand" not in known  # it is to be heard
+    assert "proxycommand" not in known  # the attempt needs its messages
 
 
-def test_session() -> None:
+def test_session_argv() -> None:
     assert session_argv(PLAIN, SOCKET, (SHELL_BOOTSTRAP, "nproc")) == (
         *("ssh", "-T"),
         *("-o", "BatchMode=yes"),
@@ -125,14 +125,14 @@ def test_session() -> None:
     "unsupported",
     [frozenset(), frozenset({"sessiontype"}), frozenset({"sessiontype", "stdinnull", "forkafterauthentication"})],
 )
-def test_session_without_what_the_client_does_not_know(unsupported: frozenset[str]) -> None:
+def test_session_argv_leaves_out_unsupported_options(unsupported: frozenset[str]) -> None:
     named = {"sessiontype", "stdinnull", "forkafterauthentication"}
     assert named == OPTIONS_SINCE_8_7
     argv = session_argv(PLAIN, SOCKET, ("true",), unsupported_options=unsupported)
-    assert named & effective(argv).keys() == named - unsupported
+    assert named & effective_options(argv).keys() == named - unsupported
 
 
-def test_scp() -> None:
+def test_scp_argv() -> None:
     assert scp_argv(PLAIN, SOCKET, "/a", "web1:/b") == (
         *("scp", "-p"),
         *("-o", "BatchMode=yes"),
@@ -153,21 +153,21 @@ def test_scp() -> None:
     )
 
 
-def test_legacy_scp() -> None:
-    """It runs a command; the modern one asks for a subsystem, of which scp itself makes a session type."""
+def test_scp_argv_legacy_adds_session_type() -> None:
+    """The legacy protocol runs a command. The modern one asks for a subsystem; scp itself sets that session type."""
     legacy, modern = (scp_argv(FULL, SOCKET, "/a", "web1:/b", legacy=legacy) for legacy in (True, False))
     assert legacy[:3] == ("scp", "-p", "-O")
     assert set(options(legacy)) - set(options(modern)) == {"SessionType=default"}
     assert not set(options(modern)) - set(options(legacy))
 
 
-def test_scp_without_what_the_client_does_not_know() -> None:
+def test_scp_argv_leaves_out_unsupported_options() -> None:
     unsupported = frozenset({"sessiontype", "stdinnull", "forkafterauthentication"})
     argv = scp_argv(PLAIN, SOCKET, "/a", "web1:/b", legacy=True, unsupported_options=unsupported)
-    assert not unsupported & effective(argv).keys()
+    assert not unsupported & effective_options(argv).keys()
 
 
-def test_effective() -> None:
+def test_effective_config_argv() -> None:
     assert effective_config_argv(PLAIN)[:4] == ("ssh", "-G", "-o", "BatchMode=yes")
     assert effective_config_argv(PLAIN)[-2:] == ("--", "web1")
 
@@ -182,7 +182,7 @@ ALL = {
 }
 
 
-def test_installing_a_key_is_for_a_terminal_and_trusts_nobody() -> None:
+def test_copy_key_argv_keeps_host_key_checks() -> None:
     argv = copy_key_argv(FULL)
     assert argv[:5] == (
         "ssh-copy-id",
@@ -192,36 +192,36 @@ def test_installing_a_key_is_for_a_terminal_and_trusts_nobody() -> None:
         "/home/me/my config",
     )  # which is no keyword of ssh
     assert argv[-1] == "web1"
-    known = effective(argv)
+    known = effective_options(argv)
     assert (known["controlpath"], known["remotecommand"], known["user"]) == ("none", "none", "me")
     assert not {"batchmode", "stricthostkeychecking", "numberofpasswordprompts"} & known.keys()
     assert copy_key_argv(PLAIN)[1] == "-o"
 
 
-def test_what_a_file_says_is_asked_without_options_of_ours() -> None:
+def test_config_file_argv_has_no_options() -> None:
     assert config_file_argv(Path("/c"), "web") == ("ssh", "-G", "-F", "/c", "--", "web")
 
 
 @pytest.mark.parametrize("argv", ALL.values(), ids=ALL.keys())
-def test_what_the_caller_gave_is_in_every_call(argv: tuple[str, ...]) -> None:
+def test_argv_has_options_of_the_caller(argv: tuple[str, ...]) -> None:
     flags = set(pairwise(argv))
     assert ("-F", "/home/me/my config") in flags
     assert ("-i", "/home/me/100%%/id") in flags  # ssh expands % there
-    known = effective(argv)
+    known = effective_options(argv)
     assert (known["user"], known["port"], known["compression"]) == ("me", "2222", "yes")
 
 
 @pytest.mark.parametrize("argv", ALL.values(), ids=ALL.keys())
-def test_options_of_the_caller_win_over_defaults(argv: tuple[str, ...]) -> None:
-    assert effective(argv)["serveraliveinterval"] == "1"
-    assert effective(argv)["serveralivecountmax"] == "3"
+def test_argv_caller_options_win_over_defaults(argv: tuple[str, ...]) -> None:
+    assert effective_options(argv)["serveraliveinterval"] == "1"
+    assert effective_options(argv)["serveralivecountmax"] == "3"
 
 
 @pytest.mark.parametrize("argv", [ALL["session"], ALL["scp"], ALL["exit"]], ids=["session", "scp", "exit"])
-def test_a_call_through_the_master_can_never_dial(argv: tuple[str, ...]) -> None:
+def test_argv_through_master_never_logs_in(argv: tuple[str, ...]) -> None:
     to = Destination("web1", options=(("ProxyCommand", "nc x y"), ("ProxyJump", "bastion")))
     for call in (argv, session_argv(to, SOCKET, ("true",)), scp_argv(to, SOCKET, "/a", "web1:/b")):
-        assert effective(call)["proxycommand"] == "false"
+        assert effective_options(call)["proxycommand"] == "false"
         assert options(call).index("ProxyCommand=false") < min(
             (options(call).index(option) for option in options(call) if option.startswith("ProxyJump")), default=99
         )
@@ -229,15 +229,17 @@ def test_a_call_through_the_master_can_never_dial(argv: tuple[str, ...]) -> None
 
 @pytest.mark.parametrize(
     ("seconds", "whole"), [(0.2, "2"), (1.4, "3"), (1.6, "3"), (10.0, "11"), (3600, "3601")]
-)  # ssh takes whole seconds; our own deadline is the earlier one
-def test_connect_timeout(seconds: float, whole: str) -> None:
+)  # ssh takes whole seconds; the deadline of lazycluster is the earlier one
+def test_master_argv_connect_timeout_is_whole_seconds(seconds: float, whole: str) -> None:
     argv = master_argv(Destination("web1", connect_timeout=seconds), SOCKET, LOG)
-    assert effective(argv)["connecttimeout"] == whole
+    assert effective_options(argv)["connecttimeout"] == whole
 
 
-def test_nothing_turns_host_keys_off() -> None:
+def test_argv_never_turns_host_key_checks_off() -> None:
     for argv in ALL.values():
-        assert not {"stricthostkeychecking", "userknownhostsfile", "globalknownhostsfile"} & effective(argv).keys()
+        assert (
+            not {"stricthostkeychecking", "userknownhostsfile", "globalknownhostsfile"} & effective_options(argv).keys()
+        )
 
 
 @pytest.mark.parametrize(
@@ -250,5 +252,5 @@ def test_nothing_turns_host_keys_off() -> None:
         ("10.0.0.1", "10.0.0.1:/x y"),
     ],
 )
-def test_remote_operand(host: str, operand: str) -> None:
+def test_remote_operand_brackets_ipv6(host: str, operand: str) -> None:
     assert remote_operand(Destination(host), "/x y") == operand

@@ -1,4 +1,4 @@
-"""What ssh and scp said -> what it means. The texts are captured; where from, each case says.
+"""The diagnosis of the messages of ssh and scp. The texts are captured; each case names its source.
 
 "9.2": OpenSSH 9.2p1 of Debian 12 against a private sshd on loopback, with -E at LogLevel INFO or VERBOSE, the log first
 and then the standard error. "owner/repository#number": a public bug report of that project.
@@ -75,7 +75,7 @@ BANNER = "Authorized use only.\r\nPermission denied to everyone else: keep out!\
 
 class Case(NamedTuple):
     source: str
-    said: str
+    message: str
     kind: type[ConnectError]
     reason: str
     hop: str = ""
@@ -107,7 +107,7 @@ DIRECT = [
         UnknownHostError,
         "Could not resolve hostname 192.168.1.2:: Name or service not known",
     ),
-    # The way there
+    # Connecting
     Case(
         "9.2",
         "ssh: connect to host 127.0.0.1 port 2299: Connection refused\r\n",
@@ -242,7 +242,7 @@ DIRECT = [
         "RSA host key for github.com has changed and you have requested strict checking.",
     ),
     Case(
-        "9.2, StrictHostKeyChecking=no, where only passwords would do",
+        "9.2, StrictHostKeyChecking=no, if only passwords would do",
         CHANGED_BOX
         + "Password authentication is disabled to avoid man-in-the-middle attacks.\r\n"
         + "u@127.0.0.1: Permission denied (password).\r\n",
@@ -266,7 +266,7 @@ DIRECT = [
         "root@127.0.0.1: Permission denied (publickey,password).",
     ),
     Case(
-        "9.2, with a banner that says nearly the same",
+        "9.2, with a banner with nearly the same text",
         "root@127.0.0.1: Permission denied (publickey).\r\n" + BANNER,
         AuthenticationError,
         "root@127.0.0.1: Permission denied (publickey).",
@@ -420,7 +420,7 @@ RELAYED = [
         "jump",
     ),
     Case(
-        "before 8.0, where ssh does not speak of UNKNOWN",
+        "before 8.0, without UNKNOWN in the text",
         "lcpw@jump: Permission denied (publickey).\r\n"
         "ssh_exchange_identification: Connection closed by remote host\r\n",
         AuthenticationError,
@@ -458,7 +458,7 @@ RELAYED = [
         "127.0.0.1",
     ),
     Case(
-        "9.2, the same where the jump host's words came too late",
+        "9.2, the same if the jump host's message came too late",
         RELAY_LATE,
         ConnectTimeoutError,
         "Connection timed out during banner exchange",
@@ -514,7 +514,7 @@ RELAYED = [
         "bash: nc: command not found",
     ),
     Case(
-        "bryanpkc/corkscrew#19, a ProxyCommand that says nothing, or MaxStartups of the destination",
+        "bryanpkc/corkscrew#19, a silent ProxyCommand, or MaxStartups of the destination",
         RELAY_CLOSED + "Welcome to the bastion.\r\n",
         ConnectionThrottledError,
         "kex_exchange_identification: Connection closed by remote host, "
@@ -524,8 +524,8 @@ RELAYED = [
 
 
 @pytest.mark.parametrize("case", [*DIRECT, *RELAYED], ids=lambda case: f"{case.kind.__name__}: {case.source}")
-def test_each_failure_is_told_apart(case: Case) -> None:
-    error = diagnose("dest", case.said, exit_code=255)
+def test_diagnose_login_failure_kind_and_reason(case: Case) -> None:
+    error = diagnose("dest", case.message, exit_code=255)
 
     assert (type(error), error.reason, error.hop) == (case.kind, case.reason, case.hop)
     assert error.host == "dest"
@@ -534,13 +534,13 @@ def test_each_failure_is_told_apart(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", DIRECT, ids=lambda case: f"{case.kind.__name__}: {case.source}")
-def test_a_cause_that_was_named_outweighs_the_time_that_was_up(case: Case) -> None:
+def test_diagnose_timed_out_prefers_named_cause(case: Case) -> None:
     if case.source != "9.2, closed in the key exchange":
-        assert type(diagnose("dest", case.said, exit_code=None, timed_out=True)) is case.kind
+        assert type(diagnose("dest", case.message, exit_code=None, timed_out=True)) is case.kind
 
 
 @pytest.mark.parametrize(
-    ("said", "status", "reason"),
+    ("message", "status", "reason"),
     [
         ("", 255, "ssh ended with exit status 255 and said nothing"),
         ("", -9, f"ssh was ended by signal 9, {signal.strsignal(9)}"),
@@ -550,14 +550,14 @@ def test_a_cause_that_was_named_outweighs_the_time_that_was_up(case: Case) -> No
         ("\x1b[31mRed\x1b[0m \x1b]0;title\x07and\tblue\x9f\r\n", 255, "Red and blue"),
     ],
 )
-def test_what_is_not_known_is_quoted(said: str, status: int | None, reason: str) -> None:
-    error = diagnose("dest", said, exit_code=status)
+def test_diagnose_unknown_text_is_quoted(message: str, status: int | None, reason: str) -> None:
+    error = diagnose("dest", message, exit_code=status)
 
     assert (type(error), error.reason, error.hop) == (ConnectError, reason, "")
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "reason", "hop"),
+    ("message", "kind", "reason", "hop"),
     [
         ("", ConnectTimeoutError, "", ""),
         (BANNER, ConnectTimeoutError, "", ""),
@@ -576,28 +576,28 @@ def test_what_is_not_known_is_quoted(said: str, status: int | None, reason: str)
         (RELAY_CLOSED + "odd", ConnectTimeoutError, "ssh waited at 'odd'", ""),
     ],
 )
-def test_where_the_time_was_up_the_prompt_is_quoted(said: str, kind: type[ConnectError], reason: str, hop: str) -> None:
-    error = diagnose("dest", said, exit_code=None, timed_out=True)
+def test_diagnose_timed_out_quotes_prompt(message: str, kind: type[ConnectError], reason: str, hop: str) -> None:
+    error = diagnose("dest", message, exit_code=None, timed_out=True)
 
     assert (type(error), error.reason, error.hop) == (kind, reason, hop)
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("message", "expected"),
     [(RELAY_CLOSED, True), (RELAY_LATE, True), (KEX_CLOSED, False), ("Connection closed by 10.0.0.1 port 22", False)],
 )
-def test_a_broken_relay_is_told_apart(said: str, expected: bool) -> None:
-    assert has_relay_failed(said) is expected
+def test_has_relay_failed(message: str, expected: bool) -> None:
+    assert has_relay_failed(message) is expected
 
 
 @pytest.mark.parametrize("piece", ["a", "a@", "a@b ", ": ", "\x1b[", "'s password", "line 1: ", "a@b'"])
-def test_a_host_cannot_make_it_slow(piece: str) -> None:
+def test_diagnose_long_text_takes_linear_time(piece: str) -> None:
     """A banner is any text; no pattern may take more than linear time over it."""
-    begun = time.process_time()
+    started = time.process_time()
     text = piece * 200_000
-    for said in (text, f"stdio forwarding failed\n{text}", f"{text}\n" * 3):
+    for message in (text, f"stdio forwarding failed\n{text}", f"{text}\n" * 3):
         for timed_out in (False, True):
-            diagnose("dest", said, exit_code=None, timed_out=timed_out)
+            diagnose("dest", message, exit_code=None, timed_out=timed_out)
         for judge in (
             session_refusal_reason,
             diagnose_lost_master,
@@ -605,9 +605,9 @@ def test_a_host_cannot_make_it_slow(piece: str) -> None:
             diagnose_forwarding,
             scp_failure_reason,
         ):
-            judge(said)
+            judge(message)
 
-    assert time.process_time() - begun < 5
+    assert time.process_time() - started < 5
 
 
 # Sessions through a master -------------------------------------------------------------------------------------------
@@ -616,7 +616,7 @@ REFUSED = "mux_client_request_session: session request failed: Session open refu
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("message", "reason"),
     [
         (REFUSED + RELAY_CLOSED, "Session open refused by peer"),  # 9.2, MaxSessions, ProxyCommand=false
         (
@@ -636,12 +636,12 @@ REFUSED = "mux_client_request_session: session request failed: Session open refu
         ("", None),
     ],
 )
-def test_a_refused_session_is_told_apart(said: str, reason: str | None) -> None:
-    assert session_refusal_reason(said) == reason
+def test_session_refusal_reason(message: str, reason: str | None) -> None:
+    assert session_refusal_reason(message) == reason
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("message", "expected"),
     [
         # 9.2; LogLevel ERROR shows only the first of ssh's own lines
         (f"Control socket connect(/tmp/m): Connection refused\r\n{RELAY_CLOSED}", LostCommandState.NOT_STARTED),
@@ -668,12 +668,12 @@ def test_a_refused_session_is_told_apart(said: str, reason: str | None) -> None:
         ("grep: x: No such file or directory\n", None),
     ],
 )
-def test_a_lost_master_says_whether_the_command_can_have_begun(said: str, expected: LostCommandState | None) -> None:
-    assert diagnose_lost_master(said) is expected
+def test_diagnose_lost_master_command_state(message: str, expected: LostCommandState | None) -> None:
+    assert diagnose_lost_master(message) is expected
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("message", "expected"),
     [
         ("command-line: line 0: Bad configuration option: sessiontype\r\n", {"sessiontype"}),
         # yokawasa/kubectl-plugin-ssh-jump#18, OpenSSH 8.1
@@ -684,8 +684,8 @@ def test_a_lost_master_says_whether_the_command_can_have_begun(said: str, expect
         ("", set()),
     ],
 )
-def test_options_that_an_older_client_does_not_know_are_named(said: str, expected: set[str]) -> None:
-    assert find_unsupported_options(said) == expected
+def test_find_unsupported_options(message: str, expected: set[str]) -> None:
+    assert find_unsupported_options(message) == expected
 
 
 # Forwardings and files -----------------------------------------------------------------------------------------------
@@ -699,7 +699,7 @@ BIND = "bind [127.0.0.1]:2201: Address already in use\r\n"
         # 9.2, AllowTcpForwarding no, remote; PermitOpen of another port
         ("channel 2: open failed: administratively prohibited: open failed\r\n", ForwardingFailure.PROHIBITED),
         ("channel 2: open failed: unknown channel type: unsupported\r\n", ForwardingFailure.PROHIBITED),
-        # 9.2, allowed, and nobody there
+        # 9.2, allowed, but nothing listens
         ("channel 2: open failed: connect failed: Connection refused\r\n", ForwardingFailure.NO_ANSWER),
         ("channel 2: open failed: connect failed: Name or service not known\r\n", ForwardingFailure.NO_ANSWER),
         # 9.2, AllowTcpForwarding no, local; PermitListen of another port; port taken
@@ -711,7 +711,7 @@ BIND = "bind [127.0.0.1]:2201: Address already in use\r\n"
             "mux_confirm_remote_forward: remote port forwarding failed for listen port 2401\r\n",
             ForwardingFailure.REMOTE_LISTEN,
         ),
-        # 9.2, our own port taken; one of its two addresses
+        # 9.2, local port taken; one of its two addresses
         (
             f"{BIND}channel_setup_fwd_listener_tcpip: cannot listen to port: 2201\r\n",
             ForwardingFailure.LOCAL_LISTEN,
@@ -726,12 +726,12 @@ BIND = "bind [127.0.0.1]:2201: Address already in use\r\n"
         ("", None),
     ],
 )
-def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardingFailure | None) -> None:
+def test_diagnose_forwarding(log: str, expected: ForwardingFailure | None) -> None:
     assert diagnose_forwarding(log) is expected
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("message", "reason"),
     [
         # 9.2, SFTP
         ('scp: stat local "nofile": No such file or directory\n', 'stat local "nofile": No such file or directory'),
@@ -750,7 +750,7 @@ def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardingFailure 
         ),
         # 9.2, -O
         ("scp: /dev/full: No space left on device\n", "/dev/full: No space left on device"),
-        # the link
+        # the connection
         (
             "ssh: connect to host 127.0.0.1 port 2299: Connection refused\r\nscp: Connection closed\r\n",
             "connect to host 127.0.0.1 port 2299: Connection refused",
@@ -766,12 +766,12 @@ def test_a_forwarding_that_fails_says_why(log: str, expected: ForwardingFailure 
         ("", ""),
     ],
 )
-def test_scp_says_in_one_line_what_is_wrong_with_a_file(said: str, reason: str) -> None:
-    assert scp_failure_reason(said) == reason
+def test_scp_failure_reason_is_one_line(message: str, reason: str) -> None:
+    assert scp_failure_reason(message) == reason
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("message", "reason"),
     [
         ("", ""),
         (
@@ -788,11 +788,11 @@ def test_scp_says_in_one_line_what_is_wrong_with_a_file(said: str, reason: str) 
         ),
     ],
 )
-def test_tar_says_what_is_wrong_with_a_tree(said: str, reason: str) -> None:
-    assert tar_failure_reason(said) == reason
+def test_tar_failure_reason(message: str, reason: str) -> None:
+    assert tar_failure_reason(message) == reason
 
 
-# What cannot be started ----------------------------------------------------------------------------------------------
+# Programs that cannot be started -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -807,9 +807,8 @@ def test_tar_says_what_is_wrong_with_a_tree(said: str, reason: str) -> None:
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), ConnectError),
     ],
 )
-def test_why_no_ssh_can_be_started(error: OSError, kind: type[ConnectError]) -> None:
-    found = start_failure("web1", error)
-    assert type(found) is kind
-    assert str(error) in str(found)
+def test_start_failure_kind(error: OSError, kind: type[ConnectError]) -> None:
+    failure = start_failure("web1", error)
+    assert type(failure) is kind
     if kind is ConnectError:
-        assert "ssh cannot be started" in str(found)
+        assert str(error) in failure.reason

@@ -41,7 +41,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepare(shell: str, tree: Path, target: str) -> subprocess.CompletedProcess[bytes]:
+def resolve_target(shell: str, tree: Path, target: str) -> subprocess.CompletedProcess[bytes]:
     script = f'set -- "$1" name\n{RESOLVE_FILE_TARGET}'
     return subprocess.run([shell, "-c", script, "-", target], cwd=tree, capture_output=True, check=False, timeout=30)
 
@@ -57,11 +57,11 @@ def prepare(shell: str, tree: Path, target: str) -> subprocess.CompletedProcess[
         ("twice", "/sub", "file"),
         ("missing", "/sub", "new"),
         ("line\n", "/sub", "new\n"),
-        ("directory", "", "plain"),  # into it, where the name is a link again
+        ("directory", "", "plain"),  # in the directory the name is a link again
     ],
 )
-def test_a_link_to_a_file_is_followed(shell: str, tree: Path, target: str, directory: str, name: str) -> None:
-    ended = prepare(shell, tree, target)
+def test_resolve_file_target_follows_links(shell: str, tree: Path, target: str, directory: str, name: str) -> None:
+    ended = resolve_target(shell, tree, target)
     assert (ended.stdout.decode(), ended.stderr) == (f"{tree}{directory}\0{name}\0", b"")
 
 
@@ -69,8 +69,8 @@ def test_a_link_to_a_file_is_followed(shell: str, tree: Path, target: str, direc
 @pytest.mark.parametrize(
     ("target", "reason"), [("nowhere", "no such directory: no"), ("circle", "too many symbolic links: {tree}/circle")]
 )
-def test_a_link_to_nothing(shell: str, tree: Path, target: str, reason: str) -> None:
-    ended = prepare(shell, tree, target)
+def test_resolve_file_target_broken_link_fails(shell: str, tree: Path, target: str, reason: str) -> None:
+    ended = resolve_target(shell, tree, target)
     assert (ended.returncode, ended.stdout) == (1, b"")
     assert ended.stderr.decode() == reason.format(tree=tree) + "\n"
 
@@ -78,7 +78,7 @@ def test_a_link_to_nothing(shell: str, tree: Path, target: str, reason: str) -> 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("supervisor", [False, True])
 def test_start_python_keeps_exported_variables(shell: str, supervisor: bool) -> None:
-    """The shell text has variables of its own; an exported one of the user with such a name would change."""
+    """An exported variable of the user keeps its value though the shell text has one of the same name."""
     program = "import os; print(*(os.environ[name] for name in os.environ['NAMES'].split()))"
     names = ["p", "f", "d", "n", "x", "code", "list", "name", "file", "directory"]
     start = exec_python_script(sys.executable, program)
@@ -101,7 +101,7 @@ def test_start_python_keeps_exported_variables(shell: str, supervisor: bool) -> 
     assert ended.stdout == f"mark<{' '.join(['theirs'] * len(names))}\nmark=0;"
 
 
-# Processes with a mark ------------------------------------------------------------------------------------------------
+# Processes with a mark -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("grace", "tenths"), [(0, "0"), (0.5, "5"), (0.25, "3"), (5, "50"), (5.0, "50"), (0.7, "7")])
@@ -112,7 +112,7 @@ def test_grace_tenths_is_a_whole_number_rounded_up(grace: float, tenths: str) ->
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(("ignores", "tenths", "ended_by"), [(False, 600, signal.SIGTERM), (True, 3, signal.SIGKILL)])
-def test_stop_marked_kills_when_the_grace_is_over(
+def test_stop_marked_kills_after_grace(
     shell: str, ignores: bool, tenths: int, ended_by: signal.Signals, tmp_path: Path
 ) -> None:
     (tmp_path / "a").mkdir(0o500)
@@ -125,21 +125,21 @@ def test_stop_marked_kills_when_the_grace_is_over(
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         words = shlex.join([f"A_MARK={mark}", str(tenths), str(tmp_path / "a")])
-        began = time.monotonic()
+        started = time.monotonic()
         script = f"set -- {words}\n{STOP_MARKED_PROCESSES}"
         with subprocess.Popen([shell, "-c", script], stderr=subprocess.PIPE) as stopping:
             assert process.wait(20) == -ended_by
             assert stopping.communicate(timeout=20)[1] == b""
         assert stopping.returncode == 0
-    assert time.monotonic() - began >= (0.3 if ignores else 0)
+    assert time.monotonic() - started >= (0.3 if ignores else 0), "a lower bound: the host's shell keeps the time"
     assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("shell", SHELLS)
-def test_stop_marked_spares_what_a_trap_starts(shell: str, tmp_path: Path) -> None:
+def test_stop_marked_spares_children_of_a_trap(shell: str, tmp_path: Path) -> None:
     mark = f"{secrets.token_hex(8)}."
-    # The `sleep 60` is an orphan when its parent has cleaned up, and gets SIGTERM only then.
+    # The `sleep 60` becomes an orphan when its parent has cleaned up, and gets SIGTERM only then.
     clean_up = f"setsid sleep 60 & sleep 0.5 && touch {tmp_path}/cleaned; exit"
     text = f"trap '{clean_up}' TERM; echo ready; while :; do sleep 0.05; done"
     with subprocess.Popen(
@@ -147,9 +147,7 @@ def test_stop_marked_spares_what_a_trap_starts(shell: str, tmp_path: Path) -> No
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        began = time.monotonic()
         script = f"set -- A_MARK={mark} 300\n{STOP_MARKED_PROCESSES}"
         ended = subprocess.run([shell, "-c", script], capture_output=True, check=False, timeout=20)
         assert (ended.returncode, ended.stderr) == (0, b"")
-        assert time.monotonic() - began < 20
     assert (tmp_path / "cleaned").exists()

@@ -1,4 +1,4 @@
-"""The session that notices the end of this process, with a stand-in for a master and a real shell in its session."""
+"""The lifeline, with a stand-in for a master and a real shell in its session."""
 
 from __future__ import annotations
 
@@ -39,20 +39,22 @@ def master() -> Iterator[FakeMaster]:
 
 @pytest.fixture
 def control(master: FakeMaster) -> Iterator[ControlSocket]:
-    connected = ControlSocket(master.path, timeout=5.0)
+    connected = ControlSocket(master.path, timeout=20.0)
     yield connected
     connected.close()
 
 
 @contextlib.contextmanager
-def session(master: FakeMaster, parent: str = "/bin/sh", then: str = "exit $?") -> Iterator[subprocess.Popen[bytes]]:
-    """Run what the session is to run, reading from the descriptor that the lifeline passed, as sshd would.
+def running_session(
+    master: FakeMaster, parent: str = "/bin/sh", then: str = "exit $?"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the command of the session with the descriptor that the lifeline passed, as sshd would.
 
     Its parent is a shell, so that no mistake kills this process.
     """
     pipe = subprocess.PIPE
-    words = (parent, "-c", f'"$@"; {then}', "-", "/bin/sh", "-c", SHELL_BOOTSTRAP)
-    with subprocess.Popen(words, stdin=master.descriptors[0], stdout=pipe, stderr=pipe, start_new_session=True) as run:
+    argv = (parent, "-c", f'"$@"; {then}', "-", "/bin/sh", "-c", SHELL_BOOTSTRAP)
+    with subprocess.Popen(argv, stdin=master.descriptors[0], stdout=pipe, stderr=pipe, start_new_session=True) as run:
         master.close_descriptors()
         try:
             yield run
@@ -61,7 +63,7 @@ def session(master: FakeMaster, parent: str = "/bin/sh", then: str = "exit $?") 
                 os.killpg(run.pid, signal.SIGKILL)
 
 
-def test_the_session_runs_what_any_login_shell_takes(master: FakeMaster, control: ControlSocket) -> None:
+def test_lifeline_session_runs_shell_bootstrap(master: FakeMaster, control: ControlSocket) -> None:
     lifeline = Lifeline(control)
     (request,) = master.requests
     assert request.body.endswith(SHELL_BOOTSTRAP.encode())
@@ -71,39 +73,39 @@ def test_the_session_runs_what_any_login_shell_takes(master: FakeMaster, control
     lifeline.drop()
 
 
-def test_a_loss_is_noticed_on_the_host(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
+def test_lifeline_drop_runs_on_lost(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
     file = tmp_path / "a 'b"
     file.touch()
     lifeline = Lifeline(control, f"rm -f -- {quote(str(file))}")
-    with session(master) as there:
+    with running_session(master) as process:
         with pytest.raises(subprocess.TimeoutExpired):
-            there.wait(0.1)
+            process.wait(0.1)
         lifeline.drop()
-        assert there.wait(10) is not None
+        assert process.wait(20) is not None
     assert not file.exists()
     assert wait_until(lambda: master.closed_connections == 1, 10)
 
 
 @pytest.mark.parametrize(("name", "killed"), [("sshd", True), ("sshd-session", True), ("shd", False)])
-def test_a_loss_ends_the_sshd_of_the_connection_and_no_other_process(
+def test_lifeline_drop_ends_only_sshd(
     master: FakeMaster, control: ControlSocket, tmp_path: Path, name: str, killed: bool
 ) -> None:
     parent = tmp_path / name
     parent.symlink_to("/bin/sh")
     lifeline = Lifeline(control)
-    # The parent waits for its child, then for a moment, so that it is there to be killed, and was not killed before.
-    with session(master, str(parent), "sleep 0.3; exit 7") as there:
+    # The parent waits for its child and a moment longer, so that it still runs when the child kills it.
+    with running_session(master, str(parent), "sleep 0.3; exit 7") as process:
         lifeline.drop()
-        assert there.wait(10) == (-signal.SIGTERM if killed else 7)
+        assert process.wait(20) == (-signal.SIGTERM if killed else 7)
 
 
-def test_closing_has_no_consequence(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
-    """The session is closed here only after its end there, or the host would take it for the end of this process."""
+def test_lifeline_close_does_not_run_on_lost(master: FakeMaster, control: ControlSocket, tmp_path: Path) -> None:
+    """close() waits for the end of the session on the host, which otherwise would take it for a loss."""
     lifeline = Lifeline(control, f"touch {quote(str(tmp_path))}/lost")
     closing = threading.Thread(target=lifeline.close)
-    with session(master) as there:
+    with running_session(master) as process:
         closing.start()
-        assert there.wait(10) == 0
+        assert process.wait(20) == 0
         assert (closing.is_alive(), master.closed_connections) == (True, 0)
         master.connections[-1].sendall(encode_message(EXIT_MESSAGE, 5, 0))
         closing.join(10)
@@ -112,17 +114,17 @@ def test_closing_has_no_consequence(master: FakeMaster, control: ControlSocket, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_closing_again_does_nothing(master: FakeMaster, control: ControlSocket) -> None:
+def test_lifeline_close_twice_does_nothing(master: FakeMaster, control: ControlSocket) -> None:
     before = count_open_descriptors()
     lifeline = Lifeline(control)
     master.connections[-1].sendall(encode_message(EXIT_MESSAGE, 5, 0))
-    for end in (lifeline.close, lifeline.close, lifeline.drop, lifeline.drop, lifeline.close):
-        end()
+    for method in (lifeline.close, lifeline.close, lifeline.drop, lifeline.drop, lifeline.close):
+        method()
     master.close_descriptors()
     assert wait_until(lambda: count_open_descriptors() <= before, 10)
 
 
-def test_a_host_that_allows_no_session_has_no_keeper(master: FakeMaster, control: ControlSocket) -> None:
+def test_lifeline_session_refused_is_ignored(master: FakeMaster, control: ControlSocket) -> None:
     master.responder, master.keep_descriptors_open = (
         make_responder(MUX_S_FAILURE, "Session open refused by peer"),
         False,
@@ -135,7 +137,7 @@ def test_a_host_that_allows_no_session_has_no_keeper(master: FakeMaster, control
     assert not control.poll_closed()
 
 
-def test_the_master_is_gone_before(master: FakeMaster, control: ControlSocket) -> None:
+def test_lifeline_master_gone_raises(master: FakeMaster, control: ControlSocket) -> None:
     master.responder, master.keep_descriptors_open = lambda _request: None, False
     before = count_open_descriptors()
     with pytest.raises(ControlSocketError):
@@ -143,8 +145,8 @@ def test_the_master_is_gone_before(master: FakeMaster, control: ControlSocket) -
     assert wait_until(lambda: count_open_descriptors() <= before, 10)
 
 
-def test_the_master_is_gone_meanwhile(master: FakeMaster, control: ControlSocket) -> None:
-    """Then nobody reads any more what a close would say."""
+def test_lifeline_close_after_master_ended(master: FakeMaster, control: ControlSocket) -> None:
+    """Nothing reads the message of close() any more."""
     lifeline = Lifeline(control)
     before = count_open_descriptors()
     master.close_connections()

@@ -52,20 +52,20 @@ def master() -> Iterator[FakeMaster]:
 
 @pytest.fixture
 def control(master: FakeMaster) -> Iterator[ControlSocket]:
-    connected = ControlSocket(master.path, timeout=5.0)
+    connected = ControlSocket(master.path, timeout=20.0)
     yield connected
     connected.close()
 
 
-def text(value: str) -> bytes:
+def encode_string(value: str) -> bytes:
     return struct.pack(">I", len(value)) + value.encode()
 
 
-def words(*values: int) -> bytes:
+def encode_words(*values: int) -> bytes:
     return b"".join(struct.pack(">I", value) for value in values)
 
 
-# Messages -------------------------------------------------------------------------------------------------------------
+# Messages ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -79,27 +79,27 @@ def words(*values: int) -> bytes:
         (("ä",), "00000006 00000002 c3a4"),
     ],
 )
-def test_encode(fields: tuple[int | str, ...], message: str) -> None:
+def test_encode_message(fields: tuple[int | str, ...], message: str) -> None:
     assert encode_message(*fields) == bytes.fromhex(message)
 
 
 @pytest.mark.parametrize("body", [b"", b"\0\0\0", b"\0\0\0\1\0\0\0"])
-def test_a_reply_that_is_too_short(body: bytes) -> None:
+def test_mux_reply_too_short_raises(body: bytes) -> None:
     with pytest.raises(ControlSocketError, match="the master's answer is too short"):
         MuxReply(1, body).uint32(len(body) // 4)
 
 
-def test_a_reply() -> None:
-    received = MuxReply(MUX_S_FAILURE, words(7) + text("why") + b"ignored")
+def test_mux_reply_fields_and_reason() -> None:
+    received = MuxReply(MUX_S_FAILURE, encode_words(7) + encode_string("why") + b"ignored")
     assert (received.uint32(0), received.reason) == (7, "why")
 
 
-# Greetings ------------------------------------------------------------------------------------------------------------
+# Hello messages ------------------------------------------------------------------------------------------------------
 
 
-def test_greeting(master: FakeMaster, control: ControlSocket) -> None:
+def test_control_socket_exchanges_hellos(master: FakeMaster, control: ControlSocket) -> None:
     assert control.check() == 4711
-    assert master.received_hellos == [words(1, 4)]
+    assert master.received_hellos == [encode_words(1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -108,31 +108,29 @@ def test_greeting(master: FakeMaster, control: ControlSocket) -> None:
         (encode_message(1, 3), "does not speak version 4"),
         (encode_message(2, 4), "does not speak version 4"),
         (encode_message(1), "too short"),
-        (words(0), "garbled"),
-        (words(3) + b"abc", "garbled"),
-        (words(1 << 30), "garbled"),
+        (encode_words(0), "garbled"),
+        (encode_words(3) + b"abc", "garbled"),
+        (encode_words(1 << 30), "garbled"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "garbled"),
-        (words(8) + b"\0", "no answer from the master: timed out"),
+        (encode_words(8) + b"\0", "no answer from the master: timed out"),
         (b"", "no answer from the master: timed out"),
         (None, "the master closed its control socket"),
     ],
 )
-def test_no_greeting(master: FakeMaster, hello: bytes | None, reason: str) -> None:
+def test_control_socket_bad_hello_raises(master: FakeMaster, hello: bytes | None, reason: str) -> None:
     master.hello = hello
     before = count_open_descriptors()
-    begun = time.monotonic()
     with pytest.raises(ControlSocketError, match=reason):
-        ControlSocket(master.path, timeout=0.2)
-    assert time.monotonic() - begun < 5
+        ControlSocket(master.path, timeout=0.2 if "timed out" in reason else 10.0)
     assert count_open_descriptors() <= before + 1  # the master's end may still be open
 
 
-def test_no_socket(tmp_path: Path) -> None:
+def test_control_socket_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ControlSocket(tmp_path / "m", timeout=1.0)
 
 
-def test_a_socket_that_nobody_listens_on() -> None:
+def test_control_socket_without_listener_raises() -> None:
     with tempfile.TemporaryDirectory(prefix="lcmux-") as directory:
         path = Path(directory, "m")
         with socket.socket(socket.AF_UNIX) as left:
@@ -142,10 +140,10 @@ def test_a_socket_that_nobody_listens_on() -> None:
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
-# Requests -------------------------------------------------------------------------------------------------------------
+# Requests ------------------------------------------------------------------------------------------------------------
 
 
-def test_check(master: FakeMaster, control: ControlSocket) -> None:
+def test_check_returns_pid(master: FakeMaster, control: ControlSocket) -> None:
     for number in (1, 2, 3):
         assert control.check() == 4711
         assert master.requests[-1] == MuxRequest(0x10000004, number, b"")
@@ -157,31 +155,30 @@ def test_check(master: FakeMaster, control: ControlSocket) -> None:
         (make_responder(MUX_S_OK), "the master answered a check with 0x80000001"),
         (make_responder(MUX_S_FAILURE, "no"), "the master answered a check with 0x80000003"),
         (make_responder(MUX_S_ALIVE), "too short"),
-        (lambda _request: words(2) + b"ab", "garbled"),
+        (lambda _request: encode_words(2) + b"ab", "garbled"),
         (lambda _request: None, "the master closed its control socket"),
         (lambda _request: b"", "no answer from the master: timed out"),
-        (lambda _request: words(12) + b"half", "no answer from the master: timed out"),
+        (lambda _request: encode_words(12) + b"half", "no answer from the master: timed out"),
     ],
+    ids=["OK", "failure", "no pid", "short length", "closed", "nothing", "half a message"],
 )
-def test_a_check_that_fails(master: FakeMaster, answer: MuxResponder, reason: str) -> None:
-    control = ControlSocket(master.path, timeout=0.2)
+def test_check_bad_reply_raises(master: FakeMaster, answer: MuxResponder, reason: str) -> None:
+    control = ControlSocket(master.path, timeout=0.5)
     master.responder = answer
-    begun = time.monotonic()
     with pytest.raises(ControlSocketError, match=reason):
         control.check()
-    assert time.monotonic() - begun < 5
     control.close()
 
 
-def test_an_answer_that_comes_late_is_not_taken_for_the_next(master: FakeMaster) -> None:
-    control = ControlSocket(master.path, timeout=0.2)
+def test_check_late_reply_is_not_taken_for_next(master: FakeMaster) -> None:
+    control = ControlSocket(master.path, timeout=0.5)
     go = threading.Event()
 
-    def late(request: MuxRequest) -> bytes:
+    def answer_late(request: MuxRequest) -> bytes:
         go.wait(10)
         return encode_message(MUX_S_ALIVE, request.id, 4711)
 
-    master.responder = late
+    master.responder = answer_late
     with pytest.raises(ControlSocketError, match="timed out"):
         control.check()
     go.set()
@@ -191,33 +188,34 @@ def test_an_answer_that_comes_late_is_not_taken_for_the_next(master: FakeMaster)
     control.close()
 
 
-def test_an_answer_in_pieces(master: FakeMaster, control: ControlSocket) -> None:
-    """A stream has no messages: they come in any pieces."""
-    whole = encode_message(MUX_S_ALIVE, 1, 99)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.settimeout(5)
-        control._socket.close()
-        control._socket = ours
-
-        def send() -> None:
-            for position in range(len(whole)):
-                theirs.sendall(whole[position : position + 1])
-
-        thread = threading.Thread(target=send)
-        thread.start()
-        assert control.check() == 99
-        thread.join(5)
+def test_check_reply_in_pieces(master: FakeMaster, control: ControlSocket) -> None:
+    """A stream socket keeps no borders of messages."""
+    master.send_byte_by_byte = True
+    for _ in range(3):
+        assert control.check() == 4711
 
 
 @pytest.mark.parametrize(
     ("forwarding", "body"),
     [
-        (LOCAL, words(1) + text("localhost") + words(8080) + text("localhost") + words(80)),
-        (REMOTE, words(2) + text("127.0.0.1") + words(1) + text("db") + words(65535)),
+        (
+            LOCAL,
+            encode_words(1)
+            + encode_string("localhost")
+            + encode_words(8080)
+            + encode_string("localhost")
+            + encode_words(80),
+        ),
+        (
+            REMOTE,
+            encode_words(2) + encode_string("127.0.0.1") + encode_words(1) + encode_string("db") + encode_words(65535),
+        ),
     ],
+    ids=["local", "remote"],
 )
-def test_forwardings(master: FakeMaster, control: ControlSocket, forwarding: Forwarding, body: bytes) -> None:
+def test_open_and_close_forward_messages(
+    master: FakeMaster, control: ControlSocket, forwarding: Forwarding, body: bytes
+) -> None:
     master.responder = make_responder(MUX_S_OK)
     control.open_forward(forwarding)
     control.close_forward(forwarding)
@@ -232,8 +230,9 @@ def test_forwardings(master: FakeMaster, control: ControlSocket, forwarding: For
         (make_responder(MUX_S_PERMISSION_DENIED, "Permission denied"), "^Permission denied$"),
         (make_responder(MUX_S_FAILURE, ""), "^answer 0x80000003$"),
     ],
+    ids=["failure", "permission denied", "empty reason"],
 )
-def test_a_forwarding_refused(
+def test_forward_refused_raises_with_reason(
     master: FakeMaster,
     control: ControlSocket,
     method: Callable[[ControlSocket, Forwarding], None],
@@ -247,41 +246,43 @@ def test_a_forwarding_refused(
     method(control, LOCAL)  # a refusal does not end the connection
 
 
-def test_a_refusal_without_a_reason_is_a_broken_answer(master: FakeMaster, control: ControlSocket) -> None:
+def test_forward_refused_without_reason_raises(master: FakeMaster, control: ControlSocket) -> None:
     master.responder = make_responder(MUX_S_FAILURE)
     with pytest.raises(ControlSocketError, match="too short"):
         control.open_forward(LOCAL)
 
 
-def test_probe(master: FakeMaster, control: ControlSocket) -> None:
+def test_probe_uses_a_connection_of_its_own(master: FakeMaster, control: ControlSocket) -> None:
     master.responder, master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 2
     control.probe("localhost", 80)
     assert [(request.type, request.body) for request in master.requests] == [
-        (0x10000008, text("") + text("localhost") + words(80))
+        (0x10000008, encode_string("") + encode_string("localhost") + encode_words(80))
     ]
-    # over a connection of its own, which is closed
+    # the probe has closed its connection
     assert wait_until(lambda: (len(master.received_hellos), master.closed_connections) == (2, 1), 10)
 
 
-def test_a_probe_refused(master: FakeMaster, control: ControlSocket) -> None:
+def test_probe_refused_raises(master: FakeMaster, control: ControlSocket) -> None:
     master.responder, master.descriptors_per_request = make_responder(MUX_S_FAILURE, "Connection refused"), 2
     with pytest.raises(RequestRefusedError, match=r"^Connection refused$"):
         control.probe("localhost", 80)
 
 
-def test_open_session(master: FakeMaster, control: ControlSocket) -> None:
+def test_open_session_passes_descriptors(master: FakeMaster, control: ControlSocket) -> None:
     reading, writing = os.pipe()
     try:
         link = str(Path(f"/proc/self/fd/{reading}").readlink()) if Path("/proc/self/fd").exists() else ""
         master.responder, master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 3
         session = control.open_session("exec cat", reading)
         request = master.requests[0]
-        fields = text("") + words(0, 0, 0, 0, 0xFFFFFFFF) + text("dumb") + text("exec cat")
+        fields = (
+            encode_string("") + encode_words(0, 0, 0, 0, 0xFFFFFFFF) + encode_string("dumb") + encode_string("exec cat")
+        )
         assert (request.type, request.body) == (0x10000002, fields)
         assert request.descriptors == ((link, os.devnull, os.devnull) if link else ("", "", ""))
-        seen = [session.poll_closed()]
+        assert not session.poll_closed()
         session.close()
-        assert [*seen, session.poll_closed()] == [False, True]
+        assert session.poll_closed()
         os.fstat(reading)  # the caller's own descriptor stays open
     finally:
         os.close(reading)
@@ -294,34 +295,32 @@ def test_open_session(master: FakeMaster, control: ControlSocket) -> None:
         (make_responder(MUX_S_FAILURE, "Session open refused"), RequestRefusedError),
         (lambda _request: None, ControlSocketError),
     ],
+    ids=["refused", "master closed"],
 )
-def test_a_session_refused(
+def test_open_session_refused_closes_descriptors(
     master: FakeMaster, control: ControlSocket, answer: MuxResponder, error: type[Exception]
 ) -> None:
     master.responder, master.descriptors_per_request = answer, 3
     before = count_open_descriptors()
     with pytest.raises(error), Path(os.devnull).open() as nothing:
         control.open_session("exec cat", nothing.fileno())
-    deadline = time.monotonic() + 5
-    while count_open_descriptors() > before and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert count_open_descriptors() <= before
+    assert wait_until(lambda: count_open_descriptors() <= before, 10)
 
 
-# The end --------------------------------------------------------------------------------------------------------------
+# Closing -------------------------------------------------------------------------------------------------------------
 
 
-def test_terminate(master: FakeMaster, control: ControlSocket) -> None:
+def test_terminate_closes_connection(master: FakeMaster, control: ControlSocket) -> None:
     master.responder = lambda _request: None
     assert not control.wait_closed(0.01)
     control.terminate()
-    assert control.wait_closed(5.0)
+    assert control.wait_closed(20.0)
     assert control.poll_closed()
     assert master.requests == [MuxRequest(0x10000005, 0, b"")]
-    control.terminate()  # nobody is there any more
+    control.terminate()  # the master has ended
 
 
-def test_closed_by_us(control: ControlSocket) -> None:
+def test_close_twice_then_check_raises(control: ControlSocket) -> None:
     control.close()
     control.close()
     assert control.poll_closed()
@@ -330,7 +329,7 @@ def test_closed_by_us(control: ControlSocket) -> None:
         control.check()
 
 
-def test_waiting_can_be_woken(control: ControlSocket) -> None:
+def test_wait_closed_ends_at_wake_fd(control: ControlSocket) -> None:
     reading, writing = os.pipe()
     try:
         os.write(writing, b"x")
@@ -340,26 +339,26 @@ def test_waiting_can_be_woken(control: ControlSocket) -> None:
         os.close(writing)
 
 
-def test_the_end_of_the_master_wakes(master: FakeMaster) -> None:
+def test_wait_closed_sees_end_of_master(master: FakeMaster) -> None:
     master.responder = lambda _request: None
-    control = ControlSocket(master.path, timeout=5.0)
+    control = ControlSocket(master.path, timeout=20.0)
     reading, writing = os.pipe()
     try:
         with pytest.raises(ControlSocketError):
             control.check()
-        assert control.wait_closed(5.0, reading)
+        assert control.wait_closed(20.0, reading)
     finally:
         os.close(reading)
         os.close(writing)
         control.close()
 
 
-def test_a_forked_child_does_not_hold_the_master(control: ControlSocket) -> None:
-    """Or a child that lives on would keep the master after our death."""
+def test_fork_closes_control_socket_in_child(control: ControlSocket) -> None:
+    """Otherwise a child that lives on would keep the master after the end of this process."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.write(writing, b"closed" if control._socket.fileno() < 0 else b"open")
+        os.write(writing, b"closed" if control.poll_closed() else b"open")
         os._exit(0)
     os.close(writing)
     assert os.read(reading, 99) == b"closed"
@@ -368,15 +367,15 @@ def test_a_forked_child_does_not_hold_the_master(control: ControlSocket) -> None
     assert control.check() == 4711
 
 
-def test_forgetting_is_closing_without_a_word(master: FakeMaster) -> None:
-    """What a fork does in the child, done here to a connection of this process."""
-    control = ControlSocket(master.path, timeout=5.0)
+def test_reset_after_fork_sends_nothing(master: FakeMaster) -> None:
+    """A fork calls reset_after_fork() in the child; here it acts on a connection of this process."""
+    control = ControlSocket(master.path, timeout=20.0)
     control.reset_after_fork()
     assert control.poll_closed()
     assert master.requests == []
 
 
-def test_many_threads_ask_over_one_connection(master: FakeMaster, control: ControlSocket) -> None:
+def test_check_from_many_threads(master: FakeMaster, control: ControlSocket) -> None:
     master.responder = lambda request: encode_message(MUX_S_ALIVE, request.id, request.id + 1000)
     answers: list[int] = []
     threads = [threading.Thread(target=lambda: answers.append(control.check())) for _ in range(30)]
@@ -387,9 +386,7 @@ def test_many_threads_ask_over_one_connection(master: FakeMaster, control: Contr
     assert sorted(answers) == [number + 1000 for number in range(1, 31)]
 
 
-def test_a_look_at_the_end_does_not_mistake_the_answer_to_another_thread_for_it(
-    master: FakeMaster, control: ControlSocket
-) -> None:
+def test_poll_closed_during_check_of_other_thread(master: FakeMaster, control: ControlSocket) -> None:
     done = threading.Event()
 
     def ask() -> None:
@@ -399,60 +396,58 @@ def test_a_look_at_the_end_does_not_mistake_the_answer_to_another_thread_for_it(
 
     thread = threading.Thread(target=ask)
     thread.start()
-    seen = set()
+    results = set()
     while not done.is_set():
-        seen.add(control.poll_closed())
+        results.add(control.poll_closed())
     thread.join(10)
-    assert seen == {False}
+    assert results == {False}
     assert control.check() == 4711
 
 
-def test_an_answer_that_comes_late_is_not_the_end(master: FakeMaster) -> None:
-    control = ControlSocket(master.path, timeout=0.2)
+def test_wait_closed_late_reply_is_not_the_end(master: FakeMaster) -> None:
+    control = ControlSocket(master.path, timeout=0.5)
     go = threading.Event()
 
-    def late(request: MuxRequest) -> bytes:
+    def answer_late(request: MuxRequest) -> bytes:
         go.wait(10)
         return encode_message(MUX_S_ALIVE, request.id, 4711)
 
-    master.responder = late
+    master.responder = answer_late
     with pytest.raises(ControlSocketError, match="timed out"):
         control.check()
     go.set()
-    control.wait_message(5.0)
-    begun = time.process_time()
+    control.wait_message(20.0)
+    started = time.process_time()
     assert not control.wait_closed(0.3)
-    assert time.process_time() - begun < 0.2  # the late answer does not keep it busy
+    assert time.process_time() - started < 0.2  # the late answer does not keep it busy
     master.close_connections()
-    assert control.wait_closed(5.0)
+    assert control.wait_closed(20.0)
     control.close()
 
 
-def test_an_answer_for_which_ctrl_c_kept_us_from_waiting_is_not_the_end(
-    master: FakeMaster, control: ControlSocket
-) -> None:
+def test_wait_closed_after_keyboard_interrupt_in_check(master: FakeMaster, control: ControlSocket) -> None:
     answered = threading.Event()
 
-    def interrupted(request: MuxRequest) -> bytes:
+    def interrupt(request: MuxRequest) -> bytes:
         os.kill(os.getpid(), signal.SIGINT)
         answered.wait(10)
         return encode_message(MUX_S_ALIVE, request.id, 4711)
 
-    master.responder = interrupted
+    master.responder = interrupt
     with pytest.raises(KeyboardInterrupt):
         control.check()
     answered.set()
-    assert wait_readable([control._socket.fileno()], 10.0)
+    control.wait_message(10.0)
     assert not control.wait_closed(0.05)
     with pytest.raises(ControlSocketError, match="the master did not answer before"):
         control.check()
     master.close_connections()
-    assert control.wait_closed(5.0)
+    assert control.wait_closed(20.0)
 
 
-def test_after_an_answer_that_makes_no_sense_nothing_is_asked_and_the_end_is_seen(master: FakeMaster) -> None:
-    control = ControlSocket(master.path, timeout=5.0)
-    master.responder = lambda _request: words(1 << 30) + b"what would be read as the next answer"
+def test_check_garbled_reply_refuses_later_checks(master: FakeMaster) -> None:
+    control = ControlSocket(master.path, timeout=20.0)
+    master.responder = lambda _request: encode_words(1 << 30) + b"a later read would take this for an answer"
     with pytest.raises(ControlSocketError, match="garbled"):
         control.check()
     with pytest.raises(ControlSocketError, match="did not answer before"):
@@ -460,35 +455,29 @@ def test_after_an_answer_that_makes_no_sense_nothing_is_asked_and_the_end_is_see
     assert len(master.requests) == 1
     assert not control.wait_closed(0.05)
     master.close_connections()
-    assert control.wait_closed(5.0)
+    assert control.wait_closed(20.0)
     control.close()
 
 
-def test_waiting_for_a_message(master: FakeMaster, control: ControlSocket) -> None:
-    begun = time.monotonic()
-    control.wait_message(0.05)
-    assert 0.04 < time.monotonic() - begun < 5
+def test_wait_message_ends_with_message_or_close(master: FakeMaster, control: ControlSocket) -> None:
+    control.wait_message(0.05)  # nothing comes
     master.connections[0].sendall(encode_message(0x80000004, 0, 0))
-    begun = time.monotonic()
-    control.wait_message(60.0)
-    assert time.monotonic() - begun < 5
+    control.wait_message(1000.0)
     assert not control.poll_closed()
     master.close_connections()
-    control.wait_message(60.0)
+    control.wait_message(1000.0)
     control.close()
-    control.wait_message(60.0)
+    control.wait_message(1000.0)
 
 
-# Waiting for descriptors ----------------------------------------------------------------------------------------------
+# Waiting for descriptors ---------------------------------------------------------------------------------------------
 
 
-def test_readable() -> None:
+def test_wait_readable() -> None:
     first, second = os.pipe(), os.pipe()
     try:
         assert wait_readable([first[0], second[0]], 0) == set()
-        begun = time.monotonic()
         assert wait_readable([first[0], second[0]], 0.05) == set()
-        assert 0.04 < time.monotonic() - begun < 5
         os.write(second[1], b"x")
         assert wait_readable([first[0], second[0]], None) == {second[0]}
         os.close(first[1])
@@ -511,16 +500,14 @@ def many_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_descriptors")
-def test_descriptors_above_those_of_select(master: FakeMaster) -> None:
-    control = ControlSocket(master.path, timeout=5.0)
-    high = socket.socket(fileno=fcntl.fcntl(control._socket, fcntl.F_DUPFD_CLOEXEC, 2000))
-    high.settimeout(5.0)
-    control._socket.close()
-    control._socket = high
+def test_control_socket_descriptor_above_1023(master: FakeMaster) -> None:
+    fillers = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
+    while fillers[-1] < 2000:  # an open file gets the lowest free number
+        fillers.append(os.dup(fillers[0]))
+    control = ControlSocket(master.path, timeout=20.0)
     reading, writing = os.pipe()
     wake = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 3000)
     try:
-        assert high.fileno() >= 2000
         assert control.check() == 4711
         assert not control.poll_closed()
         assert not control.wait_closed(0.01, wake)
@@ -532,5 +519,5 @@ def test_descriptors_above_those_of_select(master: FakeMaster) -> None:
         assert control.wait_closed(60.0, wake)
     finally:
         control.close()
-        for descriptor in (reading, writing, wake):
+        for descriptor in (reading, writing, wake, *fillers):
             os.close(descriptor)

@@ -12,7 +12,7 @@ PROMPT = "u@dest's password: "
 
 
 @pytest.mark.parametrize(
-    ("shown", "expected"),
+    ("text", "expected"),
     [
         ("", None),
         (f"{PROMPT}\r\n", None),
@@ -27,13 +27,13 @@ PROMPT = "u@dest's password: "
         ("Bad passphrase, try again for key", None),
     ],
 )
-def test_only_an_unfinished_line_asks(shown: str, expected: PromptKind | None) -> None:
-    assert classify_prompt(shown, {"dest"}) is expected
+def test_classify_prompt_needs_unfinished_line(text: str, expected: PromptKind | None) -> None:
+    assert classify_prompt(text, {"dest"}) is expected
 
 
 @pytest.mark.parametrize("piece", ["a", "a@", "(a@b) ", "Enter passphrase for ", "u@dest's password", "password for "])
-def test_a_host_cannot_make_it_slow(piece: str) -> None:
-    begun = time.process_time()
+def test_classify_prompt_long_text_takes_linear_time(piece: str) -> None:
+    started = time.process_time()
     classify_prompt(piece * 50_000, {"dest"})
 
-    assert time.process_time() - begun < 1
+    assert time.process_time() - started < 1

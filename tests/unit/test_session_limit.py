@@ -1,9 +1,10 @@
-"""Sessions wait for a free slot."""
+"""The limit of sessions at once: waiting, cancelling, and release."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,7 +16,7 @@ NEVER = Deadline(None)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10])
-def test_as_many_at_once_as_allowed_and_no_more(limit: int) -> None:
+def test_session_limit_bounds_sessions_at_once(limit: int) -> None:
     sessions = SessionLimit(limit)
     now, most, done = 0, 0, 0
     lock, go = threading.Lock(), threading.Event()
@@ -42,25 +43,40 @@ def test_as_many_at_once_as_allowed_and_no_more(limit: int) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
-def test_no_slot_in_time(seconds: float) -> None:
+def test_session_limit_deadline_passed_raises(seconds: float) -> None:
     sessions = SessionLimit(1)
     with sessions.acquire(NEVER):
         with pytest.raises(DeadlinePassedError), sessions.acquire(Deadline(seconds)):
-            pytest.fail("there was no slot")
+            pytest.fail("all sessions were in use")
         with pytest.raises(DeadlinePassedError), sessions.acquire(Deadline(seconds)):
-            pytest.fail("a refused waiter must not free a slot")
+            pytest.fail("a refused waiter must not release a session")
     with sessions.acquire(Deadline(0)):
         pass
 
 
+class ObservedToken(CancelToken):
+    """A cancel token that shows whether a wait is registered with it."""
+
+    has_waiter = False
+
+    @contextlib.contextmanager
+    def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
+        with super().on_cancel(callback):
+            self.has_waiter = True
+            try:
+                yield
+            finally:
+                self.has_waiter = False
+
+
 @pytest.fixture
-def cancel_token() -> Iterator[CancelToken]:
-    made = CancelToken()
-    yield made
-    made.close()
+def cancel_token() -> Iterator[ObservedToken]:
+    token = ObservedToken()
+    yield token
+    token.close()
 
 
-def test_a_cancellation_ends_the_waiting_for_a_slot(cancel_token: CancelToken) -> None:
+def test_session_limit_cancel_ends_wait(cancel_token: ObservedToken) -> None:
     sessions = SessionLimit(1)
     ended: list[type[BaseException] | None] = []
 
@@ -74,16 +90,16 @@ def test_a_cancellation_ends_the_waiting_for_a_slot(cancel_token: CancelToken) -
     thread = threading.Thread(target=wait)
     with sessions.acquire(NEVER):
         thread.start()
-        assert wait_until(lambda: cancel_token._callback is not None, 10)
+        assert wait_until(lambda: cancel_token.has_waiter, 10)
         assert ended == []
         cancel_token.cancel()
         thread.join(10)
         assert ended == [CancelledError]
-    with sessions.acquire(Deadline(0)):  # who was cancelled holds none
+    with sessions.acquire(Deadline(0)):  # the cancelled one holds no session
         pass
 
 
-def test_after_a_cancellation_no_slot_is_taken(cancel_token: CancelToken) -> None:
+def test_session_limit_cancelled_before_raises(cancel_token: ObservedToken) -> None:
     sessions = SessionLimit(1)
     cancel_token.cancel()
     with pytest.raises(CancelledError), sessions.acquire(NEVER, cancel_token):
@@ -92,24 +108,24 @@ def test_after_a_cancellation_no_slot_is_taken(cancel_token: CancelToken) -> Non
         pass
 
 
-def test_a_cancellation_during_a_session_is_not_the_affair_of_the_slots(cancel_token: CancelToken) -> None:
+def test_session_limit_cancel_during_session_is_ignored(cancel_token: ObservedToken) -> None:
     sessions = SessionLimit(1)
     with sessions.acquire(NEVER, cancel_token):
-        assert cancel_token._callback is None
+        assert not cancel_token.has_waiter
         cancel_token.cancel()
     with sessions.acquire(Deadline(0)):
         pass
 
 
-def test_with_a_cancellation_the_deadline_holds_too(cancel_token: CancelToken) -> None:
+def test_session_limit_deadline_holds_with_cancel_token(cancel_token: ObservedToken) -> None:
     sessions = SessionLimit(1)
     with sessions.acquire(NEVER), pytest.raises(DeadlinePassedError), sessions.acquire(Deadline(0.02), cancel_token):
-        pytest.fail("there was no slot")
+        pytest.fail("all sessions were in use")
     with sessions.acquire(Deadline(0), cancel_token):
         pass
 
 
-def test_a_slot_is_free_again_after_an_error() -> None:
+def test_session_limit_released_after_error() -> None:
     sessions = SessionLimit(1)
     with pytest.raises(KeyError), sessions.acquire(NEVER):
         raise KeyError
@@ -117,22 +133,22 @@ def test_a_slot_is_free_again_after_an_error() -> None:
         pass
 
 
-def test_long_lived_sessions_with_all_slots_refuse_others_at_once() -> None:
+def test_session_limit_all_long_lived_raises() -> None:
     sessions = SessionLimit(2)
     with sessions.acquire(NEVER, long_lived=True):
         with sessions.acquire(NEVER, long_lived=True), pytest.raises(NoSessionAvailableError), sessions.acquire(NEVER):
-            pytest.fail("there was no slot")
+            pytest.fail("all sessions were in use")
         with sessions.acquire(Deadline(0)):
             pass
 
 
-def test_acquire_if_free_takes_a_free_slot_only() -> None:
+def test_acquire_if_free_takes_only_a_free_session() -> None:
     sessions = SessionLimit(2)
     with sessions.acquire(NEVER):
         with sessions.acquire_if_free() as first, sessions.acquire_if_free() as second:
             assert (first, second) == (True, False)
             with pytest.raises(DeadlinePassedError), sessions.acquire(Deadline(0)):
-                pytest.fail("there was no slot")
+                pytest.fail("all sessions were in use")
         with sessions.acquire(Deadline(0)):
             pass
 
@@ -158,7 +174,7 @@ def test_wait_for_release_ends_with_a_session() -> None:
     leave.set()
     threads[0].join(10)
 
-    # The waiter may have come to wait only after the session had left: then another one ends.
+    # If the session had ended before the waiter waited, another one has to end.
     def another() -> bool:
         with sessions.acquire(NEVER):
             pass

@@ -41,18 +41,18 @@ from tests.waiting import wait_until
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
 
-def found(*shells: tuple[str, ...]) -> list[tuple[str, ...]]:
+def find_shells(*shells: tuple[str, ...]) -> list[tuple[str, ...]]:
     """Return the shells that this machine has, with their full paths."""
     paths = [(shutil.which(name), rest) for name, *rest in shells]
     return [(path, *rest) for path, rest in paths if path is not None]
 
 
-LOGIN_SHELLS = found(
+LOGIN_SHELLS = find_shells(
     ("sh",), ("dash",), ("bash",), ("zsh",), ("fish",), ("tcsh",), ("csh",), ("ksh",), ("mksh",), ("busybox", "sh")
 )
-"""What an account may have: sshd runs it with -c and the words of the session."""
-POSIX_SHELLS = found(("dash",), ("bash", "--posix"), ("busybox", "sh"), ("ksh",), ("mksh",))
-"""What /bin/sh may be on a host."""
+"""The login shells of accounts: sshd runs one with -c and the words of the session."""
+POSIX_SHELLS = find_shells(("dash",), ("bash", "--posix"), ("busybox", "sh"), ("ksh",), ("mksh",))
+"""The shells that may be /bin/sh on a host."""
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks at processes in /proc")
 
 
@@ -63,7 +63,7 @@ def shell_name(shell: tuple[str, ...]) -> str:
 login_shells = pytest.mark.parametrize("login", LOGIN_SHELLS, ids=shell_name)
 posix_shells = pytest.mark.parametrize("posix", POSIX_SHELLS, ids=shell_name)
 
-# Text that a POSIX shell can be given: no NUL. Surrogates stand for bytes that are no UTF-8 (PEP 383).
+# Text for a POSIX shell holds no NUL. Surrogates represent bytes that are not UTF-8 (PEP 383).
 TEXT = st.text(
     st.characters(codec="ascii", exclude_characters="\0") | st.characters(codec="utf-8", exclude_characters="\0")
 )
@@ -74,13 +74,13 @@ def script(command: str, **fields: object) -> Script:
     """Return a script with fresh marks."""
     marks = {"output_mark": f"mark-{secrets.token_hex(8)}", "process_mark": f"{secrets.token_hex(8)}.0."}
     of_script = {name: fields.pop(name) for name in (*marks, "grace", "inline") if name in fields}
-    made = Command(command, **fields)  # type: ignore[arg-type]  # the fields of a table
-    return Script(made, **{**marks, **of_script})  # type: ignore[arg-type]  # as above
+    record = Command(command, **fields)  # type: ignore[arg-type]  # the fields of a table
+    return Script(record, **{**marks, **of_script})  # type: ignore[arg-type]  # as above
 
 
 @attrs.define
-class Ran:
-    """What came of a script."""
+class ScriptOutcome:
+    """The outcome of a script: its status, its output, and the text before its marks."""
 
     status: str | None = None
     out: bytes = b""
@@ -104,15 +104,17 @@ class Host:
             words = words.replace("/bin/sh", " ".join(self.posix), 1)
         return (*self.shell, "-c", words)
 
-    def start(self, program: Script, ran: Ran, marks: OutputDecoder, seconds: float = 30.0) -> LocalProcess:
+    def start(
+        self, program: Script, outcome: ScriptOutcome, marks: OutputDecoder, seconds: float = 30.0
+    ) -> LocalProcess:
         """Start the session and send the script's line."""
 
         def on_output(stream: Stream, data: bytes) -> None:
             data = marks.feed(stream, data)
             if stream is OUT:
-                ran.out += data
+                outcome.out += data
             else:
-                ran.err += data
+                outcome.err += data
 
         environment = {
             **{name: os.environ[name] for name in ("PATH", "TMPDIR", "LAZYCLUSTER_TEST_RUN") if name in os.environ},
@@ -131,21 +133,21 @@ class Host:
         child.write(program.encode())
         return child
 
-    def run(self, program: Script, stdin: bytes = b"") -> Ran:
+    def run(self, program: Script, stdin: bytes = b"") -> ScriptOutcome:
         """Run a script to its end, as a session does."""
-        ran, marks = Ran(), OutputDecoder(program.output_mark)
-        child = self.start(program, ran, marks)
+        outcome, marks = ScriptOutcome(), OutputDecoder(program.output_mark)
+        child = self.start(program, outcome, marks)
         child.write(stdin)
         complete = child.pump(lambda: marks.has_ended)
         if not complete:
-            ran.out += marks.flush(OUT)
-            ran.err += marks.flush(ERR)
+            outcome.out += marks.flush(OUT)
+            outcome.err += marks.flush(ERR)
         child.close_stdin()
         assert child.wait(10.0) is not None
-        ran.status = marks.reported_status
-        ran.noise = marks.preamble(OUT) + marks.preamble(ERR) if complete else b""
+        outcome.status = marks.reported_status
+        outcome.noise = marks.preamble(OUT) + marks.preamble(ERR) if complete else b""
         child.close()
-        return ran
+        return outcome
 
 
 @pytest.fixture(scope="module")
@@ -155,25 +157,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def host(home: Path) -> Iterator[Host]:
-    """Return a host with /bin/sh for everything; whatever a test leaves running on it is ended by its pid."""
+    """Return a host with /bin/sh for everything; the processes that a test leaves on it are ended."""
     host = Host(home)
     yield host
     for child in host.children:
         child.close()
 
 
-def job_processes(job: str) -> set[int]:
-    """Return the living processes that have a job's mark in their environment."""
-    mark, pids = f"{PROCESS_MARK_VARIABLE}={job}".encode(), set()
+def find_marked_pids(process_mark: str) -> set[int]:
+    """Return the living processes that have a process mark in their environment."""
+    mark, pids = f"{PROCESS_MARK_VARIABLE}={process_mark}".encode(), set()
     for pid in parent_by_pid():
         with contextlib.suppress(OSError):
-            if mark in environment(Path(f"/proc/{pid}")):
+            if mark in read_environment(Path(f"/proc/{pid}")):
                 pids.add(pid)
     return pids
 
 
-def environment(process: Path) -> bytes:
-    """Return the environment of a process, which shows none, nor arguments, while one program replaces another."""
+def read_environment(process: Path) -> bytes:
+    """Return the environment of a process. During execve() /proc shows neither environment nor arguments."""
     looks = 0
     while not (found := (process / "environ").read_bytes()) and looks < 3:
         (process / "exe").readlink()  # threads of the kernel have none
@@ -181,15 +183,15 @@ def environment(process: Path) -> bytes:
     return found
 
 
-def kill_job(job: str) -> None:
-    kill_all(lambda: job_processes(job))
-    assert not job_processes(job)
+def kill_marked(process_mark: str) -> None:
+    kill_all(lambda: find_marked_pids(process_mark))
+    assert not find_marked_pids(process_mark)
 
 
-# The words of the session ------------------------------------------------------------------------------------------
+# The words of the session --------------------------------------------------------------------------------------------
 
 
-def test_the_bootstrap_is_plain() -> None:
+def test_bootstrap_has_no_special_characters() -> None:
     for bootstrap in (
         SHELL_BOOTSTRAP,
         MANUAL_SHELL_BOOTSTRAP.replace("[ ! -x", ""),
@@ -214,12 +216,12 @@ def test_the_bootstrap_is_plain() -> None:
         ("", "''"),
     ],
 )
-def test_label(command: str, text: str) -> None:
+def test_process_label(command: str, text: str) -> None:
     assert process_label(command) == text
 
 
 @given(TEXT)
-def test_a_label_is_one_short_printable_word(command: str) -> None:
+def test_process_label_is_one_short_printable_word(command: str) -> None:
     assert len(shlex.split(process_label(command))) == 1
     assert process_label(command).isascii()
     assert process_label(command).isprintable()
@@ -227,7 +229,7 @@ def test_a_label_is_one_short_printable_word(command: str) -> None:
 
 
 @login_shells
-def test_a_label_is_inert_in_every_login_shell(login: tuple[str, ...], home: Path) -> None:
+def test_process_label_is_inert_in_login_shells(login: tuple[str, ...], home: Path) -> None:
     commands = [
         "a b",
         "$HOME",
@@ -252,7 +254,7 @@ def test_a_label_is_inert_in_every_login_shell(login: tuple[str, ...], home: Pat
 
 @given(RAW | TEXT)
 @example("\\0101 %s\\n")
-def test_escape_is_one_line_of_ascii(text: str) -> None:
+def test_escape_for_printf_is_one_line_of_ascii(text: str) -> None:
     data = escape_for_printf(text)
     assert all(0x20 <= byte <= 0x7E for byte in data)
 
@@ -264,7 +266,7 @@ def test_escape_is_one_line_of_ascii(text: str) -> None:
 @example(text="-e x")
 @example(text="".join(map(chr, range(1, 256))))
 @example(text=b"".join(bytes((byte,)) for byte in range(1, 256)).decode("utf-8", "surrogateescape"))
-def test_a_shell_decodes_what_was_escaped(posix: tuple[str, ...], text: str) -> None:
+def test_escape_for_printf_is_decoded_by_shell(posix: tuple[str, ...], text: str) -> None:
     ended = subprocess.run(
         [*posix, "-c", 'IFS= read -r p && printf %b "$p"'],
         input=escape_for_printf(text) + b"\n",
@@ -301,7 +303,7 @@ def test_quote_path(path: str, word: str) -> None:
 
 
 def test_no_path_holds_nul() -> None:
-    with pytest.raises(ValueError, match="path must be text without NUL"):
+    with pytest.raises(ValueError, match="a path cannot hold NUL"):
         quote_path("a\0b")
 
 
@@ -311,7 +313,7 @@ def test_no_path_holds_nul() -> None:
 @example(path="~")
 @example(path="~/a  b")
 @example(path="-n")
-def test_a_quoted_path_is_one_word(posix: tuple[str, ...], path: str) -> None:
+def test_quote_path_is_one_word(posix: tuple[str, ...], path: str) -> None:
     text = f"set -- {quote_path(path)}; printf '%s,%s' $# \"$1\""
     ended = subprocess.run([*posix, "-c", text], env={"HOME": "/h x"}, capture_output=True, check=True)
     count, _, word = ended.stdout.decode().partition(",")
@@ -319,7 +321,7 @@ def test_a_quoted_path_is_one_word(posix: tuple[str, ...], path: str) -> None:
     assert (count, word) in {("1", expected), ("1", f"./{path}")}
 
 
-# Commands -----------------------------------------------------------------------------------------------------------
+# Commands ------------------------------------------------------------------------------------------------------------
 
 AWKWARD = [
     "printf hello",
@@ -340,18 +342,18 @@ AWKWARD = [
 
 @login_shells
 @pytest.mark.parametrize("command", AWKWARD)
-def test_a_command_means_the_same_under_every_login_shell(login: tuple[str, ...], command: str, host: Host) -> None:
+def test_script_same_result_under_login_shells(login: tuple[str, ...], command: str, host: Host) -> None:
     host.shell = login
     expected = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
-    assert host.run(script(command)) == Ran("0", expected)
+    assert host.run(script(command)) == ScriptOutcome("0", expected)
 
 
 @posix_shells
 @pytest.mark.parametrize("command", AWKWARD)
-def test_a_command_means_the_same_whatever_bin_sh_is(posix: tuple[str, ...], command: str, host: Host) -> None:
+def test_script_same_result_under_posix_shells(posix: tuple[str, ...], command: str, host: Host) -> None:
     host.posix = posix
     expected = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
-    assert host.run(script(command)) == Ran("0", expected)
+    assert host.run(script(command)) == ScriptOutcome("0", expected)
 
 
 @posix_shells
@@ -359,76 +361,78 @@ def test_a_command_means_the_same_whatever_bin_sh_is(posix: tuple[str, ...], com
 @given(text=TEXT, value=RAW | TEXT, directory=TEXT)
 @example(text="'\"'", value="\n\n", directory="~")
 @example(text="\\", value="\\\n", directory="-")
-def test_any_text_reaches_a_command(posix: tuple[str, ...], text: str, value: str, directory: str, home: Path) -> None:
+def test_script_any_text_reaches_command(
+    posix: tuple[str, ...], text: str, value: str, directory: str, home: Path
+) -> None:
     name = directory.replace("/", "_").encode()[:80].decode(errors="ignore").strip(".") or "x"
     (home / f"d{name}").mkdir(exist_ok=True)
     command = f'printf %s {shlex.quote(text)}; printf %s "$V" >&2; [ -f "$PWD"/../witness ] || exit 9'
     (home / "witness").touch()
-    ran = Host(home, posix=posix).run(script(command, env={"V": value}, cwd=f"d{name}"))
-    assert ran == Ran("0", text.encode(), value.encode("utf-8", "surrogateescape"))
+    outcome = Host(home, posix=posix).run(script(command, env={"V": value}, cwd=f"d{name}"))
+    assert outcome == ScriptOutcome("0", text.encode(), value.encode("utf-8", "surrogateescape"))
 
 
 @login_shells
-def test_a_command_of_100_kilobytes(login: tuple[str, ...], host: Host) -> None:
+def test_script_command_of_100_kilobytes(login: tuple[str, ...], host: Host) -> None:
     host.shell = login
     text = "".join(f'{number} $x \\ " ü!\n' for number in range(9000)).encode()[:99_986].decode(errors="ignore")
     command = f"printf '%s' '{text}'"
     assert 99_990 <= len(command.encode()) <= 100_000
-    assert host.run(script(command)) == Ran("0", text.encode())
+    assert host.run(script(command)) == ScriptOutcome("0", text.encode())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="execve(2): MAX_ARG_STRLEN is Linux's")
 @posix_shells
-def test_a_command_that_is_too_long_says_so(posix: tuple[str, ...], host: Host) -> None:
+def test_script_command_too_long_is_exit_code_126(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    ran = host.run(script("# ".ljust(140_000, "x")))
-    assert (ran.status, ran.out) == ("126", b"")
-    assert b"too long" in ran.err
+    outcome = host.run(script("# ".ljust(140_000, "x")))
+    assert (outcome.status, outcome.out) == ("126", b"")
+    assert b"too long" in outcome.err
 
 
 @login_shells
-def test_environment_and_directory(login: tuple[str, ...], host: Host) -> None:
+def test_script_env_and_cwd_under_login_shells(login: tuple[str, ...], host: Host) -> None:
     host.shell = login
     directory = host.home / "a b'c"
     directory.mkdir(exist_ok=True)
     env = {"LINES_OF_TEXT": "one\ntwo\n\n", "QUOTES": "'\"`$x\\", "EMPTY": "", "U": "ü☃"}
     command = r'''printf '%s|' "$LINES_OF_TEXT" "$QUOTES" "${EMPTY-unset}" "$U" "$(pwd)"'''
-    ran = host.run(script(command, env=env, cwd="~/a b'c"))
-    assert ran == Ran("0", f"one\ntwo\n\n|'\"`$x\\||ü☃|{directory}|".encode())
+    outcome = host.run(script(command, env=env, cwd="~/a b'c"))
+    assert outcome == ScriptOutcome("0", f"one\ntwo\n\n|'\"`$x\\||ü☃|{directory}|".encode())
 
 
 @posix_shells
 @pytest.mark.parametrize("path", ["~", "~/", ".", "sub dir", "./sub dir", "~/sub dir", "-dash", "new\nline", "link"])
-def test_directories(posix: tuple[str, ...], path: str, host: Host) -> None:
+def test_script_cwd(posix: tuple[str, ...], path: str, host: Host) -> None:
     host.posix = posix
-    host.environment = {"CDPATH": "/usr:/"}  # which would lead elsewhere, and make cd print
+    host.environment = {"CDPATH": "/usr:/"}  # it would lead elsewhere, and make cd print
     for name in ("sub dir", "-dash", "new\nline", "usr"):
         (host.home / name).mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
         (host.home / "link").symlink_to("sub dir")
-    ran = host.run(script("pwd -P; cat", cwd=path))
+    outcome = host.run(script("pwd -P; cat", cwd=path))
     expected = host.home / path.removeprefix("~").lstrip("/")
-    assert ran == Ran("0", os.fsencode(expected.resolve()) + b"\n")
+    assert outcome == ScriptOutcome("0", os.fsencode(expected.resolve()) + b"\n")
 
 
 @posix_shells
 @pytest.mark.parametrize("path", ["/no/such", "no such", "~/no", "witness", "~nosuchuser0"])
-def test_a_directory_that_is_none(posix: tuple[str, ...], path: str, host: Host) -> None:
+def test_script_missing_cwd_reports_cd(posix: tuple[str, ...], path: str, host: Host) -> None:
     (host.home / "witness").touch()
     host.posix = posix
-    ran = host.run(script("printf 'must not run'", cwd=path))
-    assert (ran.status, ran.out) == ("cd", b"")
-    assert ran.err.strip()
+    outcome = host.run(script("printf 'must not run'", cwd=path))
+    assert (outcome.status, outcome.out) == ("cd", b"")
+    assert outcome.err.strip()
 
 
 @posix_shells
 @pytest.mark.parametrize("status", [0, 1, 2, 77, 125, 126, 127, 128, 129, 137, 254, 255])
-def test_exit_statuses(posix: tuple[str, ...], status: int, host: Host) -> None:
+def test_script_exit_status_under_posix_shells(posix: tuple[str, ...], status: int, host: Host) -> None:
     host.posix = posix
-    assert host.run(script(f"exit {status}")) == Ran(str(status))
+    assert host.run(script(f"exit {status}")) == ScriptOutcome(str(status))
 
 
-def test_every_exit_status(host: Host) -> None:
+def test_script_every_exit_status(host: Host) -> None:
     statuses = [host.run(script(f"exit {status}", stdin=None)).status for status in range(256)]
     assert statuses == [str(status) for status in range(256)]
 
@@ -436,12 +440,12 @@ def test_every_exit_status(host: Host) -> None:
 @posix_shells
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("raw", [False, True])
-def test_death_by_signal_is_a_status_and_no_text(
+def test_script_signal_is_exit_status_above_128(
     posix: tuple[str, ...], number: signal.Signals, raw: bool, host: Host
 ) -> None:
     host.posix = posix
     command = f"ulimit -c 0; printf out; printf err >&2; kill -{number.value} $$; sleep 60"
-    assert host.run(script(command, stdin=None if raw else b"")) == Ran(str(128 + number), b"out", b"err")
+    assert host.run(script(command, stdin=None if raw else b"")) == ScriptOutcome(str(128 + number), b"out", b"err")
 
 
 @posix_shells
@@ -449,70 +453,70 @@ def test_death_by_signal_is_a_status_and_no_text(
     ("command", "status"),
     [("no-such-program-anywhere", "127"), ("/etc/passwd", "126"), ("if", "2")],
 )
-def test_what_the_shell_says_about_a_bad_command_is_output(
-    posix: tuple[str, ...], command: str, status: str, host: Host
-) -> None:
+def test_script_bad_command_message_is_stderr(posix: tuple[str, ...], command: str, status: str, host: Host) -> None:
     host.posix = posix
-    ran = host.run(script(command))
-    assert ran.status == status
-    assert ran.err.strip()
-    assert b"mark-" not in ran.err
+    outcome = host.run(script(command))
+    assert outcome.status == status
+    assert outcome.err.strip()
+    assert b"mark-" not in outcome.err
 
 
-def test_a_command_may_replace_or_close_its_streams(host: Host) -> None:
-    assert host.run(script("exec 2>&1; echo a; ls /no-such 2>/dev/null >&2; exec >&-; exit 3")) == Ran("3", b"a\n")
-    assert host.run(script("exec >&- 2>&-; exit 4")) == Ran("4")
+def test_script_command_may_close_its_streams(host: Host) -> None:
+    assert host.run(script("exec 2>&1; echo a; ls /no-such 2>/dev/null >&2; exec >&-; exit 3")) == ScriptOutcome(
+        "3", b"a\n"
+    )
+    assert host.run(script("exec >&- 2>&-; exit 4")) == ScriptOutcome("4")
 
 
-def test_the_wrapper_is_not_in_the_command_s_environment(host: Host) -> None:
+def test_script_variables_are_not_in_environment(host: Host) -> None:
     program = script("env; set", env={"A": "1"})
-    ran = host.run(program)
-    names = {line.partition(b"=")[0] for line in ran.out.splitlines()}
+    outcome = host.run(program)
+    names = {line.partition(b"=")[0] for line in outcome.out.splitlines()}
     assert not {name for name in names if name.startswith(b"lc_")}
-    assert f"{PROCESS_MARK_VARIABLE}={program.process_mark}".encode() in ran.out.splitlines()
-    assert b"A=1" in ran.out.splitlines()
+    assert f"{PROCESS_MARK_VARIABLE}={program.process_mark}".encode() in outcome.out.splitlines()
+    assert b"A=1" in outcome.out.splitlines()
 
 
 @needs_proc
-def test_a_command_inherits_three_descriptors(host: Host) -> None:
-    """Nothing of the wrapper's: a background process could keep it open."""
-    ran = host.run(script("ls /proc/self/fd"))  # ls itself has the directory open
-    assert ran.out.split() == [b"0", b"1", b"2", b"3"]
+def test_script_command_inherits_three_descriptors(host: Host) -> None:
+    """The script keeps no descriptor open that a background process could inherit."""
+    outcome = host.run(script("ls /proc/self/fd"))  # ls itself has the directory open
+    assert outcome.out.split() == [b"0", b"1", b"2", b"3"]
 
 
 @pytest.mark.parametrize("name", ["bash", "dash", "zsh", "fish", "tcsh"])
-def test_the_account_s_shell_runs_the_command_where_it_is_a_bourne_shell(name: str, host: Host) -> None:
+def test_script_runs_in_bourne_shell_of_account(name: str, host: Host) -> None:
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"no {name} here")
+        pytest.skip(f"this machine has no {name}")
     bourne = name in {"bash", "dash"}
     command = 'readlink /proc/$$/exe || printf "%s" "$0"'
     host.environment = {"SHELL": path}
-    seen = Path(os.fsdecode(host.run(script(command)).out.strip())).name
-    assert seen == (name if bourne else Path("/bin/sh").resolve().name)
+    program = Path(os.fsdecode(host.run(script(command)).out.strip())).name
+    assert program == (name if bourne else Path("/bin/sh").resolve().name)
     default = Path(os.fsdecode(host.run(script(command, login_shell=False)).out.strip())).name
     assert default == Path("/bin/sh").resolve().name
 
 
-def test_a_shell_that_is_not_there_is_not_used(host: Host) -> None:
+def test_script_missing_shell_of_account_is_not_used(host: Host) -> None:
     host.environment = {"SHELL": "/no/such/bash"}
-    assert host.run(script("echo x")) == Ran("0", b"x\n")
+    assert host.run(script("echo x")) == ScriptOutcome("0", b"x\n")
 
 
 @login_shells
-def test_what_start_up_files_print_is_no_output(login: tuple[str, ...], host: Host, tmp_path: Path) -> None:
+def test_script_output_without_start_up_file_noise(login: tuple[str, ...], host: Host, tmp_path: Path) -> None:
     for name in (".bashrc", ".zshenv", ".tcshrc", ".cshrc"):
         (tmp_path / name).write_text("echo noise; echo more noise 1>&2\n" if "csh" not in name else "echo noise\n")
     (tmp_path / ".config/fish").mkdir(parents=True)
     (tmp_path / ".config/fish/config.fish").write_text("echo noise; echo more >&2\n")
     host = Host(tmp_path, login, environment={"SSH_CLIENT": "127.0.0.1 1 2", "SSH_CONNECTION": "x", "BASH_ENV": ""})
-    ran = host.run(script("printf out; printf err >&2"))
-    assert (ran.status, ran.out, ran.err) == ("0", b"out", b"err")
+    outcome = host.run(script("printf out; printf err >&2"))
+    assert (outcome.status, outcome.out, outcome.err) == ("0", b"out", b"err")
     if shell_name(login) in {"zsh", "fish", "tcsh", "csh"}:
-        assert b"noise" in ran.noise
+        assert b"noise" in outcome.noise
 
 
-# Standard input -----------------------------------------------------------------------------------------------------
+# Standard input ------------------------------------------------------------------------------------------------------
 
 
 @posix_shells
@@ -521,242 +525,235 @@ def test_what_start_up_files_print_is_no_output(login: tuple[str, ...], host: Ho
     [b"x", b"a\0b\0", bytes(range(256)) * 3, b"\n", b"no newline at the end", b"EOF\n" * 2, b"y" * 300_000],
     ids=["one", "nul", "all", "newline", "text", "eof", "large"],
 )
-def test_standard_input(posix: tuple[str, ...], data: bytes, host: Host) -> None:
+def test_script_stdin(posix: tuple[str, ...], data: bytes, host: Host) -> None:
     host.posix = posix
-    assert host.run(script("cat; cat", stdin=data), data) == Ran("0", data)
+    assert host.run(script("cat; cat", stdin=data), data) == ScriptOutcome("0", data)
 
 
 @posix_shells
-def test_without_standard_input_a_command_reads_nothing(posix: tuple[str, ...], host: Host) -> None:
+def test_script_without_stdin_reads_nothing(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    assert host.run(script("cat; read x; echo $?")) == Ran("0", b"1\n")
+    assert host.run(script("cat; read x; echo $?")) == ScriptOutcome("0", b"1\n")
 
 
 @posix_shells
-def test_a_command_need_not_read_its_input(posix: tuple[str, ...], host: Host) -> None:
+def test_script_unread_stdin_is_dropped(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    assert host.run(script("echo done", stdin=b"x" * 200_000), b"x" * 200_000) == Ran("0", b"done\n")
+    assert host.run(script("echo done", stdin=b"x" * 200_000), b"x" * 200_000) == ScriptOutcome("0", b"done\n")
 
 
 @posix_shells
-def test_input_that_breaks_off_runs_nothing(posix: tuple[str, ...], host: Host) -> None:
+def test_script_incomplete_stdin_runs_nothing(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    program, ran = script("echo must not run", stdin=bytes(100)), Ran()
+    program, outcome = script("echo must not run", stdin=bytes(100)), ScriptOutcome()
     marks = OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    child = host.start(program, outcome, marks)
     child.write(b"only a part")
     child.close_stdin()
     assert child.pump(lambda: marks.has_ended)
-    assert (marks.reported_status, ran.out) == ("1", b"")
-    assert ran.err.startswith(b"standard input cannot be stored in ")
+    assert (marks.reported_status, outcome.out) == ("1", b"")
+    assert outcome.err.startswith(b"standard input cannot be stored in ")
 
 
-def test_spooled_input_leaves_no_file(host: Host, tmp_path: Path) -> None:
+def test_script_stored_stdin_leaves_no_file(host: Host, tmp_path: Path) -> None:
     host.environment = {"TMPDIR": str(tmp_path)}
-    assert host.run(script("ls -A $TMPDIR", stdin=b"abc"), b"abc") == Ran("0", b"")
+    assert host.run(script("ls -A $TMPDIR", stdin=b"abc"), b"abc") == ScriptOutcome("0", b"")
     assert list(tmp_path.iterdir()) == []
 
 
 @posix_shells
-def test_raw_input_goes_straight_to_the_command(posix: tuple[str, ...], host: Host) -> None:
+def test_script_open_stdin_reaches_command_at_once(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    program, ran = script('read -r a; echo "got $a"; cat', stdin=None), Ran()
+    program, outcome = script('read -r a; echo "got $a"; cat', stdin=None), ScriptOutcome()
     marks = OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    child = host.start(program, outcome, marks)
     child.write(b"first\n")
-    assert child.pump(lambda: ran.out == b"got first\n")
+    assert child.pump(lambda: outcome.out == b"got first\n")
     child.write(b"sec\0ond")
     child.close_stdin()
     assert child.pump(lambda: marks.has_ended)
-    assert (marks.reported_status, ran.out) == ("0", b"got first\nsec\0ond")
+    assert (marks.reported_status, outcome.out) == ("0", b"got first\nsec\0ond")
 
 
 @posix_shells
 @pytest.mark.parametrize(
     "command", ["exit 7", "exit 7 # the end", "(exit 7)\n", "trap 'exit 7' EXIT", "f() { return 7; }; f"]
 )
-def test_without_a_shell_of_its_own(posix: tuple[str, ...], command: str, host: Host) -> None:
-    """It is a subshell of the one that is there: it ends itself alone, and has its own streams and no arguments."""
+def test_script_inline_runs_in_subshell(posix: tuple[str, ...], command: str, host: Host) -> None:
+    """The command runs in a subshell with its own streams and no arguments, and ends only that."""
     host.posix = posix
     text = f'read -r a; echo "$a $# $A"; echo err >&2; {command}'
-    program, ran = script(text, stdin=None, inline=True, env={"A": "é $x"}), Ran()
+    program, outcome = script(text, stdin=None, inline=True, env={"A": "é $x"}), ScriptOutcome()
     marks = OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    child = host.start(program, outcome, marks)
     child.write(b"first\n")
     assert child.pump(lambda: marks.has_ended)
-    assert (marks.reported_status, ran.out, ran.err) == ("7", "first 0 é $x\n".encode(), b"err\n")
-    assert job_processes(program.process_mark) == set()
+    assert (marks.reported_status, outcome.out, outcome.err) == ("7", "first 0 é $x\n".encode(), b"err\n")
+    assert find_marked_pids(program.process_mark) == set()
 
 
-def test_what_splits_words_stays_as_it_is_without_a_shell_of_its_own(host: Host) -> None:
+def test_script_inline_keeps_ifs(host: Host) -> None:
     env = {"IFS": "x", "A": "1x2 3"}
-    ran = host.run(script('echo "$IFS" $A', stdin=None, inline=True, env=env))
-    assert ran.out == host.run(script('echo "$IFS" $A', stdin=None, env=env)).out
-    assert b"1x2 3" in ran.out
+    outcome = host.run(script('echo "$IFS" $A', stdin=None, inline=True, env=env))
+    assert outcome.out == host.run(script('echo "$IFS" $A', stdin=None, env=env)).out
+    assert b"1x2 3" in outcome.out
 
 
-# The lifeline -------------------------------------------------------------------------------------------------------
+# The lifeline --------------------------------------------------------------------------------------------------------
 
 
-def begin(host: Host, program: Script, until: bytes = b"ready\n") -> tuple[LocalProcess, Ran, OutputDecoder]:
-    """Start a script and wait until it has said that it is ready."""
-    ran, marks = Ran(), OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
-    assert child.pump(lambda: until in ran.out), ran
-    return child, ran, marks
+def start_and_wait_ready(
+    host: Host, program: Script, until: bytes = b"ready\n"
+) -> tuple[LocalProcess, ScriptOutcome, OutputDecoder]:
+    """Start a script and wait until it has printed that it is ready."""
+    outcome, marks = ScriptOutcome(), OutputDecoder(program.output_mark)
+    child = host.start(program, outcome, marks)
+    assert child.pump(lambda: until in outcome.out), outcome
+    return child, outcome, marks
 
 
 @needs_proc
 @posix_shells
 @pytest.mark.parametrize("stdin", [b"", b"data"])
-def test_the_end_of_input_ends_the_command_with_all_its_children(
-    posix: tuple[str, ...], stdin: bytes, host: Host, tmp_path: Path
-) -> None:
+def test_script_stdin_end_ends_all_children(posix: tuple[str, ...], stdin: bytes, host: Host, tmp_path: Path) -> None:
     host.posix = posix
     command = (
         "sleep 1000 & (sleep 1001 &) & setsid sleep 1002 & setsid sh -c 'trap \"\" HUP; sleep 1003 & wait' & "
         "nohup sleep 1004 >/dev/null 2>&1 & sh -c 'exec >/dev/null 2>&1; sleep 1005' & sleep 0.1; echo ready; wait"
     )
     program = script(command, stdin=stdin)
-    ran, marks = Ran(), OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    outcome, marks = ScriptOutcome(), OutputDecoder(program.output_mark)
+    child = host.start(program, outcome, marks)
     child.write(stdin)
-    assert child.pump(lambda: b"ready" in ran.out)
-    assert len(job_processes(program.process_mark)) >= 6
-    begun = time.monotonic()
+    assert child.pump(lambda: b"ready" in outcome.out)
+    assert len(find_marked_pids(program.process_mark)) >= 6
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.process_mark), 4)
-    assert time.monotonic() - begun < 4
-    assert child.wait(5) is not None
-    assert ran.err == b""
+    assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
+    assert child.wait(20) is not None
+    assert outcome.err == b""
 
 
 @needs_proc
 @posix_shells
-def test_a_command_has_the_grace_period_to_clean_up(posix: tuple[str, ...], host: Host, tmp_path: Path) -> None:
+def test_script_stdin_end_leaves_grace_period(posix: tuple[str, ...], host: Host, tmp_path: Path) -> None:
     host.posix = posix
     command = f"trap 'echo cleaned > {tmp_path}/x; exit' TERM; echo ready; while :; do sleep 0.05; done"
     program = script(command)
-    child, _, _ = begin(host, program)
+    child, _, _ = start_and_wait_ready(host, program)
     child.close_stdin()
-    assert wait_until((tmp_path / "x").exists, 5)
-    assert wait_until(lambda: not job_processes(program.process_mark), 5)
+    assert wait_until((tmp_path / "x").exists, 20)
+    assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
 
 
 @needs_proc
 @posix_shells
-@pytest.mark.parametrize("grace", [0.3, 1])
-def test_what_ignores_sigterm_is_killed_after_the_grace_period(
-    posix: tuple[str, ...], grace: float, host: Host
-) -> None:
+@pytest.mark.parametrize("grace", [0.3, 2])
+def test_script_ignored_sigterm_is_killed_after_grace(posix: tuple[str, ...], grace: float, host: Host) -> None:
     host.posix = posix
     stubborn = 'trap "" TERM HUP INT; sleep 1000 & while :; do sleep 1000; done'
     program = script(
         f"setsid sh -c '{stubborn}' & trap '' TERM HUP INT; echo ready; while :; do sleep 1000; done", grace=grace
     )
-    child, _, _ = begin(host, program)
-    assert wait_until(lambda: len(job_processes(program.process_mark)) >= 4, 5)
-    begun = time.monotonic()
+    child, _, _ = start_and_wait_ready(host, program)
+    assert wait_until(lambda: len(find_marked_pids(program.process_mark)) >= 4, 20)
+    started = time.monotonic()
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.process_mark), 6)
-    assert time.monotonic() - begun >= 0.9 * grace
-    assert time.monotonic() - begun < grace + 3
-    assert child.wait(5) is not None
+    assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
+    assert time.monotonic() - started >= 0.9 * grace, "a lower bound: the host's shell keeps the time"
+    assert child.wait(20) is not None
 
 
 @needs_proc
 @login_shells
-def test_every_login_shell_leaves_nothing(login: tuple[str, ...], host: Host) -> None:
+def test_script_stdin_end_under_login_shells(login: tuple[str, ...], host: Host) -> None:
     host.shell = login
     program = script("setsid sleep 1000 & echo ready; sleep 1000")
-    child, _, _ = begin(host, program)
+    child, _, _ = start_and_wait_ready(host, program)
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.process_mark), 5)
-    assert child.wait(5) is not None
+    assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
+    assert child.wait(20) is not None
 
 
 @needs_proc
-def test_other_jobs_are_let_be(host: Host) -> None:
+def test_script_stdin_end_spares_other_scripts(host: Host) -> None:
     ours, other = (
         script("echo ready; sleep 1000", process_mark=f"{secrets.token_hex(4)}.{number}.") for number in (1, 11)
     )
-    first, _, _ = begin(host, ours)
-    second, _, _ = begin(host, other)
+    first, _, _ = start_and_wait_ready(host, ours)
+    second, _, _ = start_and_wait_ready(host, other)
     first.close_stdin()
-    assert wait_until(lambda: not job_processes(ours.process_mark), 5)
-    assert job_processes(other.process_mark)
+    assert wait_until(lambda: not find_marked_pids(ours.process_mark), 20)
+    assert find_marked_pids(other.process_mark)
     second.close_stdin()
-    assert wait_until(lambda: not job_processes(other.process_mark), 5)
+    assert wait_until(lambda: not find_marked_pids(other.process_mark), 20)
 
 
 @needs_proc
 @posix_shells
-def test_a_command_that_has_ended_leaves_no_process_of_the_wrapper(posix: tuple[str, ...], host: Host) -> None:
+def test_script_end_leaves_no_watchdog(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     for raw in (False, True):
         program = script("true", stdin=None if raw else b"")
         assert host.run(program).status == "0"
-        assert wait_until(lambda job=program.process_mark: not job_processes(job), 5)  # type: ignore[misc]  # bound in time
+        assert wait_until(lambda mark=program.process_mark: not find_marked_pids(mark), 20)  # type: ignore[misc]  # bound in time
 
 
 @needs_proc
 @posix_shells
-def test_a_background_process_does_not_keep_the_status_waiting(posix: tuple[str, ...], host: Host) -> None:
+def test_script_background_process_does_not_delay_status(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    program, ran = script("sleep 1000 & echo $!; exit 7"), Ran()
+    program, outcome = script("sleep 1000 & echo $!; exit 7"), ScriptOutcome()
     marks = OutputDecoder(program.output_mark)
-    child = host.start(program, ran, marks)
+    child = host.start(program, outcome, marks)
     assert child.pump(lambda: marks.has_ended)
-    assert (marks.reported_status, ran.err) == ("7", b"")
+    assert (marks.reported_status, outcome.err) == ("7", b"")
     child.close_stdin()
-    assert child.wait(5) is not None
-    # In the moment of its exec a process shows no environment.
-    assert wait_until(lambda: int(ran.out) in job_processes(program.process_mark), 5)
-    kill_job(program.process_mark)
+    assert child.wait(20) is not None
+    # During execve() a process shows no environment.
+    assert wait_until(lambda: int(outcome.out) in find_marked_pids(program.process_mark), 20)
+    kill_marked(program.process_mark)
 
 
 @needs_proc
 @posix_shells
-def test_the_environment_of_the_command_does_not_disturb_the_watchdog(posix: tuple[str, ...], host: Host) -> None:
-    """A PATH for the command alone, in which the watchdog would find none of the programs that it needs."""
+def test_script_env_path_does_not_disturb_watchdog(posix: tuple[str, ...], host: Host) -> None:
+    """The PATH is for the command alone: it has none of the programs that the watchdog needs."""
     host.posix = posix
     sleep = shutil.which("sleep")
     program = script(f"{sleep} 1000 & echo $PATH ready; wait", env={"PATH": "/nowhere", "IFS": "x"})
-    child, ran, _ = begin(host, program, b"ready\n")
-    assert ran.out == b"/nowhere ready\n"
+    child, outcome, _ = start_and_wait_ready(host, program, b"ready\n")
+    assert outcome.out == b"/nowhere ready\n"
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.process_mark), 5)
-    assert child.wait(5) is not None
-    assert ran.err == b""
+    assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
+    assert child.wait(20) is not None
+    assert outcome.err == b""
 
 
 @posix_shells
 @pytest.mark.parametrize("form", [{}, {"stdin": None}, {"stdin": None, "inline": True}], ids=str)
-def test_variables_of_the_user_do_not_replace_the_script(
-    form: dict[str, object], posix: tuple[str, ...], host: Host
-) -> None:
+def test_script_env_cannot_replace_own_variables(form: dict[str, object], posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     env = {"lc_command": "echo other", "lc_shell": "/bin/false", "lc_mark": "A=b"}
-    ran = host.run(script('echo "$lc_command $lc_mark $#"', env=env, **form))
-    assert (ran.status, ran.out) == ("0", b"echo other A=b 0\n")
+    outcome = host.run(script('echo "$lc_command $lc_mark $#"', env=env, **form))
+    assert (outcome.status, outcome.out) == ("0", b"echo other A=b 0\n")
 
 
 @needs_proc
-def test_the_mark_of_the_job_is_on_the_command_alone(host: Host) -> None:
+def test_script_process_mark_is_on_command_only(host: Host) -> None:
     program = script("echo $$ ready; read x; sleep 1000")
-    child, ran, _ = begin(host, program, b"ready\n")
-    assert child.pid not in job_processes(program.process_mark)
-    assert int(ran.out.split()[0]) in job_processes(program.process_mark)
-    kill_job(program.process_mark)
+    child, outcome, _ = start_and_wait_ready(host, program, b"ready\n")
+    assert child.pid not in find_marked_pids(program.process_mark)
+    assert int(outcome.out.split()[0]) in find_marked_pids(program.process_mark)
+    kill_marked(program.process_mark)
 
 
-def test_the_command_and_its_environment_are_not_shown() -> None:
+def test_script_repr_hides_command_and_env() -> None:
     shown = repr(script("echo s3cret", title="a title", env={"TOKEN": "s3cret"}))
     assert "s3cret" not in shown
     assert "TOKEN" not in shown
 
 
-# What ps(1) of macOS prints with -E: the arguments and the environment behind them, all on one line.
+# ps(1) of macOS prints with -E the arguments, then the environment, all on one line.
 PS_OF_MACOS = """\
 #!{python} -IS
 import pathlib, sys
@@ -772,8 +769,8 @@ for entry in pathlib.Path("/proc").iterdir():
 
 
 @needs_proc
-def test_without_proc_the_processes_are_found_by_the_environment_that_ps_shows(host: Host, tmp_path: Path) -> None:
-    """As on macOS; also what has left its session and its parent."""
+def test_script_without_proc_finds_processes_by_ps(host: Host, tmp_path: Path) -> None:
+    """As on macOS. The processes include those that have left their session and their parent."""
     ps = tmp_path / "ps"
     ps.write_text(PS_OF_MACOS.format(python=sys.executable))
     ps.chmod(0o755)
@@ -783,26 +780,26 @@ def test_without_proc_the_processes_are_found_by_the_environment_that_ps_shows(h
     )
     text = program.text().replace("/proc/self/environ", "/no/proc")
     assert text != program.text()
-    ran, marks = Ran(), OutputDecoder(program.output_mark)
+    outcome, marks = ScriptOutcome(), OutputDecoder(program.output_mark)
 
-    class Elsewhere(Script):
+    class ScriptWithoutProc(Script):
         def text(self) -> str:
             return text
 
-    child = host.start(Elsewhere(**attrs.asdict(program, recurse=False)), ran, marks)
-    assert child.pump(lambda: b"ready" in ran.out)
-    assert wait_until(lambda: len(job_processes(program.process_mark)) >= 4, 5)
+    child = host.start(ScriptWithoutProc(**attrs.asdict(program, recurse=False)), outcome, marks)
+    assert child.pump(lambda: b"ready" in outcome.out)
+    assert wait_until(lambda: len(find_marked_pids(program.process_mark)) >= 4, 20)
     child.close_stdin()
-    assert wait_until(lambda: not job_processes(program.process_mark), 8)
+    assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
 
 
-# The marks ----------------------------------------------------------------------------------------------------------
+# The marks -----------------------------------------------------------------------------------------------------------
 
 MARK = "lazycluster-0123456789abcdef"
 
 
-def read(data: bytes, cuts: list[int]) -> tuple[bytes, str | None, bytes, bool]:
-    """Feed a stream in pieces; return its output, status, what came before, and whether it began."""
+def decode(data: bytes, cuts: list[int]) -> tuple[bytes, str | None, bytes, bool]:
+    """Feed a stream in pieces; return its output, its status, its preamble, and whether the output began."""
     marks = OutputDecoder(MARK)
     positions = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     output = b"".join(marks.feed(OUT, data[start:end]) for start, end in itertools.pairwise(positions))
@@ -848,11 +845,11 @@ STREAMS: list[tuple[bytes, tuple[bytes, str | None, bytes, bool]]] = [
 
 
 @pytest.mark.parametrize(("data", "expected"), STREAMS)
-def test_marks_however_a_stream_is_cut(data: bytes, expected: tuple[bytes, str | None, bytes, bool]) -> None:
-    assert read(data, []) == expected
-    assert read(data, list(range(len(data)))) == expected
+def test_output_decoder_any_cut(data: bytes, expected: tuple[bytes, str | None, bytes, bool]) -> None:
+    assert decode(data, []) == expected
+    assert decode(data, list(range(len(data)))) == expected
     for cut in range(len(data)):
-        assert read(data, [cut]) == expected
+        assert decode(data, [cut]) == expected
 
 
 PIECES = st.sampled_from(
@@ -861,17 +858,17 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=12).map(b"".join), st.lists(st.integers(0, 10**6), max_size=10))
-def test_marks_do_not_depend_on_the_cuts(data: bytes, cuts: list[int]) -> None:
-    assert read(data, cuts) == read(data, []) == read(data, list(range(len(data))))
+def test_output_decoder_random_cuts(data: bytes, cuts: list[int]) -> None:
+    assert decode(data, cuts) == decode(data, []) == decode(data, list(range(len(data))))
 
 
 @given(st.binary(max_size=200), st.binary(max_size=50), st.integers(0, 255), st.lists(st.integers(0, 10**6)))
-def test_output_comes_through_as_it_is(output: bytes, noise: bytes, status: int, cuts: list[int]) -> None:
+def test_output_decoder_keeps_output(output: bytes, noise: bytes, status: int, cuts: list[int]) -> None:
     data = noise + START + output + f"{MARK}={status};".encode()
-    assert read(data, cuts) == (output, str(status), noise, True)
+    assert decode(data, cuts) == (output, str(status), noise, True)
 
 
-def test_what_is_certain_is_not_held_back() -> None:
+def test_output_decoder_holds_back_only_possible_marks() -> None:
     marks = OutputDecoder(MARK)
     assert marks.feed(OUT, START + b"a line\n") == b"a line\n"
     assert marks.feed(OUT, b"lazy") == b""
@@ -879,7 +876,7 @@ def test_what_is_certain_is_not_held_back() -> None:
     assert marks.feed(OUT, f"{MARK}=".encode() + b"x" * 20) == f"{MARK}=".encode() + b"x" * 20
 
 
-def test_two_streams() -> None:
+def test_output_decoder_needs_marks_of_both_streams() -> None:
     marks = OutputDecoder(MARK)
     assert (marks.has_started, marks.has_ended, marks.reported_status) == (False, False, None)
     marks.feed(ERR, b"ssh says\n")
@@ -892,10 +889,10 @@ def test_two_streams() -> None:
     assert marks.has_ended
 
 
-def test_many_small_pieces_of_much_output_are_fast() -> None:
+def test_output_decoder_many_pieces_take_linear_time() -> None:
     marks = OutputDecoder(MARK)
     marks.feed(OUT, START)
-    begun = time.process_time()
+    started = time.process_time()
     total = sum(len(marks.feed(OUT, b"lazycluster-" * 100)) for _ in range(5000))
     assert total >= 5000 * 1200 - 100
-    assert time.process_time() - begun < 5
+    assert time.process_time() - started < 5

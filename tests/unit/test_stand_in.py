@@ -1,4 +1,4 @@
-"""What stands in for ssh where a test mocks `subprocess`: the marks of its sessions, and its control socket."""
+"""The stand-ins for the marks and the control socket of ssh, for tests that mock `subprocess`."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def log_in(fp: FakeProcess) -> FakeProcess:
 
 @pytest.fixture
 def master(log_in: FakeProcess) -> Iterator[Master]:
-    made = Master.connect(Destination("web1"))
-    yield made
-    made.close()
+    connected = Master.connect(Destination("web1"))
+    yield connected
+    connected.close()
 
 
-# Marks --------------------------------------------------------------------------------------------------------------
+# Marks ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exit_code", [0, 1, 7, 127, 254])
@@ -77,10 +77,10 @@ def test_session_of_mocked_ssh_has_marks(fp: FakeProcess) -> None:
     assert (collector.getvalue(Stream.STDERR), session.diagnostic) == (b"err", "")
 
 
-# The control socket ---------------------------------------------------------------------------------------------------
+# The control socket --------------------------------------------------------------------------------------------------
 
 
-def test_master_without_control_socket_passes_for_well(master: Master) -> None:
+def test_master_without_control_socket_is_alive(master: Master) -> None:
     assert (master.is_stand_in, master.pid, master.has_exited) == (True, None, False)
     assert master.check()
     assert master.can_reach_host(1.0)
@@ -98,36 +98,38 @@ def test_master_without_control_socket_disconnects(master: Master) -> None:
 
 def test_lifeline_without_control_socket_is_refused() -> None:
     before = len(list(Path("/dev/fd").iterdir()))
-    with pytest.raises(ControlSocketError, match="ssh logged in and left no control socket"):
+    with pytest.raises(ControlSocketError):
         Lifeline(StandInControlSocket())
     assert len(list(Path("/dev/fd").iterdir())) == before
 
 
 def test_tunnel_without_control_socket_is_refused(log_in: FakeProcess, run_directory: Path) -> None:
     before = set(run_directory.iterdir())
-    with pytest.raises(ConnectError, match=r"a tunnel broke: ssh logged in and left no control socket"):
+    with pytest.raises(ConnectError):
         TunnelConnection.connect(Destination("web1"), None, threading.Event(), DEFAULT_TIMEOUTS)
     assert set(run_directory.iterdir()) == before
 
 
 def test_count_sessions_without_control_socket_fails(log_in: FakeProcess) -> None:
-    with Connection("web1") as connection, pytest.raises(ConnectionLostError, match="left no control socket"):
+    with Connection("web1") as connection, pytest.raises(ConnectionLostError):
         count_sessions(ssh_client_of(connection))
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors --------------------------------------------------------------------------------------------------------------
 
 
 def test_session_of_mocked_ssh_that_fails_is_diagnosed(log_in: FakeProcess) -> None:
-    said = "me@web1: Permission denied (publickey).\r\n"
-    log_in.register(["ssh", "-T", log_in.any(), "true"], stderr=said, returncode=255)
-    with Connection("web1") as connection, pytest.raises(AuthenticationError, match=r"web1: .*Permission denied"):
+    message = "me@web1: Permission denied (publickey).\r\n"
+    log_in.register(["ssh", "-T", log_in.any(), "true"], stderr=message, returncode=255)
+    with Connection("web1") as connection, pytest.raises(AuthenticationError) as caught:
         connection.run("true")
+    assert "Permission denied" in caught.value.reason
 
 
 def test_program_in_place_of_ssh_needs_marks_for_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ssh").write_text("#!/bin/sh\n[ $1 = -f ] || echo 8\n")
     (tmp_path / "ssh").chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with Connection("web1") as connection, pytest.raises(LoginShellError, match=r"(?s)before `nproc` began.*8"):
+    with Connection("web1") as connection, pytest.raises(LoginShellError) as caught:
         connection.run("nproc")
+    assert (caught.value.command, caught.value.output) == ("nproc", "8\n")
