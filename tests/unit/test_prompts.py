@@ -375,7 +375,7 @@ def test_log_in_environment_never_uses_askpass(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("password", ["a\nb", "a\x03", "a\x7f", "\tb", "\udc80x"])
-def test_what_cannot_be_typed_is_refused_before_anything_runs(tmp_path: Path, password: str) -> None:
+def test_log_in_untypeable_password_raises(tmp_path: Path, password: str) -> None:
     with pytest.raises(ValueError, match="password") as raised:
         log_in([str(tmp_path / "none")], password, deadline=0, host_names=())
 

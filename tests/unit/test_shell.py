@@ -302,8 +302,8 @@ def test_quote_path(path: str, word: str) -> None:
     assert quote_path(path) == word
 
 
-def test_no_path_holds_nul() -> None:
-    with pytest.raises(ValueError, match="a path cannot hold NUL"):
+def test_quote_path_nul_raises() -> None:
+    with pytest.raises(ValueError, match="path must be text without NUL"):
         quote_path("a\0b")
 
 
