@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from typing import NoReturn
 
 import pytest
 
@@ -69,15 +68,20 @@ def test_map_unpicklable_item_raises(group: RuntimeGroup) -> None:
         list(group.map(str, [threading.Lock()]))
 
 
-def test_map_process_dies_raises(case: TransportCase, group: RuntimeGroup) -> None:
+def test_map_process_dies_fails_only_its_item(case: TransportCase, group: RuntimeGroup) -> None:
     if case.fake is not None:
         pytest.skip("functions of the fake run in this process")
 
-    def die(item: int) -> NoReturn:
-        os._exit(item)
+    def die_at_2(item: int) -> int:
+        if item == 2:
+            os._exit(3)
+        return item
 
-    with pytest.raises(RemoteFunctionError):
-        list(group.map(die, [3]))
+    found = list(group.map(die_at_2, range(5), on_error="collect"))
+    died = found.pop(2)
+    assert isinstance(died, Error)
+    assert isinstance(died.error, RemoteFunctionError)
+    assert found == [0, 1, 3, 4]
 
 
 def test_map_forked_process_ends_keeps_values(case: TransportCase, group: RuntimeGroup) -> None:
