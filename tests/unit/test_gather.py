@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -166,31 +166,41 @@ def test_gather_ctrl_c_rolls_back_finished_work() -> None:
     assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
-def test_gather_ctrl_c_without_cancel_does_not_wait() -> None:
-    release = threading.Event()
-    try:
-        interrupt(
-            lambda: gather({"a": release.wait, "b": release.wait}),
-            lambda: len(library_thread_names()) == 2,
-        )
-        assert len(library_thread_names()) == 2
-    finally:
-        release.set()
+class StuckWork:
+    """Work that runs until `release` is set, whatever else happens."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.running: list[str] = []
+
+    def run(self, host: str) -> None:
+        self.running.append(host)
+        self.release.wait()
+        self.running.remove(host)
+
+
+@pytest.fixture
+def stuck() -> Iterator[StuckWork]:
+    stuck = StuckWork()
+    yield stuck
+    stuck.release.set()
     assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
-def test_gather_ctrl_c_stuck_work_is_left_running() -> None:
-    release, cancelled = threading.Event(), threading.Event()
-    try:
-        interrupt(
-            lambda: gather(dict.fromkeys(HOSTS, release.wait), cancel=cancelled.set, cancel_wait=0.1),
-            lambda: len(library_thread_names()) == len(HOSTS),
-        )
-        assert cancelled.is_set()
-        assert len(library_thread_names()) == len(HOSTS)
-    finally:
-        release.set()
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+def test_gather_ctrl_c_without_cancel_does_not_wait(stuck: StuckWork) -> None:
+    interrupt(lambda: gather({host: partial(stuck.run, host) for host in "ab"}), lambda: len(stuck.running) == 2)
+    assert len(stuck.running) == 2
+
+
+def test_gather_ctrl_c_stuck_work_is_left_running(stuck: StuckWork) -> None:
+    cancelled = threading.Event()
+    work = {host: partial(stuck.run, host) for host in HOSTS}
+    interrupt(
+        lambda: gather(work, cancel=cancelled.set, cancel_wait=0.1),
+        lambda: len(stuck.running) == len(HOSTS),
+    )
+    assert cancelled.is_set()
+    assert len(stuck.running) == len(HOSTS)
 
 
 def test_join_threads_share_one_time_limit() -> None:
