@@ -105,12 +105,12 @@ def test_map_close_ends_running_item(
 
     def wait(item: int) -> None:
         while item and not (directory / "over").exists():
-            (directory / "begun").touch()
+            (directory / "started").touch()
             time.sleep(0.01)
 
     mapped = group.map(wait, [0, 1])
     assert next(mapped) is None
-    assert_eventually((directory / "begun").exists, "the second item runs")
+    assert_eventually((directory / "started").exists, "the second item runs")
 
     mapped.close()
 

@@ -172,9 +172,9 @@ def test_run_terminal_colours_host_names(config: str) -> None:
 
 @pytest.mark.parametrize("command", ["exec sleep 1000", "trap '' TERM; while :; do sleep 1; done"])
 def test_run_ctrl_c_ends_remote_commands(command: str, config: str, servers: list[LocalSshd]) -> None:
-    child = spawn("run", "--config", config, "--", f"echo begun; {command}")
+    child = spawn("run", "--config", config, "--", f"echo started; {command}")
     for _ in servers:
-        child.expect("begun")
+        child.expect("started")
     child.send("\x03")
     child.expect(r"\nlazycluster: ending the commands[^\n]*\r\n")
     child.expect(pexpect.EOF)

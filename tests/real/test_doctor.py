@@ -107,7 +107,7 @@ def write_changed_config(server: LocalSshd, directory: Path, **changes: str) -> 
     return write_config(directory / "changed", text)
 
 
-# A healthy host -----------------------------------------------------------------------------------------------------
+# A healthy host ------------------------------------------------------------------------------------------------------
 
 
 def test_doctor_healthy_host_finds_no_problem(sshd: LocalSshd) -> None:

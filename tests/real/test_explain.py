@@ -131,13 +131,13 @@ def test_explain_commands_print_as_by_library(
 
 
 def test_explain_failed_step_ends_script_with_its_status(host: LocalSshd, local_dir: Path, shell: str) -> None:
-    task = RuntimeTask().run_command("echo begun; exit 37").run_command("touch never")
+    task = RuntimeTask().run_command("echo started; exit 37").run_command("touch never")
 
     done = run(shell, explain(host, task), local_dir)
 
     with pytest.raises(TaskExecutionError):
         execute_by_library(host, task)
-    assert (done.returncode, done.stdout) == (37, b"begun\n")
+    assert (done.returncode, done.stdout) == (37, b"started\n")
     assert list(host.home.iterdir()) == []
     assert_eventually(lambda: host.connections() == 0, "the connection is closed after a failure, too")
 
@@ -301,11 +301,11 @@ def test_explain_functions_print_value_and_error(host: LocalSshd, local_dir: Pat
 
 
 def test_explain_function_without_payload_ends_script(host: LocalSshd, local_dir: Path, shell: str) -> None:
-    task = RuntimeTask().run_command("echo begun").run_function(double, 21).run_command("echo never")
+    task = RuntimeTask().run_command("echo started").run_function(double, 21).run_command("echo never")
 
     done = run(shell, explain(host, task), local_dir)
 
-    assert (done.returncode, done.stdout) == (1, b"begun\n")
+    assert (done.returncode, done.stdout) == (1, b"started\n")
     assert b"--write-payloads" in done.stderr
 
 

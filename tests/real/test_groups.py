@@ -147,13 +147,23 @@ def test_map_host_dies_moves_items(hosts: Hosts, group: RuntimeGroup) -> None:
         time.sleep(0.001)
         return item, os.environ["SSH_CONNECTION"].split()[3]
 
-    mapped = group.map(work, range(3000))
-    found = [next(mapped) for _ in range(300)]
+    mapped = group.map(work, itertools.count())
+    found = [next(mapped)]
+    lost_port = f"{hosts.servers[1].port}"
+
+    def all_hosts_work() -> bool:
+        found.extend(next(mapped) for _ in range(10))
+        return len({port for _, port in found}) == len(HOSTS)
+
+    def other_hosts_work() -> bool:
+        found.extend(next(mapped) for _ in range(10))
+        return {port for _, port in found[-300:]} == {f"{server.port}" for server in hosts.servers} - {lost_port}
+
+    assert_eventually(all_hosts_work, "each host works on items", timeout=30)
     hosts.lose(group, "web2", for_good=True)
-    found += list(mapped)
-    assert [item for item, _ in found] == list(range(3000))
-    assert len({port for _, port in found[:300]}) == 3
-    assert len({port for _, port in found[1500:]}) == 2
+    assert_eventually(other_hosts_work, "the other hosts share the items", timeout=30)
+    assert [item for item, _ in found] == list(range(len(found)))
+    mapped.close()
 
 
 def test_map_cut_connections_host_rejoins(hosts: Hosts, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_run_help_explains_stdin_and_exit_status(capsys: pytest.CaptureFixture[s
     assert "1 it ended otherwise on some host, or took longer than --timeout" in text
 
 
-# The summary ----------------------------------------------------------------------------------------------------------
+# The summary ---------------------------------------------------------------------------------------------------------
 
 
 def test_run_success_summary_has_no_failures(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +204,7 @@ def test_run_ctrl_c_prints_hosts_that_ended(
     assert [row is not None for row in rows] == [not as_json] * 2
 
 
-# The output -----------------------------------------------------------------------------------------------------------
+# The output ----------------------------------------------------------------------------------------------------------
 
 
 class FullOutput(io.StringIO):

@@ -580,7 +580,7 @@ def test_parse_pythons_lists_each_once() -> None:
     assert parse_pythons("") == ()
 
 
-# Files, ports, link --------------------------------------------------------------------------------------------------
+# Files, ports, latency -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_function_returns_are_in_order_of_hosts(group: RuntimeGroup) -> None:
 
 
 def test_execute_task_failure_raises_or_collects(group: RuntimeGroup, fake_host: FakeHost) -> None:
-    fake_host.on("id", exit_code=3, stdout="said")
+    fake_host.on("id", exit_code=3, stdout="output")
     task = RuntimeTask("t").run_command("id")
     with pytest.raises(TaskExecutionError) as failed:
         group.execute_task(task, execute_async=False)

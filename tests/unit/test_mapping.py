@@ -191,7 +191,7 @@ def test_map_unfinished_batch_goes_to_other_hosts() -> None:
     assert any(len(items) > 1 for host in hosts for items in host.calls)
 
 
-# Reading the iterable -----------------------------------------------------------------------------------------------
+# Reading the iterable ------------------------------------------------------------------------------------------------
 
 
 def counted(read: list[int], items: Iterator[int] | None = None) -> Iterator[int]:
