@@ -102,27 +102,24 @@ def test_check_runner_skipped_check_lets_next_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "found", "advice"),
+    ("error", "found"),
     [
-        (PortRefusedError("h", "why"), "connection refused (why)", "Check that sshd runs there"),
-        (PortRefusedError("h", "why", "bastion"), "connection refused at bastion (why)", "Check that sshd runs there"),
-        (
-            SessionRefusedError("h", "true", "no"),
-            "refused a session for `true` (no)",
-            "Try it by hand: `ssh -v h true`.",
-        ),
-        (OSError("no space"), "on this machine: no space", "Is its disk full"),
+        (PortRefusedError("h", "why"), "why"),
+        (PortRefusedError("h", "why", "bastion"), "bastion"),
+        (SessionRefusedError("h", "true", "why"), "why"),
+        (OSError("no space"), "on this machine: no space"),
     ],
 )
-def test_check_runner_error_becomes_failed_finding(error: Exception, found: str, advice: str) -> None:
+def test_check_runner_error_becomes_failed_finding(error: Exception, found: str) -> None:
     def check() -> Finding:
         raise error
 
     finding = CheckRunner().run("a", check)
 
-    assert finding.verdict is FAILED
-    assert finding.found.startswith(found)
-    assert finding.advice.startswith(advice)
+    assert (finding.check, finding.verdict) == ("a", FAILED)
+    assert found in finding.found
+    assert not finding.found.startswith("h: ")
+    assert finding.advice
 
 
 def test_examine_closed_early_leaves_nothing(sshd: LocalSshd) -> None:
@@ -191,9 +188,9 @@ def test_describe_proxy_names_jump_host_or_command(config: EffectiveConfig, expe
             DIRECT,
             LoginAttempt(LoginTrace(), UnknownHostError("h", "no such name")),
             FAILED,
-            "unknown host name (no such name)",
+            "no such name",
         ),
-        (DIRECT, LoginAttempt(LoginTrace(), ConnectTimeoutError("h", "")), FAILED, "no answer in time"),
+        (DIRECT, LoginAttempt(LoginTrace(), ConnectTimeoutError("h", "why")), FAILED, "why"),
         (
             JUMPING,
             LoginAttempt(ANSWERED),
@@ -205,7 +202,7 @@ def test_describe_proxy_names_jump_host_or_command(config: EffectiveConfig, expe
             JUMPING,
             LoginAttempt(LoginTrace(), UnknownHostError("h", "seen from the jump host: x")),
             FAILED,
-            "unknown host name",
+            "seen from the jump host: x",
         ),
     ],
 )
@@ -213,7 +210,7 @@ def test_judge_name(config: EffectiveConfig, login: LoginAttempt, verdict: Verdi
     finding = judge_name(config, login)
 
     assert finding.verdict is verdict
-    assert finding.found.startswith(found)
+    assert found in finding.found
 
 
 @pytest.mark.parametrize(
@@ -243,7 +240,7 @@ def test_judge_jump_host_failed_proxy_command_names_it() -> None:
     [
         (LoginAttempt(ANSWERED), OK, "OpenSSH_9.2 answers on port 2222"),
         (LoginAttempt(ANSWERED, AuthenticationError("h", "x")), OK, "OpenSSH_9.2 answers on port 2222"),
-        (LoginAttempt(LoginTrace(), PortRefusedError("h", "x")), FAILED, "connection refused (x)"),
+        (LoginAttempt(LoginTrace(), PortRefusedError("h", "why")), FAILED, "why"),
         (
             LoginAttempt(LoginTrace(connected=("it is",)), ConnectError("h", "x")),
             FAILED,
@@ -255,7 +252,7 @@ def test_judge_port(login: LoginAttempt, verdict: Verdict, found: str) -> None:
     finding = judge_port(DIRECT, login)
 
     assert finding.verdict is verdict
-    assert finding.found.startswith(found)
+    assert found in finding.found
 
 
 KEY_SHOWN = attrs.evolve(ANSWERED, host_key=("ssh-ed25519 SHA256:x",))
