@@ -117,7 +117,7 @@ def test_run_json_has_record_of_each_host(config_with_dead: str, capsys: pytest.
     assert main(["run", "--config", config_with_dead, "--json", "--timeout", "20", "--", "echo hello; exit 2"]) == 3
     records = {record["host"]: record for record in map(json.loads, capsys.readouterr().out.splitlines())}
     assert (records["web-1"]["exit_code"], records["web-1"]["stdout"]) == (2, "hello\n")
-    assert records["dead"]["error"].startswith("connection refused")
+    assert records["dead"].keys() == {"host", "error"}
 
 
 def test_run_timeout_exits_1(config: str, capsys: pytest.CaptureFixture[str]) -> None:

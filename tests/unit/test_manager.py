@@ -255,7 +255,7 @@ def test_create_group_leaves_out_host_lost_since_detect(fake_host: FakeHost, con
         with pytest.raises(NoRuntimesDetectedError) as caught:
             manager.create_group(include_hosts=["big", "down"])
         assert [host for host, _ in caught.value.tried] == ["big", "down"]
-        assert all(reason.startswith("host unreachable (the test") for _, reason in caught.value.tried)
+        assert all("the test took it down" in reason for _, reason in caught.value.tried)
 
 
 @pytest.mark.parametrize("keywords", [{"working_dir": "/work"}, {"root_dir": "/work"}])
@@ -318,7 +318,7 @@ def test_create_group_unknown_host_raises(config: Path) -> None:
 
 
 def test_create_group_no_match_names_reasons(fake_host: FakeHost, transports: TransportRecorder, config: Path) -> None:
-    fake_host.host("gpu").on("ok", error=ConnectionLostError("gpu", "ok", "cut", started=True))
+    fake_host.host("gpu").on("ok", error=ConnectionLostError("gpu", "ok", "interrupted", started=True))
     fake_host.on("ok", stdout="no")
     with RuntimeManager(config) as manager:
         with pytest.raises(NoRuntimesDetectedError) as caught:
@@ -327,8 +327,8 @@ def test_create_group_no_match_names_reasons(fake_host: FakeHost, transports: Tr
         assert list(reasons) == ["small", "big", "gpu", "down"]
         assert reasons["small"] == "it has 1 CPU cores, and not 2"
         assert reasons["big"] == "`ok` did not print true"
-        assert reasons["gpu"].startswith("connection lost during `ok`")
-        assert reasons["down"].startswith("host unreachable")
+        assert "interrupted" in reasons["gpu"]
+        assert "the test took it down" in reasons["down"]
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
         assert transports.connected_hosts == ["big", "gpu", "small"], "another group may have fewer requirements"
 
@@ -432,11 +432,9 @@ def test_manager_prints_tables(fake_host: FakeHost, config: Path, capsys: pytest
         out = capsys.readouterr().out.splitlines()
         assert out[0] == "3 inactive hosts"
         assert out[1] == "host  why"
-        assert [line[:36] for line in out[3:]] == [
-            "down  unknown host name (Name or ser",
-            "old   no Python found (looked for py",
-            "shut  authentication refused (Permis",
-        ]
+        assert [line.split()[0] for line in out[3:]] == ["down", "old", "shut"]
+        assert "Name or service not known" in out[3]
+        assert "Permission denied (publickey)" in out[5]
         assert isinstance(manager.inactive_hosts["old"], PythonNotFoundError)
         manager.print_runtime_info()
         out = capsys.readouterr().out.splitlines()
@@ -456,4 +454,5 @@ def test_print_inactive_hosts_joins_lines_of_reason(
         manager.print_inactive_hosts()
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 4
-    assert out[3].startswith("down  unknown host name (one two). Check")
+    assert out[3].startswith("down ")
+    assert "one two" in out[3]
