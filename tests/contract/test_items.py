@@ -63,9 +63,11 @@ def test_map_sys_exit_keeps_other_values(group: RuntimeGroup) -> None:
     assert second == 1
 
 
-def test_map_unpicklable_item_raises(group: RuntimeGroup) -> None:
-    with pytest.raises(FunctionNotSerializableError):
-        list(group.map(str, [threading.Lock()]))
+def test_map_unpicklable_item_keeps_other_values(group: RuntimeGroup) -> None:
+    first, second, third = group.map(str, [1, threading.Lock(), 3], on_error="collect")
+    assert (first, third) == ("1", "3")
+    assert isinstance(second, Error)
+    assert isinstance(second.error, FunctionNotSerializableError)
 
 
 def test_map_process_dies_fails_only_its_item(case: TransportCase, group: RuntimeGroup) -> None:

@@ -260,13 +260,6 @@ def test_map_item_fails_raises_or_collects(group: RuntimeGroup) -> None:
     assert isinstance(found[1].error, ValueError)
 
 
-def test_map_unpicklable_item_fails_alone(group: RuntimeGroup) -> None:
-    found = list(group.map(str, [1, threading.Lock(), 3], on_error="collect"))
-    assert [found[0], found[2]] == ["1", "3"]
-    assert isinstance(found[1], Error)
-    assert isinstance(found[1].error, FunctionNotSerializableError)
-
-
 def test_map_hosts_die_one_after_another(group: RuntimeGroup, fake_host: FakeHost) -> None:
     mapped = group.map(double, itertools.count())
     assert [next(mapped) for _ in range(10)] == list(range(0, 20, 2))
