@@ -8,8 +8,7 @@ import pytest
 from hypothesis import settings
 
 from lazycluster import RuntimeGroup
-from tests.keyboard_interrupt import library_thread_names
-from tests.unit.group_hosts import GROUP_HOSTS
+from tests.unit.group_hosts import GROUP_HOSTS, group_thread_names
 from tests.unit.transport_recorder import TransportRecorder, record_transports
 from tests.waiting import assert_eventually
 
@@ -38,4 +37,4 @@ def group(fake_host: FakeHost, transports: TransportRecorder) -> Iterator[Runtim
         yield group
     assert fake_host.closed
     assert fake_host.cleaned_up
-    assert_eventually(lambda: not library_thread_names(), "the threads of the library end")
+    assert_eventually(lambda: not group_thread_names(), "the threads of the library end")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.keyboard_interrupt import library_thread_names
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -13,6 +15,14 @@ if TYPE_CHECKING:
     from tests.unit.transport_recorder import TransportRecorder
 
 GROUP_HOSTS = ["web1", "web2", "web3"]
+
+
+def group_thread_names() -> list[str]:
+    """Return the names of the living threads that work for groups.
+
+    Runtimes that tests share may keep other threads of the library.
+    """
+    return library_thread_names("lazycluster-host-") + library_thread_names("lazycluster-map-")
 
 
 def hosts_of(calls: Iterable[Asked]) -> list[str]:

@@ -20,7 +20,8 @@ from lazycluster._gather import (
 )
 from lazycluster._waiting import CancelToken
 from lazycluster.results import Error, Value
-from tests.keyboard_interrupt import interrupt, library_thread_names
+from tests.keyboard_interrupt import interrupt
+from tests.unit.group_hosts import group_thread_names
 from tests.waiting import wait_until
 
 HOSTS = [f"host-{number}" for number in range(20)]
@@ -115,7 +116,7 @@ def test_gather_on_result_runs_in_caller_and_may_raise() -> None:
     with pytest.raises(LookupError):
         gather(dict.fromkeys(HOSTS, int), limit=2, on_result=on_result)
     assert callers == [threading.get_ident()]
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ def test_gather_ctrl_c_cancels_and_starts_no_more() -> None:
     )
 
     assert sorted(started) == HOSTS[:3]
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
 def test_gather_ctrl_c_rolls_back_finished_work() -> None:
@@ -163,7 +164,7 @@ def test_gather_ctrl_c_rolls_back_finished_work() -> None:
     )
 
     assert sorted(rolled_back) == [(host, host.upper()) for host in [*HOSTS[:2], *HOSTS[3:5]]]
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
 class StuckWork:
@@ -184,7 +185,7 @@ def stuck() -> Iterator[StuckWork]:
     stuck = StuckWork()
     yield stuck
     stuck.release.set()
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
 def test_gather_ctrl_c_without_cancel_does_not_wait(stuck: StuckWork) -> None:
@@ -269,7 +270,7 @@ def test_gather_ctrl_c_reports_finished_work() -> None:
         reported.append(host)
         if len(reported) == 1:
             ended.wait(20)
-            assert wait_until(lambda: not [name for name in library_thread_names() if "host" in name], 20)
+            assert wait_until(lambda: not [name for name in group_thread_names() if "host" in name], 20)
             raise KeyboardInterrupt
 
     def work() -> int:

@@ -24,9 +24,9 @@ from lazycluster import (
 )
 from lazycluster.results import CommandResult, Error, Stream
 from lazycluster.testing import Called, FakeHost, Ran
-from tests.keyboard_interrupt import interrupt, library_thread_names
+from tests.keyboard_interrupt import interrupt
 from tests.pseudo_terminal import pseudo_terminal, strip_escape_sequences
-from tests.unit.group_hosts import GROUP_HOSTS, double, hosts_of, running
+from tests.unit.group_hosts import GROUP_HOSTS, double, group_thread_names, hosts_of, running
 from tests.unit.transport_recorder import TransportRecorder
 from tests.waiting import wait_until
 
@@ -107,7 +107,7 @@ def test_run_ctrl_c_stops_commands(group: RuntimeGroup, fake_host: FakeHost, tra
     fake_host.on("sleep", delay=math.inf)
     interrupt(lambda: group.run("sleep"), running(transports, 3))
     assert not running(transports, 1)()
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
 def test_group_invalid_on_error_raises(group: RuntimeGroup, fake_host: FakeHost) -> None:
@@ -235,7 +235,7 @@ def test_call_ctrl_c_stops_functions(
     try:
         interrupt(lambda: group.call(wait), running(transports, 3))
         assert not running(transports, 1)()
-        assert wait_until(lambda: not library_thread_names(), timeout=10)
+        assert wait_until(lambda: not group_thread_names(), timeout=10)
     finally:
         (tmp_path / "over").touch()
 
@@ -253,7 +253,7 @@ def test_map_item_fails_raises_or_collects(group: RuntimeGroup) -> None:
     with pytest.raises(ValueError, match="-2"):
         next(mapped)
     assert next(mapped, None) is None
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
     found = list(group.map(double, [1, -2, 3], on_error="collect"))
     assert [found[0], found[2]] == [2, 6]
     assert isinstance(found[1], Error)
@@ -271,7 +271,7 @@ def test_map_hosts_die_one_after_another(group: RuntimeGroup, fake_host: FakeHos
         for _ in mapped:
             pass
     assert [host for host, _ in caught.value.errors] == GROUP_HOSTS
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
     for host in GROUP_HOSTS:
         fake_host.host(host).come_up()
 
@@ -303,12 +303,12 @@ def test_map_early_exit_ends_threads(group: RuntimeGroup, fake_host: FakeHost, t
     mapped = group.map(double, itertools.count())
     assert [next(mapped) for _ in range(3)] == [0, 2, 4]
     mapped.close()
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
     assert not running(transports, 1)()
     for item in group.map(double, itertools.count()):
         if item > 100:
             break
-    assert wait_until(lambda: not library_thread_names(), 10), "an iterator without references ends its threads"
+    assert wait_until(lambda: not group_thread_names(), 10), "an iterator without references ends its threads"
 
 
 def test_map_ctrl_c_stops_items(
@@ -321,6 +321,6 @@ def test_map_ctrl_c_stops_items(
     try:
         interrupt(lambda: list(group.map(wait, itertools.count())), running(transports, 3))
         assert not running(transports, 1)()
-        assert wait_until(lambda: not library_thread_names(), timeout=10)
+        assert wait_until(lambda: not group_thread_names(), timeout=10)
     finally:
         (tmp_path / "over").touch()

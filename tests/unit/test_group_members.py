@@ -27,8 +27,8 @@ from lazycluster._membership import raise_open_file_limit
 from lazycluster.hardware import HostInfo
 from lazycluster.testing import FakeHost, Ran
 from lazycluster.testing._fake_transport import FakeTransport
-from tests.keyboard_interrupt import interrupt, library_thread_names
-from tests.unit.group_hosts import GROUP_HOSTS, double, open_tunnels
+from tests.keyboard_interrupt import interrupt
+from tests.unit.group_hosts import GROUP_HOSTS, double, group_thread_names, open_tunnels
 from tests.unit.transport_recorder import TransportRecorder
 from tests.waiting import wait_until
 
@@ -345,7 +345,7 @@ def test_group_ctrl_c_while_connecting_cleans_up(fake_host: FakeHost, monkeypatc
     assert sorted(started) == sorted(hosts[:4])
     assert fake_host.closed
     assert fake_host.cleaned_up
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
 def test_raise_open_file_limit_follows_number_of_hosts() -> None:
@@ -381,7 +381,7 @@ def test_group_close_ends_everything(fake_host: FakeHost) -> None:
         with pytest.raises(HostsFailedError) as caught:
             use()
         assert [type(error) for error in caught.value.exceptions] == [RuntimeClosedError] * 3
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
 def test_group_cleanup_failure_cleans_other_hosts(

@@ -25,7 +25,8 @@ from lazycluster._requirements import Requirements
 from lazycluster.hardware import HostInfo
 from lazycluster.testing import FakeHost, Ran
 from lazycluster.testing._fake_transport import FakeTransport
-from tests.keyboard_interrupt import interrupt, library_thread_names
+from tests.keyboard_interrupt import interrupt
+from tests.unit.group_hosts import group_thread_names
 from tests.unit.transport_recorder import TransportRecorder
 from tests.waiting import assert_eventually, wait_until
 
@@ -42,7 +43,7 @@ def config(fake_host: FakeHost, tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "config"
     path.write_text(CONFIG)
     yield path
-    assert_eventually(lambda: not library_thread_names(), "the threads of the library end")
+    assert_eventually(lambda: not group_thread_names(), "the threads of the library end")
 
 
 # Detection -----------------------------------------------------------------------------------------------------------
