@@ -18,7 +18,7 @@ from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
 
 TO = Destination("gpu-1")
 LOCAL_PYTHON = ".".join(map(str, sys.version_info[:2]))
-TREES = {Path("/here/tree"), Path("/here/it's a tree")}
+TREES = {Path("/local/tree"), Path("/local/it's a tree")}
 ENTER_DIR = 'cd /work && export WORKING_DIR="$PWD" || exit'
 
 
@@ -59,21 +59,21 @@ def test_explain_run_command(command: str, working_dir: str | None, expected: st
 @pytest.mark.parametrize(
     ("local", "remote", "working_dir", "expected"),
     [
-        ("/here/file", None, None, "lc_scp /here/file gpu-1:."),
-        ("/here/it's", None, None, 'lc_scp "/here/it\'s" gpu-1:.'),
-        ("/here/file", None, "/work", "lc_scp /here/file gpu-1:/work/"),
-        ("/here/file", "a/b", "/work/", "lc_scp /here/file gpu-1:/work/a/b"),
-        ("/here/file", "/a", "/work", "lc_scp /here/file gpu-1:/a"),
-        ("/here/file", "~/a", "/work", "lc_scp /here/file gpu-1:a"),
-        ("/here/file", "~", "/work", "lc_scp /here/file gpu-1:."),
-        ("/here/file", "b", "~//a", "lc_scp /here/file gpu-1:a/b"),
-        ("/here/file", "b", "~", "lc_scp /here/file gpu-1:b"),
+        ("/local/file", None, None, "lc_scp /local/file gpu-1:."),
+        ("/local/it's", None, None, 'lc_scp "/local/it\'s" gpu-1:.'),
+        ("/local/file", None, "/work", "lc_scp /local/file gpu-1:/work/"),
+        ("/local/file", "a/b", "/work/", "lc_scp /local/file gpu-1:/work/a/b"),
+        ("/local/file", "/a", "/work", "lc_scp /local/file gpu-1:/a"),
+        ("/local/file", "~/a", "/work", "lc_scp /local/file gpu-1:a"),
+        ("/local/file", "~", "/work", "lc_scp /local/file gpu-1:."),
+        ("/local/file", "b", "~//a", "lc_scp /local/file gpu-1:a/b"),
+        ("/local/file", "b", "~", "lc_scp /local/file gpu-1:b"),
         (
-            "/here/file",
+            "/local/file",
             "a b",
             None,
             (
-                "lc_scp /here/file gpu-1:.lazycluster-step-1\n"
+                "lc_scp /local/file gpu-1:.lazycluster-step-1\n"
                 "lc_ssh <<'EOF'\n"
                 't=\'a b\' && { [ ! -d "$t" ] || t=$t/file; } && mv -f -- ~/.lazycluster-step-1 "$t"'
                 " || { rm -f ~/.lazycluster-step-1; exit 1; }\n"
@@ -81,30 +81,30 @@ def test_explain_run_command(command: str, working_dir: str | None, expected: st
             ),
         ),
         (
-            "/here/file",
+            "/local/file",
             "~me/a",
             None,
             (
-                "lc_scp /here/file gpu-1:.lazycluster-step-1\n"
+                "lc_scp /local/file gpu-1:.lazycluster-step-1\n"
                 'lc_ssh \'t=~me/a && { [ ! -d "$t" ] || t=$t/file; } && mv -f -- ~/.lazycluster-step-1 "$t"'
                 " || { rm -f ~/.lazycluster-step-1; exit 1; }' </dev/null"
             ),
         ),
         (
-            "/here/tree",
+            "/local/tree",
             None,
             None,
             (
-                "(cd /here/tree && tar -cf - .) | lc_ssh "
+                "(cd /local/tree && tar -cf - .) | lc_ssh "
                 '\'t=./tree && { [ -d "$t" ] || mkdir -- "$t"; } && cd -- "$t" && tar -xpof -\''
             ),
         ),
         (
-            "/here/tree",
+            "/local/tree",
             "data",
             "/work",
             (
-                '(cd /here/tree && tar -cf - .) | lc_ssh \'cd /work && t=data && { [ ! -d "$t" ] || t=$t/tree; }'
+                '(cd /local/tree && tar -cf - .) | lc_ssh \'cd /work && t=data && { [ ! -d "$t" ] || t=$t/tree; }'
                 ' && { [ -d "$t" ] || mkdir -- "$t"; } && cd -- "$t" && tar -xpof -\''
             ),
         ),
@@ -115,34 +115,34 @@ def test_explain_send_file(local: str, remote: str | None, working_dir: str | No
 
 
 def test_explain_send_file_newline_in_name_is_moved() -> None:
-    assert "mv -f -- ~/.lazycluster-step-1" in lines(SendFile(Path("/here/a\nb")))
+    assert "mv -f -- ~/.lazycluster-step-1" in lines(SendFile(Path("/local/a\nb")))
 
 
 def test_explain_get_file_tests_for_directory() -> None:
-    assert lines(GetFile("out/x", Path("/here")), "/work").splitlines() == [
+    assert lines(GetFile("out/x", Path("/local")), "/work").splitlines() == [
         "if lc_ssh 'cd /work && [ -d out/x ]' </dev/null; then",
-        '    lc_t=/here; [ ! -d "$lc_t" ] || lc_t=$lc_t/x',
+        '    lc_t=/local; [ ! -d "$lc_t" ] || lc_t=$lc_t/x',
         '    [ -d "$lc_t" ] || mkdir "$lc_t"',
         "    lc_ssh 'cd /work && cd out/x && tar -cf - .' </dev/null | (cd \"$lc_t\" && tar -xpof -)",
         "else",
-        "    lc_scp gpu-1:/work/out/x /here",
+        "    lc_scp gpu-1:/work/out/x /local",
         "fi",
     ]
 
 
 def test_explain_get_file_odd_name_uses_link() -> None:
-    assert lines(GetFile("it s", Path("/here"))).splitlines()[5:-1] == [
+    assert lines(GetFile("it s", Path("/local"))).splitlines()[5:-1] == [
         "    lc_ssh '[ -f '\\''it s'\\'' ] && ln -sf -- \"$PWD\"/'\\''it s'\\'' ~/.lazycluster-step-1' </dev/null",
-        "    lc_t=/here; [ ! -d \"$lc_t\" ] || lc_t=$lc_t/'it s'",
+        "    lc_t=/local; [ ! -d \"$lc_t\" ] || lc_t=$lc_t/'it s'",
         '    lc_scp gpu-1:.lazycluster-step-1 "$lc_t"',
         "    lc_ssh 'rm -f -- ~/.lazycluster-step-1' </dev/null",
     ]
-    assert "ln -sf -- /a/it" in lines(GetFile("/a/it's", Path("/here"))).replace("'\\''", "").replace("'", "")
+    assert "ln -sf -- /a/it" in lines(GetFile("/a/it's", Path("/local"))).replace("'\\''", "").replace("'", "")
 
 
 @pytest.mark.parametrize("remote", [".", "..", "~", "a/..", "~/"])
 def test_explain_get_file_dot_directory_asks_for_name(remote: str) -> None:
-    text = lines(GetFile(remote, Path("/here")))
+    text = lines(GetFile(remote, Path("/local")))
     assert 'lc_t=$lc_t/"$(lc_ssh ' in text
     assert "basename" in text
     assert not text.startswith("if ")
@@ -172,13 +172,13 @@ def test_explain_run_function_needs_payload() -> None:
     assert lines(step) == "echo 'step 1 is left out, see --write-payloads' >&2; false"  # so that a script ends
     assert "--write-payloads" in comment(step)
 
-    run, read = lines(step, payloads={0: Path("/here/it's.py")}).splitlines()
+    run, read = lines(step, payloads={0: Path("/local/it's.py")}).splitlines()
 
     python = f"python{LOCAL_PYTHON}"
     find_it = f'for p in {python} python3; do "$p" -c "" </dev/null 2>/dev/null && exec "$p" -; done'
     run_it = f"{find_it}; echo no Python: {python} python3 >&2; exit 127"
-    assert run == f"lc_ssh '{run_it}' <\"/here/it's.py\" >\"/here/it's.answer\""
-    assert shlex.split(read) == [sys.executable, "-c", READ_OUTCOME_PROGRAM, "/here/it's.answer", "gpu-1", "len"]
+    assert run == f"lc_ssh '{run_it}' <\"/local/it's.py\" >\"/local/it's.answer\""
+    assert shlex.split(read) == [sys.executable, "-c", READ_OUTCOME_PROGRAM, "/local/it's.answer", "gpu-1", "len"]
 
 
 @pytest.mark.parametrize(
