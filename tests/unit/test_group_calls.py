@@ -192,7 +192,7 @@ def test_call_failure_keeps_other_values(group: RuntimeGroup) -> None:
 @pytest.mark.parametrize("function", [None, "text", 3])
 def test_call_and_map_not_callable_raises(group: RuntimeGroup, fake_host: FakeHost, function: Any) -> None:
     for use in (lambda: group.call(function), lambda: group.map(function, [])):
-        with pytest.raises(ValueError, match="a function is needed"):
+        with pytest.raises(ValueError, match="function"):
             use()
     assert fake_host.calls == []
 
