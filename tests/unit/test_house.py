@@ -67,6 +67,7 @@ ONLY_IMPORTERS = {
     "fabric": set[str](),
 }
 ON_HOSTS = [name for name in MODULES if name.startswith("lazycluster._remote.")]
+TESTS = Path(__file__).parents[1]
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "misc"}
 
 
@@ -228,3 +229,58 @@ def test_process_guard_imports_standard_library_only() -> None:
     roots = {name.partition(".")[0] for name in imports("lazycluster.testing._process_guard")}
 
     assert roots <= sys.stdlib_module_names
+
+
+# The tests' own rules ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def nodes_of_tests() -> tuple[tuple[str, ast.AST], ...]:
+    """Return the syntax nodes of all tests, each with the path of its file."""
+    return tuple(
+        (path.relative_to(TESTS).as_posix(), node)
+        for path in sorted(TESTS.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+def is_private(name: str) -> bool:
+    """Return whether a name, or the last part of a dotted one, begins with an underscore and is no `__name__`."""
+    last = name.rpartition(".")[2]
+    return last.startswith("_") and not last.endswith("__")
+
+
+def test_private_modules_are_imported_in_unit_tests_only() -> None:
+    imported = []
+    for path, node in nodes_of_tests():
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        own = [name for name in names if name.partition(".")[0] == "lazycluster" and not path.startswith("unit/")]
+        imported += [(path, name) for name in own if any(map(is_private, name.split(".")))]
+
+    assert imported == []
+
+
+def test_names_of_tests_have_at_most_60_characters() -> None:
+    names = [
+        (path, node.name)
+        for path, node in nodes_of_tests()
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and len(node.name) > 60
+    ]
+
+    assert names == []
+
+
+def test_tests_set_no_private_attribute() -> None:
+    """`monkeypatch.setattr(module, "_NAME", ...)` and its form with a dotted name; tests inject values instead."""
+    replaced = []
+    for path, node in nodes_of_tests():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
+            texts = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]
+            replaced += [(path, text) for text in texts[:1] if isinstance(text, str) and is_private(text)]
+
+    assert replaced == []
