@@ -18,7 +18,7 @@ T = TypeVar("T")
 X = TypeVar("X")
 MAX_THREADS = 256
 """Threads at once by default; they only wait."""
-_CANCEL_WAIT_SECONDS = 8.0
+CANCEL_WAIT_SECONDS = 8.0
 """Seconds that an interrupted caller waits for the work it has cancelled: more than the grace period of a command."""
 
 
@@ -33,6 +33,7 @@ def gather(
     on_result: Callable[[str, Value[T] | Error], object] = _noop,
     cancel: Callable[[], object] = _noop,
     rollback: Callable[[str, T], object] = _noop,
+    cancel_wait: float = CANCEL_WAIT_SECONDS,
 ) -> dict[str, Value[T] | Error]:
     """Do the work of each host, at most `limit` at a time, and return the outcomes in the order given.
 
@@ -43,6 +44,7 @@ def gather(
         cancel: Ends running work. It is called if the calling thread is interrupted (Ctrl-C). No further work begins
             then, and running work gets a moment to end.
         rollback: Undoes the work of a host whose outcome the caller does not get because of an interruption.
+        cancel_wait: Seconds that the caller waits for running work after an interruption.
     """
     pending: queue.SimpleQueue[tuple[str, Callable[[], T]]] = queue.SimpleQueue()
     ended: queue.SimpleQueue[tuple[str, Value[T] | Error]] = queue.SimpleQueue()
@@ -87,7 +89,7 @@ def gather(
         if rollback is not _noop:
             gather({host: functools.partial(rollback, host, value) for host, value in succeeded.items()})
         if rollback is not _noop or cancel is not _noop:
-            join_threads(threads)
+            join_threads(threads, cancel_wait)
         raise
     return {host: outcomes[host] for host in work}
 
@@ -98,12 +100,14 @@ def _drain(source: queue.SimpleQueue[X]) -> Iterator[X]:
             yield source.get_nowait()
 
 
-def join_threads(threads: Sequence[threading.Thread]) -> list[threading.Thread]:
-    """Wait a moment for the end of cancelled threads, for all of them together; return those that still run."""
-    deadline = time.monotonic() + _CANCEL_WAIT_SECONDS
+def join_threads(
+    threads: Sequence[threading.Thread], seconds: float, *, clock: Callable[[], float] = time.monotonic
+) -> list[threading.Thread]:
+    """Wait at most `seconds` in all for the end of cancelled threads, and return those that still run."""
+    deadline = clock() + seconds
     for thread in threads:
         if thread.ident is not None:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - clock()))
     return [thread for thread in threads if thread.is_alive()]
 
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import attrs
 
 from lazycluster import _invoke
-from lazycluster._gather import CancelGroup, join_threads
+from lazycluster._gather import CANCEL_WAIT_SECONDS, CancelGroup, join_threads
 from lazycluster._runtime_core import core_of
 from lazycluster._typing import Self
 from lazycluster._waiting import CancelToken, start_thread, wait_for
@@ -67,13 +67,17 @@ class MapScheduler(Generic[X, T]):
         *,
         ordered: bool,
         retries: int,
+        cancel_wait: float = CANCEL_WAIT_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare the work; entering the context begins it."""
+        """Prepare the work; entering the context begins it. Its end waits `cancel_wait` seconds for running items."""
         self._runtimes = runtimes
         self._function = function
         self._source = enumerate(items)
         self._ordered = ordered
         self._retries = retries
+        self._cancel_wait = cancel_wait
+        self._clock = clock
         self._changed = threading.Condition()
         self._pending: deque[_MapItem[X]] = deque()
         self._outcomes: dict[int, Value[T] | Error] = {}
@@ -110,7 +114,7 @@ class MapScheduler(Generic[X, T]):
     ) -> None:
         """End the running items on the hosts."""
         self._cancel()
-        for thread in join_threads(self._threads):
+        for thread in join_threads(self._threads, self._cancel_wait):
             _log.warning("%s: its last items have not ended yet", thread.name)
 
     def _cancel(self) -> None:
@@ -169,7 +173,7 @@ class MapScheduler(Generic[X, T]):
 
     def _read_ahead(self) -> None:
         while self._can_read():
-            started = time.monotonic()
+            started = self._clock()
             try:
                 index, value = next(self._source)
             except StopIteration:
@@ -180,7 +184,7 @@ class MapScheduler(Generic[X, T]):
                 with self._changed:
                     self._source_exhausted, self._source_error = True, error
                 return
-            self._last_read_seconds = time.monotonic() - started
+            self._last_read_seconds = self._clock() - started
             with self._changed:
                 if self._all_hosts_failed and not self._outstanding:
                     raise self._all_hosts_failed_error()
@@ -203,7 +207,7 @@ class MapScheduler(Generic[X, T]):
 
     def _run_batch(self, items: Sequence[_MapItem[X]], runtime: Runtime, cancel_token: CancelToken) -> bool:
         """Work on items with one host; return whether the host can take more."""
-        started = time.monotonic()
+        started = self._clock()
         try:
             context = core_of(runtime).context(cancel_token)
             outcomes = _invoke.call_each(context, self._function, [item.value for item in items], _BATCH_SECONDS)
@@ -216,7 +220,7 @@ class MapScheduler(Generic[X, T]):
             self._retry_alone(items, error)
         else:
             self._deliver(items, outcomes)
-            self._adjust_batch_size(len(items), len(outcomes), time.monotonic() - started)
+            self._adjust_batch_size(len(items), len(outcomes), self._clock() - started)
         return True
 
     def _recover_host(self, runtime: Runtime, error: Exception) -> bool:

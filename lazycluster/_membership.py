@@ -56,7 +56,7 @@ def connect_hosts(
     if duplicates:
         raise ValueError(f"hosts contains duplicates: {', '.join(duplicates)}")
     cancel_group = CancelGroup()
-    _raise_open_file_limit(len(names))
+    raise_open_file_limit(len(names))
     work = {host: functools.partial(_connect_runtime, host, working_dir, options, cancel_group) for host in names}
     with count_bar("connecting", len(work), "hosts", shown=progress) as advance:
         return gather(
@@ -220,7 +220,7 @@ def _check_members(hosts: Iterable[str], runtimes: Mapping[str, Runtime]) -> Non
         raise ValueError(f"unknown host {', '.join(map(repr, unknown))} (group: {', '.join(runtimes) or 'no hosts'})")
 
 
-def _raise_open_file_limit(host_count: int) -> None:
+def raise_open_file_limit(host_count: int) -> None:
     """Raise the limit of open files to the need of the hosts, as far as the system allows (setrlimit(2))."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OTHER_OPEN_FILES + _OPEN_FILES_PER_HOST * host_count

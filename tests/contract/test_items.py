@@ -1,130 +1,121 @@
-"""A function called with one item after another, in one process on the host."""
+"""A function called with one item after another on a host, which `RuntimeGroup.map()` does."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from typing import NoReturn
+from collections.abc import Iterator
 
 import pytest
 
-from lazycluster import CommandStoppedError, FunctionNotSerializableError, RemoteFunctionError, RemoteTraceback
-from lazycluster._invoke import call_each
-from lazycluster._runtime_core import core_of
-from lazycluster._transports.host_context import HostContext
-from lazycluster._waiting import CancelToken
-from lazycluster.results import Error, Value
+from lazycluster import FunctionNotSerializableError, RemoteFunctionError, RemoteTraceback, Runtime, RuntimeGroup
+from lazycluster.results import Error
 from tests.contract.conftest import TransportCase
-from tests.waiting import wait_until
-
-LONG = 60.0
-
-
-def new_context(case: TransportCase, cancel_token: CancelToken | None = None) -> HostContext:
-    return core_of(case.runtime()).context(cancel_token)
+from tests.keyboard_interrupt import library_thread_names
+from tests.waiting import assert_eventually
 
 
-def test_values_in_order(case: TransportCase) -> None:
+@pytest.fixture
+def group(runtime: Runtime) -> Iterator[RuntimeGroup]:
+    """Return a group of the shared runtime, which it does not close."""
+    group = RuntimeGroup([runtime])
+    yield group
+    group.remove_runtime(runtime.host)
+
+
+def test_map_values_keep_order(group: RuntimeGroup) -> None:
     items = [0, 1.5, "text", b"bytes", None, [1, {"a": (2, 3)}], {4}]
-    assert call_each(new_context(case), lambda item: [item], items, LONG) == [Value([item]) for item in items]
+    assert list(group.map(lambda item: [item], items)) == [[item] for item in items]
 
 
-def test_the_process_is_one(case: TransportCase) -> None:
-    outcomes = call_each(new_context(case), lambda _: os.getpid(), range(5), LONG)
-    assert len({outcome.unwrap() for outcome in outcomes}) == 1
-
-
-def test_errors_stand_where_they_happened(case: TransportCase) -> None:
-    runtime = case.runtime()
-
+def test_map_function_raises_keeps_other_values(group: RuntimeGroup) -> None:
     def inverse(number: int) -> float:
         return 1 / number
 
-    first, second, third = call_each(core_of(runtime).context(), inverse, [1, 0, 2], LONG)
-    assert (first, third) == (Value(1.0), Value(0.5))
+    first, second, third = group.map(inverse, [1, 0, 2], on_error="collect")
+    assert (first, third) == (1.0, 0.5)
     assert isinstance(second, Error)
     assert isinstance(second.error, ZeroDivisionError)
     assert isinstance(second.error.__cause__, RemoteTraceback)
     assert "in inverse" in second.error.__cause__.text
-    assert "call.py" not in second.error.__cause__.text
+    assert "call_program" not in second.error.__cause__.text
 
 
-def test_a_result_that_cannot_be_sent_back_is_one_of_many(case: TransportCase) -> None:
+def test_map_unpicklable_result_keeps_other_values(group: RuntimeGroup) -> None:
     def lock_or_item(item: int) -> object:
         return threading.Lock() if item == 1 else item
 
-    first, second, third = call_each(new_context(case), lock_or_item, [0, 1, 2], LONG)
-    assert (first, third) == (Value(0), Value(2))
+    first, second, third = group.map(lock_or_item, [0, 1, 2], on_error="collect")
+    assert (first, third) == (0, 2)
     assert isinstance(second, Error)
     assert isinstance(second.error, RemoteFunctionError)
-    assert "its result cannot be sent back" in str(second.error)
 
 
-def test_sys_exit_ends_no_other_item(case: TransportCase) -> None:
+def test_map_sys_exit_keeps_other_values(group: RuntimeGroup) -> None:
     def leave(item: int) -> int:
         if item == 0:
             raise SystemExit(3)
         return item
 
-    first, second = call_each(new_context(case), leave, [0, 1], LONG)
+    first, second = group.map(leave, [0, 1], on_error="collect")
     assert isinstance(first, Error)
-    assert second == Value(1)
+    assert second == 1
 
 
-def test_the_time_is_up(case: TransportCase) -> None:
-    def slow(item: int) -> int:
-        time.sleep(0.2)
+def test_map_unpicklable_item_keeps_other_values(group: RuntimeGroup) -> None:
+    first, second, third = group.map(str, [1, threading.Lock(), 3], on_error="collect")
+    assert (first, third) == ("1", "3")
+    assert isinstance(second, Error)
+    assert isinstance(second.error, FunctionNotSerializableError)
+
+
+def test_map_process_dies_fails_only_its_item(case: TransportCase, group: RuntimeGroup) -> None:
+    if case.fake is not None:
+        pytest.skip("functions of the fake run in this process")
+
+    def die_at_2(item: int) -> int:
+        if item == 2:
+            os._exit(3)
         return item
 
-    context = new_context(case)
-    assert call_each(context, slow, range(100), 0.0) == [Value(0)]
-    assert len(call_each(context, slow, range(100), 0.3)) == 2
+    found = list(group.map(die_at_2, range(5), on_error="collect"))
+    died = found.pop(2)
+    assert isinstance(died, Error)
+    assert isinstance(died.error, RemoteFunctionError)
+    assert found == [0, 1, 3, 4]
 
 
-def test_an_item_that_cannot_be_sent(case: TransportCase) -> None:
-    with pytest.raises(FunctionNotSerializableError):
-        call_each(new_context(case), str, [threading.Lock()], LONG)
-
-
-def test_a_process_that_dies(case: TransportCase) -> None:
+def test_map_forked_process_ends_keeps_values(case: TransportCase, group: RuntimeGroup) -> None:
+    """The fork must not return from the function, too, as a second process that answers."""
     if case.fake is not None:
         pytest.skip("functions of the fake run in this process")
 
-    def die(item: int) -> NoReturn:
-        os._exit(item)
-
-    with pytest.raises(RemoteFunctionError, match="3"):
-        call_each(new_context(case), die, [3], LONG)
-
-
-def test_a_fork_that_comes_back(case: TransportCase) -> None:
-    if case.fake is not None:
-        pytest.skip("functions of the fake run in this process")
-
-    def forking(item: int) -> int:
+    def fork(item: int) -> int:
         child = os.fork()
         if child:
             os.waitpid(child, 0)
         return item
 
-    assert call_each(new_context(case), forking, [1, 2, 3], LONG) == [Value(1), Value(2), Value(3)]
+    assert list(group.map(fork, [1, 2, 3])) == [1, 2, 3]
 
 
-def test_a_stop(case: TransportCase) -> None:
-    cancel_token = CancelToken()
-    context = new_context(case, cancel_token)
-    errors: list[BaseException] = []
+def test_map_close_ends_running_item(
+    case: TransportCase, runtime: Runtime, group: RuntimeGroup, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = case.local_path(runtime.working_dir)
 
-    def work() -> None:
-        try:
-            call_each(context, time.sleep, [0.01, LONG], LONG)
-        except CommandStoppedError as error:
-            errors.append(error)
+    def wait(item: int) -> None:
+        while item and not (directory / "over").exists():
+            (directory / "started").touch()
+            time.sleep(0.01)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    cancel_token.cancel()
-    assert wait_until(lambda: not thread.is_alive(), timeout=10)
-    cancel_token.close()
-    assert len(errors) == 1
+    mapped = group.map(wait, [0, 1])
+    assert next(mapped) is None
+    assert_eventually((directory / "started").exists, "the second item runs")
+
+    mapped.close()
+
+    assert library_thread_names("lazycluster-map") == []
+    assert caplog.messages == []
+    (directory / "over").touch()

@@ -1,4 +1,4 @@
-"""Groups of real hosts, each an sshd of its own: one of them fails in every way, and the others do well."""
+"""Groups of real hosts, each with its own sshd: one host fails in every way, and the others continue."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lazycluster import (
     TaskExecutionError,
     UnknownHostError,
 )
-from lazycluster.results import CommandResult, Error
+from lazycluster.results import CommandResult
 from lazycluster.testing import LocalSshd, Relay, write_config
 from tests.client_programs import count_connections, count_log_ins, find_host_pids
 from tests.keyboard_interrupt import interrupt
@@ -48,7 +48,7 @@ DEFAULT = {"MaxStartups": "10:30:100"}
 
 
 class Hosts:
-    """Three hosts, and the configuration that leads to them."""
+    """Three hosts and their ssh configuration."""
 
     def __init__(self, servers: list[LocalSshd], config: Path) -> None:
         self.servers = servers
@@ -61,7 +61,7 @@ class Hosts:
         return RuntimeGroup(hosts=hosts or HOSTS, **given)  # type: ignore[arg-type]
 
     def lose(self, group: RuntimeGroup, host: str, *, for_good: bool) -> None:
-        """End a host's connections with all that runs there, as the end of the machine would; or switch it off, too."""
+        """End a host's connections with all that runs there, as a crash would; with `for_good` stop its sshd, too."""
         server = self.servers[HOSTS.index(host)]
         self.lost.append(group.get_runtime(host).working_dir)
         if for_good:
@@ -80,19 +80,19 @@ def hosts(make_sshd: MakeSshd, tmp_path: Path) -> Hosts:
 
 @pytest.fixture
 def group(hosts: Hosts) -> Iterator[RuntimeGroup]:
-    with assert_no_leaks(hosts.servers[0]), switched_on(hosts), hosts.group() as group:
+    with assert_no_leaks(hosts.servers[0]), remove_files_of_lost_hosts(hosts), hosts.group() as group:
         yield group
 
 
 @contextmanager
-def switched_on(hosts: Hosts) -> Iterator[None]:
-    """Remove the files of hosts that were lost, which a machine would have when it is switched on again."""
+def remove_files_of_lost_hosts(hosts: Hosts) -> Iterator[None]:
+    """Remove the files of lost hosts, as a restart of the machines would."""
     yield
     for path in hosts.lost:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def at(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
+def act_when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
     """Do something in another thread as soon as a condition holds."""
 
     def wait() -> None:
@@ -107,15 +107,15 @@ def at(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Th
 # One host dies -------------------------------------------------------------------------------------------------------
 
 
-def test_tasks_go_to_the_others_until_a_host_is_connected_anew(hosts: Hosts, group: RuntimeGroup) -> None:
-    """Its working directory went with its link, so that every task fails there at once, and it is never busy."""
+def test_execute_task_lost_host_gets_no_tasks(hosts: Hosts, group: RuntimeGroup) -> None:
+    """Its working directory is gone, so every task fails there at once, and the host is never busy."""
     group.execute_task(RuntimeTask().run_command("true"), host="web1").join()
     hosts.lose(group, "web1", for_good=False)
     with pytest.raises(TaskExecutionError):
         group.execute_task(RuntimeTask().run_command("true"), host="web1").join()
     for _ in range(6):
         group.execute_task(RuntimeTask().run_command("true")).join()
-    assert len(group.get_runtime("web1").task_processes) == 2, "those above"
+    assert len(group.get_runtime("web1").task_processes) == 2
 
     group.remove_runtime("web1").cleanup()
     group.add_runtime("web1")
@@ -124,38 +124,49 @@ def test_tasks_go_to_the_others_until_a_host_is_connected_anew(hosts: Hosts, gro
 
 
 @pytest.mark.parametrize("for_good", [False, True])
-def test_a_host_dies_during_a_command(hosts: Hosts, group: RuntimeGroup, for_good: bool) -> None:
+def test_run_host_dies_keeps_other_results(hosts: Hosts, group: RuntimeGroup, for_good: bool) -> None:
     mark = unique_sleep_seconds()
     sleep = f'if [ -e stay ]; then sleep {mark}; fi; echo "well, $PWD"'
     group.get_runtime("web2").run("touch stay")
-    thread = at(lambda: bool(hosts.running(1, f"sleep {mark}")), lambda: hosts.lose(group, "web2", for_good=for_good))
+    thread = act_when(
+        lambda: bool(hosts.running(1, f"sleep {mark}")), lambda: hosts.lose(group, "web2", for_good=for_good)
+    )
     with pytest.raises(HostsFailedError) as caught:
         group.run(sleep)
     thread.join()
     assert [host for host, _ in caught.value.errors] == ["web2"]
     assert isinstance(caught.value.exceptions[0], ConnectionLostError)
-    assert "failed on 1 of 3 hosts:\n  web2: connection lost during" in str(caught.value)
     results = list(caught.value.values.values())
     assert [isinstance(result, CommandResult) and result.stdout[:5] for result in results] == ["well,", "well,"]
     found = group.run("true", on_error="collect")
     assert [isinstance(found[host], CommandResult) for host in ("web1", "web3")] == [True, True]
 
 
-def test_a_host_dies_during_a_map(hosts: Hosts, group: RuntimeGroup) -> None:
+def test_map_host_dies_moves_items(hosts: Hosts, group: RuntimeGroup) -> None:
     def work(item: int) -> tuple[int, str]:
         time.sleep(0.001)
         return item, os.environ["SSH_CONNECTION"].split()[3]
 
-    mapped = group.map(work, range(3000))
-    found = [next(mapped) for _ in range(300)]
+    mapped = group.map(work, itertools.count())
+    found = [next(mapped)]
+    lost_port = f"{hosts.servers[1].port}"
+
+    def all_hosts_work() -> bool:
+        found.extend(next(mapped) for _ in range(10))
+        return len({port for _, port in found}) == len(HOSTS)
+
+    def other_hosts_work() -> bool:
+        found.extend(next(mapped) for _ in range(10))
+        return {port for _, port in found[-300:]} == {f"{server.port}" for server in hosts.servers} - {lost_port}
+
+    assert_eventually(all_hosts_work, "each host works on items", timeout=30)
     hosts.lose(group, "web2", for_good=True)
-    found += list(mapped)
-    assert [item for item, _ in found] == list(range(3000))
-    assert len({port for _, port in found[:300]}) == 3
-    assert len({port for _, port in found[1500:]}) == 2
+    assert_eventually(other_hosts_work, "the other hosts share the items", timeout=30)
+    assert [item for item, _ in found] == list(range(len(found)))
+    mapped.close()
 
 
-def test_a_host_whose_connections_are_cut_during_a_map_goes_on(hosts: Hosts, tmp_path: Path) -> None:
+def test_map_cut_connections_host_rejoins(hosts: Hosts, tmp_path: Path) -> None:
     def work(item: int) -> tuple[int, str]:
         time.sleep(0.001)
         return item, os.environ["SSH_CONNECTION"].split()[3]
@@ -164,55 +175,46 @@ def test_a_host_whose_connections_are_cut_during_a_map_goes_on(hosts: Hosts, tmp
         mapped = group.map(work, itertools.count())
         found = [next(mapped) for _ in range(300)]
         hosts.servers[1].kill_connections()
-        again = f"{hosts.servers[1].port}"
+        cut_port = f"{hosts.servers[1].port}"
         found += [next(mapped) for _ in range(1000)]
-        late = time.monotonic() + 20
-        while not any(port == again for _, port in found[-50:]) and time.monotonic() < late:
-            found.append(next(mapped))
-        assert any(port == again for _, port in found[-50:])
+
+        def has_rejoined() -> bool:
+            found.extend(next(mapped) for _ in range(10))
+            return any(port == cut_port for _, port in found[-50:])
+
+        assert_eventually(has_rejoined, "the host works on items again", timeout=30)
         assert [item for item, _ in found] == list(range(len(found)))
         mapped.close()
 
 
-def test_all_hosts_die_during_a_map(hosts: Hosts, group: RuntimeGroup) -> None:
+def test_map_all_hosts_die_raises(hosts: Hosts, group: RuntimeGroup) -> None:
     mapped = group.map(abs, itertools.count(), retries=5)
     assert [next(mapped) for _ in range(100)] == list(range(100))
     for host in HOSTS:
         hosts.lose(group, host, for_good=True)
-    with pytest.raises(HostsFailedError, match="failed on 3 of 3 hosts:\n  web1: ") as caught:
+    with pytest.raises(HostsFailedError) as caught:
         list(mapped)
     assert [host for host, _ in caught.value.errors] == HOSTS
 
 
-def test_items_that_end_their_process(group: RuntimeGroup) -> None:
-    def work(item: int) -> int:
-        if item == 70:
-            os._exit(3)
-        return item
-
-    found = list(group.map(work, range(200), on_error="collect"))
-    assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [70]
-    assert [outcome for outcome in found if not isinstance(outcome, Error)] == [*range(70), *range(71, 200)]
-
-
-def test_a_host_dies_while_a_file_is_sent(hosts: Hosts, group: RuntimeGroup, tmp_path: Path) -> None:
+def test_send_file_host_dies_fails_only_there(hosts: Hosts, group: RuntimeGroup, tmp_path: Path) -> None:
     size = 1 << 28
     with (tmp_path / "big").open("wb") as file:
         file.truncate(size)
     place = Path(group.get_runtime("web2").working_dir)
-    thread = at(lambda: any(place.iterdir()), lambda: hosts.lose(group, "web2", for_good=True))
+    thread = act_when(lambda: any(place.iterdir()), lambda: hosts.lose(group, "web2", for_good=True))
     tasks = group.send_file(tmp_path / "big")
-    with pytest.raises(HostsFailedError, match="a task failed on 1 of 3 hosts:\n  web2: task 'send ") as caught:
+    with pytest.raises(HostsFailedError) as caught:
         group.join()
     thread.join()
-    assert isinstance(caught.value.exceptions[0], TaskExecutionError)
+    assert [(host, type(error)) for host, error in caught.value.errors] == [("web2", TaskExecutionError)]
     assert list(tasks) == HOSTS
     for host in ("web1", "web3"):
         assert (Path(group.get_runtime(host).working_dir) / "big").stat().st_size == size
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_a_host_dies_while_it_is_connected_to(hosts: Hosts, tmp_path: Path, on_error: str) -> None:
+def test_group_host_dies_while_connecting(hosts: Hosts, tmp_path: Path, on_error: str) -> None:
     with assert_no_leaks(hosts.servers[0]), Relay(hosts.servers[1].port, delay=0.1) as relay:
         config = write_config(
             tmp_path / "relayed",
@@ -225,7 +227,7 @@ def test_a_host_dies_while_it_is_connected_to(hosts: Hosts, tmp_path: Path, on_e
             hosts.servers[1].stop()
             relay.drop()
 
-        thread = at(lambda: count_connections(hosts.servers[1]) > 0, vanish)
+        thread = act_when(lambda: count_connections(hosts.servers[1]) > 0, vanish)
         with ExitStack() as stack:
             if on_error == "skip":
                 group = stack.enter_context(hosts.group(config_file=config, on_error=on_error, connect_timeout=3.0))
@@ -233,7 +235,7 @@ def test_a_host_dies_while_it_is_connected_to(hosts: Hosts, tmp_path: Path, on_e
                 [(host, error)] = group.failed_hosts.items()
                 assert all(result.ok for result in group.run("true").values())
             else:
-                with pytest.raises(HostsFailedError, match="connecting failed on 1 of 3 hosts:\n  web2 ") as caught:
+                with pytest.raises(HostsFailedError) as caught:
                     hosts.group(config_file=config, connect_timeout=3.0)
                 [(host, error)] = caught.value.errors
             assert host == "web2"
@@ -241,7 +243,7 @@ def test_a_host_dies_while_it_is_connected_to(hosts: Hosts, tmp_path: Path, on_e
         thread.join()
 
 
-def test_a_host_that_was_lost_can_be_replaced(hosts: Hosts, group: RuntimeGroup) -> None:
+def test_group_lost_host_can_be_added_again(hosts: Hosts, group: RuntimeGroup) -> None:
     hosts.lose(group, "web2", for_good=False)
     group.remove_runtime("web2").cleanup()
     group.add_runtime("web2")
@@ -252,7 +254,7 @@ def test_a_host_that_was_lost_can_be_replaced(hosts: Hosts, group: RuntimeGroup)
 # Hosts that cannot be reached ----------------------------------------------------------------------------------------
 
 
-def test_why_each_of_them_cannot_be_used(hosts: Hosts, tmp_path: Path) -> None:
+def test_group_unusable_hosts_name_their_causes(hosts: Hosts, tmp_path: Path) -> None:
     good, other, _ = hosts.servers
     options = f"    UserKnownHostsFile {tmp_path}/known\n    StrictHostKeyChecking yes\n    IdentitiesOnly yes\n"
     (tmp_path / "known").write_text(
@@ -282,27 +284,23 @@ def test_why_each_of_them_cannot_be_used(hosts: Hosts, tmp_path: Path) -> None:
             assert all(result.ok for result in group.run("true").values())
         with pytest.raises(HostsFailedError) as caught:
             hosts.group(names, config_file=config, connect_timeout=3.0)
-        assert [line.split()[0] for line in str(caught.value).splitlines() if line[2:3] != " "] == [
-            "connecting",
-            *dead,
-            "strange",
-        ]
+        assert [host for host, _ in caught.value.errors] == [*dead, "strange"]
 
 
 # Many log-ins at once ------------------------------------------------------------------------------------------------
 
 
-def aliases(server: LocalSshd, prefix: str, count: int, extra: str = "") -> tuple[list[str], str]:
-    """Return so many names for a host, and their sections of a configuration."""
+def make_aliases(server: LocalSshd, prefix: str, count: int, extra: str = "") -> tuple[list[str], str]:
+    """Return `count` names for a host, and their sections of a configuration."""
     names = [f"{prefix}{number}" for number in range(count)]
     return names, "\n".join(server.config(name=name) + extra for name in names)
 
 
 @pytest.mark.parametrize("limit", ["10:30:100", pytest.param("3:100:3", marks=pytest.mark.soak)])
-def test_a_jump_host_takes_all_of_them(make_sshd: MakeSshd, tmp_path: Path, limit: str) -> None:
-    """sshd refuses some of more than ten log-ins at once, or all but three; those are tried again."""
-    jump, behind = (make_sshd(name=name, options={"MaxStartups": limit}) for name in ("jump", "behind"))
-    names, text = aliases(behind, "behind", 20, "    ProxyJump jump\n")
+def test_group_many_log_ins_through_jump_host(make_sshd: MakeSshd, tmp_path: Path, limit: str) -> None:
+    """sshd refuses some of more than ten log-ins at once, or all but three; the library tries them again."""
+    jump, inner = (make_sshd(name=name, options={"MaxStartups": limit}) for name in ("jump", "inner"))
+    names, text = make_aliases(inner, "inner", 20, "    ProxyJump jump\n")
     config = write_config(tmp_path / "jump", jump, text)
     with assert_no_leaks(jump):
         with RuntimeGroup(hosts=names, config_file=config, connect_timeout=60.0) as group:
@@ -313,10 +311,10 @@ def test_a_jump_host_takes_all_of_them(make_sshd: MakeSshd, tmp_path: Path, limi
         assert "drop connection" in jump.log
 
 
-def test_the_usual_limit_of_log_ins_fails_nobody(hosts: Hosts, tmp_path: Path) -> None:
-    every = [aliases(server, f"{server.host}-", 12) for server in hosts.servers]
-    names = [name for of_server, _ in every for name in of_server]
-    config = write_config(tmp_path / "many", *(text for _, text in every))
+def test_group_many_log_ins_default_max_startups(hosts: Hosts, tmp_path: Path) -> None:
+    aliases = [make_aliases(server, f"{server.host}-", 12) for server in hosts.servers]
+    names = [name for names_of_server, _ in aliases for name in names_of_server]
+    config = write_config(tmp_path / "many", *(text for _, text in aliases))
     with assert_no_leaks(hosts.servers[0]):
         with hosts.group(names, config_file=config, max_connections=36, connect_timeout=60.0) as group:
             assert group.hosts == names
@@ -335,7 +333,7 @@ def test_the_usual_limit_of_log_ins_fails_nobody(hosts: Hosts, tmp_path: Path) -
 # The user's own ------------------------------------------------------------------------------------------------------
 
 
-def test_a_master_of_the_users_own_is_left_alone(hosts: Hosts, tmp_path: Path) -> None:
+def test_group_leaves_control_master_of_user_alone(hosts: Hosts, tmp_path: Path) -> None:
     socket_path = f"{os.environ['TMPDIR']}/u"
     config = write_config(
         tmp_path / "own",
@@ -359,7 +357,7 @@ def test_a_master_of_the_users_own_is_left_alone(hosts: Hosts, tmp_path: Path) -
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, resident: bool) -> None:
+def test_group_ctrl_c_ends_remote_processes(hosts: Hosts, resident: bool) -> None:
     mark = unique_sleep_seconds()
     command = f"sleep {mark}"
     task = RuntimeTask().run_command(command)
@@ -367,46 +365,40 @@ def test_ctrl_c_ends_what_is_under_way_on_the_hosts(hosts: Hosts, resident: bool
     def wait(_item: int = 0) -> None:
         subprocess.run(("sleep", mark), check=False)
 
-    def ends(work: Callable[[], object], *busy: int) -> None:
+    def assert_interrupt_ends(work: Callable[[], object], *busy: int) -> None:
         interrupt(work, lambda: all(hosts.running(number, command) for number in busy))
-        ended = time.monotonic()
-        assert_eventually(lambda: not any(hosts.running(number, command) for number in busy), "it is ended")
-        assert time.monotonic() - ended < 4, "when the caller goes on it is over, and nobody waits for a grace of 5 s"
+        assert_eventually(
+            lambda: not any(hosts.running(number, command) for number in busy), "it ends before the grace period"
+        )
 
-    with assert_no_leaks(hosts.servers[0]), hosts.group(resident=resident) as group:
-        ends(lambda: group.run(command), 0, 1, 2)
-        ends(lambda: group.call(wait), 0, 1, 2)
-        ends(lambda: list(group.map(wait, itertools.count())), 0, 1, 2)
-        ends(lambda: group.execute_task(task, host="web1", execute_async=False), 0)
-        ends(lambda: group.execute_task(task, broadcast=True, execute_async=False), 0, 1, 2)
+    with assert_no_leaks(hosts.servers[0]), hosts.group(resident=resident, grace=60.0) as group:
+        assert_interrupt_ends(lambda: group.run(command), 0, 1, 2)
+        assert_interrupt_ends(lambda: group.call(wait), 0, 1, 2)
+        assert_interrupt_ends(lambda: list(group.map(wait, itertools.count())), 0, 1, 2)
+        assert_interrupt_ends(lambda: group.execute_task(task, host="web1", execute_async=False), 0)
+        assert_interrupt_ends(lambda: group.execute_task(task, broadcast=True, execute_async=False), 0, 1, 2)
         assert all(result.ok for result in group.run("true").values())
 
 
 @pytest.mark.parametrize("password", [None, "secret"])
-def test_ctrl_c_while_it_connects(hosts: Hosts, tmp_path: Path, password: str | None) -> None:
+def test_group_ctrl_c_while_connecting_ends_ssh(hosts: Hosts, tmp_path: Path, password: str | None) -> None:
     with assert_no_leaks(hosts.servers[0]), socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         sections = [f"Host silent{number}\n    HostName 127.0.0.1\n    Port {port}\n" for number in range(5)]
         config = write_config(tmp_path / "silent", *hosts.servers, *sections)
         names = [*HOSTS, *(f"silent{number}" for number in range(5)), "never"]
-        begun = time.monotonic()
         interrupt(
-            lambda: hosts.group(names, config_file=config, connect_timeout=60.0, max_connections=8, password=password),
-            lambda: all(count_log_ins(server) for server in hosts.servers) and len(ssh_of(config)) >= 5,
+            lambda: hosts.group(names, config_file=config, connect_timeout=600.0, max_connections=8, password=password),
+            lambda: all(count_log_ins(server) for server in hosts.servers) and len(find_local_pids(str(config))) >= 5,
         )
-        assert time.monotonic() - begun < 30, "half of a time-out"
-        assert not ssh_of(config)
-
-
-def ssh_of(config: Path) -> list[int]:
-    return find_local_pids(str(config))
+        assert find_local_pids(str(config)) == []
 
 
 # Ports ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_service_here_for_every_host(hosts: Hosts, group: RuntimeGroup) -> None:
-    """All hosts are on this machine, so that each needs a port of its own: one of them gets it."""
+def test_expose_port_to_runtimes_reaches_local_service(hosts: Hosts, group: RuntimeGroup) -> None:
+    """All hosts are on this machine, so only one of them can have the port."""
     with EchoServer() as service:
         port = reserve_free_port()
         [key] = group.expose_port_to_runtimes(service.port, port, exclude_hosts=["web2", "web3"])
@@ -418,13 +410,13 @@ def test_a_service_here_for_every_host(hosts: Hosts, group: RuntimeGroup) -> Non
         assert group.has_free_port(port)
 
 
-def test_nothing_is_left_where_one_host_cannot(hosts: Hosts, group: RuntimeGroup) -> None:
+def test_expose_port_to_runtimes_failure_closes_tunnels(hosts: Hosts, group: RuntimeGroup) -> None:
     with EchoServer() as service:
         port = reserve_free_port()
         with pytest.raises(HostsFailedError) as caught:
             group.expose_port_to_runtimes(service.port, port)
-        assert len(caught.value.errors) == 2, "the three are one machine, and one of them was the first"
-        # A host that finds the port free, and is not the first to take it, is refused by its sshd.
+        assert len(caught.value.errors) == 2, "the three are one machine, and the first one got the port"
+        # sshd refuses a port that another host took after this one found it free.
         assert all(isinstance(error, PortInUseError | ForwardingRefusedError) for error in caught.value.exceptions)
         assert listening_addresses(port) == []
         assert all(runtime.alive_process_count == 0 for runtime in group.runtimes)
@@ -433,31 +425,35 @@ def test_nothing_is_left_where_one_host_cannot(hosts: Hosts, group: RuntimeGroup
         )
 
 
-def test_a_service_of_one_host_for_another(hosts: Hosts, group: RuntimeGroup) -> None:
+def test_expose_port_from_runtime_to_group_reaches_service(hosts: Hosts, group: RuntimeGroup) -> None:
     group.remove_runtime("web3").cleanup()
     with EchoServer() as service:
-        here, there = reserve_free_port(), reserve_free_port()
-        keys = group.expose_port_from_runtime_to_group("web1", service.port, here, there)
-        assert keys == [f"from-runtime-{here}-0@web1", f"to-runtime-{there}-0@web2"]
-        assert is_echoing(there, b"x" * 100_000), "from one host, by way of this machine, to the other"
-        assert is_echoing(here)
+        local_port, host_port = reserve_free_port(), reserve_free_port()
+        keys = group.expose_port_from_runtime_to_group("web1", service.port, local_port, host_port)
+        assert keys == [f"from-runtime-{local_port}-0@web1", f"to-runtime-{host_port}-0@web2"]
+        assert is_echoing(host_port, b"x" * 100_000), "data reaches the other host through the local machine"
+        assert is_echoing(local_port)
         for key in keys:
             group.stop_process(key)
         assert_eventually(
-            lambda: not listening_addresses(here) + listening_addresses(there), "the ports are free again"
+            lambda: not listening_addresses(local_port) + listening_addresses(host_port), "the ports are free again"
         )
 
         taken = reserve_free_port()
         with socket.create_server(("127.0.0.1", taken)):
-            with pytest.raises(HostsFailedError, match=f"web2: port {taken} is in use"):
-                group.expose_port_from_runtime_to_group("web1", service.port, here, taken)
-            assert listening_addresses(here) == []
-            with pytest.raises(PortInUseError, match=f"localhost: port {taken} is in use"):
+            with pytest.raises(HostsFailedError) as caught:
+                group.expose_port_from_runtime_to_group("web1", service.port, local_port, taken)
+            [(host, error)] = caught.value.errors
+            assert isinstance(error, PortInUseError)
+            assert (host, error.host, error.port) == ("web2", "web2", taken)
+            assert listening_addresses(local_port) == []
+            with pytest.raises(PortInUseError) as local_error:
                 group.expose_port_from_runtime_to_group("web1", service.port, taken)
+            assert (local_error.value.host, local_error.value.port) == ("localhost", taken)
         assert [runtime.alive_process_count for runtime in group.runtimes] == [0, 0]
 
 
-def test_many_tunnels_to_one_host_are_one_process(hosts: Hosts, group: RuntimeGroup) -> None:
+def test_group_tunnels_to_one_host_share_a_process(hosts: Hosts, group: RuntimeGroup) -> None:
     before = count_connections(hosts.servers[0])
     with EchoServer() as service:
         for _ in range(5):
@@ -470,13 +466,11 @@ def test_many_tunnels_to_one_host_are_one_process(hosts: Hosts, group: RuntimeGr
 # The end -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_group_that_ends_with_a_dead_host(hosts: Hosts) -> None:
-    with assert_no_leaks(hosts.servers[0]), switched_on(hosts):
+def test_group_cleanup_dead_host_ends_other_connections(hosts: Hosts) -> None:
+    with assert_no_leaks(hosts.servers[0]), remove_files_of_lost_hosts(hosts):
         group = hosts.group()
         group.run(f"nohup sleep {unique_sleep_seconds()} >/dev/null 2>&1 &")
         hosts.lose(group, "web2", for_good=True)
-        begun = time.monotonic()
         group.cleanup()
-        assert time.monotonic() - begun < 30
         living = hosts.servers[::2]
-        assert_eventually(lambda: not any(server.connections() for server in living), "the others are left")
+        assert_eventually(lambda: not any(server.connections() for server in living), "the others have logged out")

@@ -1,4 +1,4 @@
-"""`lazycluster explain`: the file that it executes, what it prints, and what a user gets to hear."""
+"""`lazycluster explain`: the file that it executes, its output, and its errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lazycluster._functions.outcome import read_outcome
 TASKS = """\
 import os, sys
 from lazycluster import RuntimeTask
-from beside import NUMBER
+from number import NUMBER
 
 def double(number):
     print("doubling", number)
@@ -29,30 +29,30 @@ again = second
 assert sys.argv == [__file__], sys.argv
 
 if __name__ == "__main__":
-    raise AssertionError("this is not to run")
+    raise AssertionError("explain must not run this")
 """
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo what a command of its own process may do: as `python TASK.py` would, it sets sys.argv and sys.path."""
+def _restore_sys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore what the command changes in its process, as `python TASK.py` would: sys.argv and sys.path."""
     monkeypatch.setattr(sys, "argv", [*sys.argv])
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    (tmp_path / "beside.py").write_text("NUMBER = 21\n")
-    return written(tmp_path, TASKS)
+    (tmp_path / "number.py").write_text("NUMBER = 21\n")
+    return write_tasks(tmp_path, TASKS)
 
 
-def written(directory: Path, text: str) -> Path:
+def write_tasks(directory: Path, text: str) -> Path:
     path = directory / "tasks.py"
     path.write_text(text)
     return path
 
 
-def test_all_tasks_of_a_file_in_order_of_definition(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_prints_tasks_in_order_of_definition(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tasks), "--host", "gpu-1"]) == 0
 
     out, err = capsys.readouterr()
@@ -66,18 +66,18 @@ def test_all_tasks_of_a_file_in_order_of_definition(tasks: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("name", ["second", "again", "the second one"])
-def test_one_task(tasks: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_explain_task_option_selects_one(tasks: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["explain", str(tasks), "--task", name]) == 0
     out = capsys.readouterr().out
     assert (out.count("# Task "), out.count("echo second")) == (1, 2)
 
 
-def test_a_task_that_is_not_there(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_unknown_task_lists_names(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tasks), "--task", "third"]) == 2
     assert "has no task 'third'; it has: the second one, first" in capsys.readouterr().err
 
 
-def test_json(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_json_has_lines_of_each_step(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tasks), "--host", "gpu-1", "--working-dir", "/w", "--json"]) == 0
 
     explained = json.loads(capsys.readouterr().out)
@@ -96,10 +96,12 @@ def test_json(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert explained["open"][-1]["lines"] == ["lc_ssh 'mkdir -p -- /w' </dev/null"]
 
 
-def test_payloads(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They run where nothing but Python is, and the line behind it reads the answer."""
+def test_explain_write_payloads_run_without_library(
+    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A payload needs Python only, and the line after it reads the outcome."""
     directory = tmp_path / "it's" / "payloads"
-    for _ in range(2):  # written again
+    for _ in range(2):  # the second time it replaces the files
         assert main(["explain", str(tasks), "--task", "first", "--write-payloads", str(directory)]) == 0
 
     (file,) = directory.iterdir()
@@ -108,49 +110,51 @@ def test_payloads(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f'<"{file}" >"{file.with_suffix(".answer")}"' in capsys.readouterr().out
     bare = (sys.executable, "-I", "-S", "-")
     with file.open("rb") as text:
-        done = subprocess.run(bare, stdin=text, capture_output=True, cwd=tmp_path, check=True)
-    assert done.stderr == b"doubling 21\n"
-    assert read_outcome(io.BytesIO(done.stdout), "gpu-1", "double").unwrap() == 42
+        ended = subprocess.run(bare, stdin=text, capture_output=True, cwd=tmp_path, check=True)
+    assert ended.stderr == b"doubling 21\n"
+    assert read_outcome(io.BytesIO(ended.stdout), "gpu-1", "double").unwrap() == 42
 
 
-def test_payloads_that_cannot_be_written(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_write_payloads_failure_exits_1(
+    tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["explain", str(tasks), "--write-payloads", str(tasks / "x")]) == 1
     assert "lazycluster: cannot write" in capsys.readouterr().err
 
 
-def test_a_function_that_cannot_be_pickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_unpicklable_function_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "import threading\nfrom lazycluster import RuntimeTask as T\nt = T().run_function(print, threading.Lock())\n"
-    arguments = ["explain", str(written(tmp_path, text)), "--write-payloads", str(tmp_path)]
+    arguments = ["explain", str(write_tasks(tmp_path, text)), "--write-payloads", str(tmp_path)]
     assert main(arguments) == 1
     assert capsys.readouterr().err.startswith("lazycluster: ")
 
 
-def test_the_working_directory_is_not_looked_at(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_empty_working_dir_exits_2(tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tasks), "--working-dir", ""]) == 2
     assert "--working-dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["-x", "a b", "ssh://x"])
-def test_a_host_that_cannot_be_right(tasks: Path, capsys: pytest.CaptureFixture[str], host: str) -> None:
+def test_explain_invalid_host_exits_2(tasks: Path, capsys: pytest.CaptureFixture[str], host: str) -> None:
     assert main(["explain", str(tasks), "--host", host]) == 2
     assert "--host" in capsys.readouterr().err
 
 
-def test_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_missing_file_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(tmp_path / "none.py")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_no_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(tmp_path, "x = 1\n")
+def test_explain_file_without_task_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_tasks(tmp_path, "x = 1\n")
     assert main(["explain", str(file)]) == 1
     out, err = capsys.readouterr()
     advice = "write one there, such as: task = RuntimeTask('name')"
     assert (out, err) == ("", f"lazycluster: {file}: there is no RuntimeTask at its top level; {advice}\n")
 
 
-def test_a_file_that_raises_shows_the_users_own_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(tmp_path, "def f():\n    return 1 / 0\n\nf()\n")
+def test_explain_file_raises_prints_traceback_of_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_tasks(tmp_path, "def f():\n    return 1 / 0\n\nf()\n")
     assert main(["explain", str(file)]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == ["Traceback (most recent call last):", f'  File "{file}", line 4, in <module>']
@@ -159,20 +163,20 @@ def test_a_file_that_raises_shows_the_users_own_traceback(tmp_path: Path, capsys
     assert not any("runpy" in line for line in lines)
 
 
-def test_a_file_that_is_no_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(tmp_path, "x = (\n")
+def test_explain_syntax_error_prints_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_tasks(tmp_path, "x = (\n")
     assert main(["explain", str(file)]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f'  File "{file}", line 1\n')
     assert "SyntaxError" in err
 
 
-def test_a_file_that_ends_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", str(written(tmp_path, "raise SystemExit(3)\n"))]) == 1
+def test_explain_file_that_exits_names_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(write_tasks(tmp_path, "raise SystemExit(3)\n"))]) == 1
     assert "it ended by itself, with exit status 3" in capsys.readouterr().err
 
 
-DIALLERS = {
+CONNECTING_CALLS = {
     "a runtime": "Runtime('gpu-1')",
     "a runtime without a supervisor": "Runtime('gpu-1', resident=False)",
     "a connection": "Connection('gpu-1').run('true')",
@@ -182,8 +186,8 @@ DIALLERS = {
 }
 
 
-@pytest.mark.parametrize("call", DIALLERS.values(), ids=DIALLERS.keys())
-def test_a_file_that_dials_is_told_so_and_does_not(
+@pytest.mark.parametrize("call", CONNECTING_CALLS.values(), ids=CONNECTING_CALLS.keys())
+def test_explain_file_that_connects_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: str
 ) -> None:
     for name in ("ssh", "scp"):
@@ -191,7 +195,7 @@ def test_a_file_that_dials_is_told_so_and_does_not(
         fake.write_text(f"#!/bin/sh\necho ran >>'{tmp_path}/ran'\nexit 255\n")
         fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    file = written(tmp_path, f"from lazycluster import Connection, Runtime\nr = {call}\n")
+    file = write_tasks(tmp_path, f"from lazycluster import Connection, Runtime\nr = {call}\n")
 
     assert main(["explain", str(file)]) == 1
 
@@ -203,7 +207,7 @@ def test_a_file_that_dials_is_told_so_and_does_not(
     assert "put what makes a Runtime or a Connection under `if __name__ == '__main__':`" in err
 
 
-def test_other_programs_may_be_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_file_may_start_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "import subprocess\nfrom lazycluster import RuntimeTask\nsubprocess.run(['true'])\nt = RuntimeTask()\n"
-    assert main(["explain", str(written(tmp_path, text))]) == 0
-    subprocess.run(("ssh", "-V"), stderr=subprocess.DEVNULL, check=True)  # and afterwards ssh, too
+    assert main(["explain", str(write_tasks(tmp_path, text))]) == 0
+    subprocess.run(("ssh", "-V"), stderr=subprocess.DEVNULL, check=True)  # and ssh, too, when explain has ended

@@ -1,4 +1,4 @@
-"""`lazycluster put` and `lazycluster get` on hosts that a test scripts."""
+"""`lazycluster put` and `lazycluster get` with fake hosts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def get(*arguments: str | Path) -> int:
 
 
 @pytest.mark.parametrize("target", ["/dev/null", "/dev/null/sub", "file", "file/sub/deep", "dangling"])
-def test_a_target_that_cannot_be_a_directory(
+def test_get_target_not_a_directory_exits_2(
     target: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -30,28 +30,28 @@ def test_a_target_that_cannot_be_a_directory(
     Path("file").touch()
     Path("dangling").symlink_to("nowhere")
     assert get("x", target) == 2
-    said = capsys.readouterr().err
-    assert "is not a directory" in said or "is a file" in said
+    error = capsys.readouterr().err
+    assert "is not a directory" in error or "is a file" in error
     assert fake_host.calls == []
 
 
-def test_where_a_hosts_directory_cannot_be_made(
+def test_get_host_directory_is_a_file_fails_there(
     tmp_path: Path, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a").touch()
     fake_host.path("x").write_text("content")
     assert get("x", tmp_path) == 1
     out, err = capsys.readouterr()
-    assert f"cannot fetch 'x' to '{tmp_path / 'a'}': File exists\n" in err
+    assert f"'{tmp_path / 'a'}': File exists\n" in err
     assert out == "x fetched from 1 of 2 hosts\n"
 
 
-def test_a_get_that_failed_leaves_nothing(tmp_path: Path, fake_host: FakeHost) -> None:
+def test_get_failure_leaves_no_directory(tmp_path: Path, fake_host: FakeHost) -> None:
     assert get("missing", tmp_path / "got" / "deep") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_get_leaves_nothing(
+def test_get_interrupted_leaves_no_directory(
     tmp_path: Path, fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -64,7 +64,7 @@ def test_an_interrupted_get_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_there_or_came_stays(tmp_path: Path, fake_host: FakeHost) -> None:
+def test_get_failure_keeps_existing_and_fetched_files(tmp_path: Path, fake_host: FakeHost) -> None:
     fake_host.host("b").path("x").write_text("content")
     assert get("x", tmp_path / "new") == 1
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["new", "new/b", "new/b/x"]
@@ -73,13 +73,13 @@ def test_what_was_there_or_came_stays(tmp_path: Path, fake_host: FakeHost) -> No
     assert [str(path.relative_to(tmp_path / "old")) for path in (tmp_path / "old").rglob("*")] == ["a"]
 
 
-def test_one_host(tmp_path: Path, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_put_one_host_prints_singular(tmp_path: Path, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x").touch()
     assert main(["put", "--hosts", "a", str(tmp_path / "x")]) == 0
     assert capsys.readouterr().out.endswith("sent to 1 of 1 host\n")
 
 
-def test_the_bar_of_a_directory_is_complete_at_the_end(
+def test_put_directory_bar_is_complete_at_end(
     tmp_path: Path, fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tree").mkdir()
@@ -89,7 +89,7 @@ def test_the_bar_of_a_directory_is_complete_at_the_end(
     assert "3.1/3.1 MB" in strip_escape_sequences(seen.text).splitlines()[-2]
 
 
-def test_a_host_that_a_filter_leaves_out_has_not_failed(
+def test_put_filtered_host_has_not_failed(
     tmp_path: Path, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_host.host("b").executables = {"tool"}
@@ -98,7 +98,7 @@ def test_a_host_that_a_filter_leaves_out_has_not_failed(
     assert capsys.readouterr().out == f"{tmp_path / 'f'} sent to 1 of 1 host; 1 left out\n"
 
 
-def test_an_empty_path_on_the_host_is_a_slip(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_get_and_put_empty_remote_path_exit_2(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (("get", ""), ("put", "/dev/null", "")):
         assert main([arguments[0], "--hosts", "a", *arguments[1:]]) == 2
         assert "path on the host must not be empty, got ''" in capsys.readouterr().err

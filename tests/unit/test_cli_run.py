@@ -1,4 +1,4 @@
-"""`lazycluster run` on hosts that a test scripts."""
+"""`lazycluster run` with fake hosts."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("words", [("uname", "-s"), ("--", "uname", "-s"), ("uname -s",), ("--", "uname -s")])
-def test_options_behind_the_command_are_its_own(words: tuple[str, ...], fake_host: FakeHost) -> None:
+def test_run_options_after_command_are_its_own(words: tuple[str, ...], fake_host: FakeHost) -> None:
     fake_host.on("uname -s", stdout="Linux\n")
     assert run(*words) == 0
     assert fake_host.commands == ["uname -s", "uname -s"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (("--host", "a", "--", "true"), "--hosts"),
         (("--timout", "5", "true"), "--timeout"),
@@ -43,36 +43,36 @@ def test_options_behind_the_command_are_its_own(words: tuple[str, ...], fake_hos
         (("--stdn", "--", "cat"), "--stdin"),
     ],
 )
-def test_a_mistyped_option_is_no_command(
-    words: tuple[str, ...], said: str, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
+def test_run_mistyped_option_suggests_right_one(
+    words: tuple[str, ...], expected: str, fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", *words]) == 2
     err = capsys.readouterr().err
     assert "No such option" in err
-    assert said in err
+    assert expected in err
     assert fake_host.calls == []
 
 
 @pytest.mark.parametrize("words", [("",), (" ",), ("", ""), ("\n",)])
-def test_an_empty_command(words: tuple[str, ...], fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_empty_command_exits_2(
+    words: tuple[str, ...], fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("--", *words) == 2
-    assert "lazycluster: command must not be empty or blank, got " in capsys.readouterr().err
+    assert re.search(r"^lazycluster: .*command .*empty", capsys.readouterr().err, re.MULTILINE)
     assert fake_host.calls == []
 
 
-def test_standard_input_is_given_to_every_host_where_that_is_asked_for(
-    fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: dict[str, bytes] = {}
-    fake_host.on(lambda asked: given.update({asked.host: asked.stdin}) is None, stdout="")
+def test_run_stdin_option_sends_standard_input(fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, bytes] = {}
+    fake_host.on(lambda asked: received.update({asked.host: asked.stdin}) is None, stdout="")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"some\n\xff\0data")))
     assert run("cat") == 0
-    assert given == {"a": b"", "b": b""}
+    assert received == {"a": b"", "b": b""}
     assert run("--stdin", "cat") == 0
-    assert given == {"a": b"some\n\xff\0data", "b": b"some\n\xff\0data"}
+    assert received == {"a": b"some\n\xff\0data", "b": b"some\n\xff\0data"}
 
 
-def test_standard_input_that_is_closed(
+def test_run_stdin_option_closed_input_exits_2(
     fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)
@@ -81,17 +81,17 @@ def test_standard_input_that_is_closed(
     assert fake_host.calls == []
 
 
-def test_help_tells_of_standard_input(capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_help_explains_stdin_and_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "give all of it to the command on each host. Default: an empty one" in said
-    assert "1 it ended otherwise on some host, or took longer than --timeout" in said
+    text = " ".join(capsys.readouterr().out.split())
+    assert "give all of it to the command on each host" in text
+    assert "1 it ended otherwise on some host, or took longer than --timeout" in text
 
 
-# The summary ----------------------------------------------------------------------------------------------------------
+# The summary ---------------------------------------------------------------------------------------------------------
 
 
-def test_where_all_is_well_nothing_is_said_of_failures(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_success_summary_has_no_failures(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     fake_host.on("true")
     assert run("true") == 0
     title, columns, *_ = capsys.readouterr().err.splitlines()
@@ -101,9 +101,7 @@ def test_where_all_is_well_nothing_is_said_of_failures(fake_host: FakeHost, caps
     assert capsys.readouterr().err.startswith("1 host, all well\n")
 
 
-def test_where_all_is_well_a_terminal_shows_no_empty_column(
-    fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_success_terminal_table_has_three_columns(fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_host.on("true")
     with pseudo_terminal(monkeypatch, name="stderr") as seen:
         assert run("true") == 0
@@ -111,7 +109,7 @@ def test_where_all_is_well_a_terminal_shows_no_empty_column(
     assert head.count("┃") == 4
 
 
-def test_a_timeout_is_a_failed_command(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_timeout_is_in_summary(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     fake_host.on("work", stdout="so far\n", stderr="oops\n", delay=math.inf)
     assert run("--timeout", "0.01", "work") == 1
     out, err = capsys.readouterr()
@@ -119,41 +117,36 @@ def test_a_timeout_is_a_failed_command(fake_host: FakeHost, capsys: pytest.Captu
     table = err.partition("2 hosts, 2 failed")[2]
     assert "so far" not in table
     assert "oops" not in table
-    assert re.search(r"^a +- +0\.\d\d +took longer than its timeout of 0\.01 s and was ended$", table, re.MULTILINE)
+    assert re.search(r"^a +- +\d+\.\d\d +took longer than its timeout of 0\.01 s and was ended$", table, re.MULTILINE)
 
 
-def test_a_timeout_as_json_has_what_the_others_have(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_json_timeout_has_output_and_error(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     fake_host.host("b").on("work", stdout="so far\n", stderr="oops\n", delay=math.inf)
     fake_host.on("work", stdout="done\n")
     assert run("--json", "--timeout", "0.2", "work") == 1
-    well, late = map(json.loads, capsys.readouterr().out.splitlines())
-    assert well.keys() == {"host", "exit_code", "stdout", "stderr", "seconds"}
-    assert late.keys() == {*well.keys(), "error"}
+    done, late = map(json.loads, capsys.readouterr().out.splitlines())
+    assert done.keys() == {"host", "exit_code", "stdout", "stderr", "seconds"}
+    assert late.keys() == {*done.keys(), "error"}
     assert (late["exit_code"], late["stdout"], late["stderr"]) == (None, "so far\n", "oops\n")
-    assert late["error"] == "took longer than its timeout of 0.2 s and was ended"
-    assert late["seconds"] >= 0.2
+    assert "timeout of 0.2 s" in late["error"]
 
 
-def test_a_host_that_is_lost_is_more_than_a_failed_command(
-    fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_json_lost_host_exits_3(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     fake_host.host("b").on("work", stdout="so far\n", error=ConnectionLostError("b", "work", "gone", started=True))
     fake_host.on("work", exit_code=1)
     assert run("--json", "work") == 3
     _, lost = map(json.loads, capsys.readouterr().out.splitlines())
     assert lost["stdout"] == "so far\n"
-    assert lost["error"].startswith("connection lost during `work` (gone)")
+    assert "gone" in lost["error"]
 
 
-def test_hosts_named_in_several_options_are_all_meant(fake_host: FakeHost) -> None:
+def test_run_hosts_option_given_twice_adds_hosts(fake_host: FakeHost) -> None:
     fake_host.on("work")
     assert main(["run", "--hosts", "a", "--hosts", "c,a", "work"]) == 0
     assert {call.host for call in fake_host.calls if isinstance(call, Ran)} == {"a", "c"}
 
 
-def test_a_host_that_a_filter_leaves_out_has_not_failed(
-    fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_filtered_host_has_not_failed(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     fake_host.host("b").executables = {"tool"}
     fake_host.on("work", stdout="done\n")
     fake_host.on("fail", exit_code=1)
@@ -169,9 +162,7 @@ def test_a_host_that_a_filter_leaves_out_has_not_failed(
     assert run("--group-filter", "installed=tool", "fail") == 1
 
 
-def test_a_host_that_is_lost_while_it_is_asked_what_it_has_has_failed(
-    fake_host: FakeHost, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_host_lost_during_filter_has_failed(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     fake_host.host("a").on("ok", error=ConnectionLostError("a", "ok", "gone", started=True))
     fake_host.on("ok", stdout="true\n")
     fake_host.on("work")
@@ -179,25 +170,25 @@ def test_a_host_that_is_lost_while_it_is_asked_what_it_has_has_failed(
     assert "2 hosts, 1 failed" in capsys.readouterr().err
 
 
-def test_where_no_host_is_left_programs_are_told_why(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_json_no_host_left_names_reasons(fake_host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     fake_host.host("a").go_down()
     assert run("--group-filter", "gpu", "--json", "work") == 3
     records = list(map(json.loads, capsys.readouterr().out.splitlines()))
     assert [record["host"] for record in records] == ["a", "b"]
-    assert records[0]["error"].startswith("host unreachable")
+    assert records[0].keys() == {"host", "error"}
     assert records[1] == {"host": "b", "left_out": "it has no GPU"}
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_ctrl_c_tells_which_hosts_had_ended(
+def test_run_ctrl_c_prints_hosts_that_ended(
     as_json: bool, fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*arguments: Any, on_result: Callable[[str, object], object], **keywords: Any) -> object:
-        def then(host: str, outcome: object) -> None:
+        def interrupt_after(host: str, outcome: object) -> None:
             on_result(host, outcome)
             raise KeyboardInterrupt
 
-        return run_on_hosts(*arguments, on_result=then, **keywords)
+        return run_on_hosts(*arguments, on_result=interrupt_after, **keywords)
 
     monkeypatch.setattr("lazycluster._cli.run.run_on_hosts", interrupted)
     fake_host.host("b").on("work", delay=math.inf)
@@ -207,26 +198,26 @@ def test_ctrl_c_tells_which_hosts_had_ended(
     assert out == ("" if as_json else "a | no newline\n")
     assert "lazycluster: ending the commands" in err
     rows = [
-        re.search(r"^a +3 +0\.\d\d +failed$", err, re.MULTILINE),
-        re.search(r"^b +- +- +cancelled \(Ctrl-C\)$", err, re.MULTILINE),
+        re.search(r"^a +3 +\d+\.\d\d +failed$", err, re.MULTILINE),
+        re.search(r"^b +- +- +.*\(Ctrl-C\)$", err, re.MULTILINE),
     ]
     assert [row is not None for row in rows] == [not as_json] * 2
 
 
-# The output -----------------------------------------------------------------------------------------------------------
+# The output ----------------------------------------------------------------------------------------------------------
 
 
-class Full(io.StringIO):
-    """An output that takes nothing."""
+class FullOutput(io.StringIO):
+    """An output to a full disk."""
 
     def write(self, text: str) -> int:
         raise OSError(28, "No space left on device")
 
 
-def test_output_that_cannot_be_written_is_no_hosts_fault(
+def test_run_full_disk_prints_error_of_output(
     fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_host.on("work", stdout="x\n", delay=math.inf)
-    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stdout", FullOutput())
     assert run("work") == 1
     assert capsys.readouterr().err == "lazycluster: cannot write the output: No space left on device\n"

@@ -1,8 +1,9 @@
-"""The judges of an examination, over tables; the logs are captured from OpenSSH 9.2, or are of the version named."""
+"""The judgements of `lazycluster doctor`; the logs are of OpenSSH 9.2, except those that name another version."""
 
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
 
 import attrs
 import pytest
@@ -11,6 +12,7 @@ from lazycluster._cli.doctor import format_finding
 from lazycluster._doctor.authentication import KeyFile, describe_agent, is_encrypted, judge_authentication
 from lazycluster._doctor.clock import ClockProbe, judge_clock
 from lazycluster._doctor.connecting import describe_proxy, judge_host_key, judge_jump_host, judge_name, judge_port
+from lazycluster._doctor.examination import examine
 from lazycluster._doctor.findings import CheckRunner, Finding, Verdict, failed, ok, skipped
 from lazycluster._doctor.latency import judge_round_trips
 from lazycluster._doctor.login_shell import (
@@ -41,6 +43,10 @@ from lazycluster.exceptions import (
     SessionRefusedError,
     UnknownHostError,
 )
+from tests.client_programs import assert_becomes_idle
+
+if TYPE_CHECKING:
+    from lazycluster.testing import LocalSshd
 
 OK, WARNING, FAILED, SKIPPED = Verdict.OK, Verdict.WARNING, Verdict.FAILED, Verdict.SKIPPED
 LOGGED_IN = textwrap.dedent(
@@ -69,57 +75,66 @@ LOGGED_IN = textwrap.dedent(
 DIRECT = EffectiveConfig({"hostname": ("node1.example",), "port": ("2222",), "user": ("me",)})
 JUMPING = attrs.evolve(DIRECT, settings={**DIRECT.settings, "proxyjump": ("bastion,inner",)})
 COMMANDED = attrs.evolve(DIRECT, settings={**DIRECT.settings, "proxycommand": ("nc %h %p",)})
-GREETED = LoginTrace(tried_addresses=("a [192.0.2.8] port 22",), connected=("it is",), server=("OpenSSH_9.2",))
+ANSWERED = LoginTrace(tried_addresses=("a [192.0.2.8] port 22",), connected=("it is",), server=("OpenSSH_9.2",))
 
 
 # Findings ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_check_is_skipped_where_one_that_it_needs_failed_and_names_the_first_cause() -> None:
-    course = CheckRunner()
+def test_check_runner_skips_check_and_names_first_failure() -> None:
+    runner = CheckRunner()
 
-    assert course.run("a", lambda: failed("a", "it broke", "mend it")).verdict is FAILED
-    second = course.run("b", lambda: ok("b", "well"), needs=("a",))
-    third = course.run("c", lambda: ok("c", "well"), needs=("b",))
+    assert runner.run("a", lambda: failed("a", "it broke", "repair it")).verdict is FAILED
+    second = runner.run("b", lambda: ok("b", "well"), needs=("a",))
+    third = runner.run("c", lambda: ok("c", "well"), needs=("b",))
 
     assert (second.verdict, third.verdict) == (SKIPPED, SKIPPED)
-    assert third.found == "cannot be checked before this is mended: a"
-    assert course.has_failed("b")
-    assert course.run("d", lambda: ok("d", "well")) == ok("d", "well")
+    assert third.found.endswith(": a")
+    assert runner.has_failed("b")
+    assert runner.run("d", lambda: ok("d", "well")) == ok("d", "well")
 
 
-def test_a_check_that_skips_itself_lets_others_go_on() -> None:
-    course = CheckRunner()
-    course.run("a", lambda: skipped("a", "left to another host"))
+def test_check_runner_skipped_check_lets_next_run() -> None:
+    runner = CheckRunner()
+    runner.run("a", lambda: skipped("a", "left to another host"))
 
-    assert course.run("b", lambda: ok("b", "well"), needs=("a",)).verdict is OK
+    assert runner.run("b", lambda: ok("b", "well"), needs=("a",)).verdict is OK
 
 
 @pytest.mark.parametrize(
-    ("error", "found", "advice"),
+    ("error", "found"),
     [
-        (PortRefusedError("h", "why"), "connection refused (why)", "Check that sshd runs there"),
-        (PortRefusedError("h", "why", "bastion"), "connection refused at bastion (why)", "Check that sshd runs there"),
-        (
-            SessionRefusedError("h", "true", "no"),
-            "refused a session for `true` (no)",
-            "Try it by hand: `ssh -v h true`.",
-        ),
-        (OSError("no space"), "on this machine: no space", "Is its disk full"),
+        (PortRefusedError("h", "why"), "why"),
+        (PortRefusedError("h", "why", "bastion"), "bastion"),
+        (SessionRefusedError("h", "true", "why"), "why"),
+        (OSError("no space"), "on this machine: no space"),
     ],
 )
-def test_an_error_is_a_finding(error: Exception, found: str, advice: str) -> None:
-    def look() -> Finding:
+def test_check_runner_error_becomes_failed_finding(error: Exception, found: str) -> None:
+    def check() -> Finding:
         raise error
 
-    finding = CheckRunner().run("a", look)
+    finding = CheckRunner().run("a", check)
 
-    assert finding.verdict is FAILED
-    assert finding.found.startswith(found)
-    assert finding.advice.startswith(advice)
+    assert (finding.check, finding.verdict) == ("a", FAILED)
+    assert found in finding.found
+    assert not finding.found.startswith("h: ")
+    assert finding.advice
 
 
-def test_words_of_a_host_do_nothing_to_a_terminal() -> None:
+def test_examine_closed_early_leaves_nothing(sshd: LocalSshd) -> None:
+    findings = examine(sshd.host, config_file=sshd.config_file)
+    assert next(findings).check == "configuration"
+    while next(findings).check != "supervisor":
+        pass
+    assert sshd.connections() == 1
+
+    findings.close()
+
+    assert_becomes_idle(sshd)
+
+
+def test_finding_strips_escape_sequences() -> None:
     finding = failed("a", "red \x1b[31mwords\x07\nand more", "do \x1b]0;title\x07it")
 
     assert (finding.found, finding.advice) == ("red words\nand more", "do it")
@@ -127,10 +142,10 @@ def test_words_of_a_host_do_nothing_to_a_terminal() -> None:
     assert format_finding(ok("a", "well")) == f"ok       {'a':<19} well"
 
 
-# On the way ----------------------------------------------------------------------------------------------------------
+# Connecting ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_log_is_read() -> None:
+def test_parse_trace_reads_log_of_ssh() -> None:
     trace = parse_trace(LOGGED_IN)
 
     assert trace.tried_addresses == ("node1.example [192.0.2.7] port 2222", "node1.example [192.0.2.8] port 2222")
@@ -142,14 +157,13 @@ def test_a_log_is_read() -> None:
     assert trace.trusts_host
 
 
-def test_the_words_of_older_clients() -> None:
-    """7.4 says it so."""
-    said = "debug1: Authentication succeeded (publickey).\r\nAuthenticated to node1 ([192.0.2.8]:22).\r\n"
+def test_parse_trace_openssh_7_4_reads_authentication() -> None:
+    log = "debug1: Authentication succeeded (publickey).\r\nAuthenticated to node1 ([192.0.2.8]:22).\r\n"
 
-    assert parse_trace(said).authenticated == ("publickey",)
+    assert parse_trace(log).authenticated == ("publickey",)
 
 
-def test_nothing_is_known_of_an_empty_log() -> None:
+def test_parse_trace_empty_log_is_empty() -> None:
     assert parse_trace("") == LoginTrace()
 
 
@@ -157,7 +171,7 @@ def test_nothing_is_known_of_an_empty_log() -> None:
     ("config", "expected"),
     [(DIRECT, ""), (JUMPING, "the jump host bastion,inner"), (COMMANDED, "the ProxyCommand `nc %h %p`")],
 )
-def test_the_way(config: EffectiveConfig, expected: str) -> None:
+def test_describe_proxy_names_jump_host_or_command(config: EffectiveConfig, expected: str) -> None:
     assert describe_proxy(config) == expected
 
 
@@ -174,48 +188,48 @@ def test_the_way(config: EffectiveConfig, expected: str) -> None:
             DIRECT,
             LoginAttempt(LoginTrace(), UnknownHostError("h", "no such name")),
             FAILED,
-            "unknown host name (no such name)",
+            "no such name",
         ),
-        (DIRECT, LoginAttempt(LoginTrace(), ConnectTimeoutError("h", "")), FAILED, "no answer in time"),
+        (DIRECT, LoginAttempt(LoginTrace(), ConnectTimeoutError("h", "why")), FAILED, "why"),
         (
             JUMPING,
-            LoginAttempt(GREETED),
+            LoginAttempt(ANSWERED),
             SKIPPED,
             "node1.example is looked up by the jump host bastion,inner, not here",
         ),
-        (COMMANDED, LoginAttempt(GREETED), SKIPPED, "node1.example is looked up by the ProxyCommand"),
+        (COMMANDED, LoginAttempt(ANSWERED), SKIPPED, "node1.example is looked up by the ProxyCommand"),
         (
             JUMPING,
             LoginAttempt(LoginTrace(), UnknownHostError("h", "seen from the jump host: x")),
             FAILED,
-            "unknown host name",
+            "seen from the jump host: x",
         ),
     ],
 )
-def test_the_name(config: EffectiveConfig, login: LoginAttempt, verdict: Verdict, found: str) -> None:
+def test_judge_name(config: EffectiveConfig, login: LoginAttempt, verdict: Verdict, found: str) -> None:
     finding = judge_name(config, login)
 
     assert finding.verdict is verdict
-    assert finding.found.startswith(found)
+    assert found in finding.found
 
 
 @pytest.mark.parametrize(
     ("login", "verdict", "advice"),
     [
-        (LoginAttempt(GREETED), OK, ""),
+        (LoginAttempt(ANSWERED), OK, ""),
         (LoginAttempt(LoginTrace(), ConnectTimeoutError("h", "", "bastion")), FAILED, "`lazycluster doctor bastion`"),
         (LoginAttempt(LoginTrace(), ConnectTimeoutError("h", "seen from the jump host: x")), OK, ""),
-        (LoginAttempt(GREETED, AuthenticationError("h", "x")), OK, ""),
+        (LoginAttempt(ANSWERED, AuthenticationError("h", "x")), OK, ""),
     ],
 )
-def test_the_jump_host(login: LoginAttempt, verdict: Verdict, advice: str) -> None:
+def test_judge_jump_host(login: LoginAttempt, verdict: Verdict, advice: str) -> None:
     finding = judge_jump_host(JUMPING, login)
 
     assert finding.verdict is verdict
     assert advice in finding.advice
 
 
-def test_a_proxy_command_that_fails_is_to_be_tried_by_itself() -> None:
+def test_judge_jump_host_failed_proxy_command_names_it() -> None:
     finding = judge_jump_host(COMMANDED, LoginAttempt(LoginTrace(), ConnectError("h", "nc: not found")))
 
     assert finding.advice == "Try the ProxyCommand by itself: `nc %h %p`."
@@ -224,9 +238,9 @@ def test_a_proxy_command_that_fails_is_to_be_tried_by_itself() -> None:
 @pytest.mark.parametrize(
     ("login", "verdict", "found"),
     [
-        (LoginAttempt(GREETED), OK, "OpenSSH_9.2 answers on port 2222"),
-        (LoginAttempt(GREETED, AuthenticationError("h", "x")), OK, "OpenSSH_9.2 answers on port 2222"),
-        (LoginAttempt(LoginTrace(), PortRefusedError("h", "x")), FAILED, "connection refused (x)"),
+        (LoginAttempt(ANSWERED), OK, "OpenSSH_9.2 answers on port 2222"),
+        (LoginAttempt(ANSWERED, AuthenticationError("h", "x")), OK, "OpenSSH_9.2 answers on port 2222"),
+        (LoginAttempt(LoginTrace(), PortRefusedError("h", "why")), FAILED, "why"),
         (
             LoginAttempt(LoginTrace(connected=("it is",)), ConnectError("h", "x")),
             FAILED,
@@ -234,14 +248,14 @@ def test_a_proxy_command_that_fails_is_to_be_tried_by_itself() -> None:
         ),
     ],
 )
-def test_the_port(login: LoginAttempt, verdict: Verdict, found: str) -> None:
+def test_judge_port(login: LoginAttempt, verdict: Verdict, found: str) -> None:
     finding = judge_port(DIRECT, login)
 
     assert finding.verdict is verdict
-    assert finding.found.startswith(found)
+    assert found in finding.found
 
 
-KEY_SHOWN = attrs.evolve(GREETED, host_key=("ssh-ed25519 SHA256:x",))
+KEY_SHOWN = attrs.evolve(ANSWERED, host_key=("ssh-ed25519 SHA256:x",))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +277,7 @@ KEY_SHOWN = attrs.evolve(GREETED, host_key=("ssh-ed25519 SHA256:x",))
         (LoginAttempt(KEY_SHOWN, ConnectTimeoutError("h", "")), FAILED, "no firewall"),
     ],
 )
-def test_the_host_key(login: LoginAttempt, verdict: Verdict, advice: str) -> None:
+def test_judge_host_key(login: LoginAttempt, verdict: Verdict, advice: str) -> None:
     finding = judge_host_key(DIRECT, login)
 
     assert finding.verdict is verdict
@@ -298,7 +312,7 @@ b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAAABAAAAAA
         ("", False),
     ],
 )
-def test_whether_a_key_has_a_passphrase(text: str, expected: bool) -> None:
+def test_is_encrypted_reads_private_key_formats(text: str, expected: bool) -> None:
     assert is_encrypted(text) is expected
 
 
@@ -307,7 +321,7 @@ PLAIN = KeyFile("/k", 0o600, encrypted=False)
 
 
 @pytest.mark.parametrize(
-    ("trace", "keys", "advice", "not_said"),
+    ("trace", "keys", "advice", "unwanted"),
     [
         (
             LoginTrace(methods=("publickey",)),
@@ -344,21 +358,23 @@ PLAIN = KeyFile("/k", 0o600, encrypted=False)
         (LoginTrace(methods=("gssapi-with-mic",)), [], "`kinit`", "password"),
     ],
 )
-def test_what_to_do_about_a_refusal(trace: LoginTrace, keys: list[KeyFile], advice: str, not_said: str) -> None:
+def test_judge_authentication_refusal_gives_advice(
+    trace: LoginTrace, keys: list[KeyFile], advice: str, unwanted: str
+) -> None:
     finding = judge_authentication(DIRECT, LoginAttempt(trace, REFUSED), keys, {})
 
     assert finding.verdict is FAILED
     assert advice in finding.advice
-    assert not_said not in finding.advice
+    assert unwanted not in finding.advice
 
 
-def test_too_many_keys() -> None:
+def test_judge_authentication_too_many_keys_gives_advice() -> None:
     error = AuthenticationError("h", "Too many authentication failures")
 
     assert "IdentitiesOnly yes" in judge_authentication(DIRECT, LoginAttempt(LoginTrace(), error), [PLAIN], {}).advice
 
 
-def test_a_log_in_that_went_well() -> None:
+def test_judge_authentication_success_names_key() -> None:
     finding = judge_authentication(DIRECT, LoginAttempt(parse_trace(LOGGED_IN)), [], {})
 
     assert finding == ok("authentication", "publickey, /home/me/.ssh/id ed25519 ED25519 SHA256:Mc3u")
@@ -378,7 +394,7 @@ def test_a_log_in_that_went_well() -> None:
         ),
     ],
 )
-def test_the_agent(agent: tuple[str, ...], environment: dict[str, str], expected: str) -> None:
+def test_describe_agent(agent: tuple[str, ...], environment: dict[str, str], expected: str) -> None:
     assert describe_agent(LoginTrace(agent_messages=agent), environment) == expected
 
 
@@ -389,7 +405,7 @@ def test_the_agent(agent: tuple[str, ...], environment: dict[str, str], expected
     ("allowed", "verdict", "found"),
     [(0, FAILED, "no session"), (1, WARNING, "one at a time"), (2, OK, "2 at once"), (12, OK, "12 or more at once")],
 )
-def test_sessions(allowed: int, verdict: Verdict, found: str) -> None:
+def test_judge_sessions(allowed: int, verdict: Verdict, found: str) -> None:
     finding = judge_sessions(allowed)
 
     assert finding.verdict is verdict
@@ -418,14 +434,14 @@ def test_sessions(allowed: int, verdict: Verdict, found: str) -> None:
         (LoginShellProbe("", stdout="y" * 500), WARNING, "yyy...'"),
     ],
 )
-def test_the_login_shell(shell: LoginShellProbe, verdict: Verdict, words: str) -> None:
+def test_judge_login_shell(shell: LoginShellProbe, verdict: Verdict, words: str) -> None:
     finding = judge_login_shell(shell)
 
     assert finding.verdict is verdict
     assert words in f"{finding.found}\n{finding.advice}"
 
 
-def test_start_up_files_that_print_and_are_slow_have_one_remedy() -> None:
+def test_judge_login_shell_noisy_and_slow_gives_one_advice() -> None:
     finding = judge_login_shell(
         LoginShellProbe("/bin/bash", stdout="x", seconds_with_files=(1.0,), seconds_without_files=(0.0,))
     )
@@ -433,7 +449,7 @@ def test_start_up_files_that_print_and_are_slow_have_one_remedy() -> None:
     assert finding.advice.count("case $-") == 1
 
 
-def test_a_login_shell_that_ran_nothing() -> None:
+def test_judge_failed_login_shell_names_exit_status() -> None:
     finding = judge_failed_login_shell(LoginShellError("h", "true", 1, "closed\n"))
 
     assert finding.found == "it ended with exit status 1 before our command began: 'closed'"
@@ -450,7 +466,7 @@ def test_a_login_shell_that_ran_nothing() -> None:
         ("a b c d", None),
     ],
 )
-def test_the_address_of_the_server(connection: str, expected: tuple[str, int] | None) -> None:
+def test_parse_server_address(connection: str, expected: tuple[str, int] | None) -> None:
     assert parse_server_address(connection) == expected
 
 
@@ -461,7 +477,7 @@ DF = "/dev/vda1 81106868 4 {} 1% /\0"
     ("output", "expected"),
     [
         (f"/tmp\0\0{DF.format(2048)}{DF.format(16000)}", TempDirProbe("/tmp", "", 2048 * 1024, 16000)),
-        # macOS 14: df -Pi has the inodes behind the blocks, and the first column may hold spaces.
+        # macOS 14: df -Pi prints the inodes after the blocks, and the first column may hold spaces.
         (
             "/tmp\0\0map auto_home 10 4 6 40% /System/Volumes/Data\0/dev/disk3s5 9713 1 2 28% 3 77 0% /Volumes/x\0",
             TempDirProbe("/tmp", "", 6 * 1024, 77),
@@ -472,12 +488,12 @@ DF = "/dev/vda1 81106868 4 {} 1% /\0"
         ("", TempDirProbe("")),
     ],
 )
-def test_the_room_is_read(output: str, expected: TempDirProbe) -> None:
+def test_parse_temp_dir(output: str, expected: TempDirProbe) -> None:
     assert parse_temp_dir(output) == expected
 
 
 @pytest.mark.parametrize(
-    ("room", "verdict", "found"),
+    ("probe", "verdict", "found"),
     [
         (TempDirProbe("/tmp", "", 80 << 30, 1234567), OK, "/tmp: 80.0 GiB free, 1,234,567 inodes free"),
         (TempDirProbe("/tmp"), OK, "/tmp: unknown room"),
@@ -486,8 +502,8 @@ def test_the_room_is_read(output: str, expected: TempDirProbe) -> None:
         (TempDirProbe("/tmp", "mktemp: no\nsuch thing"), FAILED, "/tmp: such thing"),
     ],
 )
-def test_the_room(room: TempDirProbe, verdict: Verdict, found: str) -> None:
-    finding = judge_temp_dir(room)
+def test_judge_temp_dir(probe: TempDirProbe, verdict: Verdict, found: str) -> None:
+    finding = judge_temp_dir(probe)
 
     assert (finding.verdict, finding.found) == (verdict, found)
 
@@ -496,24 +512,24 @@ def test_the_room(room: TempDirProbe, verdict: Verdict, found: str) -> None:
     ("clocks", "verdict", "found"),
     [
         (None, OK, "not known"),
-        (ClockProbe(100.0, 100.2, 100.3), OK, "agrees with ours"),
-        (ClockProbe(103.0, 100.2, 100.3), OK, "agrees with ours"),
+        (ClockProbe(100.0, 100.2, 100.3), OK, "ours"),
+        (ClockProbe(103.0, 100.2, 100.3), OK, "ours"),
         (ClockProbe(160.0, 99.0, 100.0), WARNING, "60 s ahead of ours"),
         (ClockProbe(40.0, 101.0, 102.0), WARNING, "60 s behind ours"),
-        # So slow an answer that nothing is known.
-        (ClockProbe(100.0, 90.0, 110.0), OK, "agrees with ours"),
+        # The answer took too long to compare the clocks.
+        (ClockProbe(100.0, 90.0, 110.0), OK, "ours"),
     ],
 )
-def test_the_clock(clocks: ClockProbe | None, verdict: Verdict, found: str) -> None:
+def test_judge_clock(clocks: ClockProbe | None, verdict: Verdict, found: str) -> None:
     finding = judge_clock(clocks)
 
     assert finding.verdict is verdict
-    assert finding.found.startswith(found)
+    assert found in finding.found
 
 
 # Python --------------------------------------------------------------------------------------------------------------
 
-HERE = LocalPython("3.11.2", "cpython")
+LOCAL_PYTHON = LocalPython("3.11.2", "cpython")
 
 
 def python(version: str, path: str = "/usr/bin/python3", *, on_path: bool = True) -> HostPython:
@@ -544,14 +560,14 @@ CONDA = python("3.11.9", "/home/me/miniconda3/bin/python3", on_path=False)
         ([HostPython("/usr/bin/pypy3", "3.11.9", "pypy")], WARNING, "pypy 3.11.9 (/usr/bin/pypy3) there, 3.11.2 here"),
     ],
 )
-def test_pythons(pythons: list[HostPython], verdict: Verdict, words: str) -> None:
-    finding = judge_pythons(pythons, None, HERE)
+def test_judge_pythons(pythons: list[HostPython], verdict: Verdict, words: str) -> None:
+    finding = judge_pythons(pythons, None, LOCAL_PYTHON)
 
     assert finding.verdict is verdict
     assert words in f"{finding.found}\n{finding.advice}"
 
 
-def test_the_pythons_are_read_each_once() -> None:
+def test_parse_pythons_lists_each_once() -> None:
     output = "path\0/usr/bin/python3\0cpython 3.11.2\n\0elsewhere\0/usr/bin/python3\0cpython 3.11.2\0path\0/shim\0\0"
 
     assert parse_pythons(output) == (
@@ -561,7 +577,7 @@ def test_the_pythons_are_read_each_once() -> None:
     assert parse_pythons("") == ()
 
 
-# Files, ports, link --------------------------------------------------------------------------------------------------
+# Files, ports, latency -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -580,7 +596,7 @@ def test_the_pythons_are_read_each_once() -> None:
         ),
     ],
 )
-def test_files(failures: dict[str, str], noise: str, verdict: Verdict, advice: str) -> None:
+def test_judge_files(failures: dict[str, str], noise: str, verdict: Verdict, advice: str) -> None:
     finding = judge_files(TransferProbe({SCP_ROUTE: "", SCP_LEGACY_ROUTE: "", TAR_ROUTE: "", **failures}, 0.1), noise)
 
     assert finding.verdict is verdict
@@ -598,7 +614,7 @@ def test_files(failures: dict[str, str], noise: str, verdict: Verdict, advice: s
         (ForwardingProbe("32 KiB", failure="nothing came"), FAILED),
     ],
 )
-def test_ports(check: str, traffic: ForwardingProbe, verdict: Verdict) -> None:
+def test_judge_forwarding(check: str, traffic: ForwardingProbe, verdict: Verdict) -> None:
     finding = judge_forwarding(check, traffic)
 
     assert finding.verdict is verdict
@@ -607,14 +623,14 @@ def test_ports(check: str, traffic: ForwardingProbe, verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trips", "verdict", "found"),
+    ("seconds", "verdict", "found"),
     [
         ((0.0004, 0.0003, 0.9), OK, "0.4 ms (0.3 ms to 900 ms)"),
         ((0.25, 0.2, 0.3), WARNING, "250 ms (200 ms to 300 ms)"),
         ((), WARNING, "no answer"),
     ],
 )
-def test_round_trips(trips: tuple[float, ...], verdict: Verdict, found: str) -> None:
-    finding = judge_round_trips(trips)
+def test_judge_round_trips(seconds: tuple[float, ...], verdict: Verdict, found: str) -> None:
+    finding = judge_round_trips(seconds)
 
     assert (finding.verdict, finding.found) == (verdict, found)

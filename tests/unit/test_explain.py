@@ -1,4 +1,4 @@
-"""Steps become lines of shell: a table of steps, and what holds for all of them."""
+"""The shell lines of steps: a table of steps, and properties of all lines."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lazycluster._ssh.destination import Destination
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
 
 TO = Destination("gpu-1")
-HERE = ".".join(map(str, sys.version_info[:2]))
-TREES = {Path("/here/tree"), Path("/here/it's a tree")}
-STAGE = 'cd /work && export WORKING_DIR="$PWD" || exit'
+LOCAL_PYTHON = ".".join(map(str, sys.version_info[:2]))
+TREES = {Path("/local/tree"), Path("/local/it's a tree")}
+ENTER_DIR = 'cd /work && export WORKING_DIR="$PWD" || exit'
 
 
 def lines(step: Step, working_dir: str | None = None, to: Destination = TO, **keywords: object) -> str:
@@ -36,7 +36,7 @@ def comment(step: Step) -> str:
     [
         ("nproc", None, "lc_ssh nproc </dev/null"),
         ('echo "$HOME"', None, "lc_ssh 'echo \"$HOME\"' </dev/null"),
-        ("nproc", "/work", f"lc_ssh <<'EOF'\n{STAGE}\nnproc\nEOF"),
+        ("nproc", "/work", f"lc_ssh <<'EOF'\n{ENTER_DIR}\nnproc\nEOF"),
         ("awk '{print $1}' x", None, "lc_ssh <<'EOF'\nawk '{print $1}' x\nEOF"),
         ("a\nEOF\nEOF1", None, "lc_ssh <<'EOF2'\na\nEOF\nEOF1\nEOF2"),
         (
@@ -44,7 +44,7 @@ def comment(step: Step) -> str:
             "~/it's",
             "lc_ssh <<'EOF'\ncd \"$HOME\"/'it'\"'\"'s' && export WORKING_DIR=\"$PWD\" || exit\nnproc\nEOF",
         ),
-        ("nproc", "-x", f"lc_ssh <<'EOF'\n{STAGE.replace('/work', './-x')}\nnproc\nEOF"),
+        ("nproc", "-x", f"lc_ssh <<'EOF'\n{ENTER_DIR.replace('/work', './-x')}\nnproc\nEOF"),
         (
             "echo 'a\tb'\n",
             None,
@@ -52,28 +52,28 @@ def comment(step: Step) -> str:
         ),
     ],
 )
-def test_a_command(command: str, working_dir: str | None, expected: str) -> None:
+def test_explain_run_command(command: str, working_dir: str | None, expected: str) -> None:
     assert lines(RunCommand(command), working_dir) == expected
 
 
 @pytest.mark.parametrize(
     ("local", "remote", "working_dir", "expected"),
     [
-        ("/here/file", None, None, "lc_scp /here/file gpu-1:."),
-        ("/here/it's", None, None, 'lc_scp "/here/it\'s" gpu-1:.'),
-        ("/here/file", None, "/work", "lc_scp /here/file gpu-1:/work/"),
-        ("/here/file", "a/b", "/work/", "lc_scp /here/file gpu-1:/work/a/b"),
-        ("/here/file", "/a", "/work", "lc_scp /here/file gpu-1:/a"),
-        ("/here/file", "~/a", "/work", "lc_scp /here/file gpu-1:a"),
-        ("/here/file", "~", "/work", "lc_scp /here/file gpu-1:."),
-        ("/here/file", "b", "~//a", "lc_scp /here/file gpu-1:a/b"),
-        ("/here/file", "b", "~", "lc_scp /here/file gpu-1:b"),
+        ("/local/file", None, None, "lc_scp /local/file gpu-1:."),
+        ("/local/it's", None, None, 'lc_scp "/local/it\'s" gpu-1:.'),
+        ("/local/file", None, "/work", "lc_scp /local/file gpu-1:/work/"),
+        ("/local/file", "a/b", "/work/", "lc_scp /local/file gpu-1:/work/a/b"),
+        ("/local/file", "/a", "/work", "lc_scp /local/file gpu-1:/a"),
+        ("/local/file", "~/a", "/work", "lc_scp /local/file gpu-1:a"),
+        ("/local/file", "~", "/work", "lc_scp /local/file gpu-1:."),
+        ("/local/file", "b", "~//a", "lc_scp /local/file gpu-1:a/b"),
+        ("/local/file", "b", "~", "lc_scp /local/file gpu-1:b"),
         (
-            "/here/file",
+            "/local/file",
             "a b",
             None,
             (
-                "lc_scp /here/file gpu-1:.lazycluster-step-1\n"
+                "lc_scp /local/file gpu-1:.lazycluster-step-1\n"
                 "lc_ssh <<'EOF'\n"
                 't=\'a b\' && { [ ! -d "$t" ] || t=$t/file; } && mv -f -- ~/.lazycluster-step-1 "$t"'
                 " || { rm -f ~/.lazycluster-step-1; exit 1; }\n"
@@ -81,75 +81,75 @@ def test_a_command(command: str, working_dir: str | None, expected: str) -> None
             ),
         ),
         (
-            "/here/file",
+            "/local/file",
             "~me/a",
             None,
             (
-                "lc_scp /here/file gpu-1:.lazycluster-step-1\n"
+                "lc_scp /local/file gpu-1:.lazycluster-step-1\n"
                 'lc_ssh \'t=~me/a && { [ ! -d "$t" ] || t=$t/file; } && mv -f -- ~/.lazycluster-step-1 "$t"'
                 " || { rm -f ~/.lazycluster-step-1; exit 1; }' </dev/null"
             ),
         ),
         (
-            "/here/tree",
+            "/local/tree",
             None,
             None,
             (
-                "(cd /here/tree && tar -cf - .) | lc_ssh "
+                "(cd /local/tree && tar -cf - .) | lc_ssh "
                 '\'t=./tree && { [ -d "$t" ] || mkdir -- "$t"; } && cd -- "$t" && tar -xpof -\''
             ),
         ),
         (
-            "/here/tree",
+            "/local/tree",
             "data",
             "/work",
             (
-                '(cd /here/tree && tar -cf - .) | lc_ssh \'cd /work && t=data && { [ ! -d "$t" ] || t=$t/tree; }'
+                '(cd /local/tree && tar -cf - .) | lc_ssh \'cd /work && t=data && { [ ! -d "$t" ] || t=$t/tree; }'
                 ' && { [ -d "$t" ] || mkdir -- "$t"; } && cd -- "$t" && tar -xpof -\''
             ),
         ),
     ],
 )
-def test_what_is_sent(local: str, remote: str | None, working_dir: str | None, expected: str) -> None:
+def test_explain_send_file(local: str, remote: str | None, working_dir: str | None, expected: str) -> None:
     assert lines(SendFile(Path(local), remote), working_dir) == expected
 
 
-def test_a_name_with_a_newline_is_not_left_to_scp() -> None:
-    assert "mv -f -- ~/.lazycluster-step-1" in lines(SendFile(Path("/here/a\nb")))
+def test_explain_send_file_newline_in_name_is_moved() -> None:
+    assert "mv -f -- ~/.lazycluster-step-1" in lines(SendFile(Path("/local/a\nb")))
 
 
-def test_what_is_fetched_may_be_a_file_or_a_directory() -> None:
-    assert lines(GetFile("out/x", Path("/here")), "/work").splitlines() == [
+def test_explain_get_file_tests_for_directory() -> None:
+    assert lines(GetFile("out/x", Path("/local")), "/work").splitlines() == [
         "if lc_ssh 'cd /work && [ -d out/x ]' </dev/null; then",
-        '    lc_t=/here; [ ! -d "$lc_t" ] || lc_t=$lc_t/x',
+        '    lc_t=/local; [ ! -d "$lc_t" ] || lc_t=$lc_t/x',
         '    [ -d "$lc_t" ] || mkdir "$lc_t"',
         "    lc_ssh 'cd /work && cd out/x && tar -cf - .' </dev/null | (cd \"$lc_t\" && tar -xpof -)",
         "else",
-        "    lc_scp gpu-1:/work/out/x /here",
+        "    lc_scp gpu-1:/work/out/x /local",
         "fi",
     ]
 
 
-def test_a_file_whose_name_not_every_scp_takes_is_fetched_through_a_link() -> None:
-    assert lines(GetFile("it s", Path("/here"))).splitlines()[5:-1] == [
+def test_explain_get_file_odd_name_uses_link() -> None:
+    assert lines(GetFile("it s", Path("/local"))).splitlines()[5:-1] == [
         "    lc_ssh '[ -f '\\''it s'\\'' ] && ln -sf -- \"$PWD\"/'\\''it s'\\'' ~/.lazycluster-step-1' </dev/null",
-        "    lc_t=/here; [ ! -d \"$lc_t\" ] || lc_t=$lc_t/'it s'",
+        "    lc_t=/local; [ ! -d \"$lc_t\" ] || lc_t=$lc_t/'it s'",
         '    lc_scp gpu-1:.lazycluster-step-1 "$lc_t"',
         "    lc_ssh 'rm -f -- ~/.lazycluster-step-1' </dev/null",
     ]
-    assert "ln -sf -- /a/it" in lines(GetFile("/a/it's", Path("/here"))).replace("'\\''", "").replace("'", "")
+    assert "ln -sf -- /a/it" in lines(GetFile("/a/it's", Path("/local"))).replace("'\\''", "").replace("'", "")
 
 
 @pytest.mark.parametrize("remote", [".", "..", "~", "a/..", "~/"])
-def test_a_directory_without_a_name_of_its_own_is_asked_for_it(remote: str) -> None:
-    text = lines(GetFile(remote, Path("/here")))
+def test_explain_get_file_dot_directory_asks_for_name(remote: str) -> None:
+    text = lines(GetFile(remote, Path("/local")))
     assert 'lc_t=$lc_t/"$(lc_ssh ' in text
     assert "basename" in text
     assert not text.startswith("if ")
 
 
-def test_a_python_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
-    """As a shim of pyenv does not, for a version that is not switched on."""
+def test_explain_run_function_skips_broken_python(tmp_path: Path) -> None:
+    """For instance, a shim of pyenv does not run if its version is not selected."""
     shim, python = tmp_path / "python9.9", tmp_path / "python3"
     shim.write_text("#!/bin/sh\nexit 127\n")
     shim.chmod(0o755)
@@ -158,7 +158,7 @@ def test_a_python_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
 
     def run(python: str | None) -> subprocess.CompletedProcess[bytes]:
         line = lines(RunFunction(len), payloads={0: tmp_path / "f.py"}, python=python).splitlines()[0]
-        script = f'lc_ssh() {{ sh -c "$1"; }}; {line}'.replace(f"python{HERE} ", "python9.9 ")
+        script = f'lc_ssh() {{ sh -c "$1"; }}; {line}'.replace(f"python{LOCAL_PYTHON} ", "python9.9 ")
         return subprocess.run(["sh", "-c", script], env={"PATH": f"{tmp_path}:{os.defpath}"}, capture_output=True)
 
     assert run(None).stderr == b""
@@ -167,18 +167,18 @@ def test_a_python_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
     assert run("~/no such").stderr.startswith(b"no Python: ")
 
 
-def test_a_function_needs_its_payload() -> None:
+def test_explain_run_function_needs_payload() -> None:
     step = RunFunction(len, ([1],))
-    assert lines(step) == "echo 'step 1 is left out, see --write-payloads' >&2; false"  # and a script stops
+    assert lines(step) == "echo 'step 1 is left out, see --write-payloads' >&2; false"  # so that a script ends
     assert "--write-payloads" in comment(step)
 
-    run, read = lines(step, payloads={0: Path("/here/it's.py")}).splitlines()
+    run, read = lines(step, payloads={0: Path("/local/it's.py")}).splitlines()
 
-    python = f"python{HERE}"
-    found = f'for p in {python} python3; do "$p" -c "" </dev/null 2>/dev/null && exec "$p" -; done'
-    run_it = f"{found}; echo no Python: {python} python3 >&2; exit 127"
-    assert run == f"lc_ssh '{run_it}' <\"/here/it's.py\" >\"/here/it's.answer\""
-    assert shlex.split(read) == [sys.executable, "-c", READ_OUTCOME_PROGRAM, "/here/it's.answer", "gpu-1", "len"]
+    python = f"python{LOCAL_PYTHON}"
+    find_it = f'for p in {python} python3; do "$p" -c "" </dev/null 2>/dev/null && exec "$p" -; done'
+    run_it = f"{find_it}; echo no Python: {python} python3 >&2; exit 127"
+    assert run == f"lc_ssh '{run_it}' <\"/local/it's.py\" >\"/local/it's.answer\""
+    assert shlex.split(read) == [sys.executable, "-c", READ_OUTCOME_PROGRAM, "/local/it's.answer", "gpu-1", "len"]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_function_needs_its_payload() -> None:
         (RunFunction(lambda: None), "1. run_function: '<lambda>'\nIt travels"),
     ],
 )
-def test_comments(step: Step, expected: str) -> None:
+def test_explain_comments(step: Step, expected: str) -> None:
     assert comment(step).startswith(expected)
 
 
@@ -217,8 +217,8 @@ NASTY = [
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_a_shell_that_knows_no_comments_does_no_harm(text: str) -> None:
-    """Such as an interactive zsh: every line is the command `#` with words for its arguments."""
+def test_explain_comments_are_harmless_as_commands(text: str) -> None:
+    """An interactive zsh has no comments: each line is the command `#` with words as its arguments."""
     blocks = [
         *setup_blocks(TO, text),
         *explain_steps([RunCommand(text), SendFile(Path("/") / text, text)], TO, is_directory=TREES.__contains__),
@@ -232,7 +232,7 @@ def test_a_shell_that_knows_no_comments_does_no_harm(text: str) -> None:
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "zsh"])
-def test_quoted_text_is_what_it_was(shell: str) -> None:
+def test_quote_keeps_text_in_every_shell(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")
     texts = [*NASTY, "", "plain", "\tx\x7f", "a\x1b[0m'b'", "\udcff\udcfe", "\u00a0", "''", "'!'", "end\n"]
@@ -244,7 +244,7 @@ def test_quoted_text_is_what_it_was(shell: str) -> None:
     assert all(character.isprintable() or character == "\n" for character in words)
 
 
-def test_the_opening_is_made_of_the_argument_vectors_of_the_library() -> None:
+def test_setup_blocks_use_ssh_options_of_library() -> None:
     to = Destination("me@fe80::1", port=2222, config_file=Path("/my config"), options={"ProxyJump": "x"}.items())
     text = "\n".join(map(str, setup_blocks(to, None)))
     commands = re.sub(r"\\\n\s*", "", text)
@@ -259,19 +259,19 @@ def test_the_opening_is_made_of_the_argument_vectors_of_the_library() -> None:
     assert "lc_scp /x 'me@[fe80::1]:y'" in lines(SendFile(Path("/x"), "y"), to=to)
 
 
-def test_a_working_directory_is_made() -> None:
+def test_setup_blocks_make_working_dir() -> None:
     assert len(setup_blocks(TO, "/work")) == len(setup_blocks(TO, None)) + 1
     assert setup_blocks(TO, "/it's")[-1].lines == ("lc_ssh <<'EOF'", "mkdir -p -- '/it'\"'\"'s'", "EOF")
 
 
-def test_lines_as_text() -> None:
+def test_shell_block_as_text() -> None:
     assert str(ShellBlock("a\nb", ("c", "d"))) == "# a\n# b\nc\nd"
     assert str(ShellBlock("", ("c",))) == "c"
     assert str(teardown_block()).endswith("\nlc_close")
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "zsh"])
-def test_every_shell_can_read_it(shell: str) -> None:
+def test_explain_lines_parse_in_every_shell(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")
     steps: list[Step] = [step for text in NASTY for step in (RunCommand(text), GetFile(text, Path("/") / text))]
@@ -280,5 +280,5 @@ def test_every_shell_can_read_it(shell: str) -> None:
         *explain_steps(steps, TO, "it's", is_directory=TREES.__contains__),
         teardown_block(),
     )
-    read = subprocess.run((shell, "-n"), input="\n".join(map(str, blocks)).encode(), capture_output=True)
-    assert (read.returncode, read.stderr) == (0, b"")
+    ended = subprocess.run((shell, "-n"), input="\n".join(map(str, blocks)).encode(), capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, b"")

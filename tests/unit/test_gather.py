@@ -1,27 +1,39 @@
-"""The same work on many hosts: order, bounds, outcomes, and an end in the middle."""
+"""Parallel work on many hosts: order, limits, outcomes, and Ctrl-C."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 
 from lazycluster import HostsFailedError
-from lazycluster._gather import CancelGroup, capture, errors_by_host, gather, unwrap_all, values_or_errors
+from lazycluster._gather import (
+    CancelGroup,
+    capture,
+    errors_by_host,
+    gather,
+    join_threads,
+    unwrap_all,
+    values_or_errors,
+)
 from lazycluster._waiting import CancelToken
 from lazycluster.results import Error, Value
-from tests.keyboard_interrupt import interrupt, library_thread_names
+from tests.keyboard_interrupt import interrupt
+from tests.unit.group_hosts import group_thread_names
 from tests.waiting import wait_until
 
 HOSTS = [f"host-{number}" for number in range(20)]
 
 
-def test_outcomes_are_in_the_order_given() -> None:
+def test_gather_outcomes_keep_order() -> None:
+    ended = [threading.Event() for _ in HOSTS]
+
     def work(number: int) -> int:
-        time.sleep((20 - number) / 1000)
+        if number + 1 < len(HOSTS):  # the last host is the first to end
+            assert ended[number + 1].wait(20)
+        ended[number].set()
         return number
 
     outcomes = gather({host: partial(work, number) for number, host in enumerate(HOSTS)})
@@ -31,14 +43,14 @@ def test_outcomes_are_in_the_order_given() -> None:
     )
 
 
-def test_no_hosts() -> None:
+def test_gather_no_hosts_returns_nothing() -> None:
     outcomes = gather(dict[str, Callable[[], int]]())
     assert outcomes == {}
     assert unwrap_all(outcomes, "it") == values_or_errors(outcomes) == {}
 
 
 @pytest.mark.parametrize("limit", [1, 3, 50])
-def test_never_more_than_so_many_at_once(limit: int) -> None:
+def test_gather_limit_bounds_parallel_work(limit: int) -> None:
     lock, running, most = threading.Lock(), 0, 0
     together = threading.Barrier(min(limit, 5))
 
@@ -55,27 +67,27 @@ def test_never_more_than_so_many_at_once(limit: int) -> None:
     assert min(limit, 5) <= most <= limit
 
 
-def test_an_error_is_that_of_its_host_alone() -> None:
+def test_gather_error_keeps_other_values() -> None:
     def fail() -> int:
         raise KeyError("why")
 
-    told: list[tuple[str, bool]] = []
+    results: list[tuple[str, bool]] = []
     outcomes = gather(
         {"a": lambda: 1, "b": fail, "c": lambda: 3},
-        on_result=lambda host, outcome: told.append((host, isinstance(outcome, Value))),
+        on_result=lambda host, outcome: results.append((host, isinstance(outcome, Value))),
     )
-    assert sorted(told) == [("a", True), ("b", False), ("c", True)]
+    assert sorted(results) == [("a", True), ("b", False), ("c", True)]
     assert values_or_errors(outcomes)["a"] == 1
     assert isinstance(values_or_errors(outcomes)["b"], Error)
     with pytest.raises(HostsFailedError) as caught:
         unwrap_all(outcomes, "it")
-    assert str(caught.value) == "it failed on 1 of 3 hosts:\n  b: KeyError: 'why'"
-    assert caught.value.values == {"a": 1, "c": 3}
+    assert [(host, type(error)) for host, error in caught.value.errors] == [("b", KeyError)]
+    assert (caught.value.action, caught.value.total, caught.value.values) == ("it", 3, {"a": 1, "c": 3})
     assert caught.value.__cause__ is None, "a traceback shows its members"
     assert [host for host, _ in errors_by_host(outcomes)] == ["b"]
 
 
-def test_what_is_no_error_of_a_host_is_raised_as_it_is() -> None:
+def test_unwrap_all_system_exit_is_raised() -> None:
     def leave() -> int:
         raise SystemExit(3)
 
@@ -85,7 +97,7 @@ def test_what_is_no_error_of_a_host_is_raised_as_it_is() -> None:
     assert isinstance(capture(leave), Error)
 
 
-def test_capture_raises_what_it_is_not_asked_to_catch() -> None:
+def test_capture_other_error_is_raised() -> None:
     def leave() -> None:
         raise KeyboardInterrupt
 
@@ -94,49 +106,49 @@ def test_capture_raises_what_it_is_not_asked_to_catch() -> None:
     assert isinstance(capture(leave, KeyboardInterrupt), Error)
 
 
-def test_who_is_told_is_the_caller_and_may_raise() -> None:
-    seen: list[int] = []
+def test_gather_on_result_runs_in_caller_and_may_raise() -> None:
+    callers: list[int] = []
 
-    def told(_host: str, _outcome: object) -> None:
-        seen.append(threading.get_ident())
+    def on_result(_host: str, _outcome: object) -> None:
+        callers.append(threading.get_ident())
         raise LookupError
 
     with pytest.raises(LookupError):
-        gather(dict.fromkeys(HOSTS, int), limit=2, on_result=told)
-    assert seen == [threading.get_ident()]
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+        gather(dict.fromkeys(HOSTS, int), limit=2, on_result=on_result)
+    assert callers == [threading.get_ident()]
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_stops_what_is_under_way_and_begins_nothing_more() -> None:
-    begun: list[str] = []
-    stopped = threading.Event()
+def test_gather_ctrl_c_cancels_and_starts_no_more() -> None:
+    started: list[str] = []
+    cancelled = threading.Event()
 
     def work(host: str) -> None:
-        begun.append(host)
-        stopped.wait(20)
+        started.append(host)
+        cancelled.wait(20)
 
     interrupt(
-        lambda: gather({host: partial(work, host) for host in HOSTS}, limit=3, cancel=stopped.set),
-        lambda: len(begun) == 3,
+        lambda: gather({host: partial(work, host) for host in HOSTS}, limit=3, cancel=cancelled.set),
+        lambda: len(started) == 3,
     )
 
-    assert sorted(begun) == HOSTS[:3]
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert sorted(started) == HOSTS[:3]
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
-def test_ctrl_c_takes_back_what_was_done_and_what_still_comes() -> None:
-    begun: list[str] = []
-    undone: list[tuple[str, str]] = []
-    stopped = threading.Event()
+def test_gather_ctrl_c_rolls_back_finished_work() -> None:
+    started: list[str] = []
+    rolled_back: list[tuple[str, str]] = []
+    cancelled = threading.Event()
 
     def work(host: str) -> str:
-        begun.append(host)
+        started.append(host)
         if host in HOSTS[:2]:
             return host.upper()
-        assert stopped.wait(20)
+        assert cancelled.wait(20)
         if host == HOSTS[2]:
             raise KeyError(host)
         return host.upper()
@@ -145,96 +157,120 @@ def test_ctrl_c_takes_back_what_was_done_and_what_still_comes() -> None:
         lambda: gather(
             {host: partial(work, host) for host in HOSTS},
             limit=3,
-            cancel=stopped.set,
-            rollback=lambda host, made: undone.append((host, made)),
+            cancel=cancelled.set,
+            rollback=lambda host, value: rolled_back.append((host, value)),
         ),
-        lambda: len(begun) == 5,
+        lambda: len(started) == 5,
     )
 
-    assert sorted(undone) == [(host, host.upper()) for host in [*HOSTS[:2], *HOSTS[3:5]]]
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert sorted(rolled_back) == [(host, host.upper()) for host in [*HOSTS[:2], *HOSTS[3:5]]]
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
 
 
-def test_after_ctrl_c_nobody_waits_for_what_cannot_be_stopped() -> None:
-    going_on = threading.Event()
+class StuckWork:
+    """Work that runs until `release` is set, whatever else happens."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.running: list[str] = []
+
+    def run(self, host: str) -> None:
+        self.running.append(host)
+        self.release.wait()
+        self.running.remove(host)
+
+
+@pytest.fixture
+def stuck() -> Iterator[StuckWork]:
+    stuck = StuckWork()
+    yield stuck
+    stuck.release.set()
+    assert wait_until(lambda: not group_thread_names(), timeout=10)
+
+
+def test_gather_ctrl_c_without_cancel_does_not_wait(stuck: StuckWork) -> None:
+    interrupt(lambda: gather({host: partial(stuck.run, host) for host in "ab"}), lambda: len(stuck.running) == 2)
+    assert len(stuck.running) == 2
+
+
+def test_gather_ctrl_c_stuck_work_is_left_running(stuck: StuckWork) -> None:
+    cancelled = threading.Event()
+    work = {host: partial(stuck.run, host) for host in HOSTS}
+    interrupt(
+        lambda: gather(work, cancel=cancelled.set, cancel_wait=0.1),
+        lambda: len(stuck.running) == len(HOSTS),
+    )
+    assert cancelled.is_set()
+    assert len(stuck.running) == len(HOSTS)
+
+
+def test_join_threads_share_one_time_limit() -> None:
+    release, now, timeouts = threading.Event(), 100.0, []
+
+    class StuckThread(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            nonlocal now
+            assert timeout is not None
+            timeouts.append(timeout)
+            now += timeout
+
+    threads = [StuckThread(target=release.wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
     try:
-        begun = time.monotonic()
-        interrupt(
-            lambda: gather({"a": partial(going_on.wait, 60), "b": partial(going_on.wait, 60)}),
-            lambda: len(library_thread_names()) == 2,
-        )
-        assert time.monotonic() - begun < 30
+        assert join_threads(threads, 8.0, clock=lambda: now) == threads
+        assert timeouts == [8.0, 0.0, 0.0]
     finally:
-        going_on.set()
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+        release.set()
+    assert wait_until(lambda: not any(thread.is_alive() for thread in threads), timeout=10)
 
 
-def test_what_does_not_stop_is_waited_for_once_and_not_for_each(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("lazycluster._gather._CANCEL_WAIT_SECONDS", 0.5)
-    going_on = threading.Event()
-    stopped: list[float] = []
-    try:
-        interrupt(
-            lambda: gather(
-                {host: partial(going_on.wait, 60) for host in HOSTS},
-                cancel=lambda: stopped.append(time.monotonic()),
-            ),
-            lambda: len(library_thread_names()) == len(HOSTS),
-        )
-        assert 0.4 < time.monotonic() - stopped[0] < 5, "ten seconds, if each were waited for"
-    finally:
-        going_on.set()
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+# CancelGroup ---------------------------------------------------------------------------------------------------------
 
 
-# What stops things ---------------------------------------------------------------------------------------------------
-
-
-def test_a_stop_reaches_all_that_is_under_way() -> None:
-    stopping = CancelGroup()
+def test_cancel_group_cancels_present_and_later_work() -> None:
+    cancel_group = CancelGroup()
     called: list[str] = []
-    with stopping.on_cancel(lambda: called.append("a")), stopping.on_cancel(lambda: called.append("b")):
-        with stopping.on_cancel(lambda: called.append("over")):
+    with cancel_group.on_cancel(lambda: called.append("a")), cancel_group.on_cancel(lambda: called.append("b")):
+        with cancel_group.on_cancel(lambda: called.append("ended before")):
             pass
-        stopping.cancel()
+        cancel_group.cancel()
         assert sorted(called) == ["a", "b"]
-        with stopping.on_cancel(lambda: called.append("late")):
-            assert called[2:] == ["late"], "what begins afterwards is stopped at once"
+        with cancel_group.on_cancel(lambda: called.append("late")):
+            assert called[2:] == ["late"], "work that begins later is cancelled at once"
 
 
-def test_cancellations_are_closed_with_what_they_are_for() -> None:
-    stopping = CancelGroup()
-    kept: list[CancelToken] = []
+def test_cancel_group_run_closes_token() -> None:
+    cancel_group = CancelGroup()
+    tokens: list[CancelToken] = []
 
-    def work(one: CancelToken) -> str:
-        def nested(two: CancelToken) -> str:
-            kept.extend([one, two])
-            assert all(cancel_token.fileno() >= 0 for cancel_token in kept)
-            assert not any(cancel_token.is_cancelled for cancel_token in kept)
-            stopping.cancel()
-            assert all(cancel_token.is_cancelled for cancel_token in kept)
+    def work(outer: CancelToken) -> str:
+        def nested(inner: CancelToken) -> str:
+            tokens.extend([outer, inner])
+            assert all(token.fileno() >= 0 for token in tokens)
+            assert not any(token.is_cancelled for token in tokens)
+            cancel_group.cancel()
+            assert all(token.is_cancelled for token in tokens)
             return "done"
 
-        return stopping.run(nested)
+        return cancel_group.run(nested)
 
-    assert stopping.run(work) == "done"
-    assert stopping.run(lambda late: late.is_cancelled)
-    assert [cancel_token.fileno() for cancel_token in kept] == [-1, -1]
-    stopping.cancel()
+    assert cancel_group.run(work) == "done"
+    assert cancel_group.run(lambda token: token.is_cancelled)
+    assert [token.fileno() for token in tokens] == [-1, -1]
+    cancel_group.cancel()
 
 
-def test_what_had_ended_before_an_interruption_is_told_too() -> None:
-    """Also what nobody has looked at yet."""
-    told: list[str] = []
+def test_gather_ctrl_c_reports_finished_work() -> None:
+    """Outcomes that the caller has not read yet are reported, too."""
+    reported: list[str] = []
     ended = threading.Barrier(3)
 
-    def done(host: str, _outcome: Value[int] | Error) -> None:
-        told.append(host)
-        if len(told) == 1:
+    def on_result(host: str, _outcome: Value[int] | Error) -> None:
+        reported.append(host)
+        if len(reported) == 1:
             ended.wait(20)
-            assert wait_until(lambda: not [name for name in library_thread_names() if "host" in name], 20)
+            assert wait_until(lambda: not [name for name in group_thread_names() if "host" in name], 20)
             raise KeyboardInterrupt
 
     def work() -> int:
@@ -242,5 +278,5 @@ def test_what_had_ended_before_an_interruption_is_told_too() -> None:
         return 1
 
     with pytest.raises(KeyboardInterrupt):
-        gather({"a": lambda: 0, "b": work, "c": work}, on_result=done)
-    assert sorted(told) == ["a", "b", "c"]
+        gather({"a": lambda: 0, "b": work, "c": work}, on_result=on_result)
+    assert sorted(reported) == ["a", "b", "c"]

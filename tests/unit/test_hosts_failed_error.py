@@ -18,7 +18,7 @@ VALUES = {"d": 1}
 
 @pytest.fixture
 def error() -> HostsFailedError:
-    """Return an error of three hosts among four."""
+    """Return an error of three out of four hosts."""
     errors = (("a", KeyError("x")), ("b", CommandStoppedError("b", "make")), ("c", KeyError("y")))
     return HostsFailedError("`make`", errors, 4, VALUES)
 
@@ -35,7 +35,7 @@ def test_hosts_failed_error_is_a_group_of_its_errors(error: HostsFailedError) ->
     assert error.exceptions == tuple(member for _, member in error.errors)
 
 
-def test_hosts_failed_error_without_errors_is_refused() -> None:
+def test_hosts_failed_error_without_errors_raises() -> None:
     with pytest.raises(ValueError, match="non-empty"):
         HostsFailedError("`make`", (), 4)
 
@@ -43,7 +43,7 @@ def test_hosts_failed_error_without_errors_is_refused() -> None:
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
-def test_split_keeps_hosts_and_values(error: HostsFailedError) -> None:
+def test_hosts_failed_error_split_keeps_hosts_and_values(error: HostsFailedError) -> None:
     chosen, rest = error.split(KeyError)
 
     assert isinstance(chosen, HostsFailedError)
@@ -55,7 +55,7 @@ def test_split_keeps_hosts_and_values(error: HostsFailedError) -> None:
     assert str(rest) == "`make` failed on 1 of 4 hosts:\n  b: `make` was stopped before it ended."
 
 
-def test_subgroup_by_function_keeps_hosts(error: HostsFailedError) -> None:
+def test_hosts_failed_error_subgroup_keeps_hosts(error: HostsFailedError) -> None:
     part = error.subgroup(lambda member: member is error.exceptions[2])
 
     assert isinstance(part, HostsFailedError)
@@ -64,7 +64,7 @@ def test_subgroup_by_function_keeps_hosts(error: HostsFailedError) -> None:
     assert error.subgroup(OSError) is None
 
 
-def test_split_of_an_error_that_two_hosts_share_keeps_both() -> None:
+def test_hosts_failed_error_split_shared_error_keeps_hosts() -> None:
     shared = KeyError("x")
     error = HostsFailedError("f", (("a", shared), ("b", ValueError()), ("c", shared)), 3)
 
@@ -76,7 +76,7 @@ def test_split_of_an_error_that_two_hosts_share_keeps_both() -> None:
     assert [host for host, _ in rest.errors] == ["b"]
 
 
-def test_split_of_a_member_that_is_a_group_keeps_its_host() -> None:
+def test_hosts_failed_error_split_nested_group_keeps_host() -> None:
     key_error, value_error = KeyError("x"), ValueError("y")
     inner = ExceptionGroup("inner", [key_error, value_error])
     error = HostsFailedError("f", (("a", OSError()), ("b", inner)), 2)
@@ -92,7 +92,7 @@ def test_split_of_a_member_that_is_a_group_keeps_its_host() -> None:
     assert [host for host, _ in rest.errors] == ["a", "b"]
 
 
-def test_derive_with_other_errors_makes_a_plain_group(error: HostsFailedError) -> None:
+def test_hosts_failed_error_derive_others_is_plain_group(error: HostsFailedError) -> None:
     for others in ([OSError()], [error.exceptions[0], OSError()], [KeyboardInterrupt()]):
         derived = error.derive(others)
 
@@ -105,7 +105,7 @@ def test_derive_with_other_errors_makes_a_plain_group(error: HostsFailedError) -
 # Notes ---------------------------------------------------------------------------------------------------------------
 
 
-def test_each_member_has_one_note_with_its_host(error: HostsFailedError) -> None:
+def test_hosts_failed_error_members_have_one_host_note(error: HostsFailedError) -> None:
     error.split(KeyError)
     again = pickle.loads(pickle.dumps(error))
     HostsFailedError("map(f)", error.errors)
@@ -114,7 +114,7 @@ def test_each_member_has_one_note_with_its_host(error: HostsFailedError) -> None
         assert [notes(member) for member in group.exceptions] == [["on host a"], ["on host b"], ["on host c"]]
 
 
-def test_a_shared_error_has_a_note_for_each_host_once() -> None:
+def test_hosts_failed_error_shared_member_has_all_hosts() -> None:
     shared = KeyError("x")
 
     HostsFailedError("f", (("a", shared), ("b", shared), ("a", shared)))
@@ -122,7 +122,7 @@ def test_a_shared_error_has_a_note_for_each_host_once() -> None:
     assert notes(shared) == ["on host a", "on host b"]
 
 
-def test_notes_of_others_are_kept() -> None:
+def test_hosts_failed_error_keeps_other_notes() -> None:
     error = KeyError("x")
     vars(error)["__notes__"] = ["theirs"]
 
@@ -131,7 +131,7 @@ def test_notes_of_others_are_kept() -> None:
     assert notes(error) == ["theirs", "on host a"]
 
 
-def test_a_traceback_shows_each_member_once_with_its_host(error: HostsFailedError) -> None:
+def test_hosts_failed_error_traceback_names_each_host(error: HostsFailedError) -> None:
     def fail() -> None:
         raise error.exceptions[0]
 
@@ -151,7 +151,7 @@ def test_a_traceback_shows_each_member_once_with_its_host(error: HostsFailedErro
 # Copies --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pickled_part_is_a_part(error: HostsFailedError) -> None:
+def test_hosts_failed_error_pickled_part_keeps_hosts(error: HostsFailedError) -> None:
     part = HostsFailedError("f", error.errors, 4, {"d": threading.Lock(), "e": 2}).subgroup(KeyError)
 
     again = pickle.loads(pickle.dumps(part))
@@ -189,11 +189,11 @@ def handle_groups(error):
     except* HostsFailedError:
         pass
 """
-"""Python 3.10 does not parse it."""
+"""Code with `except*`, which Python 3.10 does not parse."""
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="except* is of Python 3.11")
-def test_except_star_takes_members_of_a_class(error: HostsFailedError) -> None:
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="except* needs Python 3.11")
+def test_hosts_failed_error_except_star_selects_members(error: HostsFailedError) -> None:
     names: dict[str, object] = {"HostsFailedError": HostsFailedError, "LazyclusterError": LazyclusterError}
     exec(EXCEPT_STAR, names)
     handle, handle_root, handle_groups = names["handle"], names["handle_root"], names["handle_groups"]
@@ -205,6 +205,6 @@ def test_except_star_takes_members_of_a_class(error: HostsFailedError) -> None:
 
     assert chosen.errors == (error.errors[0], error.errors[2])
     assert rest.errors == (error.errors[1],)
-    assert handle_root(error).errors == error.errors, "a LazyclusterError itself, it is taken as a whole"
-    with pytest.raises(TypeError, match="except"):
+    assert handle_root(error).errors == error.errors, "the group is itself a LazyclusterError"
+    with pytest.raises(TypeError):
         handle_groups(error)

@@ -1,4 +1,4 @@
-"""The plan of the house: which room may import from which, and what no module does."""
+"""The rules of the code base: which room may import from which, and what modules must not do."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ ONLY_IMPORTERS = {
     "fabric": set[str](),
 }
 ON_HOSTS = [name for name in MODULES if name.startswith("lazycluster._remote.")]
+TESTS = Path(__file__).parents[1]
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "base", "misc"}
 
 
@@ -122,7 +123,7 @@ def test_imports_of_modules_have_no_circle() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
-def test_one_room_is_the_only_importer() -> None:
+def test_libraries_with_one_importer_have_no_other() -> None:
     strangers = [
         (module, root)
         for module in MODULES
@@ -149,18 +150,16 @@ def test_testing_is_imported_by_demo_and_cli_only() -> None:
 
 
 def test_public_classes_live_in_public_modules() -> None:
-    """And say so: nothing rewrites `__module__`, on which pickles and the documentation rely."""
+    """Nothing rewrites `__module__`, on which pickles and the documentation rely."""
     for package in (lazycluster, lazycluster.testing):
         for name in package.__all__:
             thing = getattr(package, name)
+            assert "._" not in str(getattr(thing, "__module__", "")), name
             if isinstance(thing, type):
-                home = importlib.import_module(thing.__module__)
-
-                assert getattr(home, name) is thing
-                assert "._" not in thing.__module__, name
+                assert getattr(importlib.import_module(thing.__module__), name) is thing
 
 
-def test_classes_have_a_name_of_their_own() -> None:
+def test_class_names_are_unique() -> None:
     found = [node.name.lstrip("_") for path in MODULES for node in nodes(path) if isinstance(node, ast.ClassDef)]
 
     assert [name for name, group in itertools.groupby(sorted(found)) if len(list(group)) > 1] == []
@@ -172,8 +171,8 @@ def test_modules_have_at_most_400_lines() -> None:
     assert {module: count for module, count in lines.items() if count > 400} == {}
 
 
-def test_no_clock_that_can_be_set_measures_a_wait() -> None:
-    """The wall clock may jump at any moment; the doctor compares the clocks themselves."""
+def test_modules_read_no_wall_clock() -> None:
+    """The wall clock may jump at any moment; only the doctor reads it, to compare clocks."""
     settable = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "time.clock_gettime"}
     used = {
         (module, ast.unparse(node))
@@ -185,7 +184,7 @@ def test_no_clock_that_can_be_set_measures_a_wait() -> None:
     assert used == {("lazycluster._doctor.clock", "time.clock_gettime")}
 
 
-def test_no_local_shell_and_no_fork_is_used() -> None:
+def test_modules_use_no_local_shell_or_fork() -> None:
     shells = {"os.system", "os.popen", "pty.spawn", "subprocess.getoutput", "subprocess.getstatusoutput"}
     forks = {"os.fork", "os.forkpty", "pty.fork", "os.posix_spawn", "os.posix_spawnp"}
     used = []
@@ -226,7 +225,62 @@ def test_import_is_light_and_without_effects(module: str) -> None:
     assert (ended.stdout, ended.stderr) == ("[] [] 30 1\n", "")
 
 
-def test_guard_of_private_sshd_imports_standard_library_only() -> None:
+def test_process_guard_imports_standard_library_only() -> None:
     roots = {name.partition(".")[0] for name in imports("lazycluster.testing._process_guard")}
 
     assert roots <= sys.stdlib_module_names
+
+
+# The tests' own rules ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def nodes_of_tests() -> tuple[tuple[str, ast.AST], ...]:
+    """Return the syntax nodes of all tests, each with the path of its file."""
+    return tuple(
+        (path.relative_to(TESTS).as_posix(), node)
+        for path in sorted(TESTS.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+def is_private(name: str) -> bool:
+    """Return whether a name, or the last part of a dotted one, begins with an underscore and is no `__name__`."""
+    last = name.rpartition(".")[2]
+    return last.startswith("_") and not last.endswith("__")
+
+
+def test_private_modules_are_imported_in_unit_tests_only() -> None:
+    imported = []
+    for path, node in nodes_of_tests():
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        own = [name for name in names if name.partition(".")[0] == "lazycluster" and not path.startswith("unit/")]
+        imported += [(path, name) for name in own if any(map(is_private, name.split(".")))]
+
+    assert imported == []
+
+
+def test_names_of_tests_have_at_most_60_characters() -> None:
+    names = [
+        (path, node.name)
+        for path, node in nodes_of_tests()
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and len(node.name) > 60
+    ]
+
+    assert names == []
+
+
+def test_tests_set_no_private_attribute() -> None:
+    """`monkeypatch.setattr(module, "_NAME", ...)` and its form with a dotted name; tests inject values instead."""
+    replaced = []
+    for path, node in nodes_of_tests():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
+            texts = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]
+            replaced += [(path, text) for text in texts[:1] if isinstance(text, str) and is_private(text)]
+
+    assert replaced == []

@@ -1,4 +1,4 @@
-"""The manager on fake hosts: which are found, why the others are not, and groups of those that have what is needed."""
+"""The manager with fake hosts: active and inactive hosts, and groups of those that meet requirements."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from lazycluster import (
 )
 from lazycluster._requirements import Requirements
 from lazycluster.hardware import HostInfo
-from lazycluster.testing import FakeHost
+from lazycluster.testing import FakeHost, Ran
 from lazycluster.testing._fake_transport import FakeTransport
-from tests.keyboard_interrupt import interrupt, library_thread_names
-from tests.waiting import wait_until
+from tests.keyboard_interrupt import interrupt
+from tests.unit.group_hosts import group_thread_names
+from tests.unit.transport_recorder import TransportRecorder
+from tests.waiting import assert_eventually, wait_until
 
 CONFIG = "Host small big\nHost *.example ?x !no\nHost gpu down\nHost big\n"
 
@@ -41,32 +43,27 @@ def config(fake_host: FakeHost, tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "config"
     path.write_text(CONFIG)
     yield path
-    assert wait_until(lambda: not library_thread_names(), timeout=10)
+    assert_eventually(lambda: not group_thread_names(), "the threads of the library end")
 
 
-def names(fake_host: FakeHost) -> list[str]:
-    """Return the hosts that are connected."""
-    return sorted(way.host for way in fake_host._state.transports if not way.closed)
+# Detection -----------------------------------------------------------------------------------------------------------
 
 
-# What there is -------------------------------------------------------------------------------------------------------
-
-
-def test_hosts_that_answer_and_hosts_that_do_not(fake_host: FakeHost, config: Path) -> None:
+def test_manager_first_question_detects_hosts(fake_host: FakeHost, transports: TransportRecorder, config: Path) -> None:
     with RuntimeManager(config) as manager:
-        assert fake_host._state.transports == [], "nothing is dialled before somebody asks"
-        assert manager.hosts == ["small", "big", "gpu"], "in the order of the configuration, each once"
+        assert transports.transports == [], "no connection before the first question"
+        assert manager.hosts == ["small", "big", "gpu"], "in the order of the configuration, without duplicates"
         assert list(manager.inactive_hosts) == ["down"]
-        assert isinstance(manager.inactive_hosts["down"], HostUnreachableError), "the cause itself"
+        assert isinstance(manager.inactive_hosts["down"], HostUnreachableError), "the cause of InvalidRuntimeError"
         assert [runtime.host for runtime in manager.runtimes] == manager.hosts
-        assert names(fake_host) == ["big", "gpu", "small"]
-        assert len(fake_host._state.transports) == 4, "each was asked once"
+        assert transports.connected_hosts == ["big", "gpu", "small"]
+        assert len(transports.transports) == 4, "one connection to each host"
         assert repr(manager) == f"<RuntimeManager of {config}>"
     assert fake_host.closed
     assert fake_host.cleaned_up
 
 
-def test_named_hosts_instead(fake_host: FakeHost, config: Path) -> None:
+def test_manager_hosts_argument_replaces_configuration(fake_host: FakeHost, config: Path) -> None:
     with RuntimeManager(config, hosts=["big", "other", "big"]) as manager:
         assert manager.hosts == ["big", "other"]
         assert repr(manager) == "<RuntimeManager of hosts=[...]>"
@@ -74,13 +71,15 @@ def test_named_hosts_instead(fake_host: FakeHost, config: Path) -> None:
         assert manager.hosts == ["small"]
 
 
-def test_the_users_own_configuration(fake_host: FakeHost, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manager_default_is_configuration_of_user(
+    fake_host: FakeHost, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lazycluster._ssh.config_hosts.default_config", lambda: config)
     with RuntimeManager() as manager:
         assert manager.hosts == ["small", "big", "gpu"]
 
 
-def test_looking_again(fake_host: FakeHost, config: Path) -> None:
+def test_manager_detect_tries_all_hosts_again(fake_host: FakeHost, transports: TransportRecorder, config: Path) -> None:
     with RuntimeManager(config) as manager:
         assert manager.hosts == ["small", "big", "gpu"]
         fake_host.host("down").come_up()
@@ -89,27 +88,27 @@ def test_looking_again(fake_host: FakeHost, config: Path) -> None:
         manager.detect()
         assert manager.hosts == ["down", "new"]
         assert manager.inactive_hosts == {}
-        assert names(fake_host) == ["down", "new"], "what was connected before is given back"
+        assert transports.connected_hosts == ["down", "new"], "the earlier connections are closed"
         manager.cleanup()
         manager.cleanup()
         assert fake_host.closed
-        assert manager.hosts == ["down", "new"], "the next question tries again"
+        assert manager.hosts == ["down", "new"], "the next question tries all hosts again"
 
 
-def test_manager_close_ends_the_connections_it_holds(fake_host: FakeHost, config: Path) -> None:
+def test_manager_close_ends_its_connections(fake_host: FakeHost, transports: TransportRecorder, config: Path) -> None:
     manager = RuntimeManager(config)
     group = manager.create_group("gpu")
 
     manager.close()
 
-    assert names(fake_host) == ["gpu"], "those of a group are the group's"
+    assert transports.connected_hosts == ["gpu"], "the group keeps its connection"
     group.close()
     manager.close()
     assert fake_host.closed
     assert fake_host.cleaned_up
 
 
-def test_manager_close_that_fails_on_a_host_says_so(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manager_close_failure_names_host(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager = RuntimeManager(config)
 
     def fail() -> NoReturn:
@@ -118,12 +117,13 @@ def test_manager_close_that_fails_on_a_host_says_so(config: Path, monkeypatch: p
     runtime = manager.runtimes[1]
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "cleanup", fail)
-        with pytest.raises(HostsFailedError, match="the clean-up failed on 1 of 3 hosts:\n  big: LookupError: why"):
+        with pytest.raises(HostsFailedError) as caught:
             manager.close()
+    assert [(host, type(error)) for host, error in caught.value.errors] == [("big", LookupError)]
     runtime.close()
 
 
-def test_many_that_ask_at_once_ask_the_hosts_once(fake_host: FakeHost, config: Path) -> None:
+def test_manager_parallel_questions_detect_once(transports: TransportRecorder, config: Path) -> None:
     with RuntimeManager(config) as manager:
         found: list[list[str]] = []
         asking = [threading.Thread(target=lambda: found.append(manager.hosts)) for _ in range(8)]
@@ -132,25 +132,27 @@ def test_many_that_ask_at_once_ask_the_hosts_once(fake_host: FakeHost, config: P
         for thread in asking:
             thread.join()
         assert found == [["small", "big", "gpu"]] * 8
-        assert len(fake_host._state.transports) == 4
+        assert len(transports.transports) == 4
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_manager_missing_file_raises(tmp_path: Path) -> None:
     with RuntimeManager(tmp_path / "none") as manager, pytest.raises(ValueError, match=r"no such file: .*none"):
         manager.detect()
 
 
-def test_a_relative_file_is_fixed_at_once(fake_host: FakeHost, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manager_relative_file_survives_chdir(
+    fake_host: FakeHost, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(config.parent)
     with RuntimeManager("config") as manager:
         monkeypatch.chdir("/")
         assert manager.hosts == ["small", "big", "gpu"]
 
 
-def test_all_are_tried_at_once_and_wait_together(
+def test_manager_dead_hosts_time_out_together(
     fake_host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of fifty hosts ten are dead by time-out; all ten wait at the same time."""
+    """Ten of fifty hosts time out, all of them at the same time."""
     together = threading.Barrier(10)
 
     set_up = FakeTransport.set_up
@@ -168,37 +170,36 @@ def test_all_are_tried_at_once_and_wait_together(
         assert list(manager.inactive_hosts) == [host for host in hosts if host.startswith("dead")]
 
 
-def test_ctrl_c_while_it_looks(fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[str] = []
+def test_manager_ctrl_c_during_detect_cleans_up(fake_host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
 
     set_up = FakeTransport.set_up
 
     def slow_set_up(transport: FakeTransport, working_dir: str | None) -> tuple[str, HostInfo]:
-        begun.append(transport.host)
+        started.append(transport.host)
         if transport.host == "slow":
             assert wait_until(lambda: transport.closed, 20)
         return set_up(transport, working_dir)
 
     monkeypatch.setattr(FakeTransport, "set_up", slow_set_up)
     manager = RuntimeManager(hosts=["a", "slow", "b"])
-    interrupt(manager.detect, lambda: len(begun) == 3)
+    interrupt(manager.detect, lambda: len(started) == 3)
     assert fake_host.closed
     assert fake_host.cleaned_up
-    monkeypatch.undo()
 
 
 # Groups --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_group_of_all(fake_host: FakeHost, config: Path) -> None:
+def test_create_group_takes_all_active_hosts(fake_host: FakeHost, transports: TransportRecorder, config: Path) -> None:
     manager = RuntimeManager(config)
     with manager.create_group() as group:
         assert group.hosts == ["small", "big", "gpu"]
-        assert len(fake_host._state.transports) == 4, "those that were found are those of the group"
+        assert len(transports.transports) == 4, "the group takes the connections of the manager"
         assert manager.runtimes == []
         assert manager.hosts == ["small", "big", "gpu"]
         manager.cleanup()
-        assert names(fake_host) == ["big", "gpu", "small"], "they are the group's now"
+        assert transports.connected_hosts == ["big", "gpu", "small"], "the group owns them now"
     assert fake_host.closed
 
 
@@ -220,7 +221,9 @@ def test_a_group_of_all(fake_host: FakeHost, config: Path) -> None:
         ({"filter_commands": ["test -e /a", "test -e /b"]}, ["small"]),
     ],
 )
-def test_groups_of_some(fake_host: FakeHost, config: Path, wanted: dict[str, Any], found: list[str]) -> None:
+def test_create_group_requirements_select_hosts(
+    fake_host: FakeHost, transports: TransportRecorder, config: Path, wanted: dict[str, Any], found: list[str]
+) -> None:
     fake_host.host("big").executables = {"make"}
     fake_host.host("gpu").executables = {"make", "gcc"}
     fake_host.on("test -e /a", stdout="false\n")
@@ -228,22 +231,24 @@ def test_groups_of_some(fake_host: FakeHost, config: Path, wanted: dict[str, Any
     fake_host.host("small").on("test -e /a", stdout="TRUE\n")
     with RuntimeManager(config) as manager, manager.create_group(**wanted) as group:
         assert group.hosts == found
-        assert sorted(names(fake_host)) == ["big", "gpu", "small"], "the others wait for another group"
+        assert sorted(transports.connected_hosts) == ["big", "gpu", "small"], (
+            "the manager keeps the others for another group"
+        )
 
 
-def test_several_groups(fake_host: FakeHost, config: Path) -> None:
+def test_create_group_twice_has_own_runtimes(fake_host: FakeHost, config: Path) -> None:
     with RuntimeManager(config) as manager:
         one = manager.create_group(include_hosts=["gpu"])
         two = manager.create_group()
         assert two.hosts == ["small", "big", "gpu"]
         assert one.runtimes[0] is not two.get_runtime("gpu")
         one.cleanup()
-        assert two.get_runtime("gpu").is_valid_runtime(), "each has its own"
+        assert two.get_runtime("gpu").is_valid_runtime(), "each group has its own runtimes"
         two.cleanup()
         assert fake_host.closed
 
 
-def test_a_host_that_has_gone_since(fake_host: FakeHost, config: Path) -> None:
+def test_create_group_leaves_out_host_lost_since_detect(fake_host: FakeHost, config: Path) -> None:
     with RuntimeManager(config) as manager, manager.create_group():
         fake_host.host("big").go_down()
         with manager.create_group() as again:
@@ -251,68 +256,92 @@ def test_a_host_that_has_gone_since(fake_host: FakeHost, config: Path) -> None:
         with pytest.raises(NoRuntimesDetectedError) as caught:
             manager.create_group(include_hosts=["big", "down"])
         assert [host for host, _ in caught.value.tried] == ["big", "down"]
-        assert all(reason.startswith("host unreachable (the test") for _, reason in caught.value.tried)
+        assert all("the test took it down" in reason for _, reason in caught.value.tried)
 
 
 @pytest.mark.parametrize("keywords", [{"working_dir": "/work"}, {"root_dir": "/work"}])
-def test_a_working_directory(fake_host: FakeHost, config: Path, keywords: dict[str, str]) -> None:
+def test_create_group_working_dir(fake_host: FakeHost, config: Path, keywords: dict[str, str]) -> None:
     with RuntimeManager(config) as manager, manager.create_group(**keywords) as group:  # type: ignore[arg-type]
         assert [runtime.working_dir for runtime in group.runtimes] == ["/work"] * 3
     assert fake_host.closed
 
 
-def test_a_working_directory_has_one_name(config: Path) -> None:
+def test_create_group_root_dir_differs_raises(config: Path) -> None:
     with RuntimeManager(config) as manager:
         with pytest.raises(ValueError, match="root_dir must be the same as working_dir '/b', got '/a'"):
             manager.create_group(root_dir="/a", working_dir="/b")
         manager.create_group(root_dir="/a", working_dir="/a").cleanup()
 
 
-def test_a_group_is_like_its_manager(fake_host: FakeHost, config: Path) -> None:
-    manager = RuntimeManager(config, max_connections=2, env={"A": "1"}, connect_timeout=3.5)
+def test_create_group_has_options_of_manager(fake_host: FakeHost, transports: TransportRecorder, config: Path) -> None:
+    manager = RuntimeManager(config, env={"A": "1"}, connect_timeout=3.5)
     with manager, manager.create_group(include_hosts="big") as group:
         group.add_runtime("new")
         fake_host.on("env")
         group.run("env")
-        assert group._members.max_connections == 2
-        assert group._members.options["config_file"] == config
-        assert group._members.options["connect_timeout"] == 3.5
-    assert {call.host: call.env["A"] for call in fake_host.calls} == {"big": "1", "new": "1"}  # type: ignore[union-attr]
+    assert transports.options["new"]["config_file"] == config
+    assert transports.options["new"]["connect_timeout"] == 3.5
+    assert {call.host: call.env["A"] for call in fake_host.calls if isinstance(call, Ran)} == {"big": "1", "new": "1"}
 
 
-def test_hosts_that_nobody_knows(config: Path) -> None:
+def test_create_group_has_max_connections_of_manager(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed, now, most = threading.Condition(), 0, 0
+
+    set_up = FakeTransport.set_up
+
+    def slow_set_up(transport: FakeTransport, working_dir: str | None) -> tuple[str, HostInfo]:
+        nonlocal now, most
+        with changed:
+            now += 1
+            most = max(most, now)
+            changed.notify_all()
+            changed.wait_for(lambda: now > 1, 0.1)  # a second log-in would come now
+        result = set_up(transport, working_dir)
+        with changed:
+            now -= 1
+        return result
+
+    with RuntimeManager(config, max_connections=1) as manager:
+        manager.detect()
+        monkeypatch.setattr(FakeTransport, "set_up", slow_set_up)
+        manager.create_group(working_dir="/work").close()
+    assert most == 1
+
+
+def test_create_group_unknown_host_raises(config: Path) -> None:
     with RuntimeManager(config) as manager:
         for wanted in ({"include_hosts": ["big", "db1"]}, {"exclude_hosts": "db1"}):
             with pytest.raises(ValueError, match=rf"unknown host 'db1' \({config}: small, big, gpu, down\)"):
                 manager.create_group(**wanted)
 
 
-# Nothing fits --------------------------------------------------------------------------------------------------------
+# No host fits --------------------------------------------------------------------------------------------------------
 
 
-def test_why_each_host_does_not_fit(fake_host: FakeHost, config: Path) -> None:
-    fake_host.host("gpu").on("ok", error=ConnectionLostError("gpu", "ok", "cut", started=True))
+def test_create_group_no_match_names_reasons(fake_host: FakeHost, transports: TransportRecorder, config: Path) -> None:
+    fake_host.host("gpu").on("ok", error=ConnectionLostError("gpu", "ok", "interrupted", started=True))
     fake_host.on("ok", stdout="no")
     with RuntimeManager(config) as manager:
         with pytest.raises(NoRuntimesDetectedError) as caught:
             manager.create_group(min_cpu_cores=2, filter_commands="ok")
-        assert str(caught.value) == (
-            f"no host can be used, of 4 that {config} names:\n"
-            "  small: it has 1 CPU cores, and not 2\n"
-            "  big: `ok` did not print true\n"
-            "  gpu: connection lost during `ok` (cut). It had started on the host, which ends it when it sees the "
-            "connection gone.\n"
-            "  down: host unreachable (the test took it down). Check your network, VPN and routes to down."
-        )
+        reasons = dict(caught.value.tried)
+        assert list(reasons) == ["small", "big", "gpu", "down"]
+        assert reasons["small"] == "it has 1 CPU cores, and not 2"
+        assert reasons["big"] == "`ok` did not print true"
+        assert "interrupted" in reasons["gpu"]
+        assert "the test took it down" in reasons["down"]
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-        assert names(fake_host) == ["big", "gpu", "small"], "another group may need less"
+        assert transports.connected_hosts == ["big", "gpu", "small"], "another group may have fewer requirements"
 
-        with pytest.raises(NoRuntimesDetectedError, match=r"\n  small: it has 1024 MB of memory, and not 1025$"):
-            manager.create_group(include_hosts="small", min_memory=1025)
-        with pytest.raises(NoRuntimesDetectedError, match=r"\n  big: it has no GPU$"):
-            manager.create_group(include_hosts="big", gpu_required=True)
-        with pytest.raises(NoRuntimesDetectedError, match=r"\n  big: not installed: a b, c$"):
-            manager.create_group(include_hosts="big", installed_executables=["a b", "c"])
+        for requirement, reason in (
+            ({"min_memory": 512 * 1024 + 1}, "it has 524288 MB of memory, and not 524289"),
+            ({"gpu_required": True}, "it has no GPU"),
+            ({"installed_executables": ["a b", "c"]}, "not installed: a b, c"),
+        ):
+            keywords: dict[str, Any] = requirement
+            with pytest.raises(NoRuntimesDetectedError) as caught:
+                manager.create_group(include_hosts="big", **keywords)
+            assert caught.value.tried == (("big", reason),)
 
 
 @pytest.mark.parametrize(
@@ -324,71 +353,75 @@ def test_why_each_host_does_not_fit(fake_host: FakeHost, config: Path) -> None:
         ({"prot": 22}, TypeError),
     ],
 )
-def test_arguments_that_cannot_be_right_are_told_at_once(
-    fake_host: FakeHost, config: Path, keywords: dict[str, Any], error: type[Exception]
+def test_manager_invalid_argument_raises_at_once(
+    transports: TransportRecorder, config: Path, keywords: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error, match=next(iter(keywords))):
         RuntimeManager(config, **keywords)
-    assert fake_host._state.transports == []
+    assert transports.transports == []
 
 
-def test_what_is_excluded_is_listed_too(fake_host: FakeHost, config: Path) -> None:
+def test_create_group_no_match_lists_excluded_hosts(fake_host: FakeHost, config: Path) -> None:
     with RuntimeManager(config) as manager:
         with pytest.raises(NoRuntimesDetectedError) as caught:
             manager.create_group(exclude_hosts=["small", "big", "gpu"])
         assert [host for host, _ in caught.value.tried] == ["small", "big", "gpu", "down"]
-        assert [why for _, why in caught.value.tried][:3] == ["excluded"] * 3
+        assert [reason for _, reason in caught.value.tried][:3] == ["excluded"] * 3
         with pytest.raises(NoRuntimesDetectedError) as caught:
             manager.create_group(include_hosts=iter(["big", "small"]), exclude_hosts=["small"], gpu_required=True)
         assert caught.value.tried == (("small", "excluded"), ("big", "it has no GPU"))
 
 
 @pytest.mark.parametrize(
-    "needs", [{"min_memory": "16"}, {"min_cpu_cores": "2"}, {"min_memory": True}, {"min_cpu_cores": math.nan}]
+    "requirement", [{"min_memory": "16"}, {"min_cpu_cores": "2"}, {"min_memory": True}, {"min_cpu_cores": math.nan}]
 )
-def test_needs_that_are_no_numbers(fake_host: FakeHost, config: Path, needs: dict[str, Any]) -> None:
+def test_create_group_minimum_not_a_number_raises(
+    fake_host: FakeHost, config: Path, requirement: dict[str, Any]
+) -> None:
     with RuntimeManager(config) as manager, pytest.raises(ValueError, match=r"min_\w+ must be a number, got "):
-        manager.create_group(**needs)
+        manager.create_group(**requirement)
 
 
-def test_only_what_is_missing_is_named(fake_host: FakeHost, config: Path) -> None:
+def test_create_group_no_match_names_missing_programs(fake_host: FakeHost, config: Path) -> None:
     fake_host.host("big").executables = {"sh"}
-    with (
-        RuntimeManager(config) as manager,
-        pytest.raises(NoRuntimesDetectedError, match=r"\n  big: not installed: nope$"),
-    ):
-        manager.create_group(include_hosts="big", installed_executables=["sh", "nope"])
+    with RuntimeManager(config) as manager, pytest.raises(NoRuntimesDetectedError) as caught:
+        manager.create_group(include_hosts="big", installed_executables=["sh", "missing"])
+    assert caught.value.tried == (("big", "not installed: missing"),)
 
 
-def test_an_error_without_words_is_a_reason_too(
+def test_create_group_error_without_text_is_a_reason(
     fake_host: FakeHost, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_args: Any, **_keywords: Any) -> str:
         raise TimeoutError
 
     monkeypatch.setattr(Requirements, "find_missing", fail)
-    with RuntimeManager(config) as manager, pytest.raises(NoRuntimesDetectedError, match="\n  big: TimeoutError"):
-        manager.create_group()
+    with RuntimeManager(config) as manager, pytest.raises(NoRuntimesDetectedError) as caught:
+        manager.create_group(include_hosts="big")
+    [(host, reason)] = caught.value.tried
+    assert host == "big"
+    assert reason.startswith("TimeoutError")
 
 
-def test_there_are_no_hosts(tmp_path: Path) -> None:
+def test_create_group_no_hosts_raises(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("Host *\n  Port 22\n")
     with RuntimeManager(tmp_path / "config") as manager:
         assert manager.hosts == []
-        with pytest.raises(NoRuntimesDetectedError, match=r"no hosts: .*config names none. Add a `Host` entry"):
+        with pytest.raises(NoRuntimesDetectedError) as caught:
             manager.create_group()
+    assert (caught.value.source, caught.value.tried) == (str(tmp_path / "config"), ())
 
 
-def test_all_of_them_are_excluded(config: Path) -> None:
+def test_create_group_all_excluded_raises(config: Path) -> None:
     with RuntimeManager(config) as manager, pytest.raises(NoRuntimesDetectedError) as caught:
         manager.create_group(exclude_hosts=["small", "big", "gpu", "down"])
     assert caught.value.tried[:3] == (("small", "excluded"), ("big", "excluded"), ("gpu", "excluded"))
 
 
-# For people ----------------------------------------------------------------------------------------------------------
+# Tables --------------------------------------------------------------------------------------------------------------
 
 
-def test_tables(fake_host: FakeHost, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_manager_prints_tables(fake_host: FakeHost, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake_host.host("down").go_down(UnknownHostError("down", "Name or service not known"))
     fake_host.host("old").has(python_version="")
     fake_host.host("shut").go_down(AuthenticationError("shut", "Permission denied (publickey)."))
@@ -400,11 +433,9 @@ def test_tables(fake_host: FakeHost, config: Path, capsys: pytest.CaptureFixture
         out = capsys.readouterr().out.splitlines()
         assert out[0] == "3 inactive hosts"
         assert out[1] == "host  why"
-        assert [line[:36] for line in out[3:]] == [
-            "down  unknown host name (Name or ser",
-            "old   no Python found (looked for py",
-            "shut  authentication refused (Permis",
-        ]
+        assert [line.split()[0] for line in out[3:]] == ["down", "old", "shut"]
+        assert "Name or service not known" in out[3]
+        assert "Permission denied (publickey)" in out[5]
         assert isinstance(manager.inactive_hosts["old"], PythonNotFoundError)
         manager.print_runtime_info()
         out = capsys.readouterr().out.splitlines()
@@ -416,7 +447,7 @@ def test_tables(fake_host: FakeHost, config: Path, capsys: pytest.CaptureFixture
         assert capsys.readouterr().out.startswith("1 active host (and 2 handed to groups)\n")
 
 
-def test_a_reason_of_many_lines_is_one_row(
+def test_print_inactive_hosts_joins_lines_of_reason(
     fake_host: FakeHost, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_host.host("down").go_down(UnknownHostError("down", "one\ntwo"))
@@ -424,4 +455,5 @@ def test_a_reason_of_many_lines_is_one_row(
         manager.print_inactive_hosts()
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 4
-    assert out[3].startswith("down  unknown host name (one two). Check")
+    assert out[3].startswith("down ")
+    assert "one two" in out[3]

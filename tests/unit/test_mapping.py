@@ -1,10 +1,9 @@
-"""Items spread over hosts that a test plays: each item has exactly one outcome, whatever fails."""
+"""Items spread over stub hosts: each item has exactly one outcome, whatever fails."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -31,46 +30,46 @@ from tests.keyboard_interrupt import interrupt, library_thread_names
 from tests.waiting import wait_until
 
 Outcomes = list[Value[Any] | Error]
-Play = Callable[["Played", Sequence[int]], Outcomes | None]
+Script = Callable[["StubHost", Sequence[int]], Outcomes | None]
 
 
 @attrs.define(eq=False)
-class Played:
-    """A host that answers each call as a test says; what it does not say is done well."""
+class StubHost:
+    """A host that answers each call as a test says; a script that returns None lets the function be called."""
 
     host: str
-    play: Play = lambda _host, _items: None
-    is_back: bool = False
+    script: Script = lambda _host, _items: None
+    reconnects: bool = False
     closed: bool = False
     calls: list[list[int]] = attrs.field(factory=list)
     cancel_token: CancelToken | None = None
 
-    def context(self, cancel_token: CancelToken) -> Played:
+    def context(self, cancel_token: CancelToken) -> StubHost:
         self.cancel_token = cancel_token
         return self
 
     def is_valid_runtime(self) -> bool:
-        return self.is_back
+        return self.reconnects
 
-    def lost(self) -> ConnectionLostError:
-        return ConnectionLostError(self.host, "f", "the test says so", started=True)
+    def lost_error(self) -> ConnectionLostError:
+        return ConnectionLostError(self.host, "f", "scripted", started=True)
 
     @property
     def items(self) -> list[int]:
         return [item for items in self.calls for item in items]
 
 
-def call_each(host: Played, function: Callable[[int], object], items: Sequence[int], seconds: float) -> Outcomes:
+def call_each(host: StubHost, function: Callable[[int], object], items: Sequence[int], seconds: float) -> Outcomes:
     host.calls.append(list(items))
     assert host.cancel_token is not None
     if host.cancel_token.is_cancelled:
         raise CommandStoppedError(host.host, "f")
-    outcomes = host.play(host, items)
+    outcomes = host.script(host, items)
     return [Value(function(item)) for item in items] if outcomes is None else outcomes
 
 
 @pytest.fixture(autouse=True, scope="module")
-def hosts_are_played() -> Iterator[None]:
+def use_stub_hosts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_invoke, "call_each", call_each)
         patch.setattr(_mapping, "core_of", lambda host: host)
@@ -81,15 +80,25 @@ def identity(item: int) -> int:
     return item
 
 
-def spread(
-    hosts: Sequence[Played],
+def schedule(
+    hosts: Sequence[StubHost],
     items: Iterator[int],
-    function: Callable[[int], Any] = identity,
     *,
     ordered: bool = True,
     retries: int = 2,
+    cancel_wait: float = 20.0,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> MapScheduler[int, Any]:
-    return MapScheduler(cast("list[Runtime]", list(hosts)), function, items, ordered=ordered, retries=retries)
+    """Return a scheduler; by its default clock all work takes no time, so that the batches grow."""
+    return MapScheduler(
+        cast("list[Runtime]", list(hosts)),
+        identity,
+        items,
+        ordered=ordered,
+        retries=retries,
+        cancel_wait=cancel_wait,
+        clock=clock,
+    )
 
 
 def outcomes(scheduler: MapScheduler[int, Any]) -> Outcomes:
@@ -97,8 +106,8 @@ def outcomes(scheduler: MapScheduler[int, Any]) -> Outcomes:
         return list(scheduler)
 
 
-def when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
-    """Do something in another thread when a condition holds, or after a long time."""
+def act_when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
+    """Do something in another thread when a condition holds, or after 20 seconds."""
 
     def wait() -> None:
         wait_until(condition, 20)
@@ -109,80 +118,80 @@ def when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.
     return thread
 
 
-def is_over() -> bool:
+def has_ended() -> bool:
     return not library_thread_names("lazycluster-map")
 
 
-# In the order --------------------------------------------------------------------------------------------------------
+# Order ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 2, 10_000])
-def test_every_item_has_its_outcome(count: int, ordered: bool) -> None:
-    hosts = [Played("a"), Played("b"), Played("c")]
-    found = [outcome.unwrap() for outcome in outcomes(spread(hosts, iter(range(count)), ordered=ordered))]
+def test_map_all_items_have_outcomes(count: int, ordered: bool) -> None:
+    hosts = [StubHost("a"), StubHost("b"), StubHost("c")]
+    found = [outcome.unwrap() for outcome in outcomes(schedule(hosts, iter(range(count)), ordered=ordered))]
     assert (found if ordered else sorted(found)) == list(range(count))
     assert sorted(item for host in hosts for item in host.items) == list(range(count))
-    assert is_over()
+    assert has_ended()
 
 
-def test_an_item_that_takes_long_holds_up_the_ordered_only() -> None:
-    going_on = threading.Event()
+def test_map_slow_item_delays_ordered_outcomes_only() -> None:
+    release = threading.Event()
 
-    def slow(_host: Played, items: Sequence[int]) -> None:
+    def slow(_host: StubHost, items: Sequence[int]) -> None:
         if 0 in items:
-            assert going_on.wait(20)
+            assert release.wait(20)
 
-    with spread([Played("a", slow), Played("b", slow)], iter(range(100)), ordered=False) as unordered:
+    with schedule([StubHost("a", slow), StubHost("b", slow)], iter(range(100)), ordered=False) as unordered:
         first = list(itertools.islice((outcome.unwrap() for outcome in unordered), 99))
         assert sorted(first) == list(range(1, 100))
-        going_on.set()
+        release.set()
         assert [outcome.unwrap() for outcome in unordered] == [0]
 
-    going_on.clear()
-    hosts = [Played("a", slow), Played("b", slow)]
-    with spread(hosts, iter(range(100))) as in_order:
-        timer = when(lambda: sum(len(host.items) for host in hosts) == 100, going_on.set)
-        assert [outcome.unwrap() for outcome in in_order] == list(range(100)), "and all others are worked on meanwhile"
+    release.clear()
+    hosts = [StubHost("a", slow), StubHost("b", slow)]
+    with schedule(hosts, iter(range(100))) as in_order:
+        timer = act_when(lambda: sum(len(host.items) for host in hosts) == 100, release.set)
+        assert [outcome.unwrap() for outcome in in_order] == list(range(100)), "the hosts did all other items before"
         timer.join()
 
 
-def test_each_host_takes_the_next_as_it_becomes_free() -> None:
-    going_on = threading.Event()
+def test_map_free_host_takes_next_items() -> None:
+    release = threading.Event()
 
-    def busy(_host: Played, items: Sequence[int]) -> None:
-        going_on.wait(20)
+    def busy(_host: StubHost, items: Sequence[int]) -> None:
+        release.wait(20)
 
-    def free(_host: Played, items: Sequence[int]) -> None:
+    def free(_host: StubHost, items: Sequence[int]) -> None:
         assert wait_until(lambda: bool(hosts[0].calls), timeout=10)
 
-    hosts = [Played("busy", busy), Played("free", free)]
-    with spread(hosts, iter(range(1000)), ordered=False) as scheduler:
+    hosts = [StubHost("busy", busy), StubHost("free", free)]
+    with schedule(hosts, iter(range(1000)), ordered=False) as scheduler:
         found = [outcome.unwrap() for outcome in itertools.islice(scheduler, 900)]
         assert len(hosts[0].calls) == 1
-        going_on.set()
+        release.set()
         found += [outcome.unwrap() for outcome in scheduler]
     assert sorted(found) == list(range(1000))
 
 
-def test_more_go_at_once_where_they_take_little_time() -> None:
-    host = Played("a")
-    outcomes(spread([host], iter(range(5000))))
+def test_map_short_items_make_larger_batches() -> None:
+    host = StubHost("a")
+    outcomes(schedule([host], iter(range(5000))))
     assert len(host.calls[0]) == 1
     assert 16 <= max(map(len, host.calls)) <= 64
 
 
-def test_what_was_not_begun_comes_back_for_others() -> None:
-    def some(_host: Played, items: Sequence[int]) -> Outcomes | None:
+def test_map_unfinished_batch_goes_to_other_hosts() -> None:
+    def do_first(_host: StubHost, items: Sequence[int]) -> Outcomes | None:
         return [Value(items[0])] if len(items) > 1 else None
 
-    hosts = [Played("a", some), Played("b", some)]
-    found = outcomes(spread(hosts, iter(range(300))))
+    hosts = [StubHost("a", do_first), StubHost("b", do_first)]
+    found = outcomes(schedule(hosts, iter(range(300))))
     assert [outcome.unwrap() for outcome in found] == list(range(300))
     assert any(len(items) > 1 for host in hosts for items in host.calls)
 
 
-# How much is read ----------------------------------------------------------------------------------------------------
+# Reading the iterable ------------------------------------------------------------------------------------------------
 
 
 def counted(read: list[int], items: Iterator[int] | None = None) -> Iterator[int]:
@@ -192,62 +201,66 @@ def counted(read: list[int], items: Iterator[int] | None = None) -> Iterator[int
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_an_endless_iterable(ordered: bool) -> None:
+def test_map_endless_iterable_reads_little_ahead(ordered: bool) -> None:
     read: list[int] = []
-    with spread([Played("a"), Played("b")], counted(read), ordered=ordered) as scheduler:
+    with schedule([StubHost("a"), StubHost("b")], counted(read), ordered=ordered) as scheduler:
         found = [outcome.unwrap() for outcome in itertools.islice(scheduler, 3000)]
     assert len(set(found)) == 3000
     assert len(read) < 3000 + 4200
-    assert is_over()
+    assert has_ended()
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_whoever_is_slow_does_not_have_it_all_read(ordered: bool) -> None:
+def test_map_slow_consumer_reads_little_ahead(ordered: bool) -> None:
     read: list[int] = []
-    hosts = [Played("a"), Played("b")]
-    with spread(hosts, counted(read, iter(range(100_000))), ordered=ordered) as scheduler:
+    hosts = [StubHost("a"), StubHost("b")]
+    with schedule(hosts, counted(read, iter(range(100_000))), ordered=ordered) as scheduler:
         for number, _ in enumerate(scheduler):
             if number == 200:
                 break
-            assert wait_until(lambda: sum(len(host.items) for host in hosts) == len(read), 10)  # all done meanwhile
+            assert wait_until(lambda: sum(len(host.items) for host in hosts) == len(read), 10)
     assert len(read) < 200 + 3 * 2 * 2 * 64
 
 
-def test_an_item_that_takes_long_is_waited_for_with_a_bound() -> None:
-    going_on = threading.Event()
+def test_map_slow_item_limits_outstanding_items() -> None:
+    release = threading.Event()
 
-    def slow(_host: Played, items: Sequence[int]) -> None:
+    def slow(_host: StubHost, items: Sequence[int]) -> None:
         if 0 in items:
-            going_on.wait(20)
+            release.wait(20)
 
     read: list[int] = []
-    hosts = [Played("a", slow), Played("b", slow)]
-    iterating = spread(hosts, counted(read))
+    hosts = [StubHost("a", slow), StubHost("b", slow)]
+    iterating = schedule(hosts, counted(read))
     with iterating as scheduler:
-        timer = when(lambda: len(read) >= 4096, going_on.set)
+        timer = act_when(lambda: len(read) >= 4096, release.set)
         assert next(iter(scheduler)).unwrap() == 0
         timer.join()
         assert len(read) == 4096
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_what_is_done_is_not_held_back_by_an_iterable_that_is_slow(ordered: bool) -> None:
-    """Of an iterable that waits for something, such as for messages, every outcome comes with the next item."""
+def test_map_slow_iterable_yields_outcomes_at_once(ordered: bool) -> None:
+    """If the iterable waits, for instance for messages, every outcome comes with the next item."""
     read: list[int] = []
+    now = 0.0
 
-    def slow() -> Iterator[int]:
+    def slow_items() -> Iterator[int]:
+        nonlocal now
         for item in counted(read):
-            time.sleep(0.03)
+            assert wait_until(lambda: sum(len(host.items) for host in hosts) >= len(read) - 1, 10)
+            now += 1.0
             yield item
 
-    behind = []
-    with spread([Played("a"), Played("b")], slow(), ordered=ordered) as scheduler:
-        for number, _ in enumerate(itertools.islice(scheduler, 10)):
-            behind.append(len(read) - number)
-    assert max(behind) <= 5, behind
+    hosts = [StubHost("a"), StubHost("b")]
+    lags = []
+    with schedule(hosts, slow_items(), ordered=ordered, clock=lambda: now) as scheduler:
+        for number, _ in enumerate(itertools.islice(scheduler, 20)):
+            lags.append(len(read) - number)
+    assert max(lags) <= 5, lags
 
 
-def test_it_is_read_in_the_thread_that_iterates() -> None:
+def test_map_iterable_is_read_in_iterating_thread() -> None:
     seen = set()
 
     def items() -> Iterator[int]:
@@ -255,30 +268,30 @@ def test_it_is_read_in_the_thread_that_iterates() -> None:
             seen.add(threading.get_ident())
             yield item
 
-    outcomes(spread([Played("a"), Played("b")], items()))
+    outcomes(schedule([StubHost("a"), StubHost("b")], items()))
     assert seen == {threading.get_ident()}
 
 
-def test_an_iterable_that_raises() -> None:
+def test_map_iterable_raises_after_earlier_outcomes() -> None:
     def items() -> Iterator[int]:
         yield from range(5)
         raise LookupError("no more")
 
     for ordered in (True, False):
-        hosts = [Played("a"), Played("b")]
-        with spread(hosts, items(), ordered=ordered) as scheduler:
+        hosts = [StubHost("a"), StubHost("b")]
+        with schedule(hosts, items(), ordered=ordered) as scheduler:
             seen = [outcome.unwrap() for outcome in itertools.islice(scheduler, 5)]
-            with pytest.raises(LookupError, match="no more"):
+            with pytest.raises(LookupError):
                 next(iter(scheduler))
-        assert sorted(seen) == [0, 1, 2, 3, 4], "as with Python's own map() what came before it is not lost"
-        assert is_over()
+        assert sorted(seen) == [0, 1, 2, 3, 4], "as with Python's own map(), the values before the error are kept"
+        assert has_ended()
 
 
-# The end before the end ----------------------------------------------------------------------------------------------
+# Early end -----------------------------------------------------------------------------------------------------------
 
 
-def stoppable(host: Played, items: Sequence[int]) -> Outcomes | None:
-    """Take for ever, until it is stopped."""
+def stoppable(host: StubHost, items: Sequence[int]) -> Outcomes | None:
+    """Run until it is stopped, except for item 0."""
     if items[0] == 0:
         return None
     assert host.cancel_token is not None
@@ -286,211 +299,211 @@ def stoppable(host: Played, items: Sequence[int]) -> Outcomes | None:
     raise CommandStoppedError(host.host, "f")
 
 
-def test_whoever_stops_to_iterate_stops_the_hosts() -> None:
-    hosts = [Played("a", stoppable), Played("b", stoppable)]
-    with spread(hosts, itertools.count()) as scheduler:
+def test_map_early_exit_stops_hosts() -> None:
+    hosts = [StubHost("a", stoppable), StubHost("b", stoppable)]
+    with schedule(hosts, itertools.count()) as scheduler:
         assert next(iter(scheduler)).unwrap() == 0
         assert wait_until(lambda: all(host.calls for host in hosts), 10)
-    assert is_over()
-    begun = sum(len(host.calls) for host in hosts)
-    assert begun <= 3
+    assert has_ended()
+    assert sum(len(host.calls) for host in hosts) <= 3
     assert all(host.cancel_token is not None and host.cancel_token.fileno() == -1 for host in hosts)
 
 
-def test_ctrl_c_while_it_waits() -> None:
-    hosts = [Played("a", stoppable), Played("b", stoppable)]
-    interrupt(lambda: outcomes(spread(hosts, itertools.count(1))), lambda: all(host.calls for host in hosts))
-    assert is_over()
+def test_map_ctrl_c_stops_hosts() -> None:
+    hosts = [StubHost("a", stoppable), StubHost("b", stoppable)]
+    interrupt(lambda: outcomes(schedule(hosts, itertools.count(1))), lambda: all(host.calls for host in hosts))
+    assert has_ended()
 
 
-def test_what_does_not_stop_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("lazycluster._gather._CANCEL_WAIT_SECONDS", 0.1)
-    going_on = threading.Event()
+def test_map_stuck_host_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
 
-    def stubborn(_host: Played, _items: Sequence[int]) -> None:
-        going_on.wait(20)
+    def block(_host: StubHost, items: Sequence[int]) -> None:
+        if 0 not in items:
+            release.wait(20)
 
-    host = Played("a", stubborn)
-    with spread([host], itertools.count()) as scheduler:
-        scheduler._read_ahead()
-        assert wait_until(lambda: bool(host.calls), 10)
-    assert caplog.messages == ["lazycluster-map-a: its last items have not ended yet"]
+    host = StubHost("a", block)
+    with schedule([host], itertools.count(), cancel_wait=0.1) as scheduler:
+        assert next(iter(scheduler)).unwrap() == 0
+        assert wait_until(lambda: len(host.calls) == 2, 10)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert host.cancel_token is not None
-    assert host.cancel_token.fileno() >= 0, "it is in use still"
-    going_on.set()
-    assert wait_until(is_over, 10)
+    assert host.cancel_token.fileno() >= 0, "the host still uses it"
+    release.set()
+    assert wait_until(has_ended, 10)
     assert host.cancel_token.fileno() == -1
 
 
-def test_what_is_never_begun_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[object] = []
-    monkeypatch.setattr("lazycluster._gather.CancelToken", lambda: made.append(None))
-    spread([Played("a")], itertools.count())
-    assert made == []
+def test_map_never_entered_makes_no_cancel_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: list[object] = []
+    monkeypatch.setattr("lazycluster._gather.CancelToken", lambda: tokens.append(None))
+    schedule([StubHost("a")], itertools.count())
+    assert tokens == []
 
 
-def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = spread([Played("a"), Played("b")], itertools.count())
+def test_map_thread_cannot_start_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_thread(thread: threading.Thread) -> None:
+        if thread.name == "lazycluster-map-b":
+            raise RuntimeError("can't start new thread")
+        thread.start()
 
-    def fail() -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(scheduler._threads[1], "start", fail)
-    with pytest.raises(RuntimeError, match="can't start new thread"):
-        scheduler.__enter__()
-    assert wait_until(is_over, 10)
+    monkeypatch.setattr(_mapping, "start_thread", start_thread)
+    with pytest.raises(RuntimeError), schedule([StubHost("a"), StubHost("b")], itertools.count()):
+        pytest.fail("the scheduler runs without one of its threads")
+    assert wait_until(has_ended, 10)
 
 
 # Failures ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_item_whose_function_raises() -> None:
-    def odd(_host: Played, items: Sequence[int]) -> Outcomes:
+def test_map_function_raises_is_outcome_of_item() -> None:
+    def odd(_host: StubHost, items: Sequence[int]) -> Outcomes:
         return [Error(KeyError(item)) if item % 2 else Value(item) for item in items]
 
-    found = outcomes(spread([Played("a", odd), Played("b", odd)], iter(range(100))))
+    found = outcomes(schedule([StubHost("a", odd), StubHost("b", odd)], iter(range(100))))
     assert [isinstance(outcome, Error) for outcome in found] == [False, True] * 50
     with pytest.raises(KeyError, match="7"):
         found[7].unwrap()
 
 
-def kills_its_process(poison: set[int]) -> Play:
-    def play(host: Played, items: Sequence[int]) -> None:
+def process_killer(poison: set[int]) -> Script:
+    def script(host: StubHost, items: Sequence[int]) -> None:
         if poison & set(items):
             raise RemoteFunctionError(host.host, "f", "its process was killed")
 
-    return play
+    return script
 
 
-def test_an_item_that_kills_its_process_is_found_out() -> None:
-    play = kills_its_process({50, 51, 90})
-    hosts = [Played("a", play), Played("b", play)]
-    found = outcomes(spread(hosts, iter(range(200))))
+def test_map_process_dies_isolates_item() -> None:
+    script = process_killer({50, 51, 90})
+    hosts = [StubHost("a", script), StubHost("b", script)]
+    found = outcomes(schedule(hosts, iter(range(200))))
     assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [50, 51, 90]
-    assert any(len(items) > 1 and 90 in items for host in hosts for items in host.calls), "it was among others"
+    assert any(len(items) > 1 and 90 in items for host in hosts for items in host.calls), (
+        "it was in a batch with others"
+    )
     assert all(isinstance(cast("Error", found[number]).error, RemoteFunctionError) for number in (50, 51, 90))
 
 
-def test_an_item_that_cannot_be_sent_is_no_fault_of_others() -> None:
-    def play(_host: Played, items: Sequence[int]) -> None:
+def test_map_unpicklable_item_isolates_item() -> None:
+    def script(_host: StubHost, items: Sequence[int]) -> None:
         if 30 in items:
             raise FunctionNotSerializableError("f", "no")
 
-    found = outcomes(spread([Played("a", play)], iter(range(60))))
+    found = outcomes(schedule([StubHost("a", script)], iter(range(60))))
     assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [30]
 
 
-def test_a_stop_that_nobody_here_has_asked_for_is_an_outcome() -> None:
-    def play(host: Played, items: Sequence[int]) -> None:
+def test_map_unrequested_stop_is_outcome_of_item() -> None:
+    def script(host: StubHost, items: Sequence[int]) -> None:
         if 30 in items:
             raise CommandStoppedError(host.host, "f")
 
-    found = outcomes(spread([Played("a", play)], iter(range(60))))
+    found = outcomes(schedule([StubHost("a", script)], iter(range(60))))
     assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [30]
 
 
-def dies(at: int) -> Play:
-    """Return how a host behaves that is dead from some call on."""
+def dying(first_call: int) -> Script:
+    """Return the script of a host that is dead from a certain call on."""
 
-    def play(host: Played, _items: Sequence[int]) -> None:
-        if len(host.calls) >= at:
-            raise host.lost()
+    def script(host: StubHost, _items: Sequence[int]) -> None:
+        if len(host.calls) >= first_call:
+            raise host.lost_error()
 
-    return play
+    return script
 
 
-def test_the_items_of_a_host_that_dies_are_moved(caplog: pytest.LogCaptureFixture) -> None:
-    hosts = [Played("a", dies(3)), Played("b", lambda _host, _items: time.sleep(0.002)), Played("c", dies(1))]
-    found = outcomes(spread(hosts, iter(range(200))))
+def test_map_dead_host_moves_items(caplog: pytest.LogCaptureFixture) -> None:
+    def wait_for_deaths(_host: StubHost, _items: Sequence[int]) -> None:
+        assert wait_until(lambda: len(hosts[0].calls) == 3 and len(hosts[2].calls) == 1, 10)
+
+    hosts = [StubHost("a", dying(3)), StubHost("b", wait_for_deaths), StubHost("c", dying(1))]
+    found = outcomes(schedule(hosts, iter(range(200))))
     assert [outcome.unwrap() for outcome in found] == list(range(200))
     assert len(hosts[0].calls) == 3
     assert len(hosts[2].calls) == 1
-    assert sorted(caplog.messages) == [
-        f"{host}: the other hosts continue without it: {host}: connection lost during `f` (the test says so). "
-        "It had started on the host, which ends it when it sees the connection gone."
-        for host in "ac"
-    ]
+    assert sorted(message.partition(":")[0] for message in caplog.messages) == ["a", "c"]
 
 
-def test_a_host_that_was_closed_on_purpose_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
-    hosts = [Played("a", dies(1), is_back=True, closed=True), Played("b")]
-    found = outcomes(spread(hosts, iter(range(20))))
+def test_map_closed_host_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    hosts = [StubHost("a", dying(1), reconnects=True, closed=True), StubHost("b")]
+    found = outcomes(schedule(hosts, iter(range(20))))
     assert [outcome.unwrap() for outcome in found] == list(range(20))
     assert len(hosts[0].calls) <= 1
     assert caplog.messages == []
 
 
-def test_a_host_that_cannot_be_used_is_none() -> None:
-    def old(host: Played, _items: Sequence[int]) -> None:
+def test_map_wrong_python_version_drops_host() -> None:
+    def old(host: StubHost, _items: Sequence[int]) -> None:
         raise PythonVersionMismatchError(host.host, "3.11", "2.7")
 
-    hosts = [Played("old", old, is_back=True), Played("b")]
-    found = outcomes(spread(hosts, iter(range(50))))
+    hosts = [StubHost("old", old, reconnects=True), StubHost("b")]
+    found = outcomes(schedule(hosts, iter(range(50))))
     assert [outcome.unwrap() for outcome in found] == list(range(50))
     assert len(hosts[0].calls) <= 1
 
 
-def test_a_host_whose_link_comes_back_goes_on() -> None:
-    def flickers(host: Played, _items: Sequence[int]) -> None:
+def test_map_reconnected_host_continues() -> None:
+    def flickers(host: StubHost, _items: Sequence[int]) -> None:
         if len(host.calls) == 2:
-            raise host.lost()
+            raise host.lost_error()
 
-    host = Played("a", flickers, is_back=True)
-    assert [outcome.unwrap() for outcome in outcomes(spread([host], iter(range(50))))] == list(range(50))
+    host = StubHost("a", flickers, reconnects=True)
+    assert [outcome.unwrap() for outcome in outcomes(schedule([host], iter(range(50))))] == list(range(50))
 
 
-def kills_its_host(poison: int) -> Play:
-    def play(host: Played, items: Sequence[int]) -> None:
+def host_killer(poison: int) -> Script:
+    def script(host: StubHost, items: Sequence[int]) -> None:
         if poison in items:
-            raise host.lost()
+            raise host.lost_error()
 
-    return play
+    return script
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_an_item_is_moved_so_many_times_and_no_more(retries: int) -> None:
-    play = kills_its_host(40)
-    hosts = [Played(name, play, is_back=True) for name in "abcde"]
-    found = outcomes(spread(hosts, iter(range(100)), retries=retries))
+def test_map_retries_limit_moves_of_item(retries: int) -> None:
+    script = host_killer(40)
+    hosts = [StubHost(name, script, reconnects=True) for name in "abcde"]
+    found = outcomes(schedule(hosts, iter(range(100)), retries=retries))
     failed = [number for number, outcome in enumerate(found) if isinstance(outcome, Error)]
     tries = [items for host in hosts for items in host.calls if 40 in items]
     assert len(tries) == retries + 1
     assert 40 in failed
     if retries:
-        assert failed == [40], "those that were sent together with it are not lost with it"
+        assert failed == [40], "the other items of its batch are not lost"
         assert tries[1:] == [[40]] * retries
     assert isinstance(cast("Error", found[40]).error, ConnectionLostError)
 
 
-def test_an_item_that_kills_host_after_host_leaves_some() -> None:
-    play = kills_its_host(40)
-    hosts = [Played(name, play) for name in "abcd"]
-    found = outcomes(spread(hosts, iter(range(100)), retries=2))
+def test_map_item_that_kills_hosts_leaves_some() -> None:
+    script = host_killer(40)
+    hosts = [StubHost(name, script) for name in "abcd"]
+    found = outcomes(schedule(hosts, iter(range(100)), retries=2))
     assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [40]
 
 
-def test_no_host_is_left() -> None:
-    hosts = [Played("b", dies(3)), Played("a", dies(2))]
+def test_map_no_host_left_raises() -> None:
+    hosts = [StubHost("b", dying(3)), StubHost("a", dying(2))]
     found: Outcomes = []
-    with spread(hosts, itertools.count()) as scheduler, pytest.raises(HostsFailedError) as caught:
+    with schedule(hosts, itertools.count()) as scheduler, pytest.raises(HostsFailedError) as caught:
         found.extend(scheduler)
-    assert str(caught.value).startswith("map(identity) failed on 2 of 2 hosts:\n  b: conn")
+    assert (caught.value.action, caught.value.total) == ("map(identity)", 2)
     assert [host for host, _ in caught.value.errors] == ["b", "a"], "in the order of the hosts"
     assert all(isinstance(error, ConnectionLostError) for error in caught.value.exceptions)
-    assert found, "what was done before was handed out"
-    assert any(isinstance(outcome, Error) for outcome in found), "and those that were under way have an outcome each"
+    assert found, "the outcomes before the failure were yielded"
+    assert any(isinstance(outcome, Error) for outcome in found), "each running item has an outcome"
 
 
-def test_no_host_is_left_and_no_item_either() -> None:
-    found = outcomes(spread([Played("a", dies(1))], iter(range(1)), retries=5))
+def test_map_no_host_left_for_last_item() -> None:
+    found = outcomes(schedule([StubHost("a", dying(1))], iter(range(1)), retries=5))
     assert len(found) == 1
     assert isinstance(found[0], Error)
     assert isinstance(found[0].error, HostsFailedError)
 
 
-# Whatever fails ------------------------------------------------------------------------------------------------------
+# Any failure ---------------------------------------------------------------------------------------------------------
 
-EVENTS = st.sampled_from(["well", "well", "some", "died", "lost", "lost for good", "not to be used", "odd"])
+EVENTS = st.sampled_from(["done", "done", "half done", "died", "lost", "lost for good", "unusable", "error"])
 
 
 @settings(max_examples=150)
@@ -502,43 +515,45 @@ EVENTS = st.sampled_from(["well", "well", "some", "died", "lost", "lost for good
     ordered=st.booleans(),
     retries=st.integers(0, 3),
 )
-def test_each_item_has_exactly_one_outcome(
+def test_map_random_failures_one_outcome_per_item(
     plans: list[list[str]], steady: bool, count: int, poison: set[int], ordered: bool, retries: int
 ) -> None:
-    """Whatever hosts do, and `steady`: there is one more that does well."""
+    """With `steady` there is one more host, which never fails."""
 
-    def planned(plan: list[str]) -> Play:
-        def play(host: Played, items: Sequence[int]) -> Outcomes | None:
+    def planned(plan: list[str]) -> Script:
+        def script(host: StubHost, items: Sequence[int]) -> Outcomes | None:
             if poison & set(items):
                 raise RemoteFunctionError(host.host, "f", "its process was killed")
-            event = plan.pop(0) if plan else "well"
+            event = plan.pop(0) if plan else "done"
             match event:
-                case "some":
+                case "half done":
                     return [Value(item) for item in items[: (len(items) + 1) // 2]]
                 case "died":
                     raise RemoteFunctionError(host.host, "f", "its process was killed")
                 case "lost" | "lost for good":
-                    host.is_back = event == "lost"
-                    raise host.lost()
-                case "not to be used":
+                    host.reconnects = event == "lost"
+                    raise host.lost_error()
+                case "unusable":
                     raise PythonVersionMismatchError(host.host, "3.11", "2.7")
-                case "odd":
+                case "error":
                     raise LookupError
             return None
 
-        return play
+        return script
 
-    hosts = [Played(f"h{number}", planned(list(plan))) for number, plan in enumerate(plans)]
-    hosts += [Played("steady", planned([]))] if steady else []
+    hosts = [StubHost(f"h{number}", planned(list(plan))) for number, plan in enumerate(plans)]
+    hosts += [StubHost("steady", planned([]))] if steady else []
     read: list[int] = []
     found: Outcomes = []
     try:
-        with spread(hosts, counted(read, iter(range(count))), ordered=ordered, retries=retries) as scheduler:
+        with schedule(hosts, counted(read, iter(range(count))), ordered=ordered, retries=retries) as scheduler:
             for outcome in scheduler:
                 found.append(outcome)
     except HostsFailedError:
         assert not steady
-        assert len(found) == len(read) - 1, "each that was taken has an outcome, but for the one that told of more"
+        assert len(found) == len(read) - 1, (
+            "each item that was read has an outcome, except the last, which showed that there are more"
+        )
     else:
         assert len(found) == count
     done = [outcome.value for outcome in found if isinstance(outcome, Value)]
@@ -546,4 +561,4 @@ def test_each_item_has_exactly_one_outcome(
     assert not poison & set(done)
     if ordered:
         assert all(isinstance(outcome, Error) or outcome.value == number for number, outcome in enumerate(found))
-    assert is_over()
+    assert has_ended()
