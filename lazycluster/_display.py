@@ -52,13 +52,17 @@ def write_text(text: str, *, err: bool = False) -> None:
         raise OSError(errno.EBADF, "the stream is closed") from error
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal. A program without a console has None for it, as with `pythonw`."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
 def has_colours(*, err: bool = False) -> bool:
     """Return whether standard output, or standard error, is a terminal with colours, and NO_COLOR is not set.
 
     rich decides, so that everything on a screen agrees.
     """
-    out: TextIO | None = sys.stderr if err else sys.stdout
-    if out is None or out.closed or not out.isatty():
+    if not is_terminal(sys.stderr if err else sys.stdout):
         return False
     from rich.console import Console  # noqa: PLC0415
 
@@ -84,7 +88,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """
     out = sys.stderr if err else sys.stdout
     rows = [[strip_control_sequences(cell) for cell in row] for row in rows]
-    if not out.isatty():
+    if not is_terminal(out):
         print(format_table(title, columns, rows), file=out)
         return
     from rich.console import Console  # noqa: PLC0415
@@ -115,7 +119,7 @@ def format_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 @contextlib.contextmanager
 def show_status(text: str) -> Iterator[None]:
     """Show on standard error, if that is a terminal, what the program waits for; the text is removed at the end."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield
         return
     from rich.console import Console  # noqa: PLC0415
@@ -184,7 +188,7 @@ def transfer_bars(titles: Sequence[str]) -> Iterator[TransferBars]:
 
     If there are too many for a screen, each has a bar only while it is under way, and another bar counts them.
     """
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         yield TransferBars()
         return
     from rich.console import Group  # noqa: PLC0415
@@ -207,7 +211,7 @@ def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Itera
 
     Yields a function to call for each, with whether it succeeded. A `total` of None means that it is unknown.
     """
-    if not (shown and sys.stderr.isatty()):
+    if not (shown and is_terminal(sys.stderr)):
         yield lambda _good: None
         return
     from rich.console import Console  # noqa: PLC0415
@@ -215,7 +219,7 @@ def count_bar(title: str, total: int | None, unit: str, *, shown: bool) -> Itera
 
     columns = _title_column(), BarColumn(bar_width=None), _count_column(), TimeElapsedColumn()
     # Standard output that goes to a file must stay untouched.
-    stdout_is_terminal = sys.stdout.isatty()
+    stdout_is_terminal = is_terminal(sys.stdout)
     with Progress(
         *columns, console=Console(stderr=True), transient=True, redirect_stdout=stdout_is_terminal
     ) as progress:
@@ -264,7 +268,7 @@ class Printer:
         self._print(text, {None: "", True: "bold green", False: "bold red"}[success])
 
     def _print(self, text: str, style: str) -> None:
-        if not sys.stdout.isatty():
+        if not is_terminal(sys.stdout):
             print(text, flush=True)  # noqa: T201
             return
         from rich.console import Console  # noqa: PLC0415

@@ -16,7 +16,7 @@ import click
 
 from lazycluster._cli import EXIT_FAILED
 from lazycluster._cli.options import complete_hosts, config_option, connect_timeout_option, json_option, python_option
-from lazycluster._display import show_status
+from lazycluster._display import is_terminal, show_status
 from lazycluster._doctor import Finding, Verdict, examine
 from lazycluster.exceptions import InvalidRuntimeError
 from lazycluster.runtimes import Runtime
@@ -131,7 +131,7 @@ def _print_findings(host: str, findings: Iterable[Finding]) -> None:
 @contextlib.contextmanager
 def _finding_printer(host: str) -> Iterator[Callable[[Finding], None]]:
     """Yield a function that shows a finding: with marks and colours on a terminal, as plain text elsewhere."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         yield lambda finding: click.echo(format_finding(finding))
         return
     from rich.console import Console  # noqa: PLC0415

@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import click
 
+from lazycluster._display import is_terminal
 from lazycluster._ssh.argv import copy_key_argv, login_attempt_argv
 from lazycluster._ssh.destination import Destination
 from lazycluster.connection import Connection
@@ -35,7 +36,7 @@ class KeyNotInstalledError(LazyclusterError):
 
 def has_terminal() -> bool:
     """Return whether a user at a terminal can answer questions."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
 
 def run_true(destination: Destination) -> None:

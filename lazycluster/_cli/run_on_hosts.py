@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import click
 
+from lazycluster._display import is_terminal
 from lazycluster._gather import MAX_THREADS, CancelGroup, gather
 from lazycluster._waiting import CancelToken
 from lazycluster.groups import RuntimeGroup
@@ -34,7 +35,9 @@ def run_on_hosts(
     """
 
     def interrupt() -> None:
-        click.echo(("\n" if sys.stderr.isatty() else "") + interrupt_message, err=True)  # after the terminal's own ^C
+        click.echo(
+            ("\n" if is_terminal(sys.stderr) else "") + interrupt_message, err=True
+        )  # after the terminal's own ^C
         cancel_group.cancel()
 
     by_host = {

@@ -90,7 +90,7 @@ def _read_record(file: IO[bytes], end: int) -> _OutcomeRecord | None:
 
 def _read_value(file: IO[bytes], host: str, function: str) -> Value[object] | Error:
     try:
-        return Value(_Unpickler(file).load())
+        return Value(OutcomeUnpickler(file).load())
     except Exception as error:  # noqa: BLE001 - unpickling runs any code; the error has the cause
         return _function_error(
             host, function, f"its result cannot be unpickled here: {type(error).__name__}: {error}", error
@@ -103,7 +103,7 @@ def _read_exception(file: IO[bytes], record: _OutcomeRecord, host: str, function
     if record.length == call_outcome.ERROR_TEXT_LENGTHS.size + sum(lengths):
         return Error(RemoteFunctionError(host, function, reason, text))
     try:
-        form = _Unpickler(file).load()
+        form = OutcomeUnpickler(file).load()
         error = call_outcome.rebuild_exception(*form) if isinstance(form, tuple) else form
     except Exception as problem:  # noqa: BLE001 - as above
         failure = RemoteFunctionError(host, function, reason, text)
@@ -121,7 +121,7 @@ def _function_error(host: str, function: str, reason: str, cause: Exception | No
     return Error(error)
 
 
-class _Unpickler(pickle.Unpickler):
+class OutcomeUnpickler(pickle.Unpickler):
     """Unpickles an outcome without changing the classes that went to the host.
 
     cloudpickle sets the attributes of a class again whenever an instance of it is unpickled.

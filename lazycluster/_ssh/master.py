@@ -28,6 +28,7 @@ from lazycluster._ssh.config import parse_effective_config
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.diagnosis import diagnose, has_relay_failed, start_failure
 from lazycluster._ssh.mux import ControlSocket, ControlSocketError, RequestRefusedError
+from lazycluster._ssh.prompt_text import other_asking_host
 from lazycluster._ssh.stand_in import StandInControlSocket
 from lazycluster._typing import assert_never
 from lazycluster._waiting import Deadline
@@ -353,15 +354,13 @@ def _log_in_with_password(
     effective = parse_effective_config(
         run_and_capture(effective_config_argv(destination), timeout=deadline.clamp(_SSH_G_TIMEOUT_SECONDS)).stdout
     )
-    names = {destination.host, destination.host.rpartition("@")[2], effective.hostname, effective.host_key_alias} - {
-        None,
-        "",
-    }
+    known = (destination.host, destination.host.rpartition("@")[2], effective.hostname, effective.host_key_alias)
+    names = {name for name in known if name}
     outcome = prompts.log_in(
         argv,
         password,
         deadline=deadline.when or 0.0,
-        host_names={str(name) for name in names},
+        host_names=names,
         cancel_event=cancel_event,
     )
     match outcome.end_reason:
@@ -374,6 +373,8 @@ def _log_in_with_password(
         case prompts.LoginEndReason.REFUSED:
             raise AuthenticationError(destination.host, "the password was refused")
         case prompts.LoginEndReason.OTHER_HOST:
-            raise AuthenticationError(destination.host, f"another host asks for a password, at {outcome.prompt!r}")
+            hop = other_asking_host(outcome.text, {name.casefold() for name in names})
+            reason = f"another host asks for a password, at {outcome.prompt!r}"
+            raise AuthenticationError(destination.host, reason, hop)
         case _:
             assert_never(outcome.end_reason)

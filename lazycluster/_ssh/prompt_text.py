@@ -47,14 +47,18 @@ def classify_prompt(output: str, host_names: Collection[str]) -> PromptKind | No
         return PromptKind.HOST_KEY
     if _PASSPHRASE_PROMPT.search(line):
         return PromptKind.PASSPHRASE
-    direct = _SSH_PASSWORD_PROMPT.match(line)
-    if direct is None and not _KEYBOARD_INTERACTIVE_PASSWORD_PROMPT.match(line):
+    if not (_SSH_PASSWORD_PROMPT.match(line) or _KEYBOARD_INTERACTIVE_PASSWORD_PROMPT.match(line)):
         return None
+    return PromptKind.PASSWORD_OF_ANOTHER_HOST if other_asking_host(output, host_names) else PromptKind.PASSWORD
+
+
+def other_asking_host(output: str, host_names: Collection[str]) -> str:
+    """Return the first host other than the destination that asks for a password in the output, or ''."""
+    direct = _SSH_PASSWORD_PROMPT.match(last_line(output)[-_MAX_PROMPT_CHARACTERS:])
     # ssh begins a prompt with a carriage return, after which `^` does not match.
     interactive_prompts = _KEYBOARD_INTERACTIVE_PREFIX.finditer(output.replace("\r", "\n"))
     asking_hosts = [match["host"] for match in (direct, *interactive_prompts) if match is not None]
-    other_hosts = [host for host in asking_hosts if host.casefold() not in host_names]
-    return PromptKind.PASSWORD_OF_ANOTHER_HOST if other_hosts else PromptKind.PASSWORD
+    return next((host for host in asking_hosts if host.casefold() not in host_names), "")
 
 
 def printable_lines(text: str) -> str:

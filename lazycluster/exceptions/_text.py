@@ -23,7 +23,9 @@ def shorten(command: str, width: int = 200) -> str:
 
 def error_text(error: BaseException) -> str:
     """Return the message of an error; the name of its class comes first if it is not a `LazyclusterError`."""
-    return str(error) if isinstance(error, LazyclusterError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, LazyclusterError):
+        return str(error)
+    return ": ".join(filter(None, (type(error).__name__, str(error))))
 
 
 def error_lines(host: str, error: Exception) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any, TextIO, TypeAlias, cast
 import attrs
 
 from lazycluster._functions.function_call import Payload
-from lazycluster._functions.outcome import _Unpickler
+from lazycluster._functions.outcome import OutcomeUnpickler
 from lazycluster._remote.call_outcome import DONE_RECORD, MemoryWriter
 from lazycluster._remote.call_program import load_and_call
 
@@ -48,7 +48,7 @@ _process_state_lock = threading.Lock()
 """Held by the function under way, because the current directory and the environment belong to the whole process."""
 
 
-class _InProcessUnpickler(_Unpickler):
+class _InProcessUnpickler(OutcomeUnpickler):
     """Unpickles a function without changing the module that it came from."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:  # noqa: ANN401 - the overridden method's type

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster import ConnectError, Connection
+from lazycluster import AuthenticationError, ConnectError, Connection
 
 SECRET = "hunter2-correct-horse"
 SSH = """#!/bin/sh
@@ -20,7 +20,7 @@ case $1 in
     -f)
         exec 3<>/dev/tty
         stty -echo <&3
-        printf "me@web1's password: " >&3
+        printf "me@%s's password: " "$(cat "$directory/asking-host" 2>/dev/null || echo web1)" >&3
         read -r answer <&3
         printf '%s\\n' "$answer" >>"$directory/answers"
         [ ! -e "$directory/refuse" ] || {{ echo "me@web1: Permission denied (password)." >&2; exit 255; }} ;;
@@ -61,3 +61,11 @@ def test_password_refused_is_not_in_error(ssh_directory: Path, caplog: pytest.Lo
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     assert SECRET not in caplog.text
     assert (ssh_directory / "answers").read_text() == SECRET + "\n"  # asked once
+
+
+def test_password_prompt_of_other_host_is_not_answered(ssh_directory: Path) -> None:
+    (ssh_directory / "asking-host").write_text("bastion")
+    with Connection("web1", password=SECRET) as connection, pytest.raises(AuthenticationError) as caught:
+        connection.run("true")
+    assert (caught.value.host, caught.value.hop) == ("web1", "bastion")
+    assert not (ssh_directory / "answers").exists()

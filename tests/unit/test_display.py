@@ -285,3 +285,15 @@ def test_show_status_on_terminal_shows_and_clears_text(monkeypatch: pytest.Monke
     with show_status("connecting"):
         pass
     assert stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_display_without_console_prints_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A program without a console, such as one under `pythonw`, has None for its streams."""
+    monkeypatch.setattr(sys, name, None)
+
+    print_table("title", ["a"], [["1"]], err=name == "stderr")
+    with show_status("waits"), count_bar("counts", 2, "hosts", shown=True) as advance, progress_bar("moves") as update:
+        advance(True)
+        update(1, 2)
+    Printer().print_line("line")

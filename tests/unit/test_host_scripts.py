@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from lazycluster._functions.python_finder import exec_python_script, run_python_script
 from lazycluster._model.command import Command
-from lazycluster._ssh.host_scripts import RESOLVE_FILE_TARGET, STOP_MARKED_PROCESSES, grace_tenths
+from lazycluster._ssh.host_scripts import RESOLVE_FILE_TARGET, STOP_MARKED_PROCESSES, grace_tenths, text
 from lazycluster._ssh.shell import Script
 
 SHELLS = [found for name in ("dash", "bash", "ksh", "mksh") if (found := shutil.which(name))]
@@ -151,3 +152,16 @@ def test_stop_marked_spares_children_of_a_trap(shell: str, tmp_path: Path) -> No
         ended = subprocess.run([shell, "-c", script], capture_output=True, check=False, timeout=20)
         assert (ended.returncode, ended.stderr) == (0, b"")
     assert (tmp_path / "cleaned").exists()
+
+
+@pytest.mark.skipif(shutil.which("fish") is None or shutil.which("strace") is None, reason="needs fish and strace")
+def test_login_shell_probe_creates_no_home(tmp_path: Path) -> None:
+    """fish creates its directories in a home directory that is missing, if it may."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "SHELL": str(shutil.which("fish"))}
+    trace = tmp_path / "trace"
+    tracing = ("strace", "-f", "-qq", "-e", "trace=mkdir,mkdirat", "-e", "status=successful", "-o", str(trace))
+
+    subprocess.run([*tracing, "sh", "-c", text("doctor_login_shell")], env=environment, capture_output=True, check=True)
+
+    created = re.findall(r'mkdir(?:at)?\((?:AT_FDCWD, )?"([^"]*)"', trace.read_text())
+    assert [path for path in created if not path.startswith(str(tmp_path))] == []

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lazycluster._ssh.prompt_text import PromptKind, classify_prompt
+from lazycluster._ssh.prompt_text import PromptKind, classify_prompt, other_asking_host
 
 PROMPT = "u@dest's password: "
 
@@ -29,6 +29,20 @@ PROMPT = "u@dest's password: "
 )
 def test_classify_prompt_needs_unfinished_line(text: str, expected: PromptKind | None) -> None:
     assert classify_prompt(text, {"dest"}) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (PROMPT, ""),
+        ("u@bastion's password: ", "bastion"),
+        ("(u@bastion) Password: ", "bastion"),
+        ("(u@dest) Password: ", ""),
+        ("(u@bastion) Code for dest:\r\nu@DEST's password: ", "bastion"),
+    ],
+)
+def test_other_asking_host_is_named_by_prompt(text: str, expected: str) -> None:
+    assert other_asking_host(text, {"dest"}) == expected
 
 
 @pytest.mark.parametrize("piece", ["a", "a@", "(a@b) ", "Enter passphrase for ", "u@dest's password", "password for "])
