@@ -19,6 +19,7 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python scripts/check-shell
+	.venv/bin/python scripts/check-prose
 	scripts/check-public-types
 
 # The speed, side by side with the floors and the peers: `make bench BENCH="--quick --only 1,2"`.

@@ -85,5 +85,7 @@ def _count_resources(bench: Bench, pool: ThreadPoolExecutor, runtime: Runtime) -
     most = tuple(max(counts) for counts in zip(*during, strict=True))
     for what, was, most_were in zip(("ssh child processes", "connections"), before, most, strict=True):
         bench.report.add_judgement(
-            Judgement(f"{what} meanwhile", str(most_were), f"{was} before", "", "no more than before", most_were <= was)
+            Judgement(
+                f"{what}, during that", str(most_were), f"{was} before", "", "no more than before", most_were <= was
+            )
         )

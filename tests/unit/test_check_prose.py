@@ -20,12 +20,12 @@ def check(path: Path, text: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("a.py", '"""First.\n\nReturn the item, or None if there ' + 'is\nnone."""\n', 3),
-        ("a.py", "x = 1\n# It reads " + "so\n# many bytes.\n", 2),
-        ("a.py", 'print("the host ' + 'gives back a port")\n', 1),
-        ("a.py", "# Good.\n# " + "What it finds is kept.\n", 1),
-        ("a.md", "# Title\n\n" + "Nobody knows the way.\n", 3),
-        ("a.sh", "# The session " + "has not a terminal.\n", 1),
+        ("a.py", '"""First.\n\nReturn the item, or None if there is\nnone."""\n', 3),
+        ("a.py", "x = 1\n# It reads so\n# many bytes.\n", 2),
+        ("a.py", 'print("the host gives back a port")\n', 1),
+        ("a.py", "# Good.\n# What it finds is kept.\n", 1),
+        ("a.md", "# Title\n\nNobody knows the way.\n", 3),
+        ("a.sh", "# The session has not a terminal.\n", 1),
     ],
 )
 def test_check_prose_banned_phrase_names_its_line(tmp_path: Path, name: str, text: str, line: int) -> None:
@@ -40,7 +40,7 @@ def test_check_prose_banned_phrase_names_its_line(tmp_path: Path, name: str, tex
     [
         ("a.py", "x = None\nif x is None:\n    print('The host has not answered.')\n"),
         ("a.py", '"""What does the host print?"""\n'),
-        ("a.md", "Text.\n\n```text\nthere " + "are none\n```\n"),
+        ("a.md", "Text.\n\n```text\nthere are none\n```\n"),
     ],
 )
 def test_check_prose_good_text_passes(tmp_path: Path, name: str, text: str) -> None:
