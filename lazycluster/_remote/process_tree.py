@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_CHILD_SUBREAPER = 36
 TERMINATION_POLL_SECONDS = 0.02
 """Seconds between two steps of a `TreeTerminator`."""
-_KILL_TIMEOUT_SECONDS = 2.0  # seconds to wait for processes that SIGKILL was sent to
+KILL_TIMEOUT_SECONDS = 2.0  # seconds to wait for processes that SIGKILL was sent to
 _EMPTY_SCANS_REQUIRED = (
     2  # in the moment of its exec a process shows no environment, so nothing found counts when found twice
 )
@@ -166,25 +166,33 @@ class TreeTerminator:
     they have lost their parent.
     """
 
-    def __init__(self, find: "Callable[[list[ProcessEntry]], set[int]]", grace: float, root_pid: int = 0) -> None:
+    def __init__(
+        self,
+        find: "Callable[[list[ProcessEntry]], set[int]]",
+        grace: float,
+        root_pid: int = 0,
+        clock: "Callable[[], float]" = time.monotonic,
+    ) -> None:
         """Prepare to end what `find` finds in the table of processes, and what was found before.
 
         The process `root_pid` comes first: a function would else see a child of its end, and might return as if nothing
         had happened.
         """
         self._find = find
+        self._clock = clock
         self._root_pid = root_pid
         self._known: set[tuple[int, int]] = set()
         self._empty_scans = 0
-        self._kill_at = time.monotonic() + grace
+        self.kill_at = clock() + grace
+        """When the grace is over."""
 
     def escalate(self) -> None:
         """End the grace."""
-        self._kill_at = min(self._kill_at, time.monotonic())
+        self.kill_at = min(self.kill_at, self._clock())
 
     def step(self, table: "list[ProcessEntry]") -> bool:
         """Send the signals that are due; return whether nothing is left, or nothing that can be killed."""
-        now = time.monotonic()
+        now = self._clock()
         rows = {row.pid: row for row in table}
         found = self._find(table) | {pid for pid, born in self._known if pid in rows and rows[pid].start_time == born}
         found = {pid for pid in found if pid in rows and pid != os.getpid()}
@@ -193,7 +201,7 @@ class TreeTerminator:
             return self._empty_scans >= _EMPTY_SCANS_REQUIRED
         self._empty_scans = 0
         unsignalled = {pid for pid in found if (pid, rows[pid].start_time) not in self._known}
-        kill = now >= self._kill_at
+        kill = now >= self.kill_at
         below = found - unsignalled
         while below:
             below = {pid for pid in unsignalled if rows[pid].parent in below}
@@ -203,4 +211,4 @@ class TreeTerminator:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, number)
         self._known |= {(pid, rows[pid].start_time) for pid in unsignalled}
-        return now >= self._kill_at + _KILL_TIMEOUT_SECONDS
+        return now >= self.kill_at + KILL_TIMEOUT_SECONDS

@@ -87,10 +87,10 @@ def test_a_start_that_takes_too_long_says_how_far_it_has_come_and_leaves_nothing
         assert_becomes_idle(server)
 
 
-# One channel ---------------------------------------------------------------------------------------------------------
+# One channel ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_log_in_and_one_session_for_everything(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_resident_runtime_uses_one_log_in_and_session(sshd: LocalSshd, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("here")
     before = count_sessions(sshd)
@@ -113,7 +113,7 @@ def test_one_log_in_and_one_session_for_everything(sshd: LocalSshd, tmp_path: Pa
         assert count_sessions(sshd) == before + 1
 
 
-def test_many_at_once_share_it(sshd: LocalSshd) -> None:
+def test_run_hundred_at_once_uses_one_session(sshd: LocalSshd) -> None:
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         with record_program_starts() as programs:
             commands: list[Callable[[], CommandResult]] = [
@@ -124,7 +124,7 @@ def test_many_at_once_share_it(sshd: LocalSshd) -> None:
 
 
 @pytest.mark.soak
-def test_a_thousand_jobs(sshd: LocalSshd) -> None:
+def test_execute_task_thousand_at_once(sshd: LocalSshd) -> None:
     """All of them under way at the same time: each waits for a file that is made when the last one has begun."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         wait = "until [ -e go ]; do sleep 1; done; exit 3"
@@ -139,7 +139,7 @@ def test_a_thousand_jobs(sshd: LocalSshd) -> None:
 
 
 @pytest.mark.soak
-def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_large_output_does_not_delay_others(sshd: LocalSshd, capsys: pytest.CaptureFixture[str]) -> None:
     """One prints 1 GB, and another asks every 10 ms for a small answer."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         ended = threading.Event()
@@ -164,7 +164,7 @@ def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixtu
     assert max(took) < 5  # it would be as long as the whole if it waited in the same queue
 
 
-def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> None:
+def test_run_blocked_on_output_does_not_delay_others(sshd: LocalSshd) -> None:
     """The caller's `on_output` blocks; what is on its way for it is bounded, and the host stops there."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         go_on = threading.Event()
@@ -187,7 +187,7 @@ def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> Non
         assert sum(sizes) == 50_000_000
 
 
-def test_noise_of_start_up_files_is_skipped(make_sshd: MakeSshd) -> None:
+def test_runtime_skips_output_of_start_up_files(make_sshd: MakeSshd) -> None:
     server = make_sshd(shell="bash")
     (server.home / ".bashrc").write_text(
         "echo welcome; echo LAZYCLUSTER-SUPERVISOR; head -c 100000 /dev/zero; echo >&2 x"
@@ -197,7 +197,9 @@ def test_noise_of_start_up_files_is_skipped(make_sshd: MakeSshd) -> None:
 
 
 @pytest.mark.parametrize(("sessions", "max_sessions"), [(1, 10), (1, 1), (2, 10), (2, 2)])
-def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: int, max_sessions: int) -> None:
+def test_resident_runtime_needs_one_session_only(
+    make_sshd: MakeSshd, tmp_path: Path, sessions: int, max_sessions: int
+) -> None:
     """The supervisor has the only one; a large file, which scp would take, then goes through it."""
     server = make_sshd(options={"MaxSessions": str(sessions)})
     large = tmp_path / "large"
@@ -211,7 +213,7 @@ def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: 
         assert (tmp_path / "back").read_bytes() == large.read_bytes()
 
 
-# Idle ----------------------------------------------------------------------------------------------------------------
+# Idle -----------------------------------------------------------------------------------------------------------------
 
 
 def count_wake_ups() -> dict[str, int]:
@@ -244,10 +246,10 @@ def test_idle_runtime_wakes_for_its_heartbeat_only(sshd: LocalSshd) -> None:
         assert {name: after[name] - before[name] for name in threads if after[name] - before[name] > 6} == {}
 
 
-# Not there at all ----------------------------------------------------------------------------------------------------
+# Not there at all -----------------------------------------------------------------------------------------------------
 
 
-def test_a_host_without_python_is_told_what_to_do(sshd: LocalSshd) -> None:
+def test_runtime_missing_python_names_resident_option(sshd: LocalSshd) -> None:
     with assert_no_leaks(sshd):
         with pytest.raises(InvalidRuntimeError, match="resident=False") as caught:
             Runtime(sshd.host, python="/no/such/python", **sshd.connection_kwargs)
@@ -256,7 +258,7 @@ def test_a_host_without_python_is_told_what_to_do(sshd: LocalSshd) -> None:
             assert runtime.run("echo ok").stdout == "ok\n"
 
 
-def test_a_python_that_is_none(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_runtime_broken_python_raises_supervisor_error(sshd: LocalSshd, tmp_path: Path) -> None:
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho it is broken >&2\nexit 7\n")
     program.chmod(0o755)
@@ -271,10 +273,10 @@ def test_a_working_directory_that_cannot_be_made(sshd: LocalSshd) -> None:
         Runtime(sshd.host, "/dev/null/x", **sshd.connection_kwargs)
 
 
-# Its loss ------------------------------------------------------------------------------------------------------------
+# Its loss -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_supervisor_that_is_killed_is_told_and_replaced(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_supervisor_killed_is_replaced(sshd: LocalSshd, tmp_path: Path) -> None:
     """What was under way fails at once and is not repeated; in a directory that stays, the next call goes on."""
     number = unique_sleep_seconds()
     work = tmp_path / "work"
@@ -298,7 +300,7 @@ def test_a_supervisor_that_is_killed_is_told_and_replaced(sshd: LocalSshd, tmp_p
         assert_eventually(lambda: not find_local_pids(number), "the shell beside it ends what it had started")
 
 
-def test_a_temporary_working_directory_goes_with_it(sshd: LocalSshd) -> None:
+def test_supervisor_killed_takes_temp_working_dir(sshd: LocalSshd) -> None:
     """A clear error, not a silent new one."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         runtime.run("echo data >file")
@@ -313,7 +315,7 @@ def test_a_temporary_working_directory_goes_with_it(sshd: LocalSshd) -> None:
 
 
 @pytest.mark.parametrize("how", ["drop", "master"])
-def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
+def test_connection_lost_fails_task_and_is_replaced(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
     """In every state: while a command runs, while a function runs, while files move, while nothing happens."""
     number = unique_sleep_seconds()
     with assert_no_leaks(sshd), running_relay(sshd, tmp_path) as (relay, keywords):
@@ -343,7 +345,7 @@ def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
             assert_eventually(lambda: not find_local_pids(number), "what was under way is ended", timeout=15)
 
 
-def test_a_slow_link_is_no_lost_one(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_slow_connection_is_not_lost(sshd: LocalSshd, tmp_path: Path) -> None:
     """Nothing comes through for longer than any patience on either side but that of ssh itself."""
     with (
         assert_no_leaks(sshd),
@@ -365,9 +367,7 @@ time.time = lambda: real() + next(jumps)
 """
 
 
-def test_clocks_that_jump_end_nothing_and_hold_nothing_up(
-    make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jumping_clock_changes_no_timeout(make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a day, forth and back, each time that somebody looks, on both ends."""
     number = unique_sleep_seconds()
     (tmp_path / "sitecustomize.py").write_text(_JUMPING)
@@ -390,7 +390,7 @@ def test_clocks_that_jump_end_nothing_and_hold_nothing_up(
         assert runtime.is_valid_runtime()
 
 
-# Its end -------------------------------------------------------------------------------------------------------------
+# Its end --------------------------------------------------------------------------------------------------------------
 
 _BUSY = """
 from lazycluster import Runtime, RuntimeTask
@@ -414,7 +414,7 @@ say(runtime.working_dir)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_manager_that_is_killed_leaves_nothing(
+def test_killed_local_process_leaves_nothing(
     make_sshd: MakeSshd, tmp_path: Path, short_tmpdir: Path, signal_number: signal.Signals
 ) -> None:
     """With tunnels, tasks and files in flight: within 10 s no ssh here, no port, no process and no file there."""
@@ -447,7 +447,7 @@ def test_a_manager_that_is_killed_leaves_nothing(
         assert not list(working_dir.parent.glob(f"{working_dir.stem}*"))
 
 
-def test_stubborn_jobs_get_the_grace_that_was_asked_for(sshd: LocalSshd) -> None:
+def test_grace_delays_kill_of_stubborn_command(sshd: LocalSshd) -> None:
     number = unique_sleep_seconds()
     with assert_no_leaks(sshd), Runtime(sshd.host, grace=0.5, **sshd.connection_kwargs) as runtime:
         command = f"trap '' TERM; setsid sleep {number} & sleep {number}; sleep {number}"
@@ -470,7 +470,7 @@ def test_a_grace_that_is_none(grace: object) -> None:
         Runtime("never-dialled", grace=grace)  # type: ignore[arg-type]
 
 
-def test_a_fork_neither_uses_nor_ends_the_runtimes_of_its_parent(sshd: LocalSshd) -> None:
+def test_fork_does_not_use_or_end_runtime_of_parent(sshd: LocalSshd) -> None:
     text = f"""
     from lazycluster import Runtime, RuntimeTask
     runtime = Runtime({sshd.host!r}, config_file={str(sshd.config_file)!r})
@@ -490,7 +490,7 @@ def test_a_fork_neither_uses_nor_ends_the_runtimes_of_its_parent(sshd: LocalSshd
         assert program.wait(30) == (0, "child True\n['parent\\n']\n", "")
 
 
-def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSshd, run_directory: Path) -> None:
+def test_fork_does_not_hide_end_of_parent(sshd: LocalSshd, run_directory: Path) -> None:
     """A copy of the channel's descriptor would keep the host from seeing it."""
     number = unique_sleep_seconds()
     text = f"""
@@ -518,7 +518,7 @@ def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSsh
         os.kill(child, signal.SIGKILL)
 
 
-# Functions -----------------------------------------------------------------------------------------------------------
+# Functions ------------------------------------------------------------------------------------------------------------
 
 
 def test_no_call_sees_another(sshd: LocalSshd) -> None:
@@ -571,7 +571,7 @@ def test_a_large_argument_and_a_large_result_stream_through(sshd: LocalSshd) -> 
         assert runtime.call(bytes.swapcase, data) == data.swapcase()
 
 
-def test_what_a_clean_up_leaves_is_logged(sshd: LocalSshd, caplog: pytest.LogCaptureFixture) -> None:
+def test_runtime_close_after_manual_removal_logs_nothing(sshd: LocalSshd, caplog: pytest.LogCaptureFixture) -> None:
     """A directory that was removed by hand is no such thing."""
     with assert_no_leaks(sshd), caplog.at_level(logging.WARNING):
         runtime = Runtime(sshd.host, **sshd.connection_kwargs)

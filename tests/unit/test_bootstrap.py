@@ -17,7 +17,7 @@ from lazycluster.exceptions import PythonVersionMismatchError
 HERE = ".".join(map(str, sys.version_info[:2]))
 
 
-def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
+def test_bootstrap_needs_no_quoting_in_any_shell() -> None:
     program = bootstrap.build_call_program("abc")
     assert not set("'\\!\n") & set(program.bootstrap)
     assert program.bootstrap.isascii()
@@ -44,7 +44,7 @@ def test_bootstrap_passes_any_login_shell_in_single_quotes() -> None:
     ],
     ids=["program", "supervisor", "supervisor without a directory"],
 )
-def test_a_program_is_python_3_6_in_all_its_modules(program: bootstrap.HostProgram, start: str) -> None:
+def test_host_program_is_python_3_6_syntax(program: bootstrap.HostProgram, start: str) -> None:
     """It makes modules from their sources, each importing earlier ones only, and calls what is in the last."""
     stream = zlib.decompressobj()
     text = stream.decompress(program.stdin_prefix).decode()
@@ -58,7 +58,7 @@ def test_a_program_is_python_3_6_in_all_its_modules(program: bootstrap.HostProgr
     assert list(sources)[-1] == start.removeprefix("sys.exit(").partition(".")[0]
 
 
-def test_a_supervisor_is_sent_as_the_bytecode_of_its_sources() -> None:
+def test_supervisor_program_has_bytecode_of_sources() -> None:
     sent = bootstrap.build_supervisor_program("abc", "M=t.", 5.0, None, "")
     stream = zlib.decompressobj()
     stream.decompress(sent.stdin_prefix)
@@ -70,7 +70,7 @@ def test_a_supervisor_is_sent_as_the_bytecode_of_its_sources() -> None:
 
 
 @pytest.mark.parametrize("text", [bootstrap.calls_extension(), bootstrap.ports_extension()], ids=["calls", "ports"])
-def test_a_preparation_is_python_3_6(text: bytes) -> None:
+def test_extension_is_python_3_6_syntax(text: bytes) -> None:
     for source in loaded(zlib.decompress(text).decode()).values():
         ast.parse(source, feature_version=(3, 6))
 
@@ -84,7 +84,7 @@ def loaded(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("token", ["", "a b", "a'b", "é", "a\n", "a-b"])
-def test_token_is_letters_and_digits(token: str) -> None:
+def test_build_call_program_invalid_token_raises(token: str) -> None:
     with pytest.raises(ValueError, match="letters and digits"):
         bootstrap.build_call_program(token)
 
@@ -102,13 +102,13 @@ def test_token_is_letters_and_digits(token: str) -> None:
         (b"", None),
     ],
 )
-def test_parse_python_info(line: bytes, expected: tuple[str, str, str] | None) -> None:
+def test_parse_python_info_reads_hello_line(line: bytes, expected: tuple[str, str, str] | None) -> None:
     greeting = bootstrap.parse_python_info(line, "tok")
     assert greeting == (bootstrap.PythonInfo(*expected) if expected else None)
 
 
 @pytest.mark.parametrize("version", [platform.python_version(), f"{HERE}.99", f"{HERE}.0rc1"])
-def test_pythons_that_match(version: str) -> None:
+def test_check_python_version_accepts_same_minor(version: str) -> None:
     bootstrap.check_python_version(bootstrap.PythonInfo(version, "/p", sys.implementation.name), "h")
 
 
@@ -120,7 +120,7 @@ def test_pythons_that_match(version: str) -> None:
         (bootstrap.PythonInfo(f"{HERE}.1", "/p", "pypy"), f"Python {HERE}.1 (pypy) (/p) there"),
     ],
 )
-def test_pythons_that_do_not(greeting: bootstrap.PythonInfo, said: str) -> None:
+def test_check_python_version_other_python_raises(greeting: bootstrap.PythonInfo, said: str) -> None:
     with pytest.raises(PythonVersionMismatchError) as caught:
         bootstrap.check_python_version(greeting, "h")
     assert said in str(caught.value)

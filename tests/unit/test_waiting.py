@@ -43,10 +43,10 @@ def cancel_token() -> Iterator[CancelToken]:
     made.close()
 
 
-# Deadline -----------------------------------------------------------------------------------------------------------
+# Deadline -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_deadline() -> None:
+def test_deadline_real_clock_has_time_left() -> None:
     deadline = Deadline(60)
     assert deadline.when is not None
     assert deadline.when > time.monotonic()
@@ -58,12 +58,12 @@ def test_a_deadline() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -1e9])
-def test_a_deadline_in_the_past(seconds: float) -> None:
+def test_deadline_in_the_past_has_passed(seconds: float) -> None:
     deadline = Deadline(seconds)
     assert (deadline.remaining, deadline.has_passed, deadline.clamp(5)) == (0.0, True, 0.0)
 
 
-def test_no_deadline() -> None:
+def test_deadline_none_never_passes() -> None:
     deadline = Deadline(None)
     assert (deadline.when, deadline.remaining, deadline.has_passed, deadline.clamp(5)) == (None, None, False, 5)
 
@@ -87,10 +87,10 @@ def test_deadline_follows_its_clock() -> None:
     assert seen == [(10.0, False), (0.5, False), (0.0, True), (0.0, True)]
 
 
-# BackOff -------------------------------------------------------------------------------------------------------------
+# BackOff --------------------------------------------------------------------------------------------------------------
 
 
-def test_back_off_doubles_its_pauses_up_to_the_longest() -> None:
+def test_back_off_doubles_pauses_up_to_the_longest() -> None:
     clock = Clock()
     back_off = BackOff(0.5, 15.0, clock=clock)
     pauses = []
@@ -103,10 +103,10 @@ def test_back_off_doubles_its_pauses_up_to_the_longest() -> None:
     assert (back_off.has_failed, back_off.remaining) == (True, 0.0)
 
 
-# Cancellation -------------------------------------------------------------------------------------------------------
+# Cancellation ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancel_token: CancelToken) -> None:
+def test_cancel_token_wakes_waiter_for_good(cancel_token: CancelToken) -> None:
     requested = [cancel_token.is_cancelled]
     os.set_blocking(cancel_token.fileno(), False)
     with pytest.raises(BlockingIOError):
@@ -117,7 +117,7 @@ def test_a_cancellation_wakes_a_waiter_once_and_for_all(cancel_token: CancelToke
     assert os.read(cancel_token.fileno(), 9) == b"x"
 
 
-def test_a_closed_cancellation_can_still_be_requested() -> None:
+def test_cancel_token_closed_can_still_be_cancelled() -> None:
     cancel_token = CancelToken()
     descriptor = cancel_token.fileno()
     cancel_token.close()
@@ -129,7 +129,7 @@ def test_a_closed_cancellation_can_still_be_requested() -> None:
     assert cancel_token.fileno() == -1
 
 
-def test_a_request_calls_who_listens(cancel_token: CancelToken) -> None:
+def test_on_cancel_calls_listener_once(cancel_token: CancelToken) -> None:
     calls: list[bool] = []
     with cancel_token.on_cancel(lambda: calls.append(cancel_token.is_cancelled)):
         assert calls == []
@@ -140,7 +140,7 @@ def test_a_request_calls_who_listens(cancel_token: CancelToken) -> None:
     assert os.read(cancel_token.fileno(), 9) == b"x"  # who waits for the descriptor sees it, too
 
 
-def test_who_listens_no_more_after_an_error_is_not_called(cancel_token: CancelToken) -> None:
+def test_on_cancel_listener_removed_after_error(cancel_token: CancelToken) -> None:
     calls: list[int] = []
     with pytest.raises(KeyError), cancel_token.on_cancel(lambda: calls.append(1)):
         raise KeyError
@@ -148,7 +148,7 @@ def test_who_listens_no_more_after_an_error_is_not_called(cancel_token: CancelTo
     assert calls == []
 
 
-def test_who_is_called_may_ask_the_cancellation(cancel_token: CancelToken) -> None:
+def test_on_cancel_listener_is_called_without_lock(cancel_token: CancelToken) -> None:
     """It is called without the lock that the end of the listening takes."""
     entered, called = threading.Event(), threading.Event()
 
@@ -169,10 +169,10 @@ def test_who_is_called_may_ask_the_cancellation(cancel_token: CancelToken) -> No
     assert entered.is_set()
 
 
-# Waits ---------------------------------------------------------------------------------------------------------------
+# Waits ----------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_there_is_taken_though_the_time_is_up() -> None:
+def test_queue_get_after_deadline_returns_waiting_item() -> None:
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
     events.put(1)
     assert queue_get(events, Deadline(0)) == 1
@@ -187,7 +187,7 @@ def later(work: Callable[[], object], seconds: float) -> threading.Timer:
 
 
 @pytest.mark.parametrize("seconds", [None, 60])
-def test_what_comes_later_than_a_glance_is_seen(seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_see_events_after_signal_poll(seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     deadline = Deadline(seconds)
     monkeypatch.setattr("lazycluster._waiting.SIGNAL_POLL_SECONDS", 0.05)
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -213,7 +213,7 @@ def test_what_comes_later_than_a_glance_is_seen(seconds: float | None, monkeypat
     assert time.monotonic() - begun > 0.5
 
 
-def test_what_does_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_after_deadline_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lazycluster._waiting.SIGNAL_POLL_SECONDS", 0.02)
     begun, changed = time.monotonic(), threading.Condition()
     with pytest.raises(DeadlinePassedError):
@@ -257,12 +257,12 @@ def has_begun() -> bool:
 
 @pytest.mark.parametrize("wait", [take_for_ever, wait_for_ever, hold_for_ever, pump_for_ever])
 @pytest.mark.timeout(30)
-def test_ctrl_c_in_the_moment_before_a_wait_ends_it_all_the_same(wait: Callable[[], object]) -> None:
+def test_wait_ends_by_unseen_ctrl_c(wait: Callable[[], object]) -> None:
     interrupt(wait, has_begun, in_other_thread=True)
 
 
 @pytest.mark.timeout(30)
-def test_ctrl_c_in_the_moment_before_hosts_are_waited_for() -> None:
+def test_gather_ends_by_unseen_ctrl_c() -> None:
     going_on = threading.Event()
     try:
         interrupt(lambda: gather({"a": partial(going_on.wait, 60)}), has_begun, in_other_thread=True)
@@ -282,14 +282,14 @@ class RecordingEvent(threading.Event):
         return len(self.timeouts) > 1
 
 
-def test_waits_of_the_main_thread_are_short() -> None:
+def test_wait_event_in_main_thread_polls_for_signals() -> None:
     event = RecordingEvent()
     assert wait_event(event)
     assert event.timeouts == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(("seconds", "waited"), [(None, 86_400), (60, 60), (1e8, 86_400)])
-def test_waits_of_other_threads_last_to_the_deadline(seconds: float | None, waited: float) -> None:
+def test_wait_event_in_other_thread_waits_to_deadline(seconds: float | None, waited: float) -> None:
     event = RecordingEvent()
     thread = threading.Thread(target=wait_event, args=(event, Deadline(seconds)))
     thread.start()
@@ -297,7 +297,7 @@ def test_waits_of_other_threads_last_to_the_deadline(seconds: float | None, wait
     assert event.timeouts == pytest.approx([waited, waited], abs=10)
 
 
-def test_pump_of_another_thread_takes_a_long_deadline() -> None:
+def test_pump_in_other_thread_takes_long_deadline() -> None:
     """More milliseconds than epoll_wait(2) can count."""
     process = LocalProcess(["echo"], on_output=lambda *_: None, deadline=Deadline(1e8))
     ended: list[bool] = []
@@ -308,10 +308,10 @@ def test_pump_of_another_thread_takes_a_long_deadline() -> None:
     assert ended == [False]
 
 
-# Waker ---------------------------------------------------------------------------------------------------------------
+# Waker ----------------------------------------------------------------------------------------------------------------
 
 
-def test_waker_is_readable_until_it_is_drained() -> None:
+def test_waker_is_readable_until_drained() -> None:
     waker = Waker()
     readable = []
     for act in (waker.drain, waker.wake, waker.wake, waker.drain, waker.drain):
@@ -321,7 +321,7 @@ def test_waker_is_readable_until_it_is_drained() -> None:
     assert readable == [False, True, True, False, False]
 
 
-def test_waker_with_a_full_pipe_does_not_block() -> None:
+def test_waker_with_full_pipe_does_not_block() -> None:
     waker = Waker()
     for _ in range(1 << 17):
         waker.wake()
@@ -330,7 +330,7 @@ def test_waker_with_a_full_pipe_does_not_block() -> None:
     waker.close()
 
 
-# Uninterruptible -----------------------------------------------------------------------------------------------------
+# Uninterruptible ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def restored_sigint_handler() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_uninterruptible_with_ctrl_c_rolls_back_then_raises() -> None:
+def test_uninterruptible_ctrl_c_rolls_back_then_raises() -> None:
     events: list[str] = []
 
     def make() -> str:
@@ -356,7 +356,7 @@ def test_uninterruptible_with_ctrl_c_rolls_back_then_raises() -> None:
 
 
 @pytest.mark.usefixtures("restored_sigint_handler")
-def test_uninterruptible_calls_another_handler_afterwards() -> None:
+def test_uninterruptible_calls_custom_handler_afterwards() -> None:
     events: list[str] = []
 
     def handler(number: int, frame: object) -> None:
@@ -376,12 +376,12 @@ def test_uninterruptible_calls_another_handler_afterwards() -> None:
 
 @pytest.mark.usefixtures("restored_sigint_handler")
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
-def test_uninterruptible_leaves_other_dispositions(handler: signal.Handlers) -> None:
+def test_uninterruptible_keeps_other_dispositions(handler: signal.Handlers) -> None:
     signal.signal(signal.SIGINT, handler)
     assert uninterruptible(lambda: signal.getsignal(signal.SIGINT), lambda _: None) is handler
 
 
-def test_uninterruptible_in_another_thread_sets_no_handler() -> None:
+def test_uninterruptible_in_other_thread_sets_no_handler() -> None:
     handlers: list[object] = []
     thread = threading.Thread(
         target=uninterruptible, args=(lambda: handlers.append(signal.getsignal(signal.SIGINT)), handlers.append)
@@ -391,7 +391,7 @@ def test_uninterruptible_in_another_thread_sets_no_handler() -> None:
     assert handlers == [signal.default_int_handler]
 
 
-def test_uninterruptible_with_an_error_raises_it() -> None:
+def test_uninterruptible_error_is_raised() -> None:
     def make() -> None:
         raise OSError("no")
 
@@ -400,7 +400,7 @@ def test_uninterruptible_with_an_error_raises_it() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-# What CPython says instead of an interruption ------------------------------------------------------------------------
+# What CPython says instead of an interruption -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -431,13 +431,13 @@ def interrupted_without_the_lock(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     ids=["happens", "on_all", "run_detaching"],
 )
 @pytest.mark.usefixtures("interrupted_without_the_lock")
-def test_an_interrupted_wait_is_told_as_such(wait: Callable[[], object]) -> None:
+def test_wait_interrupted_without_lock_raises_interrupt(wait: Callable[[], object]) -> None:
     with pytest.raises(KeyboardInterrupt):
         wait()
     assert wait_until(lambda: not library_thread_names(), timeout=10)
 
 
-def test_a_thread_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_thread_failure_raises_runtime_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise RuntimeError("can't start new thread")
 
