@@ -1,4 +1,4 @@
-"""The wire protocol between a runtime and its supervisor: one table of frames, written and read in every way."""
+"""The wire protocol between a runtime and its supervisor: a table of frames, written and read in every way."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from lazycluster._remote.protocol import (
 Frame = tuple[int, int, bytes]
 
 MANY = bytes(range(256)) * 5
-# One of each kind, as it may be sent; streams come with bodies of no, one and many bytes, and with those of a header.
-TABLE: list[Frame] = [
+# At least one frame of each kind. Frames of streams have bodies of no, one and many bytes, and one like a header.
+FRAME_TABLE: list[Frame] = [
     (protocol.RUN, 1, protocol.pack(b"3", b"/a b", b"5.0", b"echo \xff\n", b"", b"NAME", b"value\n")),
     (protocol.CALL, 2, protocol.pack(b"0", b"", b"0.5", b"f", MANY)),
     (protocol.INPUT, 3, b""),
@@ -55,11 +55,11 @@ TABLE: list[Frame] = [
     (protocol.GOODBYE, 0, b""),
     (protocol.KEEPALIVE, 0, b""),
 ]
-WRITTEN = [protocol.encode_frame(*fields) for fields in TABLE]
+ENCODED_FRAMES = [protocol.encode_frame(*fields) for fields in FRAME_TABLE]
 
 
-def joined(pieces: list[Frame]) -> list[Frame]:
-    """Return the frames, those of a stream put together: how such a one is cut is of no importance."""
+def merge_stream_frames(pieces: list[Frame]) -> list[Frame]:
+    """Return frames with the pieces of each stream merged, since a stream may be cut anywhere."""
     found: list[Frame] = []
     for kind, number, body in pieces:
         if kind in STREAM_KINDS and found and found[-1][:2] == (kind, number):
@@ -69,30 +69,30 @@ def joined(pieces: list[Frame]) -> list[Frame]:
     return found
 
 
-def read(*pieces: bytes) -> list[Frame]:
-    """Return what a decoder makes of pieces; nothing may be left in it."""
+def decode(*pieces: bytes) -> list[Frame]:
+    """Return the frames that a decoder reads; no byte may be left in it."""
     decoder = FrameDecoder()
     found = [each for piece in pieces for each in decoder.feed(piece)]
     assert decoder.trailing_data == b""
     return found
 
 
-# Written and read -----------------------------------------------------------------------------------------------------
+# Encoding and decoding ------------------------------------------------------------------------------------------------
 
 
 def test_frame_table_has_every_kind() -> None:
-    assert {kind for kind, _, _ in TABLE} == set(FRAME_NAMES)
+    assert {kind for kind, _, _ in FRAME_TABLE} == set(FRAME_NAMES)
     assert {getattr(protocol, name) for name in FRAME_NAMES.values()} == set(FRAME_NAMES)
     assert STREAM_KINDS.issubset(FRAME_NAMES)
 
 
-@pytest.mark.parametrize(("fields", "data"), list(zip(TABLE, WRITTEN, strict=True)), ids=lambda _: "")
+@pytest.mark.parametrize(("fields", "data"), list(zip(FRAME_TABLE, ENCODED_FRAMES, strict=True)), ids=lambda _: "")
 def test_frame_is_header_and_body(fields: Frame, data: bytes) -> None:
     kind, number, body = fields
     assert data == protocol.encode_header(kind, number, len(body)) + body
     assert FRAME_HEADER.unpack_from(data) == (FRAME_MAGIC, kind, number, len(body))
     assert len(data) == FRAME_HEADER.size + len(body)
-    assert joined(read(data)) == joined([fields])
+    assert merge_stream_frames(decode(data)) == merge_stream_frames([fields])
 
 
 def test_frame_header_format_is_fixed() -> None:
@@ -101,15 +101,17 @@ def test_frame_header_format_is_fixed() -> None:
 
 
 def test_decoder_reads_all_frames_in_one_piece() -> None:
-    assert joined(read(b"".join(WRITTEN))) == joined(TABLE)
+    assert merge_stream_frames(decode(b"".join(ENCODED_FRAMES))) == merge_stream_frames(FRAME_TABLE)
 
 
 def test_decoder_reads_frames_byte_by_byte() -> None:
-    data = b"".join(WRITTEN)
-    assert joined(read(*[data[at : at + 1] for at in range(len(data))])) == joined(TABLE)
+    data = b"".join(ENCODED_FRAMES)
+    assert merge_stream_frames(decode(*[data[at : at + 1] for at in range(len(data))])) == merge_stream_frames(
+        FRAME_TABLE
+    )
 
 
-FEW = [
+SHORT_FRAMES = [
     (protocol.ENDED, 1, b"ab"),
     (protocol.STDOUT, 2, b"cde"),
     (protocol.KEEPALIVE, 0, b""),
@@ -118,16 +120,16 @@ FEW = [
 
 
 def test_decoder_reads_frames_cut_at_any_two_places() -> None:
-    data = b"".join(protocol.encode_frame(*fields) for fields in FEW)
+    data = b"".join(protocol.encode_frame(*fields) for fields in SHORT_FRAMES)
     for one, other in itertools.combinations_with_replacement(range(len(data) + 1), 2):
-        assert joined(read(data[:one], data[one:other], data[other:])) == FEW
+        assert merge_stream_frames(decode(data[:one], data[one:other], data[other:])) == SHORT_FRAMES
 
 
 def test_decoder_returns_parts_of_streams_at_once() -> None:
     data = protocol.encode_frame(protocol.STDOUT, 5, b"hello")
     decoder = FrameDecoder()
-    seen = [decoder.feed(piece) for piece in (data[:12], data[12:14], data[14:], b"")]
-    assert seen == [[], [(protocol.STDOUT, 5, b"he")], [(protocol.STDOUT, 5, b"llo")], []]
+    frames = [decoder.feed(piece) for piece in (data[:12], data[12:14], data[14:], b"")]
+    assert frames == [[], [(protocol.STDOUT, 5, b"he")], [(protocol.STDOUT, 5, b"llo")], []]
 
 
 def test_decoder_returns_other_frames_whole() -> None:
@@ -148,7 +150,9 @@ FRAMES = st.lists(st.tuples(KINDS, st.integers(0, 0xFFFFFFFF), st.binary(max_siz
 def test_decoder_reads_any_frames_in_any_pieces(sent: list[Frame], cuts: list[int]) -> None:
     data = b"".join(protocol.encode_frame(*fields) for fields in sent)
     ends = [0, *sorted(cuts), len(data)]
-    assert joined(read(*[data[one:other] for one, other in itertools.pairwise(ends)])) == joined(sent)
+    assert merge_stream_frames(
+        decode(*[data[one:other] for one, other in itertools.pairwise(ends)])
+    ) == merge_stream_frames(sent)
 
 
 @given(FRAMES, st.binary(max_size=40), st.integers(1, 50))
@@ -168,11 +172,11 @@ def test_decoder_reads_largest_frame(kind: int) -> None:
     body = bytes(MAX_BODY_BYTES)
     data = protocol.encode_frame(kind, 1, body)
     pieces = [data[at : at + (1 << 18)] for at in range(0, len(data), 1 << 18)]
-    assert joined(read(*pieces)) == [(kind, 1, body)]
+    assert merge_stream_frames(decode(*pieces)) == [(kind, 1, body)]
 
 
 def test_decoder_keeps_no_view_of_its_input() -> None:
-    """The decoder keeps no view of what it was given."""
+    """The caller may change the bytes afterwards."""
     data = protocol.encode_frame(protocol.ENDED, 1, b"abc")
     decoder, piece = FrameDecoder(), bytearray(data[:13])
     decoder.feed(bytes(piece))
@@ -180,7 +184,7 @@ def test_decoder_keeps_no_view_of_its_input() -> None:
     assert decoder.feed(data[13:]) == [(protocol.ENDED, 1, b"abc")]
 
 
-# What is no frame -----------------------------------------------------------------------------------------------------
+# Invalid frames -------------------------------------------------------------------------------------------------------
 
 GOOD = protocol.encode_frame(protocol.STDOUT, 1, b"good")
 
@@ -199,8 +203,8 @@ GOOD = protocol.encode_frame(protocol.STDOUT, 1, b"good")
 )
 def test_decoder_invalid_frame_raises_from_then_on(bad: bytes) -> None:
     decoder = FrameDecoder()
-    for data in (bad, b"", GOOD):  # there is no way back
-        with pytest.raises(FrameError, match="no frame of the supervisor's protocol: b'") as caught:
+    for data in (bad, b"", GOOD):
+        with pytest.raises(FrameError) as caught:
             decoder.feed(data)
         assert caught.value.trailing_data == decoder.trailing_data == bad
     decoder = FrameDecoder()
@@ -212,7 +216,7 @@ def test_decoder_invalid_frame_raises_from_then_on(bad: bytes) -> None:
 
 
 def test_decoder_returns_frames_before_invalid_data() -> None:
-    """Such as the farewell, where the words of a shell follow closely."""
+    """The status of the shell may follow the GOODBYE frame closely, for example."""
     decoder = FrameDecoder()
     assert decoder.feed(GOOD + GOOD + b"exit status 0") == [(protocol.STDOUT, 1, b"good")] * 2
     assert decoder.trailing_data == b"exit status 0"
@@ -224,6 +228,7 @@ def test_decoder_returns_frames_before_invalid_data() -> None:
 def test_frame_error_message_is_short() -> None:
     with pytest.raises(FrameError) as caught:
         FrameDecoder().feed(b"x" * 1000)
+    assert str(caught.value).startswith("this is no frame of the supervisor's protocol: b'xxx")
     assert (len(str(caught.value)) < 200, len(caught.value.trailing_data)) == (True, 1000)
 
 
@@ -257,7 +262,7 @@ def test_unpack_truncated_fields_raises(fields: list[bytes], data: st.DataObject
     if cut in ends:
         assert protocol.unpack(packed[:cut]) == fields[: len(protocol.unpack(packed[:cut]))]
     else:
-        with pytest.raises(FrameError, match=r"a field (without a length|that is cut short)"):
+        with pytest.raises(FrameError):
             protocol.unpack(packed[:cut])
 
 
