@@ -104,10 +104,10 @@ def limits() -> Iterator[tuple[int, int]]:
 def spawner(
     request: pytest.FixtureRequest, limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Spawner]:
-    """Start processes by posix_spawn(3) or fork(2); the limit is 64 for them, and as high as possible for the test."""
+    """Start processes by posix_spawn(3) or fork(2); the limit is 256 for them, and as high as possible for the test."""
     if request.param == "fork":
         monkeypatch.setattr(os, "posix_spawn", None)  # as before Python 3.8
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     spawner = Spawner(DescriptorLimit())
     yield spawner
     close_all(spawner.low_descriptors)
@@ -155,7 +155,7 @@ def test_spawn_gives_clean_descriptors_limit_and_session(spawner: Spawner) -> No
     assert leaked == set()
     _, printed = run(spawner, "/bin/sh", "-c", "ulimit -Sn; cut -d' ' -f1,5,6 /proc/self/stat", environment=environment)
     limit, pid, group, session = printed.split()
-    assert int(limit) == 64
+    assert int(limit) == 256
     assert group == session != pid  # those of the shell
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == raised_limits
 
@@ -189,13 +189,13 @@ def test_spawn_oversized_word_raises(spawner: Spawner) -> None:
 def test_spawn_passes_descriptors_above_the_limit(spawner: Spawner) -> None:
     """With many children pipes have such descriptors, and posix_spawn(3) refuses them (dup2(2))."""
     reading, writing = os.pipe()
-    high = os.dup2(writing, 100, inheritable=False)
+    high = os.dup2(writing, 300, inheritable=False)
     try:
         pid = spawner.spawn("/bin/sh", ["sh", "-c", "echo high; ulimit -Sn"], {}, [0, high, 2])
     finally:
         close_all((writing, high))
     with os.fdopen(reading, "rb") as file:
-        assert file.read() == b"high\n64\n"
+        assert file.read() == b"high\n256\n"
     assert os.waitpid(pid, 0)[1] == 0
 
 

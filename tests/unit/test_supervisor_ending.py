@@ -17,25 +17,33 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
 
-# Each shell prints the pids of its processes, and then `ready`.
+# Each shell prints `ready` and the pids of its processes.
 PLAIN = "echo $$; echo ready; exec sleep 60"
 IGNORE_SIGTERM = "trap '' TERM INT HUP; echo $$; echo ready; while :; do sleep 0.01; done"
 SESSION = "setsid sleep 60 & echo $! $$; echo ready; wait"
-ORPHAN = "(setsid sh -c 'echo $$; sleep 60 & echo $!; wait' &) ; echo $$; sleep 0.05; echo ready; sleep 60"
+ORPHAN = "(setsid sh -c 'echo $$; sleep 60 & echo $!; wait' &) ; echo $$; echo ready; sleep 60"
 IGNORE_SIGTERM_SESSION = (
-    "setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.01; done' & echo $$; sleep 0.05; echo ready; wait"
+    "setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.01; done' & echo $$; echo ready; wait"
 )
 STOPPED = "sleep 60 & echo $! $$; kill -STOP $!; echo ready; wait"
-TREES = [PLAIN, SESSION, ORPHAN, STOPPED]
+TREES = {"program": PLAIN, "session": SESSION, "orphan": ORPHAN, "stopped": STOPPED}
 UNMARKED = "(env -i setsid sleep 60 & echo $!) ; echo $$; echo ready; sleep 60"
 """An orphan without a mark, which cannot be attributed to its child. It ends with the supervisor."""
+
+PROCESS_COUNTS = {SESSION: 2, ORPHAN: 3, STOPPED: 2, UNMARKED: 2, IGNORE_SIGTERM_SESSION: 2}
 
 
 def start_tree(host: LocalSupervisor, command: str, *, grace: float = 1e9) -> tuple[ObservedChild, list[int]]:
     """Start a tree of processes, and return it with their pids when all of them run."""
-    child = host.run(command, grace=grace).wait_output(b"ready\n")
+    child = host.run(command, grace=grace)
+    count = PROCESS_COUNTS.get(command, 1)
+
+    def has_printed_all() -> bool:
+        output = child.output()
+        return output.endswith(b"\n") and len(output.split()) > count
+
+    host.receive_until(has_printed_all, f"{count} pids")
     pids = [int(word) for word in child.output().split() if word != b"ready"]
-    assert pids
     assert not any(is_reaped(pid) for pid in pids)
     return child, pids
 
@@ -43,7 +51,7 @@ def start_tree(host: LocalSupervisor, command: str, *, grace: float = 1e9) -> tu
 # One child ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", TREES)
+@pytest.mark.parametrize("command", TREES.values(), ids=TREES)
 def test_stop_ends_child_and_its_descendants(command: str) -> None:
     with local_supervisor() as host:
         other, others = start_tree(host, SESSION)
@@ -56,7 +64,7 @@ def test_stop_ends_child_and_its_descendants(command: str) -> None:
         assert set(host.living_pids()) <= {*others, *host.child_pids()}
 
 
-@pytest.mark.parametrize("command", [IGNORE_SIGTERM, IGNORE_SIGTERM_SESSION])
+@pytest.mark.parametrize("command", [IGNORE_SIGTERM, IGNORE_SIGTERM_SESSION], ids=["program", "session"])
 def test_stop_kills_stubborn_process_after_grace(command: str) -> None:
     with local_supervisor() as host:
         child, pids = start_tree(host, command, grace=0.4)
@@ -207,7 +215,7 @@ def test_supervisor_end_leaves_no_process_and_no_directory(tmp_path: Path, event
         assert host.request("tempdir")[0] == b"ok"
         pids = [
             pid
-            for tree in (*TREES, UNMARKED, IGNORE_SIGTERM, IGNORE_SIGTERM_SESSION)
+            for tree in (*TREES.values(), UNMARKED, IGNORE_SIGTERM, IGNORE_SIGTERM_SESSION)
             for pid in start_tree(host, tree, grace=0.5)[1]
         ]
         host.run(
