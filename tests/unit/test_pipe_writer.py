@@ -30,6 +30,12 @@ class Pipe:
     def waiting_bytes(self) -> int:
         return readable_bytes(self.reader.fileno(), 0)
 
+    def has_ended(self) -> bool:
+        """Return whether no process and no system call holds the writing end."""
+        poll = select.poll()
+        poll.register(self.reader, 0)
+        return poll.poll(0) == [(self.reader.fileno(), select.POLLHUP)]
+
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
@@ -113,6 +119,7 @@ def test_close_of_full_pipe_shows_reader_the_end(pipe: Pipe) -> None:
     pipe.writer.write(bytes(1_000_000))
     assert wait_until(lambda: pipe.waiting_bytes >= select.PIPE_BUF, 10)
     pipe.writer.close()
+    assert wait_until(pipe.has_ended, 10)  # seen before the reader makes room in the pipe
     assert len(pipe.reader.read()) < 1_000_000
     assert wait_until(lambda: not writer_threads(), 10)
 
