@@ -1,4 +1,4 @@
-"""What holds for every test: after the run nothing that it started or made is left."""
+"""Fixtures for every test. After a run no process and no directory of it is left."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LIBRARY_DIRECTORY_PATTERNS = ("lc-*", "lazycluster-*")
 
 
 def pytest_configure() -> None:
-    """Take signals again that whoever started the run ignores, as nohup does: commands would inherit that."""
+    """Reset ignored signals. A run under nohup inherits them, and the commands of the tests would, too."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -40,9 +40,9 @@ def pytest_configure() -> None:
 def pytest_collection_finish() -> None:
     """Let threads install the trace function of coverage one after the other.
 
-    CPython 3.11 refuses that to a thread while another one does it, if an audit hook lets go of the GIL in between
-    ("Cannot install a trace function while another trace function is being installed"). `tests.observation` has
-    such a hook. The thread then ends before it has begun, and the test that waits for its result hangs.
+    CPython 3.11 refuses a second installation while an audit hook of the first one releases the GIL ("Cannot install a
+    trace function while another trace function is being installed"). `tests.observation` has such a hook. The refused
+    thread ends before it starts its work, and the test that waits for its result hangs.
     """
     install = threading.gettrace()
     if install is None or platform.python_version_tuple()[:2] != ("3", "11"):
@@ -63,8 +63,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return where this run and its hosts make their temporary files, so that other runs do not matter."""
-    tmp_path_factory.getbasetemp()  # where pytest keeps the files of failed tests, chosen before TMPDIR changes
+    """Return the directory for the temporary files of this run and its hosts, apart from those of other runs."""
+    tmp_path_factory.getbasetemp()  # the directory for the files of failed tests, chosen before TMPDIR changes
     directory = Path(tempfile.mkdtemp(prefix="lct-", dir="/tmp"))  # short, for the sockets in it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(directory))
@@ -75,14 +75,14 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def release_reserved_ports() -> Iterator[None]:
-    """Give back the ports that a test has asked for."""
+    """Release the ports that a test has reserved."""
     yield
     release_ports()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def coverage_of_own_process() -> Iterator[None]:
-    """Have coverage measure this process, and of others only those that ask for it (`local_supervisor`)."""
+    """Let coverage measure this process, and other processes only if they ask for it (`local_supervisor`)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAZYCLUSTER_TEST_COVERAGE", os.environ.get("COVERAGE_PROCESS_CONFIG", ""))
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
@@ -91,7 +91,7 @@ def coverage_of_own_process() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def default_terminal_environment() -> Iterator[None]:
-    """Let the wishes of whoever runs the tests, of colours and widths, change nothing."""
+    """Ignore the settings of the user's terminal for colours and widths."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
             patch.delenv(name, raising=False)
@@ -101,9 +101,9 @@ def default_terminal_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def check_no_leaks(run_directory: Path) -> Iterator[None]:
-    """Fail the run where a process or a directory of the library outlives it."""
-    alone = os.environ.get("CI") and "PYTEST_XDIST_WORKER" not in os.environ  # else others may be at work in /tmp
-    watched = [run_directory, *([Path("/tmp")] if alone else [])]
+    """Fail the run if a process or a directory of the library outlives it."""
+    is_alone = os.environ.get("CI") and "PYTEST_XDIST_WORKER" not in os.environ  # else other runs may use /tmp
+    watched = [run_directory, *([Path("/tmp")] if is_alone else [])]
     before = _find_library_directories(watched)
     mark = f"LAZYCLUSTER_TEST_RUN={secrets.token_hex(8)}"
     with pytest.MonkeyPatch.context() as patch:
@@ -121,9 +121,10 @@ def _find_library_directories(parents: list[Path]) -> set[Path]:
 
 
 def _find_processes_of_run(mark: str, run_directory: Path) -> list[str]:
-    """Return the processes of this run: its descendants, and where there is /proc also those that left the tree.
+    """Return the processes of this run: its descendants, and with /proc also those that left the tree.
 
-    These have the mark in their environment; a master of ssh overwrites that with its title, which names its socket.
+    These have the mark in their environment. A master of ssh overwrites its environment with its title, which names its
+    socket.
     """
     own = descendant_pids(os.getpid())
     found = []
@@ -137,5 +138,5 @@ def _find_processes_of_run(mark: str, run_directory: Path) -> list[str]:
 def _read_proc_file(pid: int, name: str) -> str:
     try:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
-    except OSError:  # it has ended, is another user's, or there is no /proc
+    except OSError:  # it has ended, belongs to another user, or there is no /proc
         return ""

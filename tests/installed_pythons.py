@@ -1,4 +1,4 @@
-"""The Pythons of this machine, for tests that want others than their own."""
+"""The Pythons of this machine, for tests that need others than their own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 
 def find_pyenv_pythons() -> dict[str, Path]:
-    """Return those of pyenv by their versions; where there are none, this one."""
+    """Return the Pythons of pyenv by their versions, or only the running Python if pyenv has no Python."""
     versions = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
     found = {path.parts[-3]: path for path in sorted(versions.glob("3.*/bin/python"))}
     return found or {platform.python_version(): Path(sys.executable)}
 
 
 def find_other_minor_python() -> Path | None:
-    """Return one of another minor version than this one, None where there is none."""
+    """Return a Python of another minor version than the running one, or None."""
     for version, path in find_pyenv_pythons().items():
         if version.split(".")[1] != str(sys.version_info.minor):
             return path.with_name("python3")
@@ -30,7 +30,10 @@ def find_other_minor_python() -> Path | None:
 
 
 def _resolve_python(program: str, version: str) -> Path | None:
-    """Return the Python behind a program, None where it is of another version: a shim of pyenv may be, or not run."""
+    """Return the Python that a program starts, or None if it has another version or does not run.
+
+    A shim of pyenv may do either.
+    """
     text = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
     ran = subprocess.run((program, "-c", text), capture_output=True, text=True, timeout=30, check=False)
     found, _, path = ran.stdout.strip().partition(" ")

@@ -1,4 +1,4 @@
-"""Ctrl-C in a test: a signal to the thread that waits, as a terminal sends it."""
+"""Ctrl-C in a test: SIGINT for the thread that waits, as a terminal sends it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.waiting import wait_until
 
 
 def interrupt(work: Callable[[], object], condition: Callable[[], bool], *, in_other_thread: bool = False) -> None:
-    """Do some work that is to be ended by Ctrl-C, which comes when a condition holds.
+    """Do some work, and assert that Ctrl-C ends it; Ctrl-C comes when a condition holds.
 
-    One that comes unseen interrupts no system call of the thread that works, as in the moment before such a call: it is
-    another thread that gets it.
+    With `in_other_thread`, another thread gets the signal. It then interrupts no system call of the thread that works,
+    as if it came in the moment before the call.
     """
     waiting, over = threading.get_ident(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""A pseudo-terminal in place of standard output, or standard error, and what was written to it."""
+"""A pseudo-terminal in place of standard output or standard error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 
 class PseudoTerminal:
-    """What was written to a pseudo-terminal."""
+    """The output of a pseudo-terminal, which is complete at the end of the `with` block."""
 
     text = ""
 
@@ -23,7 +23,7 @@ class PseudoTerminal:
 def pseudo_terminal(
     monkeypatch: pytest.MonkeyPatch, *, name: str = "stdout", columns: int = 200
 ) -> Iterator[PseudoTerminal]:
-    """Make standard output, or standard error, a terminal for a while."""
+    """Make standard output or standard error a terminal within a `with` block."""
     reading, writing = pty.openpty()
 
     result, pieces = PseudoTerminal(), []

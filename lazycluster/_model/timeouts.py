@@ -32,6 +32,8 @@ class Timeouts:
     """For ssh to end after its command. It takes longer only if a background process holds the output."""
     ssh_exit: float = 5.0
     """For ssh to end after its output."""
+    supervisor_start: float = 60.0
+    """Beyond the time-out of the log-in, for a supervisor to start and to look at the machine."""
     lifeline_close: float = 5.0
     """For the host to confirm the end of a lifeline."""
     tunnel_check_interval: float = 5.0

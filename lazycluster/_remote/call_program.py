@@ -66,8 +66,8 @@ def main(token: str, fork_worker: "Callable[[], int]", watch_worker: "Callable[[
         null_device = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null_device, 0)
         os.close(null_device)
-        _prepare_interpreter()
-        load_and_call(DescriptorWriter(out), lambda: _load_request(request))
+        prepare_interpreter()
+        load_and_call(DescriptorWriter(out), lambda: load_request(request))
         return
     request.clear()
     end_description = watch_worker(worker)
@@ -79,7 +79,7 @@ def prepare(sources: bytes) -> None:
     """Import cloudpickle from its sources and prepare a supervisor for the calls that it will fork."""
     make_importable(pickle.loads(zlib.decompress(sources)), {})  # noqa: S301 - from the local process, which the host trusts
     importlib.import_module("cloudpickle")
-    _prepare_interpreter()
+    prepare_interpreter()
 
 
 def run_call(request_reader: int, outcome_writer: int, done: bytes) -> None:
@@ -95,7 +95,7 @@ def run_call(request_reader: int, outcome_writer: int, done: bytes) -> None:
     os.close(request_reader)
     out = BufferedWriter(outcome_writer)
     me = os.getpid()
-    load_and_call(out, lambda: _load_request(parts))
+    load_and_call(out, lambda: load_request(parts))
     if os.getpid() != me:
         return  # a process that the function forked, and that returned from it, too
     threading = sys.modules.get("threading")
@@ -166,8 +166,8 @@ def _call_each(function: "Callable[[object], object]", seconds: float, items: "l
     return outcomes
 
 
-def _prepare_interpreter() -> None:
-    """Make new standard streams and empty `__main__`: the function may change them."""
+def prepare_interpreter() -> None:
+    """Make new standard streams and an empty `__main__`: the function may change them."""
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", 1, "utf-8", "backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
@@ -178,7 +178,7 @@ def _prepare_interpreter() -> None:
         del namespace[name]
 
 
-def _load_request(
+def load_request(
     request: "list[bytes]",
 ) -> "tuple[Callable[..., object], tuple[object, ...], dict[str, object] | None]":
     """Make the sent modules importable, and unpickle the function, its arguments, and the contents of the modules.

@@ -9,7 +9,7 @@ import struct
 import sys
 from collections.abc import Iterable
 
-_LARGE_PIPE_BYTES = 1 << 20
+LARGE_PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031  # fcntl(2), F_SETPIPE_SZ
 _READ_BYTES = 1 << 20
 
@@ -34,8 +34,8 @@ def enlarge_pipe(descriptor: int) -> int:
     with contextlib.suppress(ImportError, OSError):
         import fcntl  # noqa: PLC0415 - not on every system
 
-        return fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _LARGE_PIPE_BYTES)
-    return _LARGE_PIPE_BYTES
+        return fcntl.fcntl(descriptor, _F_SETPIPE_SZ, LARGE_PIPE_BYTES)
+    return LARGE_PIPE_BYTES
 
 
 def readable_bytes(descriptor: int, default: int) -> int:

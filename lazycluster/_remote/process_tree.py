@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_CHILD_SUBREAPER = 36
 TERMINATION_POLL_SECONDS = 0.02
 """Seconds between two steps of a `TreeTerminator`."""
-_KILL_TIMEOUT_SECONDS = 2.0  # seconds to wait for processes that SIGKILL was sent to
+KILL_TIMEOUT_SECONDS = 2.0  # seconds to wait for processes that SIGKILL was sent to
 # In the moment of its exec a process shows no environment, so a tree is gone only if two scans find nothing.
 _EMPTY_SCANS_REQUIRED = 2
 
@@ -165,25 +165,33 @@ class TreeTerminator:
     they have lost their parent.
     """
 
-    def __init__(self, find: "Callable[[list[ProcessEntry]], set[int]]", grace: float, root_pid: int = 0) -> None:
+    def __init__(
+        self,
+        find: "Callable[[list[ProcessEntry]], set[int]]",
+        grace: float,
+        root_pid: int = 0,
+        clock: "Callable[[], float]" = time.monotonic,
+    ) -> None:
         """Prepare to end the processes that `find` finds in the table, now or in an earlier scan.
 
         The process `root_pid` gets each signal first. Otherwise a function might see the end of a child of its own, and
         return as if nothing had happened.
         """
         self._find = find
+        self._clock = clock
         self._root_pid = root_pid
         self._known: set[tuple[int, int]] = set()
         self._empty_scans = 0
-        self._kill_at = time.monotonic() + grace
+        self.kill_at = clock() + grace
+        """The end of the grace period, by `clock`."""
 
     def escalate(self) -> None:
         """End the grace period."""
-        self._kill_at = min(self._kill_at, time.monotonic())
+        self.kill_at = min(self.kill_at, self._clock())
 
     def step(self, table: "list[ProcessEntry]") -> bool:
         """Send the signals that are due; return whether nothing is left, or nothing that can be killed."""
-        now = time.monotonic()
+        now = self._clock()
         rows = {row.pid: row for row in table}
         found = self._find(table) | {pid for pid, start in self._known if pid in rows and rows[pid].start_time == start}
         found = {pid for pid in found if pid in rows and pid != os.getpid()}
@@ -192,7 +200,7 @@ class TreeTerminator:
             return self._empty_scans >= _EMPTY_SCANS_REQUIRED
         self._empty_scans = 0
         unsignalled = {pid for pid in found if (pid, rows[pid].start_time) not in self._known}
-        kill = now >= self._kill_at
+        kill = now >= self.kill_at
         generation = found - unsignalled
         while generation:
             generation = {pid for pid in unsignalled if rows[pid].parent in generation}
@@ -202,4 +210,4 @@ class TreeTerminator:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, number)
         self._known |= {(pid, rows[pid].start_time) for pid in unsignalled}
-        return now >= self._kill_at + _KILL_TIMEOUT_SECONDS
+        return now >= self.kill_at + KILL_TIMEOUT_SECONDS

@@ -88,7 +88,7 @@ class Spawner:
     def __init__(self, descriptor_limit: DescriptorLimit) -> None:
         """Keep three descriptors with low numbers: a child cannot inherit those above the limit once it is restored."""
         self._descriptor_limit = descriptor_limit
-        self._low_descriptors = [os.dup(0) for _ in range(3)]
+        self.low_descriptors = [os.dup(0) for _ in range(3)]
 
     def spawn(
         self, program: str, argv: "list[str]", environment: "dict[bytes, bytes]", descriptors: "list[int]"
@@ -98,11 +98,11 @@ class Spawner:
         Raises:
             OSError: If the program cannot be started.
         """
-        for descriptor, low in zip(descriptors, self._low_descriptors):
+        for descriptor, low in zip(descriptors, self.low_descriptors):
             os.dup2(descriptor, low, inheritable=False)
         try:
             try:
-                actions = [(os.POSIX_SPAWN_DUP2, low, stream) for stream, low in enumerate(self._low_descriptors)]
+                actions = [(os.POSIX_SPAWN_DUP2, low, stream) for stream, low in enumerate(self.low_descriptors)]
                 self._descriptor_limit.restore()
                 return os.posix_spawn(
                     program, argv, environment, file_actions=actions, setsid=True, setsigdef=_SIGNALS_TO_RESET
@@ -113,7 +113,7 @@ class Spawner:
                 return self._fork(program, argv, environment)
         finally:
             self._descriptor_limit.raise_to_hard_limit()
-            for low in self._low_descriptors:  # otherwise they would keep the pipes open
+            for low in self.low_descriptors:  # otherwise they would keep the pipes open
                 os.dup2(2, low, inheritable=False)
 
     def _fork(self, program: str, argv: "list[str]", environment: "dict[bytes, bytes]") -> int:
@@ -130,7 +130,7 @@ class Spawner:
                 signal.set_wakeup_fd(-1)
                 for signal_number in _SIGNALS_TO_RESET:
                     signal.signal(signal_number, signal.SIG_DFL)
-                for stream, low in enumerate(self._low_descriptors):
+                for stream, low in enumerate(self.low_descriptors):
                     os.dup2(low, stream)
                 self._descriptor_limit.restore()
                 os.execve(program, argv, environment)

@@ -57,9 +57,12 @@ from lazycluster._remote.workers import LoadedCode, Workers
 SUPERVISOR_START_MARKER = "LAZYCLUSTER-SUPERVISOR"
 """The first word that the supervisor prints; the token follows, then a newline, then frames."""
 
-# Unacknowledged, a keepalive lets the kernel notice a dead connection (tcp(7), tcp_retries2).
-_KEEPALIVE_INTERVAL_SECONDS = 60.0
-_GOODBYE_TIMEOUT_SECONDS = 2.0  # seconds to get the last frame out
+KEEPALIVE_INTERVAL_SECONDS = 60.0
+"""Seconds without a frame after which one is sent. If it stays unacknowledged, the kernel notices a dead connection
+(tcp(7), tcp_retries2).
+"""
+GOODBYE_TIMEOUT_SECONDS = 2.0
+"""Seconds to get the last frame out."""
 _FRAME_READ_BYTES = 1 << 18
 
 
@@ -67,7 +70,15 @@ class Supervisor:
     """Serves one runtime."""
 
     def __init__(
-        self, output_descriptor: int, mark: str, temp_dir_prefix: str, grace: float, *, is_subreaper: bool
+        self,
+        output_descriptor: int,
+        mark: str,
+        temp_dir_prefix: str,
+        grace: float,
+        *,
+        is_subreaper: bool,
+        keepalive_interval: float,
+        goodbye_timeout: float,
     ) -> None:
         """Prepare to write frames to a descriptor, to mark processes, and to name temporary directories.
 
@@ -76,6 +87,8 @@ class Supervisor:
         self._is_subreaper = is_subreaper
         self._mark = mark
         self._grace = grace
+        self._keepalive_interval = keepalive_interval
+        self._goodbye_timeout = goodbye_timeout
         self._signal_reader = catch_signals()
         set_nonblocking([0, output_descriptor])
         self._selector = selectors.DefaultSelector()
@@ -144,9 +157,9 @@ class Supervisor:
                 self._advance_termination(now)
             if self._is_closing and self._terminator is None:
                 self._send_queue.send(GOODBYE, 0, pack(*map(os.fsencode, self._temp_dirs.remove_all())))
-                self._send_queue.drain(_GOODBYE_TIMEOUT_SECONDS)
+                self._send_queue.drain(self._goodbye_timeout)
                 return
-            if now - self._send_queue.last_sent >= _KEEPALIVE_INTERVAL_SECONDS and not self._is_closing:
+            if now - self._send_queue.last_sent >= self._keepalive_interval and not self._is_closing:
                 self._send_queue.send(KEEPALIVE)
                 self._workers.kill_spare()
             self._send_queue.flush()
@@ -156,11 +169,7 @@ class Supervisor:
     def _select_timeout(self) -> "float | None":
         """Return the seconds until the next thing is due."""
         now = time.monotonic()
-        due = (
-            now + _KEEPALIVE_INTERVAL_SECONDS
-            if self._is_closing
-            else self._send_queue.last_sent + _KEEPALIVE_INTERVAL_SECONDS
-        )
+        due = (now if self._is_closing else self._send_queue.last_sent) + self._keepalive_interval
         if self._children.next_report_at is not None:
             due = min(due, self._children.next_report_at)
         if self._workers.next_fork_at is not None:
@@ -301,7 +310,16 @@ class Supervisor:
         self._next_termination_poll = 0.0
 
 
-def main(token: str, mark: str, grace: float, working_dir: "bytes | None", probe: str) -> int:
+def main(
+    token: str,
+    mark: str,
+    grace: float,
+    working_dir: "bytes | None",
+    probe: str,
+    *,
+    keepalive_interval: float = KEEPALIVE_INTERVAL_SECONDS,
+    goodbye_timeout: float = GOODBYE_TIMEOUT_SECONDS,
+) -> int:
     """Serve a runtime over standard input and output, until standard input ends; return the exit status.
 
     It is not 0 if processes may be left that cannot be found from here; the shell that started this looks again.
@@ -311,7 +329,15 @@ def main(token: str, mark: str, grace: float, working_dir: "bytes | None", probe
     os.dup2(2, 1)
     is_subreaper = become_subreaper()
     temp_dir_prefix = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"lazycluster-{token}.")  # noqa: S108 - made 0700
-    supervisor = Supervisor(out, mark, temp_dir_prefix, grace, is_subreaper=is_subreaper)
+    supervisor = Supervisor(
+        out,
+        mark,
+        temp_dir_prefix,
+        grace,
+        is_subreaper=is_subreaper,
+        keepalive_interval=keepalive_interval,
+        goodbye_timeout=goodbye_timeout,
+    )
     supervisor.start(token, None if working_dir is None else os.fsdecode(working_dir), probe)
     supervisor.serve()
     return 0 if is_subreaper else 3

@@ -38,10 +38,10 @@ def watch_worker(worker_pid: int, grace: float) -> str:
     When standard input ends, or a signal comes, every descendant of this process is ended: SIGTERM, and SIGKILL after
     `grace` seconds.
     """
-    return _Watchdog(worker_pid, grace).wait()
+    return Watchdog(worker_pid, grace).wait()
 
 
-class _Watchdog:
+class Watchdog:
     """Waits for the end of the worker or of the local process, and ends all that the worker started."""
 
     def __init__(self, worker_pid: int, grace: float) -> None:

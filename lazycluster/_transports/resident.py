@@ -27,7 +27,7 @@ from lazycluster._remote.protocol import FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL, FLA
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.host_scripts import PROBE_SCRIPT
 from lazycluster._transports.remote_child import ExitInfo, RemoteChild
-from lazycluster._transports.ssh_transport import SET_UP_TIMEOUT_SECONDS, SshTransport, directory_error
+from lazycluster._transports.ssh_transport import SshTransport, directory_error
 from lazycluster._transports.supervisor_client import Hello, SupervisorClient, SupervisorSettings
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
@@ -115,7 +115,8 @@ class ResidentTransport(SshTransport):
         """Start a supervisor; other threads see it once its hello has come."""
         started = SupervisorClient(self.ssh_client, settings)
         try:
-            hello = started.wait_until_ready(self.ssh_client.destination.connect_timeout + SET_UP_TIMEOUT_SECONDS)
+            timeout = self.ssh_client.destination.connect_timeout + self.ssh_client.timeouts.supervisor_start
+            hello = started.wait_until_ready(timeout)
         except SupervisorError:
             if started.has_shell_started:
                 # A Python that hangs during its start does not see the end of its input.
@@ -178,7 +179,9 @@ class ResidentTransport(SshTransport):
     def _load_calls_extension(self, supervisor: SupervisorClient) -> None:
         from lazycluster._functions.serialize import cloudpickle_source  # noqa: PLC0415 - only calls need cloudpickle
 
-        bootstrap.check_python_version(supervisor.wait_until_ready(SET_UP_TIMEOUT_SECONDS).python, self.host)
+        bootstrap.check_python_version(
+            supervisor.wait_until_ready(self.ssh_client.timeouts.supervisor_start).python, self.host
+        )
         supervisor.ensure_loaded("calls", bootstrap.calls_extension, cloudpickle_source)
 
     def _start_child(

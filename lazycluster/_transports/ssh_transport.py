@@ -21,7 +21,7 @@ from lazycluster.exceptions import CommandFailedError, LazyclusterError, Working
 from lazycluster.results import Collector, CommandResult, Stream
 
 _log = logging.getLogger(__name__)
-SET_UP_TIMEOUT_SECONDS = 60.0
+_SET_UP_TIMEOUT_SECONDS = 60.0
 _CLEAN_UP_TIMEOUT_SECONDS = 120.0
 
 
@@ -70,7 +70,7 @@ class SshTransport(CommandRunner):
     def run_sh(self, script: str, title: str, *, cwd: str | None = None, stdin: bytes = b"") -> CommandResult:
         """Run a shell text of the library in the host's /bin/sh."""
         return self.run(
-            Command(script, cwd=cwd, stdin=stdin, timeout=SET_UP_TIMEOUT_SECONDS, title=title, login_shell=False)
+            Command(script, cwd=cwd, stdin=stdin, timeout=_SET_UP_TIMEOUT_SECONDS, title=title, login_shell=False)
         )
 
     def create_dir(self, path: str, *, cwd: str) -> None:

@@ -1,4 +1,4 @@
-"""The resident supervisor on a real host: one channel for everything, its loss, and what is left after it."""
+"""Resident runtimes on a real host: one session for everything, the loss of it, and the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import signal
-import statistics
 import sys
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lazycluster import (
+    CommandFailedError,
     CommandResult,
     CommandTimeoutError,
     ConnectionLostError,
@@ -31,12 +31,8 @@ from lazycluster import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster._runtime_core import core_of
-from lazycluster._transports.resident import ResidentTransport
-from lazycluster._transports.supervisor_client import SupervisorClient
 from lazycluster.testing import LocalSshd
-from tests.client_programs import ClientProgram, assert_becomes_idle, call_in_parallel, find_master
-from tests.client_programs import find_host_pids as commands_running
+from tests.client_programs import ClientProgram, assert_becomes_idle, call_in_parallel, find_host_pids, find_master
 from tests.observation import (
     EchoServer,
     assert_no_leaks,
@@ -54,66 +50,48 @@ if TYPE_CHECKING:
     from tests.sshd_fixtures import MakeSshd
 
 
-def transport(runtime: Runtime) -> ResidentTransport:
-    transport = core_of(runtime).transport
-    assert isinstance(transport, ResidentTransport)
-    return transport
-
-
-def supervisor(runtime: Runtime) -> SupervisorClient:
-    return transport(runtime).ensure_supervisor()
-
-
 def supervisor_pid(runtime: Runtime) -> int:
-    return supervisor(runtime).wait_until_ready(1).pid
+    """Return the process of the supervisor, which forks the processes of functions."""
+    return runtime.call(os.getppid)
 
 
-def started(number: str, count: int = 1) -> None:
+def supervisor_threads(runtime: Runtime) -> list[threading.Thread]:
+    """Return the threads that read from the supervisors of a host; each ends when its supervisor is lost."""
+    return [thread for thread in threading.enumerate() if thread.name == f"supervisor of {runtime.host}"]
+
+
+def wait_for_processes(number: str, count: int = 1) -> None:
+    """Wait until this many processes have a number in their command line."""
     assert_eventually(lambda: len(find_local_pids(number)) >= count, f"{count} processes of {number}")
 
 
-def test_a_start_that_takes_too_long_says_how_far_it_has_come_and_leaves_nothing(
-    make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lazycluster._transports.resident.SET_UP_TIMEOUT_SECONDS", -6.0)
-    sleeper = tmp_path / "python"
-    sleeper.write_text("#!/bin/sh\nexec sleep 1000\n")
-    sleeper.chmod(0o755)
-    mute, usual = make_sshd(options={"ForceCommand": "exec cat >/dev/null"}), make_sshd()
-    for server, how_far in ((mute, "the login shell has not begun"), (usual, "Python has not begun")):
-        keywords = {**server.connection_kwargs, "connect_timeout": 8.0}
-        with pytest.raises(InvalidRuntimeError, match=rf"no hello within 2 s: {how_far}"):
-            Runtime(server.host, python=str(sleeper), **keywords)  # type: ignore[arg-type]
-        assert_becomes_idle(server)
+# One channel ----------------------------------------------------------------------------------------------------------
 
 
-# One channel ---------------------------------------------------------------------------------------------------------
-
-
-def test_one_log_in_and_one_session_for_everything(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_resident_runtime_uses_one_log_in_and_session(sshd: LocalSshd, tmp_path: Path) -> None:
     file = tmp_path / "file"
-    file.write_text("here")
+    file.write_text("content")
     before = count_sessions(sshd)
     with (
         assert_no_leaks(sshd),
         record_program_starts() as programs,
         Runtime(sshd.host, **sshd.connection_kwargs) as runtime,
     ):
-        at_first = len(programs)
+        programs_at_start = len(programs)
         runtime.run("true")
         runtime.call(os.getpid)
         runtime.create_dir("sub/sub")
         runtime.create_tempdir()
         runtime.has_free_port(40000)
         assert runtime.is_valid_runtime()
-        task = RuntimeTask().send_file(file, "there").run_command("cat there").get_file("there", tmp_path / "back")
+        task = RuntimeTask().send_file(file, "sent").run_command("cat sent").get_file("sent", tmp_path / "back")
         runtime.execute_task(task).join()
         assert runtime.delete_dir("sub")
-        assert len(programs) == at_first == 2  # the log-in, and the supervisor's session
+        assert len(programs) == programs_at_start == 2  # the log-in, and the supervisor's session
         assert count_sessions(sshd) == before + 1
 
 
-def test_many_at_once_share_it(sshd: LocalSshd) -> None:
+def test_run_hundred_at_once_uses_one_session(sshd: LocalSshd) -> None:
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         with record_program_starts() as programs:
             commands: list[Callable[[], CommandResult]] = [
@@ -124,8 +102,8 @@ def test_many_at_once_share_it(sshd: LocalSshd) -> None:
 
 
 @pytest.mark.soak
-def test_a_thousand_jobs(sshd: LocalSshd) -> None:
-    """All of them under way at the same time: each waits for a file that is made when the last one has begun."""
+def test_execute_task_thousand_at_once(sshd: LocalSshd) -> None:
+    """All tasks run at the same time: each waits for a file that is made when the last one has started."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         wait = "until [ -e go ]; do sleep 1; done; exit 3"
         tasks = [runtime.execute_task(RuntimeTask().run_command(f": {number}; {wait}")) for number in range(1000)]
@@ -133,14 +111,16 @@ def test_a_thousand_jobs(sshd: LocalSshd) -> None:
         assert_eventually(lambda: int(runtime.run(script).stdout) >= 1000, "a thousand shells", timeout=90)
         runtime.run("touch go")
         for task in tasks:
-            with pytest.raises(TaskExecutionError, match="exit status 3"):
+            with pytest.raises(TaskExecutionError) as caught:
                 task.join()
+            assert isinstance(caught.value.__cause__, CommandFailedError)
+            assert caught.value.__cause__.exit_code == 3
         runtime.clear_tasks()
 
 
 @pytest.mark.soak
-def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixture[str]) -> None:
-    """One prints 1 GB, and another asks every 10 ms for a small answer."""
+def test_run_large_output_does_not_delay_others(sshd: LocalSshd) -> None:
+    """One command prints 1 GB; small commands run, one after the other, until it ends."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         ended = threading.Event()
 
@@ -151,27 +131,22 @@ def test_a_busy_job_delays_no_other(sshd: LocalSshd, capsys: pytest.CaptureFixtu
 
         thread = threading.Thread(target=print_much, daemon=True)
         thread.start()
-        took = []
+        count = 0
         while not ended.wait(0.01):
-            begun = time.perf_counter()
             assert runtime.run("echo ok").stdout == "ok\n"
-            took.append(time.perf_counter() - begun)
+            count += 1
         thread.join()
-    with capsys.disabled():
-        print(f"\n{len(took)} small commands beside 1 GB: median {statistics.median(took) * 1e3:.0f} ms", end=", ")
-        print(f"longest {max(took) * 1e3:.0f} ms")
-    assert len(took) > 5
-    assert max(took) < 5  # it would be as long as the whole if it waited in the same queue
+    assert count > 5, "small commands waited for the large output"
 
 
-def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> None:
-    """The caller's `on_output` blocks; what is on its way for it is bounded, and the host stops there."""
+def test_run_blocked_on_output_does_not_delay_others(sshd: LocalSshd) -> None:
+    """The caller's `on_output` blocks. The data under way is bounded, so the command stops on the host."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
-        go_on = threading.Event()
+        may_read = threading.Event()
         sizes: list[int] = []
 
         def on_output(_stream: object, data: bytes) -> None:
-            go_on.wait()
+            may_read.wait()
             sizes.append(len(data))
 
         def read_slowly() -> None:
@@ -182,12 +157,12 @@ def test_a_job_whose_output_nobody_takes_delays_no_other(sshd: LocalSshd) -> Non
         for _ in range(50):
             assert runtime.run("true").ok
         assert not runtime.run("test -e printed").ok
-        go_on.set()
-        thread.join(60)
+        may_read.set()
+        thread.join(110)
         assert sum(sizes) == 50_000_000
 
 
-def test_noise_of_start_up_files_is_skipped(make_sshd: MakeSshd) -> None:
+def test_runtime_skips_output_of_start_up_files(make_sshd: MakeSshd) -> None:
     server = make_sshd(shell="bash")
     (server.home / ".bashrc").write_text(
         "echo welcome; echo LAZYCLUSTER-SUPERVISOR; head -c 100000 /dev/zero; echo >&2 x"
@@ -197,8 +172,10 @@ def test_noise_of_start_up_files_is_skipped(make_sshd: MakeSshd) -> None:
 
 
 @pytest.mark.parametrize(("sessions", "max_sessions"), [(1, 10), (1, 1), (2, 10), (2, 2)])
-def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: int, max_sessions: int) -> None:
-    """The supervisor has the only one; a large file, which scp would take, then goes through it."""
+def test_resident_runtime_needs_one_session_only(
+    make_sshd: MakeSshd, tmp_path: Path, sessions: int, max_sessions: int
+) -> None:
+    """The supervisor has the only session. A large file, which scp sends otherwise, then goes through it."""
     server = make_sshd(options={"MaxSessions": str(sessions)})
     large = tmp_path / "large"
     large.write_bytes(os.urandom(1 << 20) * 20)
@@ -206,12 +183,12 @@ def test_few_sessions_are_enough(make_sshd: MakeSshd, tmp_path: Path, sessions: 
         assert_no_leaks(server),
         Runtime(server.host, max_sessions=max_sessions, **server.connection_kwargs) as runtime,
     ):
-        task = RuntimeTask().send_file(large, "there").get_file("there", tmp_path / "back").run_function(os.getpid)
+        task = RuntimeTask().send_file(large, "sent").get_file("sent", tmp_path / "back").run_function(os.getpid)
         runtime.execute_task(task).join()
         assert (tmp_path / "back").read_bytes() == large.read_bytes()
 
 
-# Idle ----------------------------------------------------------------------------------------------------------------
+# Idle -----------------------------------------------------------------------------------------------------------------
 
 
 def count_wake_ups() -> dict[str, int]:
@@ -244,93 +221,97 @@ def test_idle_runtime_wakes_for_its_heartbeat_only(sshd: LocalSshd) -> None:
         assert {name: after[name] - before[name] for name in threads if after[name] - before[name] > 6} == {}
 
 
-# Not there at all ----------------------------------------------------------------------------------------------------
+# Failed starts --------------------------------------------------------------------------------------------------------
 
 
-def test_a_host_without_python_is_told_what_to_do(sshd: LocalSshd) -> None:
+def test_runtime_missing_python_names_resident_option(sshd: LocalSshd) -> None:
     with assert_no_leaks(sshd):
-        with pytest.raises(InvalidRuntimeError, match="resident=False") as caught:
+        with pytest.raises(InvalidRuntimeError) as caught:
             Runtime(sshd.host, python="/no/such/python", **sshd.connection_kwargs)
+        assert "resident=False" in str(caught.value)
         assert isinstance(caught.value.__cause__, PythonNotFoundError)
         with Runtime(sshd.host, resident=False, **sshd.connection_kwargs) as runtime:
             assert runtime.run("echo ok").stdout == "ok\n"
 
 
-def test_a_python_that_is_none(sshd: LocalSshd, tmp_path: Path) -> None:
+def test_runtime_broken_python_raises_supervisor_error(sshd: LocalSshd, tmp_path: Path) -> None:
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho it is broken >&2\nexit 7\n")
     program.chmod(0o755)
     with assert_no_leaks(sshd):
-        with pytest.raises(InvalidRuntimeError, match=r"(?s)exit status 7.*it is broken") as caught:
+        with pytest.raises(InvalidRuntimeError) as caught:
             Runtime(sshd.host, python=str(program), **sshd.connection_kwargs)
         assert isinstance(caught.value.__cause__, SupervisorError)
+        assert caught.value.__cause__.output == "it is broken"
 
 
-def test_a_working_directory_that_cannot_be_made(sshd: LocalSshd) -> None:
-    with assert_no_leaks(sshd), pytest.raises(InvalidRuntimeError, match="/dev/null/x"):
-        Runtime(sshd.host, "/dev/null/x", **sshd.connection_kwargs)
+# A lost supervisor ----------------------------------------------------------------------------------------------------
 
 
-# Its loss ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_supervisor_that_is_killed_is_told_and_replaced(sshd: LocalSshd, tmp_path: Path) -> None:
-    """What was under way fails at once and is not repeated; in a directory that stays, the next call goes on."""
+def test_supervisor_killed_is_replaced(sshd: LocalSshd, tmp_path: Path) -> None:
+    """Commands under way fail at once and are not repeated. The next call goes on in a directory that stays."""
     number = unique_sleep_seconds()
     work = tmp_path / "work"
     with assert_no_leaks(sshd), Runtime(sshd.host, str(work), **sshd.connection_kwargs) as runtime:
         first = supervisor_pid(runtime)
         command = f"echo once >>ran; (setsid sleep {number} &) ; sleep {number}"
         task = runtime.execute_task(RuntimeTask().run_command(command))
-        started(number, 2)
-        runtime.run("sleep 0.1")  # what the host says is said in order: by now also that the other has started
-        begun = time.monotonic()
+        wait_for_processes(number, 2)
+        runtime.run("sleep 0.1")  # frames come in order, so the report that the task has started has come, too
         os.kill(first, signal.SIGKILL)
-        with pytest.raises(TaskExecutionError, match="killed by signal 9") as caught:
+        with pytest.raises(TaskExecutionError) as caught:
             task.join()
-        assert time.monotonic() - begun < 5
         lost = caught.value.__cause__
         assert isinstance(lost, ConnectionLostError)
         assert lost.started is True
+        assert "killed by signal 9" in lost.reason
         assert runtime.run("cat ran").stdout == "once\n"
         assert supervisor_pid(runtime) != first
         assert runtime.call(os.getpid) != first
-        assert_eventually(lambda: not find_local_pids(number), "the shell beside it ends what it had started")
+        assert_eventually(lambda: not find_local_pids(number), "its shell ends the processes that it had started")
 
 
-def test_a_temporary_working_directory_goes_with_it(sshd: LocalSshd) -> None:
-    """A clear error, not a silent new one."""
+def test_supervisor_killed_takes_temp_working_dir(sshd: LocalSshd) -> None:
+    """There is an error, not a new directory without the old files."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         runtime.run("echo data >file")
-        current = supervisor(runtime)
+        [thread] = supervisor_threads(runtime)
         os.kill(supervisor_pid(runtime), signal.SIGKILL)
-        assert_eventually(lambda: not current.is_running, "it is gone")
-        said = r"(?s)it was temporary, and went when the connection broke: .*Make a new Runtime\.$"
+        assert_eventually(lambda: not thread.is_alive(), "the loss is seen")
         for use in (lambda: runtime.run("cat file"), lambda: runtime.call(os.getpid)):
-            with pytest.raises(WorkingDirectoryError, match=said):
+            with pytest.raises(WorkingDirectoryError) as caught:
                 use()
-        assert runtime.is_valid_runtime()  # the host itself is well
+            assert (caught.value.path, caught.value.advice) == (runtime.working_dir, "Make a new Runtime.")
+        assert runtime.is_valid_runtime()  # the host can still be used
 
 
-@pytest.mark.parametrize("how", ["drop", "master"])
-def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
-    """In every state: while a command runs, while a function runs, while files move, while nothing happens."""
+@pytest.mark.parametrize("cause", ["dropped connection", "killed master"])
+def test_connection_lost_fails_task_and_is_replaced(
+    sshd: LocalSshd, run_directory: Path, tmp_path: Path, cause: str
+) -> None:
+    """A command, a function or much output may be under way, or nothing."""
     number = unique_sleep_seconds()
     with assert_no_leaks(sshd), running_relay(sshd, tmp_path) as (relay, keywords):
-        (tmp_path / "large").write_bytes(bytes(1 << 25))
+        started = tmp_path / "started"
+
+        def wait() -> None:
+            started.touch()
+            time.sleep(1000)
+
         with Runtime(sshd.host, str(tmp_path / "work"), **keywords) as runtime:
             for task in (
-                RuntimeTask("command").run_command(f"sleep {number}"),
-                RuntimeTask("function").run_function(time.sleep, int(number)),
-                RuntimeTask("output").run_command(f"echo {number} >/dev/null; cat /dev/zero"),
-                RuntimeTask("files").run_command(f"sleep {number} & cat /dev/zero >/dev/null"),
+                RuntimeTask("command").run_command(f"touch {started}; sleep {number}"),
+                RuntimeTask("function").run_function(wait),
+                RuntimeTask("output").run_command(f"touch {started}; : {number}; cat /dev/zero"),
+                RuntimeTask("background").run_command(f"sleep {number} & touch {started}; cat /dev/zero >/dev/null"),
                 None,
             ):
                 if task is not None:
                     runtime.execute_task(task)
-                    assert_eventually(lambda: len(transport(runtime)._supervisor._event_queues) > 0, "it is under way")  # type: ignore[union-attr]
-                current = supervisor(runtime)
-                if how == "drop":
+                    assert_eventually(started.exists, "the task is under way")
+                    started.unlink()
+                [thread] = supervisor_threads(runtime)
+                if cause == "dropped connection":
                     relay.drop()
                 else:
                     os.kill(find_master(relay.port).pid, signal.SIGKILL)
@@ -338,13 +319,13 @@ def test_a_link_that_breaks(sshd: LocalSshd, tmp_path: Path, how: str) -> None:
                     with pytest.raises(TaskExecutionError) as caught:
                         task.join()
                     assert isinstance(caught.value.__cause__, ConnectionLostError)
-                assert_eventually(lambda current=current: not current.is_running, "the loss is seen")  # type: ignore[misc]
+                assert_eventually(lambda thread=thread: not thread.is_alive(), "the loss is seen")  # type: ignore[misc]
                 assert runtime.run("echo again").stdout == "again\n"
-            assert_eventually(lambda: not find_local_pids(number), "what was under way is ended", timeout=15)
+            assert_eventually(lambda: not find_local_pids(number), "its processes are ended", timeout=20)
 
 
-def test_a_slow_link_is_no_lost_one(sshd: LocalSshd, tmp_path: Path) -> None:
-    """Nothing comes through for longer than any patience on either side but that of ssh itself."""
+def test_slow_connection_is_not_lost(sshd: LocalSshd, tmp_path: Path) -> None:
+    """Only ssh itself may treat a silent connection as lost."""
     with (
         assert_no_leaks(sshd),
         running_relay(sshd, tmp_path) as (relay, keywords),
@@ -358,41 +339,37 @@ def test_a_slow_link_is_no_lost_one(sshd: LocalSshd, tmp_path: Path) -> None:
         relay.delay = 0.0
 
 
-_JUMPING = """
+JUMPING_CLOCK = """
 import itertools, time
 real, jumps = time.time, itertools.cycle([86400.0, -86400.0, 0.0])
 time.time = lambda: real() + next(jumps)
 """
 
 
-def test_clocks_that_jump_end_nothing_and_hold_nothing_up(
-    make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a day, forth and back, each time that somebody looks, on both ends."""
+def test_jumping_clock_changes_no_timeout(make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At both ends, each reading of the clock jumps by a day, forth or back."""
     number = unique_sleep_seconds()
-    (tmp_path / "sitecustomize.py").write_text(_JUMPING)
+    (tmp_path / "sitecustomize.py").write_text(JUMPING_CLOCK)
     server = make_sshd(environment={"PYTHONPATH": str(tmp_path)})
     jumps, real = itertools.cycle([86400.0, -86400.0, 0.0]), time.time
     with Runtime(server.host, grace=0.5, python=sys.executable, **server.connection_kwargs) as runtime:
         monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
-        there = runtime.call(lambda: [time.time() for _ in range(3)])
-        assert max(there) - min(there) > 86000, "the clock there jumps"
+        readings = runtime.call(lambda: [time.time() for _ in range(3)])
+        assert max(readings) - min(readings) > 86000, "the clock of the host does not jump"
         assert runtime.run("sleep 0.5; echo done", timeout=60).stdout == "done\n"
-        begun = time.monotonic()
         with pytest.raises(CommandTimeoutError):
             runtime.run(f"trap '' TERM; sleep {number}; sleep {number}", timeout=0.3)
         task = runtime.execute_task(RuntimeTask().run_command(f"sleep {number}"))
-        started(number, 1)
+        wait_for_processes(number, 1)
         assert task.process is not None
         task.process.terminate()
-        assert time.monotonic() - begun < 20
         assert_eventually(lambda: not find_local_pids(number), "both are ended", timeout=10)
         assert runtime.is_valid_runtime()
 
 
-# Its end -------------------------------------------------------------------------------------------------------------
+# The end --------------------------------------------------------------------------------------------------------------
 
-_BUSY = """
+BUSY_PROGRAM = """
 from lazycluster import Runtime, RuntimeTask
 runtime = Runtime({host!r}, config_file={config!r})
 def wait():
@@ -414,18 +391,17 @@ say(runtime.working_dir)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_manager_that_is_killed_leaves_nothing(
+def test_killed_local_process_leaves_nothing(
     make_sshd: MakeSshd, tmp_path: Path, short_tmpdir: Path, signal_number: signal.Signals
 ) -> None:
-    """With tunnels, tasks and files in flight: within 10 s no ssh here, no port, no process and no file there."""
+    """It had tunnels, tasks and files under way. No ssh process, port, process of the host or file is left."""
     server = make_sshd()
     number, ports = unique_sleep_seconds(), [reserve_free_port(), reserve_free_port()]
-    large, back, theirs = tmp_path / "large", tmp_path / "back", tmp_path / "theirs"
-    theirs.mkdir()
+    large, back = tmp_path / "large", tmp_path / "back"
     back.mkdir()
     with large.open("wb") as file:
-        file.truncate(8 << 30)  # longer under way than the test
-    text = _BUSY.format(
+        file.truncate(8 << 30)  # its transfer takes longer than the test
+    text = BUSY_PROGRAM.format(
         host=server.host, config=str(server.config_file), number=number, ports=ports, large=str(large), back=str(back)
     )
     masters = str(short_tmpdir / "lazycluster-m-")
@@ -433,44 +409,34 @@ def test_a_manager_that_is_killed_leaves_nothing(
     with ClientProgram(text + "\ntime.sleep(1000)", environment=environment) as program:
         working_dir = Path(program.read_line())
         assert find_local_pids(masters)
-        started(number, 5)
-        assert_eventually(lambda: any(working_dir.glob(".lazycluster-*")), "a file on its way there")
+        wait_for_processes(number, 5)
+        assert_eventually(lambda: any(working_dir.glob(".lazycluster-*")), "a file on its way to the host")
         assert_eventually(lambda: any(back.iterdir()), "a file on its way back")
-        begun = time.monotonic()
         program.process.send_signal(signal_number)
         program.process.wait(10)
         assert_becomes_idle(server, timeout=10)
-        assert_eventually(lambda: not find_local_pids(number), "no process of it there", timeout=10)
+        assert_eventually(lambda: not find_local_pids(number), "no process on the host", timeout=10)
         assert_eventually(lambda: not any(listening_addresses(port) for port in ports), "no port", timeout=10)
-        assert_eventually(lambda: not find_local_pids(masters), "no ssh process here", timeout=10)
-        assert time.monotonic() - begun < 10
+        assert_eventually(lambda: not find_local_pids(masters), "no ssh process", timeout=10)
         assert not list(working_dir.parent.glob(f"{working_dir.stem}*"))
 
 
-def test_stubborn_jobs_get_the_grace_that_was_asked_for(sshd: LocalSshd) -> None:
+def test_grace_delays_kill_of_stubborn_command(sshd: LocalSshd) -> None:
     number = unique_sleep_seconds()
     with assert_no_leaks(sshd), Runtime(sshd.host, grace=0.5, **sshd.connection_kwargs) as runtime:
-        command = f"trap '' TERM; setsid sleep {number} & sleep {number}; sleep {number}"
-        task = RuntimeTask().run_command(command)
-        runtime.execute_task(task)
-        started(number, 2)
-        begun = time.monotonic()
+        command = f"trap 'touch noticed; sleep 4; touch cleaned' TERM; setsid sleep {number} & sleep {number}; wait"
+        task = runtime.execute_task(RuntimeTask().run_command(command))
+        wait_for_processes(number, 2)
         assert task.process is not None
         task.process.terminate()
-        assert 0.4 < time.monotonic() - begun < 4
         assert not find_local_pids(number)
+        assert runtime.run("ls").stdout == "noticed\n", "the grace is long enough for one of both only"
         with pytest.raises(CommandTimeoutError):
-            runtime.run(command, timeout=0.2)
-        assert_eventually(lambda: not find_local_pids(number), "ended after its grace", timeout=3)
+            runtime.run(f"trap '' TERM; sleep {number}; sleep {number}", timeout=0.2)
+        assert_eventually(lambda: not find_local_pids(number), "the command is ended after its grace")
 
 
-@pytest.mark.parametrize("grace", [-1, "5", True, float("nan")])
-def test_a_grace_that_is_none(grace: object) -> None:
-    with pytest.raises(ValueError, match="grace must be a number of seconds"):
-        Runtime("never-dialled", grace=grace)  # type: ignore[arg-type]
-
-
-def test_a_fork_neither_uses_nor_ends_the_runtimes_of_its_parent(sshd: LocalSshd) -> None:
+def test_fork_does_not_use_or_end_runtime_of_parent(sshd: LocalSshd) -> None:
     text = f"""
     from lazycluster import Runtime, RuntimeTask
     runtime = Runtime({sshd.host!r}, config_file={str(sshd.config_file)!r})
@@ -490,8 +456,8 @@ def test_a_fork_neither_uses_nor_ends_the_runtimes_of_its_parent(sshd: LocalSshd
         assert program.wait(30) == (0, "child True\n['parent\\n']\n", "")
 
 
-def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSshd, run_directory: Path) -> None:
-    """A copy of the channel's descriptor would keep the host from seeing it."""
+def test_fork_does_not_hide_end_of_parent(sshd: LocalSshd, run_directory: Path) -> None:
+    """A copy of the channel's descriptor in the child would hide the end from the host."""
     number = unique_sleep_seconds()
     text = f"""
     from lazycluster import Runtime, RuntimeTask
@@ -506,91 +472,41 @@ def test_a_fork_that_lives_on_does_not_hide_the_end_of_its_parent(sshd: LocalSsh
     """
     with (
         assert_no_leaks(sshd),
-        tempfile.TemporaryDirectory(prefix="e", dir=run_directory) as temporary,  # nobody is left to remove its socket
+        tempfile.TemporaryDirectory(
+            prefix="e", dir=run_directory
+        ) as temporary,  # the killed process does not remove its socket
         ClientProgram(text, environment={"TMPDIR": temporary}) as program,
     ):
         child = int(program.read_line())
-        started(number)
+        wait_for_processes(number)
         program.process.kill()
         program.process.wait()
-        assert_eventually(lambda: not commands_running(sshd, f"sleep {number}"), "the command is ended", timeout=10)
+        assert_eventually(lambda: not find_host_pids(sshd, f"sleep {number}"), "the command is ended", timeout=10)
         assert is_alive(child)
         os.kill(child, signal.SIGKILL)
 
 
-# Functions -----------------------------------------------------------------------------------------------------------
+# Functions ------------------------------------------------------------------------------------------------------------
 
 
-def test_no_call_sees_another(sshd: LocalSshd) -> None:
-    def leave_a_trace() -> tuple[int, bool, bool, list[int]]:
-        import builtins  # noqa: PLC0415
-        import threading  # noqa: PLC0415
-
-        seen = hasattr(builtins, "lazycluster_trace"), "LAZYCLUSTER_TRACE" in os.environ
-        builtins.lazycluster_trace = 1  # type: ignore[attr-defined]
-        os.environ["LAZYCLUSTER_TRACE"] = "1"
-        os.chdir("/")
-        threading.Thread(target=time.sleep, args=(0.01,)).start()
-        descriptors = [number for number in range(3, 100) if Path(f"/proc/self/fd/{number}").exists()]
-        os.open("/dev/null", os.O_RDONLY)
-        return os.getpid(), *seen, descriptors
-
-    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
-        calls = [runtime.call(leave_a_trace) for _ in range(5)]
-        assert len({pid for pid, *_ in calls}) == 5
-        assert {(builtin, variable) for _, builtin, variable, _ in calls} == {(False, False)}
-        assert {len(descriptors) for *_, descriptors in calls} == {1}  # where the outcome is written to
-        assert runtime.call(os.getcwd) == runtime.working_dir
-
-
-@pytest.mark.parametrize(
-    ("end", "how"),
-    [
-        (lambda: os._exit(3), "exit status 3"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
-        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "SIGSEGV"),
-    ],
-)
-@pytest.mark.parametrize("resident", [True, False])
-def test_a_process_that_dies_is_told_with_what_it_printed(
-    sshd: LocalSshd, end: Callable[[], object], how: str, resident: bool
-) -> None:
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "per command"])
+def test_call_dead_process_error_has_printed_output(sshd: LocalSshd, resident: bool) -> None:
     def die() -> None:
         print("the last words", flush=True)
-        end()
+        os._exit(3)
 
     with assert_no_leaks(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
-        with pytest.raises(RemoteFunctionError, match=f"(?s){how}.*the last words"):
+        with pytest.raises(RemoteFunctionError) as caught:
             runtime.call(die)
+        assert "exit status 3" in caught.value.reason
+        assert "the last words" in f"{caught.value.reason}{caught.value.remote_traceback}"
         assert runtime.call(os.getpid) > 0
 
 
-def test_a_large_argument_and_a_large_result_stream_through(sshd: LocalSshd) -> None:
-    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
-        data = os.urandom(1 << 20) * 40
-        assert runtime.call(bytes.swapcase, data) == data.swapcase()
-
-
-def test_what_a_clean_up_leaves_is_logged(sshd: LocalSshd, caplog: pytest.LogCaptureFixture) -> None:
-    """A directory that was removed by hand is no such thing."""
+def test_runtime_close_after_manual_removal_logs_nothing(sshd: LocalSshd, caplog: pytest.LogCaptureFixture) -> None:
+    """A directory that was removed by hand is not reported as left behind."""
     with assert_no_leaks(sshd), caplog.at_level(logging.WARNING):
         runtime = Runtime(sshd.host, **sshd.connection_kwargs)
         runtime.run('rm -rf "$WORKING_DIR"')
         runtime.close()
     assert caplog.messages == []
-
-
-def test_a_tunnel_beside_it(sshd: LocalSshd) -> None:
-    with assert_no_leaks(sshd), EchoServer() as service, Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
-        port = reserve_free_port()
-        key = runtime.expose_port_to_runtime(service.port, port)
-
-        def ask() -> bytes:
-            import socket  # noqa: PLC0415
-
-            with socket.create_connection(("127.0.0.1", port)) as connection:
-                connection.sendall(b"hello")
-                return connection.recv(5)
-
-        assert runtime.call(ask) == b"hello"
-        runtime.stop_process(key)

@@ -1,4 +1,4 @@
-"""A stand-in for a host: the program that would be sent there runs as a local process, over the same two streams."""
+"""A stand-in for a host: the program that a host gets runs as a local process, over the same two streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUPERVISOR_TOKEN = "t0k3n"
 
 @attrs.frozen
 class LocalCallResult:
-    """What came of a call, and what the function printed."""
+    """The outcome of a call, and the output of its function."""
 
     outcome: Value[object] | Error
     stderr: str
@@ -42,7 +42,7 @@ class LocalCall:
         return self.process.stderr.readline().decode().rstrip("\n")
 
     def close_stdin(self) -> None:
-        """End standard input, as the end of the manager does."""
+        """End standard input, as the end of the local process does."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
@@ -51,19 +51,19 @@ class LocalCall:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         assert self.process.stdin is not None
-        with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as printed:
-            answer.write(self.process.stdout.read())
+        with tempfile.TemporaryFile() as outcome_file, tempfile.TemporaryFile() as printed:
+            outcome_file.write(self.process.stdout.read())
             printed.write(self.process.stderr.read())
             self.process.wait(10)
             for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
                 stream.close()
             printed.seek(0)
-            return LocalCallResult(outcome.read_outcome(answer, "h", self.function), printed.read().decode())
+            return LocalCallResult(outcome.read_outcome(outcome_file, "h", self.function), printed.read().decode())
 
 
 @attrs.frozen
 class LocalHost:
-    """Runs calls under `python`, in the directory `cwd`."""
+    """Runs calls with `python`, in the directory `cwd`."""
 
     cwd: Path | None = None
     env: dict[str, str] | None = None
@@ -86,17 +86,16 @@ class LocalHost:
         assert process.stdout is not None
         process.stdin.write(program.stdin_prefix)
         process.stdin.flush()
-        greeting = bootstrap.parse_python_info(process.stdout.readline(), SUPERVISOR_TOKEN)
-        assert greeting is not None, process.stderr and process.stderr.read()
-        bootstrap.check_python_version(greeting, "h")
+        python_info = bootstrap.parse_python_info(process.stdout.readline(), SUPERVISOR_TOKEN)
+        assert python_info is not None, process.stderr and process.stderr.read()
+        bootstrap.check_python_version(python_info, "h")
         process.stdin.write(serialize.full_request(sent))
         process.stdin.flush()
         return LocalCall(process, sent.function)
 
     def call(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> LocalCallResult:
-        """Make a call from beginning to end."""
         return self.start(function, *args, **kwargs).wait_result()
 
     def value(self, function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> object:
-        """Return what the function returns; raise what it raises."""
+        """Return the value of the function, or raise its exception."""
         return self.call(function, *args, **kwargs).outcome.unwrap()

@@ -1,4 +1,4 @@
-"""A supervisor as a local process, and our end of its channel: frames written to it, and taken apart as they come."""
+"""A supervisor as a local process, and the local end of its channel: frames are written and taken apart."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 20.0
 
 @attrs.define
 class ObservedChild:
-    """What has come of a child. With `updates_window`, leave for more output is given as it comes."""
+    """The output and the end of a child. With `updates_window`, the child may send as much as it has to."""
 
     host: LocalSupervisor = attrs.field(repr=False)
     number: int
@@ -41,16 +41,13 @@ class ObservedChild:
     is_detached: bool = False
 
     def output(self, kind: int = protocol.STDOUT) -> bytes:
-        """Return what has come of a stream."""
         return b"".join(data for each, data in self.received if each == kind)
 
     @property
     def stderr(self) -> bytes:
-        """Return what has come of standard error."""
         return self.output(protocol.STDERR)
 
     def handle_frame(self, kind: int, body: bytes) -> None:
-        """Take note of a frame."""
         assert not self.is_detached, protocol.FRAME_NAMES[kind]
         if kind in {protocol.STDOUT, protocol.STDERR, protocol.OUTCOME}:
             assert self.end is None, "output after the end"
@@ -64,52 +61,51 @@ class ObservedChild:
             self.input_window += int(body)
         elif kind == protocol.ENDED:
             assert self.end is None, "ended twice"
-            how, what = protocol.unpack(body)
-            self.end = how.decode(), what.decode()
+            kind_of_end, detail = protocol.unpack(body)
+            self.end = kind_of_end.decode(), detail.decode()
         else:
             raise AssertionError(protocol.FRAME_NAMES[kind])
 
     def send_window_update(self, size: int) -> None:
-        """Give leave for more output."""
+        """Let the child send this number of bytes more."""
         self.host.send(protocol.WINDOW_UPDATE, self.number, protocol.encode_number(size))
 
     def write(self, data: bytes, *, close: bool = True) -> None:
-        """Send to its standard input, as far as there is leave."""
+        """Send to its standard input, as far as the window allows."""
         for at in range(0, len(data), protocol.STREAM_CHUNK_BYTES):
             piece = data[at : at + protocol.STREAM_CHUNK_BYTES]
             self.input_window -= len(piece)
-            self.host.receive_until(lambda: self.input_window >= 0, "leave for more input")
+            self.host.receive_until(lambda: self.input_window >= 0, "a larger input window")
             self.host.send(protocol.INPUT, self.number, piece)
         if close:
             self.host.send(protocol.INPUT_END, self.number)
 
     def stop(self) -> None:
-        """Have it ended."""
         self.host.send(protocol.STOP, self.number)
 
     def detach(self) -> None:
-        """Wait for it no longer; nothing may come of it from here on, as far as it was not on its way."""
+        """Detach it. No frame of it may come afterwards; frames under way are read first."""
         self.host.send(protocol.DETACH, self.number)
         self.host.sync()
         self.is_detached = True
 
     def wait_output(self, text: bytes) -> ObservedChild:
-        """Wait until it has printed something."""
+        """Wait until it has printed a text."""
         self.host.receive_until(lambda: text in self.output(), f"{text!r} of {self!r}")
         return self
 
     def wait(self) -> tuple[str, str]:
-        """Wait for its end, and return how it was told: the words of the frame."""
+        """Wait for its end, and return the fields of the ENDED frame."""
         self.host.receive_until(lambda: self.end is not None, f"the end of {self!r}")
         assert self.end is not None
         return self.end
 
     def wait_exit_code(self) -> int:
         """Wait for its end, and return the exit status; negative for a signal."""
-        how, what = self.wait()
-        assert how in {"exit", "signal"}, self.end
-        code = os.waitstatus_to_exitcode(int(what))
-        assert (code < 0) == (how == "signal")
+        kind, detail = self.wait()
+        assert kind in {"exit", "signal"}, self.end
+        code = os.waitstatus_to_exitcode(int(detail))
+        assert (code < 0) == (kind == "signal")
         return code
 
     def result(self) -> tuple[int, bytes, bytes]:
@@ -130,7 +126,7 @@ class ObservedChild:
 
 @attrs.define
 class LocalSupervisor:
-    """A supervisor that runs here. One thread uses it."""
+    """A supervisor that runs as a local process. One thread uses it."""
 
     process: subprocess.Popen[bytes]
     token: str
@@ -147,14 +143,13 @@ class LocalSupervisor:
     _first_line: bytes | None = b""
     _numbers: Iterator[int] = attrs.field(factory=lambda: iter(range(1, 1_000_000)))
 
-    # What is sent ----------------------------------------------------------------------------------------------------
+    # Frames to the supervisor -----------------------------------------------------------------------------------------
 
     def send(self, kind: int, number: int = 0, body: bytes = b"") -> None:
-        """Send a frame."""
         self.write(protocol.encode_frame(kind, number, body))
 
     def write(self, data: bytes) -> None:
-        """Send bytes; what the supervisor no longer reads is lost."""
+        """Send bytes. They are lost if the supervisor reads no more."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(data)
@@ -170,7 +165,7 @@ class LocalSupervisor:
         login_shell: bool = False,
         updates_window: bool = True,
     ) -> ObservedChild:
-        """Start text in a shell, or words without one. With None its standard input is sent later."""
+        """Start text in a shell, or words without one. With `stdin=None`, standard input is sent later."""
         flags = (protocol.FLAG_LOGIN_SHELL if login_shell else 0) | (
             protocol.FLAG_INPUT_ENDED if stdin is not None else 0
         )
@@ -216,28 +211,28 @@ class LocalSupervisor:
         return child
 
     def prepare_calls(self) -> None:
-        """Have it load what functions need."""
+        """Have it load the modules that functions need."""
         self.send(protocol.PREPARE, 0, protocol.pack(bootstrap.calls_extension(), serialize.cloudpickle_source()))
 
     def request(self, query: str, *arguments: bytes) -> list[bytes]:
-        """Ask, and return the answer: `ok` or `failed`, and more."""
+        """Send a request, and return the response: `ok` or `failed`, and more fields."""
         number = next(self._numbers)
         self.send(protocol.REQUEST, number, protocol.pack(query.encode(), *arguments))
-        self.receive_until(lambda: number in self.responses, f"an answer to {query}")
+        self.receive_until(lambda: number in self.responses, f"a response to {query}")
         return self.responses[number]
 
     def sync(self) -> None:
-        """Wait until all that was sent has been done, as far as that can be done at once."""
+        """Wait until the supervisor has read and handled all frames that were sent."""
         assert self.request("ping") == [b"ok"]
 
-    # What comes ------------------------------------------------------------------------------------------------------
+    # Frames of the supervisor -----------------------------------------------------------------------------------------
 
-    def receive_until(self, condition: Callable[[], object], what: str, timeout: float = TIMEOUT_SECONDS) -> None:
-        """Take in what comes until something holds."""
+    def receive_until(self, condition: Callable[[], object], expected: str, timeout: float = TIMEOUT_SECONDS) -> None:
+        """Receive frames until a condition holds; `expected` says it in words."""
         deadline = time.monotonic() + timeout
         while not condition():
-            assert not self.at_eof, f"it ended without {what}, and said {self.read_stderr()!r}"
-            assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+            assert not self.at_eof, f"the supervisor ended without {expected}, and printed {self.read_stderr()!r}"
+            assert time.monotonic() < deadline, f"not within {timeout:g} s: {expected}"
             self._receive_once(0.1)
 
     def _receive_once(self, seconds: float) -> None:
@@ -258,7 +253,7 @@ class LocalSupervisor:
             self._handle_frame(kind, name, body)
 
     def _handle_frame(self, kind: int, number: int, body: bytes) -> None:
-        assert self.goodbye is None, "more after the farewell"
+        assert self.goodbye is None, "a frame after GOODBYE"
         if kind == protocol.HELLO:
             assert self.hello is None
             self.hello = Hello.parse(body)
@@ -272,35 +267,33 @@ class LocalSupervisor:
             self.observed_children[number].handle_frame(kind, body)
 
     def wait_hello(self) -> Hello:
-        """Wait for the greeting."""
-        self.receive_until(lambda: self.hello is not None, "a greeting")
+        self.receive_until(lambda: self.hello is not None, "a HELLO")
         assert self.hello is not None
         return self.hello
 
     def read_stderr(self) -> bytes:
-        """Return what it has printed to standard error, which is for what goes wrong."""
+        """Return its standard error, which is for errors of the supervisor itself."""
         self.stderr_file.seek(0)
         return self.stderr_file.read()
 
-    # The end ---------------------------------------------------------------------------------------------------------
+    # The end ----------------------------------------------------------------------------------------------------------
 
     def close_stdin(self) -> None:
-        """End its standard input."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
     def wait_goodbye(self) -> list[str]:
-        """Wait for its end, and return what it says that it had to leave."""
+        """Wait for its end, and return the paths that it could not remove."""
         self.receive_until(lambda: self.at_eof, "its end")
         assert self.process.wait(TIMEOUT_SECONDS) == 0
         assert self.goodbye is not None
         return self.goodbye
 
     def is_stdout_full(self) -> bool:
-        """Tell whether its standard output is a pipe that is full because nobody has read it.
+        """Return whether its standard output is a full pipe.
 
-        The kernel is asked through another descriptor for the writing end: a pipe is full when it has no page left,
-        and its pages are not full themselves when what was written did not end at their edges.
+        The kernel answers through another descriptor of the writing end. A pipe is full when it has no page left. The
+        number of its bytes does not show that: its pages may be partly filled.
         """
         assert self.process.stdout is not None
         end = os.open(f"/proc/self/fd/{self.process.stdout.fileno()}", os.O_WRONLY | os.O_NONBLOCK)
@@ -309,14 +302,14 @@ class LocalSupervisor:
         finally:
             os.close(end)
 
-    # What there is ---------------------------------------------------------------------------------------------------
+    # Its processes ----------------------------------------------------------------------------------------------------
 
     def child_pids(self) -> list[int]:
-        """Return its children, zombies too."""
+        """Return its children, zombies included."""
         return [pid for pid, parent in _parent_by_pid().items() if parent == self.process.pid]
 
     def living_pids(self) -> list[int]:
-        """Return all that was started by it: what has its mark, and its children, zombies too."""
+        """Return the processes that it started: those with its mark, and its children, zombies included."""
         return sorted({*self.child_pids(), *find_marked_pids(f"{PROCESS_MARK_VARIABLE}={self.token}.")})
 
 
@@ -340,12 +333,12 @@ def find_marked_pids(mark: str) -> list[int]:
 
 
 def is_reaped(*pids: int) -> bool:
-    """Tell whether processes have left the process table, where zombies are."""
+    """Return whether processes have left the process table. A zombie is still in it."""
     return not set(pids) & set(_parent_by_pid())
 
 
 def coverage_environment() -> dict[str, str]:
-    """Return what a Python needs in its environment to have its lines counted, where those of the tests are."""
+    """Return the variables with which a Python measures coverage if the tests do."""
     return {"COVERAGE_PROCESS_CONFIG": os.environ.get("LAZYCLUSTER_TEST_COVERAGE", "")}
 
 
@@ -359,13 +352,14 @@ def local_supervisor(
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
     setup_code: str = "",
+    limits: Mapping[str, float] | None = None,
     expected_stderr: bytes = b"",
     wait_for_hello: bool = True,
 ) -> Iterator[LocalSupervisor]:
     """Start a supervisor, and end it; nothing may be left then, and it must have printed `expected_stderr` only.
 
-    With a `python` it is sent there as text, as it is to hosts. Otherwise it is imported from its files, so that its
-    lines are counted; `setup_code` is run before it starts.
+    With a `python` it is sent to that as text, as it is to hosts. Otherwise it is imported from its files, so that
+    coverage counts its lines; `setup_code` runs before it starts, and `limits` are more keywords of its `main()`.
     """
     token = secrets.token_hex(8)
     mark = f"{PROCESS_MARK_VARIABLE}={token}."
@@ -375,7 +369,7 @@ def local_supervisor(
     modules = "child, children, descriptors, process_tree, protocol, send_queue, spawn, supervisor, workers"
     imported += f"from lazycluster._remote import {modules}\n"
     imported += f"{setup_code}\n"
-    imported += f"supervisor.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r})"
+    imported += f"supervisor.main({token!r}, {mark!r}, {grace!r}, {working_dir!r}, {probe!r}, **{dict(limits or ())!r})"
     argv = [sys.executable, "-c", imported] if python is None else [str(python), "-S", "-c", sent.bootstrap]
     pipe = subprocess.PIPE
     with tempfile.TemporaryFile() as stderr_file:

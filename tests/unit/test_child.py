@@ -40,7 +40,7 @@ class Harness:
         self.descriptors = [self.frames_reader, frames_writer, reading, self.output_writer]
 
     def start(self) -> None:
-        """Give the child a process, this one, which gets no signal here."""
+        """Give the child a process: that of the test, which gets no signal."""
         self.child.process_started(os.getpid(), -1, ((self.output_reader, protocol.STDOUT),))
 
     def frames(self) -> list[tuple[int, list[bytes] | bytes]]:
@@ -54,10 +54,10 @@ class Harness:
 
 @pytest.fixture
 def harness() -> Iterator[Harness]:
-    made = Harness()
-    yield made
-    made.selector.close()
-    for descriptor in made.descriptors:
+    harness = Harness()
+    yield harness
+    harness.selector.close()
+    for descriptor in harness.descriptors:
         try:
             os.close(descriptor)
         except OSError:
@@ -107,7 +107,7 @@ UNKILLABLE = (protocol.ENDED, [b"failed", b"it could not be killed"])
         ("finish", FINISHED, []),
     ],
 )
-def test_child_goes_through_its_states(harness: Harness, steps: str, state: str, frames: list[object]) -> None:
+def test_child_events_lead_to_state_and_frames(harness: Harness, steps: str, state: str, frames: list[object]) -> None:
     assert harness.child.state == NEW
 
     for step in steps.split(", "):
@@ -120,7 +120,7 @@ def test_child_goes_through_its_states(harness: Harness, steps: str, state: str,
 
 
 @pytest.mark.parametrize("steps", ["exit", "stop", "tree gone", "start, start", "start, exit, tree gone"])
-def test_child_refuses_an_impossible_event(harness: Harness, steps: str) -> None:
+def test_child_impossible_event_raises(harness: Harness, steps: str) -> None:
     *first, last = steps.split(", ")
     for step in first:
         STEPS[step](harness)
@@ -129,20 +129,20 @@ def test_child_refuses_an_impossible_event(harness: Harness, steps: str) -> None
         STEPS[last](harness)
 
 
-def test_child_stopped_twice_has_no_grace(harness: Harness) -> None:
+def test_child_second_stop_ends_grace(harness: Harness) -> None:
     harness.start()
     harness.child.stop(MARK)
     terminator = harness.child.terminator
     assert terminator is not None
-    kill_at = terminator._kill_at
+    kill_at = terminator.kill_at
 
     harness.child.stop(MARK)
 
     assert harness.child.terminator is terminator
-    assert terminator._kill_at < kill_at
+    assert terminator.kill_at < kill_at
 
 
-def test_transitions_lead_to_known_states_and_to_the_end() -> None:
+def test_child_transitions_lead_to_known_states() -> None:
     states = {NEW, RUNNING, STOPPING, STOPPED, EXITED, FINISHED}
 
     assert set(TRANSITIONS) == states

@@ -1,4 +1,4 @@
-"""What is done with the descriptors of pipes."""
+"""Functions for the descriptors of pipes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_read_exactly_leaves_the_rest() -> None:
         assert file.read() == b"de"
 
 
-def test_read_exactly_of_a_stream_that_ends_raises() -> None:
+def test_read_exactly_of_short_stream_raises() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"ab")
     os.close(writing)
@@ -30,7 +30,7 @@ def test_read_exactly_of_a_stream_that_ends_raises() -> None:
         descriptors.read_exactly(reading, 3)
 
 
-def test_pipes() -> None:
+def test_readable_bytes_counts_bytes_of_pipe() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb"), os.fdopen(writing, "wb", 0) as file:
         assert descriptors.readable_bytes(reading, 7) == 0
@@ -43,14 +43,14 @@ def test_pipes() -> None:
             os.read(reading, 9)
 
 
-def test_where_there_is_no_fcntl(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipe_functions_without_fcntl_return_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
     assert descriptors.readable_bytes(0, 7) == 7
-    assert descriptors.enlarge_pipe(0) == descriptors._LARGE_PIPE_BYTES
+    assert descriptors.enlarge_pipe(0) == descriptors.LARGE_PIPE_BYTES
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_all_but_some_descriptors_are_closed(listed: bool) -> None:
+def test_close_all_but_keeps_given_descriptors(listed: bool) -> None:
     program = f"""
 import os
 from lazycluster._remote import descriptors

@@ -17,8 +17,8 @@ class Counter:
         self.count += 1
 
 
-def resets_in_forks(counter: Counter) -> int:
-    """Return how often a child has reset an object, times 10, and how often a child of that child has."""
+def count_resets_in_forks(counter: Counter) -> int:
+    """Return the number of resets in a child, times 10, plus the number in a child of that child."""
     child = os.fork()
     if child == 0:
         grandchild = os.fork()
@@ -32,11 +32,11 @@ def test_reset_in_forks_resets_in_each_child_only() -> None:
     counter = Counter()
     reset_in_forks(counter)
 
-    assert resets_in_forks(counter) == 12
+    assert count_resets_in_forks(counter) == 12
     assert counter.count == 0
 
 
-def test_reset_in_forks_does_not_keep_an_object_alive() -> None:
+def test_reset_in_forks_keeps_no_object_alive() -> None:
     counter = Counter()
     reset_in_forks(counter)
     alive = weakref.ref(counter)

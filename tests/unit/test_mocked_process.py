@@ -1,4 +1,4 @@
-"""Local processes of a mocked `subprocess`: they are read like any other."""
+"""Local processes of a mocked `subprocess`, which are read like any other."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def output() -> Collector:
     return Collector()
 
 
-def start(output: Collector) -> LocalProcess:
+def start_ssh(output: Collector) -> LocalProcess:
     return LocalProcess(["ssh", "web1"], on_output=output.write, deadline=Deadline(20))
 
 
 def test_mocked_process_is_read_like_any_other(fp: FakeProcess, output: Collector) -> None:
     fp.register(["ssh", "web1"], stdout=b"out\n", stderr=b"err\n", returncode=3)
-    process = start(output)
+    process = start_ssh(output)
     assert process.is_stdin_open
     process.write(b"x" * 1_000_000)
     process.close_stdin()
@@ -40,22 +40,22 @@ def test_mocked_process_is_read_like_any_other(fp: FakeProcess, output: Collecto
 
 def test_mocked_process_may_print_more_than_a_pipe_holds(fp: FakeProcess, output: Collector) -> None:
     fp.register(["ssh", "web1"], stdout=b"x" * 3_000_000)
-    process = start(output)
+    process = start_ssh(output)
     process.pump(lambda: False)
     process.close()
     assert len(output.getvalue(OUT)) == 3_000_000
 
 
-def test_mocked_process_with_a_callback_keeps_its_output(fp: FakeProcess, output: Collector) -> None:
+def test_mocked_process_with_callback_keeps_output(fp: FakeProcess, output: Collector) -> None:
     called: list[FakePopen] = []
     fp.register(["ssh", "web1"], stdout=b"out", callback=called.append)
-    process = start(output)
+    process = start_ssh(output)
     process.pump(lambda: False)
     process.close()
     assert (len(called), output.getvalue(OUT)) == (1, b"out")
 
 
-def test_mocked_output_gets_the_exit_status(fp: FakeProcess, output: Collector) -> None:
+def test_mocked_output_gets_exit_status(fp: FakeProcess, output: Collector) -> None:
     fp.register(["ssh", "web1"], stdout=b"out", returncode=4)
     process = LocalProcess(
         ["ssh", "web1"],
@@ -68,7 +68,7 @@ def test_mocked_output_gets_the_exit_status(fp: FakeProcess, output: Collector) 
     assert (output.getvalue(OUT), output.getvalue(ERR)) == (b"out, 4.", b", 4.")
 
 
-def test_mocked_process_heeds_its_cancel_token(fp: FakeProcess, output: Collector) -> None:
+def test_mocked_process_cancelled_raises(fp: FakeProcess, output: Collector) -> None:
     fp.register(["ssh", "web1"], stdout=b"out")
     token = CancelToken()
     token.cancel()
@@ -79,22 +79,23 @@ def test_mocked_process_heeds_its_cancel_token(fp: FakeProcess, output: Collecto
     token.close()
 
 
-def test_mocked_process_raises_what_its_callback_raises(fp: FakeProcess, output: Collector) -> None:
+def test_mocked_process_raises_error_of_callback(fp: FakeProcess, output: Collector) -> None:
     def fail(_process: FakePopen) -> None:
         raise ValueError("of the test")
 
     fp.register(["ssh", "web1"], callback=fail)
-    with pytest.raises(ValueError, match="of the test"):
-        start(output)
+    with pytest.raises(ValueError) as caught:
+        start_ssh(output)
+    assert caught.value.args == ("of the test",)
 
 
-def test_mocked_process_leaves_no_descriptor_open(fp: FakeProcess, output: Collector) -> None:
+def test_mocked_process_leaks_no_descriptor(fp: FakeProcess, output: Collector) -> None:
     fp.register(["ssh", "web1"], stdout=b"out", occurrences=3)
-    start(output).close()
+    start_ssh(output).close()
     gc.collect()
     before = len(list(Path("/dev/fd").iterdir()))
     for _ in range(2):
-        start(output).close()
+        start_ssh(output).close()
     assert len(list(Path("/dev/fd").iterdir())) == before
 
 

@@ -1,4 +1,4 @@
-"""The processes of a host as a tree, and how a part of it is ended."""
+"""The processes of a host as a tree, and the end of a part of it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lazycluster._remote import process_tree
 from lazycluster._remote.process_tree import ProcessEntry, TreeTerminator
 from tests.waiting import wait_until
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
 def row(pid: int, parent: int = 1, group: int = 0, session: int = 0, born: int = 0) -> ProcessEntry:
-    """Return a row of a process in a group of its own unless told otherwise."""
+    """Return an entry; by default the process has a group and a session of its own."""
     return ProcessEntry(pid, parent, group or pid, session or group or pid, born)
 
 
-# The table ----------------------------------------------------------------------------------------------------------
+# The table ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -36,18 +36,22 @@ def row(pid: int, parent: int = 1, group: int = 0, session: int = 0, born: int =
         ([(1, 0, 1), (2, 1, 2), (3, 1, 3)], 11, set()),
         ([(10, 1, 10), (11, 10, 11), (12, 11, 11), (13, 12, 13), (20, 1, 20)], 11, {11, 12, 13}),
         ([(13, 12, 13), (12, 11, 11), (11, 10, 11)], 11, {11, 12, 13}),
-        ([(11, 10, 11), (12, 1, 11), (13, 12, 13)], 11, {11, 12, 13}),  # 12 lost its parent, and is of the group
-        ([(11, 10, 11), (12, 1, 12, 11), (13, 12, 13)], 11, {11, 12, 13}),  # the same with a group of its own
+        ([(11, 10, 11), (12, 1, 11), (13, 12, 13)], 11, {11, 12, 13}),  # 12 lost its parent, but is in the group
+        (
+            [(11, 10, 11), (12, 1, 12, 11), (13, 12, 13)],
+            11,
+            {11, 12, 13},
+        ),  # the same, with a group of its own in the session
         ([(11, 10, 11), (12, 1, 11), (13, 12, 13)], 0, {11}),  # no group is given
-        ([(0, 0, 0), (1, 0, 0), (2, 0, 0)], 0, set()),  # the kernel's own are of no group that anybody asks for
+        ([(0, 0, 0), (1, 0, 0), (2, 0, 0)], 0, set()),  # processes of the kernel have the group 0
     ],
 )
-def test_descendants(table: list[tuple[int, ...]], group: int, expected: set[int]) -> None:
+def test_descendants_finds_children_and_group(table: list[tuple[int, ...]], group: int, expected: set[int]) -> None:
     assert process_tree.descendants([row(*fields) for fields in table], root=10, group=group) == expected
 
 
 @pytest.mark.parametrize("proc", [pytest.param(True, marks=on_linux), False])
-def test_process_table(proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_table_has_living_processes_only(proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not proc:
         monkeypatch.setattr(os, "access", lambda *_: False)
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as child:
@@ -61,22 +65,22 @@ def test_process_table(proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @on_linux
 @pytest.mark.parametrize("name", ["plain", "two words", "a) Z (b", ") 1 2 3", "\\n(", "é(\udcff"])
-def test_process_table_with_names_that_look_like_something_else(name: str, tmp_path: Path) -> None:
+def test_process_table_reads_any_command_name(name: str, tmp_path: Path) -> None:
     program = tmp_path / name
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([program, "60"]) as child:
-        assert wait_until(lambda: name.encode("utf-8", "surrogateescape")[:15] == comm(child.pid), 10)
+        assert wait_until(lambda: name.encode("utf-8", "surrogateescape")[:15] == command_name(child.pid), 10)
         (found,) = [each for each in process_tree.process_table() if each.pid == child.pid]
         assert (found.parent, found.group) == (os.getpid(), os.getpgid(0))
         child.kill()
 
 
-def comm(pid: int) -> bytes:
+def command_name(pid: int) -> bytes:
     return Path(f"/proc/{pid}/comm").read_bytes()[:-1]
 
 
 @on_linux
-def test_a_process_is_known_by_its_birth() -> None:
+def test_process_table_start_time_is_stable() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         born = [{each.pid: each.start_time for each in process_tree.process_table()} for _ in range(2)]
         child.kill()
@@ -85,32 +89,32 @@ def test_a_process_is_known_by_its_birth() -> None:
 
 
 @on_linux
-def test_processes_that_end_while_the_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = [types.SimpleNamespace(name=name, path=f"/proc/{name}") for name in ("999999999", "self", "1")]
-    monkeypatch.setattr(os, "scandir", lambda _: iter(gone))
+def test_process_table_skips_processes_that_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [types.SimpleNamespace(name=name, path=f"/proc/{name}") for name in ("999999999", "self", "1")]
+    monkeypatch.setattr(os, "scandir", lambda _: iter(entries))
     assert [each.pid for each in process_tree.process_table()] == [1]
 
 
 @on_linux
-def test_marked() -> None:
+def test_find_marked_reads_environment() -> None:
     env = {"MARK": "a=b.", "PATH": os.environ["PATH"]}
     with (
-        subprocess.Popen(["sleep", "60"], env=env) as with_it,
-        subprocess.Popen(["sleep", "60"], env={"MARK": "a=c."}) as without,
+        subprocess.Popen(["sleep", "60"], env=env) as marked,
+        subprocess.Popen(["sleep", "60"], env={"MARK": "a=c."}) as other,
     ):
-        table = [row(pid) for pid in (with_it.pid, without.pid, 999999999)]
-        assert wait_until(lambda: process_tree.find_marked(table, b"MARK=a=b.") == {with_it.pid}, 10)
-        assert wait_until(lambda: process_tree.find_marked(table, b"MARK=a=c") == {without.pid}, 10)
+        table = [row(pid) for pid in (marked.pid, other.pid, 999999999)]
+        assert wait_until(lambda: process_tree.find_marked(table, b"MARK=a=b.") == {marked.pid}, 10)
+        assert wait_until(lambda: process_tree.find_marked(table, b"MARK=a=c") == {other.pid}, 10)
         assert process_tree.find_marked(table[:1], b"MARK=a=c") == set()
-        for child in (with_it, without):
+        for child in (marked, other):
             child.kill()
 
 
-# Words --------------------------------------------------------------------------------------------------------------
+# Descriptions ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (15, "SIGTERM"), (99, "unknown"), (0, "unknown")])
-def test_signal_names(number: int, name: str) -> None:
+def test_signal_name_of_known_and_unknown_numbers(number: int, name: str) -> None:
     assert process_tree.signal_name(number) == name
 
 
@@ -123,15 +127,15 @@ def test_signal_names(number: int, name: str) -> None:
         (6 | 0x80, "was killed by signal 6 (SIGABRT)"),  # with a core
     ],
 )
-def test_how_ended(status: int, words: str) -> None:
+def test_describe_wait_status_names_exit_or_signal(status: int, words: str) -> None:
     assert process_tree.describe_wait_status(status) == words
 
 
-# What the kernel is asked for ---------------------------------------------------------------------------------------
+# prctl(2) -------------------------------------------------------------------------------------------------------------
 
 
 @on_linux
-def test_orphans_are_adopted() -> None:
+def test_become_subreaper_adopts_orphans() -> None:
     program = """if True:
         import os, time
         from lazycluster._remote import process_tree
@@ -151,7 +155,7 @@ def test_orphans_are_adopted() -> None:
 
 
 @on_linux
-def test_a_process_that_dies_with_its_parent() -> None:
+def test_die_with_parent_kills_child() -> None:
     program = """if True:
         import os, sys, time
         from lazycluster._remote import process_tree
@@ -171,75 +175,81 @@ def test_a_process_that_dies_with_its_parent() -> None:
     assert wait_until(lambda: child not in {each.pid for each in process_tree.process_table()}, 10)
 
 
-def test_where_the_kernel_cannot_do_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prctl_without_ctypes_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
     process_tree.become_subreaper()
     process_tree.die_with_parent()
 
 
-# Ending, with processes that are not there --------------------------------------------------------------------------
+# The end of a tree, with a fake kernel --------------------------------------------------------------------------------
 
 
 @attrs.define
 class Kernel:
-    """A clock, and which signals were sent; some processes are gone when they get one, or somebody else's."""
+    """A clock, and the signals that were sent. `errors` are those of kill(2), by process."""
 
     now: float = 100.0
     sent: list[tuple[int, signal.Signals]] = attrs.field(factory=list)
     errors: dict[int, Exception] = attrs.field(factory=dict)
 
     def kill(self, pid: int, number: int) -> None:
-        """Note it."""
+        """Record the signal."""
         self.sent.append((pid, signal.Signals(number)))
         if pid in self.errors:
             raise self.errors[pid]
 
-    def take(self) -> list[tuple[int, signal.Signals]]:
-        """Return what was sent since the last time; in which order the processes come is open."""
+    def take_sent(self) -> list[tuple[int, signal.Signals]]:
+        """Return the signals sent since the last call, by process."""
         sent, self.sent = self.sent, []
         return sorted(sent, key=lambda each: each[0])
 
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    made = Kernel()
-    monkeypatch.setattr(process_tree, "time", types.SimpleNamespace(monotonic=lambda: made.now))
-    monkeypatch.setattr(os, "kill", made.kill)
-    return made
+    kernel = Kernel()
+    monkeypatch.setattr(os, "kill", kernel.kill)
+    return kernel
 
 
-def all_of(table: list[ProcessEntry]) -> set[int]:
+def terminator(
+    kernel: Kernel, grace: float, find: Callable[[list[ProcessEntry]], set[int]] | None = None, root_pid: int = 0
+) -> TreeTerminator:
+    """Return a terminator of some processes, by default of all, that follows the fake clock."""
+    return TreeTerminator(find or all_pids, grace, root_pid, clock=lambda: kernel.now)
+
+
+def all_pids(table: list[ProcessEntry]) -> set[int]:
     return {each.pid for each in table}
 
 
-def softly(*pids: int) -> list[tuple[int, signal.Signals]]:
+def sigterm(*pids: int) -> list[tuple[int, signal.Signals]]:
     return [(pid, number) for pid in pids for number in (signal.SIGTERM, signal.SIGCONT)]
 
 
-def hard(*pids: int) -> list[tuple[int, signal.Signals]]:
+def sigkill(*pids: int) -> list[tuple[int, signal.Signals]]:
     return [(pid, signal.SIGKILL) for pid in pids]
 
 
-def test_nothing_to_end_is_seen_twice(kernel: Kernel) -> None:
-    """In the moment of its exec a process shows no environment, and so no mark."""
-    ending = TreeTerminator(all_of, 5)
+def test_terminator_needs_two_empty_scans(kernel: Kernel) -> None:
+    """A process shows no environment, and so no mark, in the moment of its exec."""
+    ending = terminator(kernel, 5)
     assert [ending.step([]), ending.step([row(9)]), ending.step([]), ending.step([])] == [False, False, False, True]
-    assert kernel.take() == softly(9)
+    assert kernel.take_sent() == sigterm(9)
 
 
-def test_each_process_is_asked_once_and_killed_when_the_grace_is_over(kernel: Kernel) -> None:
-    ending = TreeTerminator(all_of, 5)
+def test_terminator_sends_sigterm_once_then_sigkill(kernel: Kernel) -> None:
+    ending = terminator(kernel, 5)
     seen = []
     for kernel.now, pids in [(100.0, (7, 8)), (101.0, (7, 8)), (104.9, (8, 9)), (105.0, (8, 9)), (105.1, (9, 6))]:
         assert not ending.step([row(pid) for pid in pids])
-        seen.append(kernel.take())
-    assert seen == [softly(7, 8), [], softly(9), hard(8, 9), hard(6, 9)]
+        seen.append(kernel.take_sent())
+    assert seen == [sigterm(7, 8), [], sigterm(9), sigkill(8, 9), sigkill(6, 9)]
     assert [ending.step([]), ending.step([])] == [False, True]
 
 
-def test_what_one_starts_that_is_ending_is_left_to_it_for_the_grace(kernel: Kernel) -> None:
-    """Such as the `rm` of its trap."""
-    ending = TreeTerminator(all_of, 5)
+def test_terminator_spares_new_children_during_grace(kernel: Kernel) -> None:
+    """A new child may be the `rm` of a trap, for example."""
+    ending = terminator(kernel, 5)
     seen = []
     for kernel.now, table in [
         (100.0, [row(7)]),
@@ -249,90 +259,90 @@ def test_what_one_starts_that_is_ending_is_left_to_it_for_the_grace(kernel: Kern
         (105.0, [row(8, 1), row(9, 8)]),
     ]:
         assert not ending.step(table)
-        seen.append(kernel.take())
-    assert seen == [softly(7), [], [], softly(8, 9), hard(8, 9)]
+        seen.append(kernel.take_sent())
+    assert seen == [sigterm(7), [], [], sigterm(8, 9), sigkill(8, 9)]
 
 
-def test_the_first_comes_first(kernel: Kernel) -> None:
-    ending = TreeTerminator(all_of, 1, root_pid=8)
+def test_terminator_signals_root_first(kernel: Kernel) -> None:
+    ending = terminator(kernel, 1, root_pid=8)
     table = [row(9), row(8), row(7)]
     ending.step(table)
-    assert kernel.sent[:2] == softly(8)
-    assert kernel.take() == softly(7, 8, 9)
+    assert kernel.sent[:2] == sigterm(8)
+    assert kernel.take_sent() == sigterm(7, 8, 9)
     kernel.now += 1
     ending.step(table)
-    assert kernel.sent[:1] == hard(8)
-    assert kernel.take() == hard(7, 8, 9)
+    assert kernel.sent[:1] == sigkill(8)
+    assert kernel.take_sent() == sigkill(7, 8, 9)
 
 
-def test_the_grace_can_be_ended(kernel: Kernel) -> None:
-    ending = TreeTerminator(all_of, 1000)
+def test_terminator_escalate_ends_grace(kernel: Kernel) -> None:
+    ending = terminator(kernel, 1000)
     ending.step([row(9)])
     ending.escalate()
     ending.step([row(9)])
-    assert kernel.take() == [*softly(9), *hard(9)]
+    assert kernel.take_sent() == [*sigterm(9), *sigkill(9)]
     kernel.now += 1
-    ending.escalate()  # it does not begin anew
-    kernel.now += process_tree._KILL_TIMEOUT_SECONDS - 0.9
+    ending.escalate()  # it does not begin again
+    kernel.now += process_tree.KILL_TIMEOUT_SECONDS - 0.9
     assert ending.step([row(9)])
 
 
-def test_without_grace_there_is_no_asking(kernel: Kernel) -> None:
-    TreeTerminator(all_of, 0).step([row(9)])
-    assert kernel.take() == hard(9)
+def test_terminator_without_grace_sends_sigkill_only(kernel: Kernel) -> None:
+    terminator(kernel, 0).step([row(9)])
+    assert kernel.take_sent() == sigkill(9)
 
 
-def test_what_was_found_once_is_ended_though_it_is_not_found_again(kernel: Kernel) -> None:
-    """Such as a process that lost its parent; but not another one that has got its number."""
+def test_terminator_remembers_processes_it_has_seen(kernel: Kernel) -> None:
+    """A process that lost its parent is remembered, but not another one that has got its pid."""
     found: list[set[int]] = [{7, 8}, set(), set()]
-    ending = TreeTerminator(lambda _: found.pop(0), 1)
+    ending = terminator(kernel, 1, lambda _: found.pop(0))
     ending.step([row(7, born=50), row(8, born=60)])
-    kernel.take()
+    kernel.take_sent()
     kernel.now += 2
     assert not ending.step([row(7, born=51), row(8, born=60)])
-    assert kernel.take() == hard(8)
+    assert kernel.take_sent() == sigkill(8)
     ending.step([row(7, born=51)])
-    assert kernel.take() == []
+    assert kernel.take_sent() == []
 
 
-def test_what_is_not_in_the_table_and_what_ends_them_are_not_signalled(kernel: Kernel) -> None:
-    ending = TreeTerminator(lambda _: {5, os.getpid(), 6}, 0)
+def test_terminator_signals_listed_processes_only(kernel: Kernel) -> None:
+    ending = terminator(kernel, 0, lambda _: {5, os.getpid(), 6})
     ending.step([row(6), row(os.getpid())])
-    assert kernel.take() == hard(6)
+    assert kernel.take_sent() == sigkill(6)
 
 
 @pytest.mark.parametrize("error", [ProcessLookupError(), PermissionError()])
-def test_what_cannot_be_killed_is_left(kernel: Kernel, error: Exception) -> None:
+def test_terminator_gives_up_on_unkillable_process(kernel: Kernel, error: Exception) -> None:
     kernel.errors = {7: error}
-    ending = TreeTerminator(all_of, 1)
+    ending = terminator(kernel, 1)
     steps, sent = [], []
     for kernel.now in (100.0, 101.0, 102.9, 103.0):
         steps.append(ending.step([row(7), row(8)] if kernel.now < 102 else [row(7)]))
-        sent.append(kernel.take())
-    assert sent == [softly(7, 8), hard(7, 8), hard(7), hard(7)]
+        sent.append(kernel.take_sent())
+    assert sent == [sigterm(7, 8), sigkill(7, 8), sigkill(7), sigkill(7)]
     assert steps == [False, False, False, True]
 
 
-# Ending, with real processes ----------------------------------------------------------------------------------------
+# The end of a tree, with real processes -------------------------------------------------------------------------------
 
 
 Start = Callable[[str], "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Start shells that say when they are ready."""
-    started: list[subprocess.Popen[str]] = []
+def start_shell() -> Iterator[Start]:
+    """Start shells, and wait until each has printed `ready`."""
+    shells: list[subprocess.Popen[str]] = []
 
     def start(text: str) -> subprocess.Popen[str]:
         shell = ["/bin/sh", "-c", text]
-        started.append(subprocess.Popen(shell, stdout=subprocess.PIPE, text=True, start_new_session=True))
-        assert started[-1].stdout is not None
-        assert started[-1].stdout.readline() == "ready\n"
-        return started[-1]
+        shells.append(subprocess.Popen(shell, stdout=subprocess.PIPE, text=True, start_new_session=True))
+        assert shells[-1].stdout is not None
+        assert shells[-1].stdout.readline() == "ready\n"
+        return shells[-1]
 
     yield start
-    for process in started:
+    for process in shells:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
@@ -351,18 +361,18 @@ def start() -> Iterator[Start]:
         ("setsid sleep 60 & sleep 60 & echo ready; wait", 30.0, -signal.SIGTERM),
     ],
 )
-def test_a_tree_is_ended(start: Start, text: str, grace: float, status: int) -> None:
-    process = start(text)
+def test_terminator_ends_real_process_tree(start_shell: Start, text: str, grace: float, status: int) -> None:
+    process = start_shell(text)
 
-    def below(table: list[ProcessEntry]) -> set[int]:
+    def find(table: list[ProcessEntry]) -> set[int]:
         return {process.pid} | process_tree.descendants(table, process.pid, process.pid)
 
-    ending = TreeTerminator(below, grace, process.pid)
+    ending = TreeTerminator(find, grace, process.pid)
 
-    def ended() -> bool:
+    def step() -> bool:
         process.poll()  # collects it
         return ending.step(process_tree.process_table())
 
-    assert wait_until(ended, 20)
+    assert wait_until(step, 60)
     assert process.returncode == status
     assert process.pid not in {each.session for each in process_tree.process_table()}

@@ -1,4 +1,4 @@
-"""Local programs that are run to their end: those that leave a daemon behind, and those that print little."""
+"""Local programs that run to their end: those that leave a daemon running, and those that print little."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from lazycluster._processes import run
 from lazycluster._processes.run import run_and_capture, run_daemonizing
 from tests.keyboard_interrupt import library_thread_names
-from tests.processes import parent_by_pid
+from tests.processes import is_alive
 from tests.waiting import wait_until
 
 
@@ -25,68 +24,59 @@ def shell(text: str) -> list[str]:
     return ["/bin/sh", "-c", text]
 
 
-# Programs that leave a daemon behind ----------------------------------------------------------------------------------
+# Programs that leave a daemon running ---------------------------------------------------------------------------------
 
 
 def daemon(pid_file: Path) -> list[str]:
-    """Return a program that ends and leaves a process behind, which keeps all that it inherited open."""
-    return shell(f"(exec sleep 60) & echo $! > {shlex.quote(str(pid_file))}; echo said >&2; exit 4")
+    """Return a program that ends, and leaves a process with all its inherited descriptors."""
+    return shell(f"(exec sleep 60) & echo $! > {shlex.quote(str(pid_file))}; echo printed >&2; exit 4")
 
 
-def test_a_daemon_does_not_keep_us_waiting(tmp_path: Path) -> None:
-    pid_file, said = tmp_path / "pid", tmp_path / "said"
-    begun = time.monotonic()
-    ended = run_daemonizing(daemon(pid_file), said, timeout=30)
-    assert time.monotonic() - begun < 10
-    assert (ended.exit_code, ended.stderr) == (4, "said\n")
+def test_run_daemonizing_does_not_wait_for_daemon(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    completed = run_daemonizing(daemon(pid_file), tmp_path / "stderr", timeout=30)
+    assert (completed.exit_code, completed.stderr) == (4, "printed\n")
     pid = int(pid_file.read_text())
-    assert pid in parent_by_pid()
+    assert is_alive(pid)
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: pid not in parent_by_pid(), 5)
+    assert wait_until(lambda: not is_alive(pid), 10)
 
 
-def test_a_program_that_does_not_detach_is_killed(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    ended = run_daemonizing(shell("echo $$ >&2; exec sleep 60"), tmp_path / "said", timeout=0.3)
-    assert 0.2 < time.monotonic() - begun < 10
-    assert ended.exit_code is None
-    assert int(ended.stderr) not in parent_by_pid()
+def test_run_daemonizing_timeout_kills_program(tmp_path: Path) -> None:
+    completed = run_daemonizing(shell("echo $$ >&2; exec sleep 60"), tmp_path / "stderr", timeout=1)
+    assert completed.exit_code is None
+    assert not is_alive(int(completed.stderr))
 
 
-def test_a_program_that_is_killed_takes_along_what_it_started(tmp_path: Path) -> None:
-    """As ssh its ProxyCommand."""
-    ended = run_daemonizing(shell("sleep 60 & echo $! >&2; wait"), tmp_path / "said", timeout=0.3)
-    assert ended.exit_code is None
-    assert wait_until(lambda: int(ended.stderr) not in parent_by_pid(), 5)
+def test_run_daemonizing_timeout_kills_children_too(tmp_path: Path) -> None:
+    """An example is the ProxyCommand of ssh."""
+    completed = run_daemonizing(shell("sleep 60 & echo $! >&2; wait"), tmp_path / "stderr", timeout=1)
+    assert completed.exit_code is None
+    assert wait_until(lambda: not is_alive(int(completed.stderr)), 10)
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_a_program_that_is_to_be_stopped_is_killed(tmp_path: Path, before: bool) -> None:
-    stopping, said = threading.Event(), tmp_path / "said"
-    timer = threading.Timer(0 if before else 0.2, stopping.set)
+@pytest.mark.parametrize("before", [True, False], ids=["set before", "set during run"])
+def test_run_daemonizing_cancel_event_kills_program(tmp_path: Path, before: bool) -> None:
+    cancel_event = threading.Event()
+    timer = threading.Timer(0 if before else 0.2, cancel_event.set)
     timer.start()
     if before:
         timer.join()
-    begun = time.monotonic()
-    ended = run_daemonizing(["sleep", "60"], said, timeout=60, cancel_event=stopping)
-    assert time.monotonic() - begun < 10
-    assert ended.exit_code is None
+    completed = run_daemonizing(["sleep", "1000"], tmp_path / "stderr", timeout=1000, cancel_event=cancel_event)
+    assert completed.exit_code is None
     timer.join()
 
 
-def test_what_nobody_stops_ends_by_itself_or_at_its_time(tmp_path: Path) -> None:
-    stopping = threading.Event()
-    ended = run_daemonizing(
-        shell("echo said >&2; sleep 0.3; exit 3"), tmp_path / "a", timeout=30, cancel_event=stopping
-    )
-    assert (ended.exit_code, ended.stderr) == (3, "said\n")
-    begun = time.monotonic()
-    assert run_daemonizing(["sleep", "60"], tmp_path / "b", timeout=0.3, cancel_event=stopping).exit_code is None
-    assert 0.2 < time.monotonic() - begun < 10
+def test_run_daemonizing_unused_cancel_event_changes_nothing(tmp_path: Path) -> None:
+    unused = threading.Event()
+    program = shell("echo printed >&2; sleep 0.3; exit 3")
+    completed = run_daemonizing(program, tmp_path / "a", timeout=30, cancel_event=unused)
+    assert (completed.exit_code, completed.stderr) == (3, "printed\n")
+    assert run_daemonizing(["sleep", "60"], tmp_path / "b", timeout=0.3, cancel_event=unused).exit_code is None
 
 
-class StandIn:
-    """What a test of a user puts in the place of a process: its number belongs to somebody else."""
+class FakeProcess:
+    """A fake of a mocked `subprocess`, with the pid of a process that is not a child."""
 
     def __init__(self) -> None:
         self.pid = os.getppid()
@@ -105,26 +95,26 @@ class StandIn:
         self.killed.set()
 
 
-def test_a_number_that_is_not_our_child_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_daemonizing_does_not_kill_foreign_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    fake = StandIn()
+    fake = FakeProcess()
     monkeypatch.setattr(run, "start_process", lambda *_, **__: fake)
     monkeypatch.setattr(os, "killpg", lambda group, _number: groups.append(group))
-    ended = run_daemonizing(["ssh"], tmp_path / "said", timeout=0.05)
-    assert (ended.exit_code, fake.killed.is_set(), groups) == (None, True, [])
+    completed = run_daemonizing(["ssh"], tmp_path / "stderr", timeout=0.05)
+    assert (completed.exit_code, fake.killed.is_set(), groups) == (None, True, [])
 
 
-def test_a_detaching_program_has_no_input_and_its_output_is_dropped(tmp_path: Path) -> None:
-    ended = run_daemonizing(shell("cat; echo dropped; printf 'a\\377' >&2"), tmp_path / "said", timeout=10)
-    assert (ended.exit_code, ended.stderr) == (0, "a\ufffd")
+def test_run_daemonizing_has_no_input_and_drops_output(tmp_path: Path) -> None:
+    completed = run_daemonizing(shell("cat; echo dropped; printf 'a\\377' >&2"), tmp_path / "stderr", timeout=30)
+    assert (completed.exit_code, completed.stderr) == (0, "a\ufffd")
 
 
-def test_a_detaching_program_that_is_not_there(tmp_path: Path) -> None:
+def test_run_daemonizing_missing_program_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        run_daemonizing(["/no/such/program"], tmp_path / "said", timeout=1)
+        run_daemonizing(["/no/such/program"], tmp_path / "stderr", timeout=1)
 
 
-def test_many_threads_may_run_programs(tmp_path: Path) -> None:
+def test_run_daemonizing_from_many_threads(tmp_path: Path) -> None:
     statuses: list[int | None] = []
 
     def work(number: int) -> None:
@@ -149,35 +139,33 @@ def test_many_threads_may_run_programs(tmp_path: Path) -> None:
         ("kill -9 $$", -9, "", ""),
     ],
 )
-def test_run_to_end(command: str, status: int, stdout: str, stderr: str) -> None:
-    ended = run_and_capture(shell(command), timeout=10)
-    assert (ended.exit_code, ended.stdout, ended.stderr) == (status, stdout, stderr)
+def test_run_and_capture_returns_status_and_output(command: str, status: int, stdout: str, stderr: str) -> None:
+    completed = run_and_capture(shell(command), timeout=30)
+    assert (completed.exit_code, completed.stdout, completed.stderr) == (status, stdout, stderr)
 
 
-def test_run_to_end_leaves_nothing_that_the_program_has_started() -> None:
-    ended = run_and_capture(shell("sleep 60 & echo $!; wait"), timeout=0.5)
+def test_run_and_capture_timeout_kills_children_too() -> None:
+    completed = run_and_capture(shell("sleep 60 & echo $!; wait"), timeout=1)
 
-    assert wait_until(lambda: int(ended.stdout) not in parent_by_pid(), timeout=5)
+    assert wait_until(lambda: not is_alive(int(completed.stdout)), 10)
 
 
 @pytest.mark.parametrize("command", ["echo $$; exec sleep 60", "echo $$; exec >&- 2>&-; exec sleep 60"])
-def test_run_to_end_is_bounded(command: str) -> None:
-    begun = time.monotonic()
-    ended = run_and_capture(shell(command), timeout=0.3)
-    assert time.monotonic() - begun < 10
-    assert ended.exit_code is None
-    assert int(ended.stdout) not in parent_by_pid()
+def test_run_and_capture_timeout_kills_program(command: str) -> None:
+    completed = run_and_capture(shell(command), timeout=1)
+    assert completed.exit_code is None
+    assert not is_alive(int(completed.stdout))
 
 
-# Ctrl-C in the moment of a start -------------------------------------------------------------------------------------
+# Ctrl-C during a start ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("moment", ["before", "after", "failed"])
-@pytest.mark.parametrize("way", ["to the end", "detaching"])
-def test_ctrl_c_while_a_program_starts_leaves_no_process(
-    way: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("function", ["run_and_capture", "run_daemonizing"])
+def test_ctrl_c_during_start_leaves_no_process(
+    function: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C comes before the process begins, or when Popen() is about to return, or Popen() fails after it."""
+    """Ctrl-C comes before the process starts, or when Popen() is about to return, or Popen() fails after it."""
     started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
 
@@ -193,7 +181,9 @@ def test_ctrl_c_while_a_program_starts_leaves_no_process(
 
     monkeypatch.setattr(subprocess, "Popen", start)
     run_program = (
-        run_and_capture if way == "to the end" else functools.partial(run_daemonizing, stderr_path=tmp_path / "said")
+        run_and_capture
+        if function == "run_and_capture"
+        else functools.partial(run_daemonizing, stderr_path=tmp_path / "stderr")
     )
     with pytest.raises(KeyboardInterrupt):
         run_program(("sleep", "1000"), timeout=20)

@@ -1,4 +1,4 @@
-"""The supervisor itself, as a local process: how it begins, and the commands that it runs."""
+"""The supervisor as a local process: its start, and the commands that it runs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look for leftovers")
 
 
-# The beginning --------------------------------------------------------------------------------------------------------
+# The start ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_greeting() -> None:
+def test_supervisor_hello_names_process_and_python() -> None:
     with local_supervisor() as host:
         hello = host.wait_hello()
         assert hello.pid == host.process.pid
@@ -39,7 +39,7 @@ def test_the_greeting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "made"),
+    ("working_dir", "expected"),
     [
         ("relative/to it", "{home}/relative/to it"),
         ("~/in home/../x", "{home}/x"),
@@ -49,19 +49,19 @@ def test_the_greeting() -> None:
         ("{tmp}/not text \udcff", "{tmp}/not text \udcff"),
     ],
 )
-def test_a_working_directory_is_made_and_kept(tmp_path: Path, asked: str, made: str) -> None:
+def test_supervisor_creates_and_keeps_working_dir(tmp_path: Path, working_dir: str, expected: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     env = {**os.environ, "HOME": str(home)}
-    with local_supervisor(working_dir=asked.format(tmp=tmp_path), cwd=home, env=env) as host:
-        directory = made.format(home=home, tmp=tmp_path)
+    with local_supervisor(working_dir=working_dir.format(tmp=tmp_path), cwd=home, env=env) as host:
+        directory = expected.format(home=home, tmp=tmp_path)
         assert host.wait_hello().working_dir == directory
-        assert os.path.isdir(directory)  # noqa: PTH112 - a Path cannot hold what is no text everywhere
+        assert os.path.isdir(directory)  # noqa: PTH112 - a Path cannot hold undecodable names everywhere
         assert host.run("pwd", cwd=host.wait_hello().working_dir).result() == (0, os.fsencode(directory) + b"\n", b"")
     assert os.path.isdir(directory)  # noqa: PTH112
 
 
-def test_a_temporary_working_directory_is_private_and_removed(tmp_path: Path) -> None:
+def test_supervisor_temp_working_dir_is_private_and_removed(tmp_path: Path) -> None:
     with local_supervisor(working_dir="", env={**os.environ, "TMPDIR": str(tmp_path)}) as host:
         directory = Path(host.wait_hello().working_dir)
         assert directory == tmp_path / f"lazycluster-{host.token}.1"
@@ -71,11 +71,11 @@ def test_a_temporary_working_directory_is_private_and_removed(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("working_dir", ["{tmp}/file", "{tmp}/file/below", "{tmp}/missing"])
-def test_a_working_directory_that_cannot_be_made_is_told_at_once(tmp_path: Path, working_dir: str) -> None:
+def test_supervisor_hello_reports_working_dir_error(tmp_path: Path, working_dir: str) -> None:
     (tmp_path / "file").touch()
-    asked = "" if "missing" in working_dir else working_dir.format(tmp=tmp_path)
+    option = "" if "missing" in working_dir else working_dir.format(tmp=tmp_path)
     with local_supervisor(
-        working_dir=asked, probe="echo never >&2", env={**os.environ, "TMPDIR": str(tmp_path / "missing")}
+        working_dir=option, probe="echo never >&2", env={**os.environ, "TMPDIR": str(tmp_path / "missing")}
     ) as host:
         hello = host.wait_hello()
         reasons = {"{tmp}/file": errno.EEXIST, "{tmp}/file/below": errno.ENOTDIR, "{tmp}/missing": errno.ENOENT}
@@ -86,29 +86,32 @@ def test_a_working_directory_that_cannot_be_made_is_told_at_once(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("probe", "facts"),
+    ("probe", "output"),
     [
         ("echo facts; exit 3", b"facts\n"),
         ("printf 'two'; printf ' streams' >&2", None),
         ("kill -9 $$", b""),
         ("head -c 3000000 /dev/zero | tr '\\0' x", b"x" * (protocol.MAX_BODY_BYTES // 2)),
-        ("(sleep 60 &) ; echo $0 $#", b"sh 0\n"),  # what it leaves does not delay the greeting
+        ("(sleep 60 &) ; echo $0 $#", b"sh 0\n"),  # a background process does not delay the hello
         ("printf '\\377'", b"\xef\xbf\xbd"),
         ("cat; echo read", b"read\n"),
     ],
 )
-def test_what_the_machine_has_is_told_in_the_greeting(probe: str, facts: bytes | None) -> None:
+def test_supervisor_hello_has_probe_output(probe: str, output: bytes | None) -> None:
     with local_supervisor(probe=probe, grace=0.5) as host:
-        said = host.wait_hello().probe_output.encode()
-        assert said == facts if facts is not None else sorted(said.split()) == [b"streams", b"two"]
+        received = host.wait_hello().probe_output.encode()
+        if output is None:
+            assert sorted(received.split()) == [b"streams", b"two"]
+        else:
+            assert received == output
 
 
 # Under every Python that a host may have ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("version", "python"), PYTHONS.items(), ids=PYTHONS)
-def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
-    """What all of it does, and does nothing with the files of the directory that it is started in."""
+def test_supervisor_runs_under_every_python(version: str, python: Path, tmp_path: Path) -> None:
+    """Everything works, and no module is imported from the current directory."""
     trap = tmp_path / "selectors.py"
     trap.write_text("raise SystemExit('the current directory was imported from')")
     env = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -134,7 +137,7 @@ def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
         script = tmp_path / "script"
         script.write_text("echo of a shell\n")
         script.chmod(0o755)
-        assert host.run(f"{script} x").result() == (0, b"of a shell\n", b"")  # the kernel does not know how to run it
+        assert host.run(f"{script} x").result() == (0, b"of a shell\n", b"")  # ENOEXEC (execve(2))
         script.write_text("#!/no/such/interpreter\n")
         assert host.run(f"{script}").wait_exit_code() in {126, 127}
 
@@ -152,7 +155,7 @@ def test_every_python(version: str, python: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [script, trap]
 
 
-def test_one_that_cannot_run_the_bytecode_asks_for_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervisor_with_other_bytecode_requests_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "MAGIC_NUMBER", b"\0'\r\n")
     with local_supervisor(sys.executable) as host:
         assert host.asked_for_source
@@ -163,7 +166,7 @@ def test_one_that_cannot_run_the_bytecode_asks_for_the_source(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("command", "ended"),
+    ("command", "end"),
     [
         ("true", ("exit", "0")),
         ("false", ("exit", "256")),
@@ -179,9 +182,9 @@ def test_one_that_cannot_run_the_bytecode_asks_for_the_source(monkeypatch: pytes
         ("", ("exit", "0")),
     ],
 )
-def test_how_a_command_ends(command: str, ended: tuple[str, str]) -> None:
+def test_run_reports_exit_status(command: str, end: tuple[str, str]) -> None:
     with local_supervisor(env={**os.environ, "SHELL": "/bin/dash"}) as host:
-        assert host.run(command).wait() == ended
+        assert host.run(command).wait() == end
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_how_a_command_ends(command: str, ended: tuple[str, str]) -> None:
         (["no such", "x"], 127, b"", b"no such: No such file or directory\n"),
         (["/no/such"], 127, b"", b"/no/such: No such file or directory\n"),
         (["data/x"], 127, b"", b"data/x: Not a directory\n"),
-        (["exit", "3"], 127, b"", b"exit: No such file or directory\n"),  # of a shell alone
+        (["exit", "3"], 127, b"", b"exit: No such file or directory\n"),  # only a shell has it
         ([""], 127, b"", b": No such file or directory\n"),
         (["./data"], 126, b"", b"./data: Permission denied\n"),
         (["not-executable"], 126, b"", b"not-executable: Permission denied\n"),
@@ -206,10 +209,10 @@ def test_how_a_command_ends(command: str, ended: tuple[str, str]) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_run_without_shell_ends_as_a_shell_says(
+def test_run_words_reports_exit_status_of_shell(
     words: list[str], status: int, out: bytes, err: bytes, tmp_path: Path
 ) -> None:
-    """The directory and the PATH of the child count, not those of the supervisor."""
+    """The child is found with its own directory and PATH, not with those of the supervisor."""
     for name, mode, text in (
         ("program", 0o755, '#!/bin/sh\necho "as $0"\n'),
         ("bin/program", 0o755, '#!/bin/sh\necho "as $0"\n'),
@@ -225,63 +228,61 @@ def test_run_without_shell_ends_as_a_shell_says(
         assert child.result() == (status, out, err)
 
 
-def test_run_without_shell_starts_no_shell() -> None:
+def test_run_words_starts_no_shell() -> None:
     with local_supervisor(env={**os.environ, "SHELL": "/bin/sh"}) as host:
         words = ["readlink", "/proc/self/exe"]
         program = host.run(words, login_shell=True)
         assert program.wait_exit_code() == 0
         assert Path(os.fsdecode(program.output().strip())).name != Path("/bin/sh").resolve().name
         waiting = host.run(["cat"], stdin=None)
-        host.receive_until(lambda: waiting.pid is not None, "the report that it has started")
+        host.receive_until(lambda: waiting.pid is not None, "the report of its start")
         assert Path(f"/proc/{waiting.pid}/cmdline").read_bytes() == b"cat\0"
         waiting.write(b"in")
         assert waiting.result() == (0, b"in", b"")
 
 
-def test_run_of_text_always_starts_a_shell(tmp_path: Path) -> None:
+def test_run_text_always_starts_shell(tmp_path: Path) -> None:
     shell = tmp_path / "bash"
-    shell.write_text('#!/bin/sh\necho "a shell was given: $*"\n')
+    shell.write_text('#!/bin/sh\necho "arguments of the shell: $*"\n')
     shell.chmod(0o755)
     with local_supervisor(env={**os.environ, "SHELL": str(shell)}) as host:
-        assert host.run("true", login_shell=True).result() == (0, b"a shell was given: -c true\n", b"")
+        assert host.run("true", login_shell=True).result() == (0, b"arguments of the shell: -c true\n", b"")
 
 
-def test_standard_output_and_error_come_apart_and_each_in_order() -> None:
+def test_run_keeps_stdout_and_stderr_apart_and_in_order() -> None:
     lines = b"".join(b"%d\n" % number for number in range(1, 3001))
     with local_supervisor() as host:
         command = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo $i; echo $i >&2; done; exit 3"
         assert host.run(command).result() == (3, lines, lines)
-        assert host.run("echo out; echo err >&2").received in [
-            [(STDOUT, b"out\n"), (STDERR, b"err\n")],
-            [(STDERR, b"err\n"), (STDOUT, b"out\n")],
-            [],
-        ]
+        child = host.run("echo out; echo err >&2")
+        assert child.wait_exit_code() == 0
+        assert sorted(child.received) == [(STDOUT, b"out\n"), (STDERR, b"err\n")]
 
 
-def test_output_is_sent_while_the_command_runs() -> None:
+def test_run_sends_output_while_command_runs() -> None:
     with local_supervisor() as host:
         child = host.run("echo first; cat; echo last", stdin=None)
         child.wait_output(b"first\n")
         host.sync()
         assert child.end is None
-        child.write(b"fed\n", close=False)
-        child.wait_output(b"fed\n")
+        child.write(b"sent\n", close=False)
+        child.wait_output(b"sent\n")
         child.write(b"")
-        assert child.result() == (0, b"first\nfed\nlast\n", b"")
+        assert child.result() == (0, b"first\nsent\nlast\n", b"")
 
 
-def test_a_command_that_takes_longer_is_told_to_have_started() -> None:
+def test_run_long_command_reports_start() -> None:
     with local_supervisor() as host:
         child = host.run("exec sleep 60")
-        host.receive_until(lambda: child.pid is not None, "the news that it has started")
+        host.receive_until(lambda: child.pid is not None, "the report of its start")
         assert child.pid in host.child_pids()
         assert os.getsid(child.pid or 0) == os.getpgid(child.pid or 0) == child.pid  # a session of its own
         child.stop()
         assert child.wait_exit_code() == -signal.SIGTERM
 
 
-def test_what_is_left_in_the_background_delays_no_end(tmp_path: Path) -> None:
-    """It may go on and print, which nobody hears; at the end of the supervisor it is ended."""
+def test_run_background_process_delays_no_end(tmp_path: Path) -> None:
+    """It may go on and print, but its output is dropped; it ends with the supervisor."""
     go = tmp_path / "go"
     os.mkfifo(go)
     with local_supervisor(grace=0.3) as host:
@@ -296,22 +297,22 @@ def test_what_is_left_in_the_background_delays_no_end(tmp_path: Path) -> None:
     assert is_reaped(int(out), int(daemon))
 
 
-def test_a_process_that_prints_on_and_on_in_the_background_delays_no_end() -> None:
+def test_run_background_output_delays_no_end() -> None:
     with local_supervisor(grace=0.3) as host:
         assert host.run("yes & echo mine").wait_exit_code() == 0
 
 
-# Where and how it runs ------------------------------------------------------------------------------------------------
+# The surroundings of a command ----------------------------------------------------------------------------------------
 
 
-def test_the_environment_and_the_directory(tmp_path: Path) -> None:
+def test_run_sets_environment_and_directory(tmp_path: Path) -> None:
     awkward = "two\nlines 'and' \"quotes\" \\ $HOME \udcff="
     env = {"PATH": os.environ["PATH"], "KEPT": "yes", "BOTH": "supervisor", "HOME": str(tmp_path), "PWD": "/wrong"}
     with local_supervisor(env=env, cwd="/usr") as host:
         child = host.run("env -0", cwd="~/a", env={})
         assert child.wait() == ("cd", "No such file or directory")
         (tmp_path / "a").mkdir()
-        child = host.run("env -0", cwd="~/a", env={"AWKWARD": awkward, "BOTH": "job", "EMPTY": ""})
+        child = host.run("env -0", cwd="~/a", env={"AWKWARD": awkward, "BOTH": "child", "EMPTY": ""})
         assert child.wait_exit_code() == 0
         seen = dict(line.split(b"=", 1) for line in child.output().split(b"\0")[:-1])
         seen.pop(b"_", None)
@@ -319,7 +320,7 @@ def test_the_environment_and_the_directory(tmp_path: Path) -> None:
             b"PATH": os.fsencode(os.environ["PATH"]),
             b"HOME": os.fsencode(tmp_path),
             b"KEPT": b"yes",
-            b"BOTH": b"job",
+            b"BOTH": b"child",
             b"EMPTY": b"",
             b"AWKWARD": os.fsencode(awkward),
             b"PWD": os.fsencode(tmp_path / "a"),
@@ -327,19 +328,21 @@ def test_the_environment_and_the_directory(tmp_path: Path) -> None:
             PROCESS_MARK_VARIABLE.encode(): f"{host.token}.{child.number}.".encode(),
             **({b"LC_CTYPE": seen[b"LC_CTYPE"]} if b"LC_CTYPE" in seen else {}),  # PEP 538
         }
-        assert host.run("pwd; /bin/pwd").result()[1] == b"/usr\n/usr\n"  # where the supervisor was started
+        assert (
+            host.run("pwd; /bin/pwd").result()[1] == b"/usr\n/usr\n"
+        )  # the directory in which the supervisor was started
         assert host.run("pwd", cwd="share/../lib").result()[1] == b"/usr/lib\n"
 
 
-@pytest.mark.parametrize(("level", "seen"), [("3", "3"), ("0", "1"), ("-1", "1"), ("x", "1"), ("", "1")])
-def test_the_level_of_the_shell_is_never_that_of_the_first(level: str, seen: str) -> None:
-    """bash would read ~/.bashrc again below ssh."""
+@pytest.mark.parametrize(("level", "expected"), [("3", "3"), ("0", "1"), ("-1", "1"), ("x", "1"), ("", "1")])
+def test_run_shell_level_is_never_below_one(level: str, expected: str) -> None:
+    """With a level of 0 bash would read ~/.bashrc again under ssh."""
     with local_supervisor(env={**os.environ, "SHLVL": level}) as host:
-        assert host.run("env").result()[1].count(f"\nSHLVL={seen}\n".encode()) == 1
+        assert host.run("env").result()[1].count(f"\nSHLVL={expected}\n".encode()) == 1
 
 
 @pytest.mark.parametrize(
-    ("shell", "asked", "name"),
+    ("shell", "login_shell", "expected"),
     [
         ("bash", True, "bash"),
         ("bash", False, "sh"),
@@ -348,25 +351,25 @@ def test_the_level_of_the_shell_is_never_that_of_the_first(level: str, seen: str
         ("", True, "sh"),
     ],
 )
-def test_the_shell(shell: str, asked: bool, name: str) -> None:
+def test_run_login_shell_only_if_posix(shell: str, login_shell: bool, expected: str) -> None:
     path = shutil.which(shell) or shell
     if shell == "bash" and path == shell:
-        pytest.skip("there is no bash here")
+        pytest.skip("there is no bash")
     with local_supervisor(env={**os.environ, "SHELL": path}) as host:
-        said = host.run("echo $0", login_shell=asked).result()[1].decode().strip()
-        assert Path(said).name == name
+        name = host.run("echo $0", login_shell=login_shell).result()[1].decode().strip()
+        assert Path(name).name == expected
 
 
 SIGNALS = "grep -E '^Sig(Ign|Blk)' /proc/self/status"
 
 
 def signals_of(child: ObservedChild) -> dict[str, set[int]]:
-    """Return the signals that a child ignores and blocks, but for those that only the C library knows (32 and 33)."""
+    """Return the signals that a child ignores and blocks, except 32 and 33, which only the C library uses."""
     rows = [line.split(":") for line in child.result()[1].decode().splitlines()]
     return {name: {bit + 1 for bit in range(64) if int(mask, 16) >> bit & 1} - {32, 33} for name, mask in rows}
 
 
-def test_what_a_command_begins_with() -> None:
+def test_run_child_starts_with_clean_state() -> None:
     with local_supervisor() as host:
         assert host.run("cat").result() == (0, b"", b"")
         assert host.run("readlink /proc/self/fd/0").result()[1] == b"/dev/null\n"
@@ -377,20 +380,20 @@ def test_what_a_command_begins_with() -> None:
 
 
 @pytest.mark.parametrize(("size", "status"), [(100_000, 0), (140_000, 126), (3_000_000, 126)])
-@pytest.mark.parametrize("what", ["command", "plain command", "variable"])
-def test_what_is_too_long_to_start_is_told_as_a_shell_does(size: int, status: int, what: str) -> None:
+@pytest.mark.parametrize("part", ["command", "argument", "variable"])
+def test_run_oversized_word_reports_exit_status_126(size: int, status: int, part: str) -> None:
     """A word may have 128 KiB on Linux (execve(2))."""
     long = "x" * size
-    command = {"command": f": '{long}'", "plain command": f"true {long}", "variable": "true"}[what]
+    command = {"command": f": '{long}'", "argument": f"true {long}", "variable": "true"}[part]
     with local_supervisor() as host:
-        child = host.run(command, env={"A": long} if what == "variable" else {})
-        ended, out, err = child.result()
-        assert (ended, out) == (status, b"")
+        child = host.run(command, env={"A": long} if part == "variable" else {})
+        exit_code, out, err = child.result()
+        assert (exit_code, out) == (status, b"")
         assert err.endswith(b": Argument list too long\n" if status else b"")
-        assert host.run("echo still here").result()[1] == b"still here\n"
+        assert host.run("echo well").result()[1] == b"well\n"
 
 
-def test_a_directory_that_cannot_be_entered(tmp_path: Path) -> None:
+def test_run_missing_directory_reports_cd_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with local_supervisor() as host:
         for directory, reason in ((tmp_path / "gone", errno.ENOENT), (tmp_path / "file", errno.ENOTDIR)):
@@ -399,11 +402,11 @@ def test_a_directory_that_cannot_be_entered(tmp_path: Path) -> None:
             assert child.received == []
 
 
-# Input ----------------------------------------------------------------------------------------------------------------
+# Standard input -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 12_000_000])
-def test_input_comes_out_as_it_went_in(size: int) -> None:
+def test_input_reaches_command_unchanged(size: int) -> None:
     data = hashlib.sha512(b"seed").digest() * (size // 64 + 1)
     data = data[:size]
     with local_supervisor() as host:
@@ -414,24 +417,24 @@ def test_input_comes_out_as_it_went_in(size: int) -> None:
             assert host.run("cat", stdin=data).result() == (0, data, b"")  # with the command itself
 
 
-def test_input_that_is_not_read_is_no_failure(tmp_path: Path) -> None:
+def test_input_unread_by_command_is_no_error(tmp_path: Path) -> None:
     go = tmp_path / "go"
     os.mkfifo(go)
     with local_supervisor() as host:
         child = host.run(f"head -c 3; exec <&-; echo closed; read x <{go}; exit 4", stdin=None)
-        child.write(b"abc" + bytes(3 * WINDOW_BYTES), close=False)  # all of it is taken
+        child.write(b"abc" + bytes(3 * WINDOW_BYTES), close=False)  # the rest is dropped
         go.write_text("go\n")
         assert child.wait_exit_code() == 4
         assert child.output() == b"abcclosed\n"
-        child.host.send(protocol.INPUT, child.number, b"after its end")
+        child.host.send(protocol.INPUT, child.number, b"after the end")
         child.host.send(protocol.INPUT_END, child.number)
         child.host.send(protocol.WINDOW_UPDATE, child.number, b"5")
         child.stop()
         host.sync()
 
 
-def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
-    """Leave for more is given when it has been taken in, so a supervisor need not keep it."""
+def test_input_window_limits_sender(tmp_path: Path) -> None:
+    """The window grows only when the command has read, so a supervisor keeps no more than a window."""
     go = tmp_path / "go"
     os.mkfifo(go)
     with local_supervisor() as host:
@@ -442,30 +445,30 @@ def test_nobody_sends_more_than_a_command_takes(tmp_path: Path) -> None:
         host.sync()
         assert child.input_window == 0
         assert host.run("echo not delayed").result()[1] == b"not delayed\n"
-        go.write_text("it goes on\n")
+        go.write_text("go\n")
         child.write(bytes(WINDOW_BYTES), close=False)
         host.receive_until(
-            lambda: child.input_window > WINDOW_BYTES - WINDOW_UPDATE_THRESHOLD_BYTES, "leave for as much as at first"
+            lambda: child.input_window > WINDOW_BYTES - WINDOW_UPDATE_THRESHOLD_BYTES, "nearly a whole window"
         )
         child.write(b"")
-        assert child.result() == (0, b"it goes on\n%d\n" % (2 * WINDOW_BYTES), b"")
+        assert child.result() == (0, b"go\n%d\n" % (2 * WINDOW_BYTES), b"")
 
 
 # Output ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["exec cat /dev/zero", "cat /dev/zero >&2", "cat /dev/zero & cat /dev/zero >&2"])
-def test_a_job_prints_no_more_than_it_has_leave_for_and_delays_no_other(command: str) -> None:
+def test_output_window_limits_child_and_delays_no_other(command: str) -> None:
     with local_supervisor() as host:
         child = host.run(command, updates_window=False)
-        host.receive_until(lambda: child.received_bytes >= WINDOW_BYTES, "all that it has leave for")
+        host.receive_until(lambda: child.received_bytes >= WINDOW_BYTES, "a whole window")
         assert host.run("head -c 5000000 /dev/zero").result()[1] == bytes(5_000_000)
         host.sync()
         assert child.received_bytes == WINDOW_BYTES
         for size in (1, 70_000, 500_000):
             before = child.received_bytes
             child.send_window_update(size)
-            host.receive_until(lambda wanted=before + size: child.received_bytes >= wanted, "as much more")  # type: ignore[misc]
+            host.receive_until(lambda wanted=before + size: child.received_bytes >= wanted, "that much more")  # type: ignore[misc]
             host.sync()
             assert child.received_bytes == before + size
         child.stop()
@@ -475,16 +478,16 @@ def test_a_job_prints_no_more_than_it_has_leave_for_and_delays_no_other(command:
         assert child.wait_exit_code() == -signal.SIGTERM
 
 
-def test_the_end_is_told_behind_the_output_that_waits_for_leave() -> None:
+def test_output_window_delays_end_of_child() -> None:
     with local_supervisor() as host:
-        # Less than any pipe holds: whether this one was made larger depends on how it was read.
+        # Beyond the window, less than the smallest pipe holds: this one may have been enlarged or not.
         child = host.run(f"head -c {WINDOW_BYTES + 60_000} /dev/zero; exit 3", updates_window=False)
-        host.receive_until(lambda: child.received_bytes == WINDOW_BYTES, "all that it has leave for")
-        host.receive_until(lambda: not host.child_pids(), "the end of its process")
+        host.receive_until(lambda: child.received_bytes == WINDOW_BYTES, "a whole window")
+        host.receive_until(lambda: not host.child_pids(), "the exit of its process")
         host.sync()
         assert child.end is None
         child.send_window_update(59_999)
-        host.receive_until(lambda: child.received_bytes == WINDOW_BYTES + 59_999, "as much more")
+        host.receive_until(lambda: child.received_bytes == WINDOW_BYTES + 59_999, "that much more")
         host.sync()
         assert child.end is None
         child.send_window_update(10)
@@ -492,21 +495,21 @@ def test_the_end_is_told_behind_the_output_that_waits_for_leave() -> None:
         assert child.received_bytes == WINDOW_BYTES + 60_000
 
 
-def test_a_channel_that_nobody_reads_holds_the_jobs_up_and_loses_nothing(tmp_path: Path) -> None:
-    done = [tmp_path / str(number) for number in range(3)]
+def test_output_unread_channel_loses_nothing(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(3)]
     with local_supervisor() as host:
-        children = [host.run(f"head -c 9000000 /dev/urandom | tee {path} | cat; exit 5") for path in done]
+        children = [host.run(f"head -c 9000000 /dev/urandom | tee {path} | cat; exit 5") for path in paths]
         for child in children:
             child.send_window_update(100_000_000)
         assert wait_until(host.is_stdout_full, 20)
         unread = host.run("cat", stdin=None)
-        unread.write(b"fed")
+        unread.write(b"sent")
         assert [child.wait_exit_code() for child in children] == [5, 5, 5]
-        assert [child.output() == path.read_bytes() for child, path in zip(children, done, strict=True)] == [True] * 3
-        assert unread.result()[1] == b"fed"
+        assert [child.output() == path.read_bytes() for child, path in zip(children, paths, strict=True)] == [True] * 3
+        assert unread.result()[1] == b"sent"
 
 
-def test_three_hundred_jobs_at_once() -> None:
+def test_run_three_hundred_children_at_once() -> None:
     with local_supervisor() as host:
         children = [
             host.run(f"cat; echo {number}; echo e{number} >&2; exit {number % 7}", stdin=None) for number in range(300)
@@ -519,42 +522,42 @@ def test_three_hundred_jobs_at_once() -> None:
             assert child.result() == (number % 7, b"%d %d\n" % (number, number), b"e%d\n" % number)
 
 
-def test_where_there_are_no_more_descriptors(tmp_path: Path) -> None:
-    """A child that cannot have its pipes is told to have failed, and the others go on."""
+def test_run_without_free_descriptors_fails_child_only(tmp_path: Path) -> None:
+    """A child that gets no pipes fails, and the others go on."""
     setup_code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))"
     with local_supervisor(setup_code=setup_code) as host:
         children = [host.run("cat", stdin=None) for _ in range(10)]
-        host.receive_until(lambda: any(child.end for child in children), "one that has none")
+        host.receive_until(lambda: any(child.end for child in children), "a child without pipes")
         host.sync()
         failed = [child for child in children if child.end]
         assert {child.end for child in failed} == {("failed", "no process for it: Too many open files")}
         rest = [child for child in children if not child.end]
         assert rest
         for child in rest:
-            child.write(b"fed")
-            assert child.result() == (0, b"fed", b"")
+            child.write(b"sent")
+            assert child.result() == (0, b"sent", b"")
         assert host.run("echo again").result() == (0, b"again\n", b"")
 
 
-# Questions ------------------------------------------------------------------------------------------------------------
+# Requests -------------------------------------------------------------------------------------------------------------
 
 
-def test_temporary_directories(tmp_path: Path) -> None:
+def test_request_tempdir_is_private_and_removed(tmp_path: Path) -> None:
     tmp = tmp_path / "t"
     tmp.mkdir()
     with local_supervisor(env={**os.environ, "TMPDIR": str(tmp)}) as host:
-        made = [Path(os.fsdecode(host.request("tempdir")[1])) for _ in range(3)]
-        assert made == [tmp / f"lazycluster-{host.token}.{number}" for number in (1, 2, 3)]
-        assert all(path.stat().st_mode & 0o777 == 0o700 for path in made)
-        (made[0] / "file").touch()
-        assert host.request("discard", os.fsencode(made[1]), b"/no/such") == [b"ok"]
+        paths = [Path(os.fsdecode(host.request("tempdir")[1])) for _ in range(3)]
+        assert paths == [tmp / f"lazycluster-{host.token}.{number}" for number in (1, 2, 3)]
+        assert all(path.stat().st_mode & 0o777 == 0o700 for path in paths)
+        (paths[0] / "file").touch()
+        assert host.request("discard", os.fsencode(paths[1]), b"/no/such") == [b"ok"]
         tmp.rename(tmp_path / "elsewhere")
         assert host.request("tempdir") == [b"failed", b"No such file or directory"]
         (tmp_path / "elsewhere").rename(tmp)
-    assert list(tmp.iterdir()) == [made[1]]
+    assert list(tmp.iterdir()) == [paths[1]]
 
 
-def test_ports() -> None:
+def test_request_ports_returns_free_ports() -> None:
     with local_supervisor() as host, socket.create_server(("127.0.0.1", 0)) as taken:
         port = b"%d" % taken.getsockname()[1]
         assert host.request("ports", port) == [b"failed", b"RuntimeError: "]
@@ -568,23 +571,23 @@ def test_ports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "reason"), [("no such", b"ValueError: no such"), ("", b"ValueError: "), ("é", b"Unicode")]
+    ("method", "reason"), [("no such", b"ValueError: no such"), ("", b"ValueError: "), ("é", b"Unicode")]
 )
-def test_questions_that_there_are_not(what: str, reason: bytes) -> None:
+def test_request_unknown_method_fails(method: str, reason: bytes) -> None:
     with local_supervisor() as host:
-        state, said = host.request(what)
+        state, error = host.request(method)
         assert state == b"failed"
-        assert said.startswith(reason)
+        assert error.startswith(reason)
         host.sync()
 
 
-def test_a_pulse_where_nothing_else_is_sent() -> None:
-    with local_supervisor(setup_code="supervisor._KEEPALIVE_INTERVAL_SECONDS = 0.05") as host:
-        host.receive_until(lambda: host.keepalives >= 3, "three pulses")
-        assert host.run("echo all the same").result()[1] == b"all the same\n"
+def test_keepalive_is_sent_if_nothing_else_is() -> None:
+    with local_supervisor(limits={"keepalive_interval": 0.05}) as host:
+        host.receive_until(lambda: host.keepalives >= 3, "three keepalives")
+        assert host.run("echo well").result()[1] == b"well\n"
 
 
-def test_frames_for_nobody_are_of_no_effect() -> None:
+def test_frame_of_unknown_child_is_ignored() -> None:
     with local_supervisor() as host:
         for kind in (
             protocol.INPUT,
@@ -598,21 +601,21 @@ def test_frames_for_nobody_are_of_no_effect() -> None:
         host.sync()
 
 
-def test_what_makes_no_sense_ends_its_job_alone() -> None:
+def test_frame_with_invalid_body_fails_its_child_only() -> None:
     with local_supervisor() as host:
         child, other = host.run("cat", stdin=None), host.run("cat", stdin=None)
         host.send(protocol.WINDOW_UPDATE, child.number, b"many")
-        how, what = child.wait()
-        assert (how, what) == ("failed", "ValueError: invalid literal for int() with base 10: b'many'")
-        other.write(b"fed")
-        assert other.result()[1] == b"fed"
+        kind, detail = child.wait()
+        assert (kind, detail.partition(":")[0]) == ("failed", "ValueError")
+        other.write(b"sent")
+        assert other.result()[1] == b"sent"
         for impossible in (host.run("true; \0"), host.run("true", env={"A": "\0"})):
-            how, what = impossible.wait()
-            assert (how, what[:11]) == ("failed", "ValueError:")
+            kind, detail = impossible.wait()
+            assert (kind, detail.partition(":")[0]) == ("failed", "ValueError")
         host.sync()
 
 
-def test_byte_by_byte() -> None:
+def test_frames_byte_by_byte_are_understood() -> None:
     with local_supervisor() as host:
         child = host.observed_children[1] = ObservedChild(host, 1)
         for byte in protocol.encode_frame(protocol.RUN, 1, protocol.pack(b"0", b"", b"5", b"cat", b"")):
@@ -622,8 +625,8 @@ def test_byte_by_byte() -> None:
         assert child.result() == (0, b"hello", b"")
 
 
-def test_what_starts_it_may_ignore_signals() -> None:
-    """As nohup does: its commands do not."""
+def test_run_child_of_nohup_ignores_no_signal() -> None:
+    """The supervisor's starter ignores signals as nohup does; commands do not inherit that."""
     setup_code = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 3, 13, 15)]"
     with local_supervisor(setup_code=setup_code) as host:
         assert signals_of(host.run(SIGNALS)) == {"SigBlk": set(), "SigIgn": set()}

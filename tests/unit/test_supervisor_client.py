@@ -1,4 +1,4 @@
-"""Our end of a supervisor's channel, with a stand-in for the session at the other end of which the supervisor is."""
+"""The local end of a supervisor's channel, with a fake ssh client in place of the host."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from lazycluster._transports.supervisor_client import Hello, SupervisorClient, S
 from lazycluster._waiting import CancelToken, DeadlinePassedError
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
 from lazycluster.results import Stream
+from tests.keyboard_interrupt import library_thread_names
 from tests.waiting import wait_until
 
-# What is said first ---------------------------------------------------------------------------------------------------
+# The hello ------------------------------------------------------------------------------------------------------------
 
 FIELDS = [b"cpython", b"3.11.7", b"/usr/bin/python3", b"", b"4711", b"/w", b"facts\n"]
 
 
-def greeting(*fields: bytes, version: bytes = b"%d" % protocol.PROTOCOL_VERSION) -> bytes:
+def hello_body(*fields: bytes, version: bytes = b"%d" % protocol.PROTOCOL_VERSION) -> bytes:
     return protocol.pack(version, *(fields or FIELDS))
 
 
-def test_a_greeting() -> None:
-    assert Hello.parse(greeting()) == Hello(
+def test_hello_parse_returns_fields() -> None:
+    assert Hello.parse(hello_body()) == Hello(
         PythonInfo("3.11.7", "/usr/bin/python3", "cpython"), 4711, "/w", "facts\n", ""
     )
-    odd = Hello.parse(greeting(b"pypy", b"3.10.1", b"/\xff", b"no\xff", b"1", b"/\xfe", b"\xff"))
-    assert odd == Hello(PythonInfo("3.10.1", "/\udcff", "pypy"), 1, "/\udcfe", "\ufffd", "no\ufffd")
+    undecodable = Hello.parse(hello_body(b"pypy", b"3.10.1", b"/\xff", b"no\xff", b"1", b"/\xfe", b"\xff"))
+    assert undecodable == Hello(PythonInfo("3.10.1", "/\udcff", "pypy"), 1, "/\udcfe", "\ufffd", "no\ufffd")
 
 
 @pytest.mark.parametrize(
@@ -46,39 +47,38 @@ def test_a_greeting() -> None:
     [
         b"",
         b"no fields",
-        greeting(version=b"0"),
-        greeting(version=b"2"),
-        greeting(version=b"1.0"),
-        greeting(*FIELDS[:-1]),
-        greeting(*FIELDS, b"more"),
-        greeting()[:-1],
+        hello_body(version=b"0"),
+        hello_body(version=b"2"),
+        hello_body(version=b"1.0"),
+        hello_body(*FIELDS[:-1]),
+        hello_body(*FIELDS, b"more"),
+        hello_body()[:-1],
     ],
 )
-def test_what_is_no_greeting(body: bytes) -> None:
+def test_hello_parse_invalid_body_raises(body: bytes) -> None:
     with pytest.raises(protocol.FrameError):
         Hello.parse(body)
 
 
-# A supervisor ---------------------------------------------------------------------------------------------------------
+# A fake host ----------------------------------------------------------------------------------------------------------
 
 
 @attrs.define
 class FakePipeWriter:
-    """Stands in for the standard input of the supervisor."""
+    """The standard input of the fake supervisor."""
 
     host: FakeSshClient
     decoder: protocol.FrameDecoder = attrs.field(factory=protocol.FrameDecoder)
     closed: bool = False
 
     def write(self, data: bytes) -> bool:
-        """Note the frames."""
+        """Record the frames."""
         for frame in self.decoder.feed(data):
             self.host.sent.append(frame)
             self.host.on_frame(*frame)
         return not self.closed
 
     def close(self) -> None:
-        """End what the host says, unless it hangs."""
         if not self.closed:
             self.closed = True
             self.host.on_close()
@@ -86,24 +86,24 @@ class FakePipeWriter:
 
 @attrs.define
 class FakeSshClient:
-    """Stands in for sessions, and for the one session with the supervisor: says what it is told to say."""
+    """An ssh client with one session, whose supervisor sends the frames that the test gives it."""
 
     host: str = "web1"
     token: str = "t0k3n"
-    noise: bytes = b""
-    code: int = 0
-    error: Exception | None = None
-    """What comes of the session instead."""
-    broken: Exception | None = None
-    """What comes of it at its end."""
-    words: bytes = b""
+    preamble: bytes = b""
+    """The lines before the first frame."""
+    exit_code: int = 0
+    start_error: Exception | None = None
+    """Raised instead of a session."""
+    end_error: Exception | None = None
+    """Raised at the end of the session."""
+    stderr: bytes = b""
     sent: list[tuple[int, int, bytes]] = attrs.field(factory=list)
-    said: queue.SimpleQueue[bytes | None] = attrs.field(factory=queue.SimpleQueue)
+    stdout: queue.SimpleQueue[bytes | None] = attrs.field(factory=queue.SimpleQueue)
     on_frame: Callable[[int, int, bytes], object] = lambda _kind, _name, _body: None
     on_close: Callable[[], object] = lambda: None
-    abandoned: int = 0
-    fed: list[bytes] = attrs.field(factory=list, repr=False)
-    _line: bytes = b""
+    closed_sessions: int = 0
+    written: list[bytes] = attrs.field(factory=list, repr=False)
 
     def next_supervisor_number(self) -> int:
         return 1
@@ -113,42 +113,42 @@ class FakeSshClient:
 
     def run_script(self, _script: str, work: Callable[[Any], object], watch: Watch, *, long_lived: bool) -> int:
         assert long_lived
-        if self.error is not None:
-            raise self.error
+        if self.start_error is not None:
+            raise self.start_error
         assert watch.collector is not None
         assert watch.cancel_token is not None
-        watch.collector.write(Stream.STDERR, self.words)
-        self._line = self.noise
+        watch.collector.write(Stream.STDERR, self.stderr)
         with contextlib.suppress(CommandEndedError):
-            work(FakeSession(self, watch.cancel_token))
-        if self.broken is not None:
-            raise self.broken
-        return self.code
+            work(FakeSession(self, watch.cancel_token, self.preamble))
+        if self.end_error is not None:
+            raise self.end_error
+        return self.exit_code
 
-    def says(self, *data: bytes) -> None:
-        """Have the supervisor say something."""
+    def receive(self, *data: bytes) -> None:
+        """Let the client receive bytes from the supervisor."""
         for piece in data:
-            self.said.put(piece)
+            self.stdout.put(piece)
 
-    def ends(self) -> None:
-        """Have what it says end."""
-        self.said.put(None)
+    def end_output(self) -> None:
+        """End the output of the supervisor."""
+        self.stdout.put(None)
 
 
 @attrs.define
 class FakeSession:
-    """Stands in for a session with the supervisor."""
+    """The session with the supervisor."""
 
     host: FakeSshClient
     cancel_token: CancelToken
+    unread_preamble: bytes
     diagnostic: str = ""
 
     def write(self, data: bytes) -> None:
         assert data
-        self.host.fed.append(data)
+        self.host.written.append(data)
 
     def read_until(self, end: bytes) -> bytes | None:
-        line, newline, self.host._line = self.host._line.partition(end)
+        line, newline, self.unread_preamble = self.unread_preamble.partition(end)
         return line if newline else None
 
     def detach_stdin(self) -> FakePipeWriter:
@@ -157,200 +157,207 @@ class FakeSession:
     def iter_raw_stdout(self) -> Iterator[bytes]:
         while not self.cancel_token.is_cancelled:
             with contextlib.suppress(queue.Empty):
-                data = self.host.said.get(timeout=0.01)
+                data = self.host.stdout.get(timeout=0.01)
                 if data is None:
                     return
                 yield data
 
     def parse_status_report(self, data: bytes) -> str | None:
-        """As the shell under the supervisor reports its end."""
+        """Return the exit status as the shell that runs the supervisor reports it."""
         return data.decode().removeprefix("mark=").rstrip(";") if data.startswith(b"mark=") else None
 
     def close(self) -> None:
-        self.host.abandoned += 1
+        self.host.closed_sessions += 1
 
 
 @pytest.fixture
 def host() -> FakeSshClient:
-    made = FakeSshClient()
-    made.noise = f"{supervisor.SUPERVISOR_START_MARKER} {made.token}.s1\n".encode()
-    made.on_close = made.ends
-    return made
+    host = FakeSshClient()
+    host.preamble = f"{supervisor.SUPERVISOR_START_MARKER} {host.token}.s1\n".encode()
+    host.on_close = host.end_output
+    return host
 
 
 @contextlib.contextmanager
-def supervised(host: FakeSshClient, **settings: Any) -> Iterator[SupervisorClient]:
-    """Start our end, and end it."""
-    made = SupervisorClient(host, SupervisorSettings(**settings))  # type: ignore[arg-type]  # what it needs of sessions
+def connected_client(host: FakeSshClient, **settings: Any) -> Iterator[SupervisorClient]:
+    """Start a client, and end it with its thread."""
+    client = SupervisorClient(host, SupervisorSettings(**settings))  # type: ignore[arg-type]  # the part that it uses
     try:
-        yield made
+        yield client
     finally:
-        host.ends()
-        made._cancel_token.cancel()
-        made._thread.join(10)
-        assert not made._thread.is_alive()
+        host.end_output()
+        with contextlib.suppress(SupervisorError):
+            client.close(10)
+        assert wait_until(lambda: f"supervisor of {host.host}" not in library_thread_names(""), 10)
 
 
-GREETED = protocol.encode_frame(protocol.HELLO, 0, greeting())
+HELLO = protocol.encode_frame(protocol.HELLO, 0, hello_body())
 
 
-def farewell(*left: bytes) -> bytes:
+def goodbye(*left: bytes) -> bytes:
     return protocol.encode_frame(protocol.GOODBYE, 0, protocol.pack(*left))
 
 
-def test_it_waits_for_the_greeting_behind_whatever_start_up_files_print(host: FakeSshClient) -> None:
-    host.noise = b"Welcome!\n\xff no newline at its end" + host.noise
-    host.says(*[bytes([byte]) for byte in GREETED])
-    with supervised(host) as supervisor:
-        assert supervisor.wait_until_ready(10) == Hello.parse(greeting())
-        assert supervisor.wait_until_ready(0) == Hello.parse(greeting())
-        assert (supervisor.is_running, repr(supervisor)) == (True, "<Supervisor of web1, alive>")
-    assert (host.abandoned, supervisor.is_running, repr(supervisor)) == (1, False, "<Supervisor of web1, ended>")
+def test_client_skips_start_up_output_before_hello(host: FakeSshClient) -> None:
+    host.preamble = b"Welcome!\n\xff no newline at its end" + host.preamble
+    host.receive(*[bytes([byte]) for byte in HELLO])
+    with connected_client(host) as client:
+        assert client.wait_until_ready(10) == Hello.parse(hello_body())
+        assert client.wait_until_ready(0) == Hello.parse(hello_body())
+        assert (client.is_running, repr(client)) == (True, "<Supervisor of web1, alive>")
+    assert (host.closed_sessions, client.is_running, repr(client)) == (1, False, "<Supervisor of web1, ended>")
 
 
-def test_a_host_that_asks_for_the_source_gets_it(host: FakeSshClient) -> None:
-    host.noise = f"Welcome!{bootstrap.SOURCE_REQUEST} {host.token}.s1\n".encode() + host.noise
-    host.says(GREETED)
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
-    assert host.fed[1:] == [bootstrap.build_supervisor_program("x", "x", 5.0, None, "").source]
-    assert len(host.fed) == 2
+def test_client_sends_requested_source(host: FakeSshClient) -> None:
+    host.preamble = f"Welcome!{bootstrap.SOURCE_REQUEST} {host.token}.s1\n".encode() + host.preamble
+    host.receive(HELLO)
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
+    assert host.written[1:] == [bootstrap.build_supervisor_program("x", "x", 5.0, None, "").source]
+    assert len(host.written) == 2
 
 
-def test_a_greeting_that_does_not_come(host: FakeSshClient) -> None:
-    host.noise = b"Welcome!\n" + host.noise
-    host.words = b"and welcome again\n"
-    with supervised(host) as supervisor:
-        with pytest.raises(
-            SupervisorError, match=r"no hello within 0\.05 s: it has begun, and looks at the machine"
-        ) as caught:
-            supervisor.wait_until_ready(0.05)
+def test_client_without_hello_times_out(host: FakeSshClient) -> None:
+    host.preamble = b"Welcome!\n" + host.preamble
+    host.stderr = b"and welcome again\n"
+    with connected_client(host) as client:
+        with pytest.raises(SupervisorError) as caught:
+            client.wait_until_ready(0.05)
+        assert caught.value.reason.startswith("no hello within 0.05 s: it has begun")
         assert caught.value.output == "Welcome!\nand welcome again"
-        assert wait_until(lambda: not supervisor.is_running, 10), "it was given up"
+        assert wait_until(lambda: not client.is_running, 10)
 
 
 @pytest.mark.parametrize(
-    ("code", "error", "text"),
+    ("exit_code", "error"),
     [
-        (127, PythonNotFoundError, "looked for python3.9"),
-        (1, SupervisorError, "it ended with exit status 1.*\n    Welcome!\n    it is broken"),
-        (137, SupervisorError, "it was killed by signal 9"),
+        (127, PythonNotFoundError("web1", "python3.9")),
+        (1, SupervisorError("web1", "it ended with exit status 1", "Welcome!\nit is broken")),
+        (137, SupervisorError("web1", "it was killed by signal 9", "Welcome!\nit is broken")),
     ],
 )
-def test_a_program_that_does_not_begin(host: FakeSshClient, code: int, error: type[Exception], text: str) -> None:
-    host.noise, host.words, host.code = b"Welcome!\n", b"it is broken\n", code
-    with supervised(host, python="python3.9") as supervisor, pytest.raises(error, match=f"(?s){text}"):
-        supervisor.wait_until_ready(10)
+def test_client_program_ending_early_raises(
+    host: FakeSshClient, exit_code: int, error: PythonNotFoundError | SupervisorError
+) -> None:
+    host.preamble, host.stderr, host.exit_code = b"Welcome!\n", b"it is broken\n", exit_code
+    with connected_client(host, python="python3.9") as client, pytest.raises(type(error)) as caught:
+        client.wait_until_ready(10)
+    assert str(caught.value) == str(error)
 
 
-def test_a_host_that_cannot_be_reached(host: FakeSshClient) -> None:
-    host.error = PortRefusedError("web1", "why")
-    with supervised(host) as supervisor:
+def test_client_unreachable_host_raises_connect_error(host: FakeSshClient) -> None:
+    host.start_error = PortRefusedError("web1", "why")
+    with connected_client(host) as client:
         with pytest.raises(PortRefusedError) as caught:
-            supervisor.wait_until_ready(10)
-        assert caught.value is host.error
-        with pytest.raises(ConnectionLostError, match="connection refused") as lost:
-            supervisor.start_child(protocol.RUN, "make", b"")
+            client.wait_until_ready(10)
+        assert caught.value is host.start_error
+        with pytest.raises(ConnectionLostError) as lost:
+            client.start_child(protocol.RUN, "make", b"")
         assert (lost.value.command, lost.value.started) == ("make", False)
 
 
-def test_what_is_no_protocol(host: FakeSshClient) -> None:
-    host.says(GREETED)
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
-        child = supervisor.start_child(protocol.RUN, "make")
-        host.says(b"Traceback (most recent call last):\n")
-        with pytest.raises(ConnectionLostError, match="this is no frame of the supervisor's protocol: b'Traceback"):
+def test_client_invalid_frame_ends_connection(host: FakeSshClient) -> None:
+    host.receive(HELLO)
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
+        child = client.start_child(protocol.RUN, "make")
+        host.receive(b"Traceback (most recent call last):\n")
+        with pytest.raises(ConnectionLostError) as caught:
             child.wait()
+        assert "b'Traceback" in caught.value.reason
 
 
-# Jobs and questions ---------------------------------------------------------------------------------------------------
+# Children and requests ------------------------------------------------------------------------------------------------
 
 
-def test_jobs_get_what_is_theirs(host: FakeSshClient) -> None:
-    host.says(GREETED)
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
-        children = [
-            supervisor.start_child(protocol.RUN, f"make {number}", b"field", b"%d" % number) for number in range(3)
-        ]
+def test_client_dispatches_frames_to_their_children(host: FakeSshClient) -> None:
+    host.receive(HELLO)
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
+        children = [client.start_child(protocol.RUN, f"make {number}", b"field", b"%d" % number) for number in range(3)]
         assert host.sent == [
             (protocol.RUN, child.number, protocol.pack(b"field", b"%d" % n)) for n, child in enumerate(children)
         ]
         assert len({child.number for child in children}) == 3
         for child in reversed(children):
-            host.says(
+            host.receive(
                 protocol.encode_frame(protocol.STDOUT, child.number, b"of %d" % child.number),
-                protocol.encode_frame(protocol.STDOUT, 99, b"nobody's"),
+                protocol.encode_frame(protocol.STDOUT, 99, b"unknown child"),
             )
         for child in children:
             assert child.read(4) == b"of %d" % child.number
-            host.says(protocol.encode_frame(protocol.ENDED, child.number, protocol.pack(b"exit", b"0")))
+            host.receive(protocol.encode_frame(protocol.ENDED, child.number, protocol.pack(b"exit", b"0")))
             child.wait()
-        assert (supervisor._event_queues, supervisor._titles) == ({}, {})
+        host.end_output()
+        assert wait_until(lambda: not client.is_running, 10)
+    assert all(child.events.empty() for child in children), "an ended child gets no event"
 
 
-def test_a_job_that_is_forgotten_keeps_nothing(host: FakeSshClient) -> None:
-    host.says(GREETED)
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
-        child = supervisor.start_child(protocol.RUN, "make")
+def test_client_cancelled_child_gets_no_more_events(host: FakeSshClient) -> None:
+    host.receive(HELLO)
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
+        child = client.start_child(protocol.RUN, "make")
         child.cancel(timeout=0)
         assert [kind for kind, _, _ in host.sent] == [protocol.RUN, protocol.STOP, protocol.DETACH]
-        assert (supervisor._event_queues, supervisor._titles) == ({}, {})
-        host.says(
+        host.receive(
             protocol.encode_frame(protocol.STDOUT, child.number, b"late"),
             protocol.encode_frame(protocol.ENDED, child.number, b""),
         )
-        assert wait_until(host.said.empty, 10)
-        assert child.events.empty()
+        host.end_output()
+        assert wait_until(lambda: not client.is_running, 10)
+    assert child.events.empty()
 
 
 @pytest.mark.parametrize(
-    ("answer", "result"),
+    ("response", "result"),
     [
         ((b"ok",), []),
         ((b"ok", b"a", b""), [b"a", b""]),
         ((b"failed", b"No space left \xff"), OSError("No space left \ufffd")),
     ],
 )
-def test_questions(host: FakeSshClient, answer: tuple[bytes, ...], result: list[bytes] | OSError) -> None:
-    host.says(GREETED)
-    host.on_frame = lambda _kind, name, _body: host.says(
-        protocol.encode_frame(protocol.RESPONSE, name, protocol.pack(*answer))
+def test_client_request_returns_response_or_raises(
+    host: FakeSshClient, response: tuple[bytes, ...], result: list[bytes] | OSError
+) -> None:
+    host.receive(HELLO)
+    host.on_frame = lambda _kind, name, _body: host.receive(
+        protocol.encode_frame(protocol.RESPONSE, name, protocol.pack(*response))
     )
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
         if isinstance(result, OSError):
-            with pytest.raises(OSError, match=str(result)):
-                supervisor.request("tempdir", timeout=10)
+            with pytest.raises(OSError) as failed:
+                client.request("tempdir", timeout=10)
+            assert failed.value.args == result.args
         else:
-            assert supervisor.request("ports", b"80", b"81", timeout=10) == result
+            assert client.request("ports", b"80", b"81", timeout=10) == result
             assert host.sent[-1][::2] == (protocol.REQUEST, protocol.pack(b"ports", b"80", b"81"))
         host.on_frame = lambda *_: None
         with pytest.raises(DeadlinePassedError):
-            supervisor.request("ping", timeout=0.02)
-        host.on_frame = lambda *_: host.ends()
-        with pytest.raises(ConnectionLostError, match="during `ping`"):
-            supervisor.request("ping", timeout=10)
+            client.request("ping", timeout=0.02)
+        host.on_frame = lambda *_: host.end_output()
+        with pytest.raises(ConnectionLostError) as lost:
+            client.request("ping", timeout=10)
+        assert lost.value.command == "ping"
 
 
-def test_what_is_to_be_loaded_is_sent_once(host: FakeSshClient) -> None:
-    host.says(GREETED)
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
+def test_client_ensure_loaded_sends_extension_once(host: FakeSshClient) -> None:
+    host.receive(HELLO)
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
         barrier = threading.Barrier(8)
 
-        def prepare(what: str) -> None:
+        def prepare(name: str) -> None:
             barrier.wait()
-            supervisor.ensure_loaded(what, lambda: b"text of " + what.encode(), lambda: b"data")
+            client.ensure_loaded(name, lambda: b"text of " + name.encode(), lambda: b"data")
 
-        threads = [threading.Thread(target=prepare, args=(what,)) for what in ("calls", "ports") * 4]
+        threads = [threading.Thread(target=prepare, args=(name,)) for name in ("calls", "ports") * 4]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(10)
-        supervisor.ensure_loaded("plain", lambda: b"text")
+        client.ensure_loaded("plain", lambda: b"text")
         assert sorted(host.sent) == [
             (protocol.PREPARE, 0, protocol.pack(b"text", b"")),
             (protocol.PREPARE, 0, protocol.pack(b"text of calls", b"data")),
@@ -358,95 +365,92 @@ def test_what_is_to_be_loaded_is_sent_once(host: FakeSshClient) -> None:
         ]
 
 
-# Its end --------------------------------------------------------------------------------------------------------------
+# The end --------------------------------------------------------------------------------------------------------------
 
 
-def test_closing_it(host: FakeSshClient) -> None:
-    host.says(GREETED)
-    host.on_close = lambda: host.says(farewell(b"/tmp/\xff: why"), b"mark=0;")
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
-        child = supervisor.start_child(protocol.RUN, "make")
-        assert supervisor.close(10) == supervisor.close(0) == ["/tmp/\ufffd: why"]
-        assert not supervisor.is_running
-        with pytest.raises(ConnectionLostError, match="it was closed") as caught:
+def test_client_close_returns_leftovers(host: FakeSshClient) -> None:
+    host.receive(HELLO)
+    host.on_close = lambda: host.receive(goodbye(b"/tmp/\xff: why"), b"mark=0;")
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
+        child = client.start_child(protocol.RUN, "make")
+        assert client.close(10) == client.close(0) == ["/tmp/\ufffd: why"]
+        assert not client.is_running
+        with pytest.raises(ConnectionLostError) as caught:
             child.wait()
         assert caught.value.started is None
         with pytest.raises(ConnectionLostError) as refused:
-            supervisor.start_child(protocol.RUN, "make more")
+            client.start_child(protocol.RUN, "make more")
         assert (refused.value.command, refused.value.started) == ("make more", False)
 
 
 @pytest.mark.parametrize("cut", [0, 5, 20, -1])
-def test_the_end_of_the_shell_may_follow_closely(host: FakeSshClient, cut: int) -> None:
-    """What comes before it in the same piece, whichever that is, is not lost."""
-    host.says(GREETED)
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
-        child = supervisor.start_child(protocol.RUN, "make")
+def test_client_goodbye_and_status_in_one_piece_are_read(host: FakeSshClient, cut: int) -> None:
+    """Frames before the status of the shell are not lost, however the bytes are cut."""
+    host.receive(HELLO)
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
+        child = client.start_child(protocol.RUN, "make")
         last = (
-            protocol.encode_frame(protocol.ENDED, child.number, protocol.pack(b"exit", b"768"))
-            + farewell()
-            + b"mark=0;"
+            protocol.encode_frame(protocol.ENDED, child.number, protocol.pack(b"exit", b"768")) + goodbye() + b"mark=0;"
         )
-        host.on_close = lambda: host.says(last[:cut], last[cut:]) if cut else host.says(last)
-        assert supervisor.close(10) == []
+        host.on_close = lambda: host.receive(last[:cut], last[cut:]) if cut else host.receive(last)
+        assert client.close(10) == []
         child.wait()
         assert child.exit_info == ExitInfo("exit", "768")
 
 
-def test_one_that_does_not_end(host: FakeSshClient) -> None:
-    host.says(GREETED)
+def test_client_close_of_hanging_supervisor_raises(host: FakeSshClient) -> None:
+    host.receive(HELLO)
     host.on_close = lambda: None
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
-        with pytest.raises(SupervisorError, match="it does not end"):
-            supervisor.close(0.05)
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
+        with pytest.raises(SupervisorError):
+            client.close(0.05)
 
 
-def test_closing_one_that_has_not_begun(host: FakeSshClient) -> None:
-    host.noise = b""
-    host.error = None
-    with supervised(host) as supervisor, pytest.raises(SupervisorError):
-        supervisor.close(10)
+def test_client_close_before_hello_raises(host: FakeSshClient) -> None:
+    host.preamble = b""
+    with connected_client(host) as client, pytest.raises(SupervisorError):
+        client.close(10)
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("status", "reason"),
     [
         (b"mark=137;", "it was killed by signal 9"),
         (b"mark=3;", "it ended with exit status 3"),
         (None, "it ended with exit status 0"),
     ],
 )
-def test_one_that_ends_by_itself(host: FakeSshClient, said: bytes | None, reason: str) -> None:
-    host.says(GREETED)
-    host.words = b"words\n"
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
-        children = [supervisor.start_child(protocol.RUN, f"make {number}") for number in range(3)]
-        host.said.put(said)
+def test_client_dead_supervisor_fails_its_children(host: FakeSshClient, status: bytes | None, reason: str) -> None:
+    host.receive(HELLO)
+    host.stderr = b"diagnostic\n"
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
+        children = [client.start_child(protocol.RUN, f"make {number}") for number in range(3)]
+        host.stdout.put(status)
         for number, child in enumerate(children):
             with pytest.raises(ConnectionLostError) as caught:
                 child.wait()
             assert (caught.value.command, caught.value.started) == (f"make {number}", None)
-            assert caught.value.reason == f"the supervisor on the host is gone: {reason}\n    words"
-        assert wait_until(lambda: not supervisor.is_running, 10)
-        assert supervisor.exit_reason == f"{reason}\n    words"
-        with pytest.raises(SupervisorError, match=reason):
-            supervisor.close(10)
+            assert caught.value.reason.endswith(f": {reason}\n    diagnostic")
+        assert wait_until(lambda: not client.is_running, 10)
+        assert client.exit_reason == f"{reason}\n    diagnostic"
+        with pytest.raises(SupervisorError):
+            client.close(10)
 
 
-def test_a_link_that_breaks(host: FakeSshClient) -> None:
+def test_client_lost_connection_fails_its_children(host: FakeSshClient) -> None:
     lost = ConnectionLostError("web1", "lazycluster supervisor", "broken pipe", started=True)
-    host.says(GREETED)
-    with supervised(host) as supervisor:
-        supervisor.wait_until_ready(10)
-        child = supervisor.start_child(protocol.RUN, "make")
+    host.receive(HELLO)
+    with connected_client(host) as client:
+        client.wait_until_ready(10)
+        child = client.start_child(protocol.RUN, "make")
 
-        host.broken = lost
-        host.ends()
-        with pytest.raises(ConnectionLostError, match=r"during `make` \(broken pipe\)") as caught:
+        host.end_error = lost
+        host.end_output()
+        with pytest.raises(ConnectionLostError) as caught:
             child.wait()
-        assert caught.value.started is None
-        assert supervisor.exit_reason == "broken pipe"
+        assert (caught.value.command, caught.value.reason, caught.value.started) == ("make", "broken pipe", None)
+        assert client.exit_reason == "broken pipe"
