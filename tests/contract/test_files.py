@@ -10,6 +10,7 @@ import pytest
 
 from lazycluster import Runtime, RuntimeTask, TaskExecutionError, TransferError
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
+from tests.file_trees import describe_tree, make_full_tree
 
 NAMES = [
     "plain",
@@ -113,6 +114,17 @@ def test_send_and_get_tree_of_any_name(runtime: Runtime, host_dir: Path, tmp_pat
         assert stat.S_IMODE((copy / "program").stat().st_mode) == 0o750
         assert (copy / "program").stat().st_mtime == 1_000_000_000
         assert (copy / "sub").stat().st_mtime == 1_100_000_000
+
+
+def test_send_and_get_tree_keep_modes_times_and_links(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
+    source = make_full_tree(tmp_path / "tree")
+
+    execute_and_wait(runtime, RuntimeTask().send_file(source).get_file("tree", tmp_path / "back"))
+
+    for copy in (host_dir / "tree", tmp_path / "back"):
+        assert describe_tree(copy) == describe_tree(source)
+        assert (copy / "script").stat().st_ino == (copy / "sub" / "hard").stat().st_ino
+        (copy / "read-only").chmod(0o755)  # so that it can be removed
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o600, 0o755, 0o444], ids=oct)
