@@ -149,7 +149,7 @@ LARGE_BYTES = 60_000_000
 SMALL_BYTES = 12_000_000
 """A resident runtime sends a file of this size through its one channel, and does not leave it to scp."""
 KINDS = [("file", False), ("tree", False), ("file", True), ("tree", True), ("small file", True)]
-"""What is moved, and whether by a resident runtime, or else by a connection."""
+"""The kind of the source, and whether a resident runtime moves it, or a connection."""
 
 
 @contextlib.contextmanager
