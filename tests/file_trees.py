@@ -1,4 +1,4 @@
-"""A directory tree with everything that a transfer keeps, and the facts that a copy must share with it."""
+"""Names of files, a tree with everything that a transfer keeps, and the facts that a copy must share with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,34 @@ import stat
 from pathlib import Path
 
 MTIME_SECONDS = 1_000_000_000
+
+FILE_NAMES = [
+    "plain",
+    "with space",
+    " around, and?",
+    'it\'s "quoted"',
+    "a:b",
+    "new\nline, ends\n",
+    "-dash",
+    "-rf *",
+    "*",
+    "[a-z]",
+    "$HOME $(id) `id`",
+    "ünï ✓ 漢",
+    "~",
+    "~root {a,b}",
+    "back\\slash\\n",
+    "#a;b&c|d<e>f!g%h",
+    "tab\tand\x01",
+    "\udcff\udcfe",
+    "x" * 255,
+]
+FILE_NAME_IDS = [ascii(name[:20]) for name in FILE_NAMES]
+
+
+def write_file(path: Path, content: str = "content") -> Path:
+    path.write_text(content)
+    return path
 
 
 def make_full_tree(path: Path) -> Path:

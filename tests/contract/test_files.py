@@ -10,30 +10,7 @@ import pytest
 
 from lazycluster import Runtime, RuntimeTask, TaskExecutionError, TransferError
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
-from tests.file_trees import describe_tree, make_full_tree
-
-NAMES = [
-    "plain",
-    "with space",
-    " around, and?",
-    'it\'s "quoted"',
-    "a:b",
-    "new\nline, ends\n",
-    "-dash",
-    "-rf *",
-    "*",
-    "[a-z]",
-    "$HOME $(id) `id`",
-    "ünï ✓ 漢",
-    "~",
-    "~root {a,b}",
-    "back\\slash\\n",
-    "#a;b&c|d<e>f!g%h",
-    "tab\tand\x01",
-    "\udcff\udcfe",
-    "x" * 255,
-]
-NAME_IDS = [ascii(name[:20]) for name in NAMES]
+from tests.file_trees import FILE_NAME_IDS, FILE_NAMES, describe_tree, make_full_tree
 
 
 def read_tree(directory: Path) -> dict[str, str]:
@@ -86,7 +63,7 @@ def transfer_error(runtime: Runtime, task: RuntimeTask) -> TransferError:
 # To the host and from it ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES, ids=NAME_IDS)
+@pytest.mark.parametrize("name", FILE_NAMES, ids=FILE_NAME_IDS)
 def test_send_and_get_file_of_any_name(runtime: Runtime, host_dir: Path, tmp_path: Path, name: str) -> None:
     """Beside other names, which a pattern would match, too."""
     for decoy in ("a", "b", "withspace"):
@@ -102,7 +79,7 @@ def test_send_and_get_file_of_any_name(runtime: Runtime, host_dir: Path, tmp_pat
     assert (tmp_path / "back").read_text() == "content"
 
 
-@pytest.mark.parametrize("name", NAMES, ids=NAME_IDS)
+@pytest.mark.parametrize("name", FILE_NAMES, ids=FILE_NAME_IDS)
 def test_send_and_get_tree_of_any_name(runtime: Runtime, host_dir: Path, tmp_path: Path, name: str) -> None:
     source = make_tree(tmp_path / name)
     (source / name).write_text("inside")

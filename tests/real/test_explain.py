@@ -18,9 +18,12 @@ from lazycluster._functions.serialize import serialize_call
 from lazycluster._functions.standalone import render_standalone_file
 from lazycluster._ssh.destination import Destination
 from lazycluster.testing import LocalSshd
+from tests.file_trees import FILE_NAMES as NAMES
+from tests.file_trees import describe_tree as described
+from tests.file_trees import make_full_tree as tree
+from tests.file_trees import write_file as file
 from tests.observation import skip_or_fail
 from tests.real.test_commands import TEXTS
-from tests.real.test_files import NAMES, described, file, tree
 from tests.waiting import assert_eventually
 
 # A name of 255 bytes is longer as a word than the comment shows, and no test of these lines.

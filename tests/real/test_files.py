@@ -32,7 +32,7 @@ from lazycluster import (
 from lazycluster.exceptions import BrokenArchiveError, UnsafeArchiveError
 from lazycluster.testing import LocalSshd
 from tests.client_programs import ClientProgram, call_in_parallel
-from tests.file_trees import describe_tree, make_full_tree
+from tests.file_trees import describe_tree, make_full_tree, write_file
 from tests.observation import (
     assert_no_leaks,
     count_sessions,
@@ -69,11 +69,6 @@ def host_dir(tmp_path: Path) -> Path:
     directory = tmp_path / "host"
     directory.mkdir()
     return directory
-
-
-def write_file(path: Path, content: str = "content") -> Path:
-    path.write_text(content)
-    return path
 
 
 def entry_names(directory: Path) -> list[str]:

@@ -288,7 +288,7 @@ with Runtime(sys.argv[1], config_file=sys.argv[2], resident=sys.argv[3] == "True
 
 @pytest.mark.soak
 def test_call_hundred_megabytes_in_bounded_memory(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
-    """The result goes to a file as it comes; what is sent is held as an object, a pickle and a request at most."""
+    """The result goes to a file as it arrives. An argument is held as an object, a pickle and a request at most."""
     (tmp_path / "big.py").write_text(_BIG)
     argv = (sys.executable, str(tmp_path / "big.py"), sshd.host, str(sshd.config_file), str(resident))
     with assert_no_leaks(sshd):
