@@ -110,7 +110,7 @@ def runtime(case: TransportCase, request: pytest.FixtureRequest) -> Iterator[Run
         shared[case.kind] = Runtime(HOST_ALIAS, **case.options)
     runtime = shared[case.kind]
     yield runtime
-    assert runtime.get_processes(only_alive=True) == {}, "a test stops or joins what it begins"
+    assert runtime.get_processes(only_alive=True) == {}, "a test stops or joins its tasks"
     runtime.clear_tasks()
     runtime.set_env_variables({})
     for path in case.local_path(runtime.working_dir).iterdir():

@@ -131,7 +131,30 @@ CALLS: list[tuple[Callable[..., object], tuple[object, ...], dict[str, object], 
 ]
 
 
-@pytest.mark.parametrize(("function", "args", "kwargs", "expected"), CALLS)
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs", "expected"),
+    CALLS,
+    ids=[
+        "lambda",
+        "default",
+        "closure",
+        "partial",
+        "partial with keywords",
+        "positional and keyword",
+        "method",
+        "callable instance",
+        "class method",
+        "static method",
+        "class",
+        "recursion",
+        "builtin",
+        "itemgetter",
+        "nested closure",
+        "no result",
+        "bytes",
+        "nested result",
+    ],
+)
 def test_call_every_kind_of_callable(
     runtime: Runtime,
     function: Callable[..., object],
@@ -315,6 +338,7 @@ def test_run_function_may_print_bytes(runtime: Runtime) -> None:
         (PlainError, ("plain", 1), {}),
         (KeywordError, (), {"code": 7}),
     ],
+    ids=["ValueError", "KeyError", "OSError", "UnicodeDecodeError", "own class", "own __init__"],
 )
 def test_call_exception_keeps_type_and_traceback(
     runtime: Runtime, kind: type[Exception], args: tuple[object, ...], kwargs: dict[str, object]

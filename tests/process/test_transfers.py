@@ -170,7 +170,7 @@ def test_get_file_failed_scp_keeps_old_file(fp: FakeProcess, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.parametrize("answer", [b"", b"f\0/home/me\0", b"noise"])
+@pytest.mark.parametrize("answer", [b"", b"f\0/home/me\0", b"noise"], ids=["empty", "incomplete", "noise"])
 def test_get_file_malformed_answer_is_error(fp: FakeProcess, tmp_path: Path, answer: bytes) -> None:
     register_log_in(fp)
     register_command(fp, quote("fetch a.txt"), stdout=answer)

@@ -223,7 +223,7 @@ class InterruptedTransfer:
     def assert_target_unchanged(self) -> None:
         assert_eventually(
             lambda: self.target_file.read_text() == "old" and not self.temporary_paths,
-            "the old file and nothing else is there",
+            "there is the old file and nothing else",
             timeout=30,
         )
 
@@ -424,7 +424,9 @@ def test_transfer_host_without_sftp(make_sshd: MakeSshd, local_dir: Path, host_d
         assert str(host_dir / "no") in caught.value.reason
 
 
-@pytest.mark.parametrize("shell", ["dash", "zsh", "fish", "tcsh", ("busybox", "sh")])
+@pytest.mark.parametrize(
+    "shell", ["dash", "zsh", "fish", "tcsh", ("busybox", "sh")], ids=["dash", "zsh", "fish", "tcsh", "busybox"]
+)
 def test_transfer_login_shell_of_any_kind(
     make_sshd: MakeSshd, local_dir: Path, host_dir: Path, shell: str | tuple[str, str]
 ) -> None:
@@ -459,7 +461,7 @@ def test_put_in_parallel_respects_max_sessions(make_sshd: MakeSshd, local_dir: P
 
 
 def test_transfer_start_up_file_that_prints(make_sshd: MakeSshd, local_dir: Path, host_dir: Path) -> None:
-    """It spoils both protocols of scp; a tree gets through, and the error of a file says why it does not."""
+    """It spoils both protocols of scp: a tree gets through, and the error of a file names the reason."""
     server = make_sshd(shell="bash")
     write_file(server.home / ".bashrc", "echo Welcome to the machine\necho and to its errors >&2\n")
     with Connection(server.host, **server.connection_kwargs) as connection:

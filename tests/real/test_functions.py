@@ -305,7 +305,7 @@ def test_call_hundred_megabytes_in_bounded_memory(sshd: LocalSshd, tmp_path: Pat
 
 
 def test_call_starts_one_session_or_none(sshd: LocalSshd, runtime: Runtime, resident: bool) -> None:
-    """A supervisor that runs already needs nothing more; without one it is one process and one session."""
+    """With a supervisor a call starts nothing; without one it takes one process and one session."""
     runtime.call(int)
     before = count_sessions(sshd)
     with record_program_starts() as programs:

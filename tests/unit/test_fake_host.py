@@ -156,13 +156,14 @@ def test_executables_are_found_by_check_filter(fake_host: FakeHost, runtime: Run
         ({"times": 0}, "times is a whole number"),
         ({"times": True}, "times is a whole number"),
     ],
+    ids=["exit code 256", "exit code -9", "exit code True", "delay -1", "delay NaN", "times 0", "times True"],
 )
 def test_on_invalid_answer_is_refused(fake_host: FakeHost, keywords: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fake_host.on("x", **keywords)  # type: ignore[arg-type]  # the mistakes that are tested
 
 
-@pytest.mark.parametrize("command", [("ls",), [3], None])
+@pytest.mark.parametrize("command", [("ls",), [3], None], ids=["tuple", "number", "None"])
 def test_on_unusable_command_is_refused(fake_host: FakeHost, command: object) -> None:
     with pytest.raises(TypeError, match=r"^command must be text, a list of words, a compiled pattern or a function"):
         fake_host.on(command)  # type: ignore[arg-type]  # the mistakes that are tested

@@ -46,8 +46,8 @@ def test_plugin_imports_nothing_of_the_library(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import sys\n"
         "def test_it():\n"
-        "    ours = {name for name in sys.modules if name.startswith('lazycluster')}\n"
-        "    assert ours == {'lazycluster', 'lazycluster.testing', 'lazycluster.testing.plugin'}\n"
+        "    loaded = {name for name in sys.modules if name.startswith('lazycluster')}\n"
+        "    assert loaded == {'lazycluster', 'lazycluster.testing', 'lazycluster.testing.plugin'}\n"
         "    assert not {'attrs', 'attr', 'cloudpickle', 'pexpect', 'rich'} & set(sys.modules)\n"
     )
     status, printed = run_pytest(

@@ -14,7 +14,7 @@ import pytest
 from lazycluster._files.install import discard, move_into_place, temporary_path_beside
 
 Layout: TypeAlias = "dict[str, str | None]"
-"""Content by path; None is a directory, a text that begins with -> a link."""
+"""Content by path; None is a directory, and a text that starts with -> is a link."""
 
 
 def make_layout(root: Path, layout: Mapping[str, str | None]) -> Path:
@@ -131,6 +131,16 @@ def test_move_tree_merges_into_target_of_link(tmp_path: Path) -> None:
         ({"temporary/0": "1", "temporary/z/a": "->x"}, {"target/z/a": None}, IsADirectoryError, "target/z/a"),
         ({"temporary": "file"}, {"x": "file"}, NotADirectoryError, "x/target"),
     ],
+    ids=[
+        "file over directory",
+        "link over directory",
+        "tree over file",
+        "directory over file inside",
+        "directory over link inside",
+        "file over directory inside",
+        "link over directory inside",
+        "parent is a file",
+    ],
 )
 def test_move_conflicting_kinds_changes_nothing(
     tmp_path: Path, new: Layout, old: Layout, error: type[OSError], named_path: str
@@ -182,7 +192,19 @@ def test_temporary_path_for_loop_of_links_is_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["file", "x" * 255, "ü" * 127, "☃" * 85, ".hidden", "-rf", "new\nline", "sp ace", "back\\slash"]
+    "name",
+    ["file", "x" * 255, "ü" * 127, "☃" * 85, ".hidden", "-rf", "new\nline", "sp ace", "back\\slash"],
+    ids=[
+        "plain",
+        "255 bytes",
+        "254 bytes",
+        "255 bytes of 85 characters",
+        "hidden",
+        "dash",
+        "new line",
+        "space",
+        "backslash",
+    ],
 )
 def test_temporary_path_is_new_hidden_and_valid(tmp_path: Path, name: str) -> None:
     first, second = temporary_path_beside(tmp_path / name), temporary_path_beside(tmp_path / name)
@@ -217,6 +239,7 @@ def test_move_tree_merges_from_within_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "received",
     [{}, {"temporary": "file"}, {"temporary": "->kept"}, {"temporary": "->keep"}, {"temporary/a/b/c": "1"}],
+    ids=["nothing", "file", "link to file", "link to directory", "tree"],
 )
 def test_discard_removes_incomplete_file_or_tree(tmp_path: Path, received: Layout) -> None:
     root = make_layout(tmp_path / "root", received | {"kept": "kept", "keep/x": "x"})

@@ -98,7 +98,11 @@ def test_read_outcome_value_must_start_the_file(outcome_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("pickled", [b"\x80", b"cno_such_module\nname\n.", b"cbuiltins\nno_such_name\n.", b"."])
+@pytest.mark.parametrize(
+    "pickled",
+    [b"\x80", b"cno_such_module\nname\n.", b"cbuiltins\nno_such_name\n.", b"."],
+    ids=["truncated", "missing module", "missing name", "empty stack"],
+)
 def test_read_outcome_that_cannot_be_unpickled(outcome_path: Path, pickled: bytes) -> None:
     assert reason_of(outcome_path, pack_record(call_outcome.VALUE_RECORD, pickled) + ENDED).startswith(
         "its result cannot be unpickled here: "
@@ -109,7 +113,11 @@ def test_read_outcome_that_cannot_be_unpickled(outcome_path: Path, pickled: byte
     assert result.error.__cause__ is not None
 
 
-@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+@pytest.mark.parametrize(
+    "raised",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit()],
+    ids=["SystemExit", "KeyboardInterrupt", "GeneratorExit"],
+)
 def test_read_outcome_never_raises_system_exit(outcome_path: Path, raised: BaseException) -> None:
     pickled = pickle.dumps((type(raised), raised.args, {}))
     assert reason_of(outcome_path, pack_error("reason", "traceback", pickled) + ENDED) == "reason"
@@ -151,6 +159,7 @@ def test_read_outcome_large_value_is_not_copied(outcome_path: Path) -> None:
         (pack_error("r", "traceback") + ENDED, RemoteFunctionError),
         (b"cut", RemoteFunctionError),
     ],
+    ids=["value", "exception", "error texts", "truncated"],
 )
 def test_read_error_does_not_unpickle_value(outcome_path: Path, data: bytes, expected: type[Exception] | None) -> None:
     outcome_path.write_bytes(data)

@@ -153,6 +153,7 @@ def test_serialize_call_class_made_on_host() -> None:
         (len, ([threading.Lock()],), "lock"),
         (len, ((number for number in [1]),), "generator"),
     ],
+    ids=["method of a lock", "global lock", "lock argument", "generator argument"],
 )
 def test_serialize_call_unsendable_is_refused(
     function: Callable[..., object], args: tuple[object, ...], reason: str
@@ -173,6 +174,7 @@ def test_serialize_call_unsendable_is_refused(
         (Adder(1).add, "Adder.add"),
         (lambda: None, "<lambda>"),
     ],
+    ids=["builtin", "partial", "callable instance", "method", "lambda"],
 )
 def test_function_name_of_callables(function: Callable[..., object], name: str) -> None:
     assert function_name(function) == name
@@ -187,7 +189,7 @@ def registry() -> set[str]:
     return cloudpickle.list_registry_pickle_by_value()
 
 
-@pytest.mark.parametrize("argument", ["fine", threading.Lock()])
+@pytest.mark.parametrize("argument", ["fine", threading.Lock()], ids=["sendable", "unsendable"])
 def test_serialize_call_restores_cloudpickle_registry(registry: set[str], argument: object) -> None:
     this = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(this)

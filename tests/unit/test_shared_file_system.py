@@ -29,9 +29,9 @@ def pack_tree(*files: str) -> bytes:
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name in (*files, END):
             member = tarfile.TarInfo(name)
-            member.size = len(b"ours")
+            member.size = len(b"sent")
             member.mode = 0o644
-            archive.addfile(member, io.BytesIO(b"ours"))
+            archive.addfile(member, io.BytesIO(b"sent"))
     return stream.getvalue()
 
 
@@ -58,7 +58,7 @@ def test_receive_tree_merges_into_directory_of_other_host(tmp_path: Path, raced:
 
     done = subprocess.run(
         [*shell, "-c", RECEIVE_TREE, "sh", ".", "site", "0123", END, "755"],
-        input=pack_tree("both", "a/b/both", "a/b/deep/er", "a/ours"),
+        input=pack_tree("both", "a/b/both", "a/b/deep/er", "a/sent"),
         capture_output=True,
         cwd=place,
         env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "RACED": raced, "OTHER": str(other)},
@@ -69,7 +69,7 @@ def test_receive_tree_merges_into_directory_of_other_host(tmp_path: Path, raced:
     inside = raced.removeprefix("./site").strip("/")
     of_other_host = {str(Path(inside, name)): "other" for name in ("both", "a/b/both", "a/other")}
     old = {} if raced == "./site" else {str(Path(inside).parent / "old"): "other"}
-    sent = dict.fromkeys(("both", "a/b/both", "a/b/deep/er", "a/ours"), "ours")
+    sent = dict.fromkeys(("both", "a/b/both", "a/b/deep/er", "a/sent"), "sent")
     found = {str(path.relative_to(place / "site")): path.read_text() for path in place.rglob("*") if path.is_file()}
     assert found == {**of_other_host, **old, **sent}
     assert [path.name for path in place.iterdir()] == ["site"], "something was left"

@@ -147,6 +147,7 @@ def test_extract_unsafe_member_is_refused(into: Path, case: str, style: Format) 
 @pytest.mark.parametrize(
     "pax",
     [{"path": "../victim"}, {"path": "/tmp/lazycluster-evil"}, {"path": "a\0b"}, {"path": "a/../../victim"}],
+    ids=["parent", "absolute", "NUL", "parent in the middle"],
 )
 def test_extract_unsafe_pax_path_is_refused(into: Path, pax: dict[str, str]) -> None:
     with pytest.raises(UnsafeArchiveError) as caught:
@@ -198,6 +199,24 @@ def test_extract_link_without_time_support(into: Path, monkeypatch: pytest.Monke
         ([file("p/q/a", b"1"), directory("p"), directory("p/q")], {"p/q/a": b"1"}),
         ([file("p/a", b"1"), file("p/q/r/a", b"2")], {"p/a": b"1", "p/q/r/a": b"2"}),
         ([], {}),
+    ],
+    ids=[
+        "file, file",
+        "file, other spelling",
+        "read-only file, file",
+        "file, link",
+        "link, file",
+        "link, link",
+        "hard link keeps old file",
+        "file, hard link",
+        "hard link to itself",
+        "hard link to link itself",
+        "hard link to link",
+        "file, hard link to link",
+        "directory, directory",
+        "implied directory, directory",
+        "implied directories",
+        "no member",
     ],
 )
 def test_extract_last_member_of_a_name_wins(
@@ -426,7 +445,9 @@ def test_extract_reads_to_the_end_and_reports_progress(into: Path) -> None:
     assert len(steps) > 3
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), ConnectError("host", "gone")])
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "reset"), ConnectError("host", "gone")], ids=["OSError", "ConnectError"]
+)
 @pytest.mark.parametrize("read", [0, 512, 1200])
 def test_extract_error_of_stream_is_raised(into: Path, error: Exception, read: int) -> None:
     class Failing(SlowPipe):
@@ -472,7 +493,11 @@ def test_extract_does_not_write_through_existing_link(into: Path) -> None:
 # The tars of hosts ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [(), ("--format=posix",), ("--format=gnu", "--sparse"), ("--format=posix", "-S")])
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--format=posix",), ("--format=gnu", "--sparse"), ("--format=posix", "-S")],
+    ids=["default", "posix", "gnu sparse", "posix sparse"],
+)
 def test_extract_stream_of_gnu_tar(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert_round_trip(tmp_path, ("tar", *options))
 
