@@ -46,19 +46,19 @@ HOST_ALIAS = "local"
         "fake",
     ]
 )
-def fake_host_or_none(request: pytest.FixtureRequest) -> Iterator[FakeHost | None]:
-    """Return the fake host of the transport, and None for a real one."""
+def fake_or_real(request: pytest.FixtureRequest) -> Iterator[FakeHost | None]:
+    """Return the fake host of the transport, or None for a real host."""
     with ExitStack() as stack:
         yield stack.enter_context(FakeHost()) if request.param == "fake" else None
 
 
 @pytest.fixture
-def transport(fake_host_or_none: FakeHost | None, request: pytest.FixtureRequest) -> Iterator[RuntimeTransport]:
+def transport(fake_or_real: FakeHost | None, request: pytest.FixtureRequest) -> Iterator[RuntimeTransport]:
     """Return a transport that is set up, in a temporary directory; a test may close it."""
     options: RuntimeOptions = {}
-    if fake_host_or_none is None:
+    if fake_or_real is None:
         server: LocalSshd = request.getfixturevalue("sshd")
-        kind = request.node.callspec.params["fake_host_or_none"]
+        kind = request.node.callspec.params["fake_or_real"]
         options = {"config_file": str(server.config_file), "grace": 1.0, "resident": kind == "resident"}
     transport = factory.make_transport(HOST_ALIAS, options)
     assert transport.temp_dirs == []
@@ -78,11 +78,11 @@ def cwd(transport: RuntimeTransport) -> str:
 
 
 @pytest.fixture
-def endless_command(fake_host_or_none: FakeHost | None) -> str:
+def endless_command(fake_or_real: FakeHost | None) -> str:
     """Return a command that prints "started" and does not end by itself."""
     command = f"echo started; exec sleep {unique_sleep_seconds()}"
-    if fake_host_or_none is not None:
-        fake_host_or_none.on(command, stdout="started\n", delay=float("inf"))
+    if fake_or_real is not None:
+        fake_or_real.on(command, stdout="started\n", delay=float("inf"))
     return command
 
 
@@ -167,7 +167,7 @@ def test_call_timeout_leaves_transport_usable(transport: RuntimeTransport, cwd: 
     assert read_outcome(outcome, HOST_ALIAS, "len") == Value(4)
 
 
-@pytest.mark.parametrize("fake_host_or_none", ["per-step", "resident"], indirect=True)
+@pytest.mark.parametrize("fake_or_real", ["per-step", "resident"], indirect=True)
 @pytest.mark.real
 def test_call_timeout_ends_children(transport: RuntimeTransport, sshd: LocalSshd) -> None:
     """Also children in sessions of their own, and a shell that ignores SIGTERM."""
