@@ -75,6 +75,13 @@ class TransportCase:
         return Path(path) if self.fake is None else self.fake.path(path)
 
 
+@pytest.fixture(scope="session")
+def sshd(require_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
+    """Return an sshd for these tests alone: their shared runtimes stay connected, and use its home."""
+    with LocalSshd(name=HOST_ALIAS, environment={"TMPDIR": str(run_directory)}) as server:
+        yield server
+
+
 @pytest.fixture(params=TRANSPORT_KINDS)
 def case(request: pytest.FixtureRequest) -> Iterator[TransportCase]:
     with ExitStack() as stack:
