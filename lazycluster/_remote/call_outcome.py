@@ -118,15 +118,15 @@ def write_exception(out: DescriptorWriter, error: BaseException) -> None:
     """Write an exception: its text, then its pickle if it can be pickled."""
     own = error.__traceback__ and error.__traceback__.tb_next  # without the frame that called the function
     text = "".join(traceback.format_exception(type(error), error, own or error.__traceback__))
-    write_record(out, ERROR_RECORD, _encode_error_texts(exception_summary(error), text) + pickle_exception(error))
+    write_record(out, ERROR_RECORD, encode_error_texts(exception_summary(error), text) + pickle_exception(error))
 
 
 def write_failure(out: DescriptorWriter, reason: str, error: BaseException) -> None:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    write_record(out, ERROR_RECORD, _encode_error_texts(reason, text))
+    write_record(out, ERROR_RECORD, encode_error_texts(reason, text))
 
 
-def _encode_error_texts(reason: str, text: str) -> bytes:
+def encode_error_texts(reason: str, text: str) -> bytes:
     parts = [part.encode("utf-8", "backslashreplace") for part in (reason, text)]
     return ERROR_TEXT_LENGTHS.pack(*map(len, parts)) + b"".join(parts)
 

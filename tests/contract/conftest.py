@@ -1,12 +1,13 @@
-"""One suite over every way onto a host: per step, resident, and the fake one of `lazycluster.testing`.
+"""One suite over every transport: per step, resident, and the fake one of `lazycluster.testing`.
 
-A test gets a `case` and does not know which it is. What commands answer is scripted, which a real host does not need.
-Where the ways differ for a good reason, the test that finds it says so.
+A test gets a `case` and does not know which it is. It scripts the output of commands for the fake host; a real host
+runs them.
+If the transports differ for a good reason, the test that shows it says so.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,20 +15,23 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 import pytest
 
-from lazycluster import Runtime, RuntimeTask
-from lazycluster._files.install import discard
-from lazycluster._typing import Unpack
-from lazycluster.options import RuntimeOptions
-from lazycluster.testing import FakeHost, LocalSshd, SshdNotFoundError, find_sshd
+from lazycluster import Connection, Runtime, RuntimeTask
+from lazycluster.testing import FakeHost, LocalSshd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from typing_extensions import Unpack
+
+    from lazycluster.options import RuntimeOptions
 
 TRANSPORT_KINDS = [
     pytest.param("per-step", marks=pytest.mark.real),
     pytest.param("resident", marks=pytest.mark.real),
     "fake",
 ]
+CONNECTION_KINDS = [TRANSPORT_KINDS[0], "fake"]
+"""The kinds for tests of `Connection`, which has no supervisor: `parametrize("case", ..., indirect=True)`."""
 HOST_ALIAS = "local"
 
 Program = TypeVar("Program", str, list[str])
@@ -35,7 +39,7 @@ Program = TypeVar("Program", str, list[str])
 
 @attrs.define
 class TransportCase:
-    """One way onto a host, for one test. What it makes is closed at the end of the test."""
+    """One host and transport, for one test. It closes the runtimes and connections that it made when the test ends."""
 
     kind: str
     home: Path
@@ -47,6 +51,9 @@ class TransportCase:
         keywords = self.options.copy()
         keywords.update(options)
         return self.stack.enter_context(Runtime(HOST_ALIAS, working_dir, **keywords))
+
+    def connection(self) -> Connection:
+        return self.stack.enter_context(Connection(HOST_ALIAS, config_file=self.options.get("config_file")))
 
     def script(
         self,
@@ -64,19 +71,13 @@ class TransportCase:
         return command
 
     def local_path(self, path: str) -> Path:
-        """Return where an absolute path of the host lies on this machine, which all of these hosts are on."""
+        """Return the path on this machine of an absolute path of the host; all of these hosts are on this machine."""
         return Path(path) if self.fake is None else self.fake.path(path)
 
 
 @pytest.fixture(scope="session")
-def sshd(run_directory: Path) -> Iterator[LocalSshd]:
-    """Return the sshd that the real ways share; without one their tests are skipped, and fail in CI."""
-    try:
-        find_sshd()
-    except SshdNotFoundError as error:
-        if os.environ.get("CI") == "true" or os.environ.get("LAZYCLUSTER_REQUIRE_SSHD") == "1":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+def sshd(require_sshd: None, run_directory: Path) -> Iterator[LocalSshd]:
+    """Return an sshd for these tests alone: their shared runtimes stay connected, and use its home."""
     with LocalSshd(name=HOST_ALIAS, environment={"TMPDIR": str(run_directory)}) as server:
         yield server
 
@@ -86,18 +87,18 @@ def case(request: pytest.FixtureRequest) -> Iterator[TransportCase]:
     with ExitStack() as stack:
         if request.param == "fake":
             fake = stack.enter_context(FakeHost())
-            made = TransportCase("fake", fake.path("~"), {}, fake)
+            case = TransportCase("fake", fake.path("~"), {}, fake)
         else:
             server: LocalSshd = request.getfixturevalue("sshd")
             options: RuntimeOptions = {"config_file": str(server.config_file), "resident": request.param == "resident"}
-            made = TransportCase(request.param, server.home, options)
-        with made.stack:
-            yield made
+            case = TransportCase(request.param, server.home, options)
+        with case.stack:
+            yield case
 
 
 @pytest.fixture(scope="session")
 def shared_runtimes() -> Iterator[dict[str, Runtime]]:
-    """Keep a runtime for each real way, which takes its time to be made."""
+    """Keep a runtime for each real transport, because making one takes time."""
     runtimes: dict[str, Runtime] = {}
     yield runtimes
     for runtime in runtimes.values():
@@ -110,18 +111,23 @@ def runtime(case: TransportCase, request: pytest.FixtureRequest) -> Iterator[Run
     if case.fake is not None:
         yield case.runtime()
         return
-    shared: dict[str, Runtime] = request.getfixturevalue(
-        "shared_runtimes"
-    )  # after the sshd, so that it ends before that
+    # Asked for after the sshd, so that it ends before the sshd does.
+    shared: dict[str, Runtime] = request.getfixturevalue("shared_runtimes")
     if case.kind not in shared:
         shared[case.kind] = Runtime(HOST_ALIAS, **case.options)
     runtime = shared[case.kind]
     yield runtime
-    assert runtime.get_processes(only_alive=True) == {}, "a test stops or joins what it begins"
+    assert runtime.get_processes(only_alive=True) == {}, "a test stops or joins its tasks"
     runtime.clear_tasks()
     runtime.set_env_variables({})
     for path in case.local_path(runtime.working_dir).iterdir():
-        discard(path)
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@pytest.fixture
+def host_dir(case: TransportCase, runtime: Runtime) -> Path:
+    """Return the path on this machine of the working directory on the host."""
+    return case.local_path(runtime.working_dir)
 
 
 def execute_and_wait(runtime: Runtime, task: RuntimeTask) -> RuntimeTask:

@@ -1,4 +1,4 @@
-"""Files and directories, there and back."""
+"""Files and directories, to the host and from it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import pytest
 
 from lazycluster import Runtime, RuntimeTask, TaskExecutionError, TransferError
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
+from tests.file_trees import FILE_NAME_IDS, FILE_NAMES, describe_tree, make_full_tree
 
-NAMES = ["plain", "with space", 'it\'s "quoted"', "new\nline", "-dash", "*", "$HOME", "ünï", "~", "back\\slash"]
 
-
-def content(directory: Path) -> dict[str, str]:
-    """Return what lies below a directory: the text of each file, where links lead, '/' for directories."""
+def read_tree(directory: Path) -> dict[str, str]:
+    """Return what a directory holds: the text of each file, the target of each link, '/' for directories."""
     found = {}
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
@@ -26,7 +25,7 @@ def content(directory: Path) -> dict[str, str]:
     return found
 
 
-def tree(directory: Path) -> Path:
+def make_tree(directory: Path) -> Path:
     """Make a directory with a little of everything."""
     (directory / "sub" / "empty").mkdir(parents=True)
     (directory / "sub" / "it's a file\n").write_text("deep")
@@ -39,6 +38,10 @@ def tree(directory: Path) -> Path:
     return directory
 
 
+def remote_path(name: str) -> str:
+    return f"./{name}" if name.startswith("~") else name
+
+
 def send(runtime: Runtime, local: Path, remote: str | None = None) -> None:
     execute_and_wait(runtime, RuntimeTask("sending").send_file(local, remote))
 
@@ -47,202 +50,264 @@ def fetch(runtime: Runtime, remote: str, local: Path) -> None:
     execute_and_wait(runtime, RuntimeTask("fetching").get_file(remote, local))
 
 
-def refused(runtime: Runtime, task: RuntimeTask) -> TransferError:
-    """Return why a task failed; nothing half done is left in the working directory."""
+def transfer_error(runtime: Runtime, task: RuntimeTask) -> TransferError:
+    """Return why a task failed."""
     with pytest.raises(TaskExecutionError) as caught:
         execute_and_wait(runtime, task)
     error = caught.value.__cause__
     assert isinstance(error, TransferError)
     assert error.host == HOST_ALIAS
-    assert str(error).startswith(f"{HOST_ALIAS}: cannot ")
     return error
 
 
-@pytest.fixture
-def there(case: TransportCase, runtime: Runtime) -> Path:
-    """Return where the working directory of the host lies on this machine."""
-    return case.local_path(runtime.working_dir)
+# To the host and from it ---------------------------------------------------------------------------------------------
 
 
-# There and back ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_of_any_name(runtime: Runtime, there: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", FILE_NAMES, ids=FILE_NAME_IDS)
+def test_send_and_get_file_of_any_name(runtime: Runtime, host_dir: Path, tmp_path: Path, name: str) -> None:
+    """Beside other names, which a pattern would match, too."""
+    for decoy in ("a", "b", "withspace"):
+        (host_dir / decoy).write_text("decoy")
     (tmp_path / name).write_text("content")
-    remote = f"./{name}" if name == "~" else name
-    task = RuntimeTask().send_file(tmp_path / name).get_file(remote, tmp_path / "back")
+    task = RuntimeTask().send_file(tmp_path / name).get_file(remote_path(name), tmp_path / "back")
 
     execute_and_wait(runtime, task)
 
     assert task.execution_log == ["", ""]
     assert [result.exit_code for result in task.results] == [None, None]
-    assert content(there) == {name: "content"}
+    assert read_tree(host_dir) == {name: "content", "a": "decoy", "b": "decoy", "withspace": "decoy"}
     assert (tmp_path / "back").read_text() == "content"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_directory_of_any_name(runtime: Runtime, there: Path, tmp_path: Path, name: str) -> None:
-    source = tree(tmp_path / name)
-    remote = f"./{name}" if name == "~" else name
+@pytest.mark.parametrize("name", FILE_NAMES, ids=FILE_NAME_IDS)
+def test_send_and_get_tree_of_any_name(runtime: Runtime, host_dir: Path, tmp_path: Path, name: str) -> None:
+    source = make_tree(tmp_path / name)
+    (source / name).write_text("inside")
 
-    execute_and_wait(runtime, RuntimeTask().send_file(source).get_file(remote, tmp_path / "back"))
+    execute_and_wait(runtime, RuntimeTask().send_file(source).get_file(remote_path(name), tmp_path / "back"))
 
-    assert content(there / name) == content(source) == content(tmp_path / "back")
-    for copy in (there / name, tmp_path / "back"):
+    assert read_tree(host_dir / name) == read_tree(source) == read_tree(tmp_path / "back")
+    for copy in (host_dir / name, tmp_path / "back"):
         assert stat.S_IMODE((copy / "program").stat().st_mode) == 0o750
         assert (copy / "program").stat().st_mtime == 1_000_000_000
         assert (copy / "sub").stat().st_mtime == 1_100_000_000
 
 
-def test_modes_and_times_of_a_file_are_kept(runtime: Runtime, there: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "file").chmod(0o640)
+def test_send_and_get_tree_keep_modes_times_and_links(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
+    source = make_full_tree(tmp_path / "tree")
+
+    execute_and_wait(runtime, RuntimeTask().send_file(source).get_file("tree", tmp_path / "back"))
+
+    for copy in (host_dir / "tree", tmp_path / "back"):
+        assert describe_tree(copy) == describe_tree(source)
+        assert (copy / "script").stat().st_ino == (copy / "sub" / "hard").stat().st_ino
+        (copy / "read-only").chmod(0o755)  # so that it can be removed
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o600, 0o755, 0o444], ids=oct)
+def test_send_and_get_file_keep_mode_and_time(runtime: Runtime, host_dir: Path, tmp_path: Path, mode: int) -> None:
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "file").chmod(mode)
     os.utime(tmp_path / "file", (1_000_000_000, 1_000_000_000))
 
     execute_and_wait(runtime, RuntimeTask().send_file(tmp_path / "file").get_file("file", tmp_path / "back"))
 
-    for copy in (there / "file", tmp_path / "back"):
-        assert stat.S_IMODE(copy.stat().st_mode) == 0o640
-        assert copy.stat().st_mtime == 1_000_000_000
+    for copy in (host_dir / "file", tmp_path / "back"):
+        assert stat.S_IMODE(copy.stat().st_mode) == mode
+        assert (copy.stat().st_mtime, copy.read_text()) == (1_000_000_000, "content")
 
 
-def test_empty_ones_and_big_ones(runtime: Runtime, there: Path, tmp_path: Path) -> None:
+def test_send_and_get_file_empty_and_large(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
     data = os.urandom(5_000_000)
-    (tmp_path / "big").write_bytes(data)
+    (tmp_path / "large").write_bytes(data)
     (tmp_path / "empty").touch()
     (tmp_path / "nothing").mkdir()
     task = RuntimeTask()
-    for name in ("big", "empty", "nothing"):
+    for name in ("large", "empty", "nothing"):
         task.send_file(tmp_path / name).get_file(name, tmp_path / f"{name}-back")
 
     execute_and_wait(runtime, task)
 
-    assert (there / "big").read_bytes() == (tmp_path / "big-back").read_bytes() == data
+    assert (host_dir / "large").read_bytes() == (tmp_path / "large-back").read_bytes() == data
     assert (tmp_path / "empty-back").read_bytes() == b""
-    assert content(there / "nothing") == content(tmp_path / "nothing-back") == {}
+    assert read_tree(host_dir / "nothing") == read_tree(tmp_path / "nothing-back") == {}
 
 
 # Paths ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["file", "directory"])
-def test_relative_absolute_and_of_the_home(
-    case: TransportCase, runtime: Runtime, there: Path, tmp_path: Path, kind: str
+@pytest.mark.parametrize("kind", ["file", "tree"])
+def test_send_and_get_paths_relative_absolute_and_home(
+    case: TransportCase, runtime: Runtime, host_dir: Path, tmp_path: Path, kind: str
 ) -> None:
     source = tmp_path / "source"
-    tree(source) if kind == "directory" else source.write_text("x")
+    make_tree(source) if kind == "tree" else source.write_text("x")
     absolute = runtime.create_tempdir()
-    (there / "sub").mkdir()
+    (host_dir / "sub").mkdir()
     targets = {
-        "relative": there / "relative",
-        "sub/../sub/./relative": there / "sub" / "relative",
+        "relative": host_dir / "relative",
+        "sub/../sub/./relative": host_dir / "sub" / "relative",
         f"{absolute}/absolute": case.local_path(absolute) / "absolute",
-        f"~/{kind}, {case.kind}": case.home / f"{kind}, {case.kind}",  # the real ways share a home
+        f"~/{kind}, {case.kind}": case.home / f"{kind}, {case.kind}",  # the real transports share a home
     }
     for number, (remote, expected) in enumerate(targets.items()):
         send(runtime, source, remote)
         fetch(runtime, remote, tmp_path / str(number))
         for copy in (expected, tmp_path / str(number)):
-            assert copy.read_text() == "x" if kind == "file" else content(copy) == content(source)
+            assert copy.read_text() == "x" if kind == "file" else read_tree(copy) == read_tree(source)
 
 
-def test_default_targets(runtime: Runtime, there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_send_and_get_file_without_target_keep_the_name(
+    runtime: Runtime, host_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("x")
-    (tmp_path / "away").mkdir()
+    (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
     task = RuntimeTask().send_file("file")
-    monkeypatch.chdir(tmp_path / "away")
+    monkeypatch.chdir(tmp_path / "other")
     task.get_file("file")
     monkeypatch.chdir(tmp_path)
 
     execute_and_wait(runtime, task)
 
-    assert content(there) == {"file": "x"}
-    assert content(tmp_path / "away") == {"file": "x"}, "as the current directory was when the step was added"
+    assert read_tree(host_dir) == {"file": "x"}
+    assert read_tree(tmp_path / "other") == {"file": "x"}, "the current directory when the step was added"
+
+
+def test_task_steps_share_the_working_directory(
+    case: TransportCase, runtime: Runtime, host_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_dir = tmp_path / "local"
+    (local_dir / "sub").mkdir(parents=True)
+    (local_dir / "name").write_text("content")
+    monkeypatch.chdir(local_dir)
+    command = case.script(
+        "mkdir sub; cat name; cp name sub/renamed", stdout="content", writes={"sub/renamed": "content"}
+    )
+    task = RuntimeTask().send_file("name").run_command(command)
+    task.send_file("name", "sub").get_file("sub/renamed").get_file("sub", "fetched").get_file("sub")
+    monkeypatch.chdir(tmp_path)
+
+    execute_and_wait(runtime, task)
+
+    assert task.execution_log == ["", "content", "", "", "", ""]
+    sent = {"name": "content", "renamed": "content"}
+    assert read_tree(host_dir / "sub") == read_tree(local_dir / "fetched") == read_tree(local_dir / "sub") == sent
+    assert (local_dir / "renamed").read_text() == "content"
 
 
 @pytest.mark.parametrize("remote", [".", "sub/..", "", "{cwd}", "{cwd}/"])
-def test_into_the_working_directory_itself(runtime: Runtime, there: Path, tmp_path: Path, remote: str) -> None:
-    (there / "sub").mkdir()
+def test_send_file_into_working_directory(runtime: Runtime, host_dir: Path, tmp_path: Path, remote: str) -> None:
+    (host_dir / "sub").mkdir()
     (tmp_path / "file").write_text("x")
 
     send(runtime, tmp_path / "file", remote.format(cwd=runtime.working_dir))
 
-    assert content(there) == {"file": "x", "sub": "/"}
+    assert read_tree(host_dir) == {"file": "x", "sub": "/"}
 
 
 @pytest.mark.parametrize("remote", [".", "{cwd}/", "../{name}"])
-def test_fetching_the_working_directory_itself(runtime: Runtime, there: Path, tmp_path: Path, remote: str) -> None:
-    (there / "file").write_text("x")
-    (tmp_path / "into").mkdir()
+def test_get_file_of_working_directory(runtime: Runtime, host_dir: Path, tmp_path: Path, remote: str) -> None:
+    (host_dir / "file").write_text("x")
+    (tmp_path / "existing").mkdir()
 
-    fetch(runtime, remote.format(cwd=runtime.working_dir, name=there.name), tmp_path / "into")
-    fetch(runtime, remote.format(cwd=runtime.working_dir, name=there.name), tmp_path / "as")
+    fetch(runtime, remote.format(cwd=runtime.working_dir, name=host_dir.name), tmp_path / "existing")
+    fetch(runtime, remote.format(cwd=runtime.working_dir, name=host_dir.name), tmp_path / "new")
 
-    assert content(tmp_path / "into") == {there.name: "/", f"{there.name}/file": "x"}
-    assert content(tmp_path / "as") == {"file": "x"}
-
-
-# Onto what exists ----------------------------------------------------------------------------------------------------
+    assert read_tree(tmp_path / "existing") == {host_dir.name: "/", f"{host_dir.name}/file": "x"}
+    assert read_tree(tmp_path / "new") == {"file": "x"}
 
 
-def test_a_file_onto_a_file_and_into_a_directory(runtime: Runtime, there: Path, tmp_path: Path) -> None:
-    (there / "old").write_text("old")
-    (there / "into").mkdir()
+# Targets that exist --------------------------------------------------------------------------------------------------
+
+
+def test_send_and_get_file_replace_file_or_enter_directory(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
+    (host_dir / "old").write_text("old")
+    (host_dir / "directory").mkdir()
     (tmp_path / "new").write_text("new")
     (tmp_path / "back").mkdir()
     (tmp_path / "replaced").write_text("old")
-    task = RuntimeTask().send_file(tmp_path / "new", "old").send_file(tmp_path / "new", "into")
-    task.send_file(tmp_path / "new", "into/")
+    task = RuntimeTask().send_file(tmp_path / "new", "old").send_file(tmp_path / "new", "directory")
+    task.send_file(tmp_path / "new", "directory/")
     task.get_file("old", tmp_path / "back").get_file("old", tmp_path / "replaced")
 
     execute_and_wait(runtime, task)
 
-    assert content(there) == {"old": "new", "into": "/", "into/new": "new"}
-    assert content(tmp_path / "back") == {"old": "new"}
+    assert read_tree(host_dir) == {"old": "new", "directory": "/", "directory/new": "new"}
+    assert read_tree(tmp_path / "back") == {"old": "new"}
     assert (tmp_path / "replaced").read_text() == "new"
 
 
-def test_a_tree_onto_a_tree_is_merged(runtime: Runtime, there: Path, tmp_path: Path) -> None:
+def test_send_file_keeps_old_file_for_its_readers(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
+    """The new file takes its place by a rename."""
+    (tmp_path / "name").write_text("new")
+    (host_dir / "name").write_text("old")
+
+    with (host_dir / "name").open() as reader:
+        send(runtime, tmp_path / "name")
+        assert reader.read() == "old"
+
+    assert (host_dir / "name").read_text() == "new"
+
+
+@pytest.mark.parametrize("local", ["new", "old", "directory", "link-to-old", "link-to-directory"])
+def test_get_file_local_path_names_the_target(runtime: Runtime, host_dir: Path, tmp_path: Path, local: str) -> None:
+    (host_dir / "name").write_text("new")
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link-to-old").symlink_to("old")
+    (tmp_path / "link-to-directory").symlink_to("directory")
+
+    fetch(runtime, "name", tmp_path / local)
+
+    fetched = tmp_path / local / "name" if "directory" in local else tmp_path / local
+    assert fetched.read_text() == "new"
+    assert (tmp_path / "link-to-old").is_symlink()
+
+
+def test_send_and_get_tree_merge_into_existing_tree(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
     source = tmp_path / "tree"
     (source / "sub").mkdir(parents=True)
     (source / "sub" / "new").write_text("new")
     (source / "both").write_text("new")
-    (there / "tree" / "sub").mkdir(parents=True)
-    (there / "tree" / "sub" / "kept").write_text("kept")
-    (there / "tree" / "both").write_text("old")
+    (host_dir / "tree" / "sub").mkdir(parents=True)
+    (host_dir / "tree" / "sub" / "kept").write_text("kept")
+    (host_dir / "tree" / "both").write_text("old")
     expected = {"both": "new", "sub": "/", "sub/kept": "kept", "sub/new": "new"}
 
     send(runtime, source)
-    assert content(there / "tree") == expected
+    assert read_tree(host_dir / "tree") == expected
     (tmp_path / "back" / "tree").mkdir(parents=True)
     (tmp_path / "back" / "tree" / "both").write_text("old")
     fetch(runtime, "tree", tmp_path / "back")
 
-    assert content(tmp_path / "back" / "tree") == expected
+    assert read_tree(tmp_path / "back" / "tree") == expected
 
 
-def test_links_on_the_way(runtime: Runtime, there: Path, tmp_path: Path) -> None:
-    """A link at the target is followed, and a link that is sent or fetched by name stands for what it leads to."""
-    (there / "directory").mkdir()
-    (there / "file").write_text("old")
-    (there / "to directory").symlink_to("directory")
-    (there / "to file").symlink_to("file")
+def test_send_and_get_file_follow_named_links(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
+    """A link at the target is followed, and a link that is sent or fetched by name stands for its target."""
+    (host_dir / "directory").mkdir()
+    (host_dir / "file").write_text("old")
+    (host_dir / "to directory").symlink_to("directory")
+    (host_dir / "to file").symlink_to("file")
     (tmp_path / "new").write_text("new")
     (tmp_path / "link").symlink_to("new")
+    (tmp_path / "to tree").symlink_to(make_tree(tmp_path / "tree"))
 
     execute_and_wait(
         runtime,
         RuntimeTask()
         .send_file(tmp_path / "new", "to directory")
         .send_file(tmp_path / "link", "to file")
+        .send_file(tmp_path / "to tree")
         .get_file("to file", tmp_path / "fetched"),
     )
 
-    assert content(there / "directory") == {"new": "new"}
-    assert (there / "file").read_text() == "new"
-    assert (there / "to file").is_symlink()
+    assert read_tree(host_dir / "directory") == {"new": "new"}
+    assert (host_dir / "file").read_text() == "new"
+    assert (host_dir / "to file").is_symlink()
+    assert not (host_dir / "to tree").is_symlink()
+    assert read_tree(host_dir / "to tree") == read_tree(tmp_path / "tree")
     assert (tmp_path / "fetched").read_text() == "new"
     assert not (tmp_path / "fetched").is_symlink()
 
@@ -255,21 +320,24 @@ def test_links_on_the_way(runtime: Runtime, there: Path, tmp_path: Path) -> None
     [
         ("no/such", "no such directory"),
         ("no/", "no such directory"),
-        ("file/below", "no such directory"),
+        ("file/inside", "no such directory"),
         ("holder", "is a directory"),
     ],
 )
-def test_a_file_that_has_no_place(runtime: Runtime, there: Path, tmp_path: Path, remote: str, reason: str) -> None:
-    (there / "file").write_text("old")
-    (there / "holder" / "source").mkdir(parents=True)
-    before = content(there)
+def test_send_file_without_a_place_changes_nothing(
+    runtime: Runtime, host_dir: Path, tmp_path: Path, remote: str, reason: str
+) -> None:
+    """In the last case a directory has the name of the file."""
+    (host_dir / "file").write_text("old")
+    (host_dir / "holder" / "source").mkdir(parents=True)
+    before = read_tree(host_dir)
     (tmp_path / "source").write_text("new")
 
-    error = refused(runtime, RuntimeTask().send_file(tmp_path / "source", remote))
+    error = transfer_error(runtime, RuntimeTask().send_file(tmp_path / "source", remote))
 
-    assert reason in error.reason
     assert (error.action, error.path, error.target) == ("send", str(tmp_path / "source"), remote)
-    assert content(there) == before
+    assert reason in error.reason
+    assert read_tree(host_dir) == before
 
 
 @pytest.mark.parametrize(
@@ -277,27 +345,29 @@ def test_a_file_that_has_no_place(runtime: Runtime, there: Path, tmp_path: Path,
     [
         ("no/such", "no such directory"),
         ("file", "not a directory"),
-        ("file/below", "no such directory"),
-        ("clash", "directory"),
-        ("clash back", "directory"),
+        ("file/inside", "no such directory"),
+        ("directory for file", "directory"),
+        ("file for directory", "directory"),
     ],
 )
-def test_a_tree_that_has_no_place(runtime: Runtime, there: Path, tmp_path: Path, remote: str, reason: str) -> None:
-    """The last two are trees where a directory stands against a file: found out before anything is changed."""
-    (there / "file").write_text("old")
-    (there / "clash" / "source" / "deep").mkdir(parents=True)
-    (there / "clash back" / "source").mkdir(parents=True)
-    (there / "clash back" / "source" / "sub").touch()
-    before = content(there)
+def test_send_tree_without_a_place_changes_nothing(
+    runtime: Runtime, host_dir: Path, tmp_path: Path, remote: str, reason: str
+) -> None:
+    """The last two are trees in which a directory and a file have the same name."""
+    (host_dir / "file").write_text("old")
+    (host_dir / "directory for file" / "source" / "deep").mkdir(parents=True)
+    (host_dir / "file for directory" / "source").mkdir(parents=True)
+    (host_dir / "file for directory" / "source" / "sub").touch()
+    before = read_tree(host_dir)
     source = tmp_path / "source"
     (source / "sub").mkdir(parents=True)
     (source / "deep").write_text("new")
 
-    error = refused(runtime, RuntimeTask().send_file(source, remote))
+    error = transfer_error(runtime, RuntimeTask().send_file(source, remote))
 
-    assert reason in error.reason
     assert (error.action, error.path) == ("send", str(source))
-    assert content(there) == before
+    assert reason in error.reason
+    assert read_tree(host_dir) == before
 
 
 @pytest.mark.parametrize(
@@ -305,77 +375,93 @@ def test_a_tree_that_has_no_place(runtime: Runtime, there: Path, tmp_path: Path,
     [
         ("no such file", "no such file or directory"),
         ("no/such/file", "no such file or directory"),
+        ("-x", "no such file or directory"),
+        ("a\nb", "no such file or directory"),
         ("dangling", "no such file or directory"),
         ("file/", "no such file or directory"),
-        ("file/below", "no such file or directory"),
+        ("file/inside", "no such file or directory"),
         ("pipe", "neither a regular file nor a directory"),
     ],
 )
-def test_what_cannot_be_fetched(runtime: Runtime, there: Path, tmp_path: Path, remote: str, reason: str) -> None:
-    (there / "file").write_text("x")
-    (there / "dangling").symlink_to("no such")
-    os.mkfifo(there / "pipe")
-    before = content(tmp_path)
+def test_get_file_unusable_source_changes_nothing(
+    runtime: Runtime, host_dir: Path, tmp_path: Path, remote: str, reason: str
+) -> None:
+    (host_dir / "file").write_text("x")
+    (host_dir / "dangling").symlink_to("no such")
+    os.mkfifo(host_dir / "pipe")
+    before = read_tree(tmp_path)
 
-    error = refused(runtime, RuntimeTask().get_file(remote, tmp_path / "back"))
+    error = transfer_error(runtime, RuntimeTask().get_file(remote, tmp_path / "back"))
 
     assert (error.action, error.path, error.reason) == ("fetch", remote, reason)
-    assert content(tmp_path) == before
+    assert read_tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_a_local_target_whose_parent_is_missing(runtime: Runtime, there: Path, tmp_path: Path, kind: str) -> None:
-    (there / "directory").mkdir()
-    (there / "file").write_text("x")
+def test_get_file_missing_local_parent_is_named(runtime: Runtime, host_dir: Path, tmp_path: Path, kind: str) -> None:
+    (host_dir / "directory").mkdir()
+    (host_dir / "file").write_text("x")
 
-    error = refused(runtime, RuntimeTask().get_file(kind, tmp_path / "no" / "such"))
+    error = transfer_error(runtime, RuntimeTask().get_file(kind, tmp_path / "no" / "such"))
 
     assert (error.action, error.path) == ("fetch", kind)
-    assert "No such file or directory" in error.reason
     assert str(tmp_path / "no") in error.reason
+    assert not (tmp_path / "no").exists()
 
 
-def test_a_local_target_that_is_in_the_way(runtime: Runtime, there: Path, tmp_path: Path) -> None:
-    (there / "directory").mkdir()
-    (there / "file").write_text("x")
+def test_get_file_local_target_of_other_kind_is_kept(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
+    (host_dir / "directory").mkdir()
+    (host_dir / "file").write_text("x")
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "file").mkdir()
     (tmp_path / "old").write_text("old")
 
     for remote, local in (("directory", tmp_path / "old"), ("file", tmp_path / "file")):
-        error = refused(runtime, RuntimeTask().get_file(remote, local))
+        error = transfer_error(runtime, RuntimeTask().get_file(remote, local))
         assert (error.action, error.path) == ("fetch", remote)
-    assert content(tmp_path) == {"file": "/", "file/file": "/", "old": "old"}
+    assert read_tree(tmp_path) == {"file": "/", "file/file": "/", "old": "old"}
 
 
-def test_what_is_gone_when_it_is_to_be_sent(runtime: Runtime, there: Path, tmp_path: Path) -> None:
+def test_send_file_deleted_after_add_fails(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "gone").touch()
     task = RuntimeTask().send_file(tmp_path / "gone")
     (tmp_path / "gone").unlink()
 
-    error = refused(runtime, task)
+    error = transfer_error(runtime, task)
 
     assert (error.action, error.path, error.reason) == ("send", str(tmp_path / "gone"), "No such file or directory")
-    assert content(there) == {}
+    assert read_tree(host_dir) == {}
 
 
-def test_what_is_neither_file_nor_directory(runtime: Runtime, there: Path, tmp_path: Path) -> None:
+def test_send_file_of_a_pipe_fails(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
 
-    error = refused(runtime, RuntimeTask().send_file(tmp_path / "pipe"))
+    error = transfer_error(runtime, RuntimeTask().send_file(tmp_path / "pipe"))
 
-    assert error.reason == "neither a regular file nor a directory"
-    assert content(there) == {}
+    assert (error.action, error.path) == ("send", str(tmp_path / "pipe"))
+    assert read_tree(host_dir) == {}
 
 
-def test_mistakes_are_told_when_the_step_is_added(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such file or directory"):
+def test_get_file_failure_ends_the_task(case: TransportCase, runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
+    task = RuntimeTask("fetching").get_file("no such file", tmp_path)
+    task.run_command(case.script("touch never", writes={"never": ""}))
+
+    with pytest.raises(TaskExecutionError) as caught:
+        execute_and_wait(runtime, task)
+
+    assert (caught.value.host, caught.value.task, caught.value.step_index) == (HOST_ALIAS, "fetching", 0)
+    assert [result.ok for result in task.results] == [False]
+    assert read_tree(host_dir) == {}
+
+
+def test_add_step_with_unusable_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
         RuntimeTask().send_file(tmp_path / "no such")
-    with pytest.raises(ValueError, match="must not be empty"):
+    with pytest.raises(ValueError):
         RuntimeTask().get_file("")
 
 
-def test_a_working_directory_that_is_not_there(case: TransportCase, tmp_path: Path) -> None:
+def test_send_and_get_in_missing_working_directory_fail(case: TransportCase, tmp_path: Path) -> None:
     runtime = case.runtime()
     case.local_path(runtime.working_dir).rmdir()
     (tmp_path / "file").touch()
@@ -384,6 +470,4 @@ def test_a_working_directory_that_is_not_there(case: TransportCase, tmp_path: Pa
     tasks.append(RuntimeTask().get_file("file", tmp_path))
 
     for task in tasks:
-        error = refused(runtime, task)
-        assert runtime.working_dir in error.reason
-        assert "cannot enter the working directory" in error.reason
+        assert runtime.working_dir in transfer_error(runtime, task).reason

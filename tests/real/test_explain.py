@@ -21,15 +21,15 @@ from lazycluster import Connection, Runtime, RuntimeTask, TaskExecutionError
 from lazycluster.testing import LocalSshd
 from tests.awkward_text import TEXTS
 from tests.command_line import main
+from tests.file_trees import FILE_NAMES, describe_tree, make_full_tree, write_file
 from tests.observation import skip_or_fail
-from tests.real.test_files import NAMES, described, file, tree
 from tests.waiting import assert_eventually
 
 if TYPE_CHECKING:
     from tests.sshd_fixtures import MakeSshd
 
 # As a word, a name of 255 bytes is longer than the comment shows.
-PATHS = [name for name in NAMES if len(name) < 255]
+PATHS = [name for name in FILE_NAMES if len(name) < 255]
 WHEN = 1_000_000_000
 # A plain bash does not run these two: `bash -c -n` takes an option.
 COMMANDS = [text for name, text in TEXTS.items() if name not in {"leading dash", "only a variable"}]
@@ -157,7 +157,7 @@ def test_explain_other_login_shell_prints_as_by_library(make_sshd: MakeSshd, loc
     task = RuntimeTask()
     for text in COMMANDS:
         task.run_command(text)
-    task.send_file(file(local_dir / "it's! a\nfile")).get_file("it's! a\nfile", local_dir / "back").run_command(
+    task.send_file(write_file(local_dir / "it's! a\nfile")).get_file("it's! a\nfile", local_dir / "back").run_command(
         "echo $0"
     )
 
@@ -188,12 +188,12 @@ def round_trip_task(local_dir: Path, results: Path) -> RuntimeTask:
         source.mkdir(parents=True, exist_ok=True)
         path = source / name
         if not path.exists():
-            file(path, name.encode("utf-8", "surrogateescape").hex()).chmod(0o640)
+            write_file(path, name.encode("utf-8", "surrogateescape").hex()).chmod(0o640)
             os.utime(path, (WHEN, WHEN))
         directory = local_dir / "trees" / str(number) / name
         if not directory.exists():
             directory.parent.mkdir(parents=True)
-            tree(directory)
+            make_full_tree(directory)
         if name not in {"~", "~root {a,b}"}:  # as a path on the host it is a home directory
             task.send_file(path).get_file(name, results / f"as {number}")
             task.send_file(path, f"./{number}/{name}".replace(f"/{number}", "")).run_command(
@@ -234,7 +234,7 @@ def test_explain_transfers_copy_as_by_library(
         else:
             execute_by_library(host, task, working_dir)
         place = Path(working_dir.replace("~", str(host.home))) if "~" in working_dir else host.home / working_dir
-        found.append((described(place), described(results)))
+        found.append((describe_tree(place), describe_tree(results)))
         for directory in (place, results):
             subprocess.run(("chmod", "-R", "u+rwx", directory))
             shutil.rmtree(directory)
@@ -319,7 +319,7 @@ def test_explain_pasted_into_terminal_runs_all_lines(
 ) -> None:
     if shutil.which(argv[0]) is None:
         skip_or_fail(f"there is no {argv[0]} on this machine")
-    odd = file(local_dir / "what! a 'fi\nle' `id` $HOME \t;x")
+    odd = write_file(local_dir / "what! a 'fi\nle' `id` $HOME \t;x")
     task = RuntimeTask().run_command("false; echo 'it!works' > first; touch second # it's; touch oops").send_file(odd)
     task.run_command("exit 3").run_command("echo it goes on").get_file("first", local_dir / "back")
     text = explain(host, task, "work! dir")

@@ -7,7 +7,10 @@ import sys
 import threading
 
 events: list[threading.Event] = []
-"""What says that a function has begun, and what lets it end. It cannot be sent, so functions ask the module for it."""
+"""The event that a function sets when it runs, and the one that lets it end.
+
+Events cannot be sent, so functions look them up in this module.
+"""
 
 state = {"calls": 0}
 
@@ -22,9 +25,9 @@ def answer() -> str:
 
 
 def wait() -> str:
-    begun, go = sys.modules[__name__].events
-    begun.set()
-    go.wait()
+    started, release = sys.modules[__name__].events
+    started.set()
+    release.wait()
     return os.getcwd()  # noqa: PTH109 - as text
 
 
@@ -33,14 +36,14 @@ def print_around_wait() -> None:
     thread = threading.Thread(target=print, args=("of a thread",))
     thread.start()
     thread.join()
-    begun, go = sys.modules[__name__].events
-    begun.set()
-    go.wait()
+    started, release = sys.modules[__name__].events
+    started.set()
+    release.wait()
     print("after")
 
 
 def fail_to_unpickle() -> Unloadable:
-    raise RuntimeError("not here")
+    raise RuntimeError("cannot be loaded")
 
 
 class Unloadable:

@@ -1,4 +1,4 @@
-"""How a fake host calls functions in this process, and what that means for the rest of the process."""
+"""Functions of a fake host run in this process: what they share with it, and what they leave alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster import Runtime, RuntimeTask, WorkingDirectoryError
+from lazycluster import RemoteFunctionError, Runtime, RuntimeTask, TaskExecutionError, WorkingDirectoryError
 from lazycluster.testing import FakeHost
 from tests.unit import fake_host_functions as peer
-from tests.waiting import wait_until
+from tests.waiting import assert_eventually
 
 
 @pytest.fixture
@@ -22,16 +22,26 @@ def runtime(fake_host: FakeHost) -> Iterator[Runtime]:
         yield runtime
 
 
+def new_events() -> tuple[threading.Event, threading.Event]:
+    """Return new events for the functions of `peer`: they set the first when they run, and the second ends them."""
+    peer.events[:] = [threading.Event(), threading.Event()]
+    return peer.events[0], peer.events[1]
+
+
+def is_thread_alive(name: str) -> bool:
+    return any(thread.name == name for thread in threading.enumerate())
+
+
 class Registry:
     """A class with a state of its own, which a pickle of it must not reset."""
 
-    known: dict[str, int] = {}  # noqa: RUF012 - that is what is tested
+    known: dict[str, int] = {}  # noqa: RUF012 - a class attribute is the subject of the test
 
     def add(self, name: str) -> int:
         return len(self.known) + len(name)
 
 
-def test_it_is_called_in_this_process_and_shares_its_modules(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fake_host_call_shares_modules_with_test(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime.call(os.getpid) == os.getpid()
     state, calls = peer.state, peer.state["calls"]
     assert runtime.call(peer.answer) == "of the module"
@@ -42,7 +52,7 @@ def test_it_is_called_in_this_process_and_shares_its_modules(runtime: Runtime, m
     assert runtime.call(lambda: peer.answer()) == "patched"  # noqa: PLW0108 - a function of this module
 
 
-def test_its_classes_stay_what_they_are(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fake_host_call_keeps_classes(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Registry.known, "one", 1)
     add, known = Registry.add, Registry.known
 
@@ -54,47 +64,43 @@ def test_its_classes_stay_what_they_are(runtime: Runtime, monkeypatch: pytest.Mo
     assert Registry.known is known
 
 
-def test_what_other_threads_print_is_theirs(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
-    begun, go = threading.Event(), threading.Event()
-    peer.events[:] = [begun, go]
+def test_fake_host_call_captures_its_own_threads_only(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    started, release = new_events()
     task = runtime.execute_task(RuntimeTask().run_function(peer.print_around_wait))
-    assert begun.wait(10)
+    assert started.wait(30)
 
-    print("ours")
-    print("ours, too", file=sys.stderr)
-    go.set()
+    print("of the test")
+    print("error of the test", file=sys.stderr)
+    release.set()
     task.join()
 
-    assert capsys.readouterr() == ("ours\n", "ours, too\n")
+    assert capsys.readouterr() == ("of the test\n", "error of the test\n")
     assert task.execution_log == ["before\nof a thread\nafter\n"]
     print("again")
     assert capsys.readouterr().out == "again\n"
 
 
-def test_a_stream_that_was_replaced_meanwhile_stays_so(runtime: Runtime) -> None:
-    ours = sys.stdout
-    begun, go = threading.Event(), threading.Event()
-    peer.events[:] = [begun, go]
+def test_fake_host_call_keeps_replaced_stdout(runtime: Runtime) -> None:
+    original = sys.stdout
+    started, release = new_events()
     task = runtime.execute_task(RuntimeTask().run_function(peer.wait))
-    assert begun.wait(10)
-    theirs = sys.stdout
-    assert theirs is not ours
+    assert started.wait(30)
+    assert sys.stdout is not original
 
     sys.stdout = replaced = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed below
     try:
-        go.set()
+        release.set()
         task.join()
         assert sys.stdout is replaced
     finally:
-        sys.stdout = ours
+        sys.stdout = original
         replaced.close()
 
 
-def test_one_waits_for_its_turn_and_can_be_stopped_meanwhile(runtime: Runtime) -> None:
-    begun, go = threading.Event(), threading.Event()
-    peer.events[:] = [begun, go]
+def test_fake_host_call_can_be_stopped_before_its_turn(runtime: Runtime) -> None:
+    started, release = new_events()
     first = runtime.execute_task(RuntimeTask("first").run_function(peer.wait))
-    assert begun.wait(10)
+    assert started.wait(30)
     second = runtime.execute_task(RuntimeTask("second").run_function(peer.answer))
     third = runtime.execute_task(RuntimeTask("third").run_function(peer.answer))
 
@@ -103,50 +109,47 @@ def test_one_waits_for_its_turn_and_can_be_stopped_meanwhile(runtime: Runtime) -
     assert second.process.exitcode == -15
     assert first.process is not None
     assert first.process.is_alive()
-    go.set()
+    release.set()
 
     assert list(first.function_returns) == [runtime.working_dir]
     assert list(third.function_returns) == ["of the module"]
 
 
-def test_one_that_is_stopped_gives_everything_back_at_once(
-    runtime: Runtime, capsys: pytest.CaptureFixture[str]
-) -> None:
-    begun, go = threading.Event(), threading.Event()
-    peer.events[:] = [begun, go]
-    here, environment, streams = Path.cwd(), dict(os.environ), (sys.stdout, sys.stderr)
+def test_fake_host_stopped_call_restores_process_state(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    started, release = new_events()
+    before = (Path.cwd(), dict(os.environ), (sys.stdout, sys.stderr))
     runtime.set_env_variables({"LAZYCLUSTER_TEST_ADDED": "1"})
     task = runtime.execute_task(RuntimeTask().run_function(peer.wait))
-    assert begun.wait(10)
+    assert started.wait(30)
     assert task.process is not None
 
     task.process.terminate()
 
-    assert (Path.cwd(), dict(os.environ), (sys.stdout, sys.stderr)) == (here, environment, streams)
+    assert (Path.cwd(), dict(os.environ), (sys.stdout, sys.stderr)) == before
     assert runtime.call(peer.answer) == "of the module"
-    assert [each for each in threading.enumerate() if each.name == "function wait"], "it waits where nothing ends it"
-    go.set()
-    assert wait_until(lambda: not [each for each in threading.enumerate() if each.name == "function wait"], timeout=10)
+    assert is_thread_alive("function wait"), "nothing can end a thread"
+    release.set()
+    assert_eventually(lambda: not is_thread_alive("function wait"), "the thread has ended", timeout=30)
 
 
-def test_what_fails_to_load_is_told(runtime: Runtime) -> None:
-    with pytest.raises(Exception, match="it cannot be loaded there: RuntimeError: not here") as caught:
+def test_fake_host_call_unpickling_error_is_reported(runtime: Runtime) -> None:
+    with pytest.raises(RemoteFunctionError) as caught:
         runtime.call(len, peer.Unloadable())
-    assert "in fail_to_unpickle" in caught.value.remote_traceback  # type: ignore[attr-defined]  # a RemoteFunctionError
+    assert "RuntimeError: cannot be loaded" in caught.value.reason
+    assert "in fail_to_unpickle" in caught.value.remote_traceback
 
 
-def test_a_directory_that_goes_away_while_it_waits_for_its_turn(fake_host: FakeHost, runtime: Runtime) -> None:
-    begun, go = threading.Event(), threading.Event()
-    peer.events[:] = [begun, go]
+def test_fake_host_call_directory_removed_before_its_turn(fake_host: FakeHost, runtime: Runtime) -> None:
+    started, release = new_events()
     runtime.execute_task(RuntimeTask().run_function(peer.wait))
-    assert begun.wait(10)
+    assert started.wait(30)
     with Runtime("other", "~/gone") as other:
         task = other.execute_task(RuntimeTask().run_function(peer.answer))
-        assert wait_until(lambda: len(fake_host.calls) == 2, timeout=10)
-        assert wait_until(lambda: any(each.name == "function answer" for each in threading.enumerate()), timeout=10)
+        assert_eventually(lambda: len(fake_host.calls) == 2, "both have reached the host")
+        assert_eventually(lambda: is_thread_alive("function answer"), "the second one waits for its turn")
         fake_host.path("~/gone").rmdir()
-        go.set()
+        release.set()
 
-        with pytest.raises(Exception, match="cannot enter the working directory") as caught:
+        with pytest.raises(TaskExecutionError) as caught:
             task.join()
         assert isinstance(caught.value.__cause__, WorkingDirectoryError)

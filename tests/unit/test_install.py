@@ -1,3 +1,5 @@
+"""The move of a received file or tree into its place, and the removal of an incomplete one."""
+
 from __future__ import annotations
 
 import errno
@@ -12,10 +14,10 @@ import pytest
 from lazycluster._files.install import discard, move_into_place, temporary_path_beside
 
 Layout: TypeAlias = "dict[str, str | None]"
-"""Content by path; None is a directory, a text that begins with -> a link."""
+"""Content by path; None is a directory, and a text that starts with -> is a link."""
 
 
-def make(root: Path, layout: Mapping[str, str | None]) -> Path:
+def make_layout(root: Path, layout: Mapping[str, str | None]) -> Path:
     root.mkdir()
     for name, content in layout.items():
         path = root / name
@@ -30,7 +32,7 @@ def make(root: Path, layout: Mapping[str, str | None]) -> Path:
     return root
 
 
-def layout(root: Path) -> Layout:
+def read_layout(root: Path) -> Layout:
     found: Layout = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
@@ -44,30 +46,30 @@ def layout(root: Path) -> Layout:
     return found
 
 
-@pytest.mark.parametrize("there", [None, "old", "->elsewhere"])
-def test_a_file_takes_its_place(tmp_path: Path, there: str | None) -> None:
-    root = make(tmp_path / "root", {"temporary": "new"} | ({"target": there} if there else {}))
+@pytest.mark.parametrize("existing", [None, "old", "->elsewhere"])
+def test_move_file_into_place(tmp_path: Path, existing: str | None) -> None:
+    root = make_layout(tmp_path / "root", {"temporary": "new"} | ({"target": existing} if existing else {}))
     move_into_place(root / "temporary", root / "target")
-    expected = {"target": "new"} if there != "->elsewhere" else {"target": "->elsewhere", "elsewhere": "new"}
-    assert layout(root) == expected
+    expected = {"target": "new"} if existing != "->elsewhere" else {"target": "->elsewhere", "elsewhere": "new"}
+    assert read_layout(root) == expected
 
 
-def test_a_link_at_the_target_stays_and_what_it_stands_for_is_replaced(tmp_path: Path) -> None:
-    root = make(tmp_path / "root", {"temporary": "new", "real/file": "old", "target": "->real/file"})
+def test_move_file_over_link_replaces_its_target(tmp_path: Path) -> None:
+    root = make_layout(tmp_path / "root", {"temporary": "new", "real/file": "old", "target": "->real/file"})
     move_into_place(root / "temporary", root / "target")
-    assert layout(root) == {"target": "->real/file", "real/file": "new"}
+    assert read_layout(root) == {"target": "->real/file", "real/file": "new"}
 
 
-def test_a_tree_takes_its_place_with_all_it_has(tmp_path: Path) -> None:
-    root = make(tmp_path / "root", {"temporary/a": "1", "temporary/d/b": "2", "temporary/link": "->/x"})
+def test_move_tree_into_place_keeps_mode_and_links(tmp_path: Path) -> None:
+    root = make_layout(tmp_path / "root", {"temporary/a": "1", "temporary/d/b": "2", "temporary/link": "->/x"})
     (root / "temporary").chmod(0o555)
     move_into_place(root / "temporary", root / "target")
     assert stat.S_IMODE((root / "target").stat().st_mode) == 0o555
     (root / "target").chmod(0o755)
-    assert layout(root) == {"target/a": "1", "target/d/b": "2", "target/link": "->/x"}
+    assert read_layout(root) == {"target/a": "1", "target/d/b": "2", "target/link": "->/x"}
 
 
-def test_a_tree_is_merged_into_a_directory(tmp_path: Path) -> None:
+def test_move_tree_merges_into_directory(tmp_path: Path) -> None:
     new: Layout = {
         "a": "new a",
         "d/b": "new b",
@@ -90,14 +92,14 @@ def test_a_tree_is_merged_into_a_directory(tmp_path: Path) -> None:
         "over-link-to-directory": "->d",
         "opened/y": "y",
     }
-    temporary = make(tmp_path / "temporary", new)
-    target = make(tmp_path / "target", old)
+    temporary = make_layout(tmp_path / "temporary", new)
+    target = make_layout(tmp_path / "target", old)
     (temporary / "readonly").chmod(0o555)
     (temporary / "opened").chmod(0o555)
     target.chmod(0o750)
     os.utime(temporary / "readonly", (10**9, 10**9))
     move_into_place(temporary, target)
-    assert layout(target) == old | new
+    assert read_layout(target) == old | new
     assert not temporary.exists()
     assert stat.S_IMODE(target.stat().st_mode) == 0o750
     assert stat.S_IMODE((target / "readonly").stat().st_mode) == 0o555
@@ -106,14 +108,14 @@ def test_a_tree_is_merged_into_a_directory(tmp_path: Path) -> None:
     (target / "readonly").chmod(0o755)
 
 
-def test_a_tree_is_merged_into_the_directory_that_a_link_stands_for(tmp_path: Path) -> None:
-    root = make(tmp_path / "root", {"temporary/a": "1", "real/b": "2", "target": "->real"})
+def test_move_tree_merges_into_target_of_link(tmp_path: Path) -> None:
+    root = make_layout(tmp_path / "root", {"temporary/a": "1", "real/b": "2", "target": "->real"})
     move_into_place(root / "temporary", root / "target")
-    assert layout(root) == {"real/a": "1", "real/b": "2", "target": "->real"}
+    assert read_layout(root) == {"real/a": "1", "real/b": "2", "target": "->real"}
 
 
 @pytest.mark.parametrize(
-    ("new", "old", "error", "where"),
+    ("new", "old", "error", "named_path"),
     [
         ({"temporary": "file"}, {"target": None}, IsADirectoryError, "target"),
         ({"temporary": "->link"}, {"target": None}, IsADirectoryError, "target"),
@@ -129,59 +131,82 @@ def test_a_tree_is_merged_into_the_directory_that_a_link_stands_for(tmp_path: Pa
         ({"temporary/0": "1", "temporary/z/a": "->x"}, {"target/z/a": None}, IsADirectoryError, "target/z/a"),
         ({"temporary": "file"}, {"x": "file"}, NotADirectoryError, "x/target"),
     ],
+    ids=[
+        "file over directory",
+        "link over directory",
+        "tree over file",
+        "directory over file inside",
+        "directory over link inside",
+        "file over directory inside",
+        "link over directory inside",
+        "parent is a file",
+    ],
 )
-def test_what_does_not_fit_is_refused_before_anything_changes(
-    tmp_path: Path, new: Layout, old: Layout, error: type[OSError], where: str
+def test_move_conflicting_kinds_changes_nothing(
+    tmp_path: Path, new: Layout, old: Layout, error: type[OSError], named_path: str
 ) -> None:
-    root = make(tmp_path / "root", new | old)
-    before = layout(root)
+    root = make_layout(tmp_path / "root", new | old)
+    before = read_layout(root)
     with pytest.raises(error) as caught:
-        move_into_place(root / "temporary", root / where if where == "x/target" else root / "target")
-    assert caught.value.filename == str(root / where)
-    assert layout(root) == before
+        move_into_place(root / "temporary", root / named_path if named_path == "x/target" else root / "target")
+    assert caught.value.filename == str(root / named_path)
+    assert read_layout(root) == before
 
 
-def test_a_directory_that_may_not_be_written_is_refused_before_anything_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = make(tmp_path / "root", {"temporary/0": "1", "temporary/d/a": "1", "target/d/b": "2"})
-    before = layout(root)
-    # As it is for everybody but root, whom no mode stops.
+def test_move_into_unwritable_directory_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_layout(tmp_path / "root", {"temporary/0": "1", "temporary/d/a": "1", "target/d/b": "2"})
+    before = read_layout(root)
+    # Modes do not stop root, so the answer of access(2) is replaced.
     monkeypatch.setattr(os, "access", lambda path, mode: path != root / "target/d")
     with pytest.raises(PermissionError) as caught:
         move_into_place(root / "temporary", root / "target")
     assert caught.value.filename == str(root / "target/d")
-    assert layout(root) == before
+    assert read_layout(root) == before
 
 
-def test_a_failed_rename_leaves_modes_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = make(tmp_path / "root", {"temporary/d/a": "1", "target": None})
+def test_move_failed_rename_restores_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_layout(tmp_path / "root", {"temporary/d/a": "1", "target": None})
     (root / "temporary/d").chmod(0o555)
 
     def fail(self: Path, target: Path) -> Path:
         raise OSError(errno.EXDEV, "Invalid cross-device link", str(self), None, str(target))
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="cross-device"):
+    with pytest.raises(OSError) as caught:
         move_into_place(root / "temporary", root / "target")
+    assert caught.value.errno == errno.EXDEV
     assert stat.S_IMODE((root / "temporary/d").stat().st_mode) == 0o555
     (root / "temporary/f").write_text("x")
     discard(root / "temporary/d")
-    with pytest.raises(OSError, match="cross-device"):
+    with pytest.raises(OSError) as caught:
         move_into_place(root / "temporary", root / "target")
-    assert layout(root) == {"temporary/f": "x", "target": None}
+    assert caught.value.errno == errno.EXDEV
+    assert read_layout(root) == {"temporary/f": "x", "target": None}
 
 
-def test_a_loop_of_links_is_an_error(tmp_path: Path) -> None:
+def test_temporary_path_for_loop_of_links_is_error(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(OSError, match="loop"):
+    with pytest.raises(OSError) as caught:
         temporary_path_beside(tmp_path / "loop")
+    assert caught.value.errno == errno.ELOOP
 
 
 @pytest.mark.parametrize(
-    "name", ["file", "x" * 255, "ü" * 127, "☃" * 85, ".hidden", "-rf", "new\nline", "sp ace", "back\\slash"]
+    "name",
+    ["file", "x" * 255, "ü" * 127, "☃" * 85, ".hidden", "-rf", "new\nline", "sp ace", "back\\slash"],
+    ids=[
+        "plain",
+        "255 bytes",
+        "254 bytes",
+        "255 bytes of 85 characters",
+        "hidden",
+        "dash",
+        "new line",
+        "space",
+        "backslash",
+    ],
 )
-def test_a_temporary_name_is_new_hidden_and_valid(tmp_path: Path, name: str) -> None:
+def test_temporary_path_is_new_hidden_and_valid(tmp_path: Path, name: str) -> None:
     first, second = temporary_path_beside(tmp_path / name), temporary_path_beside(tmp_path / name)
     assert first != second
     assert first.parent == tmp_path.resolve()
@@ -191,8 +216,8 @@ def test_a_temporary_name_is_new_hidden_and_valid(tmp_path: Path, name: str) -> 
     first.touch()
 
 
-def test_a_temporary_name_is_on_the_file_system_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = make(tmp_path.resolve() / "root", {"directory": None, "far/file": "x", "link": "->far/file"})
+def test_temporary_path_is_beside_target_of_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_layout(tmp_path.resolve() / "root", {"directory": None, "far/file": "x", "link": "->far/file"})
     (root / "to-directory").symlink_to("directory")
     assert temporary_path_beside(root / "directory").parent == root / "directory"
     assert temporary_path_beside(root / "to-directory").parent == root / "directory"
@@ -203,23 +228,24 @@ def test_a_temporary_name_is_on_the_file_system_of_the_target(tmp_path: Path, mo
     assert temporary_path_beside(Path("..")).parent == root.parent
 
 
-def test_a_merge_from_within_the_target(tmp_path: Path) -> None:
-    target = make(tmp_path / "target", {"a": "old", "b": "old"})
+def test_move_tree_merges_from_within_target(tmp_path: Path) -> None:
+    target = make_layout(tmp_path / "target", {"a": "old", "b": "old"})
     temporary = temporary_path_beside(target)
-    make(temporary, {"a": "new", "c/d": "new"})
+    make_layout(temporary, {"a": "new", "c/d": "new"})
     move_into_place(temporary, target)
-    assert layout(target) == {"a": "new", "b": "old", "c/d": "new"}
+    assert read_layout(target) == {"a": "new", "b": "old", "c/d": "new"}
 
 
 @pytest.mark.parametrize(
     "received",
     [{}, {"temporary": "file"}, {"temporary": "->kept"}, {"temporary": "->keep"}, {"temporary/a/b/c": "1"}],
+    ids=["nothing", "file", "link to file", "link to directory", "tree"],
 )
-def test_what_was_received_in_part_is_discarded(tmp_path: Path, received: Layout) -> None:
-    root = make(tmp_path / "root", received | {"kept": "kept", "keep/x": "x"})
+def test_discard_removes_incomplete_file_or_tree(tmp_path: Path, received: Layout) -> None:
+    root = make_layout(tmp_path / "root", received | {"kept": "kept", "keep/x": "x"})
     if (root / "temporary/a").exists():
         (root / "temporary/out").symlink_to("../keep")
         (root / "temporary/a/b").chmod(0)
         (root / "temporary/a").chmod(0o500)
     discard(root / "temporary")
-    assert layout(root) == {"kept": "kept", "keep/x": "x"}
+    assert read_layout(root) == {"kept": "kept", "keep/x": "x"}

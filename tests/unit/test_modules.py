@@ -1,4 +1,4 @@
-"""Which modules travel, and what code imports and names."""
+"""The modules that are sent with a function, and the imports and names in its code."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def module(name: str, **facts: object) -> ModuleType:
-    made = ModuleType(name)
-    vars(made).update(facts)
-    return made
+def make_module(name: str, **facts: object) -> ModuleType:
+    module = ModuleType(name)
+    vars(module).update(facts)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -44,27 +44,51 @@ def module(name: str, **facts: object) -> ModuleType:
         (modules, False),
         (sys.modules["__main__"], True),
         (sys.modules[__name__], True),
-        (module("__mp_main__", __file__="/project/script.py"), False),
-        (module("own", __file__="/project/own.py"), True),
-        (module("own", __file__="/project/own.pyc"), True),
-        (module("own", __file__="/project/own.so"), False),
-        (module("own", __file__="/project/.venv/lib/python3.11/site-packages/own.py"), False),
-        (module("own", __file__="/usr/lib/python3/dist-packages/own.py"), False),
-        (module("own", __file__=sysconfig.get_path("stdlib") + "/own.py"), False),
-        (module("dynamic"), False),
-        (module("space", __path__=["/project/space"]), True),
-        (module("space", __path__=["/project/space", sysconfig.get_path("purelib") + "/space"]), False),
-        (module("space", __path__=[]), False),
-        (module("space", __path__=None), False),
-        (module("odd", __name__=None), False),
+        (make_module("__mp_main__", __file__="/project/script.py"), False),
+        (make_module("own", __file__="/project/own.py"), True),
+        (make_module("own", __file__="/project/own.pyc"), True),
+        (make_module("own", __file__="/project/own.so"), False),
+        (make_module("own", __file__="/project/.venv/lib/python3.11/site-packages/own.py"), False),
+        (make_module("own", __file__="/usr/lib/python3/dist-packages/own.py"), False),
+        (make_module("own", __file__=sysconfig.get_path("stdlib") + "/own.py"), False),
+        (make_module("dynamic"), False),
+        (make_module("space", __path__=["/project/space"]), True),
+        (make_module("space", __path__=["/project/space", sysconfig.get_path("purelib") + "/space"]), False),
+        (make_module("space", __path__=[]), False),
+        (make_module("space", __path__=None), False),
+        (make_module("odd", __name__=None), False),
+    ],
+    ids=[
+        "json",
+        "re",
+        "sys",
+        "attrs",
+        "pytest",
+        "lazycluster",
+        "lazycluster module",
+        "__main__",
+        "this module",
+        "__mp_main__",
+        "own py",
+        "own pyc",
+        "own extension",
+        "site-packages",
+        "dist-packages",
+        "standard library directory",
+        "no file",
+        "namespace package",
+        "namespace package partly installed",
+        "empty path",
+        "path None",
+        "no name",
     ],
 )
-def test_travels(candidate: ModuleType, expected: bool) -> None:
+def test_is_user_module(candidate: ModuleType, expected: bool) -> None:
     assert modules.is_user_module(candidate) is expected
 
 
-def test_lazy_module_is_not_woken(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("raise SystemError('woken')")
+def test_is_user_module_does_not_load_lazy_module(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("raise SystemError('loaded')")
     spec = importlib.util.spec_from_file_location("slow", tmp_path / "slow.py")
     assert spec is not None
     assert spec.loader is not None
@@ -88,17 +112,29 @@ def test_lazy_module_is_not_woken(tmp_path: Path) -> None:
         ("def f():\n    class C:\n        import a", [("a", ())]),
         ("\n".join(f"n{n} = {n}.5" for n in range(300)) + "\nfrom a import b", [("a", ("b",))]),
     ],
+    ids=[
+        "none",
+        "import",
+        "import as",
+        "from",
+        "from star",
+        "relative",
+        "relative to parent",
+        "relative beyond top",
+        "nested",
+        "many constants",
+    ],
 )
-def test_imports(source: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
+def test_find_imports_of_code(source: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
     code = compile(source, "f", "exec")
     assert list(modules.find_imports(code, "pkg.sub")) == expected
 
 
-def test_relative_import_outside_of_a_package() -> None:
+def test_find_imports_relative_without_package() -> None:
     assert list(modules.find_imports(compile("from . import b", "f", "exec"), "")) == []
 
 
-def test_names() -> None:
+def test_referenced_names_of_nested_code() -> None:
     code = compile("def f(x):\n    def g(): return x.one\n    return two(g)", "f", "exec")
     assert modules.referenced_names(code) >= {"one", "two"}
     assert isinstance(code, CodeType)
@@ -135,8 +171,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 USER = """
 import json, pkg_one.deep, helper_one as h
 def use(): return h.used() + h.Used.x + json.loads("1") + pkg_one.deep.leaf
-def late(): import late_one
-def look(name): return getattr(h, name)
+def import_late(): import late_one
+def get_by_name(name): return getattr(h, name)
 def nothing(): pass
 """
 HELPER = """
@@ -150,43 +186,43 @@ def __getattr__(name): raise AttributeError(name)
 """
 
 
-def needed(function: Callable[..., object]) -> tuple[dict[str, bool], dict[tuple[str, str], str], bytes]:
-    """Return which modules go with a function (True: with source), what of them is left out, and the pickles."""
+def sent_modules(function: Callable[..., object]) -> tuple[dict[str, bool], dict[tuple[str, str], str], bytes]:
+    """Return the modules that are sent with a function (True: as source), their omitted attributes, and the pickles."""
     data = serialize.full_request(serialize.serialize_call(function))
     _, modules, texts, pickles = call_program.CALL_REQUEST_HEADER.unpack_from(data)
     modules_at = len(data) - modules - texts - pickles
     packed = data[modules_at : modules_at + modules]
-    sent, left_out = pickle.loads(zlib.decompress(packed)) if packed else ({}, {})
-    return {name: source is not None for name, (_, _, source) in sent.items()}, left_out, data[-pickles:]
+    sent, omitted = pickle.loads(zlib.decompress(packed)) if packed else ({}, {})
+    return {name: source is not None for name, (_, _, source) in sent.items()}, omitted, data[-pickles:]
 
 
 @pytest.mark.usefixtures("project")
-def test_modules_that_go_with_a_function() -> None:
+def test_serialize_call_sends_modules_of_function() -> None:
     user = importlib.import_module("user_one")
-    assert needed(user.nothing)[0] == {"user_one": False}
+    assert sent_modules(user.nothing)[0] == {"user_one": False}
     shells = {"user_one": False, "helper_one": False}
-    sent, left_out, pickles = needed(user.use)
+    sent, omitted, pickles = sent_modules(user.use)
     assert sent == {**shells, "pkg_one": False, "pkg_one.deep": False}
-    assert left_out == {}
+    assert omitted == {}
     assert b"Used" in pickles
     assert b"unused" not in pickles
-    sent, left_out, _ = needed(user.look)
+    sent, omitted, _ = sent_modules(user.get_by_name)
     assert sent == shells
-    assert list(left_out) == [("helper_one", "lock"), ("helper_one", "unused")]
-    assert "cannot pickle" in left_out["helper_one", "lock"]
+    assert list(omitted) == [("helper_one", "lock"), ("helper_one", "unused")]
+    assert "cannot pickle" in omitted["helper_one", "lock"]
 
 
 @pytest.mark.usefixtures("project")
-def test_modules_that_are_imported_later() -> None:
+def test_serialize_call_sends_modules_imported_inside() -> None:
     user = importlib.import_module("user_one")
-    sent, left_out, pickles = needed(user.late)
+    sent, omitted, pickles = sent_modules(user.import_late)
     sources = {"late_one": True, "pkg_one.deep.leaf": True, "broken_one": True}
     assert sent == {"user_one": False, "helper_one": False, "pkg_one": False, "pkg_one.deep": False, **sources}
-    assert ("helper_one", "lock") in left_out
+    assert ("helper_one", "lock") in omitted
     assert b"json" in pickles
 
 
-def test_find_source(project: Path) -> None:
+def test_find_source_of_modules_and_packages(project: Path) -> None:
     assert modules.find_source("plain_one") == modules.ModuleSource(str(project / "plain_one.py"), False, "x = 'é'")
     found = modules.find_source("pkg_one.deep.leaf")
     assert found is not None
@@ -204,14 +240,14 @@ def test_find_source(project: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["installed_one", "compiled_one", "no_such", "no_such.at_all", "plain_one.below", "json.tool", "lazycluster.x"],
+    ["installed_one", "compiled_one", "no_such", "no_such.at_all", "plain_one.inside", "json.tool", "lazycluster.x"],
 )
 @pytest.mark.usefixtures("project")
-def test_find_source_finds_nothing(name: str) -> None:
+def test_find_source_of_other_modules_is_none(name: str) -> None:
     assert modules.find_source(name) is None
 
 
-def test_find_source_with_a_loader_that_has_no_source(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_source_without_loader_reads_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Finder:
         @staticmethod
         def find_spec(name: str, path: object) -> object:
@@ -226,15 +262,15 @@ def test_find_source_with_a_loader_that_has_no_source(project: Path, monkeypatch
     assert found.text == "x = 'é'"
 
 
-def test_survey_ignores_a_module_that_was_replaced() -> None:
-    assert not modules.CallDependencies().is_by_value(module(__name__, __file__=__file__))
+def test_call_dependencies_ignore_replaced_module() -> None:
+    assert not modules.CallDependencies().is_by_value(make_module(__name__, __file__=__file__))
 
 
-def test_survey_keeps_long_files_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_dependencies_omit_text_of_long_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "long.py"
     file.write_text("def f(): pass\n" + "#" * 300_000)
     namespace: dict[str, object] = {}
     exec(compile(file.read_text(), str(file), "exec"), namespace)
-    survey = modules.CallDependencies()
-    survey.add_function(namespace["f"])  # type: ignore[arg-type]
-    assert survey.traceback_texts == {str(file): ""}
+    dependencies = modules.CallDependencies()
+    dependencies.add_function(namespace["f"])  # type: ignore[arg-type]
+    assert dependencies.traceback_texts == {str(file): ""}

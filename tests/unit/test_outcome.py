@@ -1,4 +1,4 @@
-"""The answer of a host, whole and broken."""
+"""The outcome of a function as its host sends it, whole and broken."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def sealed(kind: bytes, record: bytes) -> bytes:
+def pack_record(kind: bytes, record: bytes) -> bytes:
     return record + call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, kind, len(record))
 
 
-def failure(reason: str, text: str, pickled: bytes = b"") -> bytes:
-    return sealed(call_outcome.ERROR_RECORD, call_outcome._encode_error_texts(reason, text) + pickled)
+def pack_error(reason: str, text: str, pickled: bytes = b"") -> bytes:
+    return pack_record(call_outcome.ERROR_RECORD, call_outcome.encode_error_texts(reason, text) + pickled)
 
 
-ENDED = sealed(call_outcome.END_RECORD, b"ended with exit status 0")
+ENDED = pack_record(call_outcome.END_RECORD, b"ended with exit status 0")
 SIMPLE = st.recursive(
     st.none() | st.integers() | st.text() | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -36,8 +36,8 @@ SIMPLE = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def answer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("answer") / "answer"
+def outcome_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outcome") / "outcome"
 
 
 def read(path: Path, data: bytes) -> Value[object] | Error:
@@ -51,105 +51,118 @@ def read_file(path: Path) -> Value[object] | Error:
 
 
 def reason_of(path: Path, data: bytes) -> str:
-    got = read(path, data)
-    assert isinstance(got, Error)
-    assert isinstance(got.error, RemoteFunctionError)
-    assert (got.error.host, got.error.function) == ("h", "f")
-    return got.error.reason
+    result = read(path, data)
+    assert isinstance(result, Error)
+    assert isinstance(result.error, RemoteFunctionError)
+    assert (result.error.host, result.error.function) == ("h", "f")
+    return result.error.reason
 
 
 @given(value=SIMPLE)
-def test_value(answer: Path, value: object) -> None:
-    assert read(answer, sealed(call_outcome.VALUE_RECORD, pickle.dumps(value)) + ENDED) == Value(value)
+def test_read_outcome_value(outcome_path: Path, value: object) -> None:
+    assert read(outcome_path, pack_record(call_outcome.VALUE_RECORD, pickle.dumps(value)) + ENDED) == Value(value)
 
 
 @given(value=SIMPLE, data=st.data())
-def test_every_truncation_is_noticed(answer: Path, value: object, data: st.DataObject) -> None:
-    whole = sealed(call_outcome.VALUE_RECORD, pickle.dumps(value)) + ENDED
-    cut = data.draw(st.integers(0, len(whole) - 1))
-    assert f"incomplete ({cut} bytes came)" in reason_of(answer, whole[:cut])
+def test_read_outcome_truncated_is_incomplete(outcome_path: Path, value: object, data: st.DataObject) -> None:
+    complete = pack_record(call_outcome.VALUE_RECORD, pickle.dumps(value)) + ENDED
+    cut = data.draw(st.integers(0, len(complete) - 1))
+    assert f"incomplete ({cut} bytes came)" in reason_of(outcome_path, complete[:cut])
 
 
 @given(garbage=st.binary(max_size=200))
-def test_garbage_is_no_answer(answer: Path, garbage: bytes) -> None:
-    assert "incomplete" in reason_of(answer, garbage)
-    assert reason_of(answer, garbage + ENDED) == "its process ended with exit status 0"
+def test_read_outcome_garbage_is_incomplete(outcome_path: Path, garbage: bytes) -> None:
+    assert "incomplete" in reason_of(outcome_path, garbage)
+    assert reason_of(outcome_path, garbage + ENDED) == "its process ended with exit status 0"
 
 
 @given(partial=st.binary(max_size=200), reason=st.text(), text=st.text())
-def test_failure_after_part_of_a_result(answer: Path, partial: bytes, reason: str, text: str) -> None:
-    got = read(answer, partial + failure(reason, text) + ENDED)
-    assert isinstance(got, Error)
-    assert isinstance(got.error, RemoteFunctionError)
+def test_read_outcome_error_after_part_of_value(outcome_path: Path, partial: bytes, reason: str, text: str) -> None:
+    result = read(outcome_path, partial + pack_error(reason, text) + ENDED)
+    assert isinstance(result, Error)
+    assert isinstance(result.error, RemoteFunctionError)
     expected = [part.encode("utf-8", "backslashreplace").decode() for part in (reason, text)]
-    assert [got.error.reason, got.error.remote_traceback] == expected
+    assert [result.error.reason, result.error.remote_traceback] == expected
 
 
-def test_process_that_died_in_the_middle(answer: Path) -> None:
-    data = pickle.dumps(list(range(1000)))[:-100] + sealed(call_outcome.END_RECORD, b"was killed by signal 9 (SIGKILL)")
-    assert reason_of(answer, data) == "its process was killed by signal 9 (SIGKILL)"
+def test_read_outcome_of_killed_process_names_signal(outcome_path: Path) -> None:
+    data = pickle.dumps(list(range(1000)))[:-100] + pack_record(
+        call_outcome.END_RECORD, b"was killed by signal 9 (SIGKILL)"
+    )
+    assert reason_of(outcome_path, data) == "its process was killed by signal 9 (SIGKILL)"
 
 
-def test_value_that_does_not_start_at_the_beginning(answer: Path) -> None:
-    assert "its process" in reason_of(answer, b"x" + sealed(call_outcome.VALUE_RECORD, pickle.dumps(1)) + ENDED)
+def test_read_outcome_value_must_start_the_file(outcome_path: Path) -> None:
+    assert "its process" in reason_of(
+        outcome_path, b"x" + pack_record(call_outcome.VALUE_RECORD, pickle.dumps(1)) + ENDED
+    )
 
 
-@pytest.mark.parametrize("pickled", [b"\x80", b"cno_such_module\nname\n.", b"cbuiltins\nno_such_name\n.", b"."])
-def test_what_cannot_be_unpickled_here(answer: Path, pickled: bytes) -> None:
-    assert reason_of(answer, sealed(call_outcome.VALUE_RECORD, pickled) + ENDED).startswith(
+@pytest.mark.parametrize(
+    "pickled",
+    [b"\x80", b"cno_such_module\nname\n.", b"cbuiltins\nno_such_name\n.", b"."],
+    ids=["truncated", "missing module", "missing name", "empty stack"],
+)
+def test_read_outcome_that_cannot_be_unpickled(outcome_path: Path, pickled: bytes) -> None:
+    assert reason_of(outcome_path, pack_record(call_outcome.VALUE_RECORD, pickled) + ENDED).startswith(
         "its result cannot be unpickled here: "
     )
-    assert reason_of(answer, failure("ThereError: x", "there", pickled) + ENDED) == "ThereError: x"
-    got = read_file(answer)
-    assert isinstance(got, Error)
-    assert got.error.__cause__ is not None
+    assert reason_of(outcome_path, pack_error("HostError: x", "traceback", pickled) + ENDED) == "HostError: x"
+    result = read_file(outcome_path)
+    assert isinstance(result, Error)
+    assert result.error.__cause__ is not None
 
 
-@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
-def test_what_would_end_the_manager(answer: Path, raised: BaseException) -> None:
+@pytest.mark.parametrize(
+    "raised",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit()],
+    ids=["SystemExit", "KeyboardInterrupt", "GeneratorExit"],
+)
+def test_read_outcome_never_raises_system_exit(outcome_path: Path, raised: BaseException) -> None:
     pickled = pickle.dumps((type(raised), raised.args, {}))
-    assert reason_of(answer, failure("reason", "there", pickled) + ENDED) == "reason"
+    assert reason_of(outcome_path, pack_error("reason", "traceback", pickled) + ENDED) == "reason"
 
 
-def test_own_exception(answer: Path) -> None:
-    got = read(answer, failure("r", "there", pickle.dumps((OSError, (2, "no"), {"more": 1}))) + ENDED)
-    assert isinstance(got, Error)
-    with pytest.raises(FileNotFoundError, match="no") as caught:
-        got.unwrap()
-    assert outcome.remote_traceback(caught.value) == "there"
+def test_read_outcome_exception_has_its_traceback(outcome_path: Path) -> None:
+    result = read(outcome_path, pack_error("r", "traceback", pickle.dumps((OSError, (2, "no"), {"more": 1}))) + ENDED)
+    assert isinstance(result, Error)
+    with pytest.raises(FileNotFoundError) as caught:
+        result.unwrap()
+    assert outcome.remote_traceback(caught.value) == "traceback"
     assert outcome.remote_traceback(ValueError()) == ""
 
 
-def test_large_result_is_read_from_the_file(answer: Path) -> None:
+def test_read_outcome_large_value_is_not_copied(outcome_path: Path) -> None:
     size = 50 << 20
-    with answer.open("wb") as file:
+    with outcome_path.open("wb") as file:
         pickle.dump([os.urandom(1 << 20) for _ in range(50)], file, protocol=pickle.HIGHEST_PROTOCOL)
         file.write(
             call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, call_outcome.VALUE_RECORD, file.tell()) + ENDED
         )
     tracemalloc.start()
     try:
-        got = read_file(answer).unwrap()
+        result = read_file(outcome_path).unwrap()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    answer.unlink()
-    assert isinstance(got, list)
-    assert sum(map(len, got)) == size
+    outcome_path.unlink()
+    assert isinstance(result, list)
+    assert sum(map(len, result)) == size
     assert peak < size * 1.1
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (sealed(call_outcome.VALUE_RECORD, b"not even a pickle") + ENDED, None),
-        (failure("r", "there", pickle.dumps((ValueError, ("bad",), {}))) + ENDED, ValueError),
-        (failure("r", "there") + ENDED, RemoteFunctionError),
+        (pack_record(call_outcome.VALUE_RECORD, b"not even a pickle") + ENDED, None),
+        (pack_error("r", "traceback", pickle.dumps((ValueError, ("bad",), {}))) + ENDED, ValueError),
+        (pack_error("r", "traceback") + ENDED, RemoteFunctionError),
         (b"cut", RemoteFunctionError),
     ],
+    ids=["value", "exception", "error texts", "truncated"],
 )
-def test_error_alone(answer: Path, data: bytes, expected: type[Exception] | None) -> None:
-    answer.write_bytes(data)
-    with answer.open("rb") as file:
+def test_read_error_does_not_unpickle_value(outcome_path: Path, data: bytes, expected: type[Exception] | None) -> None:
+    outcome_path.write_bytes(data)
+    with outcome_path.open("rb") as file:
         error = outcome.read_error(file, "h", "f")
     assert error is None if expected is None else type(error) is expected

@@ -1,4 +1,4 @@
-"""What may be sent, and what arrives: functions, their modules, their arguments."""
+"""Functions, their modules and their arguments as they are sent, and as they arrive."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
-_LOCK = threading.Lock()  # stands in the module, and must not disturb
+_LOCK = threading.Lock()  # cannot be sent, which matters only to the functions that use it
 
 
 class Adder:
-    """A class with everything that one may call."""
+    """A class with every kind of callable."""
 
-    made = 0
+    created = 0
 
     def __init__(self, first: int) -> None:
         self.first = first
@@ -45,7 +45,7 @@ class Adder:
 
     @classmethod
     def make(cls, first: int) -> Adder:
-        cls.made += 1
+        cls.created += 1
         return cls(first)
 
     @staticmethod
@@ -91,35 +91,37 @@ def product(first: int, *rest: int, scale: int = 1) -> int:
         pytest.param(dict, ([(1, 2)],), {1: 2}, id="builtin class"),
     ],
 )
-def test_calls(function: Callable[..., object], args: tuple[object, ...], expected: object) -> None:
+def test_serialize_call_every_kind_of_callable(
+    function: Callable[..., object], args: tuple[object, ...], expected: object
+) -> None:
     assert LocalHost().value(function, *args) == expected
 
 
-def test_function_without_a_module() -> None:
+def test_serialize_call_function_without_module() -> None:
     namespace: dict[str, object] = {"offset": 2}
     exec("def f(x): return x + offset", namespace)
     assert LocalHost().value(namespace["f"], 3) == 5  # type: ignore[arg-type]
 
 
-def test_keyword_arguments() -> None:
+def test_serialize_call_keyword_arguments() -> None:
     assert LocalHost().value(product, 1, 2, scale=3) == 6
 
 
-def test_class_and_its_instances_come_back_as_the_class_that_went() -> None:
-    made = LocalHost().value(Adder, 3)
-    assert type(made) is Adder
-    assert made.first == 3
+def test_serialize_call_result_is_of_the_same_class() -> None:
+    result = LocalHost().value(Adder, 3)
+    assert type(result) is Adder
+    assert result.first == 3
 
 
-def test_what_comes_back_does_not_change_the_class_here() -> None:
+def test_serialize_call_result_does_not_change_its_class() -> None:
     add = Adder.add
-    made = LocalHost().value(Adder.make, 3)
-    assert type(made) is Adder
-    assert Adder.made == 0
+    result = LocalHost().value(Adder.make, 3)
+    assert type(result) is Adder
+    assert Adder.created == 0
     assert Adder.add is add
 
 
-def test_local_class_comes_back() -> None:
+def test_serialize_call_local_class() -> None:
     class Local:
         seen: list[int] = []  # noqa: RUF012
 
@@ -131,16 +133,16 @@ def test_local_class_comes_back() -> None:
     assert Local.seen == []
 
 
-def test_class_of_the_host_comes_back() -> None:
+def test_serialize_call_class_made_on_host() -> None:
     def make() -> object:
-        class There:
+        class OfHost:
             def name(self) -> str:
-                return "there"
+                return "of the host"
 
-        return There()
+        return OfHost()
 
-    made = LocalHost().value(make)
-    assert made.name() == "there"  # type: ignore[attr-defined]
+    result = LocalHost().value(make)
+    assert result.name() == "of the host"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -151,12 +153,16 @@ def test_class_of_the_host_comes_back() -> None:
         (len, ([threading.Lock()],), "lock"),
         (len, ((number for number in [1]),), "generator"),
     ],
+    ids=["method of a lock", "global lock", "lock argument", "generator argument"],
 )
-def test_what_cannot_be_sent(function: Callable[..., object], args: tuple[object, ...], reason: str) -> None:
-    with pytest.raises(FunctionNotSerializableError, match=reason) as caught:
+def test_serialize_call_unsendable_is_refused(
+    function: Callable[..., object], args: tuple[object, ...], reason: str
+) -> None:
+    with pytest.raises(FunctionNotSerializableError) as caught:
         serialize.serialize_call(function, *args)
     assert isinstance(caught.value.__cause__, TypeError)
-    assert function_name(function) in str(caught.value)
+    assert caught.value.function == function_name(function)
+    assert reason in caught.value.reason
 
 
 @pytest.mark.parametrize(
@@ -168,12 +174,13 @@ def test_what_cannot_be_sent(function: Callable[..., object], args: tuple[object
         (Adder(1).add, "Adder.add"),
         (lambda: None, "<lambda>"),
     ],
+    ids=["builtin", "partial", "callable instance", "method", "lambda"],
 )
-def test_function_name(function: Callable[..., object], name: str) -> None:
+def test_function_name_of_callables(function: Callable[..., object], name: str) -> None:
     assert function_name(function) == name
 
 
-def test_payload_hides_its_bytes() -> None:
+def test_payload_repr_hides_its_bytes() -> None:
     assert len(repr(serialize.serialize_call(len, "x" * 100000))) < 100
 
 
@@ -182,8 +189,8 @@ def registry() -> set[str]:
     return cloudpickle.list_registry_pickle_by_value()
 
 
-@pytest.mark.parametrize("argument", ["fine", threading.Lock()])
-def test_registry_is_left_as_it_was_found(registry: set[str], argument: object) -> None:
+@pytest.mark.parametrize("argument", ["fine", threading.Lock()], ids=["sendable", "unsendable"])
+def test_serialize_call_restores_cloudpickle_registry(registry: set[str], argument: object) -> None:
     this = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(this)
     cloudpickle.register_pickle_by_value(json)
@@ -200,23 +207,25 @@ def test_registry_is_left_as_it_was_found(registry: set[str], argument: object) 
     assert cloudpickle.list_registry_pickle_by_value() == registry
 
 
-def test_registry_with_one_module_under_two_names(registry: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serialize_call_registry_with_module_of_two_names(registry: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "another_name_of_it", sys.modules[__name__])
     serialize.serialize_call(factorial, 1)
     assert cloudpickle.list_registry_pickle_by_value() == registry
 
 
-def test_dumps_in_threads() -> None:
-    made: list[Payload] = []
-    threads = [threading.Thread(target=lambda: made.append(serialize.serialize_call(factorial, 3))) for _ in range(8)]
+def test_serialize_call_in_threads() -> None:
+    payloads: list[Payload] = []
+    threads = [
+        threading.Thread(target=lambda: payloads.append(serialize.serialize_call(factorial, 3))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 8
+    assert len(payloads) == 8
 
 
-def test_class_of_an_extension_in_a_package_by_value_goes_by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serialize_call_extension_class_by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = ModuleType("own_package.compiled")
     compiled.__file__ = "/project/own_package/compiled.so"
     compiled.Thing = type("Thing", (), {"__module__": compiled.__name__})  # type: ignore[attr-defined]
@@ -289,7 +298,7 @@ CASES = {
         """,
         "True True True",
     ),
-    "plain pickle finds what __main__ defines": (
+    "plain pickle finds functions of __main__": (
         {},
         """
         import multiprocessing
@@ -310,7 +319,7 @@ CASES = {
         "import helper\nshow(lambda name: getattr(helper, name)(), 'g')",
         "42",
     ),
-    "state as it is now": ({}, "import helper\nhelper.STATE = 5\nshow(helper.state)", "5"),
+    "current state of a module": ({}, "import helper\nhelper.STATE = 5\nshow(helper.state)", "5"),
     "one state for functions and module": (
         {},
         """
@@ -334,7 +343,7 @@ CASES = {
         """,
         "True 8",
     ),
-    "only what is named is sent": (
+    "only referenced attributes are sent": (
         {},
         """
         import helper
@@ -343,22 +352,22 @@ CASES = {
         """,
         "True",
     ),
-    "what cannot be sent is missed only by its users": (
+    "unsendable attribute is missing only for its users": (
         {},
         "import helper\nshow(lambda: helper.LOCK)",
         "AttributeError module 'helper' was sent without 'LOCK': TypeError: cannot pickle '_thread.lock' object",
     ),
-    "an attribute that does not exist": (
+    "attribute that does not exist": (
         {},
         "import helper\nshow(lambda: helper.nothing)",
         NOTHING,
     ),
-    "a module that the host lacks is missed only by its users": (
+    "module that the host lacks is missing only for its users": (
         {"no_such_module_there.py": ""},
         """
         import helper
         import no_such_module_there
-        no_such_module_there.__file__ = helper.collections.__file__  # installed here
+        no_such_module_there.__file__ = helper.collections.__file__  # as if it were installed on this machine
         def f(ask): return helper.absent if ask else helper.g()
         show(f, False)
         show(f, True)
@@ -381,7 +390,7 @@ CASES = {
         "import helper\ndef f():\n    from helper import g, joined\n    return g(), list(joined('a'))\nshow(f)",
         "(42, ['a'])",
     ),
-    "import within the function, not loaded here": (
+    "import within the function, not loaded yet": (
         {
             "late.py": "import json, other\ndef h(): return other.k() + json.loads('1')",
             "other.py": "def k(): return 3",
@@ -389,7 +398,7 @@ CASES = {
         "import sys\ndef f():\n    import late\n    return late.h()\nshow(f)\nprint('late' in sys.modules)",
         "4\nFalse",
     ),
-    "package, not loaded here": (
+    "package, not loaded yet": (
         {
             "pkg/__init__.py": "from .first import one",
             "pkg/first.py": "from . import second\ndef one(): return second.TWO - 1",
@@ -400,7 +409,7 @@ CASES = {
         "import helper\ndef f():\n  import pkg, pkg.deep.third as t\n  return pkg.one(), t.three()\nshow(f)",
         "(1, 3)",
     ),
-    "package, loaded here": (
+    "package, loaded already": (
         {
             "pkg/__init__.py": "",
             "pkg/first.py": "from . import second\ndef one():\n  from .second import TWO\n  return TWO - second.ONE",
@@ -414,7 +423,7 @@ CASES = {
         "import space.part\ndef f():\n    import space.other\n    return space.part.one(), space.other.two()\nshow(f)",
         "(1, 2)",
     ),
-    "namespace package, not loaded here": (
+    "namespace package, not loaded yet": (
         {"space/part.py": "def one(): return 1"},
         "def f():\n    from space import part\n    return part.one()\nshow(f)",
         "1",
@@ -437,10 +446,10 @@ CASES = {
         "def f():\n    import broken\nshow(f)",
         "SyntaxError invalid syntax (broken.py, line 1)",
     ),
-    "import of what nobody has": (
+    "import of a missing module": (
         {},
-        "def f():\n    import nobody_has_this\nshow(f)",
-        "ModuleNotFoundError No module named 'nobody_has_this'",
+        "def f():\n    import no_such_module_at_all\nshow(f)",
+        "ModuleNotFoundError No module named 'no_such_module_at_all'",
     ),
     "user's registration": (
         {},
@@ -479,18 +488,18 @@ def show(function, *args):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_script(case: str, tmp_path: Path) -> None:
+def test_serialize_call_in_a_script(case: str, tmp_path: Path) -> None:
     files, script, expected = CASES[case]
-    here = tmp_path / "here"  # not the directory in which the "host" works
+    script_dir = tmp_path / "script"  # not the directory in which the "host" works
     for name, text in {"no_such_module_there.py": "", "helper.py": HELPER, **files}.items():
-        (here / name).parent.mkdir(parents=True, exist_ok=True)
-        (here / name).write_text(text)
-    (here / "script.py").write_text(SCRIPT + textwrap.dedent(script))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+        (script_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (script_dir / name).write_text(text)
+    (script_dir / "script.py").write_text(SCRIPT + textwrap.dedent(script))
+    other_dir = tmp_path / "other"
+    other_dir.mkdir()
     done = subprocess.run(
-        [sys.executable, "-B", here / "script.py"],
-        cwd=elsewhere,
+        [sys.executable, "-B", script_dir / "script.py"],
+        cwd=other_dir,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -499,4 +508,4 @@ def test_script(case: str, tmp_path: Path) -> None:
     )
     assert done.stderr == ""
     assert done.stdout.strip() == expected
-    assert list(elsewhere.iterdir()) == []
+    assert list(other_dir.iterdir()) == []

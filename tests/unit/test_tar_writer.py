@@ -1,5 +1,8 @@
+"""The tar stream of a directory: its form, changes of the source while it is read, and the round trip."""
+
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -10,7 +13,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,17 +33,17 @@ TARS = {"gnu": ("tar",), "bsd": ("bsdtar",), "busybox": ("busybox", "tar")}
 def tar(request: pytest.FixtureRequest) -> tuple[str, ...]:
     command = TARS[request.param]
     if shutil.which(command[0]) is None and request.param != "gnu":
-        pytest.skip(f"no {command[0]} here")
+        pytest.skip(f"there is no {command[0]} on this machine")
     return command
 
 
 def exact_link(path: Path) -> str:
-    """Return the target of a link to the letter, which `Path.readlink` tidies up."""
+    """Return the exact target of a link, which `Path.readlink` normalizes."""
     return os.readlink(path)  # noqa: PTH115
 
 
 def snapshot(root: Path) -> Snapshot:
-    """Return kind, mode, modification time in seconds and content of all below a directory and of itself."""
+    """Return kind, mode, modification time in seconds and content of a directory and of everything in it."""
     found: Snapshot = {}
     entry: tuple[str, int, int, bytes | str]
     for path in [root, *root.rglob("*")]:
@@ -56,13 +58,13 @@ def snapshot(root: Path) -> Snapshot:
     return found
 
 
-def packed(source: Path) -> bytes:
+def pack(source: Path) -> bytes:
     out = io.BytesIO()
     write_tar(source, out)
     return out.getvalue()
 
 
-def names(stream: bytes) -> list[str]:
+def member_names(stream: bytes) -> list[str]:
     with tarfile.open(fileobj=io.BytesIO(stream), errors="surrogateescape") as archive:
         return archive.getnames()
 
@@ -91,8 +93,8 @@ HARD_NAMES = [
 ]
 
 
-def hard_tree(root: Path) -> Path:
-    """Make a tree with all that is awkward."""
+def make_hard_tree(root: Path) -> Path:
+    """Make a tree with awkward names, modes, times and links."""
     root.mkdir()
     for number, name in enumerate(HARD_NAMES):
         directory = root / ("d" + name)[:255]
@@ -108,7 +110,7 @@ def hard_tree(root: Path) -> Path:
         Path(os.fsdecode(os.fsencode(root) + b"/latin-\xe9\xff")).write_text("not UTF-8")
     deep = root.joinpath(*["deep" * 20] * 8)
     deep.mkdir(parents=True)
-    (deep / "file").write_text("far down")
+    (deep / "file").write_text("deep")
     (root / "empty").mkdir()
     (root / "dangling").symlink_to("nowhere/at/all")
     (root / "absolute").symlink_to("/etc/passwd")
@@ -123,13 +125,13 @@ def hard_tree(root: Path) -> Path:
     return root
 
 
-def writable_again(root: Path) -> None:
-    """Let pytest remove what was read-only."""
+def restore_write_permission(root: Path) -> None:
+    """Let pytest remove the read-only directories."""
     for path in root.rglob("readonly"):
         path.chmod(0o755)
 
 
-def without_times_of_links(found: Snapshot) -> Snapshot:
+def drop_times_of_links(found: Snapshot) -> Snapshot:
     """Return a snapshot without the times of links and of the directories that hold one, save the top."""
     links = {name for name, entry in found.items() if entry[0] == "link"}
     holders = {str(Path(name).parent) for name in links} - {"."}
@@ -139,57 +141,57 @@ def without_times_of_links(found: Snapshot) -> Snapshot:
     }
 
 
-def test_the_hosts_tar_restores_the_tree(tmp_path: Path, tar: tuple[str, ...]) -> None:
-    source = hard_tree(tmp_path / "source")
+def test_write_tar_is_restored_by_every_tar(tmp_path: Path, tar: tuple[str, ...]) -> None:
+    source = make_hard_tree(tmp_path / "source")
     target = tmp_path / "target"
     target.mkdir()
-    # What a host is to do: extract (busybox applies the umask to those who are not root, whatever -p says), look for
-    # the marker, give its time to the top, remove it.
+    # A host extracts, looks for the marker, gives its time to the top directory, and removes it. For users other than
+    # root busybox applies the umask in spite of -p.
     script = f"""
         cd "$1" && shift && umask 0 && "$@" -x -p -f - || exit
         mv ./{END_MARKER} ../reference && touch -r ../reference . && chmod 755 . && rm ../reference
     """
     argv = ["sh", "-c", script, "sh", str(target), *tar]
-    done = subprocess.run(argv, input=packed(source), check=True, capture_output=True)
+    done = subprocess.run(argv, input=pack(source), check=True, capture_output=True)
     assert done.stderr == b""
     expected, restored = snapshot(source), snapshot(target)
     if tar[0] == "busybox":
-        # For those who are not root it does not apply modes to directories that exist.
+        # For users other than root it does not apply modes to directories that exist.
         assert restored.pop("readonly")[1] == (0o555 if os.geteuid() == 0 else 0o755)
         del expected["readonly"]
         # It makes links last and never sets their times, nor again those of the directories that hold them.
-        expected, restored = without_times_of_links(expected), without_times_of_links(restored)
+        expected, restored = drop_times_of_links(expected), drop_times_of_links(restored)
     assert restored == expected
     assert (target / "big").stat().st_ino == (target / "bigger").stat().st_ino
-    writable_again(tmp_path)
+    restore_write_permission(tmp_path)
 
 
-def test_an_ordinary_user_can_extract_a_read_only_directory(tmp_path: Path, tar: tuple[str, ...]) -> None:
-    source = hard_tree(tmp_path / "source")
-    stream = packed(source)
-    before = names(stream).index("./readonly")
+def test_write_tar_read_only_directory_gets_its_mode_last(tmp_path: Path, tar: tuple[str, ...]) -> None:
+    source = make_hard_tree(tmp_path / "source")
+    stream = pack(source)
+    before = member_names(stream).index("./readonly")
     with tarfile.open(fileobj=io.BytesIO(stream)) as archive:
         first, *_, last = [member for member in archive if member.name == "./readonly"]
     assert (first.mode, last.mode) == (0o755, 0o555)
-    assert names(stream)[before : before + 3] == ["./readonly", "./readonly/file", "./readonly"]
-    writable_again(tmp_path)
+    assert member_names(stream)[before : before + 3] == ["./readonly", "./readonly/file", "./readonly"]
+    restore_write_permission(tmp_path)
 
 
-def test_a_read_only_source_is_sent_writable_at_the_top_only(tmp_path: Path) -> None:
+def test_write_tar_read_only_source_is_writable_at_top(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     stamp(source, 1_000_000_000)
     source.chmod(0o555)
-    with tarfile.open(fileobj=io.BytesIO(packed(source))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(pack(source))) as archive:
         top, marker = archive.getmembers()
     source.chmod(0o755)
     assert (top.name, top.mode, top.mtime) == (".", 0o755, 1_000_000_000)
     assert (marker.name, marker.size, marker.mtime) == (f"./{END_MARKER}", 0, 1_000_000_000)
 
 
-def test_the_stream_is_whole_records_in_gnu_format_of_no_owner(tmp_path: Path) -> None:
-    source = hard_tree(tmp_path / "source")
-    stream = packed(source)
+def test_write_tar_is_whole_gnu_records_without_owner(tmp_path: Path) -> None:
+    source = make_hard_tree(tmp_path / "source")
+    stream = pack(source)
     assert len(stream) % tarfile.RECORDSIZE == 0
     assert stream.endswith(bytes(1024))
     with tarfile.open(fileobj=io.BytesIO(stream), errors="surrogateescape") as archive:
@@ -199,10 +201,10 @@ def test_the_stream_is_whole_records_in_gnu_format_of_no_owner(tmp_path: Path) -
     assert members[0].name == "."
     assert {member.name.startswith("./") for member in members[1:]} == {True}
     assert stream[257:265] == tarfile.GNU_MAGIC
-    writable_again(tmp_path)
+    restore_write_permission(tmp_path)
 
 
-def test_progress_adds_up_and_small_files_are_written_together(tmp_path: Path) -> None:
+def test_write_tar_reports_progress_and_joins_small_files(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for number in range(1000):
@@ -223,19 +225,18 @@ def test_progress_adds_up_and_small_files_are_written_together(tmp_path: Path) -
     assert min(sink.sizes[:-1]) >= 256 * 1024
 
 
-def test_five_thousand_small_files_are_cheap(tmp_path: Path) -> None:
+def test_write_tar_five_thousand_files(tmp_path: Path) -> None:
     for directory in range(50):
         (tmp_path / str(directory)).mkdir()
         for number in range(100):
             (tmp_path / str(directory) / f"file{number}.txt").write_bytes(b"x" * 2048)
-    started = time.process_time()
-    stream = packed(tmp_path)
-    # Measured: 0.12 s of CPU; the limit is for slow and busy machines.
-    assert time.process_time() - started < 1.5
-    assert len(names(stream)) == 5000 + 2 * 50 + 2
+
+    stream = pack(tmp_path)
+
+    assert len(member_names(stream)) == 5000 + 2 * 50 + 2
 
 
-def test_trees_deeper_than_the_stack_of_python_are_packed(tmp_path: Path) -> None:
+def test_write_tar_deeper_than_recursion_limit(tmp_path: Path) -> None:
     deep = source = tmp_path / "source"
     source.mkdir()
     for _ in range(1500):
@@ -244,24 +245,24 @@ def test_trees_deeper_than_the_stack_of_python_are_packed(tmp_path: Path) -> Non
     target = tmp_path / "target"
     target.mkdir()
     try:
-        stream = packed(source)
+        stream = pack(source)
         extract_tar(io.BytesIO(stream), target)
         assert target.joinpath(*["d"] * 1500).is_dir()
     finally:
-        # As pytest itself would run into the depth.
+        # pytest's own removal of the directory would exceed the recursion limit.
         discard(source)
         discard(target)
     assert not source.exists()
 
 
-def test_a_directory_behind_a_link_is_packed(tmp_path: Path) -> None:
+def test_write_tar_source_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").write_text("x")
     (tmp_path / "link").symlink_to("real")
-    assert names(packed(tmp_path / "link")) == [".", "./file", f"./{END_MARKER}"]
+    assert member_names(pack(tmp_path / "link")) == [".", "./file", f"./{END_MARKER}"]
 
 
-def test_special_files_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_write_tar_skips_special_files_with_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").write_text("x")
     directory = os.open(tmp_path, os.O_RDONLY)
@@ -273,32 +274,33 @@ def test_special_files_are_left_out_with_a_warning(tmp_path: Path, caplog: pytes
         os.chdir(previous)
     os.close(directory)
     with caplog.at_level(logging.WARNING, "lazycluster._files.tar_writer"):
-        stream = packed(tmp_path)
-    assert names(stream) == [".", "./file", f"./{END_MARKER}"]
+        stream = pack(tmp_path)
+    assert member_names(stream) == [".", "./file", f"./{END_MARKER}"]
     assert [record.getMessage().split(" ")[0] for record in caplog.records] == [
         f"{tmp_path}/fifo",
         f"{tmp_path}/socket",
     ]
 
 
-def test_a_left_over_marker_is_not_sent_from_the_top(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_write_tar_skips_old_end_marker_at_top(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / END_MARKER).write_text("from an earlier transfer")
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / END_MARKER).write_text("kept")
-    found = names(packed(tmp_path))
+    found = member_names(pack(tmp_path))
     assert found == [".", "./inner", f"./inner/{END_MARKER}", "./inner", f"./{END_MARKER}"]
     assert "left out" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "error"), [("missing", FileNotFoundError), ("file", NotADirectoryError)])
-def test_a_source_that_is_no_directory_is_an_error(tmp_path: Path, name: str, error: type[OSError]) -> None:
+def test_write_tar_source_must_be_a_directory(tmp_path: Path, name: str, error: type[OSError]) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(error, match=name):
-        packed(tmp_path / name)
+    with pytest.raises(error) as caught:
+        pack(tmp_path / name)
+    assert caught.value.filename == str(tmp_path / name)
 
 
-class _Meddler:
-    """A sink that changes the source when the first bytes come."""
+class SourceChangingSink:
+    """A sink that changes the source when the first bytes arrive."""
 
     def __init__(self, path: Path, action: str) -> None:
         self.path, self.action, self.data = path, action, b""
@@ -323,30 +325,29 @@ class _Meddler:
     ("victim", "action", "reason"),
     [
         ("a", "shrink", "became shorter by 4000000 bytes"),
-        ("b", "remove", "No such file"),
+        ("b", "remove", "No such file or directory"),
     ],
 )
-def test_a_file_that_vanishes_or_shrinks_is_an_error_that_names_it(
-    tmp_path: Path, victim: str, action: str, reason: str
-) -> None:
+def test_write_tar_vanished_or_shrunk_file_is_error(tmp_path: Path, victim: str, action: str, reason: str) -> None:
     (tmp_path / "a").write_bytes(b"a" * (4_000_000 + (1 << 20)))
     (tmp_path / "b").write_bytes(b"b" * 1000)
-    sink = _Meddler(tmp_path / victim, action)
-    with pytest.raises(OSError, match=reason) as caught:
+    sink = SourceChangingSink(tmp_path / victim, action)
+    with pytest.raises(OSError) as caught:
         write_tar(tmp_path, sink)
     assert caught.value.filename == str(tmp_path / victim)
+    assert reason in str(caught.value.strerror)
 
 
-def test_a_file_that_grows_is_cut_at_its_first_size(tmp_path: Path) -> None:
+def test_write_tar_growing_file_keeps_first_size(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a" * 4_000_000)
-    sink = _Meddler(tmp_path / "a", "grow")
+    sink = SourceChangingSink(tmp_path / "a", "grow")
     write_tar(tmp_path, sink)
     with tarfile.open(fileobj=io.BytesIO(sink.data)) as archive:
         assert [member.size for member in archive] == [0, 4_000_000, 0]
 
 
 @pytest.mark.parametrize(("replacement", "error"), [("link", True), ("fifo", False)])
-def test_a_file_that_is_replaced_while_it_is_looked_at_is_not_followed(
+def test_write_tar_replaced_file_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replacement: str, error: bool
 ) -> None:
     victim = tmp_path / "victim"
@@ -354,41 +355,43 @@ def test_a_file_that_is_replaced_while_it_is_looked_at_is_not_followed(
     real_open = os.open
 
     def slow_open(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        _Meddler(victim, replacement).write(b"now")
+        SourceChangingSink(victim, replacement).write(b"now")
         return real_open(path, flags, mode, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", slow_open)
     if error:
-        with pytest.raises(OSError, match="victim"):
-            packed(tmp_path)
+        with pytest.raises(OSError) as caught:
+            pack(tmp_path)
+        assert caught.value.filename == str(victim)
     else:
-        assert names(packed(tmp_path)) == [".", f"./{END_MARKER}"]
+        assert member_names(pack(tmp_path)) == [".", f"./{END_MARKER}"]
 
 
-def test_a_read_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_tar_read_error_names_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bad sector").write_text("x")
 
     def fail(descriptor: int, size: int) -> bytes:
-        raise OSError(5, "Input/output error")
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "read", fail)
-    with pytest.raises(OSError, match="bad sector") as caught:
-        packed(tmp_path)
-    assert (caught.value.errno, caught.value.filename) == (5, str(tmp_path / "bad sector"))
+    with pytest.raises(OSError) as caught:
+        pack(tmp_path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path / "bad sector"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_what_may_not_be_read_is_named(tmp_path: Path, kind: str) -> None:
+def test_write_tar_unreadable_entry_is_named(tmp_path: Path, kind: str) -> None:
     secret = tmp_path / "secret"
     secret.mkdir() if kind == "directory" else secret.touch()
     secret.chmod(0)
-    with pytest.raises(PermissionError, match="secret"):
-        packed(tmp_path)
+    with pytest.raises(PermissionError) as caught:
+        pack(tmp_path)
     secret.chmod(0o700)
+    assert caught.value.filename == str(secret)
 
 
-def test_an_error_of_the_sink_is_passed_on(tmp_path: Path) -> None:
+def test_write_tar_error_of_sink_is_raised(tmp_path: Path) -> None:
     class Closed:
         def write(self, data: bytes, /) -> None:
             raise BrokenPipeError(32, "Broken pipe")
@@ -399,7 +402,7 @@ def test_an_error_of_the_sink_is_passed_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [8**11 - 1, 8**11, 9 << 30])
-def test_sizes_of_more_than_eight_gibibytes_are_told(tmp_path: Path, size: int) -> None:
+def test_write_tar_size_of_more_than_eight_gibibytes(tmp_path: Path, size: int) -> None:
     class EnoughError(Exception):
         pass
 
@@ -415,12 +418,12 @@ def test_sizes_of_more_than_eight_gibibytes_are_told(tmp_path: Path, size: int) 
     sink = First()
     with pytest.raises(EnoughError):
         write_tar(tmp_path, sink)
-    told = tarfile.TarInfo.frombuf(sink.data[512:1024], NAME_ENCODING, "surrogateescape")
-    assert (told.name, told.size) == ("./huge", size)
+    header = tarfile.TarInfo.frombuf(sink.data[512:1024], NAME_ENCODING, "surrogateescape")
+    assert (header.name, header.size) == ("./huge", size)
 
 
 @pytest.mark.parametrize("mtime", [-1, -(2**31), 0, 2**31, 8**11 - 1, 8**11])
-def test_times_before_1970_and_after_2038_are_told(tmp_path: Path, mtime: int) -> None:
+def test_encode_tar_header_times_before_1970_after_2038(tmp_path: Path, mtime: int) -> None:
     info = tarfile.TarInfo("x")
     info.mtime = mtime
     assert tarfile.TarInfo.frombuf(encode_tar_header(info), NAME_ENCODING, "surrogateescape").mtime == mtime
@@ -439,7 +442,7 @@ file_names = st.binary(min_size=1, max_size=120).map(
     size=st.integers(0, 9 << 30),
     mtime=st.integers(-(2**33), 2**35),
 )
-def test_the_header_is_the_one_that_tarfile_makes(
+def test_encode_tar_header_is_the_same_as_tarfile(
     name: str, linkname: str, kind: bytes, mode: int, size: int, mtime: int
 ) -> None:
     info = tarfile.TarInfo(name)
@@ -485,14 +488,14 @@ def build(root: Path, tree: Tree, moment: int) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(tree=trees, moment=st.integers(0, 2**31 - 1000))
-def test_any_tree_comes_back_the_same(tree: Tree, moment: int) -> None:
+def test_write_and_extract_any_tree(tree: Tree, moment: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source, target, by_tar = (Path(scratch, name) for name in ("source", "target", "by-tar"))
         source.mkdir(0o750)
         target.mkdir()
         by_tar.mkdir()
         build(source, tree, moment)
-        stream = packed(source)
+        stream = pack(source)
         extract_tar(io.BytesIO(stream), target)
         subprocess.run(["tar", "-xpf", "-", "-C", by_tar], input=stream, check=True)
         for restored in (target, by_tar):
@@ -501,12 +504,12 @@ def test_any_tree_comes_back_the_same(tree: Tree, moment: int) -> None:
             assert snapshot(restored) == snapshot(source)
 
 
-def test_a_cut_stream_is_noticed_by_error_or_missing_marker(tmp_path: Path, tar: tuple[str, ...]) -> None:
+def test_write_tar_truncated_fails_or_lacks_end_marker(tmp_path: Path, tar: tuple[str, ...]) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("a", "b"):
         (source / name).write_bytes(b"x" * 700)
-    stream = packed(source)
+    stream = pack(source)
     end = stream.index(END_MARKER.encode()) - 2
     for cut in range(0, end + 1, 256):
         target = tmp_path / f"cut{cut}"
