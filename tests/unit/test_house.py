@@ -277,10 +277,11 @@ def test_names_of_tests_have_at_most_60_characters() -> None:
 
 def test_tests_set_no_private_attribute() -> None:
     """`monkeypatch.setattr(module, "_NAME", ...)` and its form with a dotted name; tests inject values instead."""
+    of_cpython = {"_acquire_restore"}  # a test interrupts threading.Condition where CPython gets it wrong
     replaced = []
     for path, node in nodes_of_tests():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
             texts = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]
             replaced += [(path, text) for text in texts[:1] if isinstance(text, str) and is_private(text)]
 
-    assert replaced == []
+    assert [(path, text) for path, text in replaced if text not in of_cpython] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from lazycluster import AuthenticationError, ConnectError, Connection, Connectio
 from lazycluster._doctor.sessions import count_sessions
 from lazycluster._model.command import Command
 from lazycluster._model.timeouts import DEFAULT_TIMEOUTS
+from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.lifeline import Lifeline
 from lazycluster._ssh.master import Master
@@ -23,7 +25,6 @@ from lazycluster._ssh.stand_in import StandInControlSocket, add_marks
 from lazycluster._ssh.tunnel_connection import TunnelConnection
 from lazycluster._waiting import Deadline
 from lazycluster.results import Collector, Stream
-from tests.internals import ssh_client_of
 
 MARK = "lazycluster-0123456789abcdef"
 
@@ -111,8 +112,9 @@ def test_tunnel_without_control_socket_is_refused(log_in: FakeProcess, run_direc
 
 
 def test_count_sessions_without_control_socket_fails(log_in: FakeProcess) -> None:
-    with Connection("web1") as connection, pytest.raises(ConnectionLostError):
-        count_sessions(ssh_client_of(connection))
+    ssh_client = SshClient(Destination("web1"))
+    with contextlib.closing(ssh_client), pytest.raises(ConnectionLostError):
+        count_sessions(ssh_client)
 
 
 # Errors --------------------------------------------------------------------------------------------------------------

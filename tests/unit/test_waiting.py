@@ -255,9 +255,8 @@ def is_waiting() -> bool:
     """Return whether the main thread is in the call in which it waits."""
     thread = threading.main_thread().ident
     assert thread is not None
-    stack = [
-        frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[thread])
-    ]  # documented by CPython
+    frame = sys._current_frames()[thread]  # noqa: SLF001 - the name is CPython's own, and documented
+    stack = [each.f_code.co_name for each, _ in traceback.walk_stack(frame)]
     waits = {"queue_get", "wait_event", "wait_for", "pump"}
     return stack[0] in {"queue_get", "wait", "select"} and not waits.isdisjoint(stack)
 
@@ -415,7 +414,7 @@ def test_uninterruptible_error_is_raised() -> None:
 def interrupted_without_the_lock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Interrupt the main thread once, as it takes back the lock of a condition that it has waited for."""
     interval = sys.getswitchinterval()
-    acquire = threading.Condition._acquire_restore  # type: ignore[attr-defined]
+    acquire = threading.Condition._acquire_restore  # type: ignore[attr-defined]  # noqa: SLF001 - to fail in it
     pending = [KeyboardInterrupt()]
 
     def interrupted(condition: threading.Condition, state: object) -> None:
