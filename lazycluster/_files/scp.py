@@ -20,7 +20,7 @@ from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.run import Completed
 from lazycluster._ssh.argv import remote_operand, scp_argv
 from lazycluster._ssh.client import SshClient
-from lazycluster._ssh.diagnosis import scp_failure_reason, session_refusal_reason
+from lazycluster._ssh.diagnosis import describe_exit, scp_failure_reason, session_refusal_reason, start_failure
 from lazycluster._ssh.host_scripts import CREATE_LINK, MOVE_FILE, REMOVE_PATH, RESOLVE_FILE_TARGET
 from lazycluster._ssh.lifeline import Lifeline
 from lazycluster._ssh.master import Master
@@ -173,7 +173,7 @@ def _copy_file_by_scp(
         return ""
     if not used[-1].check():
         raise ConnectionLostError(ssh_client.host, title, used[-1].exit_reason, started=True)
-    return scp_failure_reason(ended.stderr) or f"scp ended with exit status {ended.exit_code}"
+    return scp_failure_reason(ended.stderr) or describe_exit("scp", ended.exit_code)
 
 
 @contextlib.contextmanager
@@ -197,13 +197,16 @@ def _run_scp(
     ssh_client: SshClient, argv: tuple[str, ...], master: Master, watch: Watch, progress: Callable[[LocalProcess], None]
 ) -> Completed:
     collector = Collector()
-    process = LocalProcess(
-        argv,
-        stdin=False,
-        on_output=collector.write,
-        deadline=Deadline(None),
-        cancel_token=watch.cancel_token,
-    )
+    try:
+        process = LocalProcess(
+            argv,
+            stdin=False,
+            on_output=collector.write,
+            deadline=Deadline(None),
+            cancel_token=watch.cancel_token,
+        )
+    except OSError as error:
+        raise start_failure(ssh_client.host, error) from error
     try:
         while not process.pump(lambda: process.at_eof, timeout=_PROGRESS_INTERVAL_SECONDS):
             ssh_client.check_master(master, " ".join(argv[-2:]))

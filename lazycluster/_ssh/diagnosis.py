@@ -149,9 +149,16 @@ def _is_broken_connection_line(line: str) -> bool:
 def _last_lines(lines: Sequence[str], exit_code: int | None) -> str:
     if lines:
         return "; ".join(lines[-3:])
+    if exit_code is None:
+        return "ssh said nothing"
+    return describe_exit("ssh", exit_code) + (" and said nothing" if exit_code >= 0 else "")
+
+
+def describe_exit(program: str, exit_code: int | None) -> str:
+    """Return how a local program ended, in words; `exit_code` is negative for a signal."""
     if exit_code is not None and exit_code < 0:
-        return f"ssh was ended by signal {-exit_code}, {signal.strsignal(-exit_code)}"
-    return "ssh said nothing" if exit_code is None else f"ssh ended with exit status {exit_code} and said nothing"
+        return f"{program} was ended by signal {-exit_code}, {signal.strsignal(-exit_code)}"
+    return f"{program} ended with exit status {exit_code}"
 
 
 def start_failure(host: str, error: OSError) -> ConnectError:

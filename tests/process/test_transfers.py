@@ -9,7 +9,7 @@ import pytest
 from pytest_subprocess.fake_popen import FakePopen
 from pytest_subprocess.fake_process import FakeProcess
 
-from lazycluster import Connection, HostUnreachableError, SessionRefusedError, TransferError
+from lazycluster import Connection, HostUnreachableError, SessionRefusedError, SshNotFoundError, TransferError
 from tests.process.fake_ssh import recorded_argvs, register_command, register_log_in
 
 NO_SFTP = "subsystem request failed on channel 0\r\nscp: Connection closed\r\n"
@@ -84,16 +84,19 @@ def test_put_local_name_is_no_host_and_no_option(
 
 
 @pytest.mark.parametrize(
-    ("stderr", "reason"),
+    ("stderr", "exit_code", "reason"),
     [
-        ("scp: /home/me/.x: Permission denied\r\n", "Permission denied"),
-        ('scp: write remote "/home/me/.x": Failure\r\n', "disk full, or over quota"),
-        ("", "scp ended with exit status 1"),
+        ("scp: /home/me/.x: Permission denied\r\n", 1, "Permission denied"),
+        ('scp: write remote "/home/me/.x": Failure\r\n', 1, "disk full, or over quota"),
+        ("", 1, "scp ended with exit status 1"),
+        ("", -9, "scp was ended by signal 9, Killed"),
     ],
 )
-def test_put_failed_scp_removes_temporary_file(fp: FakeProcess, source: Path, stderr: str, reason: str) -> None:
+def test_put_failed_scp_removes_temporary_file(
+    fp: FakeProcess, source: Path, stderr: str, exit_code: int, reason: str
+) -> None:
     register_prepare(fp, "a.txt")
-    fp.register(["scp", fp.any()], stderr=stderr, returncode=1)
+    fp.register(["scp", fp.any()], stderr=stderr, returncode=exit_code)
     register_command(fp, quote("place a.txt"))
     removed = fp.register(["ssh", "-T", fp.any()])  # the label names the temporary file
     with Connection("web1") as connection, pytest.raises(TransferError) as caught:
@@ -231,7 +234,7 @@ def test_put_without_local_scp_is_error(
     fp.pass_command(["scp", fp.any()])
     fp.register(["ssh", "-T", fp.any()])
     monkeypatch.setenv("PATH", str(tmp_path))
-    with Connection("web1") as connection, pytest.raises(TransferError) as caught:
+    with Connection("web1") as connection, pytest.raises(SshNotFoundError) as caught:
         connection.put(source, "a.txt")
     assert isinstance(caught.value.__cause__, FileNotFoundError)
     assert caught.value.__cause__.filename == "scp"
