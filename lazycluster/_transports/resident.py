@@ -307,3 +307,5 @@ class ResidentTransport(SshTransport):
         else:
             if leftovers:
                 _log.warning("%s: the clean-up left something: %s", self.host, ", ".join(leftovers))
+            if self._lost_temp_dirs:  # a supervisor that was killed may have left them, and processes, too
+                self.stop_marked_processes(self._lost_temp_dirs)

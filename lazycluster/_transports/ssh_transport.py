@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 from lazycluster._files import transfer
@@ -105,10 +106,10 @@ class SshTransport(CommandRunner):
         """End the connection and everything that runs over it."""
         self.ssh_client.close()
 
-    def stop_marked_processes(self) -> None:
-        """End every process that was started on the host, and remove the temporary directories."""
+    def stop_marked_processes(self, directories: Collection[str] = ()) -> None:
+        """End every process that was started on the host; remove the temporary directories and the given ones."""
         mark = f"{PROCESS_MARK_VARIABLE}={self.ssh_client.token}."
-        words = shlex.join([mark, grace_tenths(self.ssh_client.grace), *self._temp_dirs])
+        words = shlex.join([mark, grace_tenths(self.ssh_client.grace), *self._temp_dirs, *directories])
         text = f"set -- {words}\n{STOP_MARKED_PROCESSES}"
         command = Command(text, timeout=_CLEAN_UP_TIMEOUT_SECONDS, title="clean up", login_shell=False)
         collector = Collector()

@@ -23,6 +23,7 @@ from lazycluster import (
     CommandTimeoutError,
     ConnectionLostError,
     InvalidRuntimeError,
+    LazyclusterError,
     PythonNotFoundError,
     RemoteFunctionError,
     Runtime,
@@ -283,6 +284,23 @@ def test_supervisor_killed_takes_temp_working_dir(sshd: LocalSshd) -> None:
                 use()
             assert (caught.value.path, caught.value.advice) == (runtime.working_dir, "Make a new Runtime.")
         assert runtime.is_valid_runtime()  # the host can still be used
+
+
+def test_supervisor_killed_with_its_shell_leaves_nothing(make_sshd: MakeSshd) -> None:
+    server = make_sshd()
+    with Runtime(server.host, **server.connection_kwargs) as runtime:
+        lost = Path(runtime.working_dir)
+        number = unique_sleep_seconds()
+        runtime.run(f"setsid sleep {number} >/dev/null 2>&1 </dev/null &")
+        survivor = find_host_pids(server, f"sleep {number}")
+        for pid in {*server.processes()} - {server.pid, *survivor}:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(LazyclusterError):
+            runtime.run("true")
+        assert lost.exists()
+        runtime.create_tempdir()
+    assert not lost.exists()
+    assert find_host_pids(server, f"sleep {number}") == []
 
 
 @pytest.mark.parametrize("cause", ["dropped connection", "killed master"])
