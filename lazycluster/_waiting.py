@@ -1,4 +1,4 @@
-"""Deadlines, requests to stop, waits that Ctrl-C always ends, and starts that Ctrl-C never interrupts."""
+"""Deadlines, cancel tokens, waits that Ctrl-C always ends, and starts that Ctrl-C never interrupts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from types import FrameType
 from typing import TypeVar
 
 T = TypeVar("T")
-_MAX_WAIT_SECONDS = 1e9
+_MAX_DEADLINE_SECONDS = 1e9
+"""A longer time limit than this, about 30 years, means never: no sum of times overflows."""
 SIGNAL_POLL_SECONDS = 0.5
 """Seconds after which the main thread begins a wait again, in case a signal came in the moment before it.
 
@@ -23,6 +24,8 @@ if it comes between the interpreter's last look for signals and the call.
 """
 _MAX_SYSTEM_CALL_SECONDS = 86_400.0
 """Seconds that one system call waits at most: poll(2) and epoll_wait(2) count milliseconds in an int."""
+_MIN_QUEUE_GET_SECONDS = 0.05
+"""The shortest wait for a queue: with less, SimpleQueue.get() may wait for ever (Python 3.10 on a busy machine)."""
 
 
 def max_wait_seconds() -> float:
@@ -49,9 +52,9 @@ class Deadline:
     __slots__ = ("_clock", "_when")
 
     def __init__(self, seconds: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Set the deadline a number of seconds from now. None, or more than a system call can count, means never."""
+        """Set the deadline a number of seconds from now. None, or more than about 30 years, means never."""
         self._clock = clock
-        self._when = None if seconds is None or seconds > _MAX_WAIT_SECONDS else clock() + seconds
+        self._when = None if seconds is None or seconds > _MAX_DEADLINE_SECONDS else clock() + seconds
 
     @property
     def when(self) -> float | None:
@@ -78,7 +81,7 @@ NO_DEADLINE = Deadline(None)
 
 
 class BackOff:
-    """The time of the next try. The pauses between tries double from `shortest` to `longest` seconds."""
+    """Says when to try again. The pauses between tries double from `shortest` to `longest` seconds."""
 
     def __init__(self, shortest: float, longest: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Allow the first try at once."""
@@ -125,7 +128,10 @@ class CancelToken:
 
     @contextlib.contextmanager
     def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Have `cancel()` also call `callback`, for a thread that does not wait for the descriptor."""
+        """Have `cancel()` also call `callback`, for a thread that does not wait for the descriptor.
+
+        A token has one callback at a time. An earlier `cancel()` does not call it: check `is_cancelled` in the block.
+        """
         with self._lock:
             self._callback = callback
         try:
@@ -186,8 +192,7 @@ def queue_get(events: queue.SimpleQueue[T], deadline: Deadline = NO_DEADLINE) ->
     while True:
         seconds = deadline.clamp(max_wait_seconds())
         try:
-            # With a tiny timeout SimpleQueue.get() may wait for ever (seen with Python 3.10 on a busy machine).
-            return events.get(seconds > 0, max(seconds, 0.05))
+            return events.get(seconds > 0, max(seconds, _MIN_QUEUE_GET_SECONDS))
         except queue.Empty:
             if deadline.has_passed:
                 raise DeadlinePassedError from None
