@@ -22,18 +22,18 @@ class CommandEndedError(Exception):
 class RunningCommand(ABC):
     """A command under way. The thread that waits for it handles its output.
 
-    Output goes to `on_output`. A caller may read standard output instead: the first call of a `read` method keeps it
-    from `on_output` from then on.
+    Output goes to `on_output`. A caller may read standard output instead: from the first call of a `read` method on,
+    `on_output` gets standard error only.
     """
 
     def __init__(self, on_output: Callable[[Stream, bytes], object]) -> None:
-        """Start without unread output."""
+        """Begin with all output going to `on_output`."""
         self._on_output = on_output
         self._unread: bytearray | None = None
 
     @abstractmethod
     def _wait_until(self, predicate: Callable[[], bool]) -> None:
-        """Handle events until a condition holds, or all output of the command has come."""
+        """Receive output until a condition holds, or until the output has ended."""
 
     @abstractmethod
     def write(self, data: bytes) -> None:
@@ -65,7 +65,7 @@ class RunningCommand(ABC):
         return data
 
     def read_some(self) -> bytes:
-        """Wait for standard output and return all of it that has come; nothing only at its end."""
+        """Wait for standard output, and return all that has come; empty only at its end."""
         unread = self._start_reading()
         self._wait_until(lambda: bool(unread))
         data = bytes(unread)
@@ -73,7 +73,7 @@ class RunningCommand(ABC):
         return data
 
     def read_until(self, end: bytes) -> bytes | None:
-        """Return standard output up to a byte string, which is left out; None if the output ends first."""
+        """Return standard output up to `end`, and drop `end` itself; None if the output ends first."""
         unread = self._start_reading()
         self._wait_until(lambda: end in unread)
         data, found, rest = bytes(unread).partition(end)
@@ -93,11 +93,11 @@ class RunningCommand(ABC):
 
 
 Conversation: TypeAlias = Callable[[RunningCommand], object]
-"""Writes to a command, reads from it, and waits for its end."""
+"""A function that uses a running command: it writes to it, reads from it, and waits for its end."""
 
 
 def wait_for_end(running: RunningCommand) -> None:
-    """Hold the shortest conversation: wait for the end of the command."""
+    """Wait for the end of a command: the shortest `Conversation`."""
     running.wait()
 
 
@@ -117,7 +117,8 @@ class CommandRunner(ABC):
     def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
         """Run a command, hold a conversation with it, and return the exit status.
 
-        The conversation begins after `command.stdin`. It is held again if the host cannot have started the command.
+        The conversation begins after `command.stdin` was sent. Both are repeated if the host cannot have started the
+        command.
 
         Raises:
             CommandTimeoutError: If the time limit passes; the command is then ended.
@@ -128,7 +129,7 @@ class CommandRunner(ABC):
 
 
 def collecting(collector: Collector, watch: Watch) -> Callable[[Stream, bytes], None]:
-    """Return a callback that keeps output in a collector before the watch gets it."""
+    """Return a callback that passes output to a collector, and then to the callback of the watch."""
 
     def on_output(stream: Stream, data: bytes) -> None:
         collector.write(stream, data)
@@ -138,5 +139,5 @@ def collecting(collector: Collector, watch: Watch) -> Callable[[Stream, bytes], 
 
 
 def timeout_error(host: str, title: str, timeout: float | None, collector: Collector) -> CommandTimeoutError:
-    """Return the error of a command that ran longer than its time limit."""
+    """Return the error of a command that ran longer than its time limit, with its output so far."""
     return CommandTimeoutError(host, title, timeout or 0.0, *map(collector.getvalue, Stream))

@@ -29,9 +29,10 @@ from lazycluster._ssh.diagnosis import (
     session_refusal_reason,
 )
 from lazycluster._ssh.master import Master
-from lazycluster._ssh.session_attempt import Work, run_session, session_error, session_exit_code
+from lazycluster._ssh.session_attempt import SessionConversation, run_session, session_error, session_exit_code
 from lazycluster._ssh.session_limit import NoSessionAvailableError, SessionLimit
 from lazycluster._ssh.shell import Script
+from lazycluster._ssh.stand_in import EXIT_SSH_ERROR
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -149,11 +150,17 @@ class SshClient(CommandRunner):
         """Run a command in a session; see `CommandRunner.communicate()`."""
         return self.run_script(self.script(command), conversation, watch)
 
-    def run_script(self, script: Script, work: Work, watch: Watch = UNWATCHED, *, long_lived: bool = False) -> int:
-        """Run a script in a session and return its exit status.
+    def run_script(
+        self,
+        script: Script,
+        conversation: SessionConversation,
+        watch: Watch = UNWATCHED,
+        *,
+        long_lived: bool = False,
+    ) -> int:
+        """Run a script in a session, hold a conversation with it, and return its exit status.
 
-        `work` is the conversation with the session. A long-lived session lasts as long as its client, as does that of
-        the supervisor.
+        A long-lived session lasts as long as its client, as does that of the supervisor.
 
         Raises:
             CommandTimeoutError: If the time limit passes after the log-in; the command is ended.
@@ -173,14 +180,14 @@ class SshClient(CommandRunner):
                         self.host,
                         self._session_argv(master, script),
                         script,
-                        work,
+                        conversation,
                         collector=collector,
                         deadline=deadline,
                         watch=watch,
                         check=functools.partial(self.check_master, master, title),
                         timeouts=self.timeouts,
                     )
-                    if session.has_started or session.ssh_exit_code not in {255, None}:
+                    if session.has_started or session.ssh_exit_code not in {EXIT_SSH_ERROR, None}:
                         return session_exit_code(self.host, script, master, session, collector)
                 refusal = session_refusal_reason(session.diagnostic)
                 if refusal is not None:

@@ -1,4 +1,4 @@
-"""One attempt to run a script in a session: its start, its work, and the exit status or the error at its end."""
+"""One attempt to run a script in a session: its start, its conversation, and its exit status or error."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lazycluster._ssh.diagnosis import LostCommandState, diagnose, diagnose_lost
 from lazycluster._ssh.master import Master
 from lazycluster._ssh.session import Session
 from lazycluster._ssh.shell import Script
+from lazycluster._ssh.stand_in import EXIT_SSH_ERROR
 from lazycluster._waiting import CancelledError, Deadline
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -22,15 +23,17 @@ from lazycluster.exceptions import (
 )
 from lazycluster.results import Collector, Stream
 
-Work: TypeAlias = Callable[[Session], object]
-"""Feeds and reads a session between its start and its end, and calls `wait()`."""
+SessionConversation: TypeAlias = Callable[[Session], object]
+"""A `Conversation` that may use the methods that only a session has."""
+_DIRECTORY_ERROR = "cd"
+"""The word that the host's shell reports, in place of an exit status, if it cannot enter the directory."""
 
 
 def run_session(
     host: str,
     argv: tuple[str, ...],
     script: Script,
-    work: Work,
+    conversation: SessionConversation,
     *,
     collector: Collector,
     deadline: Deadline,
@@ -38,7 +41,7 @@ def run_session(
     check: Callable[[], None],
     timeouts: Timeouts,
 ) -> Session:
-    """Run the ssh process of a session by its `argv`, do the work, and return the session, which has ended.
+    """Run the ssh process of a session by its `argv`, hold the conversation, and return the session, which has ended.
 
     `check` is called when no data has moved for a while.
 
@@ -63,7 +66,7 @@ def run_session(
         raise CommandStoppedError(host, script.command.title) from None
     try:
         try:
-            work(session)
+            conversation(session)
         except CommandEndedError:
             session.wait()
     except CancelledError:
@@ -83,7 +86,7 @@ def session_exit_code(host: str, script: Script, master: Master, session: Sessio
         LoginShellError: If the login shell does not start the script.
         WorkingDirectoryError: If the directory cannot be entered.
     """
-    if session.reported_status == "cd":
+    if session.reported_status == _DIRECTORY_ERROR:
         reason = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
         raise WorkingDirectoryError(host, script.command.cwd or "", reason)
     if session.reported_status is not None:
@@ -92,11 +95,12 @@ def session_exit_code(host: str, script: Script, master: Master, session: Sessio
         raise ConnectionLostError(host, script.command.title, master.exit_reason, started=True)
     if session.ssh_exit_code is not None and session.ssh_exit_code < 0:
         reason = f"the ssh process of the session was ended by signal {-session.ssh_exit_code}"
-        raise ConnectionLostError(host, script.command.title, reason, started=session.has_started or None)
+        started = True if session.has_started else None  # a session may end before it shows that its command began
+        raise ConnectionLostError(host, script.command.title, reason, started)
     if not session.has_started and (session.diagnostic or not master.is_stand_in):
         raise LoginShellError(host, script.command.title, session.ssh_exit_code, session.diagnostic)
     # The host's shell itself was killed, or a silent program took the place of ssh.
-    return 255 if session.ssh_exit_code is None else session.ssh_exit_code
+    return EXIT_SSH_ERROR if session.ssh_exit_code is None else session.ssh_exit_code
 
 
 def session_error(host: str, script: Script, master: Master, session: Session) -> LazyclusterError:

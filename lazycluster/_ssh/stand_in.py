@@ -6,7 +6,8 @@ from typing import NoReturn
 
 from lazycluster._ssh.mux import ControlSocket, ControlSocketError
 
-_EXIT_SSH_ERROR = 255
+EXIT_SSH_ERROR = 255
+"""The exit status of ssh(1) after an error of its own."""
 
 
 class StandInControlSocket(ControlSocket):
@@ -50,6 +51,6 @@ def add_marks(output_mark: str, data: bytes, exit_code: int) -> bytes:
 
     After exit status 255 or a signal it is the output of ssh itself, which has no marks.
     """
-    if exit_code == _EXIT_SSH_ERROR or exit_code < 0:
+    if exit_code == EXIT_SSH_ERROR or exit_code < 0:
         return data
     return f"{output_mark}<".encode() + data + f"{output_mark}={exit_code};".encode()
