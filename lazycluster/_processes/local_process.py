@@ -54,12 +54,12 @@ class LocalProcess:
         try:
             if is_mocked(self._process):
                 replace_streams(self._process, mocked_output)
-            self._register_pipes(cancel_token)
+            self._register_descriptors()
         except BaseException:
             kill_and_close(self._process)
             raise
 
-    def _register_pipes(self, cancel_token: CancelToken | None) -> None:
+    def _register_descriptors(self) -> None:
         self._stdin = self._process.stdin
         for stream, reader in ((Stream.STDOUT, self._process.stdout), (Stream.STDERR, self._process.stderr)):
             if reader is not None:
@@ -69,8 +69,8 @@ class LocalProcess:
         if self._stdin is not None:
             os.set_blocking(self._stdin.fileno(), False)
             reset_in_forks(self)  # a copy of the pipe in a child would hide the end of this process from a host
-        if cancel_token is not None:
-            self._selector.register(cancel_token, selectors.EVENT_READ, None)
+        if self._cancel_token is not None:
+            self._selector.register(self._cancel_token, selectors.EVENT_READ, None)
 
     @property
     def pid(self) -> int:
@@ -88,7 +88,9 @@ class LocalProcess:
         return self._stdin is not None
 
     def write(self, data: bytes | memoryview, *, pump: Callable[[Callable[[], bool]], bool] | None = None) -> None:
-        """Write to the standard input of the process, and pump its output, with `pump` instead of `pump()` if given.
+        """Write to the standard input of the process, and pump its output until all is written.
+
+        The method `pump()` does that, or a caller's function of the same kind.
 
         A process that no longer reads its input loses the rest, as it would in a pipeline.
         """
@@ -98,7 +100,7 @@ class LocalProcess:
         self._write_pending()
         if self._pending and self._stdin is not None:
             self._selector.register(self._stdin, selectors.EVENT_WRITE, None)
-            if not (pump or self.pump)(lambda: not self._pending):  # both outputs ended: it reads no more
+            if not (pump or self.pump)(lambda: not self._pending):  # both outputs ended, so it reads no more
                 self.close_stdin()
 
     def close_stdin(self) -> None:
@@ -135,13 +137,13 @@ class LocalProcess:
             DeadlinePassedError: If the deadline passes first.
             CancelledError: If the cancel token is cancelled first.
         """
-        pause = Deadline(timeout)
+        time_limit = Deadline(timeout)
         while not predicate():
-            if not self._open_streams or pause.has_passed:
+            if not self._open_streams or time_limit.has_passed:
                 return False
             if self.deadline.has_passed:
                 raise DeadlinePassedError
-            for key, _ in self._selector.select(self.deadline.clamp(pause.clamp(max_wait_seconds()))):
+            for key, _ in self._selector.select(self.deadline.clamp(time_limit.clamp(max_wait_seconds()))):
                 if key.fileobj is self._cancel_token:
                     raise CancelledError
                 if key.fileobj is self._stdin:
