@@ -17,8 +17,10 @@ from lazycluster._remote.protocol import pack, unpack
 from lazycluster._remote.spawn import DescriptorLimit
 
 _FORK_SPARE_AFTER_SECONDS = 0.02
-"""Seconds into a call after which the worker for the next one is forked, if the call has not ended by then."""
+"""Seconds into a call after which the spare worker for the next one is forked, if the call still runs."""
 _SETUP_LENGTH = struct.Struct(">I")
+_AT_ONCE = 0.0
+"""A time that has always passed."""
 
 
 class LoadedCode:
@@ -29,7 +31,7 @@ class LoadedCode:
         self.run_call: Callable[[int, int, bytes], None] | None = None
         """Reads a request from one descriptor, calls its function, and writes the outcome to the other."""
         self.done_record: Callable[[bytes], bytes] = bytes
-        """Makes the end of an outcome, after which the process of a call needs no further watching."""
+        """Makes the record that ends an outcome: the process of the call itself reports its end with it."""
         self.is_port_free: Callable[[int], bool] | None = None
         self.load_error = ""
 
@@ -49,10 +51,10 @@ class LoadedCode:
 
 
 class Worker:
-    """A forked process that waits for a function to call: its number, and our ends of its pipes."""
+    """A forked process that waits for a function to call: its pid, and the supervisor's ends of its pipes."""
 
     def __init__(self, pid: int, request_writer: int, outcome_reader: int, output_reader: int) -> None:
-        """Take over the process and the ends of its pipes, which do not block."""
+        """Take over the process and the ends of its pipes, which are in non-blocking mode."""
         self.pid = pid
         self.request_writer = request_writer
         self.outcome_reader = outcome_reader
@@ -60,7 +62,7 @@ class Worker:
 
 
 class Workers:
-    """Forks workers: one ahead of each call, since the fork is most of the time that a call takes."""
+    """Forks workers, and keeps a spare one for the next call, since the fork is most of the time of a call."""
 
     def __init__(self, loaded_code: LoadedCode, descriptor_limit: DescriptorLimit) -> None:
         """Begin without a worker."""
@@ -69,12 +71,12 @@ class Workers:
         self._spare: Worker | None = None
         self._is_worker = False
         self.next_fork_at: float | None = None
-        """The time at which the next worker is to be forked."""
+        """The time at which the next spare worker is due; None if no fork is planned."""
         if hasattr(os, "register_at_fork"):  # Python 3.7
             os.register_at_fork(before=self._before_fork)
 
     def acquire(self) -> Worker:
-        """Return a worker for a call.
+        """Return the spare worker for a call, or a new one if there is no spare.
 
         Raises:
             OSError: If no further process can be started.
@@ -84,12 +86,12 @@ class Workers:
         return worker or self._fork()
 
     def call_ended(self) -> None:
-        """Have the next worker forked now, if that is still to be done."""
+        """Make the planned fork due now: it slows down no call any more."""
         if self.next_fork_at is not None:
-            self.next_fork_at = 0.0
+            self.next_fork_at = _AT_ONCE
 
     def fork_if_due(self, now: float) -> None:
-        """Fork the worker for the next call if its time has come."""
+        """Fork the spare worker if its time has come."""
         if self.next_fork_at is not None and now >= self.next_fork_at:
             self.next_fork_at = None
             if self._spare is None and self._loaded_code.run_call is not None:
@@ -97,7 +99,7 @@ class Workers:
                     self._spare = self._fork()
 
     def kill_spare(self) -> None:
-        """End the worker that waits."""
+        """Kill the spare worker, if there is one, and plan no other."""
         spare, self._spare = self._spare, None
         self.next_fork_at = None
         if spare is not None:
@@ -106,7 +108,7 @@ class Workers:
             close_all((spare.request_writer, spare.outcome_reader, spare.output_reader))
 
     def process_exited(self, pid: int) -> None:
-        """Note that a process has ended, which may be the worker that waits."""
+        """Close the pipes of the spare worker if it is the process that has ended."""
         if self._spare is not None and pid == self._spare.pid:
             self.kill_spare()
 
@@ -155,7 +157,10 @@ class Workers:
         os._exit(0)
 
     def _before_fork(self) -> None:
-        """Have a function that forks adopt its orphans, which otherwise could not be attributed to it."""
+        """Make a worker the subreaper of the processes that its function forks, so that they belong to its call.
+
+        The supervisor runs this at its own forks, too.
+        """
         if self._is_worker:
             become_subreaper()
 
@@ -170,8 +175,9 @@ def encode_setup(done_record: bytes, directory: bytes, variables: "list[bytes]")
 
 
 def _read_setup(descriptor: int) -> "list[bytes]":
-    """Return the fields of `encode_setup()`; none if the supervisor closed the pipe first."""
+    """Return the fields of `encode_setup()`, or an empty list if the supervisor closed the pipe first."""
     try:
-        return unpack(read_exactly(descriptor, _SETUP_LENGTH.unpack(read_exactly(descriptor, _SETUP_LENGTH.size))[0]))
+        (length,) = _SETUP_LENGTH.unpack(read_exactly(descriptor, _SETUP_LENGTH.size))
+        return unpack(read_exactly(descriptor, length))
     except EOFError:
         return []
