@@ -29,12 +29,13 @@ _IMPORT_SYSTEM_ATTRIBUTES = frozenset(
     {"__builtins__", "__cached__", "__file__", "__loader__", "__name__", "__package__", "__path__", "__spec__"}
 )
 _IMPORT_NAME_OPCODE = dis.opmap["IMPORT_NAME"]
-_MAX_TRACEBACK_TEXT_CHARACTERS = 256 * 1024  # characters of a file that is sent only for the lines of tracebacks
+_MAX_TRACEBACK_TEXT_CHARACTERS = 256 * 1024
+"""The most characters of a file that is sent only for the lines of tracebacks."""
 
 
 @attrs.frozen
 class ModuleSource:
-    """The source of a module that is not loaded here."""
+    """The source of a module that is not loaded in the local process."""
 
     file: str
     is_package: bool
@@ -43,16 +44,16 @@ class ModuleSource:
 
 def is_user_module(module: ModuleType) -> bool:
     """Return whether a module is not installed: the user's script, a file beside it, an editable project."""
-    facts = _module_namespace(module)
-    name = facts.get("__name__")
+    namespace = _module_namespace(module)
+    name = namespace.get("__name__")
     if not isinstance(name, str) or name.partition(".")[0] in _NEVER_SENT_PACKAGES:
         return False
-    file, path = facts.get("__file__"), facts.get("__path__")
     if name == "__main__":
         return True
+    file = namespace.get("__file__")
     if isinstance(file, str):
         return file.endswith((".py", ".pyc")) and not is_installed(file)
-    return _is_user_namespace_package(path)
+    return _is_user_namespace_package(namespace.get("__path__"))
 
 
 def is_module(obj: object) -> TypeGuard[ModuleType]:
@@ -62,19 +63,19 @@ def is_module(obj: object) -> TypeGuard[ModuleType]:
 
 def is_installed(file: str) -> bool:
     """Return whether a file belongs to the standard library or to an installed distribution."""
-    return _is_installed(file) if file.startswith(os.sep) else _is_installed.__wrapped__(file)
+    if file.startswith(os.sep):
+        return _is_installed_absolute(file)
+    return _is_installed_absolute(str(Path(file).absolute()))  # made absolute now: the current directory may change
 
 
 @functools.cache
-def _is_installed(file: str) -> bool:
+def _is_installed_absolute(file: str) -> bool:
     # Cached, because every call of a function checks each loaded module.
-    return any(_is_under(form, _installation_roots()) for form in (os.path.realpath(file), str(Path(file).absolute())))
+    return _is_in_installation(file) or _is_in_installation(os.path.realpath(file))
 
 
-@functools.cache
-def _is_under(file: str, roots: tuple[str, ...]) -> bool:
-    parts = Path(file).parts
-    return "site-packages" in parts or "dist-packages" in parts or file.startswith(roots)
+def _is_in_installation(file: str) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts) or file.startswith(_installation_roots())
 
 
 @functools.cache
@@ -87,8 +88,8 @@ def _installation_roots() -> tuple[str, ...]:
 
 def _module_namespace(module: ModuleType) -> dict[str, object]:
     """Return the namespace of a module without waking a lazy one (`importlib.util.LazyLoader`)."""
-    facts: dict[str, object] = object.__getattribute__(module, "__dict__")
-    return facts
+    namespace: dict[str, object] = object.__getattribute__(module, "__dict__")
+    return namespace
 
 
 def _is_user_namespace_package(path: object) -> bool:
@@ -109,16 +110,17 @@ def find_imports(code: CodeType, package: str) -> tuple[tuple[str, tuple[str, ..
 
 
 def _iter_imports(code: CodeType, package: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    if _IMPORT_NAME_OPCODE in code.co_code[::2]:
-        before: deque[object] = deque([None, None], maxlen=2)
+    if _IMPORT_NAME_OPCODE in code.co_code[::2]:  # a quick test, since most functions import nothing
+        last_arguments: deque[object] = deque([None, None], maxlen=2)
         for instruction in dis.get_instructions(code):
             if instruction.opname == "IMPORT_NAME":
-                level, from_names = before
+                # The two instructions before it load the level and the names after `from` (dis, IMPORT_NAME).
+                level, from_names = last_arguments
                 name = _absolute_module_name(instruction.argval, level, package)
                 if name:
                     yield name, from_names if isinstance(from_names, tuple) else ()
             elif instruction.opname != "EXTENDED_ARG":
-                before.append(instruction.argval)
+                last_arguments.append(instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _iter_imports(constant, package)
@@ -132,7 +134,7 @@ def _absolute_module_name(name: str, level: object, package: str) -> str:
 
 
 def referenced_names(code: CodeType) -> set[str]:
-    """Return every global and attribute that the code names, with those of the functions within it."""
+    """Return the names of all globals and attributes that the code uses, also in the functions within it."""
     found = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -141,7 +143,7 @@ def referenced_names(code: CodeType) -> set[str]:
 
 
 def find_source(name: str) -> ModuleSource | None:
-    """Find the source of a module that is not loaded, importing nothing; None if it is installed, or not Python."""
+    """Find the source of a module without an import; None if it is installed, or not written in Python."""
     if name.partition(".")[0] in _NEVER_SENT_PACKAGES:
         return None
     parent = name.rpartition(".")[0]
@@ -179,22 +181,22 @@ def _find_spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
 
 @attrs.define
 class CallDependencies:
-    """The modules and files that the code of one call needs, as far as seen.
-
-    `modules_by_value` are modules whose contents go by value, `module_sources` those that the code imports and that are
-    not loaded here, `traceback_texts` files for the lines of tracebacks.
-    """
+    """The modules and files that the code of one call needs, as far as its pickling has shown."""
 
     user_registered: frozenset[str] = frozenset()
-    """The modules that the user registered with cloudpickle."""
+    """The names of modules that the user registered with cloudpickle."""
     temporarily_registered: list[ModuleType] = attrs.field(factory=list)
     """The modules that are registered for the time of the call."""
     checked_modules: set[object] = attrs.field(factory=set)
-    """The names of modules that were looked at, whether they go by value."""
+    """The names of modules for which it is decided whether their definitions go by value."""
     modules_by_value: dict[str, ModuleType] = attrs.field(factory=dict)
+    """The loaded modules whose contents go by value."""
     module_sources: dict[str, ModuleSource] = attrs.field(factory=dict)
+    """The sources of modules that the code imports and that are not loaded in the local process."""
     traceback_texts: dict[str, str] = attrs.field(factory=dict)
+    """The texts of files, for the lines of tracebacks."""
     omitted_attributes: dict[tuple[str, str], str] = attrs.field(factory=dict)
+    """The reason why an attribute cannot be sent, by module and attribute."""
     _referenced_names: set[str] = attrs.field(factory=set)
     _accessed_modules: set[str] = attrs.field(factory=set)
     _star_imports: set[str] = attrs.field(factory=set)
@@ -270,24 +272,22 @@ class CallDependencies:
         self._add_code(code, name if source.is_package else name.rpartition(".")[0])
 
     def pop_needed_attributes(self) -> list[tuple[ModuleType, str, object]]:
-        """Return the contents of modules that have been needed since the last time: module, name, value."""
+        """Return each attribute of a module that the code needs, once: module, name, value."""
         needed = []
         for name, module in sorted(self.modules_by_value.items()):
-            contents = _module_namespace(module)
-            for attribute in sorted(self._needed_attributes(name, contents)):
+            namespace = _module_namespace(module)
+            for attribute in sorted(self._needed_attributes(name, namespace)):
                 if (name, attribute) not in self._already_returned:
                     self._already_returned.add((name, attribute))
-                    needed.append((module, attribute, contents[attribute]))
+                    needed.append((module, attribute, namespace[attribute]))
         return needed
 
     def _needed_attributes(self, name: str, namespace: dict[str, object]) -> set[str]:
         defined = {attribute for module, attribute in self._definitions if module == name}
         if name not in self._accessed_modules:
             return defined
-        everything = name != "__main__" and (
-            name in self._star_imports or bool(self._referenced_names & _REFLECTION_NAMES)
-        )
-        named = set(namespace) if everything else self._referenced_names & (set(namespace) | {"__getattr__"})
-        if "__getattr__" in namespace:
-            named.add("__getattr__")
-        return (named & set(namespace) - _IMPORT_SYSTEM_ATTRIBUTES) | defined
+        existing = set(namespace) - _IMPORT_SYSTEM_ATTRIBUTES
+        may_use_any = name in self._star_imports or bool(self._referenced_names & _REFLECTION_NAMES)
+        if may_use_any and name != "__main__":
+            return existing | defined
+        return (existing & (self._referenced_names | {"__getattr__"})) | defined
