@@ -28,6 +28,8 @@ from lazycluster.exceptions import (
 )
 
 _UNLIMITED_BYTES = 1 << 62
+_STREAM_NO_FILES = -1
+"""The value of `max_streamed_bytes` with which all files go through scp, also empty ones."""
 
 
 @attrs.frozen
@@ -35,12 +37,17 @@ class TransferBackend:
     """The means of a transfer: scripts on the host, and the ssh client for scp.
 
     Files of up to `max_streamed_bytes` bytes go through a script's own streams, which takes one round trip. With -1
-    all files go through scp.
+    all files go through scp. If not, and the host allows no session for scp, large files are streamed as well.
     """
 
     runner: CommandRunner
     ssh_client: SshClient
-    max_streamed_bytes: int = -1
+    max_streamed_bytes: int = _STREAM_NO_FILES
+
+    @property
+    def can_stream_files(self) -> bool:
+        """Whether files may go through the streams of a script."""
+        return self.max_streamed_bytes != _STREAM_NO_FILES
 
     @property
     def host(self) -> str:
@@ -66,7 +73,7 @@ def put(backend: TransferBackend, local: Path, remote: str | None, *, cwd: str |
             try:
                 put_file_by_scp(backend.runner, backend.ssh_client, local, name, target, cwd, watch)
             except SessionRefusedError:  # the supervisor has the only session
-                if backend.max_streamed_bytes < 0:
+                if not backend.can_stream_files:
                     raise
                 put_file_by_stdin(backend.runner, local, name, target, cwd, watch)
 
@@ -76,20 +83,21 @@ def get(backend: TransferBackend, remote: str, local: Path, *, cwd: str | None, 
     if not remote:
         raise ValueError(f"remote must not be empty, got {remote!r}")
     with raising_transfer_errors(backend.host, "fetch", remote):
-        found = fetch(backend.runner, remote, local, cwd, watch, max_streamed_bytes=backend.max_streamed_bytes)
-        if found is None:
+        large_file = fetch(backend.runner, remote, local, cwd, watch, max_streamed_bytes=backend.max_streamed_bytes)
+        if large_file is None:
             return
         try:
-            get_file_by_scp(backend.runner, backend.ssh_client, found, local_target(local, remote, found.name), watch)
-        except SessionRefusedError:  # as above
-            if backend.max_streamed_bytes < 0:
+            target = local_target(local, remote, large_file.name)
+            get_file_by_scp(backend.runner, backend.ssh_client, large_file, target, watch)
+        except SessionRefusedError:  # the supervisor has the only session
+            if not backend.can_stream_files:
                 raise
             fetch(backend.runner, remote, local, cwd, watch, max_streamed_bytes=_UNLIMITED_BYTES)
 
 
 @contextlib.contextmanager
 def raising_transfer_errors(host: str, action: str, path: str) -> Iterator[None]:
-    """Turn errors into a `TransferError` that names the path."""
+    """Turn errors of a transfer into a `TransferError` that names the path; errors of the connection stay."""
     try:
         yield
     except (TransferError, ConnectError, CommandStoppedError, RuntimeClosedError):
