@@ -29,13 +29,15 @@ from lazycluster.results import Collector, Stream
 
 _log = logging.getLogger(__name__)
 _EXIT_COMMAND_NOT_FOUND = 127
+_EXIT_SIGNAL_BASE = 128
+"""Shells add this to the number of a signal that ended a program."""
 _MAX_QUOTED_BYTES = 2000
 """The most bytes that an error quotes of the output of start-up files."""
 
 
 @attrs.frozen
 class SupervisorSettings:
-    """The settings with which a supervisor begins.
+    """The settings with which a supervisor starts.
 
     `working_dir` is the directory to make if it is missing, `''` for a temporary one, None for no directory at all.
     `probe_script` is the script that probes the machine, `''` for no probe. `grace` is in seconds.
@@ -68,15 +70,23 @@ class Hello:
         version, *fields = protocol.unpack(body) or [b""]
         if version != protocol.encode_number(protocol.PROTOCOL_VERSION) or len(fields) != 7:
             raise protocol.FrameError(f"a HELLO of protocol {version!r}", body)
-        implementation, release, executable, failure, pid, working_dir, facts = fields
+        implementation, release, executable, working_dir_error, pid, working_dir, probe_output = fields
         texts = [field.decode("utf-8", "surrogateescape") for field in (release, executable, implementation)]
         return cls(
             PythonInfo(*texts),
             int(pid),
             working_dir.decode("utf-8", "surrogateescape"),
-            facts.decode(errors="replace"),
-            failure.decode(errors="replace"),
+            probe_output.decode(errors="replace"),
+            working_dir_error.decode(errors="replace"),
         )
+
+
+@attrs.frozen
+class _Recipient:
+    """The receiver of the frames with one number: a child, or a request that waits for its response."""
+
+    title: str
+    events: queue.SimpleQueue[ChildEvent]
 
 
 class SupervisorClient:
@@ -87,14 +97,13 @@ class SupervisorClient:
         self._ssh_client = ssh_client
         self._settings = settings
         self._numbers = itertools.count(1)
-        # With a number of its own, because an earlier supervisor that is about to end must not end this one, too.
+        # The token has a number, because an earlier supervisor that ends kills all processes with its own token.
         self._token = f"{ssh_client.token}.s{ssh_client.next_supervisor_number()}"
         self._lock = threading.Lock()
-        self._event_queues: dict[int, queue.SimpleQueue[ChildEvent]] = {}
-        self._titles: dict[int, str] = {}
+        self._recipients: dict[int, _Recipient] = {}
         self._session: Session | None = None
         self._stdin: PipeWriter | None = None
-        self._loaded: set[str] = set()
+        self._loaded_extensions: set[str] = set()
         self._cancel_token = CancelToken()
         self._collector = Collector()
         self._preamble = bytearray()
@@ -168,20 +177,20 @@ class SupervisorClient:
             ConnectionLostError: If the supervisor has ended; nothing was started.
         """
         child = RemoteChild(self, next(self._numbers), title)
-        self._register_and_send(kind, child.number, title, child.events, fields)
+        self._register_and_send(kind, child.number, _Recipient(title, child.events), fields)
         return child
 
     def request(self, method: str, *arguments: bytes, timeout: float) -> list[bytes]:
-        """Send a request that the host answers at once, and return the answer.
+        """Send a request that the supervisor answers at once, and return the fields of its answer.
 
         Raises:
-            OSError: If the host could not do it.
+            OSError: If the supervisor could not do it; the reason is its text.
             ConnectionLostError: If the connection broke.
             DeadlinePassedError: If no answer came in time.
         """
         events: queue.SimpleQueue[ChildEvent] = queue.SimpleQueue()
         self._register_and_send(
-            protocol.REQUEST, next(self._numbers), method, events, (method.encode("ascii"), *arguments)
+            protocol.REQUEST, next(self._numbers), _Recipient(method, events), (method.encode("ascii"), *arguments)
         )
         event = queue_get(events, Deadline(timeout))
         if isinstance(event, Exception):
@@ -192,24 +201,21 @@ class SupervisorClient:
         return answer
 
     def ensure_loaded(self, name: str, source: Callable[[], bytes], data: Callable[[], bytes] = bytes) -> None:
-        """Have the host load an extension once, before the first message that needs it."""
-        if name not in self._loaded:
+        """Have the host load an extension once, before the first frame that needs it."""
+        if name not in self._loaded_extensions:
             with self._lock:
-                if name not in self._loaded:
+                if name not in self._loaded_extensions:
                     # Sent under the lock, so that no other thread takes the extension for loaded too early.
                     self.send(protocol.encode_frame(protocol.PREPARE, 0, protocol.pack(source(), data())))
-                    self._loaded.add(name)
+                    self._loaded_extensions.add(name)
 
-    def _register_and_send(
-        self, kind: int, number: int, title: str, events: queue.SimpleQueue[ChildEvent], fields: tuple[bytes, ...]
-    ) -> None:
+    def _register_and_send(self, kind: int, number: int, recipient: _Recipient, fields: tuple[bytes, ...]) -> None:
         message = protocol.encode_frame(kind, number, protocol.pack(*fields))
         with self._lock:
             if self._failure is None:
-                self._event_queues[number] = events
-                self._titles[number] = title
+                self._recipients[number] = recipient
         if self._failure is not None:
-            raise self._connection_lost_error(title, started=False)
+            raise self._connection_lost_error(recipient.title, started=False)
         self.send(message)
 
     def send(self, message: bytes) -> None:
@@ -220,13 +226,12 @@ class SupervisorClient:
     def discard(self, number: int) -> None:
         """Drop later frames of a child."""
         with self._lock:
-            self._event_queues.pop(number, None)
-            self._titles.pop(number, None)
+            self._recipients.pop(number, None)
 
     # The end ---------------------------------------------------------------------------------------------------------
 
     def close(self, timeout: float) -> list[str]:
-        """Have the supervisor end everything and exit, and return the paths that it could not remove.
+        """Have the supervisor end all its children and exit, and return the paths that it could not remove.
 
         Raises:
             SupervisorError: If it did not exit in time, or had ended before without cleaning up.
@@ -246,24 +251,23 @@ class SupervisorClient:
         """Run the supervisor in a session, and dispatch its frames, until it ends."""
         failure: Exception
         try:
-            code = self._run_session()
-            failure = self._exit_error(code)
+            failure = self._exit_error(self._run_session())
         except Exception as error:  # noqa: BLE001 - every waiting thread gets it
             failure = error
         with self._lock:
             self._failure = failure
-            event_queues, self._event_queues = self._event_queues, {}
-            titles, self._titles = self._titles, {}
+            recipients, self._recipients = self._recipients, {}
         if self._stdin is not None:
             self._stdin.close()
         self._ready.set()
-        for number, events in event_queues.items():
-            events.put(self._connection_lost_error(titles[number], started=None))
+        for recipient in recipients.values():
+            recipient.events.put(self._connection_lost_error(recipient.title, started=None))
         self._cancel_token.close()
         if self._leftovers is None:
             _log.debug("%s: the supervisor is gone: %s", self._ssh_client.host, failure)
 
     def _run_session(self) -> int:
+        """Run the supervisor until it ends, and return the exit status of the shell that started it."""
         settings, ssh_client = self._settings, self._ssh_client
         mark = f"{PROCESS_MARK_VARIABLE}={self._token}."
         host_program = bootstrap.build_supervisor_program(
@@ -285,6 +289,7 @@ class SupervisorClient:
         )
 
     def _communicate(self, session: Session, host_program: bootstrap.HostProgram) -> None:
+        """Start the supervisor in a session, and read its frames to their end: the conversation of the session."""
         self._preamble.clear()
         self._session = session
         session.write(host_program.stdin_prefix)
@@ -308,6 +313,10 @@ class SupervisorClient:
             session.close()
 
     def _read_frames(self, session: Session) -> None:
+        """Dispatch frames until GOODBYE, or until the shell reports the exit status of a killed supervisor after them.
+
+        The report is no frame, so the decoder refuses it or keeps it as an incomplete frame.
+        """
         decoder = protocol.FrameDecoder()
         for data in session.iter_raw_stdout():
             try:
@@ -331,17 +340,16 @@ class SupervisorClient:
             self._leftovers = [path.decode(errors="replace") for path in protocol.unpack(body)]
         elif kind in {protocol.ENDED, protocol.RESPONSE}:
             with self._lock:
-                events = self._event_queues.pop(number, None)
-                self._titles.pop(number, None)
-            if events is not None:
-                events.put((kind, body))
+                recipient = self._recipients.pop(number, None)
+            if recipient is not None:
+                recipient.events.put((kind, body))
         else:
-            events = self._event_queues.get(number)
-            if events is not None:
-                events.put((kind, body))
+            recipient = self._recipients.get(number)
+            if recipient is not None:
+                recipient.events.put((kind, body))
 
     def _exit_error(self, exit_code: int) -> Exception:
-        """Return why it has ended."""
+        """Return the error that says why the supervisor has ended."""
         host = self._ssh_client.host
         if self._reported_status is not None:
             exit_code = int(self._reported_status)
@@ -349,12 +357,13 @@ class SupervisorClient:
             return SupervisorError(host, "it was closed", "")
         if self._hello is None and exit_code == _EXIT_COMMAND_NOT_FOUND:
             return PythonNotFoundError(host, " and ".join(python_candidates(self._settings.python)))
-        how = (
-            f"it ended with exit status {exit_code}"
-            if exit_code < 128
-            else f"it was killed by signal {exit_code - 128}"
+        signal_number = exit_code - _EXIT_SIGNAL_BASE
+        reason = (
+            f"it was killed by signal {signal_number}"
+            if signal_number >= 0
+            else f"it ended with exit status {exit_code}"
         )
-        return SupervisorError(host, how, self._diagnostic())
+        return SupervisorError(host, reason, self._diagnostic())
 
     def _diagnostic(self) -> str:
         """Return the output of start-up files and of the supervisor itself."""
