@@ -33,13 +33,15 @@ _log = logging.getLogger(__name__)
 X = TypeVar("X")
 T = TypeVar("T")
 _BATCH_SECONDS = 0.05
-"""Seconds of work that a host gets at once, so that the round trip is a small part of it."""
+"""Seconds of work in one batch for a host: long beside a round trip, and short for the caller."""
 _MAX_ITEMS_PER_BATCH = 64
-"""Items that go to a host at once."""
+"""The most items that go to a host at once."""
 _MAX_OUTSTANDING_ITEMS = 4096
-"""The most items that are taken from the iterable and not yet yielded, because those after a slow one must wait."""
+"""The most items that are read and not yet yielded. Without it, one slow item would let them grow without end."""
 _MAX_READ_AHEAD_SECONDS = 0.01
-"""Seconds that the next item may take to come while there is an outcome to yield."""
+"""If the iterable takes longer than this for an item, outcomes are yielded before the next item is read."""
+_BATCHES_AHEAD = 2
+"""Batches that are read ahead for each host, so that it need not wait for the iterable."""
 _HOST_ERRORS = (*HOST_LOST_ERRORS, PythonNotFoundError, PythonVersionMismatchError)
 """Errors that mean that no function can be called on a host, whatever the item."""
 
@@ -50,7 +52,7 @@ class _MapItem(Generic[X]):
     value: X
     moves: int = 0
     isolated: bool = False
-    """Whether a process or a host died with it in a batch: it is tried again alone."""
+    """Whether the item is to be tried alone, because a process or a host died with it in a batch."""
 
 
 class MapScheduler(Generic[X, T]):
@@ -134,8 +136,8 @@ class MapScheduler(Generic[X, T]):
         while True:
             self._read_ahead()
             with self._changed:
-                wait_for(lambda: self._has_next() or self._can_read() or self._is_done, self._changed)
-                if not self._has_next():
+                wait_for(lambda: self._has_next or self._can_read or self._is_done, self._changed)
+                if not self._has_next:
                     if not self._is_done:
                         continue
                     if self._source_error is not None:
@@ -149,30 +151,38 @@ class MapScheduler(Generic[X, T]):
                 self._outstanding -= 1
             yield outcome
 
+    @property
     def _has_next(self) -> bool:
+        """Whether the outcome that is to be yielded next has come."""
         return self._next_index in self._outcomes if self._ordered else bool(self._outcomes)
 
+    @property
     def _can_read(self) -> bool:
-        """Return whether another item is to be taken from the iterable."""
+        """Whether another item is to be read from the iterable now."""
         if self._source_exhausted:
             return False
         if self._all_hosts_failed:  # one more item shows whether the iterable has ended
             return not self._outstanding
-        ahead = 2 * self._batch_size * (len(self._runtimes) - len(self._failed_hosts))
-        if self._has_next() and (len(self._outcomes) >= ahead or self._last_read_seconds > _MAX_READ_AHEAD_SECONDS):
+        ahead = _BATCHES_AHEAD * self._batch_size * self._usable_host_count
+        if self._has_next and (len(self._outcomes) >= ahead or self._last_read_seconds > _MAX_READ_AHEAD_SECONDS):
             return False  # yield these first: the consumer is slow, or the iterable is
         return len(self._pending) < ahead and self._outstanding < _MAX_OUTSTANDING_ITEMS
 
     @property
     def _is_done(self) -> bool:
+        """Whether no further outcome will come."""
         return self._source_exhausted and not self._outstanding
 
     @property
+    def _usable_host_count(self) -> int:
+        return len(self._runtimes) - len(self._failed_hosts)
+
+    @property
     def _all_hosts_failed(self) -> bool:
-        return len(self._failed_hosts) == len(self._runtimes)
+        return not self._usable_host_count
 
     def _read_ahead(self) -> None:
-        while self._can_read():
+        while self._can_read:
             started = self._clock()
             try:
                 index, value = next(self._source)
@@ -237,12 +247,12 @@ class MapScheduler(Generic[X, T]):
             wait_for(lambda: self._pending or self._cancel_group.is_cancelled or self._is_done, self._changed)
             if self._cancel_group.is_cancelled or not self._pending:
                 return []
-            usable_hosts = len(self._runtimes) - len(self._failed_hosts)
-            batch_size = max(1, min(self._batch_size, len(self._pending) // usable_hosts))
+            fair_share = len(self._pending) // self._usable_host_count
+            batch_size = max(1, min(self._batch_size, fair_share))
             items = [self._pending.popleft()]
             while len(items) < batch_size and not items[0].isolated and not self._pending[0].isolated:
                 items.append(self._pending.popleft())
-            if self._can_read():
+            if self._can_read:
                 self._changed.notify_all()
             return items
 
@@ -262,10 +272,10 @@ class MapScheduler(Generic[X, T]):
             self._changed.notify_all()
 
     def _reassign(self, items: Sequence[_MapItem[X]], error: Exception) -> None:
-        """Give the items of a host that failed to other hosts, except those that were moved too often."""
+        """Put the items of a host that failed back for other hosts; an item that was moved too often fails."""
         with self._changed:
             for item in reversed(items):
-                if isinstance(error, ConnectionLostError):  # otherwise the host was lost before the item came
+                if isinstance(error, ConnectionLostError):  # other errors come before the host begins the item
                     item.moves += 1
                     item.isolated = True  # this item may be the one that ends the hosts
                 if item.moves > self._retries:
@@ -275,7 +285,7 @@ class MapScheduler(Generic[X, T]):
             self._changed.notify_all()
 
     def _retry_alone(self, items: Sequence[_MapItem[X]], error: BaseException) -> None:
-        """Take an error as that of the item if it was alone; otherwise retry each item alone."""
+        """Make an error the outcome of an item that ran alone. Of several items, retry each alone."""
         with self._changed:
             if len(items) == 1:
                 self._outcomes[items[0].index] = Error(error)
