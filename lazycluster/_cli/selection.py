@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import attrs
 import click
@@ -28,19 +28,25 @@ from lazycluster.options import RuntimeOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Filter(NamedTuple):
+    value_syntax: str
+    constraint: str
+
+
 _FILTERS = {
-    "gpu": ("", "must have no value"),
-    "min-memory": ("=MB", "must be a whole number of MB"),
-    "min-cores": ("=N", "must be a number"),
-    "installed": ("=PROGRAM", "must be the name of a program"),
-    "true": ("=COMMAND", "must be a command"),
+    "gpu": _Filter("", "must have no value"),
+    "min-memory": _Filter("=MB", "must be a whole number of MB"),
+    "min-cores": _Filter("=N", "must be a number"),
+    "installed": _Filter("=PROGRAM", "must be the name of a program"),
+    "true": _Filter("=COMMAND", "must be a command"),
 }
-"""The filters: the form of each, and the constraint on its value."""
-_FILTER_SYNTAX = ", ".join(f"{name}{value}" for name, (value, _) in _FILTERS.items())
+_FILTER_SYNTAX = ", ".join(f"{name}{each.value_syntax}" for name, each in _FILTERS.items())
 
 
 def parse_requirements(texts: tuple[str, ...]) -> Requirements:
-    """Return the requirements that `--group-filter` names.
+    """Return the requirements of all values of `--group-filter`.
 
     Raises:
         ValueError: If a text is not a filter, or has a value that its filter does not take.
@@ -60,7 +66,7 @@ def parse_requirements(texts: tuple[str, ...]) -> Requirements:
             case "true" if value:
                 found = attrs.evolve(found, filter_commands=(*found.filter_commands, value))
             case _ if name in _FILTERS:
-                raise ValueError(f"{name} {_FILTERS[name][1]}, got {value!r}")
+                raise ValueError(f"{name} {_FILTERS[name].constraint}, got {value!r}")
             case _:
                 raise ValueError(f"unknown filter {text!r} (filters: {_FILTER_SYNTAX})")
     return found
@@ -68,7 +74,10 @@ def parse_requirements(texts: tuple[str, ...]) -> Requirements:
 
 @attrs.frozen
 class SelectedHosts:
-    """The connected hosts of a command; those that failed, and those that lack a requirement, with the reasons."""
+    """The connected hosts of a command. Two tables have the hosts that were left out, with the reasons.
+
+    `failed` has those that could not be used, and `filtered_out` those that lack a requirement.
+    """
 
     group: RuntimeGroup
     failed: dict[str, str]
@@ -128,9 +137,10 @@ class HostSelection:
 def parse_hosts(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the hosts of any number of texts such as `A,B`, each once.
 
+    An empty text, such as a shell variable that is not set, is an error. It never means all hosts.
+
     Raises:
-        ValueError: If a name is empty or invalid. An empty text, such as a variable that is not set, never means all
-            hosts.
+        ValueError: If a name is empty or invalid.
     """
     hosts: list[str] = []
     for text in texts:
@@ -149,7 +159,7 @@ def _complete_host_list(context: click.Context, parameter: click.Parameter, inco
 
 
 def _complete_filter(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    names = [f"{name}=" if value else name for name, (value, _) in _FILTERS.items()]
+    names = [f"{name}=" if each.value_syntax else name for name, each in _FILTERS.items()]
     return [name for name in names if name.startswith(incomplete)]
 
 
