@@ -16,13 +16,22 @@ import attrs
 from lazycluster._ssh.mux import encode_message
 
 HELLO_MESSAGE = encode_message(1, 4)
-MUX_S_OK, MUX_S_FAILURE, MUX_S_PERMISSION_DENIED, MUX_S_ALIVE, MUX_S_SESSION_OPENED = (
-    0x80000001,
-    0x80000003,
-    0x80000002,
-    0x80000005,
-    0x80000006,
-)
+MASTER_PID = 4711
+"""The process id in the answers of a fake master."""
+
+# The types of messages, as OpenSSH's PROTOCOL.mux lists them; written out, because these tests check the codec.
+MUX_C_NEW_SESSION = 0x10000002
+MUX_C_ALIVE_CHECK = 0x10000004
+MUX_C_TERMINATE = 0x10000005
+MUX_C_OPEN_FWD = 0x10000006
+MUX_C_CLOSE_FWD = 0x10000007
+MUX_C_NEW_STDIO_FWD = 0x10000008
+MUX_S_OK = 0x80000001
+MUX_S_PERMISSION_DENIED = 0x80000002
+MUX_S_FAILURE = 0x80000003
+MUX_S_EXIT_MESSAGE = 0x80000004
+MUX_S_ALIVE = 0x80000005
+MUX_S_SESSION_OPENED = 0x80000006
 
 
 @attrs.frozen
@@ -50,7 +59,7 @@ class FakeMaster:
 
     path: Path
     hello: bytes | None = HELLO_MESSAGE
-    responder: MuxResponder = attrs.field(factory=lambda: make_responder(MUX_S_ALIVE, 4711))
+    responder: MuxResponder = attrs.field(factory=lambda: make_responder(MUX_S_ALIVE, MASTER_PID))
     descriptors_per_request: int = 0
     send_byte_by_byte: bool = False
     requests: list[MuxRequest] = attrs.field(factory=list)

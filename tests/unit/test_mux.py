@@ -26,7 +26,15 @@ from lazycluster._ssh.mux import (
     wait_readable,
 )
 from tests.unit.fake_master import (
+    MASTER_PID,
+    MUX_C_ALIVE_CHECK,
+    MUX_C_CLOSE_FWD,
+    MUX_C_NEW_SESSION,
+    MUX_C_NEW_STDIO_FWD,
+    MUX_C_OPEN_FWD,
+    MUX_C_TERMINATE,
     MUX_S_ALIVE,
+    MUX_S_EXIT_MESSAGE,
     MUX_S_FAILURE,
     MUX_S_OK,
     MUX_S_PERMISSION_DENIED,
@@ -57,12 +65,31 @@ def control(master: FakeMaster) -> Iterator[ControlSocket]:
     connected.close()
 
 
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Return the reading and the writing end of a pipe."""
+    ends = os.pipe()
+    yield ends
+    for descriptor in ends:
+        os.close(descriptor)
+
+
 def encode_string(value: str) -> bytes:
     return struct.pack(">I", len(value)) + value.encode()
 
 
-def encode_words(*values: int) -> bytes:
+def encode_uint32s(*values: int) -> bytes:
     return b"".join(struct.pack(">I", value) for value in values)
+
+
+def hold_answer(go: threading.Event) -> MuxResponder:
+    """Return a responder that answers a check only when the event is set."""
+
+    def answer_late(request: MuxRequest) -> bytes:
+        go.wait(10)
+        return encode_message(MUX_S_ALIVE, request.id, MASTER_PID)
+
+    return answer_late
 
 
 # Messages ------------------------------------------------------------------------------------------------------------
@@ -79,7 +106,7 @@ def encode_words(*values: int) -> bytes:
         (("ä",), "00000006 00000002 c3a4"),
     ],
 )
-def test_encode_message(fields: tuple[int | str, ...], message: str) -> None:
+def test_encode_message_gives_bytes_of_fields(fields: tuple[int | str, ...], message: str) -> None:
     assert encode_message(*fields) == bytes.fromhex(message)
 
 
@@ -89,8 +116,8 @@ def test_mux_reply_too_short_raises(body: bytes) -> None:
         MuxReply(1, body).uint32(len(body) // 4)
 
 
-def test_mux_reply_fields_and_reason() -> None:
-    received = MuxReply(MUX_S_FAILURE, encode_words(7) + encode_string("why") + b"ignored")
+def test_mux_reply_reads_fields_and_reason() -> None:
+    received = MuxReply(MUX_S_FAILURE, encode_uint32s(7) + encode_string("why") + b"ignored")
     assert (received.uint32(0), received.reason) == (7, "why")
 
 
@@ -98,8 +125,8 @@ def test_mux_reply_fields_and_reason() -> None:
 
 
 def test_control_socket_exchanges_hellos(master: FakeMaster, control: ControlSocket) -> None:
-    assert control.check() == 4711
-    assert master.received_hellos == [encode_words(1, 4)]
+    assert control.check() == MASTER_PID
+    assert master.received_hellos == [encode_uint32s(1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -108,11 +135,11 @@ def test_control_socket_exchanges_hellos(master: FakeMaster, control: ControlSoc
         (encode_message(1, 3), "does not speak version 4"),
         (encode_message(2, 4), "does not speak version 4"),
         (encode_message(1), "too short"),
-        (encode_words(0), "garbled"),
-        (encode_words(3) + b"abc", "garbled"),
-        (encode_words(1 << 30), "garbled"),
+        (encode_uint32s(0), "garbled"),
+        (encode_uint32s(3) + b"abc", "garbled"),
+        (encode_uint32s(1 << 30), "garbled"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "garbled"),
-        (encode_words(8) + b"\0", "no answer from the master: timed out"),
+        (encode_uint32s(8) + b"\0", "no answer from the master: timed out"),
         (b"", "no answer from the master: timed out"),
         (None, "the master closed its control socket"),
     ],
@@ -145,8 +172,8 @@ def test_control_socket_without_listener_raises() -> None:
 
 def test_check_returns_pid(master: FakeMaster, control: ControlSocket) -> None:
     for number in (1, 2, 3):
-        assert control.check() == 4711
-        assert master.requests[-1] == MuxRequest(0x10000004, number, b"")
+        assert control.check() == MASTER_PID
+        assert master.requests[-1] == MuxRequest(MUX_C_ALIVE_CHECK, number, b"")
 
 
 @pytest.mark.parametrize(
@@ -155,10 +182,10 @@ def test_check_returns_pid(master: FakeMaster, control: ControlSocket) -> None:
         (make_responder(MUX_S_OK), "the master answered a check with 0x80000001"),
         (make_responder(MUX_S_FAILURE, "no"), "the master answered a check with 0x80000003"),
         (make_responder(MUX_S_ALIVE), "too short"),
-        (lambda _request: encode_words(2) + b"ab", "garbled"),
+        (lambda _request: encode_uint32s(2) + b"ab", "garbled"),
         (lambda _request: None, "the master closed its control socket"),
         (lambda _request: b"", "no answer from the master: timed out"),
-        (lambda _request: encode_words(12) + b"half", "no answer from the master: timed out"),
+        (lambda _request: encode_uint32s(12) + b"half", "no answer from the master: timed out"),
     ],
     ids=["OK", "failure", "no pid", "short length", "closed", "nothing", "half a message"],
 )
@@ -173,12 +200,7 @@ def test_check_bad_reply_raises(master: FakeMaster, answer: MuxResponder, reason
 def test_check_late_reply_is_not_taken_for_next(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=0.5)
     go = threading.Event()
-
-    def answer_late(request: MuxRequest) -> bytes:
-        go.wait(10)
-        return encode_message(MUX_S_ALIVE, request.id, 4711)
-
-    master.responder = answer_late
+    master.responder = hold_answer(go)
     with pytest.raises(ControlSocketError, match="timed out"):
         control.check()
     go.set()
@@ -188,11 +210,11 @@ def test_check_late_reply_is_not_taken_for_next(master: FakeMaster) -> None:
     control.close()
 
 
-def test_check_reply_in_pieces(master: FakeMaster, control: ControlSocket) -> None:
+def test_check_reply_in_single_bytes_is_read(master: FakeMaster, control: ControlSocket) -> None:
     """A stream socket keeps no borders of messages."""
     master.send_byte_by_byte = True
     for _ in range(3):
-        assert control.check() == 4711
+        assert control.check() == MASTER_PID
 
 
 @pytest.mark.parametrize(
@@ -200,26 +222,30 @@ def test_check_reply_in_pieces(master: FakeMaster, control: ControlSocket) -> No
     [
         (
             LOCAL,
-            encode_words(1)
+            encode_uint32s(1)
             + encode_string("localhost")
-            + encode_words(8080)
+            + encode_uint32s(8080)
             + encode_string("localhost")
-            + encode_words(80),
+            + encode_uint32s(80),
         ),
         (
             REMOTE,
-            encode_words(2) + encode_string("127.0.0.1") + encode_words(1) + encode_string("db") + encode_words(65535),
+            encode_uint32s(2)
+            + encode_string("127.0.0.1")
+            + encode_uint32s(1)
+            + encode_string("db")
+            + encode_uint32s(65535),
         ),
     ],
     ids=["local", "remote"],
 )
-def test_open_and_close_forward_messages(
+def test_open_and_close_forward_send_the_forwarding(
     master: FakeMaster, control: ControlSocket, forwarding: Forwarding, body: bytes
 ) -> None:
     master.responder = make_responder(MUX_S_OK)
     control.open_forward(forwarding)
     control.close_forward(forwarding)
-    assert master.requests == [MuxRequest(0x10000006, 1, body), MuxRequest(0x10000007, 2, body)]
+    assert master.requests == [MuxRequest(MUX_C_OPEN_FWD, 1, body), MuxRequest(MUX_C_CLOSE_FWD, 2, body)]
 
 
 @pytest.mark.parametrize("method", [ControlSocket.open_forward, ControlSocket.close_forward])
@@ -256,7 +282,7 @@ def test_probe_uses_a_connection_of_its_own(master: FakeMaster, control: Control
     master.responder, master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 2
     control.probe("localhost", 80)
     assert [(request.type, request.body) for request in master.requests] == [
-        (0x10000008, encode_string("") + encode_string("localhost") + encode_words(80))
+        (MUX_C_NEW_STDIO_FWD, encode_string("") + encode_string("localhost") + encode_uint32s(80))
     ]
     # the probe has closed its connection
     assert wait_until(lambda: (len(master.received_hellos), master.closed_connections) == (2, 1), 10)
@@ -268,25 +294,21 @@ def test_probe_refused_raises(master: FakeMaster, control: ControlSocket) -> Non
         control.probe("localhost", 80)
 
 
-def test_open_session_passes_descriptors(master: FakeMaster, control: ControlSocket) -> None:
-    reading, writing = os.pipe()
-    try:
-        link = str(Path(f"/proc/self/fd/{reading}").readlink()) if Path("/proc/self/fd").exists() else ""
-        master.responder, master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 3
-        session = control.open_session("exec cat", reading)
-        request = master.requests[0]
-        fields = (
-            encode_string("") + encode_words(0, 0, 0, 0, 0xFFFFFFFF) + encode_string("dumb") + encode_string("exec cat")
-        )
-        assert (request.type, request.body) == (0x10000002, fields)
-        assert request.descriptors == ((link, os.devnull, os.devnull) if link else ("", "", ""))
-        assert not session.poll_closed()
-        session.close()
-        assert session.poll_closed()
-        os.fstat(reading)  # the caller's own descriptor stays open
-    finally:
-        os.close(reading)
-        os.close(writing)
+def test_open_session_passes_descriptors(master: FakeMaster, control: ControlSocket, pipe: tuple[int, int]) -> None:
+    stdin, _ = pipe
+    link = str(Path(f"/proc/self/fd/{stdin}").readlink()) if Path("/proc/self/fd").exists() else ""
+    master.responder, master.descriptors_per_request = make_responder(MUX_S_SESSION_OPENED, 5), 3
+    session = control.open_session("exec cat", stdin)
+    request = master.requests[0]
+    fields = (
+        encode_string("") + encode_uint32s(0, 0, 0, 0, 0xFFFFFFFF) + encode_string("dumb") + encode_string("exec cat")
+    )
+    assert (request.type, request.body) == (MUX_C_NEW_SESSION, fields)
+    assert request.descriptors == ((link, os.devnull, os.devnull) if link else ("", "", ""))
+    assert not session.poll_closed()
+    session.close()
+    assert session.poll_closed()
+    os.fstat(stdin)  # the caller's own descriptor stays open
 
 
 @pytest.mark.parametrize(
@@ -316,7 +338,7 @@ def test_terminate_closes_connection(master: FakeMaster, control: ControlSocket)
     control.terminate()
     assert control.wait_closed(20.0)
     assert control.poll_closed()
-    assert master.requests == [MuxRequest(0x10000005, 0, b"")]
+    assert master.requests == [MuxRequest(MUX_C_TERMINATE, 0, b"")]
     control.terminate()  # the master has ended
 
 
@@ -329,28 +351,17 @@ def test_close_twice_then_check_raises(control: ControlSocket) -> None:
         control.check()
 
 
-def test_wait_closed_ends_at_wake_fd(control: ControlSocket) -> None:
-    reading, writing = os.pipe()
-    try:
-        os.write(writing, b"x")
-        assert not control.wait_closed(30.0, reading)
-    finally:
-        os.close(reading)
-        os.close(writing)
+def test_wait_closed_ends_at_wake_fd(control: ControlSocket, pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    os.write(writing, b"x")
+    assert not control.wait_closed(30.0, reading)
 
 
-def test_wait_closed_sees_end_of_master(master: FakeMaster) -> None:
+def test_wait_closed_sees_end_of_master(master: FakeMaster, control: ControlSocket, pipe: tuple[int, int]) -> None:
     master.responder = lambda _request: None
-    control = ControlSocket(master.path, timeout=20.0)
-    reading, writing = os.pipe()
-    try:
-        with pytest.raises(ControlSocketError):
-            control.check()
-        assert control.wait_closed(20.0, reading)
-    finally:
-        os.close(reading)
-        os.close(writing)
-        control.close()
+    with pytest.raises(ControlSocketError):
+        control.check()
+    assert control.wait_closed(20.0, pipe[0])
 
 
 def test_fork_closes_control_socket_in_child(control: ControlSocket) -> None:
@@ -364,7 +375,7 @@ def test_fork_closes_control_socket_in_child(control: ControlSocket) -> None:
     assert os.read(reading, 99) == b"closed"
     os.close(reading)
     os.waitpid(pid, 0)
-    assert control.check() == 4711
+    assert control.check() == MASTER_PID
 
 
 def test_reset_after_fork_sends_nothing(master: FakeMaster) -> None:
@@ -375,7 +386,7 @@ def test_reset_after_fork_sends_nothing(master: FakeMaster) -> None:
     assert master.requests == []
 
 
-def test_check_from_many_threads(master: FakeMaster, control: ControlSocket) -> None:
+def test_check_many_threads_get_their_own_replies(master: FakeMaster, control: ControlSocket) -> None:
     master.responder = lambda request: encode_message(MUX_S_ALIVE, request.id, request.id + 1000)
     answers: list[int] = []
     threads = [threading.Thread(target=lambda: answers.append(control.check())) for _ in range(30)]
@@ -386,7 +397,7 @@ def test_check_from_many_threads(master: FakeMaster, control: ControlSocket) -> 
     assert sorted(answers) == [number + 1000 for number in range(1, 31)]
 
 
-def test_poll_closed_during_check_of_other_thread(master: FakeMaster, control: ControlSocket) -> None:
+def test_poll_closed_during_checks_is_always_false(master: FakeMaster, control: ControlSocket) -> None:
     done = threading.Event()
 
     def ask() -> None:
@@ -401,18 +412,13 @@ def test_poll_closed_during_check_of_other_thread(master: FakeMaster, control: C
         results.add(control.poll_closed())
     thread.join(10)
     assert results == {False}
-    assert control.check() == 4711
+    assert control.check() == MASTER_PID
 
 
 def test_wait_closed_late_reply_is_not_the_end(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=0.5)
     go = threading.Event()
-
-    def answer_late(request: MuxRequest) -> bytes:
-        go.wait(10)
-        return encode_message(MUX_S_ALIVE, request.id, 4711)
-
-    master.responder = answer_late
+    master.responder = hold_answer(go)
     with pytest.raises(ControlSocketError, match="timed out"):
         control.check()
     go.set()
@@ -425,13 +431,13 @@ def test_wait_closed_late_reply_is_not_the_end(master: FakeMaster) -> None:
     control.close()
 
 
-def test_wait_closed_after_keyboard_interrupt_in_check(master: FakeMaster, control: ControlSocket) -> None:
+def test_wait_closed_after_interrupted_check_still_works(master: FakeMaster, control: ControlSocket) -> None:
     answered = threading.Event()
 
     def interrupt(request: MuxRequest) -> bytes:
         os.kill(os.getpid(), signal.SIGINT)
         answered.wait(10)
-        return encode_message(MUX_S_ALIVE, request.id, 4711)
+        return encode_message(MUX_S_ALIVE, request.id, MASTER_PID)
 
     master.responder = interrupt
     with pytest.raises(KeyboardInterrupt):
@@ -447,7 +453,7 @@ def test_wait_closed_after_keyboard_interrupt_in_check(master: FakeMaster, contr
 
 def test_check_garbled_reply_refuses_later_checks(master: FakeMaster) -> None:
     control = ControlSocket(master.path, timeout=20.0)
-    master.responder = lambda _request: encode_words(1 << 30) + b"a later read would take this for an answer"
+    master.responder = lambda _request: encode_uint32s(1 << 30) + b"a later read would take this for an answer"
     with pytest.raises(ControlSocketError, match="garbled"):
         control.check()
     with pytest.raises(ControlSocketError, match="did not answer before"):
@@ -461,7 +467,7 @@ def test_check_garbled_reply_refuses_later_checks(master: FakeMaster) -> None:
 
 def test_wait_message_ends_with_message_or_close(master: FakeMaster, control: ControlSocket) -> None:
     control.wait_message(0.05)  # nothing comes
-    master.connections[0].sendall(encode_message(0x80000004, 0, 0))
+    master.connections[0].sendall(encode_message(MUX_S_EXIT_MESSAGE, 0, 0))
     control.wait_message(1000.0)
     assert not control.poll_closed()
     master.close_connections()
@@ -473,7 +479,7 @@ def test_wait_message_ends_with_message_or_close(master: FakeMaster, control: Co
 # Waiting for descriptors ---------------------------------------------------------------------------------------------
 
 
-def test_wait_readable() -> None:
+def test_wait_readable_returns_those_with_data_or_end() -> None:
     first, second = os.pipe(), os.pipe()
     try:
         assert wait_readable([first[0], second[0]], 0) == set()
@@ -500,7 +506,7 @@ def many_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_descriptors")
-def test_control_socket_descriptor_above_1023(master: FakeMaster) -> None:
+def test_control_socket_descriptor_above_1023_works(master: FakeMaster) -> None:
     fillers = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
     while fillers[-1] < 2000:  # an open file gets the lowest free number
         fillers.append(os.dup(fillers[0]))
@@ -508,7 +514,7 @@ def test_control_socket_descriptor_above_1023(master: FakeMaster) -> None:
     reading, writing = os.pipe()
     wake = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 3000)
     try:
-        assert control.check() == 4711
+        assert control.check() == MASTER_PID
         assert not control.poll_closed()
         assert not control.wait_closed(0.01, wake)
         os.write(writing, b"x")
