@@ -29,6 +29,8 @@ from lazycluster.results import Error, Value
 from tests.keyboard_interrupt import interrupt, library_thread_names
 from tests.waiting import wait_until
 
+MAX_OUTSTANDING_ITEMS = 4096
+MAX_ITEMS_PER_BATCH = 64
 Outcomes = list[Value[Any] | Error]
 Script = Callable[["StubHost", Sequence[int]], Outcomes | None]
 
@@ -106,6 +108,11 @@ def outcomes(scheduler: MapScheduler[int, Any]) -> Outcomes:
         return list(scheduler)
 
 
+def failed_items(found: Outcomes) -> list[int]:
+    """Return the items with an error, of outcomes in the order of the items 0, 1, 2, ..."""
+    return [item for item, outcome in enumerate(found) if isinstance(outcome, Error)]
+
+
 def act_when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
     """Do something in another thread when a condition holds, or after 20 seconds."""
 
@@ -119,6 +126,7 @@ def act_when(condition: Callable[[], bool], act: Callable[[], object]) -> thread
 
 
 def has_ended() -> bool:
+    """Return whether no thread of a scheduler is left."""
     return not library_thread_names("lazycluster-map")
 
 
@@ -168,7 +176,7 @@ def test_map_free_host_takes_next_items() -> None:
     hosts = [StubHost("busy", busy), StubHost("free", free)]
     with schedule(hosts, iter(range(1000)), ordered=False) as scheduler:
         found = [outcome.unwrap() for outcome in itertools.islice(scheduler, 900)]
-        assert len(hosts[0].calls) == 1
+        assert len(hosts[0].calls) == 1, "the busy host still has its first batch"
         release.set()
         found += [outcome.unwrap() for outcome in scheduler]
     assert sorted(found) == list(range(1000))
@@ -178,7 +186,7 @@ def test_map_short_items_make_larger_batches() -> None:
     host = StubHost("a")
     outcomes(schedule([host], iter(range(5000))))
     assert len(host.calls[0]) == 1
-    assert 16 <= max(map(len, host.calls)) <= 64
+    assert 16 <= max(map(len, host.calls)) <= MAX_ITEMS_PER_BATCH
 
 
 def test_map_unfinished_batch_goes_to_other_hosts() -> None:
@@ -206,20 +214,21 @@ def test_map_endless_iterable_reads_little_ahead(ordered: bool) -> None:
     with schedule([StubHost("a"), StubHost("b")], counted(read), ordered=ordered) as scheduler:
         found = [outcome.unwrap() for outcome in itertools.islice(scheduler, 3000)]
     assert len(set(found)) == 3000
-    assert len(read) < 3000 + 4200
+    assert len(read) <= 3000 + MAX_OUTSTANDING_ITEMS
     assert has_ended()
 
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_map_slow_consumer_reads_little_ahead(ordered: bool) -> None:
+    consumed, batches_ahead = 200, 12
     read: list[int] = []
     hosts = [StubHost("a"), StubHost("b")]
     with schedule(hosts, counted(read, iter(range(100_000))), ordered=ordered) as scheduler:
         for number, _ in enumerate(scheduler):
-            if number == 200:
+            if number == consumed:
                 break
             assert wait_until(lambda: sum(len(host.items) for host in hosts) == len(read), 10)
-    assert len(read) < 200 + 3 * 2 * 2 * 64
+    assert len(read) < consumed + batches_ahead * MAX_ITEMS_PER_BATCH
 
 
 def test_map_slow_item_limits_outstanding_items() -> None:
@@ -231,12 +240,11 @@ def test_map_slow_item_limits_outstanding_items() -> None:
 
     read: list[int] = []
     hosts = [StubHost("a", slow), StubHost("b", slow)]
-    iterating = schedule(hosts, counted(read))
-    with iterating as scheduler:
-        timer = act_when(lambda: len(read) >= 4096, release.set)
+    with schedule(hosts, counted(read)) as scheduler:
+        timer = act_when(lambda: len(read) >= MAX_OUTSTANDING_ITEMS, release.set)
         assert next(iter(scheduler)).unwrap() == 0
         timer.join()
-        assert len(read) == 4096
+        assert len(read) == MAX_OUTSTANDING_ITEMS
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -272,19 +280,18 @@ def test_map_iterable_is_read_in_iterating_thread() -> None:
     assert seen == {threading.get_ident()}
 
 
-def test_map_iterable_raises_after_earlier_outcomes() -> None:
+@pytest.mark.parametrize("ordered", [True, False])
+def test_map_iterable_raises_after_earlier_outcomes(ordered: bool) -> None:
     def items() -> Iterator[int]:
         yield from range(5)
         raise LookupError("no more")
 
-    for ordered in (True, False):
-        hosts = [StubHost("a"), StubHost("b")]
-        with schedule(hosts, items(), ordered=ordered) as scheduler:
-            seen = [outcome.unwrap() for outcome in itertools.islice(scheduler, 5)]
-            with pytest.raises(LookupError):
-                next(iter(scheduler))
-        assert sorted(seen) == [0, 1, 2, 3, 4], "as with Python's own map(), the values before the error are kept"
-        assert has_ended()
+    with schedule([StubHost("a"), StubHost("b")], items(), ordered=ordered) as scheduler:
+        seen = [outcome.unwrap() for outcome in itertools.islice(scheduler, 5)]
+        with pytest.raises(LookupError):
+            next(iter(scheduler))
+    assert sorted(seen) == [0, 1, 2, 3, 4], "as with Python's own map(), the values before the error are kept"
+    assert has_ended()
 
 
 # Early end -----------------------------------------------------------------------------------------------------------
@@ -294,7 +301,6 @@ def stoppable(host: StubHost, items: Sequence[int]) -> Outcomes | None:
     """Run until it is stopped, except for item 0."""
     if items[0] == 0:
         return None
-    assert host.cancel_token is not None
     assert wait_until(lambda: host.cancel_token is not None and host.cancel_token.is_cancelled, 20)
     raise CommandStoppedError(host.host, "f")
 
@@ -357,16 +363,18 @@ def test_map_thread_cannot_start_raises(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_map_function_raises_is_outcome_of_item() -> None:
-    def odd(_host: StubHost, items: Sequence[int]) -> Outcomes:
+    def fail_odd_items(_host: StubHost, items: Sequence[int]) -> Outcomes:
         return [Error(KeyError(item)) if item % 2 else Value(item) for item in items]
 
-    found = outcomes(schedule([StubHost("a", odd), StubHost("b", odd)], iter(range(100))))
-    assert [isinstance(outcome, Error) for outcome in found] == [False, True] * 50
+    found = outcomes(schedule([StubHost("a", fail_odd_items), StubHost("b", fail_odd_items)], iter(range(100))))
+    assert failed_items(found) == list(range(1, 100, 2))
     with pytest.raises(KeyError, match="7"):
         found[7].unwrap()
 
 
 def process_killer(poison: set[int]) -> Script:
+    """Return the script of a host on which some items kill the process that works on them."""
+
     def script(host: StubHost, items: Sequence[int]) -> None:
         if poison & set(items):
             raise RemoteFunctionError(host.host, "f", "its process was killed")
@@ -378,7 +386,7 @@ def test_map_process_dies_isolates_item() -> None:
     script = process_killer({50, 51, 90})
     hosts = [StubHost("a", script), StubHost("b", script)]
     found = outcomes(schedule(hosts, iter(range(200))))
-    assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [50, 51, 90]
+    assert failed_items(found) == [50, 51, 90]
     assert any(len(items) > 1 and 90 in items for host in hosts for items in host.calls), (
         "it was in a batch with others"
     )
@@ -391,7 +399,7 @@ def test_map_unpicklable_item_isolates_item() -> None:
             raise FunctionNotSerializableError("f", "no")
 
     found = outcomes(schedule([StubHost("a", script)], iter(range(60))))
-    assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [30]
+    assert failed_items(found) == [30]
 
 
 def test_map_unrequested_stop_is_outcome_of_item() -> None:
@@ -400,11 +408,11 @@ def test_map_unrequested_stop_is_outcome_of_item() -> None:
             raise CommandStoppedError(host.host, "f")
 
     found = outcomes(schedule([StubHost("a", script)], iter(range(60))))
-    assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [30]
+    assert failed_items(found) == [30]
 
 
-def dying(first_call: int) -> Script:
-    """Return the script of a host that is dead from a certain call on."""
+def lost_from_call(first_call: int) -> Script:
+    """Return the script of a host that is lost from this call on, counted from 1."""
 
     def script(host: StubHost, _items: Sequence[int]) -> None:
         if len(host.calls) >= first_call:
@@ -417,7 +425,7 @@ def test_map_dead_host_moves_items(caplog: pytest.LogCaptureFixture) -> None:
     def wait_for_deaths(_host: StubHost, _items: Sequence[int]) -> None:
         assert wait_until(lambda: len(hosts[0].calls) == 3 and len(hosts[2].calls) == 1, 10)
 
-    hosts = [StubHost("a", dying(3)), StubHost("b", wait_for_deaths), StubHost("c", dying(1))]
+    hosts = [StubHost("a", lost_from_call(3)), StubHost("b", wait_for_deaths), StubHost("c", lost_from_call(1))]
     found = outcomes(schedule(hosts, iter(range(200))))
     assert [outcome.unwrap() for outcome in found] == list(range(200))
     assert len(hosts[0].calls) == 3
@@ -426,7 +434,7 @@ def test_map_dead_host_moves_items(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_map_closed_host_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
-    hosts = [StubHost("a", dying(1), reconnects=True, closed=True), StubHost("b")]
+    hosts = [StubHost("a", lost_from_call(1), reconnects=True, closed=True), StubHost("b")]
     found = outcomes(schedule(hosts, iter(range(20))))
     assert [outcome.unwrap() for outcome in found] == list(range(20))
     assert len(hosts[0].calls) <= 1
@@ -444,15 +452,17 @@ def test_map_wrong_python_version_drops_host() -> None:
 
 
 def test_map_reconnected_host_continues() -> None:
-    def flickers(host: StubHost, _items: Sequence[int]) -> None:
+    def lose_once(host: StubHost, _items: Sequence[int]) -> None:
         if len(host.calls) == 2:
             raise host.lost_error()
 
-    host = StubHost("a", flickers, reconnects=True)
+    host = StubHost("a", lose_once, reconnects=True)
     assert [outcome.unwrap() for outcome in outcomes(schedule([host], iter(range(50))))] == list(range(50))
 
 
 def host_killer(poison: int) -> Script:
+    """Return the script of a host that is lost whenever it gets a certain item."""
+
     def script(host: StubHost, items: Sequence[int]) -> None:
         if poison in items:
             raise host.lost_error()
@@ -465,7 +475,7 @@ def test_map_retries_limit_moves_of_item(retries: int) -> None:
     script = host_killer(40)
     hosts = [StubHost(name, script, reconnects=True) for name in "abcde"]
     found = outcomes(schedule(hosts, iter(range(100)), retries=retries))
-    failed = [number for number, outcome in enumerate(found) if isinstance(outcome, Error)]
+    failed = failed_items(found)
     tries = [items for host in hosts for items in host.calls if 40 in items]
     assert len(tries) == retries + 1
     assert 40 in failed
@@ -479,11 +489,11 @@ def test_map_item_that_kills_hosts_leaves_some() -> None:
     script = host_killer(40)
     hosts = [StubHost(name, script) for name in "abcd"]
     found = outcomes(schedule(hosts, iter(range(100)), retries=2))
-    assert [number for number, outcome in enumerate(found) if isinstance(outcome, Error)] == [40]
+    assert failed_items(found) == [40]
 
 
 def test_map_no_host_left_raises() -> None:
-    hosts = [StubHost("b", dying(3)), StubHost("a", dying(2))]
+    hosts = [StubHost("b", lost_from_call(3)), StubHost("a", lost_from_call(2))]
     found: Outcomes = []
     with schedule(hosts, itertools.count()) as scheduler, pytest.raises(HostsFailedError) as caught:
         found.extend(scheduler)
@@ -495,7 +505,7 @@ def test_map_no_host_left_raises() -> None:
 
 
 def test_map_no_host_left_for_last_item() -> None:
-    found = outcomes(schedule([StubHost("a", dying(1))], iter(range(1)), retries=5))
+    found = outcomes(schedule([StubHost("a", lost_from_call(1))], iter(range(1)), retries=5))
     assert len(found) == 1
     assert isinstance(found[0], Error)
     assert isinstance(found[0].error, HostsFailedError)
