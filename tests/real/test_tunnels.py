@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lazycluster import ConnectError, ForwardingRefusedError, LazyclusterError, PortInUseError, Runtime
+from lazycluster import ForwardingRefusedError, HostError, PortInUseError, Runtime
 from lazycluster.testing import LocalSshd, write_config
 from tests.client_programs import ClientProgram, call_in_parallel
 from tests.observation import (
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from tests.sshd_fixtures import MakeSshd
 
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
-DIRECTIONS = ["from the host", "to the host"]
+FROM_HOST, TO_HOST = DIRECTIONS = ["from the host", "to the host"]
+UNUSED_SERVICE = 9
+"""The port of a service that no test connects to."""
 PIDFD_GETFD = 438
 """The number of the system call pidfd_getfd(2), for which Python has no function."""
 
@@ -57,7 +59,7 @@ def runtime(shared_runtime: Runtime) -> Iterator[Runtime]:
 
 def expose(runtime: Runtime, direction: str, service: int, port: int) -> str:
     """Make a service reachable at another port; both ends are this machine."""
-    if direction == "from the host":
+    if direction == FROM_HOST:
         return runtime.expose_port_from_runtime(service, port)
     return runtime.expose_port_to_runtime(service, port)
 
@@ -78,6 +80,12 @@ class Page(http.server.BaseHTTPRequestHandler):
         """Print no log."""
 
 
+def fetch_page(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        page: bytes = response.read()
+        return page
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_tunnel_serves_http(sshd: LocalSshd, direction: str, resident: bool) -> None:
     with (
@@ -90,11 +98,7 @@ def test_tunnel_serves_http(sshd: LocalSshd, direction: str, resident: bool) -> 
         port = reserve_free_port()
         key = expose(runtime, direction, server.server_address[1], port)
         url = f"http://localhost:{port}/"
-        if direction == "from the host":
-            with urllib.request.urlopen(url, timeout=10) as response:
-                page = response.read()
-        else:
-            page = runtime.call(fetch, url)
+        page = fetch_page(url) if direction == FROM_HOST else runtime.call(fetch_page, url)
 
         assert page == b"page\n"
         process = runtime.get_process(key)
@@ -111,32 +115,26 @@ def test_tunnel_serves_http(sshd: LocalSshd, direction: str, resident: bool) -> 
         thread.join()
 
 
-def fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as response:
-        page: bytes = response.read()
-        return page
-
-
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_tunnel_carries_large_data_in_parallel(runtime: Runtime, direction: str) -> None:
     with EchoServer() as service:
         port = reserve_free_port()
         key = expose(runtime, direction, service.port, port)
-        data = os.urandom(100_000)
+        data, repeats = os.urandom(100_000), 50
         with socket.create_connection(("127.0.0.1", port), 10) as connection:
             received: list[bytes] = []
-            reader = threading.Thread(target=lambda: received.append(receive_exactly(connection, 50 * len(data))))
+            reader = threading.Thread(target=lambda: received.append(receive_exactly(connection, repeats * len(data))))
             reader.start()
-            for _ in range(50):
+            for _ in range(repeats):
                 connection.sendall(data)
             reader.join()
-        assert received == [data * 50]
+        assert received == [data * repeats]
         assert all(call_in_parallel([lambda: is_echoing(port, data)] * 10))
         runtime.stop_process(key)
 
 
-def test_tunnel_default_port_is_the_same_port(make_sshd: MakeSshd) -> None:
-    """Both ends are this machine, so that the port is in use at the other end."""
+def test_tunnel_default_port_is_that_of_the_service(make_sshd: MakeSshd) -> None:
+    """Both ends are this machine, so the port of the service is in use at the other end, too."""
     server = make_sshd()
     with Runtime(server.host, **server.connection_kwargs) as runtime, EchoServer() as service:
         for attempt in (runtime.expose_port_to_runtime, runtime.expose_port_from_runtime):
@@ -219,9 +217,9 @@ def test_tunnel_taken_port_is_an_error(sshd: LocalSshd, runtime: Runtime, direct
         before = listening_addresses(port)
 
         with pytest.raises(PortInUseError) as caught:
-            expose(runtime, direction, 9, port)
+            expose(runtime, direction, UNUSED_SERVICE, port)
 
-        assert (caught.value.host, caught.value.port) == ("localhost" if direction == DIRECTIONS[0] else "local", port)
+        assert (caught.value.host, caught.value.port) == ("localhost" if direction == FROM_HOST else "local", port)
         assert listening_addresses(port) == before
         assert runtime.alive_process_count == 0
 
@@ -242,10 +240,10 @@ def test_tunnel_port_of_other_tunnel_is_an_error(sshd: LocalSshd, runtime: Runti
     [
         ({"AllowTcpForwarding": "no"}, DIRECTIONS),
         ({"DisableForwarding": "yes"}, DIRECTIONS),
-        ({"AllowTcpForwarding": "local"}, DIRECTIONS[1:]),
-        ({"AllowTcpForwarding": "remote"}, DIRECTIONS[:1]),
-        ({"PermitOpen": "none"}, DIRECTIONS[:1]),
-        ({"PermitListen": "none"}, DIRECTIONS[1:]),
+        ({"AllowTcpForwarding": "local"}, [TO_HOST]),
+        ({"AllowTcpForwarding": "remote"}, [FROM_HOST]),
+        ({"PermitOpen": "none"}, [FROM_HOST]),
+        ({"PermitListen": "none"}, [TO_HOST]),
     ],
     ids=[
         "AllowTcpForwarding no",
@@ -278,14 +276,14 @@ def test_tunnel_forwarding_refused_by_host_is_an_error(
                 assert runtime.alive_process_count == 0
 
 
-def test_tunnel_stopped_host_is_an_error(make_sshd: MakeSshd, tmp_path: Path) -> None:
+def test_tunnel_to_stopped_host_is_an_error(make_sshd: MakeSshd, tmp_path: Path) -> None:
     server = make_sshd()
     runtime = Runtime(server.host, str(tmp_path), connect_timeout=5, **server.connection_kwargs)
     server.stop()
     port = reserve_free_port()
     for direction in DIRECTIONS:
-        with pytest.raises((ConnectError, LazyclusterError)):
-            expose(runtime, direction, 9, port)
+        with pytest.raises(HostError):
+            expose(runtime, direction, UNUSED_SERVICE, port)
     assert runtime.get_processes() == {}
     assert listening_addresses(port) == []
     runtime.cleanup()
@@ -367,7 +365,7 @@ def test_tunnel_cut_connection_is_restored(sshd: LocalSshd, tmp_path: Path) -> N
         assert_eventually(lambda: all(tunnel.pid is None for tunnel in tunnels), "the cut is noticed", timeout=60)
         assert all(tunnel.is_alive() for tunnel in tunnels)
         assert all(tunnel.exitcode is None for tunnel in tunnels)
-        assert not is_echoing(ports[DIRECTIONS[0]], timeout=1)
+        assert not is_echoing(ports[FROM_HOST], timeout=1)
         relay.restore()
         assert_eventually(lambda: all(map(is_echoing, ports.values())), "the tunnels are open again", timeout=60)
         assert len({tunnel.pid for tunnel in tunnels}) == 1, "the tunnels share the new connection"
@@ -375,7 +373,7 @@ def test_tunnel_cut_connection_is_restored(sshd: LocalSshd, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_tunnel_stopped_host_may_be_stopped(make_sshd: MakeSshd, tmp_path: Path, direction: str) -> None:
+def test_tunnel_to_stopped_host_can_be_stopped(make_sshd: MakeSshd, tmp_path: Path, direction: str) -> None:
     server = make_sshd()
     with EchoServer() as service, running_relay(server, tmp_path) as (_, keywords):
         runtime = Runtime(server.host, str(tmp_path), connect_timeout=5, **keywords)
@@ -395,7 +393,7 @@ def test_tunnel_stopped_host_may_be_stopped(make_sshd: MakeSshd, tmp_path: Path,
 # Killed owner --------------------------------------------------------------------------------------------------------
 
 
-_OWNER = """
+_OWNER_PROGRAM = """
     from lazycluster import Runtime
     runtime = Runtime({host!r}, {directory!r}, config_file={config!r})
     runtime.expose_port_from_runtime({service}, {local})
@@ -410,7 +408,7 @@ def test_tunnel_killed_owner_leaves_nothing(make_sshd: MakeSshd, tmp_path: Path,
     server = make_sshd()
     local, remote = reserve_free_port(), reserve_free_port()
     with EchoServer() as service, contextlib.ExitStack() as stack:
-        text = _OWNER.format(
+        text = _OWNER_PROGRAM.format(
             host=server.host,
             directory=str(tmp_path),
             config=str(server.config_file),
