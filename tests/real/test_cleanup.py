@@ -24,7 +24,7 @@ from lazycluster import (
     TaskExecutionError,
 )
 from lazycluster.testing import LocalSshd
-from tests.client_programs import ClientProgram, find_master, find_masters
+from tests.client_programs import ClientProgram, find_host_pids, find_master, find_masters
 from tests.observation import (
     EchoServer,
     assert_no_leaks,
@@ -34,7 +34,7 @@ from tests.observation import (
     running_relay,
     unique_sleep_seconds,
 )
-from tests.processes import command_line, is_alive
+from tests.processes import is_alive
 from tests.reserved_ports import reserve_free_port
 from tests.waiting import assert_eventually
 
@@ -42,12 +42,11 @@ if TYPE_CHECKING:
     from tests.sshd_fixtures import MakeSshd
 
 
-def find_pids(server: LocalSshd, command: str) -> list[int]:
-    return [pid for pid in server.processes() if command_line(pid) == command]
-
-
 class BusyRuntime:
-    """A runtime with tasks under way, tunnels, temporary directories and daemons of commands."""
+    """A runtime with tasks under way, tunnels, temporary directories and daemons of commands.
+
+    All its processes are `sleep` of one number: two daemons, two of the command, and one of the function.
+    """
 
     def __init__(self, server: LocalSshd, service: EchoServer, resident: bool, **keywords: Any) -> None:
         self.server = server
@@ -66,13 +65,18 @@ class BusyRuntime:
             runtime.execute_task(RuntimeTask("function").run_function(sleep_in_child, self.number)),
         ]
         runtime.execute_task(RuntimeTask("done").run_function(bytes, 2000)).join()
-        assert_eventually(lambda: len(find_pids(server, f"sleep {self.number}")) >= 5, "all of it runs")
+        assert_eventually(lambda: len(self.find_pids()) == 5, "all of it runs")
         assert all(is_echoing(port) for port in self.ports)
+
+    def find_pids(self) -> list[int]:
+        return find_host_pids(self.server, f"sleep {self.number}")
 
     def leftovers(self) -> list[str]:
         """Return its processes and ports that are left."""
-        processes = [command_line(pid) for pid in find_pids(self.server, f"sleep {self.number}")]
-        return [*filter(None, processes), *(f"port {port}" for port in self.ports if listening_addresses(port))]
+        return [
+            *(f"process {pid}" for pid in self.find_pids()),
+            *(f"port {port}" for port in self.ports if listening_addresses(port)),
+        ]
 
 
 def sleep_in_child(number: str) -> None:
@@ -129,9 +133,9 @@ def test_cleanup_ends_daemons_of_its_own_commands_only(sshd: LocalSshd, resident
             runtime.run(f"trap '' HUP; setsid sleep {own} >/dev/null 2>&1 </dev/null &")
             task = RuntimeTask().run_command(f"(setsid sh -c 'trap \"\" TERM; sleep {own}; sleep {own}' &)")
             runtime.execute_task(task, execute_async=False)
-            assert_eventually(lambda: len(find_pids(sshd, f"sleep {own}")) >= 2, "both run")
-        assert not find_pids(sshd, f"sleep {own}")
-        [pid] = find_pids(sshd, f"sleep {foreign}")
+            assert_eventually(lambda: len(find_host_pids(sshd, f"sleep {own}")) >= 2, "both run")
+        assert not find_host_pids(sshd, f"sleep {own}")
+        [pid] = find_host_pids(sshd, f"sleep {foreign}")
         os.kill(pid, signal.SIGKILL)
 
 
@@ -180,8 +184,8 @@ def test_cleanup_dead_connection_does_not_wait_for_host(make_sshd: MakeSshd, tmp
         assert all(process.exitcode is not None for process in busy.runtime.task_processes)
         relay.restore()
         assert_eventually(lambda: server.connections() == 0, "the host has noticed the end", timeout=30)
-        assert_eventually(lambda: len(busy.leftovers()) <= daemons, "the tasks have ended", timeout=30)
-        assert set(busy.leftovers()) <= {f"sleep {busy.number}"}, "no port is left"
+        assert_eventually(lambda: len(busy.find_pids()) <= daemons, "the tasks have ended", timeout=30)
+        assert_eventually(lambda: not any(map(listening_addresses, busy.ports)), "no port is left", timeout=30)
 
 
 def test_cleanup_broken_connection_connects_again(sshd: LocalSshd, tmp_path: Path, resident: bool) -> None:
@@ -193,7 +197,7 @@ def test_cleanup_broken_connection_connects_again(sshd: LocalSshd, tmp_path: Pat
             relay.drop()
             assert_eventually(lambda: not is_alive(master), "ssh notices the break")
         assert not Path(runtime.working_dir).exists()
-        assert not find_pids(sshd, f"sleep {number}")
+        assert not find_host_pids(sshd, f"sleep {number}")
 
 
 def test_cleanup_host_gone_closes_ports(make_sshd: MakeSshd, tmp_path: Path, resident: bool) -> None:
@@ -229,7 +233,7 @@ def test_runtime_dropped_is_cleaned_up(sshd: LocalSshd, resident: bool) -> None:
 
         assert reference() is None, "neither its tasks nor the function for the end of the program keep it"
         assert_eventually(lambda: not working_dir.exists(), "its directory is removed")
-        assert_eventually(lambda: not find_pids(sshd, f"sleep {number}"), "its daemons are ended")
+        assert_eventually(lambda: not find_host_pids(sshd, f"sleep {number}"), "its daemons are ended")
 
 
 @pytest.fixture
@@ -241,7 +245,8 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-def test_connection_dropped_ends_without_gc(sshd: LocalSshd, tmp_path: Path, no_collector: None) -> None:
+@pytest.mark.usefixtures("no_collector")
+def test_connection_dropped_ends_without_gc(sshd: LocalSshd, tmp_path: Path) -> None:
     with assert_no_leaks(sshd):
         connection = Connection(sshd.host, **sshd.connection_kwargs)
         connection.run("cat", stdin=bytes(1_000_000))
@@ -311,7 +316,7 @@ def test_runtime_dropped_lives_until_its_tunnel_ends(sshd: LocalSshd, resident: 
         assert_eventually(lambda: reference() is None and not working_dir.exists(), "it is cleaned up")
 
 
-_PROGRAM = """
+_BUSY_PROGRAM = """
     from lazycluster import Runtime, RuntimeTask
     runtime = Runtime({host!r}, config_file={config!r}, resident={resident})
     runtime.expose_port_from_runtime({service}, {ports[0]})
@@ -326,7 +331,6 @@ _PROGRAM = """
     {last_line}
 """
 
-# How the program ends: its last line, its exit status, a part of its standard error.
 ENDINGS = {
     "exception": ("raise RuntimeError('wanted')", 1, "wanted"),
     "sys.exit in a function": ("def end():\n        with runtime:\n            sys.exit(4)\n    end()", 4, ""),
@@ -337,14 +341,15 @@ ENDINGS = {
         "",
     ),
 }
+"""How the program ends: its last line, its exit status, and a part of its standard error."""
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_program_end_of_any_kind_cleans_up(sshd: LocalSshd, ending: str, resident: bool) -> None:
-    last_line, status, error_text = ENDINGS[ending]
+    last_line, expected_exit_code, error_text = ENDINGS[ending]
     number, ports = unique_sleep_seconds(), [reserve_free_port(), reserve_free_port()]
     with assert_no_leaks(sshd), EchoServer() as service:
-        text = _PROGRAM.format(
+        text = _BUSY_PROGRAM.format(
             host=sshd.host,
             config=str(sshd.config_file),
             service=service.port,
@@ -355,13 +360,13 @@ def test_program_end_of_any_kind_cleans_up(sshd: LocalSshd, ending: str, residen
         )
         with ClientProgram(text) as program:
             working_dir = Path(program.read_line())
-            code, _, errors = program.wait(30)
+            exit_code, _, errors = program.wait(30)
 
-        assert code == status, errors
+        assert exit_code == expected_exit_code, errors
         assert error_text in errors
         assert (errors == "") is (error_text == "")
         assert not working_dir.exists()
-        assert not find_pids(sshd, f"sleep {number}")
+        assert not find_host_pids(sshd, f"sleep {number}")
         assert not any(listening_addresses(port) for port in ports)
 
 
