@@ -1,4 +1,4 @@
-"""Observations from outside the library: programs started, sessions, ports, processes and files."""
+"""Observations from outside the library: programs, sessions, ports, processes and files. And surroundings for them."""
 
 from __future__ import annotations
 
@@ -40,22 +40,24 @@ def skip_or_fail(reason: str) -> NoReturn:
 # Programs started by this process ------------------------------------------------------------------------------------
 
 _argv_recorders: list[list[tuple[str, ...]]] = []
-_PROGRAM_START_EVENTS = {
-    "subprocess.Popen",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.system",
-    "os.startfile",
-    "pty.spawn",
+_ARGV_POSITIONS = {
+    "subprocess.Popen": 1,
+    "os.exec": 1,
+    "os.posix_spawn": 1,
+    "os.spawn": 2,
+    "os.system": 0,
+    "os.startfile": 0,
+    "pty.spawn": 0,
 }
+"""The audit events of the functions that start a program, each with the position of the program's arguments."""
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-    if _argv_recorders and event in _PROGRAM_START_EVENTS:
-        argv = [args[0]] if isinstance(args[0], (str, bytes)) and event == "os.system" else args[1]
+    if _argv_recorders and event in _ARGV_POSITIONS:
+        argv = args[_ARGV_POSITIONS[event]]
+        words = [argv] if isinstance(argv, (str, bytes)) else argv  # os.system() takes one text
         for recorder in _argv_recorders:
-            recorder.append(tuple(os.fsdecode(word) for word in argv))
+            recorder.append(tuple(os.fsdecode(word) for word in words))
 
 
 sys.addaudithook(_audit)
@@ -86,16 +88,16 @@ def unique_sleep_seconds() -> str:
 
 
 def list_resources(server: LocalSshd) -> dict[str, str]:
-    """Return the present processes, files, descriptors and threads of the library and its hosts, with a description.
+    """Return the processes, files, descriptors and threads of the library and its hosts, each with a description.
 
-    The title of a process does not identify it, because sshd counts in its title. A fork counts as its parent,
-    because the supervisor of a shared runtime may fork its next worker at any time.
+    The description is no part of the name, because the title of an sshd changes. A fork counts as its parent, because
+    the supervisor of a shared runtime may fork its next worker at any time.
     """
     directory, parents = Path(tempfile.gettempdir()), parent_by_pid()
     found = set(server.processes()) | descendant_pids(os.getpid())
     found |= {pid for pid in parents if str(directory) in command_line(pid)}
     found.discard(os.getpid())
-    resources = {f"process {_unforked_pid(pid, parents)}": command_line(pid) for pid in found}
+    resources = {f"process {_forked_from(pid, parents)}": command_line(pid) for pid in found}
     # Path.rglob() raises an error if a directory is removed during the search; os.walk() does not.
     for parent, directories, files in os.walk(directory):
         resources |= {f"file {Path(parent, name)}": "" for name in (*directories, *files)}
@@ -107,8 +109,8 @@ def list_resources(server: LocalSshd) -> dict[str, str]:
     return resources
 
 
-def _unforked_pid(pid: int, parents: Mapping[int, int]) -> int:
-    """Return the oldest ancestor with the same command line, or the process itself."""
+def _forked_from(pid: int, parents: Mapping[int, int]) -> int:
+    """Return the oldest process in an unbroken line of ancestors with the same command line."""
     while parents.get(pid, 0) > 1 and command_line(pid) == command_line(parents[pid]):
         pid = parents[pid]
     return pid
@@ -119,13 +121,21 @@ def assert_no_leaks(server: LocalSshd) -> Iterator[None]:
     """Assert that the block leaves nothing on this machine and on the host."""
     before = list_resources(server).keys()
     yield
-    wait_until(lambda: not list_resources(server).keys() - before, timeout=10)
-    resources = sorted(list_resources(server).items())
-    left = [f"{name}: {description}" for name, description in resources if name not in before]
-    assert not left, "left behind:\n" + "\n".join(left)
+    left: list[str] = []
+
+    def is_clean() -> bool:
+        resources = sorted(list_resources(server).items())
+        left[:] = [f"{name}: {description}" for name, description in resources if name not in before]
+        return not left
+
+    assert wait_until(is_clean, timeout=10), "left behind:\n" + "\n".join(left)
 
 
 # Ports ---------------------------------------------------------------------------------------------------------------
+
+
+_TCP_LISTEN = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
 
 
 def listening_addresses(port: int) -> list[str]:
@@ -134,7 +144,7 @@ def listening_addresses(port: int) -> list[str]:
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             rows += [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-    local = [row[1].split(":") for row in rows if row[3] == "0A"]
+    local = [row[1].split(":") for row in rows if row[3] == _TCP_LISTEN]
     return [address for address, number in local if int(number, 16) == port]
 
 
