@@ -47,16 +47,21 @@ def host() -> Iterator[LocalSupervisor]:
         yield host
 
 
-def spare_pid(host: LocalSupervisor, *others: object) -> int:
-    """Wait for the worker for the next call, and return its pid; `others` are pids of other children."""
+def wait_spare_pid(host: LocalSupervisor, *other_pids: object) -> int:
+    """Wait until the spare worker is the only child beside the others, and return its pid."""
+    found: list[int] = []
 
     def is_alone() -> bool:
-        found[:] = [pid for pid in host.child_pids() if pid not in others]
+        found[:] = [pid for pid in host.child_pids() if pid not in other_pids]
         return len(found) == 1
 
-    found: list[int] = []
-    host.receive_until(is_alone, "a worker for the next call")
+    host.receive_until(is_alone, "a spare worker")
     return found[0]
+
+
+def count_descriptors(host: LocalSupervisor) -> int:
+    """Return the number of descriptors that the supervisor has open."""
+    return len(os.listdir(f"/proc/{host.process.pid}/fd"))  # noqa: PTH208
 
 
 # Outcomes -------------------------------------------------------------------------------------------------------------
@@ -163,8 +168,9 @@ def test_call_prints_are_sent_at_once_and_complete(host: LocalSupervisor, tmp_pa
         (lambda: os._exit(0), ("exit", "0")),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), ("signal", "9")),
         (lambda: os.kill(os.getpid(), signal.SIGTERM), ("signal", "15")),
-        (lambda: os.execvp("false", ["false"]), ("exit", "256")),
+        (lambda: os.execvp("false", ["false"]), ("exit", str(1 << 8))),
     ],
+    ids=["exit 3", "exit 0", "SIGKILL", "SIGTERM", "another program"],
 )
 def test_call_dead_process_reports_wait_status(
     host: LocalSupervisor, function: Callable[[], object], end: tuple[str, str]
@@ -192,19 +198,20 @@ def test_call_result_window_holds_function_up(host: LocalSupervisor) -> None:
     assert child.value() == bytes(20_000_000)
 
 
-# The extension for calls, without a supervisor ------------------------------------------------------------------------
+# The program of a call, without a supervisor --------------------------------------------------------------------------
 
-EXTENSION_PROGRAM = """
+DONE_RECORD = b"done"
+CALL_PROGRAM = f"""
 import os, sys
 from lazycluster._remote import call_program
-def main():
+def main(program):  # with local names, because the program of a call clears the globals of __main__
     outcome_writer = os.dup(1)
-    os.dup2(2, 1)
-    extension = call_program
-    extension.prepare(sys.stdin.buffer.raw.read({sources}))
-    extension.run_call(0, outcome_writer, b"done")
-main()
+    os.dup2(2, 1)  # as in a worker, printed text goes to standard error
+    program.prepare(sys.stdin.buffer.raw.read(int(sys.argv[1])))
+    program.run_call(0, outcome_writer, {DONE_RECORD!r})
+main(call_program)
 """
+"""Reads cloudpickle's sources, whose length is its argument, and then a request; writes the outcome of the call."""
 
 
 @pytest.mark.parametrize(
@@ -223,19 +230,18 @@ def test_run_call_writes_outcome_then_done_record(
 ) -> None:
     sources, request = serialize.cloudpickle_source(), serialize.serialize_call(function).encode_request()
     done = subprocess.run(
-        [sys.executable, "-c", EXTENSION_PROGRAM.format(sources=len(sources))],
+        [sys.executable, "-c", CALL_PROGRAM, str(len(sources))],
         input=sources + request,
         capture_output=True,
         env={**os.environ, **coverage_environment()},
         timeout=60,
     )
     assert done.stderr == printed
-    assert done.stdout.endswith(b"done")
-    assert done.stdout.count(b"done") == 1
+    assert done.stdout.endswith(DONE_RECORD)
+    assert done.stdout.count(DONE_RECORD) == 1
+    end_record = call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, call_outcome.END_RECORD, 0)
     with tempfile.TemporaryFile() as file:
-        file.write(
-            done.stdout[:-4] + call_outcome.RECORD_TRAILER.pack(call_outcome.RECORD_MAGIC, call_outcome.END_RECORD, 0)
-        )
+        file.write(done.stdout.removesuffix(DONE_RECORD) + end_record)
         assert outcome.read_outcome(file, "h", "f").unwrap() == expected
 
 
@@ -247,7 +253,8 @@ def test_call_surroundings_are_those_of_a_new_process(tmp_path: Path) -> None:
         import types  # noqa: PLC0415 - on the host
 
         names = {name for name, value in vars(sys.modules["__main__"]).items() if not name.startswith("__")}
-        handlers = {int(number): signal.getsignal(number) for number in (1, 2, 13, 15, 17)}
+        numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD)
+        handlers = {number.name: signal.getsignal(number) for number in numbers}
         return {
             "cwd": os.getcwd(),  # noqa: PTH109
             "path": sys.path[0],
@@ -257,8 +264,8 @@ def test_call_surroundings_are_those_of_a_new_process(tmp_path: Path) -> None:
             "mark": os.environ["LAZYCLUSTER_JOB"],
             "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:4],  # noqa: PTH208
             "handlers": {
-                number: isinstance(handler, types.BuiltinFunctionType) or handler
-                for number, handler in handlers.items()
+                name: "builtin" if isinstance(handler, types.BuiltinFunctionType) else handler
+                for name, handler in handlers.items()
             },
             "leader": os.getsid(0) == os.getpgid(0) == os.getpid(),
             "threads": [thread.name for thread in threading.enumerate()],
@@ -279,7 +286,13 @@ def test_call_surroundings_are_those_of_a_new_process(tmp_path: Path) -> None:
             "main": set(),
             "variables": {"A": "two\nlines", "PWD": str(tmp_path), "KEPT": "yes"},
             "mark": f"{host.token}.{child.number}.",
-            "handlers": {1: signal.SIG_DFL, 2: True, 13: signal.SIG_IGN, 15: signal.SIG_DFL, 17: signal.SIG_DFL},
+            "handlers": {
+                "SIGHUP": signal.SIG_DFL,
+                "SIGINT": "builtin",
+                "SIGPIPE": signal.SIG_IGN,
+                "SIGTERM": signal.SIG_DFL,
+                "SIGCHLD": signal.SIG_DFL,
+            },
             "leader": True,
             "threads": ["MainThread"],
             "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
@@ -357,7 +370,7 @@ def test_call_background_fork_ends_with_supervisor(host: LocalSupervisor) -> Non
 def test_call_returning_twice_from_fork_has_one_value(host: LocalSupervisor, first: str) -> None:
     """A child of os.fork() may forget to exit. The value is that of the process that was called."""
 
-    def twice(first: str) -> str:
+    def return_twice(first: str) -> str:
         reading, writing = os.pipe()
         pid = os.fork()
         me = "parent" if pid else "child"
@@ -368,7 +381,7 @@ def test_call_returning_twice_from_fork_has_one_value(host: LocalSupervisor, fir
         os.read(reading, 1)
         return f"{me}, last"
 
-    child = host.call(twice, first)
+    child = host.call(return_twice, first)
     assert child.value() == ("parent, first" if first == "parent" else "parent, last")
 
 
@@ -382,7 +395,7 @@ def test_call_uses_multiprocessing(host: LocalSupervisor) -> None:
     assert host.call(in_processes).value() == [1, 2, 3]
 
 
-def stubborn_family() -> None:
+def start_stubborn_family() -> None:
     """Print the pids of processes in sessions of their own, orphans among them, and wait."""
     print(os.getpid())
     print(subprocess.Popen(["sleep", "60"], start_new_session=True).pid)
@@ -399,7 +412,7 @@ def stubborn_family() -> None:
 
 
 def start_family(host: LocalSupervisor) -> tuple[ObservedChild, list[int]]:
-    child = host.call(stubborn_family, grace=0.4)
+    child = host.call(start_stubborn_family, grace=0.4)
     host.receive_until(lambda: b"ready" in child.stderr and child.stderr.count(b"\n") == 4, "all of the family")
     pids = [int(word) for word in child.stderr.split() if word != b"ready"]
     assert not any(is_reaped(pid) for pid in pids)
@@ -420,13 +433,13 @@ def test_call_ends_with_supervisor(host: LocalSupervisor) -> None:
     assert is_reaped(*pids)
 
 
-# The worker that is forked ahead --------------------------------------------------------------------------------------
+# The spare worker, forked ahead of the next call ----------------------------------------------------------------------
 
 
 def test_spare_worker_takes_next_call(host: LocalSupervisor) -> None:
     used = host.call(os.getpid).value()
     for _ in range(3):
-        spare = spare_pid(host, used)
+        spare = wait_spare_pid(host, used)
         assert host.call(os.getpid).value() == spare
         used = spare
 
@@ -436,14 +449,14 @@ def test_spare_worker_is_forked_during_long_call(host: LocalSupervisor, tmp_path
     os.mkfifo(go)
     long = host.call(lambda path: (os.getpid(), open(path).read()), str(go))  # noqa: PTH123, SIM115 - waits for a writer
     host.receive_until(lambda: long.pid is not None, "the report of its start")
-    spare = spare_pid(host, long.pid)
+    spare = wait_spare_pid(host, long.pid)
     assert host.call(os.getpid).value() == spare
     go.write_text("on")
     assert long.value() == (long.pid, "on")
 
 
 def test_spare_worker_killed_is_replaced(host: LocalSupervisor) -> None:
-    spare = spare_pid(host, host.call(os.getpid).value())
+    spare = wait_spare_pid(host, host.call(os.getpid).value())
     os.kill(spare, signal.SIGKILL)
     host.receive_until(lambda: is_reaped(spare), "that it is collected")
     assert host.call(lambda: "well").value() == "well"
@@ -505,9 +518,10 @@ def test_call_with_broken_extension_reports_error(text: bytes, data: bytes, reas
 
 def test_call_truncated_request_ends_with_exit_status_1(host: LocalSupervisor) -> None:
     request = serialize.serialize_call(abs, -1).encode_request()
-    child = host.observed_children[900] = ObservedChild(host, 900)
-    host.send(protocol.CALL, 900, protocol.pack(b"1", b"", b"5", b"abs", request[:-1]))
-    assert child.wait() == ("exit", "256")
+    number, input_ended = 900, protocol.encode_number(protocol.FLAG_INPUT_ENDED)
+    child = host.observed_children[number] = ObservedChild(host, number)
+    host.send(protocol.CALL, number, protocol.pack(input_ended, b"", b"5", b"abs", request[:-1]))
+    assert child.wait() == ("exit", str(1 << 8))
     assert b"EOFError" in child.stderr
 
 
@@ -520,13 +534,12 @@ os.fork = refuse
 """
     with local_supervisor(setup_code=setup_code) as host:
         host.prepare_calls()
-        descriptors = f"/proc/{host.process.pid}/fd"
         host.sync()
-        before = len(os.listdir(descriptors))  # noqa: PTH208
+        before = count_descriptors(host)
         for _ in range(3):
             assert host.call(abs, -1).wait() == ("failed", "no process for it: Resource temporarily unavailable")
         host.sync()
-        assert len(os.listdir(descriptors)) == before  # noqa: PTH208
+        assert count_descriptors(host) == before
 
 
 def test_supervisor_children_leak_no_descriptor(host: LocalSupervisor, tmp_path: Path) -> None:
@@ -534,7 +547,7 @@ def test_supervisor_children_leak_no_descriptor(host: LocalSupervisor, tmp_path:
 
     def round_trip() -> None:
         assert host.call(abs, -1).value() == 1
-        assert host.call(os._exit, 1).wait() == ("exit", "256")
+        assert host.call(os._exit, 1).wait() == ("exit", str(1 << 8))
         assert host.run("cat", stdin=b"in").wait_exit_code() == 0
         assert host.run("exec <&- >&- 2>&-; exit 3", stdin=None).wait_exit_code() == 3
         assert host.run("true", cwd="/no/such").wait()[0] == "cd"
@@ -543,19 +556,19 @@ def test_supervisor_children_leak_no_descriptor(host: LocalSupervisor, tmp_path:
         stopped.stop()
         assert stopped.wait_exit_code() == -signal.SIGTERM
 
-    def count_descriptors() -> int:
-        spare_pid(host)
-        return len(os.listdir(f"/proc/{host.process.pid}/fd"))  # noqa: PTH208
+    def count_with_spare_worker() -> int:
+        wait_spare_pid(host)
+        return count_descriptors(host)
 
     round_trip()
-    before = count_descriptors()
+    before = count_with_spare_worker()
     for _ in range(5):
         round_trip()
-    assert wait_until(lambda: count_descriptors() == before, 10)
+    assert wait_until(lambda: count_with_spare_worker() == before, 10)
 
 
-def test_call_open_port_does_not_block_next_call(host: LocalSupervisor) -> None:
-    """A server that a function leaves running holds up neither the supervisor nor the next call."""
+def test_call_open_port_delays_no_end_of_call(host: LocalSupervisor) -> None:
+    """A server that a function leaves running delays neither the end of its call nor the supervisor."""
 
     def serve() -> int:
         listener = socket.create_server(("127.0.0.1", 0))
