@@ -17,16 +17,17 @@ import cloudpickle
 import pytest
 
 from lazycluster._functions import serialize
-from lazycluster._functions.function_call import Payload
 from lazycluster.exceptions import FunctionNotSerializableError
 from lazycluster.steps import function_name
+from tests.client_programs import call_in_parallel
 from tests.unit.local_calls import LocalHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
-_LOCK = threading.Lock()  # cannot be sent, which matters only to the functions that use it
+_LOCK = threading.Lock()
+"""A value that cannot be pickled, for the functions that use it."""
 
 
 class Adder:
@@ -186,6 +187,7 @@ def test_payload_repr_hides_its_bytes() -> None:
 
 @pytest.fixture
 def registry() -> set[str]:
+    """Return cloudpickle's registry of modules by value as it is before the test."""
     return cloudpickle.list_registry_pickle_by_value()
 
 
@@ -207,22 +209,17 @@ def test_serialize_call_restores_cloudpickle_registry(registry: set[str], argume
     assert cloudpickle.list_registry_pickle_by_value() == registry
 
 
-def test_serialize_call_registry_with_module_of_two_names(registry: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serialize_call_module_of_two_names_is_unregistered(
+    registry: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "another_name_of_it", sys.modules[__name__])
     serialize.serialize_call(factorial, 1)
     assert cloudpickle.list_registry_pickle_by_value() == registry
 
 
-def test_serialize_call_in_threads() -> None:
-    payloads: list[Payload] = []
-    threads = [
-        threading.Thread(target=lambda: payloads.append(serialize.serialize_call(factorial, 3))) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(payloads) == 8
+def test_serialize_call_in_threads_at_once_works() -> None:
+    payloads = call_in_parallel([lambda: serialize.serialize_call(factorial, 3)] * 8)
+    assert len(set(map(serialize.full_request, payloads))) == 1
 
 
 def test_serialize_call_extension_class_by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +234,7 @@ def test_serialize_call_extension_class_by_reference(monkeypatch: pytest.MonkeyP
     assert b"own_package.compiled\x94\x8c\x05Thing" in serialize.full_request(serialize.serialize_call(compiled.Thing))
 
 
-HELPER = """
+HELPER_MODULE = """
 import collections, socket, sys, threading
 import no_such_module_there as absent
 LOCK = threading.Lock()
@@ -265,11 +262,11 @@ def complain(): raise Complaint(7, "no")
 def joined(*names): return collections.OrderedDict.fromkeys(names)
 """
 
-NOTHING = (
+NOTHING_ERROR = (
     "AttributeError module 'helper' was sent without 'nothing': it has none, or the code that was sent does not name it"
 )
-ABSENT = (
-    "42\nAttributeError module 'helper' was sent without 'absent': ModuleNotFoundError: "
+ABSENT_ERROR = (
+    "AttributeError module 'helper' was sent without 'absent': ModuleNotFoundError: "
     "No module named 'no_such_module_there'"
 )
 CASES = {
@@ -360,7 +357,7 @@ CASES = {
     "attribute that does not exist": (
         {},
         "import helper\nshow(lambda: helper.nothing)",
-        NOTHING,
+        NOTHING_ERROR,
     ),
     "module that the host lacks is missing only for its users": (
         {"no_such_module_there.py": ""},
@@ -372,7 +369,7 @@ CASES = {
         show(f, False)
         show(f, True)
         """,
-        ABSENT,
+        f"42\n{ABSENT_ERROR}",
     ),
     "exception of a module": (
         {},
@@ -475,8 +472,9 @@ CASES = {
         "True",
     ),
 }
+"""Scripts beside which `helper.py` lies: further files, the text of the script, and the text that it prints."""
 
-SCRIPT = """
+SCRIPT_START = """
 from tests.unit.local_calls import LocalHost
 host = LocalHost()
 def show(function, *args):
@@ -488,13 +486,13 @@ def show(function, *args):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_serialize_call_in_a_script(case: str, tmp_path: Path) -> None:
+def test_serialize_call_in_a_script_prints_expected(case: str, tmp_path: Path) -> None:
     files, script, expected = CASES[case]
     script_dir = tmp_path / "script"  # not the directory in which the "host" works
-    for name, text in {"no_such_module_there.py": "", "helper.py": HELPER, **files}.items():
+    for name, text in {"no_such_module_there.py": "", "helper.py": HELPER_MODULE, **files}.items():
         (script_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (script_dir / name).write_text(text)
-    (script_dir / "script.py").write_text(SCRIPT + textwrap.dedent(script))
+    (script_dir / "script.py").write_text(SCRIPT_START + textwrap.dedent(script))
     other_dir = tmp_path / "other"
     other_dir.mkdir()
     done = subprocess.run(
