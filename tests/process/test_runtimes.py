@@ -31,16 +31,18 @@ from tests.process.fake_ssh import HOST_FACTS_OUTPUT, recorded_argvs, register_c
 from tests.waiting import wait_until
 
 MakeRuntime = Callable[..., Runtime]
+SETUP_OUTPUT = b"/work\0" + HOST_FACTS_OUTPUT
+"""The output of the command that sets a runtime up: the working directory, and the facts of the host."""
+START_CALLS = 2
+"""The ssh processes of the start of a runtime: the log-in, and the session of the setup."""
 
 
 @pytest.fixture
 def make_runtime(fp: FakeProcess) -> Iterator[MakeRuntime]:
-    """Return a function that makes runtimes on a host that answers; they are cleaned up after the test."""
+    """Return a function that makes runtimes without a supervisor; they are cleaned up after the test."""
     runtimes: list[Runtime] = []
 
-    def make(
-        working_dir: str | None = "/work", answer: bytes = b"/work\0" + HOST_FACTS_OUTPUT, **keywords: str
-    ) -> Runtime:
+    def make(working_dir: str | None = "/work", answer: bytes = SETUP_OUTPUT, **keywords: str) -> Runtime:
         register_log_in(fp)
         register_command(fp, quote("set up a runtime"), stdout=answer)
         runtimes.append(Runtime("web1", working_dir, resident=False, **keywords))  # type: ignore[arg-type]  # any
@@ -74,7 +76,7 @@ def test_runtime_facts_follow_the_probe(make_runtime: MakeRuntime) -> None:
 
 def test_runtime_start_takes_two_processes(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
     make_runtime()
-    assert len(fp.calls) == 2  # the log-in and the session
+    assert len(fp.calls) == START_CALLS
 
 
 def test_print_info_aligns_facts(make_runtime: MakeRuntime, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +142,7 @@ def test_run_failed_command_is_a_result(fp: FakeProcess, make_runtime: MakeRunti
     assert (result.ok, result.exit_code, result.stderr) == (False, 2, "no such file")
 
 
-def test_env_variables_set_and_add(make_runtime: MakeRuntime) -> None:
+def test_env_variables_set_replaces_and_add_merges(make_runtime: MakeRuntime) -> None:
     runtime = make_runtime()
     assert runtime.env_variables == {"WORKING_DIR": "/work"}
     runtime.set_env_variables({"A": "1"})
@@ -172,20 +174,21 @@ def test_check_filter_by_facts_asks_nothing(
 ) -> None:
     runtime = make_runtime()
     assert runtime.check_filter(**filters) is passes  # type: ignore[arg-type]  # a table of keywords
-    assert len(fp.calls) == 2
+    assert len(fp.calls) == START_CALLS
 
 
 @pytest.mark.parametrize(
-    ("executables", "words_asked", "status"),
+    ("executables", "words_asked", "exit_code"),
     [("git", "git", 0), (["git", "my tool"], "git 'my tool'", 0), ("git", "git", 1)],
 )
 def test_check_filter_by_executables_asks_once(
-    fp: FakeProcess, make_runtime: MakeRuntime, executables: str | list[str], words_asked: str, status: int
+    fp: FakeProcess, make_runtime: MakeRuntime, executables: str | list[str], words_asked: str, exit_code: int
 ) -> None:
     runtime = make_runtime()
-    asked = fp.register(["ssh", "-T", fp.any()], returncode=status)
-    assert runtime.check_filter(installed_executables=executables) is (status == 0)
-    assert f"for e in {words_asked.replace(chr(39), '?')};" in recorded_argvs([asked])[0][-1]
+    asked = fp.register(["ssh", "-T", fp.any()], returncode=exit_code)
+    assert runtime.check_filter(installed_executables=executables) is (exit_code == 0)
+    [argv] = recorded_argvs([asked])
+    assert f"for e in {words_asked.replace(chr(39), '?')};" in argv[-1]
 
 
 @pytest.mark.parametrize(
@@ -242,13 +245,13 @@ def test_delete_dir_returns_whether_it_is_gone(fp: FakeProcess, make_runtime: Ma
     runtime = make_runtime()
     register_command(fp, quote("delete_dir a b"), returncode=1)
     assert not runtime.delete_dir("a b")
-    calls = len(fp.calls)
+    calls_before = len(fp.calls)
     for path in ("", "/", "//"):
         with pytest.raises(ValueError, match="path must be neither empty nor the root directory"):
             runtime.delete_dir(path)
     with pytest.raises(ValueError):
         runtime.create_dir("")
-    assert len(fp.calls) == calls
+    assert len(fp.calls) == calls_before
 
 
 def test_free_ports_follow_the_output_of_the_host(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
@@ -282,7 +285,7 @@ def test_port_out_of_range_asks_nothing(fp: FakeProcess, make_runtime: MakeRunti
             with pytest.raises(ValueError) as caught:
                 use(port)
             assert not isinstance(caught.value, LazyclusterError)
-    assert len(fp.calls) == 2
+    assert len(fp.calls) == START_CALLS
 
 
 def test_expose_port_in_use_raises_port_in_use_error(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
@@ -297,7 +300,7 @@ def test_expose_port_in_use_raises_port_in_use_error(fp: FakeProcess, make_runti
 # Tasks ----------------------------------------------------------------------------------------------------------------
 
 
-def test_execute_task_in_foreground(
+def test_execute_task_in_foreground_prints_and_logs(
     fp: FakeProcess, make_runtime: MakeRuntime, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runtime = make_runtime()
@@ -313,7 +316,7 @@ def test_execute_task_in_foreground(
         runtime.execute_task(task, execute_async=False)
 
 
-def test_execute_task_in_background(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+def test_execute_task_in_background_lists_its_process(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
     runtime = make_runtime()
     started, proceed = threading.Event(), threading.Event()
 
@@ -353,12 +356,12 @@ def test_function_returns_without_functions_are_empty(fp: FakeProcess, make_runt
 
 def test_closed_runtime_use_asks_nothing(fp: FakeProcess) -> None:
     register_log_in(fp)
-    register_command(fp, quote("set up a runtime"), stdout=b"/work\0" + HOST_FACTS_OUTPUT)
+    register_command(fp, quote("set up a runtime"), stdout=SETUP_OUTPUT)
     register_command(fp, quote("clean up"))
     runtime = Runtime("web1", "/work", resident=False)
     runtime.close()
     runtime.cleanup()
-    calls = len(fp.calls)
+    calls_before = len(fp.calls)
     for use in (
         lambda: runtime.run("x"),
         lambda: runtime.call(len, []),
@@ -372,13 +375,13 @@ def test_closed_runtime_use_asks_nothing(fp: FakeProcess) -> None:
         with pytest.raises(RuntimeClosedError):
             use()
     assert not runtime.is_valid_runtime()
-    assert len(fp.calls) == calls
+    assert len(fp.calls) == calls_before
     assert runtime.cpu_cores == "8"  # the facts stay
 
 
 def test_runtime_dropped_cleans_up_in_background(fp: FakeProcess) -> None:
     register_log_in(fp)
-    register_command(fp, quote("set up a runtime"), stdout=b"/work\0" + HOST_FACTS_OUTPUT)
+    register_command(fp, quote("set up a runtime"), stdout=SETUP_OUTPUT)
     clean = register_command(fp, quote("clean up"))
     Runtime("web1", "/work", resident=False)
     gc.collect()
@@ -390,7 +393,7 @@ def test_runtime_subclass_has_its_own_class_name(fp: FakeProcess) -> None:
         pass
 
     register_log_in(fp)
-    register_command(fp, quote("set up a runtime"), stdout=b"/work\0" + HOST_FACTS_OUTPUT)
+    register_command(fp, quote("set up a runtime"), stdout=SETUP_OUTPUT)
     register_command(fp, quote("clean up"))
     with Worker("web1", "/work", resident=False) as worker:
         assert (worker.class_name, repr(worker)) == ("Worker", "<Worker web1:/work>")
