@@ -1,4 +1,7 @@
-"""Commands on every transport: exit codes, output, time-outs, directories, environments."""
+"""Commands on every transport: exit codes, output, time-outs, directories, environments.
+
+`case.script()` is for the fake host, which runs no commands: it says what a command would do.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,18 @@ from tests.awkward_text import TEXTS, VALUES
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 from tests.waiting import wait_until
 
+
+def last_env(fake: FakeHost) -> Mapping[str, str]:
+    """Return the environment that the last command on a fake host got."""
+    call = fake.calls[-1]
+    assert isinstance(call, Ran)
+    return call.env
+
+
 # Exit codes and output -----------------------------------------------------------------------------------------------
 
-
 OTHER_SIGNALS = (signal.SIGSEGV, signal.SIGHUP, signal.SIGINT)
+"""Signals beside SIGKILL and SIGTERM; SIGSEGV would leave a core file."""
 
 
 @pytest.mark.parametrize(
@@ -89,7 +100,7 @@ def test_run_any_text_reaches_shell(case: TransportCase, runtime: Runtime, text:
 
 
 @pytest.mark.parametrize("unit", ["x", "é", "'", "\\", "\n", "%"])
-def test_run_command_of_100_kilobytes(case: TransportCase, runtime: Runtime, unit: str) -> None:
+def test_run_command_of_100_kilobytes_arrives_whole(case: TransportCase, runtime: Runtime, unit: str) -> None:
     size = 100_000 // len(unit.encode())
     quoted = "'" + (unit * size).replace("'", '"') + "'"
     command = case.script(f"printf %s {quoted} | wc -c", stdout=f"{size * len(unit.encode())}\n")
@@ -182,13 +193,11 @@ def test_run_env_is_merged_with_runtime_env(case: TransportCase, runtime: Runtim
     assert runtime.run(command, env={"B": "3"}).stdout == f"1 3 {runtime.working_dir}\n"
 
     if case.fake is not None:
-        call = case.fake.calls[-1]
-        assert isinstance(call, Ran)
-        assert call.env == {"A": "1", "B": "3", "WORKING_DIR": runtime.working_dir}
+        assert last_env(case.fake) == {"A": "1", "B": "3", "WORKING_DIR": runtime.working_dir}
     assert runtime.env_variables["B"] == "2"
 
 
-def test_run_output_bytes(case: TransportCase, runtime: Runtime) -> None:
+def test_run_output_bytes_are_kept_and_text_replaced(case: TransportCase, runtime: Runtime) -> None:
     command = case.script("printf '\\377\\000\\r\\n'", stdout=b"\xff\0\r\n")
 
     result = runtime.run(command)
@@ -197,7 +206,7 @@ def test_run_output_bytes(case: TransportCase, runtime: Runtime) -> None:
     assert result.stdout == "\N{REPLACEMENT CHARACTER}\0\r\n"
 
 
-def test_run_output_of_every_byte(case: TransportCase, runtime: Runtime) -> None:
+def test_run_output_of_every_byte_is_kept(case: TransportCase, runtime: Runtime) -> None:
     octal = "".join(f"\\{byte:03o}" for byte in range(256))
     command = case.script(f"printf '{octal}'", stdout=bytes(range(256)))
 
@@ -329,7 +338,7 @@ def test_run_timeout_of_a_millisecond_raises(case: TransportCase, runtime: Runti
         runtime.run(command, timeout=0.001)
 
 
-def test_run_timeout_longer_than_command(case: TransportCase, runtime: Runtime) -> None:
+def test_run_timeout_longer_than_command_has_no_effect(case: TransportCase, runtime: Runtime) -> None:
     assert runtime.run(case.script("sleep 0.01", delay=0.01), timeout=60).ok
     for timeout in (1e12, float("inf")):  # more than system calls can count
         assert runtime.run(case.script("sleep 0.01", delay=0.01), timeout=timeout).ok
@@ -383,13 +392,7 @@ def test_runtime_close_stops_tasks(case: TransportCase) -> None:
 # Directory and environment -------------------------------------------------------------------------------------------
 
 
-def last_env(fake: FakeHost) -> Mapping[str, str]:
-    call = fake.calls[-1]
-    assert isinstance(call, Ran)
-    return call.env
-
-
-def test_runtime_env_values(case: TransportCase) -> None:
+def test_runtime_env_merges_option_and_added(case: TransportCase) -> None:
     awkward = "two\nlines, 'single', \"double\", $HOME `id` \\n ü !"
     runtime = case.runtime(env={"OF_OPTION": "1", "BOTH": "option"})
     runtime.add_env_variables({"AWKWARD": awkward, "BOTH": "added"})
@@ -406,7 +409,7 @@ def test_runtime_env_values(case: TransportCase) -> None:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_run_env_values(case: TransportCase, runtime: Runtime, name: str) -> None:
+def test_run_env_awkward_values_arrive(case: TransportCase, runtime: Runtime, name: str) -> None:
     command = f'printf "%s." "${name}"; env | grep -c "^{name}="'
     case.script(command, stdout=f"{VALUES[name]}.1\n")
 

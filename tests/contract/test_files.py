@@ -10,7 +10,7 @@ import pytest
 
 from lazycluster import Runtime, RuntimeTask, TaskExecutionError, TransferError
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
-from tests.file_trees import FILE_NAME_IDS, FILE_NAMES, describe_tree, make_full_tree
+from tests.file_trees import FILE_NAME_IDS, FILE_NAMES, MTIME_SECONDS, describe_tree, make_full_tree
 
 
 def read_tree(directory: Path) -> dict[str, str]:
@@ -25,20 +25,21 @@ def read_tree(directory: Path) -> dict[str, str]:
     return found
 
 
-def make_tree(directory: Path) -> Path:
-    """Make a directory with a little of everything."""
+def make_small_tree(directory: Path) -> Path:
+    """Make a directory that may have any name; `make_full_tree()` makes one with every kind of entry."""
     (directory / "sub" / "empty").mkdir(parents=True)
     (directory / "sub" / "it's a file\n").write_text("deep")
     (directory / "program").write_text("run")
     (directory / "program").chmod(0o750)
     (directory / "link").symlink_to("program")
     (directory / "dangling").symlink_to("/no/such")
-    os.utime(directory / "program", (1_000_000_000, 1_000_000_000))
-    os.utime(directory / "sub", (1_100_000_000, 1_100_000_000))
+    os.utime(directory / "program", (MTIME_SECONDS, MTIME_SECONDS))
+    os.utime(directory / "sub", (MTIME_SECONDS + 1, MTIME_SECONDS + 1))
     return directory
 
 
 def remote_path(name: str) -> str:
+    """Return a path on the host of a file in the working directory, whose name may begin with a tilde."""
     return f"./{name}" if name.startswith("~") else name
 
 
@@ -51,7 +52,7 @@ def fetch(runtime: Runtime, remote: str, local: Path) -> None:
 
 
 def transfer_error(runtime: Runtime, task: RuntimeTask) -> TransferError:
-    """Return why a task failed."""
+    """Carry out a task that fails by a transfer, and return the error."""
     with pytest.raises(TaskExecutionError) as caught:
         execute_and_wait(runtime, task)
     error = caught.value.__cause__
@@ -65,7 +66,7 @@ def transfer_error(runtime: Runtime, task: RuntimeTask) -> TransferError:
 
 @pytest.mark.parametrize("name", FILE_NAMES, ids=FILE_NAME_IDS)
 def test_send_and_get_file_of_any_name(runtime: Runtime, host_dir: Path, tmp_path: Path, name: str) -> None:
-    """Beside other names, which a pattern would match, too."""
+    """The decoys have names that a pattern or a split of the name would match."""
     for decoy in ("a", "b", "withspace"):
         (host_dir / decoy).write_text("decoy")
     (tmp_path / name).write_text("content")
@@ -81,7 +82,7 @@ def test_send_and_get_file_of_any_name(runtime: Runtime, host_dir: Path, tmp_pat
 
 @pytest.mark.parametrize("name", FILE_NAMES, ids=FILE_NAME_IDS)
 def test_send_and_get_tree_of_any_name(runtime: Runtime, host_dir: Path, tmp_path: Path, name: str) -> None:
-    source = make_tree(tmp_path / name)
+    source = make_small_tree(tmp_path / name)
     (source / name).write_text("inside")
 
     execute_and_wait(runtime, RuntimeTask().send_file(source).get_file(remote_path(name), tmp_path / "back"))
@@ -89,8 +90,8 @@ def test_send_and_get_tree_of_any_name(runtime: Runtime, host_dir: Path, tmp_pat
     assert read_tree(host_dir / name) == read_tree(source) == read_tree(tmp_path / "back")
     for copy in (host_dir / name, tmp_path / "back"):
         assert stat.S_IMODE((copy / "program").stat().st_mode) == 0o750
-        assert (copy / "program").stat().st_mtime == 1_000_000_000
-        assert (copy / "sub").stat().st_mtime == 1_100_000_000
+        assert (copy / "program").stat().st_mtime == MTIME_SECONDS
+        assert (copy / "sub").stat().st_mtime == MTIME_SECONDS + 1
 
 
 def test_send_and_get_tree_keep_modes_times_and_links(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
@@ -108,29 +109,29 @@ def test_send_and_get_tree_keep_modes_times_and_links(runtime: Runtime, host_dir
 def test_send_and_get_file_keep_mode_and_time(runtime: Runtime, host_dir: Path, tmp_path: Path, mode: int) -> None:
     (tmp_path / "file").write_text("content")
     (tmp_path / "file").chmod(mode)
-    os.utime(tmp_path / "file", (1_000_000_000, 1_000_000_000))
+    os.utime(tmp_path / "file", (MTIME_SECONDS, MTIME_SECONDS))
 
     execute_and_wait(runtime, RuntimeTask().send_file(tmp_path / "file").get_file("file", tmp_path / "back"))
 
     for copy in (host_dir / "file", tmp_path / "back"):
         assert stat.S_IMODE(copy.stat().st_mode) == mode
-        assert (copy.stat().st_mtime, copy.read_text()) == (1_000_000_000, "content")
+        assert (copy.stat().st_mtime, copy.read_text()) == (MTIME_SECONDS, "content")
 
 
-def test_send_and_get_file_empty_and_large(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
+def test_send_and_get_empty_and_large_arrive_whole(runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
     data = os.urandom(5_000_000)
     (tmp_path / "large").write_bytes(data)
     (tmp_path / "empty").touch()
-    (tmp_path / "nothing").mkdir()
+    (tmp_path / "empty directory").mkdir()
     task = RuntimeTask()
-    for name in ("large", "empty", "nothing"):
+    for name in ("large", "empty", "empty directory"):
         task.send_file(tmp_path / name).get_file(name, tmp_path / f"{name}-back")
 
     execute_and_wait(runtime, task)
 
     assert (host_dir / "large").read_bytes() == (tmp_path / "large-back").read_bytes() == data
     assert (tmp_path / "empty-back").read_bytes() == b""
-    assert read_tree(host_dir / "nothing") == read_tree(tmp_path / "nothing-back") == {}
+    assert read_tree(host_dir / "empty directory") == read_tree(tmp_path / "empty directory-back") == {}
 
 
 # Paths ---------------------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def test_send_and_get_paths_relative_absolute_and_home(
     case: TransportCase, runtime: Runtime, host_dir: Path, tmp_path: Path, kind: str
 ) -> None:
     source = tmp_path / "source"
-    make_tree(source) if kind == "tree" else source.write_text("x")
+    make_small_tree(source) if kind == "tree" else source.write_text("x")
     absolute = runtime.create_tempdir()
     (host_dir / "sub").mkdir()
     targets = {
@@ -292,7 +293,7 @@ def test_send_and_get_file_follow_named_links(runtime: Runtime, host_dir: Path, 
     (host_dir / "to file").symlink_to("file")
     (tmp_path / "new").write_text("new")
     (tmp_path / "link").symlink_to("new")
-    (tmp_path / "to tree").symlink_to(make_tree(tmp_path / "tree"))
+    (tmp_path / "to tree").symlink_to(make_small_tree(tmp_path / "tree"))
 
     execute_and_wait(
         runtime,
@@ -324,7 +325,7 @@ def test_send_and_get_file_follow_named_links(runtime: Runtime, host_dir: Path, 
         ("holder", "is a directory"),
     ],
 )
-def test_send_file_without_a_place_changes_nothing(
+def test_send_file_to_unusable_target_changes_nothing(
     runtime: Runtime, host_dir: Path, tmp_path: Path, remote: str, reason: str
 ) -> None:
     """In the last case a directory has the name of the file."""
@@ -350,7 +351,7 @@ def test_send_file_without_a_place_changes_nothing(
         ("file for directory", "directory"),
     ],
 )
-def test_send_tree_without_a_place_changes_nothing(
+def test_send_tree_to_unusable_target_changes_nothing(
     runtime: Runtime, host_dir: Path, tmp_path: Path, remote: str, reason: str
 ) -> None:
     """The last two are trees in which a directory and a file have the same name."""
@@ -442,7 +443,9 @@ def test_send_file_of_a_pipe_fails(runtime: Runtime, host_dir: Path, tmp_path: P
     assert read_tree(host_dir) == {}
 
 
-def test_get_file_failure_ends_the_task(case: TransportCase, runtime: Runtime, host_dir: Path, tmp_path: Path) -> None:
+def test_get_file_failed_skips_the_next_steps(
+    case: TransportCase, runtime: Runtime, host_dir: Path, tmp_path: Path
+) -> None:
     task = RuntimeTask("fetching").get_file("no such file", tmp_path)
     task.run_command(case.script("touch never", writes={"never": ""}))
 
