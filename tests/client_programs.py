@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+# Traces on the host and on this machine ------------------------------------------------------------------------------
+
+
 def is_idle(server: LocalSshd) -> bool:
     """Return whether no connection is open, and no process that one started is left."""
     return server.processes() == (server.pid,)
@@ -42,7 +45,7 @@ def list_command_lines(server: LocalSshd) -> list[str]:
 
 
 def find_host_pids(server: LocalSshd, text: str) -> list[int]:
-    """Return the processes on the host that were started as `text`."""
+    """Return the processes on the host whose whole command line is `text`."""
     return [pid for pid in server.processes() if command_line(pid) == text]
 
 
@@ -88,6 +91,9 @@ def find_master(port: int) -> MasterProcess:
     return master
 
 
+# Users ---------------------------------------------------------------------------------------------------------------
+
+
 class BackgroundCommand:
     """A command that runs beside the test: `wait_output()` waits for its output, `join()` for its end."""
 
@@ -124,7 +130,10 @@ class BackgroundCommand:
 
 
 def call_in_parallel(functions: list[Callable[[], T]]) -> list[T]:
-    """Call all functions at the same instant, each in a thread, and return their results in order."""
+    """Call all functions at the same instant, each in a thread, and return their results in order.
+
+    An error of a function is raised; of several, the first.
+    """
     barrier = threading.Barrier(len(functions))
     results: dict[int, T] = {}
     errors: list[Exception] = []
@@ -148,10 +157,10 @@ def call_in_parallel(functions: list[Callable[[], T]]) -> list[T]:
 
 
 class ClientProgram:
-    """A Python program that uses the library, in a process of its own; a context manager that ends it.
+    """A Python program that uses the library, in a process of its own; a context manager that kills it.
 
-    Its text can call `say()`, which prints a line at once. With a server it also has `connection`, which has not logged
-    in yet.
+    Its text can call `say()`, which prints a line at once. With a server it also has a `Connection` to it as
+    `connection`, which has not logged in yet. `prefix` has words before the command.
     """
 
     def __init__(
@@ -193,6 +202,6 @@ class ClientProgram:
         return self.process.stdout.readline().strip()
 
     def wait(self, timeout: float = 30.0) -> tuple[int, str, str]:
-        """Wait for its end, and return its exit status and the rest of what it printed."""
+        """Wait for its end, and return its exit status and the rest of its output and errors."""
         stdout, stderr = self.process.communicate(timeout=timeout)
         return self.process.returncode, stdout, stderr
