@@ -1,8 +1,7 @@
-"""One suite over every transport: per step, resident, and the fake one of `lazycluster.testing`.
+"""One suite over every transport: per command, resident, and the fake one of `lazycluster.testing`.
 
 A test gets a `case` and does not know which it is. It scripts the output of commands for the fake host; a real host
-runs them.
-If the transports differ for a good reason, the test that shows it says so.
+runs them. If the transports differ for a good reason, the test that shows it says so.
 """
 
 from __future__ import annotations
@@ -26,13 +25,14 @@ if TYPE_CHECKING:
     from lazycluster.options import RuntimeOptions
 
 TRANSPORT_KINDS = [
-    pytest.param("per-step", marks=pytest.mark.real),
+    pytest.param("per-command", marks=pytest.mark.real),
     pytest.param("resident", marks=pytest.mark.real),
     "fake",
 ]
 CONNECTION_KINDS = [TRANSPORT_KINDS[0], "fake"]
 """The kinds for tests of `Connection`, which has no supervisor: `parametrize("case", ..., indirect=True)`."""
-HOST_ALIAS = "local"
+HOST_ALIAS = "contract"
+"""Not the name of the host in `tests/real`: the threads of shared runtimes have it in their names."""
 
 Program = TypeVar("Program", str, list[str])
 

@@ -78,4 +78,4 @@ def test_close_runtime_ends_run_in_another_thread(case: TransportCase) -> None:
     runtime.close()
 
     thread.join(30)
-    assert endings == [(HOST_ALIAS, command, True)] or (case.kind == "per-step" and endings == [signal.SIGTERM])
+    assert endings == [(HOST_ALIAS, command, True)] or (case.kind == "per-command" and endings == [signal.SIGTERM])

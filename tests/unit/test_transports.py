@@ -41,7 +41,7 @@ HOST_ALIAS = "local"
 
 @pytest.fixture(
     params=[
-        pytest.param("per-step", marks=pytest.mark.real),
+        pytest.param("per-command", marks=pytest.mark.real),
         pytest.param("resident", marks=pytest.mark.real),
         "fake",
     ]
@@ -167,7 +167,7 @@ def test_call_timeout_leaves_transport_usable(transport: RuntimeTransport, cwd: 
     assert read_outcome(outcome, HOST_ALIAS, "len") == Value(4)
 
 
-@pytest.mark.parametrize("fake_or_real", ["per-step", "resident"], indirect=True)
+@pytest.mark.parametrize("fake_or_real", ["per-command", "resident"], indirect=True)
 @pytest.mark.real
 def test_call_timeout_ends_children(transport: RuntimeTransport, sshd: LocalSshd) -> None:
     """Also children in sessions of their own, and a shell that ignores SIGTERM."""
