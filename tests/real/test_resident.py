@@ -470,7 +470,9 @@ def test_fork_does_not_use_or_end_runtime_of_parent(sshd: LocalSshd) -> None:
     task.join()
     say(task.execution_log)
     """
-    with assert_no_leaks(sshd), ClientProgram(text) as program:
+    # Python 3.12 and later warn of a fork beside threads.
+    environment = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
+    with assert_no_leaks(sshd), ClientProgram(text, environment=environment) as program:
         assert program.wait(30) == (0, "child True\n['parent\\n']\n", "")
 
 
