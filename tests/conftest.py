@@ -64,7 +64,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the directory for the temporary files of this run and its hosts, apart from those of other runs."""
-    tmp_path_factory.getbasetemp()  # the directory for the files of failed tests, chosen before TMPDIR changes
+    tmp_path_factory.getbasetemp()  # pytest's own directory is chosen before TMPDIR changes, so that it stays
     directory = Path(tempfile.mkdtemp(prefix="lct-", dir="/tmp"))  # short, for the sockets in it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(directory))
@@ -82,7 +82,7 @@ def release_reserved_ports() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def coverage_of_own_process() -> Iterator[None]:
-    """Let coverage measure this process, and other processes only if they ask for it (`local_supervisor`)."""
+    """Keep coverage from measuring the processes that tests start, except those of `local_supervisor()`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAZYCLUSTER_TEST_COVERAGE", os.environ.get("COVERAGE_PROCESS_CONFIG", ""))
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
@@ -102,12 +102,13 @@ def default_terminal_environment() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def check_no_leaks(run_directory: Path) -> Iterator[None]:
     """Fail the run if a process or a directory of the library outlives it."""
-    is_alone = os.environ.get("CI") and "PYTEST_XDIST_WORKER" not in os.environ  # else other runs may use /tmp
+    is_alone = os.environ.get("CI") and "PYTEST_XDIST_WORKER" not in os.environ  # otherwise other runs may use /tmp
     watched = [run_directory, *([Path("/tmp")] if is_alone else [])]
     before = _find_library_directories(watched)
-    mark = f"LAZYCLUSTER_TEST_RUN={secrets.token_hex(8)}"
+    variable, value = "LAZYCLUSTER_TEST_RUN", secrets.token_hex(8)
+    mark = f"{variable}={value}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(*mark.split("="))
+        patch.setenv(variable, value)
         yield
     ended = wait_until(lambda: not _find_processes_of_run(mark, run_directory), timeout=10)
     left = [] if ended else [f"process {row}" for row in _find_processes_of_run(mark, run_directory)]
@@ -121,10 +122,10 @@ def _find_library_directories(parents: list[Path]) -> set[Path]:
 
 
 def _find_processes_of_run(mark: str, run_directory: Path) -> list[str]:
-    """Return the processes of this run: its descendants, and with /proc also those that left the tree.
+    """Return the processes of this run: its descendants, and with /proc also those that are no descendants any more.
 
-    These have the mark in their environment. A master of ssh overwrites its environment with its title, which names its
-    socket.
+    The latter have the mark in their environment. Only a master of ssh overwrites that with its title. The title names
+    its socket, which lies in `run_directory`.
     """
     own = descendant_pids(os.getpid())
     found = []
