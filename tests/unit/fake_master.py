@@ -1,4 +1,4 @@
-"""A small stand-in for a master of ssh: it listens on a control socket and answers as the test says."""
+"""A fake master of ssh: it listens on a control socket and answers as the test says."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_responder(kind: int, *fields: int | str) -> MuxResponder:
 
 @attrs.define
 class FakeMaster:
-    """A stand-in for a master: sends a hello, and answers each request by its responder."""
+    """Sends a hello, and answers each request by its responder."""
 
     path: Path
     hello: bytes | None = HELLO_MESSAGE
@@ -138,7 +138,7 @@ def receive_message(connection: socket.socket) -> bytes:
 
 @contextlib.contextmanager
 def running_fake_master() -> Iterator[FakeMaster]:
-    """Run a stand-in with a socket of its own."""
+    """Run a fake master with a socket of its own."""
     with tempfile.TemporaryDirectory(prefix="lcmux-") as directory, socket.socket(socket.AF_UNIX) as listener:
         fake_master = FakeMaster(Path(directory, "m"))
         listener.bind(str(fake_master.path))

@@ -1,4 +1,4 @@
-"""A stand-in for a host: the program that a host gets runs as a local process, over the same two streams."""
+"""Calls without a host: the program that a host gets runs as a local process, over the same two streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lifeline, with a stand-in for a master and a real shell in its session."""
+"""The lifeline, with a fake master and a real shell in its session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The control socket's protocol, spoken with a small stand-in for a master."""
+"""The control socket's protocol, spoken with a fake master."""
 
 from __future__ import annotations
 

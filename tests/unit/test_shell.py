@@ -90,7 +90,7 @@ class ScriptOutcome:
 
 @attrs.define
 class Host:
-    """A stand-in for a host: a shell of this machine, started as sshd starts it, in a session of its own."""
+    """A shell of this machine in place of a host, started as sshd starts it, in a session of its own."""
 
     home: Path
     shell: tuple[str, ...] = ("/bin/sh",)
