@@ -81,6 +81,7 @@ class Destination:
             if not _OPTION_NAME.fullmatch(keyword):
                 raise ValueError(f"options must have keywords of ssh_config(5), got {keyword!r}")
             if keyword.lower() in RESERVED_OPTIONS:
-                raise ValueError(f"options must not set {keyword}, which lazycluster sets itself, got {value!r}")
+                raise ValueError(f"options must not set {keyword}, which lazycluster sets itself")
             if any(character in value for character in "\r\n\0"):
-                raise ValueError(f"options must have values of one line, got {value!r} for {keyword}")
+                # SetEnv and ProxyCommand may hold secrets.
+                raise ValueError(f"options must have values of one line (that of {keyword} is not shown here)")

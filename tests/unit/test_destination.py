@@ -138,7 +138,8 @@ def test_destination_accepts_timeouts(timeout: float) -> None:
 @pytest.mark.parametrize("keyword", sorted(RESERVED_OPTIONS))
 @pytest.mark.parametrize("case", [str.lower, str.upper], ids=["lower", "upper"])
 def test_destination_refuses_reserved_options(keyword: str, case: Any) -> None:
-    with pytest.raises(ValueError, match=f"options must not set {case(keyword)}, which lazycluster sets itself"):
+    message = f"options must not set {case(keyword)}, which lazycluster sets itself$"
+    with pytest.raises(ValueError, match=message):  # the value may be a secret
         Destination("web1", options=((case(keyword), "yes"),))
 
 
@@ -150,8 +151,10 @@ def test_destination_refuses_wrong_keywords(keyword: str) -> None:
 
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b"])
 def test_destination_refuses_option_of_two_lines(value: str) -> None:
-    with pytest.raises(ValueError, match="options must have values of one line"):
-        Destination("web1", options=(("Compression", value),))
+    with pytest.raises(ValueError, match="options must have values of one line") as caught:
+        Destination("web1", options=(("SetEnv", f"TOKEN=hunter2{value}"),))
+    assert "SetEnv" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_destination_options_become_pairs_of_text() -> None:
