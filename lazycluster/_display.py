@@ -54,7 +54,8 @@ def write_text(text: str, *, err: bool = False) -> None:
 
 def is_terminal(stream: TextIO | None) -> bool:
     """Return whether a stream is a terminal. A program without a console has None for it, as with `pythonw`."""
-    return stream is not None and not stream.closed and stream.isatty()
+    # A program may have replaced sys.stdout by an object that has only some of the methods.
+    return stream is not None and not getattr(stream, "closed", False) and stream.isatty()
 
 
 def has_colours(*, err: bool = False) -> bool:

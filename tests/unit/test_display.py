@@ -297,3 +297,25 @@ def test_display_without_console_prints_nothing(monkeypatch: pytest.MonkeyPatch,
         advance(True)
         update(1, 2)
     Printer().print_line("line")
+
+
+def test_display_on_minimal_stream_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may replace standard output by an object that has only these methods."""
+
+    class MinimalStream:
+        text = ""
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+        def isatty(self) -> bool:
+            return False
+
+    stream = MinimalStream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_table("Facts", ("key", "value"), ROWS)
+    with progress_bar("sending"), transfer_bars(["web1"]):
+        pass
+
+    assert stream.text == f"{PLAIN}\n"
+    assert not has_colours()
