@@ -189,6 +189,18 @@ def test_map_short_items_make_larger_batches() -> None:
     assert 16 <= max(map(len, host.calls)) <= MAX_ITEMS_PER_BATCH
 
 
+def test_map_long_items_go_one_by_one() -> None:
+    now = 0.0
+
+    def take_a_second(_host: StubHost, _items: Sequence[int]) -> None:
+        nonlocal now
+        now += 1.0
+
+    host = StubHost("a", take_a_second)
+    outcomes(schedule([host], iter(range(100)), clock=lambda: now))
+    assert host.calls == [[item] for item in range(100)]
+
+
 def test_map_unfinished_batch_goes_to_other_hosts() -> None:
     def do_first(_host: StubHost, items: Sequence[int]) -> Outcomes | None:
         return [Value(items[0])] if len(items) > 1 else None
