@@ -417,7 +417,7 @@ def askpass_environment(directory: Path) -> dict[str, str]:
     return {"SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":77"}
 
 
-def test_jump_host_login_never_prompts_inaskpass_environment(
+def test_jump_host_login_never_asks_by_ssh_askpass(
     host: LocalSshd, make_sshd: MakeSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jump = make_sshd(name="jump")

@@ -227,3 +227,13 @@ def test_try_connection_without_terminal_asks_nothing(client: Client, attempt: b
     assert "?" not in result.output
     assert len(client.log_ins) == bool(attempt)
     assert result.exception is (REFUSED if attempt else None)
+
+
+def test_try_connection_unknown_host_key_without_terminal_raises(client: Client) -> None:
+    client.write_program("ssh", "import os\nopen(os.path.join(os.path.dirname(__file__), 'started'), 'w').close()\n")
+    unknown = UnknownHostKeyError("web", "?")
+    client.outcomes = [unknown]
+    result = client.try_connection(attempt=True, interactive=False)
+
+    assert result.exception is unknown
+    assert not (client.directory / "started").exists(), "without a terminal ssh would ask a user who is not there"
