@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -478,9 +479,14 @@ def test_script_variables_are_not_in_environment(host: Host) -> None:
 
 
 @needs_proc
-def test_script_command_inherits_three_descriptors(host: Host) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"stdin": b"data"}, {"stdin": None}, {"stdin": None, "inline": True}],
+    ids=["no input", "stored input", "open input", "inline"],
+)
+def test_script_command_inherits_three_descriptors(form: dict[str, Any], host: Host) -> None:
     """The script keeps no descriptor open that a background process could inherit."""
-    outcome = host.run(script("ls /proc/self/fd"))  # ls itself has the directory open
+    outcome = host.run(script("ls /proc/self/fd", **form), form.get("stdin") or b"")  # ls has the directory open
     assert outcome.out.split() == [b"0", b"1", b"2", b"3"]
 
 
