@@ -360,6 +360,16 @@ def test_raise_open_file_limit_follows_number_of_hosts() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_group_raises_open_file_limit(fake_host: FakeHost) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with RuntimeGroup(hosts=GROUP_HOSTS):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(256 + 16 * len(GROUP_HOSTS), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_group_close_ends_everything(fake_host: FakeHost) -> None:
     fake_host.on("sleep", delay=math.inf)
     for host in GROUP_HOSTS:

@@ -104,8 +104,10 @@ def test_tunnels_stop_and_start_while_host_is_unreachable(server: LocalSshd, tmp
         with assert_no_leaks(server):
             ports = [reserve_free_port() for _ in range(4)]
             tunnels = [Tunnel(manager, [Forwarding(ForwardType.LOCAL, port, service.port)]) for port in ports[:3]]
+            pid = tunnels[0].pid
+            assert pid is not None
             relay.cut()
-            os.kill(tunnels[0].pid or 0, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
             assert_eventually(lambda: not any(tunnel.is_up for tunnel in tunnels), "the loss is noticed")
             tunnels[0].terminate()
             tunnels[1].kill()
