@@ -126,8 +126,10 @@ def test_doctor_healthy_host_finds_no_problem(sshd: LocalSshd) -> None:
 def test_doctor_other_login_shell_finds_no_problem(make_sshd: MakeSshd, shell: str) -> None:
     if shutil.which(shell) is None:
         skip_or_fail(f"there is no {shell} on this machine")
+    before = set(Path("/").iterdir())
     found = examine_server(make_sshd(shell=shell))
 
+    assert set(Path("/").iterdir()) <= before, "fish of root creates a missing home directory"
     assert problems(found) == {}
     assert f"/{shell}; no Bourne shell, so commands run in /bin/sh" in found["login shell"].found
 
