@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -36,7 +37,10 @@ def test_readable_bytes_counts_bytes_of_pipe() -> None:
         assert descriptors.readable_bytes(reading, 7) == 0
         file.write(b"abc")
         assert descriptors.readable_bytes(reading, 7) == 3
-        assert descriptors.enlarge_pipe(reading) >= 1 << 16
+        capacity = descriptors.enlarge_pipe(reading)
+        assert capacity >= 1 << 16
+        if sys.platform == "linux":
+            assert capacity == fcntl.fcntl(reading, fcntl.F_GETPIPE_SZ)
         descriptors.set_nonblocking((reading, -1))
         assert os.read(reading, 9) == b"abc"
         with pytest.raises(BlockingIOError):

@@ -15,6 +15,7 @@ import pytest
 
 import lazycluster
 from lazycluster import exceptions as e
+from lazycluster.exceptions._text import error_text
 
 LONG = "x" * 300
 MANY = "".join(f"line {number}\n" for number in range(30))
@@ -338,6 +339,19 @@ def test_error_fields_are_frozen(error: e.LazyclusterError) -> None:
     for name in fields(error):
         with pytest.raises(attrs.exceptions.FrozenError):
             setattr(error, name, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("why"), "ValueError: why"),
+        (AssertionError(), "AssertionError"),
+        (e.UnknownHostKeyError("web1", "?"), str(e.UnknownHostKeyError("web1", "?"))),
+    ],
+    ids=["message", "no message", "own error"],
+)
+def test_error_text_of_any_error(error: Exception, text: str) -> None:
+    assert error_text(error) == text
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=class_name)
