@@ -17,7 +17,7 @@ from lazycluster import _invoke
 from lazycluster._gather import CANCEL_WAIT_SECONDS, CancelGroup, join_threads
 from lazycluster._runtime_core import core_of
 from lazycluster._typing import Self
-from lazycluster._waiting import CancelToken, start_thread, wait_for
+from lazycluster._waiting import CancelToken, hold, start_thread, wait_for
 from lazycluster.exceptions import (
     HOST_LOST_ERRORS,
     ConnectionLostError,
@@ -135,7 +135,7 @@ class MapScheduler(Generic[X, T]):
         """
         while True:
             self._read_ahead()
-            with self._changed:
+            with hold(self._changed):
                 wait_for(lambda: self._has_next or self._can_read or self._is_done, self._changed)
                 if not self._has_next:
                     if not self._is_done:

@@ -207,6 +207,13 @@ def wait_event(event: threading.Event, deadline: Deadline = NO_DEADLINE) -> bool
     return True
 
 
+@contextlib.contextmanager
+def hold(condition: threading.Condition) -> Iterator[None]:
+    """Hold the lock of a condition, for waits in the main thread: Ctrl-C is raised as KeyboardInterrupt."""
+    with _unwrap_interrupt(), condition:
+        yield
+
+
 def wait_for(predicate: Callable[[], object], condition: threading.Condition, deadline: Deadline = NO_DEADLINE) -> bool:
     """Wait until a predicate holds, checked at each notification of the condition; return whether it does."""
     while not predicate():

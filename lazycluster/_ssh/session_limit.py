@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, wait_for
+from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, hold, wait_for
 
 
 class NoSessionAvailableError(Exception):
@@ -36,7 +36,7 @@ class SessionLimit:
         """
         with (
             contextlib.nullcontext() if cancel_token is None else cancel_token.on_cancel(self._notify_all),
-            self._changed,
+            hold(self._changed),
         ):
             wait_for(
                 lambda: (

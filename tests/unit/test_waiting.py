@@ -28,6 +28,7 @@ from lazycluster._waiting import (
     Deadline,
     DeadlinePassedError,
     Waker,
+    hold,
     queue_get,
     start_thread,
     uninterruptible,
@@ -429,14 +430,21 @@ def interrupted_without_the_lock(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     assert not pending
 
 
+def wait_for_holding_condition() -> None:
+    condition = threading.Condition(threading.Lock())  # the lock whose methods the fixture replaces
+    with hold(condition):
+        wait_for(lambda: False, condition, Deadline(0.01))
+
+
 @pytest.mark.parametrize(
     "wait",
     [
         lambda: wait_event(threading.Event(), Deadline(0.01)),
+        wait_for_holding_condition,
         lambda: gather({"a": partial(time.sleep, 0.1)}),
         lambda: run_daemonizing(["true"], Path(os.devnull), timeout=10),
     ],
-    ids=["wait_event", "gather", "run_daemonizing"],
+    ids=["wait_event", "wait_for", "gather", "run_daemonizing"],
 )
 @pytest.mark.usefixtures("interrupted_without_the_lock")
 def test_wait_interrupted_without_lock_raises_interrupt(wait: Callable[[], object]) -> None:
