@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from typing import TypeVar, cast
+
+import attrs
 
 from lazycluster import _invoke
 from lazycluster._display import count_bar
@@ -12,7 +15,8 @@ from lazycluster._gather import CancelGroup, check_on_error, gather, unwrap_all,
 from lazycluster._mapping import MapScheduler
 from lazycluster._membership import Members
 from lazycluster._model.command import Command
-from lazycluster._model.watch import Watch
+from lazycluster._model.output_callbacks import CallbackThread
+from lazycluster._model.run_options import RunOptions, check_callback
 from lazycluster._runtime_core import core_of
 from lazycluster._waiting import CancelToken
 from lazycluster.results import CommandResult, Error, OnError, Stream, Value
@@ -23,28 +27,51 @@ T = TypeVar("T")
 X = TypeVar("X")
 
 
-def run_command(
-    members: Members,
-    command: str | Sequence[str],
-    on_error: OnError,
-    *,
-    env: Mapping[str, str] | None,
-    stdin: bytes,
-    timeout: float | None,
-    on_output: Callable[[str, Stream, bytes], object] | None,
-) -> Mapping[str, CommandResult | Error]:
-    """Run a command on every host; see `RuntimeGroup.run()`."""
-    title = Command(command, timeout=timeout).title  # checks both before any host is contacted
+@attrs.frozen
+class GroupCommand:
+    """A command for every host, with the options of `RuntimeGroup.run()`.
 
-    def work(runtime: Runtime, cancel_token: CancelToken) -> CommandResult:
-        def pass_output(stream: Stream, data: bytes) -> None:
-            if on_output is not None:
-                on_output(runtime.host, stream, data)
+    Raises:
+        ValueError: If an option is out of range.
+    """
 
-        watch = Watch(pass_output, cancel_token=cancel_token)
-        return core_of(runtime).run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)
+    program: str | Sequence[str]
+    cwd: str | None
+    env: Mapping[str, str] | None
+    stdin: str | bytes
+    timeout: float | None
+    check: bool
+    on_output: Callable[[str, Stream, bytes], object] | None = attrs.field(validator=check_callback)
+    on_line: Callable[[str, Stream, str], object] | None = attrs.field(validator=check_callback)
+    max_output: int | None
 
-    return _run_on_all(members, work, f"`{title}`", on_error)
+    def __attrs_post_init__(self) -> None:
+        # Checks all before any host is contacted.
+        Command(self.program, cwd=self.cwd, env=self.env, stdin=self.stdin, timeout=self.timeout)
+        self.options_for("")
+
+    @property
+    def title(self) -> str:
+        """The name of the command."""
+        return Command(self.program).title
+
+    def options_for(self, host: str) -> RunOptions:
+        """Return the options for one host, whose callbacks get the host first."""
+        on_output = None if self.on_output is None else functools.partial(self.on_output, host)
+        on_line = None if self.on_line is None else functools.partial(self.on_line, host)
+        return RunOptions(self.check, on_output, on_line, self.max_output)
+
+    def run(self, members: Members, on_error: OnError) -> Mapping[str, CommandResult | Error]:
+        """Run the command on every host; one thread calls the callbacks for all hosts."""
+        has_callbacks = self.on_output is not None or self.on_line is not None
+        with CallbackThread() if has_callbacks else contextlib.nullcontext() as thread:
+
+            def work(runtime: Runtime, cancel_token: CancelToken) -> CommandResult:
+                core = core_of(runtime)
+                command = core.command(self.program, cwd=self.cwd, env=self.env, stdin=self.stdin, timeout=self.timeout)
+                return core.run(command, self.options_for(runtime.host), cancel_token, thread)
+
+            return _run_on_all(members, work, f"`{self.title}`", on_error)
 
 
 def call_function(

@@ -11,8 +11,10 @@ import attrs
 
 from lazycluster import _invoke
 from lazycluster._functions.function_call import Payload
-from lazycluster._model.checks import check_environment, check_text
+from lazycluster._model.checks import check_environment, check_text, join_cwd
 from lazycluster._model.command import Command
+from lazycluster._model.output_callbacks import CallbackThread
+from lazycluster._model.run_options import RunOptions
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._resources import ResourceRegistry
@@ -73,22 +75,48 @@ class RuntimeCore:
         self.resources.check_open()
         return HostContext(self.transport, self.working_dir, self.env_variables, cancel_token)
 
-    def run(
+    def command(
         self,
         program: str | Sequence[str],
         *,
+        cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
+        stdin: str | bytes = b"",
         timeout: float | None = None,
-        watch: Watch = UNWATCHED,
-    ) -> CommandResult:
-        """Run a command in the working directory; see `Runtime.run()`."""
+    ) -> Command:
+        """Return a command in the working directory, or in `cwd`, with the variables of the runtime.
+
+        Raises:
+            RuntimeClosedError: If the runtime was cleaned up.
+            ValueError: If an argument is out of range.
+        """
         self.resources.check_open()
         variables = {**self.env_variables, **(env or {})}  # a Command checks them
-        command = Command(program, cwd=self.working_dir, env=variables, stdin=stdin, timeout=timeout)
+        directory = join_cwd(self.working_dir, cwd)
+        return Command(program, cwd=directory, env=variables, stdin=stdin, timeout=timeout)
+
+    def run_command(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
+        """Run a command of this runtime."""
         result = self.transport.run(command, watch)
         self.last_success = time.monotonic()
         return result
+
+    def run(
+        self,
+        command: Command,
+        options: RunOptions,
+        cancel_token: CancelToken | None = None,
+        thread: CallbackThread | None = None,
+    ) -> CommandResult:
+        """Run a command of this runtime as its caller wants it followed; see `Runtime.run()`."""
+        return options.run(
+            lambda watch: self.run_command(command, watch),
+            host=self.host,
+            title=command.title,
+            timeout=command.timeout,
+            cancel_token=cancel_token,
+            thread=thread,
+        )
 
     def call(self, payload: Payload, cancel_token: CancelToken | None = None) -> object:
         """Call a function in the working directory; see `Runtime.call()`."""

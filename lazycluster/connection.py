@@ -10,6 +10,7 @@ from typing import Final
 
 from lazycluster._model.checks import check_environment
 from lazycluster._model.command import Command
+from lazycluster._model.run_options import DEFAULT_MAX_OUTPUT, RunOptions
 from lazycluster._model.watch import make_watch
 from lazycluster._transports import factory
 from lazycluster._transports.host_context import HostContext
@@ -89,11 +90,14 @@ class Connection:
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
+        stdin: str | bytes = b"",
         timeout: float | None = None,
+        check: bool = False,
         on_output: Callable[[Stream, bytes], object] | None = None,
+        on_line: Callable[[Stream, str], object] | None = None,
+        max_output: int | None = DEFAULT_MAX_OUTPUT,
     ) -> CommandResult:
-        """Run a command on the host and return its result; a command that fails raises nothing.
+        """Run a command on the host and return its result; without `check` a command that fails raises nothing.
 
         Text goes to the account's own shell if that is a Bourne shell (bash, dash, ksh, ...), and to /bin/sh otherwise.
         A list of words starts a program without any expansion, as in `subprocess`. The command starts in `cwd`
@@ -101,24 +105,38 @@ class Connection:
         Background processes that it leaves do not keep this call waiting. If a program does not exist, the exit status
         is 127.
 
+        A thread of the library calls the callbacks, one call at a time. A slow one slows the command, and `run()`
+        returns after the last call. If one raises, the command is ended with its children, and `run()` raises that.
+
         Args:
             command: Any text that a POSIX shell takes, up to about 100 kB, or the words of a program.
             cwd: The directory to run in.
             env: Environment variables in addition to those of the connection.
-            stdin: The standard input of the command, which gets it once all of it is on the host.
+            stdin: The standard input of the command, which gets it once all of it is on the host. Text is UTF-8.
             timeout: Seconds after which the command and its children are ended (SIGTERM, 5 s later SIGKILL).
+            check: Whether an exit status other than 0 raises an error.
             on_output: Called with each piece of output while the command runs.
+            on_line: Called with each line of output, and with the text after the last newline, if there is any. The
+                text has no newline; undecodable bytes are replaced. A line of more than 1 MiB comes in parts.
+            max_output: The bytes that each stream may have, or None for any number. With None and a callback the result
+                has only the last 64 KiB of each stream.
 
         Raises:
             ConnectError: If the host could not be reached; its kinds say why.
+            CommandFailedError: If the exit status is not 0, with `check`; the error has its output.
             CommandTimeoutError: If it took longer than `timeout`; the error has its output so far.
+            OutputLimitError: If a stream has more than `max_output` bytes; the command is ended.
             ConnectionLostError: If the connection broke.
             WorkingDirectoryError: If `cwd` cannot be entered.
-            ValueError: If the command is empty, or the name of a variable is not an identifier.
+            ValueError: If the command is empty, the name of a variable is not an identifier, or another argument is
+                out of range.
         """
+        options = RunOptions(check, on_output, on_line, max_output)
         variables = {**self._context.env, **(env or {})}  # a Command checks them
-        return self._context.transport.run(
-            Command(command, cwd=cwd, env=variables, stdin=stdin, timeout=timeout), make_watch(on_output=on_output)
+        prepared = Command(command, cwd=cwd, env=variables, stdin=stdin, timeout=timeout)
+        transport = self._context.transport
+        return options.run(
+            lambda watch: transport.run(prepared, watch), host=self.host, title=prepared.title, timeout=timeout
         )
 
     def put(

@@ -11,6 +11,7 @@ from lazycluster._gather import gather, unwrap_all
 from lazycluster._group_facts import GroupFacts
 from lazycluster._group_ports import GroupPorts
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, Members, check_runtimes
+from lazycluster._model.run_options import DEFAULT_MAX_OUTPUT
 from lazycluster._typing import Unpack
 from lazycluster.managed import CleanupOnExit
 from lazycluster.options import RuntimeOptions
@@ -106,51 +107,65 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         self,
         command: str | Sequence[str],
         *,
+        cwd: str | None = ...,
         env: Mapping[str, str] | None = ...,
-        stdin: bytes = ...,
+        stdin: str | bytes = ...,
         timeout: float | None = ...,
+        check: bool = ...,
         on_error: Literal["raise"] = ...,
         on_output: Callable[[str, Stream, bytes], object] | None = ...,
+        on_line: Callable[[str, Stream, str], object] | None = ...,
+        max_output: int | None = ...,
     ) -> dict[str, CommandResult]: ...
     @overload
     def run(
         self,
         command: str | Sequence[str],
         *,
+        cwd: str | None = ...,
         env: Mapping[str, str] | None = ...,
-        stdin: bytes = ...,
+        stdin: str | bytes = ...,
         timeout: float | None = ...,
+        check: bool = ...,
         on_error: Literal["collect"],
         on_output: Callable[[str, Stream, bytes], object] | None = ...,
+        on_line: Callable[[str, Stream, str], object] | None = ...,
+        max_output: int | None = ...,
     ) -> dict[str, CommandResult | Error]: ...
     def run(
         self,
         command: str | Sequence[str],
         *,
+        cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
+        stdin: str | bytes = b"",
         timeout: float | None = None,
+        check: bool = False,
         on_error: OnError = "raise",
         on_output: Callable[[str, Stream, bytes], object] | None = None,
+        on_line: Callable[[str, Stream, str], object] | None = None,
+        max_output: int | None = DEFAULT_MAX_OUTPUT,
     ) -> Mapping[str, CommandResult | Error]:
-        """Run a command on every host at once and return the results by host; a command that fails raises nothing.
+        """Run a command on every host at once and return the results by host; see `Runtime.run()`.
 
         Args:
             command: Text for a POSIX shell, or the words of a program, which starts without a shell.
+            cwd: The directory to run in. A relative path starts in the working directory of each runtime.
             env: Environment variables in addition to those of each runtime.
-            stdin: Its standard input, on each host.
+            stdin: Its standard input, on each host; text is UTF-8.
             timeout: Seconds after which the command and its children are ended.
+            check: Whether an exit status other than 0 is an error of its host.
             on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the result.
-            on_output: Gets each piece of output with its host as it comes, in threads of the hosts.
+            on_output: Gets each piece of output with its host, in one thread for all hosts.
+            on_line: Gets each line of output with its host, without its newline, in the same thread.
+            max_output: The bytes that each stream of each host may have, or None for any number.
 
         Raises:
-            HostsFailedError: If it took longer than `timeout` on some hosts, or their connection broke; the error's
-                `values` are the results of the others.
-            ValueError: If the command is empty, or the timeout is not positive.
+            HostsFailedError: If `Runtime.run()` raises for some hosts; the error's `values` are the results of others.
+            ValueError: If an argument is out of range.
         """
-        return _group_calls.run_command(
-            self._members, command, on_error, env=env, stdin=stdin, timeout=timeout, on_output=on_output
-        )
+        prepared = _group_calls.GroupCommand(command, cwd, env, stdin, timeout, check, on_output, on_line, max_output)
+        return prepared.run(self._members, on_error)
 
     @overload
     def call(

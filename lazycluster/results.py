@@ -6,13 +6,19 @@ import codecs
 import enum
 import io
 import signal
-from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar
+from typing import Generic, Literal, NoReturn, Protocol, TypeAlias, TypeVar
 
 import attrs
+
+from lazycluster._typing import Self
+from lazycluster.exceptions import CommandFailedError
 
 T_co = TypeVar("T_co", covariant=True)
 OnError: TypeAlias = Literal["raise", "collect"]
 """How a group handles the errors of hosts: raise them when all have ended, or return an `Error` for each."""
+_EXCERPT_CHARACTERS = 60
+_MAX_CHARACTER_BYTES = 4
+"""The longest character of UTF-8 (RFC 3629, section 3)."""
 
 
 class Stream(enum.Enum):
@@ -22,21 +28,56 @@ class Stream(enum.Enum):
     STDERR = 2
 
 
-@attrs.frozen
+class TextPrinter(Protocol):
+    """The part of IPython's printer that a record uses."""
+
+    def text(self, text: str, /) -> object:
+        """Print text."""
+
+
+def _excerpt(data: bytes) -> str:
+    """Return the first characters of an output as a literal, in which no character acts on a terminal."""
+    start = data[: (_EXCERPT_CHARACTERS + 1) * _MAX_CHARACTER_BYTES].decode(errors="replace")
+    return repr(start[:_EXCERPT_CHARACTERS]) + "..." * (len(start) > _EXCERPT_CHARACTERS)
+
+
+@attrs.frozen(repr=False)
 class CommandResult:
     """How a command ended and what it printed.
 
     `exit_code` is the exit status 0-255; by the shell's convention 128+N stands for a death by signal N
-    (POSIX.1-2017, XCU 2.8.2). `duration` is in seconds, measured on the local machine.
+    (POSIX.1-2017, XCU 2.8.2). `duration` is in seconds, measured on the local machine. `host` is the host that ran it,
+    `''` if that is unknown. Two results are equal whatever their hosts.
     """
 
     command: str
     exit_code: int
-    stdout_bytes: bytes = attrs.field(default=b"", repr=lambda data: f"<{len(data)} bytes>")
-    stderr_bytes: bytes = attrs.field(default=b"", repr=lambda data: f"<{len(data)} bytes>")
+    stdout_bytes: bytes = b""
+    stderr_bytes: bytes = b""
     duration: float = 0.0
-    _order: tuple[tuple[Stream, int], ...] = attrs.field(default=(), repr=False, eq=False, alias="order")
+    _order: tuple[tuple[Stream, int], ...] = attrs.field(default=(), eq=False, alias="order")
     """The order in which the two streams came, as run lengths in bytes."""
+    host: str = attrs.field(default="", eq=False, kw_only=True)
+
+    def __repr__(self) -> str:
+        """Return the exit status, and the beginning of the command and of each output."""
+        command = _excerpt(self.command.encode(errors="replace"))
+        outputs = f"stdout={_excerpt(self.stdout_bytes)}, stderr={_excerpt(self.stderr_bytes)}"
+        return f"CommandResult({command}, exit_code={self.exit_code}, {outputs})"
+
+    def _repr_pretty_(self, printer: TextPrinter, cycle: bool) -> None:  # noqa: ARG002 - IPython's interface
+        """Show the output as text in IPython; without output, the record."""
+        printer.text(self.output.removesuffix("\n") or repr(self))
+
+    def check(self) -> Self:
+        """Return the result itself if the exit status is 0.
+
+        Raises:
+            CommandFailedError: If the exit status is not 0.
+        """
+        if not self.ok:
+            raise CommandFailedError(self.host, self.command, self.exit_code, self.output)
+        return self
 
     @property
     def ok(self) -> bool:
@@ -112,10 +153,15 @@ class Collector:
         """Return all of a stream so far."""
         return self._buffers[stream].getvalue()
 
-    def result(self, command: str, exit_code: int, duration: float) -> CommandResult:
+    @property
+    def order(self) -> tuple[tuple[Stream, int], ...]:
+        """The order in which the two streams came, as run lengths in bytes."""
+        return tuple(self._order)
+
+    def result(self, command: str, exit_code: int, duration: float, *, host: str = "") -> CommandResult:
         """Return the record of the ended command."""
         out, err = self.getvalue(Stream.STDOUT), self.getvalue(Stream.STDERR)
-        return CommandResult(command, exit_code, out, err, duration, tuple(self._order))
+        return CommandResult(command, exit_code, out, err, duration, self.order, host=host)
 
 
 @attrs.frozen

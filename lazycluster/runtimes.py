@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar, cast
 from lazycluster import _invoke
 from lazycluster._facts import Facts
 from lazycluster._model.checks import check_environment, check_port
-from lazycluster._model.watch import make_watch
+from lazycluster._model.run_options import DEFAULT_MAX_OUTPUT, RunOptions
 from lazycluster._requirements import Requirements
 from lazycluster._runtime_core import RuntimeCore, register_core
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
@@ -134,27 +134,41 @@ class Runtime(Facts, CleanupOnExit):
         self,
         command: str | Sequence[str],
         *,
+        cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
+        stdin: str | bytes = b"",
         timeout: float | None = None,
+        check: bool = False,
         on_output: Callable[[Stream, bytes], object] | None = None,
+        on_line: Callable[[Stream, str], object] | None = None,
+        max_output: int | None = DEFAULT_MAX_OUTPUT,
     ) -> CommandResult:
-        """Run a command in the working directory and return its result; a command that fails raises nothing.
+        """Run a command in the working directory and return its result; see `Connection.run()`.
 
         Args:
             command: Text for a POSIX shell, or the words of a program, which starts without a shell. If there is no
                 such program, the exit status is 127.
+            cwd: The directory to run in. A relative path starts in the working directory; `~` is the host's.
             env: Environment variables in addition to `env_variables`.
-            stdin: The standard input of the command.
+            stdin: The standard input of the command; text is UTF-8.
             timeout: Seconds after which the command and its children are ended.
-            on_output: Called with each piece of output while the command runs.
+            check: Whether an exit status other than 0 raises an error.
+            on_output: Called with each piece of output while the command runs, in a thread of the library.
+            on_line: Called with each line of output without its newline, in the same thread.
+            max_output: The bytes that each stream may have, or None for any number. With None and a callback the result
+                has only the last 64 KiB of each stream.
 
         Raises:
+            CommandFailedError: If the exit status is not 0, with `check`.
             CommandTimeoutError: If it took longer than `timeout`.
+            OutputLimitError: If a stream has more than `max_output` bytes; the command is ended.
             ConnectionLostError: If the connection broke.
+            WorkingDirectoryError: If the directory cannot be entered.
+            ValueError: If an argument is out of range.
         """
-        watch = make_watch(on_output=on_output)
-        return self._core.run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)
+        options = RunOptions(check, on_output, on_line, max_output)
+        prepared = self._core.command(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout)
+        return self._core.run(prepared, options)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return its value.

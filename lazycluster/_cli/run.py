@@ -181,7 +181,8 @@ def _run_on_host(
     exit_code, error = None, None
     try:
         watch = Watch(on_output, cancel_token=cancel_token, collector=collector)
-        exit_code = core_of(runtime).run(command, stdin=stdin, timeout=timeout, watch=watch).exit_code
+        core = core_of(runtime)
+        exit_code = core.run_command(core.command(command, stdin=stdin, timeout=timeout), watch).exit_code
     except Exception as raised:  # noqa: BLE001 - the summary shows it with its host
         error = raised
     return CommandOutcome(collector.result(command, exit_code or 0, time.monotonic() - started), exit_code, error)

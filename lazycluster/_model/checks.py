@@ -57,14 +57,16 @@ def check_program(program: str | Sequence[str]) -> str | tuple[str, ...]:
     return words
 
 
-def check_stdin(data: bytes | None) -> bytes | None:
-    """Return the standard input of a command.
+def check_stdin(data: str | bytes | None) -> bytes | None:
+    """Return the standard input of a command as bytes; text is UTF-8.
 
     Raises:
-        ValueError: If it is neither None nor bytes.
+        ValueError: If it is neither text, bytes nor None.
     """
+    if isinstance(data, str):
+        return data.encode("utf-8", "surrogateescape")
     if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
-        raise ValueError(f"stdin must be bytes, got {type(data).__name__}")
+        raise ValueError(f"stdin must be text or bytes, got {type(data).__name__}")
     return None if data is None else bytes(data)
 
 
@@ -111,6 +113,18 @@ def check_text(name: str, value: str | None) -> str | None:
     if value is not None and (not isinstance(value, str) or not value or "\0" in value):
         raise ValueError(f"{name} must be text, not empty and without NUL, got {value!r:.200}")
     return value
+
+
+def join_cwd(working_dir: str, cwd: str | None) -> str:
+    """Return a directory on the host that starts in the working directory; `~` stays the host's.
+
+    Raises:
+        ValueError: If it is empty, holds NUL, or is not text.
+    """
+    if check_text("cwd", cwd) is None:
+        return working_dir
+    assert cwd is not None
+    return cwd if cwd.startswith(("/", "~")) else f"{working_dir}/{cwd}"
 
 
 def check_grace(seconds: float) -> float:

@@ -111,7 +111,7 @@ class CommandRunner(ABC):
         collector = watch.collector or Collector()
         started_at = time.monotonic()
         exit_code = self.communicate(command, wait_for_end, attrs.evolve(watch, collector=collector))
-        return collector.result(command.title, exit_code, time.monotonic() - started_at)
+        return collector.result(command.title, exit_code, time.monotonic() - started_at, host=self.host)
 
     @abstractmethod
     def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:

@@ -14,7 +14,7 @@ from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote.ports import port_check_program
 from lazycluster._ssh.host_scripts import MAKE_WORKING_DIRECTORY, build_probe_script
 from lazycluster._ssh.shell import quote_path
-from lazycluster._transports.ssh_transport import SshTransport, check_result, directory_error
+from lazycluster._transports.ssh_transport import SshTransport, directory_error
 from lazycluster.exceptions import LazyclusterError, PythonNotFoundError
 from lazycluster.hardware import HostInfo, parse_probe_output
 
@@ -55,7 +55,7 @@ class PerCommandTransport(SshTransport):
 
     def create_tempdir(self) -> str:
         """Make a temporary directory, and return its path."""
-        result = check_result(self.host, self.run_sh(f"set --\n{MAKE_WORKING_DIRECTORY}", "create_tempdir"))
+        result = self.run_sh(f"set --\n{MAKE_WORKING_DIRECTORY}", "create_tempdir").check()
         path = result.stdout_bytes.partition(b"\0")[0].decode("utf-8", "surrogateescape")
         self._temp_dirs.append(path)
         return path
@@ -72,7 +72,7 @@ class PerCommandTransport(SshTransport):
         )
         if result.exit_code == 127:
             raise PythonNotFoundError(self.host, self._python or "python3")
-        return [int(line) for line in check_result(self.host, result).stdout.split()]
+        return [int(line) for line in result.check().stdout.split()]
 
     def clean_up(self) -> None:
         """End everything that is left of the runtime on the host, and remove its temporary directories."""

@@ -18,7 +18,7 @@ from lazycluster._ssh.host_scripts import STOP_MARKED_PROCESSES, grace_tenths
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, quote_path
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
-from lazycluster.exceptions import CommandFailedError, LazyclusterError, WorkingDirectoryError
+from lazycluster.exceptions import LazyclusterError, WorkingDirectoryError
 from lazycluster.results import Collector, CommandResult, Stream
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class SshTransport(CommandRunner):
         Raises:
             CommandFailedError: If it cannot be made.
         """
-        check_result(self.host, self.run_sh(f"mkdir -p -- {_quote_nonempty_path(path)}", f"create_dir {path}", cwd=cwd))
+        self.run_sh(f"mkdir -p -- {_quote_nonempty_path(path)}", f"create_dir {path}", cwd=cwd).check()
 
     def delete_dir(self, path: str, *, cwd: str) -> bool:
         """Delete a directory with its contents; return whether nothing of it is left."""
@@ -129,17 +129,6 @@ def directory_error(host: str, path: str | None, reason: str) -> WorkingDirector
     """Return the error of a working directory, a temporary one by default, that could not be made."""
     advice = "Set TMPDIR on the host, or name a working directory." if path is None else "Name another one."
     return WorkingDirectoryError(host, path or "(temporary)", f"it could not be made: {reason}", advice)
-
-
-def check_result(host: str, result: CommandResult) -> CommandResult:
-    """Return a result of exit status 0.
-
-    Raises:
-        CommandFailedError: If the command failed.
-    """
-    if not result.ok:
-        raise CommandFailedError(host, result.command, result.exit_code, result.output)
-    return result
 
 
 def _quote_nonempty_path(path: str) -> str:

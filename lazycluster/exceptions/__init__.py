@@ -25,6 +25,7 @@ The tree; `x` marks a plain class to catch the errors below it, `+` a record wit
     + RuntimeClosedError
   x CommandError
     + CommandTimeoutError (TimeoutError)
+    + OutputLimitError
     + CommandStoppedError
     + CommandFailedError
     + WorkingDirectoryError
@@ -57,6 +58,7 @@ from lazycluster.exceptions.commands import (
     CommandFailedError,
     CommandStoppedError,
     CommandTimeoutError,
+    OutputLimitError,
     TaskExecutionError,
     WorkingDirectoryError,
 )
@@ -118,6 +120,7 @@ __all__ = [
     "NoPortsLeftError",
     "NoRuntimesDetectedError",
     "NoRuntimesError",
+    "OutputLimitError",
     "PortInUseError",
     "PortRefusedError",
     "PythonNotFoundError",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import attrs
 
 from lazycluster.exceptions._text import indented_tail, shorten
@@ -39,6 +41,37 @@ class CommandTimeoutError(CommandError, TimeoutError):
 
 
 @attrs.frozen(slots=False)
+class OutputLimitError(CommandError):
+    """A command printed more than `max_output` bytes to one stream; the host ended it with its children.
+
+    The outputs are the end of what came of each stream, at most 64 KiB.
+    """
+
+    host: str
+    command: str
+    limit: int
+    stream: Literal["stdout", "stderr"]
+    stdout_bytes: bytes = attrs.field(default=b"", repr=False)
+    stderr_bytes: bytes = attrs.field(default=b"", repr=False)
+
+    @property
+    def stdout(self) -> str:
+        """The end of standard output as text (UTF-8; undecodable bytes replaced)."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """The end of standard error as text (UTF-8; undecodable bytes replaced)."""
+        return self.stderr_bytes.decode(errors="replace")
+
+    def __str__(self) -> str:
+        printed = f"printed more than {self.limit} bytes to {self.stream} and was ended"
+        advice = "Allow more with max_output=, or send its output to a file on the host"
+        output = indented_tail(self.stdout if self.stream == "stdout" else self.stderr)
+        return f"{self.host}: `{shorten(self.command)}` {printed}. {advice}.{output}"
+
+
+@attrs.frozen(slots=False)
 class CommandStoppedError(CommandError):
     """The local process stopped a command or function before it ended."""
 
@@ -60,7 +93,8 @@ class CommandFailedError(CommandError):
 
     def __str__(self) -> str:
         output = indented_tail(self.output)
-        return f"{self.host}: `{shorten(self.command)}` ended with exit status {self.exit_code}.{output}"
+        host = f"{self.host}: " if self.host else ""  # a result that a test made may have no host
+        return f"{host}`{shorten(self.command)}` ended with exit status {self.exit_code}.{output}"
 
 
 @attrs.frozen(slots=False)

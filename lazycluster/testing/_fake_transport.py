@@ -149,7 +149,7 @@ class FakeTransport:
             self.machine.files.write(path, str(directory), content)
         if answer.error is not None:
             raise answer.error
-        return collector.result(command.title, answer.exit_code, time.monotonic() - begun)
+        return collector.result(command.title, answer.exit_code, time.monotonic() - begun, host=self.host)
 
     @contextlib.contextmanager
     def _registered_events(self, watch: Watch) -> Iterator[queue.SimpleQueue[InProcessEvent]]:

@@ -23,6 +23,7 @@ from lazycluster import (
     LazyclusterError,
     ManagedProcess,
     OnError,
+    OutputLimitError,
     RunCommand,
     RunFunction,
     Runtime,
@@ -57,6 +58,14 @@ def show_output(stream: Stream, data: bytes) -> None:
     print(stream, data)
 
 
+def show_line(stream: Stream, line: str) -> None:
+    print(stream, line)
+
+
+def show_line_of_host(host: str, stream: Stream, line: str) -> None:
+    print(host, stream, line)
+
+
 def show_progress(done: int, total: int | None) -> None:
     print(done, total)
 
@@ -86,7 +95,11 @@ def connections() -> None:
         connection.get("remote", "local")
         assert_type(connection.is_alive(), bool)
         assert_type(connection.run(["echo", "a b"], on_output=show_output), CommandResult)
-        connection.run("true", stdin="text")  # type: ignore[arg-type]
+        assert_type(connection.run("cat", stdin="text", check=True, max_output=None), CommandResult)
+        assert_type(connection.run("true", on_line=show_line).check(), CommandResult)
+        connection.run("true", on_line=show_output)  # type: ignore[arg-type]
+        connection.run("true", stdin=["text"])  # type: ignore[arg-type]
+        connection.run("true", max_output="1")  # type: ignore[arg-type]
         connection.run(["sleep", 1])  # type: ignore[list-item]
         connection.run("true", on_output=show_progress)  # type: ignore[arg-type]
         connection.put("local", on_progress=show_progress)
@@ -103,6 +116,8 @@ def runtimes() -> None:
         assert_type(runtime.host_info.gpus, tuple[Gpu, ...])
         assert_type(runtime.run("true", timeout=1), CommandResult)
         assert_type(runtime.run(("ls", "-l"), env={"A": "1"}), CommandResult)
+        assert_type(runtime.run("true", cwd="sub", check=True, on_line=show_line, max_output=10), CommandResult)
+        runtime.run("true", on_line=show_line_of_host)  # type: ignore[arg-type]
         assert_type(runtime.env_variables, dict[str, str])
         assert_type(runtime.get_free_port([8000, 8001]), int)
         assert_type(runtime.expose_port_to_runtime(8000), str)
@@ -143,6 +158,9 @@ def tasks(runtime: Runtime, connection: Connection) -> None:
         task.join()
     except TaskExecutionError as error:
         assert_type((error.host, error.task, error.step_index), tuple[str, str, int])
+    except OutputLimitError as error:
+        assert_type((error.host, error.command, error.limit), tuple[str, str, int])
+        assert_type((error.stdout, error.stderr_bytes), tuple[str, bytes])
     except LazyclusterError:
         pass
     except (ValueError, lazycluster.exceptions.ConnectError):
@@ -192,6 +210,9 @@ def group_calls(group: RuntimeGroup, on_error: OnError) -> None:
     assert_type(group.run("true", on_error="collect"), dict[str, CommandResult | Error])
     for result in group.run("true", on_error=on_error).values():
         assert_type(result, CommandResult | Error)
+    assert_type(group.run("true", cwd="sub", stdin="text", check=True, max_output=10), dict[str, CommandResult])
+    assert_type(group.run("true", on_line=show_line_of_host), dict[str, CommandResult])
+    group.run("true", on_line=show_line)  # type: ignore[arg-type]
     group.run("true", on_error="skip")  # type: ignore[call-overload]
 
     assert_type(group.call(size, 1, unit="MB"), dict[str, int])

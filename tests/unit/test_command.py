@@ -43,14 +43,14 @@ def test_command_bad_option_raises_value_error(options: dict[str, object], name:
         Command("true", **options)  # type: ignore[arg-type]  # as above
 
 
-def test_command_stdin_of_text_raises_value_error() -> None:
-    with pytest.raises(ValueError, match=r"^stdin must be bytes, got str$"):  # it may be a secret
-        Command("cat", stdin="s3cret")  # type: ignore[arg-type]  # as above
+def test_command_stdin_of_list_raises_value_error() -> None:
+    with pytest.raises(ValueError, match=r"^stdin must be text or bytes, got list$"):  # it may be a secret
+        Command("cat", stdin=["s3cret"])  # type: ignore[arg-type]  # as above
 
 
-@pytest.mark.parametrize("stdin", [bytearray(b"x"), memoryview(b"x")])
-def test_command_stdin_becomes_bytes(stdin: bytes) -> None:
-    assert Command("cat", stdin=stdin).stdin == b"x"
+@pytest.mark.parametrize("stdin", ["ü\udcff", bytearray(b"\xc3\xbc\xff"), memoryview(b"\xc3\xbc\xff")])
+def test_command_stdin_becomes_bytes(stdin: str | bytes) -> None:
+    assert Command("cat", stdin=stdin).stdin == b"\xc3\xbc\xff"
 
 
 def test_command_repr_hides_program_stdin_and_environment() -> None:

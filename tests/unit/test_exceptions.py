@@ -149,6 +149,20 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         e.CommandTimeoutError("web1", "make", 10.0, b"out\xff\n", b"err\n"),
         "web1: `make` took longer than its timeout of 10 s and was ended.\n    out\ufffd\n    err",
     ),
+    (
+        e.OutputLimitError("web1", "yes", 10, "stdout", b"y\ny\n", b"err\n"),
+        (
+            "web1: `yes` printed more than 10 bytes to stdout and was ended. Allow more with max_output=, or send its "
+            "output to a file on the host.\n    y\n    y"
+        ),
+    ),
+    (
+        e.OutputLimitError("web1", "yes", 10, "stderr", b"out\n", b"\xff"),
+        (
+            "web1: `yes` printed more than 10 bytes to stderr and was ended. Allow more with max_output=, or send its "
+            "output to a file on the host.\n    \ufffd"
+        ),
+    ),
     (e.CommandStoppedError("web1", "make"), "web1: `make` was stopped before it ended."),
     (e.CommandFailedError("web1", "make", 2), "web1: `make` ended with exit status 2."),
     (e.CommandFailedError("web1", "make", 2, " \n"), "web1: `make` ended with exit status 2."),
@@ -424,5 +438,6 @@ def test_connect_error_has_eleven_classes() -> None:
 def test_error_repr_hides_output() -> None:
     """Output may hold secrets: it is in the message of its error only."""
     assert "hunter2" not in repr(e.CommandTimeoutError("web1", "make", 1.0, b"hunter2", b"hunter2"))
+    assert "hunter2" not in repr(e.OutputLimitError("web1", "make", 1, "stdout", b"hunter2", b"hunter2"))
     assert "hunter2" not in repr(e.CommandFailedError("web1", "make", 1, "hunter2"))
     assert "hunter2" not in repr(e.SupervisorError("web1", "why", "hunter2"))

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from lazycluster import (
+    CommandFailedError,
     CommandTimeoutError,
     ConnectionLostError,
     FunctionNotSerializableError,
     HostsFailedError,
     HostUnreachableError,
+    OutputLimitError,
     RuntimeGroup,
     RuntimeTask,
 )
@@ -101,6 +103,64 @@ def test_run_on_output_raises_is_error_of_its_host(group: RuntimeGroup, fake_hos
     with pytest.raises(HostsFailedError) as caught:
         group.run("id", on_output=follow)
     assert [(host, type(error)) for host, error in caught.value.errors] == [("web2", BrokenPipeError)]
+
+
+def test_run_on_line_gets_host_and_line_in_one_thread(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    fake_host.on("id", stdout="one\ntwo")
+    seen: list[tuple[str, Stream, str]] = []
+    threads: set[int] = set()
+
+    def follow(host: str, stream: Stream, line: str) -> None:
+        threads.add(threading.get_ident())
+        seen.append((host, stream, line))
+
+    group.run("id", on_line=follow)
+    assert sorted(seen, key=lambda piece: piece[0]) == [
+        (host, Stream.STDOUT, line) for host in GROUP_HOSTS for line in ("one", "two")
+    ]
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_run_check_fails_for_hosts_with_other_exit_status(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    fake_host.on("work", stdout="done")
+    fake_host.host("web2").on("work", stdout="why", exit_code=3)
+    with pytest.raises(HostsFailedError) as caught:
+        group.run("work", check=True)
+    assert [(host, error.args) for host, error in caught.value.errors] == [("web2", ("web2", "work", 3, "why"))]
+    assert list(caught.value.values) == ["web1", "web3"]
+    found = group.run("work", check=True, on_error="collect")
+    assert isinstance(found["web2"], Error)
+    with pytest.raises(CommandFailedError):
+        found["web2"].unwrap()
+
+
+def test_run_max_output_is_a_limit_of_each_host(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    fake_host.on("work", stdout="done")
+    fake_host.host("web2").on("work", stdout="too much")
+    with pytest.raises(HostsFailedError) as caught:
+        group.run("work", max_output=4)
+    assert [(host, type(error)) for host, error in caught.value.errors] == [("web2", OutputLimitError)]
+    assert caught.value.errors[0][1].args == ("web2", "work", 4, "stdout", b"too much", b"")
+    assert list(caught.value.values) == ["web1", "web3"]
+
+
+def test_run_cwd_starts_in_each_working_directory(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    fake_host.on("id")
+    for host in GROUP_HOSTS:
+        group.get_runtimes()[host].create_dir("sub")
+    group.run("id", cwd="sub")
+    ran = {call.host: call.cwd for call in fake_host.calls if isinstance(call, Ran)}
+    assert ran == {host: f"{group.get_runtimes()[host].working_dir}/sub" for host in GROUP_HOSTS}
+
+
+@pytest.mark.parametrize("option", ["on_output", "on_line", "max_output", "cwd", "stdin", "timeout"])
+def test_run_bad_option_is_refused_first(group: RuntimeGroup, fake_host: FakeHost, option: str) -> None:
+    options: Any = {option: ["bad"]}
+    before = len(fake_host.calls)
+    with pytest.raises(ValueError, match=f"^{option} must be "):
+        group.run("id", **options)
+    assert len(fake_host.calls) == before
 
 
 def test_run_ctrl_c_stops_commands(group: RuntimeGroup, fake_host: FakeHost, transports: TransportRecorder) -> None:

@@ -13,7 +13,6 @@ from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.destination import Destination
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, Script
 from lazycluster._transports.per_command import PerCommandTransport
-from lazycluster._transports.ssh_transport import check_result
 from lazycluster.results import CommandResult, Stream
 
 
@@ -96,12 +95,3 @@ def test_temp_dirs_follow_create_and_delete(transport: PerCommandTransport, scri
         transport.create_tempdir()
     assert (caught.value.exit_code, caught.value.output) == (1, "mktemp: no space")
     assert transport.temp_dirs == paths[:1]
-
-
-def test_check_result_failed_raises_command_failed_error() -> None:
-    success = CommandResult("x", 0, b"", b"")
-    assert check_result("web1", success) is success
-    with pytest.raises(CommandFailedError) as caught:
-        check_result("web1", CommandResult("x", 3, b"", b"why\n"))
-    error = caught.value
-    assert (error.host, error.command, error.exit_code, error.output) == ("web1", "x", 3, "why\n")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazycluster.exceptions import CommandFailedError
 from lazycluster.results import Collector, CommandResult, Error, StepResult, Stream, Value
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
@@ -31,11 +32,62 @@ def test_command_result_has_output_and_exit_code() -> None:
     assert (result.ok, CommandResult("true", 0).ok) == (False, True)
 
 
-def test_command_result_repr_hides_output() -> None:
-    text = repr(CommandResult("make", 2, b"a" * 10**6, b"secret"))
-    assert text == (
-        "CommandResult(command='make', exit_code=2, stdout_bytes=<1000000 bytes>, stderr_bytes=<6 bytes>, duration=0.0)"
-    )
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "shown"),
+    [
+        (b"", b"", "stdout='', stderr=''"),
+        (b"a" * 60, b"why\n", f"stdout='{'a' * 60}', stderr='why\\n'"),
+        (b"a" * 61, b"b" * 10**6, f"stdout='{'a' * 60}'..., stderr='{'b' * 60}'..."),
+        ("☃".encode() * 61, b"\xff", f"stdout='{'☃' * 60}'..., stderr='\ufffd'"),
+        (b"\x1b[31mred\x1b[0m\x07\r", b"\x9b", "stdout='\\x1b[31mred\\x1b[0m\\x07\\r', stderr='\ufffd'"),
+        ("\u009b2J".encode(), b"it's", "stdout='\\x9b2J', stderr=\"it's\""),
+    ],
+)
+def test_command_result_repr_shows_first_60_characters(stdout: bytes, stderr: bytes, shown: str) -> None:
+    assert repr(CommandResult("make", 2, stdout, stderr)) == f"CommandResult('make', exit_code=2, {shown})"
+
+
+def test_command_result_repr_shortens_command() -> None:
+    shown = f"CommandResult('{'x' * 60}'..., exit_code=0, stdout='', stderr='')"
+    assert repr(CommandResult("x" * 100, 0)) == shown
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        (collect((OUT, b"1\n"), (ERR, b"2\n"), (OUT, b"3\n")), "1\n2\n3"),
+        (CommandResult("x", 0, b"a\n\n"), "a\n"),
+        (CommandResult("false", 1), "CommandResult('false', exit_code=1, stdout='', stderr='')"),
+    ],
+)
+def test_command_result_pretty_is_text_in_ipython(result: CommandResult, shown: str) -> None:
+    class Printer:
+        shown = ""
+
+        def text(self, text: str, /) -> None:
+            self.shown += text
+
+    printer = Printer()
+    result._repr_pretty_(printer, False)
+    assert printer.shown == shown
+
+
+def test_command_result_check_returns_itself_or_raises() -> None:
+    success = CommandResult("x", 0)
+    assert success.check() is success
+    with pytest.raises(CommandFailedError) as caught:
+        CommandResult("x", 3, b"out", b"why\n", host="web1").check()
+    error = caught.value
+    assert (error.host, error.command, error.exit_code, error.output) == ("web1", "x", 3, "outwhy\n")
+
+
+def test_command_result_check_without_host_names_command_first() -> None:
+    with pytest.raises(CommandFailedError, match=r"^`x` ended"):
+        CommandResult("x", 3).check()
+
+
+def test_command_result_equality_ignores_host() -> None:
+    assert CommandResult("x", 0, host="web1") == CommandResult("x", 0, host="web2")
 
 
 def test_command_result_equality_ignores_order_of_pieces() -> None:
