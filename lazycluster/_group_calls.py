@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
-from typing import TypeVar, cast
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import BinaryIO, TypeVar, cast
 
 import attrs
 
@@ -14,7 +15,9 @@ from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, check_on_error, gather, unwrap_all, values_or_errors
 from lazycluster._mapping import MapScheduler
 from lazycluster._membership import Members
+from lazycluster._model.checks import split_stdin
 from lazycluster._model.command import Command
+from lazycluster._model.input_source import FileView, read_pieces
 from lazycluster._model.output_callbacks import CallbackThread
 from lazycluster._model.run_options import RunOptions, check_callback
 from lazycluster._runtime_core import core_of
@@ -38,7 +41,7 @@ class GroupCommand:
     program: str | Sequence[str]
     cwd: str | None
     env: Mapping[str, str] | None
-    stdin: str | bytes
+    stdin: str | bytes | BinaryIO
     timeout: float | None
     check: bool
     on_output: Callable[[str, Stream, bytes], object] | None = attrs.field(validator=check_callback)
@@ -47,7 +50,7 @@ class GroupCommand:
 
     def __attrs_post_init__(self) -> None:
         # Checks all before any host is contacted.
-        Command(self.program, cwd=self.cwd, env=self.env, stdin=self.stdin, timeout=self.timeout)
+        Command(self.program, cwd=self.cwd, env=self.env, stdin=split_stdin(self.stdin)[0], timeout=self.timeout)
         self.options_for("")
 
     @property
@@ -63,15 +66,35 @@ class GroupCommand:
 
     def run(self, members: Members, on_error: OnError) -> Mapping[str, CommandResult | Error]:
         """Run the command on every host; one thread calls the callbacks for all hosts."""
+        check_on_error(on_error)
         has_callbacks = self.on_output is not None or self.on_line is not None
-        with CallbackThread() if has_callbacks else contextlib.nullcontext() as thread:
+        with (
+            CallbackThread() if has_callbacks else contextlib.nullcontext() as thread,
+            _readable_often(self.stdin) as open_stdin,
+        ):
 
             def work(runtime: Runtime, cancel_token: CancelToken) -> CommandResult:
                 core = core_of(runtime)
-                command = core.command(self.program, cwd=self.cwd, env=self.env, stdin=self.stdin, timeout=self.timeout)
+                command = core.command(
+                    self.program, cwd=self.cwd, env=self.env, stdin=open_stdin(), timeout=self.timeout
+                )
                 return core.run(command, self.options_for(runtime.host), cancel_token, thread)
 
             return _run_on_all(members, work, f"`{self.title}`", on_error)
+
+
+@contextlib.contextmanager
+def _readable_often(stdin: str | bytes | BinaryIO) -> Iterator[Callable[[], str | bytes | BinaryIO]]:
+    """Yield a function that returns the standard input for one more host; a temporary file keeps that of a file."""
+    _, source = split_stdin(stdin)
+    if source is None:
+        yield lambda: stdin
+        return
+    with tempfile.TemporaryFile() as spool:
+        for piece in read_pieces(source):
+            spool.write(piece)
+        spool.flush()
+        yield lambda: cast("BinaryIO", FileView(spool.fileno()))
 
 
 def call_function(

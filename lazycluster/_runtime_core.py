@@ -6,12 +6,13 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 import attrs
 
 from lazycluster import _invoke
 from lazycluster._functions.function_call import Payload
-from lazycluster._model.checks import check_environment, check_text, join_cwd
+from lazycluster._model.checks import check_environment, check_text, join_cwd, split_stdin
 from lazycluster._model.command import Command
 from lazycluster._model.output_callbacks import CallbackThread
 from lazycluster._model.run_options import RunOptions
@@ -81,7 +82,7 @@ class RuntimeCore:
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: str | bytes = b"",
+        stdin: str | bytes | BinaryIO = b"",
         timeout: float | None = None,
     ) -> Command:
         """Return a command in the working directory, or in `cwd`, with the variables of the runtime.
@@ -93,7 +94,8 @@ class RuntimeCore:
         self.resources.check_open()
         variables = {**self.env_variables, **(env or {})}  # a Command checks them
         directory = join_cwd(self.working_dir, cwd)
-        return Command(program, cwd=directory, env=variables, stdin=stdin, timeout=timeout)
+        data, source = split_stdin(stdin)
+        return Command(program, cwd=directory, env=variables, stdin=data, source=source, timeout=timeout)
 
     def run_command(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
         """Run a command of this runtime."""

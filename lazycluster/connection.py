@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import BinaryIO, Final
 
-from lazycluster._model.checks import check_environment
+from lazycluster._model.checks import check_environment, split_stdin
 from lazycluster._model.command import Command
 from lazycluster._model.run_options import DEFAULT_MAX_OUTPUT, RunOptions
 from lazycluster._model.watch import make_watch
@@ -90,7 +90,7 @@ class Connection:
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: str | bytes = b"",
+        stdin: str | bytes | BinaryIO = b"",
         timeout: float | None = None,
         check: bool = False,
         on_output: Callable[[Stream, bytes], object] | None = None,
@@ -112,7 +112,8 @@ class Connection:
             command: Any text that a POSIX shell takes, up to about 100 kB, or the words of a program.
             cwd: The directory to run in.
             env: Environment variables in addition to those of the connection.
-            stdin: The standard input of the command, which gets it once all of it is on the host. Text is UTF-8.
+            stdin: The standard input of the command, which gets it once all of it is on the host. Text is UTF-8. A file
+                is read in pieces, which a temporary file keeps.
             timeout: Seconds after which the command and its children are ended (SIGTERM, 5 s later SIGKILL).
             check: Whether an exit status other than 0 raises an error.
             on_output: Called with each piece of output while the command runs.
@@ -133,7 +134,8 @@ class Connection:
         """
         options = RunOptions(check, on_output, on_line, max_output)
         variables = {**self._context.env, **(env or {})}  # a Command checks them
-        prepared = Command(command, cwd=cwd, env=variables, stdin=stdin, timeout=timeout)
+        data, source = split_stdin(stdin)
+        prepared = Command(command, cwd=cwd, env=variables, stdin=data, source=source, timeout=timeout)
         transport = self._context.transport
         return options.run(
             lambda watch: transport.run(prepared, watch), host=self.host, title=prepared.title, timeout=timeout

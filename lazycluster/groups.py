@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import _group_calls, _group_tasks
 from lazycluster._gather import gather, unwrap_all
@@ -109,7 +109,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         *,
         cwd: str | None = ...,
         env: Mapping[str, str] | None = ...,
-        stdin: str | bytes = ...,
+        stdin: str | bytes | BinaryIO = ...,
         timeout: float | None = ...,
         check: bool = ...,
         on_error: Literal["raise"] = ...,
@@ -124,7 +124,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         *,
         cwd: str | None = ...,
         env: Mapping[str, str] | None = ...,
-        stdin: str | bytes = ...,
+        stdin: str | bytes | BinaryIO = ...,
         timeout: float | None = ...,
         check: bool = ...,
         on_error: Literal["collect"],
@@ -138,7 +138,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: str | bytes = b"",
+        stdin: str | bytes | BinaryIO = b"",
         timeout: float | None = None,
         check: bool = False,
         on_error: OnError = "raise",
@@ -152,7 +152,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             command: Text for a POSIX shell, or the words of a program, which starts without a shell.
             cwd: The directory to run in. A relative path starts in the working directory of each runtime.
             env: Environment variables in addition to those of each runtime.
-            stdin: Its standard input, on each host; text is UTF-8.
+            stdin: Its standard input, on each host; text is UTF-8. All of a file is read before the command starts.
             timeout: Seconds after which the command and its children are ended.
             check: Whether an exit status other than 0 is an error of its host.
             on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the result.

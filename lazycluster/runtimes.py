@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import ParamSpec, TypeVar, cast
+from typing import BinaryIO, ParamSpec, TypeVar, cast
 
 from lazycluster import _invoke
 from lazycluster._facts import Facts
@@ -136,7 +136,7 @@ class Runtime(Facts, CleanupOnExit):
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: str | bytes = b"",
+        stdin: str | bytes | BinaryIO = b"",
         timeout: float | None = None,
         check: bool = False,
         on_output: Callable[[Stream, bytes], object] | None = None,
@@ -150,7 +150,9 @@ class Runtime(Facts, CleanupOnExit):
                 such program, the exit status is 127.
             cwd: The directory to run in. A relative path starts in the working directory; `~` is the host's.
             env: Environment variables in addition to `env_variables`.
-            stdin: The standard input of the command; text is UTF-8.
+            stdin: The standard input of the command; text is UTF-8. A file is read in pieces while the command runs;
+                if the command ends first, the rest is not read. With `resident=False` the command gets it once all of
+                it is on the host.
             timeout: Seconds after which the command and its children are ended.
             check: Whether an exit status other than 0 raises an error.
             on_output: Called with each piece of output while the command runs, in a thread of the library.

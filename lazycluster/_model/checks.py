@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 _MAX_CONNECT_TIMEOUT_SECONDS = 1e6
 _MAX_GRACE_SECONDS = 1e6
@@ -66,8 +68,23 @@ def check_stdin(data: str | bytes | None) -> bytes | None:
     if isinstance(data, str):
         return data.encode("utf-8", "surrogateescape")
     if data is not None and not isinstance(data, (bytes, bytearray, memoryview)):
-        raise ValueError(f"stdin must be text or bytes, got {type(data).__name__}")
+        raise ValueError(f"stdin must be text, bytes or a binary file, got {type(data).__name__}")
     return None if data is None else bytes(data)
+
+
+def split_stdin(stdin: str | bytes | BinaryIO) -> tuple[bytes | None, BinaryIO | None]:
+    """Return the standard input of a command as bytes, or as a file to read it from; the other is None.
+
+    Raises:
+        ValueError: If it is neither text, bytes nor a binary file.
+    """
+    if isinstance(stdin, (str, bytes, bytearray, memoryview)):
+        return check_stdin(stdin), None
+    found: object = stdin
+    is_file = callable(getattr(found, "read", None)) and not isinstance(found, io.TextIOBase)
+    if not is_file:
+        raise ValueError(f"stdin must be text, bytes or a binary file, got {type(found).__name__}")
+    return None, stdin
 
 
 def check_timeout(seconds: float | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import attrs
 
@@ -30,6 +31,10 @@ class Command:
     """Environment variables in addition to those of the host."""
     stdin: bytes | None = attrs.field(default=b"", converter=check_stdin, repr=False)
     """The standard input of the command. None means that the caller writes it while the command runs."""
+    source: BinaryIO | None = attrs.field(default=None, repr=False)
+    """A file that the standard input is read from; `stdin` is None then."""
+    stdin_size: int | None = None
+    """The number of bytes that the caller writes, if it is known."""
     timeout: float | None = attrs.field(default=None, converter=check_timeout)
     """The time limit in seconds."""
     title: str = attrs.field()

@@ -110,8 +110,12 @@ class CommandRunner(ABC):
         """Run a command and return its result; see `Connection.run()`."""
         collector = watch.collector or Collector()
         started_at = time.monotonic()
-        exit_code = self.communicate(command, wait_for_end, attrs.evolve(watch, collector=collector))
+        exit_code = self._carry_out(command, attrs.evolve(watch, collector=collector))
         return collector.result(command.title, exit_code, time.monotonic() - started_at, host=self.host)
+
+    def _carry_out(self, command: Command, watch: Watch) -> int:
+        """Run a command with its standard input, and return the exit status."""
+        return self.communicate(command, wait_for_end, watch)
 
     @abstractmethod
     def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:

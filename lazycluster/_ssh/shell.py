@@ -104,12 +104,13 @@ class Script:
                 parts.append("choose_shell")
             else:
                 values["lc_shell"] = "/bin/sh"
-            if command.stdin is None:
+            stdin_size = command.stdin_size if command.stdin is None else len(command.stdin)
+            if stdin_size is None:
                 parts.append("session_raw")
             else:
                 values |= {
                     "lc_grace_tenths": host_scripts.grace_tenths(self.grace),
-                    "lc_stdin_size": str(len(command.stdin)),
+                    "lc_stdin_size": str(stdin_size),
                 }
                 parts += ["terminate_marked", "session_watched"]
         # The command's environment is not that of the programs that the watchdog needs.

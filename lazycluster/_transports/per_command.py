@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from typing import IO
+
+import attrs
 
 from lazycluster._functions import session_call
 from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.python_finder import exec_python_script
 from lazycluster._model.command import Command
-from lazycluster._model.running_command import Conversation
+from lazycluster._model.input_source import PIECE_BYTES, read_pieces
+from lazycluster._model.running_command import Conversation, RunningCommand, timeout_error
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote.ports import port_check_program
 from lazycluster._ssh.host_scripts import MAKE_WORKING_DIRECTORY, build_probe_script
 from lazycluster._ssh.shell import quote_path
 from lazycluster._transports.ssh_transport import SshTransport, directory_error
-from lazycluster.exceptions import LazyclusterError, PythonNotFoundError
+from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
+from lazycluster.exceptions import CommandStoppedError, LazyclusterError, PythonNotFoundError
 from lazycluster.hardware import HostInfo, parse_probe_output
+from lazycluster.results import Collector
 
 
 class PerCommandTransport(SshTransport):
@@ -34,6 +40,28 @@ class PerCommandTransport(SshTransport):
         if working_dir is None:
             self._temp_dirs.append(made)
         return made, parse_probe_output(facts.decode(errors="replace"))
+
+    def _carry_out(self, command: Command, watch: Watch) -> int:
+        """Run a command; one that reads a file begins when all of that is on the host, as with bytes."""
+        if command.source is None:
+            return super()._carry_out(command, watch)
+        with tempfile.TemporaryFile() as spool:
+            try:
+                for piece in read_pieces(command.source, Deadline(command.timeout), watch.cancel_token):
+                    spool.write(piece)
+            except CancelledError:
+                raise CommandStoppedError(self.host, command.title) from None
+            except DeadlinePassedError:
+                raise timeout_error(self.host, command.title, command.timeout, Collector()) from None
+            sized = attrs.evolve(command, source=None, stdin_size=spool.tell())
+
+            def send(running: RunningCommand) -> None:
+                spool.seek(0)
+                while piece := spool.read(PIECE_BYTES):
+                    running.write(piece)
+                running.wait()
+
+            return self.communicate(sized, send, watch)
 
     def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
         """Run a command in a session of its own; see `CommandRunner.communicate()`."""

@@ -84,7 +84,7 @@ class RemoteChild(RunningCommand):
             CancelledError: If the cancel token was cancelled first.
             ConnectionLostError: If the connection broke, or the supervisor ended.
         """
-        wake = contextlib.nullcontext() if self.cancel_token is None else self.cancel_token.on_cancel(self._wake)
+        wake = contextlib.nullcontext() if self.cancel_token is None else self.cancel_token.on_cancel(self.wake)
         with wake:
             while not predicate():
                 if self.exit_info is not None:
@@ -96,7 +96,8 @@ class RemoteChild(RunningCommand):
                 self._handle_event(queue_get(self.events, self.deadline))
         return True
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have `pump()` look at its condition again, from any thread."""
         self.events.put((protocol.KEEPALIVE, b""))
 
     def _handle_event(self, event: ChildEvent) -> None:

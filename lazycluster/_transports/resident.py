@@ -6,16 +6,16 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
+from typing import IO, BinaryIO
 
 import attrs
 
 from lazycluster._functions import bootstrap
 from lazycluster._functions.function_call import FunctionCall
 from lazycluster._model.command import Command
+from lazycluster._model.input_source import InputReader
 from lazycluster._model.running_command import (
     CommandEndedError,
-    Conversation,
     collecting,
     timeout_error,
     wait_for_end,
@@ -137,7 +137,15 @@ class ResidentTransport(SshTransport):
 
     # Work ------------------------------------------------------------------------------------------------------------
 
-    def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
+    def _carry_out(self, command: Command, watch: Watch) -> int:
+        source = command.source
+        if source is None:
+            return super()._carry_out(command, watch)
+        return self.communicate(command, lambda child: _send_input(child, source), watch)
+
+    def communicate(
+        self, command: Command, conversation: Callable[[RemoteChild], object], watch: Watch = UNWATCHED
+    ) -> int:
         """Run a command as a child of the supervisor; see `CommandRunner.communicate()`."""
         flags = FLAG_LOGIN_SHELL if command.login_shell else 0
         text = command.program
@@ -226,7 +234,7 @@ class ResidentTransport(SshTransport):
         self,
         child: RemoteChild,
         unsent: bytes,
-        conversation: Conversation,
+        conversation: Callable[[RemoteChild], object],
         timeout: float | None,
         watch: Watch,
         collector: Collector,
@@ -309,3 +317,15 @@ class ResidentTransport(SshTransport):
                 _log.warning("%s: the clean-up left something: %s", self.host, ", ".join(leftovers))
             if self._lost_temp_dirs:  # a supervisor that was killed may have left them, and processes, too
                 self.stop_marked_processes(self._lost_temp_dirs)
+
+
+def _send_input(child: RemoteChild, source: BinaryIO) -> None:
+    """Send a file as the standard input of a child while it runs; if the child ends first, the rest is not read."""
+    with InputReader(source, child.wake) as reader:
+        while child.pump(lambda: reader.has_piece):
+            piece = reader.take()
+            if not piece:
+                child.close_stdin()
+                break
+            child.write(piece)
+    child.wait()

@@ -15,10 +15,11 @@ from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.python_finder import python_candidates
 from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding, ForwardType
+from lazycluster._model.input_source import read_pieces
 from lazycluster._model.running_command import collecting, timeout_error
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._transports.ssh_transport import directory_error
-from lazycluster._waiting import Deadline, DeadlinePassedError, queue_get
+from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError, queue_get
 from lazycluster.exceptions import (
     CommandFailedError,
     CommandStoppedError,
@@ -127,8 +128,9 @@ class FakeTransport:
 
     def run(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
         """Answer a command as the test says; see `FakeHost.on()`."""
-        asked = Ran(self.host, command.title, command.cwd, command.env, command.stdin or b"", timeout=command.timeout)
         self.check()
+        stdin = self._read_stdin(command, watch)
+        asked = Ran(self.host, command.title, command.cwd, command.env, stdin, timeout=command.timeout)
         self.machine.record(asked)
         directory = self.machine.files.resolve_cwd(self.host, command.cwd)
         answer = self.machine.find_answer(asked)
@@ -150,6 +152,17 @@ class FakeTransport:
         if answer.error is not None:
             raise answer.error
         return collector.result(command.title, answer.exit_code, time.monotonic() - begun, host=self.host)
+
+    def _read_stdin(self, command: Command, watch: Watch) -> bytes:
+        """Return the standard input of a command; a file is read to its end."""
+        if command.source is None:
+            return command.stdin or b""
+        try:
+            return b"".join(read_pieces(command.source, Deadline(command.timeout), watch.cancel_token))
+        except CancelledError:
+            raise CommandStoppedError(self.host, command.title) from None
+        except DeadlinePassedError:
+            raise timeout_error(self.host, command.title, command.timeout, Collector()) from None
 
     @contextlib.contextmanager
     def _registered_events(self, watch: Watch) -> Iterator[queue.SimpleQueue[InProcessEvent]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import subprocess
 import threading
+from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -15,10 +19,14 @@ from lazycluster import (
     WorkingDirectoryError,
 )
 from lazycluster.results import CommandResult, Stream
-from tests.contract.conftest import CONNECTION_KINDS, HOST_ALIAS, TransportCase
+from lazycluster.testing import Ran
+from tests.contract.conftest import CONNECTION_KINDS, HOST_ALIAS, TRANSPORT_KINDS, TransportCase
 from tests.keyboard_interrupt import library_thread_names
 from tests.processes import is_alive
 from tests.waiting import assert_eventually
+
+STREAMING_KINDS = TRANSPORT_KINDS[1:2]
+"""The resident transport. The others read all of a file before the command starts."""
 
 # Directories ---------------------------------------------------------------------------------------------------------
 
@@ -77,6 +85,95 @@ def test_run_stdin_text_is_utf_8(case: TransportCase, runtime: Runtime) -> None:
     assert runtime.run(case.script("cat", stdout="ü☃\n"), stdin="ü☃\n").stdout == "ü☃\n"
 
 
+def test_run_stdin_file_is_read_in_pieces(case: TransportCase, runtime: Runtime, tmp_path: Path) -> None:
+    data = os.urandom(5_000_000)
+    (tmp_path / "file").write_bytes(data)
+    case.script("cat", stdout=data)
+
+    with (tmp_path / "file").open("rb") as file:
+        assert runtime.run("cat", stdin=file).stdout_bytes == data
+
+    if case.fake is not None:
+        call = case.fake.calls[-1]
+        assert isinstance(call, Ran)
+        assert call.stdin == data
+
+
+@pytest.mark.parametrize("data", [b"", b"x"])
+def test_run_stdin_small_file_ends(case: TransportCase, runtime: Runtime, data: bytes) -> None:
+    assert runtime.run(case.script("cat", stdout=data), stdin=io.BytesIO(data)).stdout_bytes == data
+
+
+def test_run_stdin_pipe_is_read_to_its_end(case: TransportCase, runtime: Runtime) -> None:
+    command = case.script("wc -c", stdout="3000000\n")
+
+    with subprocess.Popen(("head", "-c", "3000000", "/dev/zero"), stdout=subprocess.PIPE) as producer:
+        assert producer.stdout is not None
+        result = runtime.run(command, stdin=cast("BinaryIO", producer.stdout))
+
+    assert result.stdout.strip() == "3000000"
+
+
+@pytest.mark.parametrize("case", STREAMING_KINDS, indirect=True)
+def test_run_stdin_pipe_reaches_running_command(runtime: Runtime) -> None:
+    """The second line is written when the command has printed the first."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb", buffering=0) as target:
+        target.write(b"one\n")
+
+        def on_line(_stream: Stream, line: str) -> None:
+            if line == "one":
+                target.write(b"two\n")
+                target.close()
+
+        result = runtime.run("cat", stdin=cast("BinaryIO", source), on_line=on_line)
+
+    assert result.stdout == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("case", STREAMING_KINDS, indirect=True)
+def test_run_stdin_pipe_of_ended_command_is_left(runtime: Runtime) -> None:
+    """The pipe stays open and empty, so a wait for its end would last for ever."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb", buffering=0) as target:
+        target.write(b"one\n")
+        result = runtime.run("read line; echo $line; exit 3", stdin=cast("BinaryIO", source))
+
+        assert (result.stdout, result.exit_code) == ("one\n", 3)
+        assert library_thread_names("lazycluster-input") == []
+
+
+@pytest.mark.parametrize("case", STREAMING_KINDS, indirect=True)
+def test_run_stdin_endless_file_stops_with_command(runtime: Runtime) -> None:
+    with Path("/dev/zero").open("rb") as source:
+        assert runtime.run("head -c 3 | wc -c", stdin=source).stdout.strip() == "3"
+
+
+def test_run_stdin_idle_pipe_times_out(case: TransportCase, runtime: Runtime) -> None:
+    case.script("cat", delay=1000)
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as source, os.fdopen(writer, "wb"), pytest.raises(CommandTimeoutError):
+        runtime.run("cat", stdin=cast("BinaryIO", source), timeout=0.5)
+
+    assert library_thread_names("lazycluster-input") == []
+
+
+def test_run_stdin_error_of_file_ends_command(case: TransportCase, runtime: Runtime) -> None:
+    class Broken(io.RawIOBase):
+        def read(self, _size: int = -1, /) -> bytes:
+            raise OSError("broken")
+
+    case.script("echo $$ >pid; cat; sleep 1000")
+
+    with pytest.raises(OSError, match="broken"):
+        runtime.run("echo $$ >pid; cat; sleep 1000", stdin=cast("BinaryIO", Broken()))
+
+
+def test_run_stdin_of_other_type_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(ValueError, match=r"^stdin must be text, bytes or a binary file, got StringIO$"):
+        runtime.run("cat", stdin=io.StringIO("text"))  # type: ignore[arg-type]  # the mistake
+
+
 def test_run_check_raises_command_failed_error(case: TransportCase, runtime: Runtime) -> None:
     command = case.script("echo out; echo why >&2; exit 3", stdout="out\n", stderr="why\n", exit_code=3)
 
@@ -109,7 +206,7 @@ def test_connection_run_takes_the_same_options(case: TransportCase) -> None:
     with pytest.raises(CommandFailedError):
         connection.run(command, stdin="text", check=True, on_line=lambda _stream, line: lines.append(line))
     with pytest.raises(OutputLimitError):
-        connection.run(command, stdin="text", max_output=3)
+        connection.run(command, stdin=io.BytesIO(b"text"), max_output=3)
 
     assert lines == ["text"]
 

@@ -97,6 +97,8 @@ def connections() -> None:
         assert_type(connection.run(["echo", "a b"], on_output=show_output), CommandResult)
         assert_type(connection.run("cat", stdin="text", check=True, max_output=None), CommandResult)
         assert_type(connection.run("true", on_line=show_line).check(), CommandResult)
+        with Path("input").open("rb") as file:
+            assert_type(connection.run("cat", stdin=file), CommandResult)
         connection.run("true", on_line=show_output)  # type: ignore[arg-type]
         connection.run("true", stdin=["text"])  # type: ignore[arg-type]
         connection.run("true", max_output="1")  # type: ignore[arg-type]

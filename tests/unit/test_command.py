@@ -44,7 +44,9 @@ def test_command_bad_option_raises_value_error(options: dict[str, object], name:
 
 
 def test_command_stdin_of_list_raises_value_error() -> None:
-    with pytest.raises(ValueError, match=r"^stdin must be text or bytes, got list$"):  # it may be a secret
+    with pytest.raises(
+        ValueError, match=r"^stdin must be text, bytes or a binary file, got list$"
+    ):  # it may be a secret
         Command("cat", stdin=["s3cret"])  # type: ignore[arg-type]  # as above
 
 

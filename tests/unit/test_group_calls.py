@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
@@ -54,6 +55,14 @@ def test_run_stdin_goes_to_each_host(group: RuntimeGroup, fake_host: FakeHost) -
     ran = [call for call in fake_host.calls if isinstance(call, Ran)]
     assert hosts_of(ran) == GROUP_HOSTS
     assert {call.stdin for call in ran} == {b"input"}
+
+
+def test_run_stdin_file_goes_whole_to_each_host(group: RuntimeGroup, fake_host: FakeHost) -> None:
+    fake_host.on("cat")
+    group.run("cat", stdin=io.BytesIO(b"input" * 100_000))
+    ran = [call for call in fake_host.calls if isinstance(call, Ran)]
+    assert hosts_of(ran) == GROUP_HOSTS
+    assert {call.stdin for call in ran} == {b"input" * 100_000}
 
 
 def test_run_starts_on_all_hosts_in_parallel(group: RuntimeGroup, fake_host: FakeHost) -> None:
