@@ -30,6 +30,10 @@ class Command:
     """Environment variables in addition to those of the host."""
     stdin: bytes | None = attrs.field(default=b"", converter=check_stdin, repr=False)
     """The standard input of the command. None means that the caller writes it while the command runs."""
+    has_lifeline: bool = False
+    """Whether a command that gets its input later is ended with the local process in any case. Without a lifeline it
+    must end by itself when its input does, as the programs of the library do.
+    """
     timeout: float | None = attrs.field(default=None, converter=check_timeout)
     """The time limit in seconds."""
     title: str = attrs.field()
