@@ -48,6 +48,8 @@ def start_process(
 ) -> RemoteProcess:
     """Start a process, which keeps its owner alive; see `Runtime.start()`."""
     check_text("name", name)
+    if on_exit is not None and not callable(on_exit):
+        raise ValueError(f"on_exit must be callable or None, got {on_exit!r}")
     if own_directory and cwd is not None:
         raise ValueError(f"cwd must be None with own_directory, got {cwd!r}")
     variables = {**core.env_variables, **(env or {})}  # a Command checks them

@@ -181,6 +181,7 @@ class Runtime(Facts, CleanupOnExit):
             on_exit: Called with the process at its end, once, in a thread of the library.
 
         Raises:
+            ValueError: If an argument is invalid.
             RuntimeClosedError: If the runtime was cleaned up. All other errors are raised by `wait()`.
         """
         return start_process(

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,7 @@ def test_start_process_is_listed_under_its_key(case: TransportCase, runtime: Run
         lambda runtime: runtime.start("true", cwd="/", own_directory=True),
         lambda runtime: runtime.start("true", env={"A=": ""}),
         lambda runtime: runtime.start("true", stdin="text"),
+        lambda runtime: runtime.start("true", on_exit="text"),
     ],
 )
 def test_start_invalid_argument_is_refused(runtime: Runtime, start: object) -> None:
@@ -278,6 +280,18 @@ def test_start_process_keeps_its_runtime_open(case: TransportCase) -> None:
     assert process.poll() is None
     process.terminate()
     assert process.stopped
+
+
+def test_start_ended_process_keeps_no_runtime(case: TransportCase) -> None:
+    runtime = Runtime(HOST_ALIAS, **case.options)
+    process = runtime.start(case.script("true"), on_exit=lambda _ended, kept=runtime: kept.host)  # type: ignore[misc]
+    working_dir, reference = case.local_path(runtime.working_dir), weakref.ref(runtime)
+    assert process.wait() == 0
+
+    del runtime
+
+    assert_eventually(lambda: reference() is None, "the runtime is gone")
+    assert_eventually(lambda: not working_dir.exists(), "it was cleaned up")
 
 
 def test_start_many_at_once_are_independent(case: TransportCase, runtime: Runtime) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
 
 from typing_extensions import assert_type
 
@@ -23,6 +24,7 @@ from lazycluster import (
     LazyclusterError,
     ManagedProcess,
     OnError,
+    RemoteProcess,
     RunCommand,
     RunFunction,
     Runtime,
@@ -55,6 +57,10 @@ class Point:
 
 def show_output(stream: Stream, data: bytes) -> None:
     print(stream, data)
+
+
+def show_end(process: RemoteProcess) -> None:
+    print(process.exit_code, process.stopped)
 
 
 def show_progress(done: int, total: int | None) -> None:
@@ -108,6 +114,14 @@ def runtimes() -> None:
         assert_type(runtime.expose_port_to_runtime(8000), str)
         assert_type(runtime.get_process("key"), ManagedProcess)
         assert_type(runtime.get_process("key").exitcode, int | None)
+        with runtime.start(["cat"], stdin=None, env={"A": "1"}, own_directory=True, on_exit=show_end) as process:
+            assert_type(process, RemoteProcess)
+            assert_type((process.stdin, process.stdout, process.stderr), tuple[BinaryIO, BinaryIO, BinaryIO])
+            assert_type((process.exit_code, process.poll(), process.wait(1.5)), tuple[int | None, int | None, int])
+            managed: ManagedProcess = process
+            managed.terminate()
+        runtime.start("true", stdin="text")  # type: ignore[arg-type]
+        runtime.start("true", on_exit=show_progress)  # type: ignore[arg-type]
         runtime.close()
     assert_type(Runtime("host", resident=False, grace=1.5), Runtime)
     Runtime("host", resident="no")  # type: ignore[arg-type]
