@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from lazycluster.managed import ManagedProcess
     from lazycluster.manager import RuntimeManager
     from lazycluster.options import ConnectionOptions, ManagerOptions, RuntimeOptions
+    from lazycluster.remote_process import RemoteProcess
     from lazycluster.results import CommandResult, Error, OnError, StepResult, Stream, Value
     from lazycluster.runtimes import Runtime
     from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
@@ -104,6 +105,7 @@ __all__ = [
     "PythonNotFoundError",
     "PythonVersionMismatchError",
     "RemoteFunctionError",
+    "RemoteProcess",
     "RemoteTraceback",
     "RunCommand",
     "RunFunction",
@@ -155,6 +157,7 @@ _LAZY_IMPORTS = {
     "MigDevice": "gpus",
     "HostInfo": "hardware",
     "ManagedProcess": "managed",
+    "RemoteProcess": "remote_process",
 }
 """The modules of the names; all other names are errors, from `exceptions`."""
 

@@ -112,23 +112,41 @@ class CancelToken:
     def __init__(self) -> None:
         """Open the pipe that wakes a waiting thread."""
         self._read_fd, self._write_fd = os.pipe()
-        self._lock = threading.Lock()
+        os.set_blocking(self._read_fd, False)
+        os.set_blocking(self._write_fd, False)
+        self._lock = threading.RLock()  # a stream that the garbage collector closes calls `wake()` at any moment
         self._callback: Callable[[], None] | None = None
         self.is_cancelled: bool = False
+        self.at_once: bool = False
+        """Whether the stop is to leave no grace period."""
 
-    def cancel(self) -> None:
-        """Ask for the stop. Asking twice is the same as asking once."""
+    def cancel(self, *, at_once: bool = False) -> None:
+        """Ask for the stop. Asking twice is the same as asking once, but `at_once` ends the grace period."""
         with self._lock:
-            if not self.is_cancelled and self._write_fd >= 0:
-                os.write(self._write_fd, b"x")
+            is_new = not self.is_cancelled or (at_once and not self.at_once)
+            self.at_once |= at_once
             self.is_cancelled = True
+        if is_new:
+            self.wake()
+
+    def wake(self) -> None:
+        """Have the waiting thread check its condition again."""
+        with self._lock:
+            if self._write_fd >= 0:
+                with contextlib.suppress(BlockingIOError):  # the pipe is full, so the descriptor is readable
+                    os.write(self._write_fd, b"x")
             callback = self._callback
         if callback is not None:
             callback()
 
+    def drain(self) -> None:
+        """Make the descriptor unreadable until the next `wake()`."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read_fd, 1 << 16)
+
     @contextlib.contextmanager
     def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Have `cancel()` also call `callback`, for a thread that does not wait for the descriptor.
+        """Have `cancel()` and `wake()` also call `callback`, for a thread that does not wait for the descriptor.
 
         A token has one callback at a time. An earlier `cancel()` does not call it: check `is_cancelled` in the block.
         """

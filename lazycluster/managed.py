@@ -32,7 +32,10 @@ class CleanupOnExit(ABC):
 
 
 class ManagedProcess(Protocol):
-    """A task in the background or a tunnel, with the names and meanings of `multiprocessing.Process`."""
+    """A started process, a task in the background or a tunnel.
+
+    Names and meanings are those of `multiprocessing.Process`.
+    """
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from lazycluster import _invoke
 from lazycluster._facts import Facts
 from lazycluster._model.checks import check_environment, check_port
 from lazycluster._model.run_options import DEFAULT_MAX_OUTPUT, RunOptions
+from lazycluster._process_start import start_process
 from lazycluster._requirements import Requirements
 from lazycluster._runtime_core import RuntimeCore, register_core
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
@@ -17,6 +18,7 @@ from lazycluster._typing import Unpack
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import CleanupOnExit, ManagedProcess
 from lazycluster.options import RuntimeOptions
+from lazycluster.remote_process import RemoteProcess
 from lazycluster.results import CommandResult, Stream
 from lazycluster.steps import check_callable
 from lazycluster.tasks import RuntimeTask
@@ -172,6 +174,44 @@ class Runtime(Facts, CleanupOnExit):
         prepared = self._core.command(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout)
         return self._core.run(prepared, options)
 
+    def start(
+        self,
+        command: str | Sequence[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        name: str | None = None,
+        own_directory: bool = False,
+        on_exit: Callable[[RemoteProcess], object] | None = None,
+    ) -> RemoteProcess:
+        """Start a command and return at once; it is ended with the runtime at the latest.
+
+        Args:
+            command: Text for a POSIX shell, or the words of a program.
+            cwd: The directory to run in; a relative one starts in the working directory.
+            env: Environment variables in addition to `env_variables`.
+            stdin: All of its standard input. Default: it stays open, for the `stdin` of the process.
+            name: The name in `get_processes()`.
+            own_directory: Make a temporary directory for it to run in, which is removed at its end.
+            on_exit: Called with the process at its end, once, in a thread of the library.
+
+        Raises:
+            ValueError: If an argument is invalid.
+            RuntimeClosedError: If the runtime was cleaned up. All other errors are raised by `wait()`.
+        """
+        return start_process(
+            self._core,
+            self,
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            name=name,
+            own_directory=own_directory,
+            on_exit=on_exit,
+        )
+
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return its value.
 
@@ -306,7 +346,7 @@ class Runtime(Facts, CleanupOnExit):
         return self._core.resources.get_process(key)
 
     def get_processes(self, only_alive: bool = False) -> dict[str, ManagedProcess]:
-        """Return the processes by key: tasks in the background and tunnels."""
+        """Return the processes by key: those of `start()`, tasks in the background, and tunnels."""
         return self._core.resources.get_processes(only_alive=only_alive)
 
     def stop_process(self, key: str) -> None:

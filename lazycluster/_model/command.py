@@ -35,6 +35,10 @@ class Command:
     """A file that the standard input is read from; `stdin` is None then."""
     stdin_size: int | None = None
     """The number of bytes that the caller writes, if it is known."""
+    has_lifeline: bool = False
+    """Whether a command that gets its input later is ended with the local process in any case. Without a lifeline it
+    must end by itself when its input does, as the programs of the library do.
+    """
     timeout: float | None = attrs.field(default=None, converter=check_timeout)
     """The time limit in seconds."""
     title: str = attrs.field()

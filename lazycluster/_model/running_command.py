@@ -31,9 +31,19 @@ class RunningCommand(ABC):
         self._on_output = on_output
         self._unread: bytearray | None = None
 
+    @property
     @abstractmethod
-    def _wait_until(self, predicate: Callable[[], bool]) -> None:
-        """Receive output until a condition holds, or until the output has ended."""
+    def exit_code(self) -> int | None:
+        """The exit status that the host reported; None if it did not, or not yet."""
+
+    @abstractmethod
+    def wait_until(self, predicate: Callable[[], bool]) -> None:
+        """Receive output until a condition holds, or until the output has ended.
+
+        Raises:
+            DeadlinePassedError: If the time limit passes first.
+            CancelledError: If the cancel token is cancelled first.
+        """
 
     @abstractmethod
     def write(self, data: bytes) -> None:
@@ -59,7 +69,7 @@ class RunningCommand(ABC):
     def read(self, size: int) -> bytes:
         """Return `size` bytes of standard output, fewer only at its end."""
         unread = self._start_reading()
-        self._wait_until(lambda: len(unread) >= size)
+        self.wait_until(lambda: len(unread) >= size)
         data = bytes(unread[:size])
         del unread[:size]
         return data
@@ -67,7 +77,7 @@ class RunningCommand(ABC):
     def read_some(self) -> bytes:
         """Wait for standard output, and return all that has come; empty only at its end."""
         unread = self._start_reading()
-        self._wait_until(lambda: bool(unread))
+        self.wait_until(lambda: bool(unread))
         data = bytes(unread)
         unread.clear()
         return data
@@ -75,7 +85,7 @@ class RunningCommand(ABC):
     def read_until(self, end: bytes) -> bytes | None:
         """Return standard output up to `end`, and drop `end` itself; None if the output ends first."""
         unread = self._start_reading()
-        self._wait_until(lambda: end in unread)
+        self.wait_until(lambda: end in unread)
         data, found, rest = bytes(unread).partition(end)
         unread[:] = rest
         return data if found else None

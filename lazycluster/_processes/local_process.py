@@ -7,6 +7,7 @@ import logging
 import os
 import selectors
 from collections.abc import Callable, Sequence
+from typing import IO
 
 from lazycluster._processes.forks import reset_in_forks
 from lazycluster._processes.mocked_process import MockedOutput, is_mocked, replace_streams
@@ -25,7 +26,8 @@ OutputCallback = Callable[[Stream, bytes], None]
 class LocalProcess:
     """A process whose streams the waiting thread pumps; no method blocks past the deadline.
 
-    `on_output` gets output as it comes. A timeout does not end the process: the caller decides, with `close()`.
+    `on_output` gets output as it comes, and no more of it is read while `accepts_output` returns False. A timeout does
+    not end the process: the caller decides, with `close()`.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class LocalProcess:
         argv: Sequence[str],
         *,
         on_output: OutputCallback,
+        accepts_output: Callable[[], bool] = lambda: True,
         deadline: Deadline,
         stdin: bool = True,
         cancel_token: CancelToken | None = None,
@@ -45,11 +48,13 @@ class LocalProcess:
         """
         self.argv = tuple(argv)
         self.deadline = deadline
+        self.accepts_output = accepts_output
+        self._is_reading = True
         self._on_output = on_output
         self._cancel_token = cancel_token
         self._pending = memoryview(b"")
         self._selector = selectors.PollSelector()  # epoll takes no files, which a mocked process has for streams
-        self._open_streams: set[Stream] = set()
+        self._open_streams: dict[Stream, IO[bytes]] = {}
         self._process = start_process(argv, stdin=PIPE if stdin else DEVNULL, stdout=PIPE, stderr=PIPE)
         try:
             if is_mocked(self._process):
@@ -65,7 +70,7 @@ class LocalProcess:
             if reader is not None:
                 os.set_blocking(reader.fileno(), False)
                 self._selector.register(reader, selectors.EVENT_READ, stream)
-                self._open_streams.add(stream)
+                self._open_streams[stream] = reader
         if self._stdin is not None:
             os.set_blocking(self._stdin.fileno(), False)
             reset_in_forks(self)  # a copy of the pipe in a child would hide the end of this process from a host
@@ -86,6 +91,11 @@ class LocalProcess:
     def is_stdin_open(self) -> bool:
         """Whether the standard input of the process is open, as far as is known."""
         return self._stdin is not None
+
+    @property
+    def has_unsent_input(self) -> bool:
+        """Whether a part of the input is still to be written."""
+        return bool(self._pending)
 
     def write(self, data: bytes | memoryview, *, pump: Callable[[Callable[[], bool]], bool] | None = None) -> None:
         """Write to the standard input of the process, and pump its output until all is written.
@@ -143,14 +153,28 @@ class LocalProcess:
                 return False
             if self.deadline.has_passed:
                 raise DeadlinePassedError
+            self._update_reading()
             for key, _ in self._selector.select(self.deadline.clamp(time_limit.clamp(max_wait_seconds()))):
-                if key.fileobj is self._cancel_token:
-                    raise CancelledError
-                if key.fileobj is self._stdin:
+                if isinstance(key.fileobj, CancelToken):
+                    if key.fileobj.is_cancelled:
+                        raise CancelledError
+                    key.fileobj.drain()
+                elif key.fileobj is self._stdin:
                     self._write_pending()
                 elif isinstance(key.data, Stream):
                     self._read_available(key.data, key.fd)
         return True
+
+    def _update_reading(self) -> None:
+        """Watch for output while it is accepted, and for the rest of it when the process has ended."""
+        is_reading = self.accepts_output() or self._process.poll() is not None
+        if is_reading != self._is_reading:
+            self._is_reading = is_reading
+            for stream, reader in self._open_streams.items():
+                if is_reading:
+                    self._selector.register(reader, selectors.EVENT_READ, stream)
+                else:
+                    self._selector.unregister(reader)
 
     def wait(self, timeout: float) -> int | None:
         """Return the exit status, negative for a signal, or None if the process still runs after `timeout` seconds."""
@@ -205,4 +229,4 @@ class LocalProcess:
             self._on_output(stream, data)
         else:
             self._selector.unregister(descriptor)
-            self._open_streams.discard(stream)
+            del self._open_streams[stream]

@@ -3,7 +3,7 @@
 # Takes the variables of session_raw.sh and of terminate_marked.sh, which it needs, and $lc_stdin_size. The command reads
 # $lc_stdin_size bytes, which come first on standard input. The rest of standard input is the lifeline. If it ends before
 # the command does, the local process is gone or has cancelled. The watchdog then ends the command with all its
-# descendants.
+# descendants, and without a grace period if a line came before.
 
 # A shell reports here how its child died. That report is not output of the command.
 exec 2>/dev/null
@@ -27,7 +27,7 @@ fi
 # Signals to the process group reach this shell, too, but not the watchdog.
 {
     trap '' HUP INT TERM
-    while IFS= read -r lc_x; do :; done
+    while IFS= read -r lc_x; do lc_grace_tenths=0; done
     kill -s TERM -- -$$
     lc_terminate_marked
     kill -s KILL -- -$$

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 
 from lazycluster._model.running_command import CommandEndedError, RunningCommand
 from lazycluster._model.timeouts import Timeouts
+from lazycluster._model.watch import UNWATCHED
 from lazycluster._processes.local_process import LocalProcess
 from lazycluster._processes.pipe_writer import PipeWriter
 from lazycluster._ssh.shell import OutputDecoder, Script
 from lazycluster._ssh.stand_in import add_marks
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
 from lazycluster.results import Stream
+
+_PIECE_BYTES = 1 << 16
+"""The most bytes of input that are sent before the host confirms them: the capacity of a pipe (pipe(7))."""
 
 
 class Session(RunningCommand):
@@ -25,6 +29,7 @@ class Session(RunningCommand):
         script: Script,
         *,
         on_output: Callable[[Stream, bytes], None],
+        accepts_output: Callable[[], bool] = UNWATCHED.accepts_output,
         deadline: Deadline,
         cancel_token: CancelToken | None,
         check: Callable[[], None],
@@ -42,10 +47,12 @@ class Session(RunningCommand):
         self._check = check
         self._timeouts = timeouts
         self._raw_chunks: list[bytes] | None = None
+        self._input_in_pieces = script.command.stdin is None and script.command.has_lifeline
         self.ssh_exit_code: int | None = None
         self._process = LocalProcess(
             argv,
             on_output=self._receive,
+            accepts_output=accepts_output,
             deadline=deadline,
             cancel_token=cancel_token,
             mocked_output=functools.partial(add_marks, script.output_mark),
@@ -68,7 +75,8 @@ class Session(RunningCommand):
             self._check()
         return True
 
-    def _wait_until(self, predicate: Callable[[], bool]) -> None:
+    def wait_until(self, predicate: Callable[[], bool]) -> None:
+        """Receive output until a condition holds, or until the output has ended."""
         if not self._pump(lambda: predicate() or self._decoder.has_ended):
             self._deliver_remaining()
 
@@ -89,6 +97,12 @@ class Session(RunningCommand):
         return self._decoder.reported_status
 
     @property
+    def exit_code(self) -> int | None:
+        """The exit status that the host's shell reported."""
+        status = self.reported_status
+        return int(status) if status is not None and status.isdecimal() else None
+
+    @property
     def diagnostic(self) -> str:
         """The text that ssh, or a start-up file, printed before the command began."""
         return (self._decoder.preamble(Stream.STDERR) + self._decoder.preamble(Stream.STDOUT)).decode(errors="replace")
@@ -103,13 +117,29 @@ class Session(RunningCommand):
         Raises:
             CommandEndedError: If the command no longer reads it.
         """
+        if self._input_in_pieces:
+            for start in range(0, len(data), _PIECE_BYTES):
+                self._write_piece(data[start : start + _PIECE_BYTES])
+            return
         self._process.write(data, pump=self._pump)
+        self._check_reading()
+
+    def _write_piece(self, piece: bytes) -> None:
+        confirmed = self._decoder.confirmed_pieces
+        self._process.write(b"%d\n%b" % (len(piece), piece), pump=self._pump)
+        self._pump(lambda: self._decoder.confirmed_pieces > confirmed or self._decoder.has_ended)
+        self._check_reading()
+
+    def _check_reading(self) -> None:
         if self._decoder.has_ended or self._process.at_eof or not self._process.is_stdin_open:
             raise CommandEndedError
 
     def close_stdin(self) -> None:
-        """End the script's standard input."""
-        self._process.close_stdin()
+        """End the standard input of the command."""
+        if self._input_in_pieces:
+            self._process.write(b"0\n", pump=self._pump)
+        else:
+            self._process.close_stdin()
 
     def detach_stdin(self) -> PipeWriter:
         """Return the script's standard input for any thread to write to; `write()` no longer works."""
@@ -154,11 +184,15 @@ class Session(RunningCommand):
             self.ssh_exit_code = self._process.wait(self._timeouts.session_end)
         self._process.close()
 
-    def cancel(self, *, grace: float | None = None) -> None:
+    def cancel(self, *, grace: float | None = None, at_once: bool = False) -> None:
         """End the command on the host with its children, and the ssh process here; receive the output until then.
 
-        The end of standard input makes the host end the command. With `grace`, it may use its grace period for that.
+        The end of standard input makes the host end the command. With `grace`, it may use its grace period for that,
+        unless the end is to come `at_once`.
         """
+        self._process.accepts_output = UNWATCHED.accepts_output
+        if at_once and not self._process.has_unsent_input:
+            self._process.write(b"\n", pump=lambda _predicate: False)
         self._process.close_stdin()
         timeouts = self._timeouts
         self._process.deadline = Deadline(

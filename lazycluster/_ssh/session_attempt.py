@@ -55,6 +55,7 @@ def run_session(
             argv,
             script,
             on_output=collecting(collector, watch),
+            accepts_output=watch.accepts_output,
             deadline=deadline,
             cancel_token=watch.cancel_token,
             check=check,
@@ -70,7 +71,7 @@ def run_session(
         except CommandEndedError:
             session.wait()
     except CancelledError:
-        session.cancel(grace=script.grace)
+        session.cancel(grace=script.grace, at_once=watch.cancel_token is not None and watch.cancel_token.at_once)
         raise CommandStoppedError(host, script.command.title) from None
     except BaseException:
         session.cancel()

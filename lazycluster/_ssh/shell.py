@@ -67,8 +67,9 @@ class Script:
 
     `output_mark` is random and delimits the output of the command; `process_mark` marks its processes on the host.
     `grace` is the time in seconds between SIGTERM and SIGKILL. A command without `stdin` of its own gets the rest of
-    the session's input, and watches it for its end. With `inline`, for such a command only, the shell of the session
-    reads the command itself, and its processes have no mark.
+    the session's input, and watches it for its end, or gets it in confirmed pieces if it has a lifeline. With
+    `inline`, for a command that watches it, the shell of the session reads the command itself, and its processes have
+    no mark.
     """
 
     command: Command
@@ -105,14 +106,16 @@ class Script:
             else:
                 values["lc_shell"] = "/bin/sh"
             stdin_size = command.stdin_size if command.stdin is None else len(command.stdin)
-            if stdin_size is None:
+            if stdin_size is None and not command.has_lifeline:
                 parts.append("session_raw")
             else:
-                values |= {
-                    "lc_grace_tenths": host_scripts.grace_tenths(self.grace),
-                    "lc_stdin_size": str(stdin_size),
-                }
-                parts += ["terminate_marked", "session_watched"]
+                values["lc_grace_tenths"] = host_scripts.grace_tenths(self.grace)
+                parts.append("terminate_marked")
+                if stdin_size is None:
+                    parts.append("session_fed")
+                else:
+                    values["lc_stdin_size"] = str(stdin_size)
+                    parts.append("session_watched")
         # The command's environment is not that of the programs that the watchdog needs.
         exports = [f"export {name}={shlex.quote(value)}" for name, value in command.env.items()] or [":"]
         assignments = [f"{name}={value}" for name, value in values.items()]
@@ -133,6 +136,9 @@ class _MarkedStream:
     start_mark: bytes
     end_mark: bytes
     """The mark before a status."""
+    piece_mark: bytes
+    """The mark that confirms a piece of the input."""
+    confirmed_pieces: int = 0
     preamble: bytearray = attrs.field(factory=bytearray)
     partial_mark: bytes = b""
     has_started: bool = False
@@ -141,7 +147,7 @@ class _MarkedStream:
     def feed(self, data: bytes) -> bytes:
         """Return the part of the data that is the command's for certain."""
         if self.reported_status is not None:
-            return data
+            return data.replace(self.piece_mark, b"")
         if not self.has_started:
             self.preamble += data
             position = self.preamble.find(self.start_mark)
@@ -152,6 +158,10 @@ class _MarkedStream:
             del self.preamble[position:]
         data = self.partial_mark + data
         self.partial_mark = b""
+        confirmed = data.count(self.piece_mark)
+        if confirmed:
+            self.confirmed_pieces += confirmed
+            data = data.replace(self.piece_mark, b"")
         position = data.find(self.end_mark)
         while position >= 0:
             self.reported_status = self.parse_status_report(data, position)
@@ -196,7 +206,8 @@ class OutputDecoder:
     def __init__(self, output_mark: str) -> None:
         """Prepare for the marks of one script."""
         self._streams = {
-            stream: _MarkedStream(f"{output_mark}<".encode(), f"{output_mark}=".encode()) for stream in Stream
+            stream: _MarkedStream(f"{output_mark}<".encode(), f"{output_mark}=".encode(), f"{output_mark}+".encode())
+            for stream in Stream
         }
 
     @property
@@ -214,6 +225,11 @@ class OutputDecoder:
         """The exit status that the host's shell reported, or `cd` if it could not enter the directory."""
         statuses: Sequence[str | None] = [marked.reported_status for marked in self._streams.values()]
         return next((status for status in statuses if status is not None), None)
+
+    @property
+    def confirmed_pieces(self) -> int:
+        """The number of pieces of input that the command has read, or will never read."""
+        return self._streams[Stream.STDERR].confirmed_pieces
 
     def parse_status_report(self, data: bytes) -> str | None:
         """Return the status in the end mark with which data begins; None if it does not."""

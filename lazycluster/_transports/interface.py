@@ -9,6 +9,7 @@ from typing import IO, Protocol
 from lazycluster._functions.function_call import FunctionCall
 from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding
+from lazycluster._model.running_command import Conversation
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import ManagedProcess
@@ -31,6 +32,9 @@ class Transport(Protocol):
 
     def run(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
         """Run a command and return its result."""
+
+    def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
+        """Run a command, hold a conversation with it, and return its exit status; see `CommandRunner.communicate()`."""
 
     def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
         """Call a function and write its outcome to a file, for `read_outcome()`."""

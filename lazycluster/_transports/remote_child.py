@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import attrs
 
 from lazycluster._model.running_command import CommandEndedError, RunningCommand
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import protocol
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError, queue_get
 from lazycluster.exceptions import ConnectionLostError
@@ -59,6 +60,7 @@ class RemoteChild(RunningCommand):
         self.has_started = False
         self.deadline = Deadline(None)
         self.cancel_token: CancelToken | None = None
+        self._accepts_output = UNWATCHED.accepts_output
         self.on_outcome: Callable[[bytes], object] = lambda _data: None
         self.title = title
         self.number = number
@@ -67,13 +69,18 @@ class RemoteChild(RunningCommand):
         self._unacknowledged_bytes = 0
         self._stdin_closed = False
 
-    def follow(
-        self, on_output: Callable[[Stream, bytes], None], deadline: Deadline, cancel_token: CancelToken | None
-    ) -> None:
+    def follow(self, on_output: Callable[[Stream, bytes], None], deadline: Deadline, watch: Watch) -> None:
         """Set where output goes, and what ends the wait for the child."""
-        self._on_output, self.deadline, self.cancel_token = on_output, deadline, cancel_token
+        self._on_output, self.deadline, self.cancel_token = on_output, deadline, watch.cancel_token
+        self._accepts_output = watch.accepts_output
 
-    def _wait_until(self, predicate: Callable[[], bool]) -> None:
+    @property
+    def exit_code(self) -> int | None:
+        """The exit status that the host reported."""
+        info = self.exit_info
+        return info.exit_code if info is not None and info.kind in {"exit", "signal"} else None
+
+    def wait_until(self, predicate: Callable[[], bool]) -> None:
         self.pump(predicate)
 
     def pump(self, predicate: Callable[[], bool]) -> bool:
@@ -93,6 +100,7 @@ class RemoteChild(RunningCommand):
                     raise CancelledError
                 if self.deadline.has_passed:
                     raise DeadlinePassedError
+                self._update_window()
                 self._handle_event(queue_get(self.events, self.deadline))
         return True
 
@@ -124,7 +132,10 @@ class RemoteChild(RunningCommand):
         else:
             self._deliver(_STREAM_BY_FRAME_KIND[kind], body)
         self._unacknowledged_bytes += len(body)
-        if self._unacknowledged_bytes >= protocol.WINDOW_UPDATE_THRESHOLD_BYTES:
+        self._update_window()
+
+    def _update_window(self) -> None:
+        if self._unacknowledged_bytes >= protocol.WINDOW_UPDATE_THRESHOLD_BYTES and self._accepts_output():
             self._send_frame(protocol.WINDOW_UPDATE, protocol.encode_number(self._unacknowledged_bytes))
             self._unacknowledged_bytes = 0
 
@@ -164,11 +175,19 @@ class RemoteChild(RunningCommand):
         self.pump(lambda: self.exit_info is not None)
 
     def cancel(self, *, timeout: float) -> None:
-        """End the child on the host with its descendants, and wait for that, at most `timeout` seconds."""
+        """End the child on the host with its descendants, and wait for that, at most `timeout` seconds.
+
+        The cancel token may still end the grace period.
+        """
         self._send_frame(protocol.STOP)
         self.deadline = Deadline(timeout)
-        self.cancel_token = None
+        self._accepts_output = UNWATCHED.accepts_output
+        token, self.cancel_token = self.cancel_token, None
         with contextlib.suppress(DeadlinePassedError, ConnectionLostError):
+            if token is not None:
+                with token.on_cancel(self.wake):
+                    if self.pump(lambda: token.at_once):
+                        self._send_frame(protocol.STOP)
             self.wait()
         if self.exit_info is None:
             self._send_frame(protocol.DETACH)

@@ -246,7 +246,7 @@ class ResidentTransport(SshTransport):
             CommandStoppedError: If the cancel token was cancelled; the child was ended.
             ConnectionLostError: If the connection broke.
         """
-        child.follow(collecting(collector, watch), Deadline(timeout), watch.cancel_token)
+        child.follow(collecting(collector, watch), Deadline(timeout), watch)
         try:
             try:
                 if unsent:

@@ -11,12 +11,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import attrs
+
 from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.python_finder import python_candidates
 from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding, ForwardType
 from lazycluster._model.input_source import read_pieces
-from lazycluster._model.running_command import collecting, timeout_error
+from lazycluster._model.running_command import (
+    CommandEndedError,
+    Conversation,
+    collecting,
+    timeout_error,
+    wait_for_end,
+)
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._transports.ssh_transport import directory_error
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError, queue_get
@@ -30,6 +38,7 @@ from lazycluster.exceptions import (
 )
 from lazycluster.hardware import HostInfo
 from lazycluster.results import Collector, CommandResult, Stream
+from lazycluster.testing._fake_command import FakeCommand
 from lazycluster.testing._fake_tunnel import FakeTunnel
 from lazycluster.testing._host_state import HostState
 from lazycluster.testing._in_process_call import FunctionEnded, FunctionNotStarted, InProcessCall, InProcessEvent
@@ -128,6 +137,13 @@ class FakeTransport:
 
     def run(self, command: Command, watch: Watch = UNWATCHED) -> CommandResult:
         """Answer a command as the test says; see `FakeHost.on()`."""
+        collector = watch.collector or Collector()
+        begun = time.monotonic()
+        exit_code = self.communicate(command, wait_for_end, attrs.evolve(watch, collector=collector))
+        return collector.result(command.title, exit_code, time.monotonic() - begun, host=self.host)
+
+    def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
+        """Answer a command as the test says, and hold a conversation with it."""
         self.check()
         stdin = self._read_stdin(command, watch)
         asked = Ran(self.host, command.title, command.cwd, command.env, stdin, timeout=command.timeout)
@@ -135,23 +151,31 @@ class FakeTransport:
         directory = self.machine.files.resolve_cwd(self.host, command.cwd)
         answer = self.machine.find_answer(asked)
         collector = watch.collector or Collector()
-        begun = time.monotonic()
         timeout = math.inf if command.timeout is None else command.timeout
+        seconds = min(answer.delay, timeout)
         with self._registered_events(watch) as events:
-            for stream, data in ((Stream.STDOUT, answer.stdout), (Stream.STDERR, answer.stderr)):
-                if data:
-                    collecting(collector, watch)(stream, data)
-            seconds = min(answer.delay, timeout)
-            with contextlib.suppress(DeadlinePassedError):
-                deadline = Deadline(seconds if seconds < threading.TIMEOUT_MAX else None)
-                self._next_event(events, command.title, deadline, watch)
+            running = FakeCommand(
+                answer,
+                command.stdin is not None or command.source is not None,
+                collecting(collector, watch),
+                watch,
+                Deadline(seconds if seconds < threading.TIMEOUT_MAX else None),
+                lambda deadline: self._wait_for_event(events, command.title, deadline, watch),
+            )
+            try:
+                with contextlib.suppress(CommandEndedError):
+                    conversation(running)
+                running.wait()
+            finally:
+                if running.input:
+                    self.machine.replace(asked, attrs.evolve(asked, stdin=bytes(running.input)))
         if answer.delay > timeout:
             raise timeout_error(self.host, command.title, timeout, collector)
         for path, content in answer.writes.items():
             self.machine.files.write(path, str(directory), content)
         if answer.error is not None:
             raise answer.error
-        return collector.result(command.title, answer.exit_code, time.monotonic() - begun, host=self.host)
+        return answer.exit_code
 
     def _read_stdin(self, command: Command, watch: Watch) -> bytes:
         """Return the standard input of a command; a file is read to its end."""
@@ -163,6 +187,17 @@ class FakeTransport:
             raise CommandStoppedError(self.host, command.title) from None
         except DeadlinePassedError:
             raise timeout_error(self.host, command.title, command.timeout, Collector()) from None
+
+    def _wait_for_event(
+        self, events: queue.SimpleQueue[InProcessEvent], title: str, deadline: Deadline, watch: Watch
+    ) -> bool:
+        """Wait until a command has a reason to check its conditions again; return False if the deadline passed."""
+        self._check_under_way(title, watch)
+        try:
+            queue_get(events, deadline)
+        except DeadlinePassedError:
+            return False
+        return True
 
     @contextlib.contextmanager
     def _registered_events(self, watch: Watch) -> Iterator[queue.SimpleQueue[InProcessEvent]]:
@@ -191,16 +226,19 @@ class FakeTransport:
             ConnectionLostError: If the host went down, or the connection was closed.
         """
         while True:
-            if watch.cancel_token is not None and watch.cancel_token.is_cancelled:
-                raise CommandStoppedError(self.host, title)
-            failure = self.machine.unreachable_error(self.host)
-            if failure is not None:
-                raise ConnectionLostError(self.host, title, str(failure), started=True)
-            if self.closed:
-                raise ConnectionLostError(self.host, title, "the connection was closed", started=True)
+            self._check_under_way(title, watch)
             event = queue_get(events, deadline)
             if event is not None:
                 return event
+
+    def _check_under_way(self, title: str, watch: Watch) -> None:
+        if watch.cancel_token is not None and watch.cancel_token.is_cancelled:
+            raise CommandStoppedError(self.host, title)
+        failure = self.machine.unreachable_error(self.host)
+        if failure is not None:
+            raise ConnectionLostError(self.host, title, str(failure), started=True)
+        if self.closed:
+            raise ConnectionLostError(self.host, title, "the connection was closed", started=True)
 
     # Functions --------------------------------------------------------------------------------------------------------
 

@@ -130,6 +130,13 @@ class HostState:
         if self._fallback is not None:
             self._fallback.record(call)
 
+    def replace(self, call: Asked, complete: Asked) -> None:
+        """Replace a call by one with all of its facts."""
+        with self._lock:
+            self._calls = [complete if each is call else each for each in self._calls]
+        if self._fallback is not None:
+            self._fallback.replace(call, complete)
+
     @property
     def calls(self) -> list[Asked]:
         """The calls so far, in order."""

@@ -49,12 +49,16 @@ def _contents_as_bytes(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
 
 @attrs.frozen
 class ScriptedAnswer:
-    """The output that a command prints at once, and its end `delay` seconds later."""
+    """The output that a command prints at once, and its end `delay` seconds later.
+
+    One that reads standard input does not end before that does.
+    """
 
     stdout: bytes = attrs.field(default=b"", converter=_as_bytes)
     stderr: bytes = attrs.field(default=b"", converter=_as_bytes)
     exit_code: int = attrs.field(default=0, kw_only=True)
     delay: float = attrs.field(default=0.0, kw_only=True)
+    reads_stdin: bool = attrs.field(default=False, kw_only=True)
     error: Exception | None = attrs.field(default=None, kw_only=True)
     writes: Mapping[str, bytes] = attrs.field(factory=dict, kw_only=True, converter=_contents_as_bytes)
 

@@ -73,6 +73,7 @@ class ScriptedHost:
         stderr: str | bytes = "",
         exit_code: int = 0,
         delay: float = 0.0,
+        reads_stdin: bool = False,
         error: Exception | None = None,
         writes: Mapping[str, str | bytes] | None = None,
         times: int | None = None,
@@ -87,12 +88,21 @@ class ScriptedHost:
             exit_code: Its exit status, 0 to 255; 128 and more stand for a signal.
             delay: Seconds until it ends. A timeout and a stop cut them short, as on a real host. With `math.inf` it
                 never ends by itself.
+            reads_stdin: Whether a process of `Runtime.start()` goes on until its standard input is closed.
             error: The error that is raised in place of a result, such as
                 `ConnectionLostError("host-1", "nproc", "gone")`.
             writes: The contents of files that it writes, by path; a relative path starts where the command runs.
             times: How often this answer is given; after that, earlier ones count again. Default: always.
         """
-        answer = ScriptedAnswer(stdout, stderr, exit_code=exit_code, delay=delay, error=error, writes=writes or {})
+        answer = ScriptedAnswer(
+            stdout,
+            stderr,
+            exit_code=exit_code,
+            delay=delay,
+            reads_stdin=reads_stdin,
+            error=error,
+            writes=writes or {},
+        )
         self._state.answer_table.add(command, answer, times)
 
     def has(

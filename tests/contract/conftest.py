@@ -63,11 +63,20 @@ class TransportCase:
         stderr: str = "",
         exit_code: int = 0,
         delay: float = 0.0,
+        reads_stdin: bool = False,
         writes: Mapping[str, str] | None = None,
     ) -> Program:
         """Say what a command prints, and how it ends, to a host that does not run it; return the command."""
         if self.fake is not None:
-            self.fake.on(command, stdout=stdout, stderr=stderr, exit_code=exit_code, delay=delay, writes=writes)
+            self.fake.on(
+                command,
+                stdout=stdout,
+                stderr=stderr,
+                exit_code=exit_code,
+                delay=delay,
+                reads_stdin=reads_stdin,
+                writes=writes,
+            )
         return command
 
     def local_path(self, path: str) -> Path:

@@ -54,6 +54,16 @@ def make_runtime(fp: FakeProcess) -> Iterator[MakeRuntime]:
         runtime.cleanup()
 
 
+# Started processes ----------------------------------------------------------------------------------------------------
+
+
+def test_start_process_under_mocked_ssh(fp: FakeProcess, make_runtime: MakeRuntime) -> None:
+    runtime = make_runtime()
+    register_command(fp, "serve", stdout=b"out", stderr=b"err", returncode=3)
+    with runtime.start("serve") as process:
+        assert (process.stdout.read(), process.stderr.read(), process.wait()) == (b"out", b"err", 3)
+
+
 # Construction ---------------------------------------------------------------------------------------------------------
 
 

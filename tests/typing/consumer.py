@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
 
 from typing_extensions import assert_type
 
@@ -24,6 +25,7 @@ from lazycluster import (
     ManagedProcess,
     OnError,
     OutputLimitError,
+    RemoteProcess,
     RunCommand,
     RunFunction,
     Runtime,
@@ -64,6 +66,10 @@ def show_line(stream: Stream, line: str) -> None:
 
 def show_line_of_host(host: str, stream: Stream, line: str) -> None:
     print(host, stream, line)
+
+
+def show_end(process: RemoteProcess) -> None:
+    print(process.exit_code, process.stopped)
 
 
 def show_progress(done: int, total: int | None) -> None:
@@ -125,6 +131,14 @@ def runtimes() -> None:
         assert_type(runtime.expose_port_to_runtime(8000), str)
         assert_type(runtime.get_process("key"), ManagedProcess)
         assert_type(runtime.get_process("key").exitcode, int | None)
+        with runtime.start(["cat"], stdin=None, env={"A": "1"}, own_directory=True, on_exit=show_end) as process:
+            assert_type(process, RemoteProcess)
+            assert_type((process.stdin, process.stdout, process.stderr), tuple[BinaryIO, BinaryIO, BinaryIO])
+            assert_type((process.exit_code, process.poll(), process.wait(1.5)), tuple[int | None, int | None, int])
+            managed: ManagedProcess = process
+            managed.terminate()
+        runtime.start("true", stdin="text")  # type: ignore[arg-type]
+        runtime.start("true", on_exit=show_progress)  # type: ignore[arg-type]
         runtime.close()
     assert_type(Runtime("host", resident=False, grace=1.5), Runtime)
     Runtime("host", resident="no")  # type: ignore[arg-type]

@@ -369,6 +369,51 @@ def test_path_prepares_files_for_tested_code(fake_host: FakeHost, tmp_path: Path
     assert fake_host.path("~/copy").read_text() == "1,2\n"
 
 
+# Started processes ---------------------------------------------------------------------------------------------------
+
+
+def test_start_process_input_is_in_calls(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.on("cat", stdout="out", reads_stdin=True)
+
+    with runtime.start("cat", env={"A": "1"}) as process:
+        process.stdin.write(b"first")
+        process.stdin.flush()
+        process.stdin.write(b" second")
+        process.stdin.close()
+        assert process.wait() == 0
+
+    [asked] = fake_host.calls
+    assert isinstance(asked, Ran)
+    assert (asked.stdin, asked.command, asked.env["A"]) == (b"first second", "cat", "1")
+
+
+def test_start_process_on_lost_host_is_told_apart(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.on("sleep", stdout="out", delay=math.inf)
+    process = runtime.start("sleep")
+    assert process.stdout.read(3) == b"out"
+
+    fake_host.go_down()
+
+    with pytest.raises(ConnectionLostError):
+        process.wait()
+    assert (process.exit_code, process.stopped) == (None, False)
+
+
+def test_start_process_without_answer_raises_at_wait(runtime: Runtime) -> None:
+    with runtime.start("unknown") as process, pytest.raises(UnexpectedCommandError):
+        process.wait()
+
+
+def test_start_large_output_waits_for_its_reader(fake_host: FakeHost, runtime: Runtime) -> None:
+    fake_host.on("print", stdout=bytes(20_000_000))
+
+    with runtime.start("print") as process:
+        with pytest.raises(TimeoutError):
+            process.wait(0.05)
+        assert len(process.stdout.read()) == 20_000_000
+        assert process.wait() == 0
+
+
 # Threads -------------------------------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,40 @@ def test_pump_keeps_stdout_and_stderr_apart(output: Output) -> None:
     child.close()
 
 
+def test_pump_reads_no_output_that_is_not_accepted(output: Output, cancel_token: CancelToken) -> None:
+    accepts: list[bool] = []
+    child = LocalProcess(
+        shell("echo first; read -r line; echo $line; read -r line"),
+        on_output=output,
+        accepts_output=lambda: bool(accepts) or not output.out,
+        deadline=Deadline(60),
+        cancel_token=cancel_token,
+    )
+    assert child.pump(lambda: output.out == b"first\n")
+    child.write(b"second\n")
+    assert not child.pump(lambda: output.out != b"first\n", timeout=0.1)
+
+    def accept() -> None:
+        accepts.append(True)
+        cancel_token.wake()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    assert child.pump(lambda: output.out == b"first\nsecond\n")
+    thread.join()
+    child.close()
+
+
+def test_pump_reads_rest_of_ended_process(output: Output) -> None:
+    child = LocalProcess(
+        shell("echo out; echo err >&2"), on_output=output, accepts_output=lambda: False, deadline=Deadline(60)
+    )
+    assert child.wait(30) == 0
+    assert not child.pump(lambda: False)
+    assert (output.out, output.err) == (b"out\n", b"err\n")
+    child.close()
+
+
 def test_argv_and_pid_are_those_of_process(output: Output) -> None:
     child = LocalProcess(["sleep", "60"], on_output=output, deadline=Deadline(60))
     assert child.argv == ("sleep", "60")

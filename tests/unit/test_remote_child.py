@@ -10,6 +10,7 @@ import attrs
 import pytest
 
 from lazycluster._model.running_command import CommandEndedError
+from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote import protocol
 from lazycluster._transports.remote_child import ExitInfo, RemoteChild
 from lazycluster._waiting import CancelledError, CancelToken, Deadline, DeadlinePassedError
@@ -62,8 +63,14 @@ class Harness:
     output: list[tuple[Stream, bytes]] = attrs.field(factory=list)
     outcome: list[bytes] = attrs.field(factory=list)
 
-    def follow(self, seconds: float, cancel_token: CancelToken | None = None) -> None:
-        self.child.follow(lambda stream, data: self.output.append((stream, data)), Deadline(seconds), cancel_token)
+    def follow(
+        self,
+        seconds: float,
+        cancel_token: CancelToken | None = None,
+        accepts_output: Callable[[], bool] = UNWATCHED.accepts_output,
+    ) -> None:
+        watch = Watch(cancel_token=cancel_token, accepts_output=accepts_output)
+        self.child.follow(lambda stream, data: self.output.append((stream, data)), Deadline(seconds), watch)
 
     def receive(self, *events: tuple[int, bytes] | Exception) -> None:
         """Give the child frames, or the error of the channel."""
@@ -248,7 +255,7 @@ def test_wait_and_read_after_deadline_raise(harness: Harness, seconds: float) ->
 def test_cancel_token_wakes_waiting_thread(harness: Harness) -> None:
     with contextlib.closing(CancelToken()) as cancel_token:
         waiting = threading.Event()
-        harness.child.follow(lambda *_: waiting.set(), Deadline(60), cancel_token)
+        harness.child.follow(lambda *_: waiting.set(), Deadline(60), Watch(cancel_token=cancel_token))
         errors: list[Exception] = []
 
         def wait() -> None:
@@ -279,6 +286,46 @@ def test_cancel_waits_for_end_of_child(harness: Harness) -> None:
     assert (harness.channel.sent, harness.channel.discarded) == ([(protocol.STOP, b"")], [])
     assert harness.output == [(Stream.STDOUT, b"last words")]
     assert harness.child.exit_info == ExitInfo("signal", "15")
+
+
+def test_cancel_at_once_ends_grace_period(harness: Harness) -> None:
+    """The second request comes while the child uses its grace period."""
+    with contextlib.closing(CancelToken()) as cancel_token:
+        stops = [lambda: cancel_token.cancel(at_once=True), lambda: harness.receive(EXIT_0)]
+        harness.channel.on_send = lambda _kind: stops.pop(0)()
+        cancel_token.cancel()
+        harness.follow(60, cancel_token)
+        harness.child.cancel(timeout=1e9)
+    assert harness.channel.sent == [(protocol.STOP, b"")] * 2
+    assert harness.child.exit_code == 0
+
+
+def test_output_not_accepted_updates_no_window(harness: Harness) -> None:
+    accepts: list[bool] = []
+    size = protocol.WINDOW_UPDATE_THRESHOLD_BYTES
+    with contextlib.closing(CancelToken()) as cancel_token:
+        harness.follow(60, cancel_token, lambda: bool(accepts))
+        harness.receive(out(bytes(size)), out(bytes(size)))
+        harness.child.wait_until(lambda: len(harness.output) == 2)
+        assert harness.channel.sent == []
+
+        def accept() -> None:
+            accepts.append(True)
+            cancel_token.wake()
+
+        harness.channel.on_send = lambda _kind: harness.receive(EXIT_0)
+        thread = threading.Thread(target=accept)
+        thread.start()
+        harness.child.wait()
+        thread.join()
+    assert harness.channel.sent == [(protocol.WINDOW_UPDATE, protocol.encode_number(2 * size))]
+
+
+def test_cancel_accepts_all_output(harness: Harness) -> None:
+    harness.follow(60, None, lambda: False)
+    harness.receive(out(bytes(protocol.WINDOW_UPDATE_THRESHOLD_BYTES)), EXIT_0)
+    harness.child.cancel(timeout=60)
+    assert [kind for kind, _ in harness.channel.sent] == [protocol.STOP, protocol.WINDOW_UPDATE]
 
 
 @pytest.mark.parametrize("lost", [False, True])

@@ -125,6 +125,32 @@ def test_session_write_stdin(local: LocalSessions) -> None:
     assert (len(local.out), session.reported_status) == (300_000, "0")
 
 
+@pytest.mark.parametrize("size", [1, 1 << 16, 300_000])
+def test_session_write_in_pieces(local: LocalSessions, size: int) -> None:
+    session = local.start("cat; echo end >&2; exit 3", stdin=None, has_lifeline=True)
+    data = os.urandom(size)
+    session.write(data)
+    session.close_stdin()
+    session.wait()
+    assert (local.out, local.err, session.exit_code) == (data, b"end\n", 3)
+
+
+def test_session_write_in_pieces_to_ended_command_raises(local: LocalSessions) -> None:
+    session = local.start("exit 4", stdin=None, has_lifeline=True)
+    with pytest.raises(CommandEndedError):
+        session.write(bytes(300_000))
+    session.wait()
+    assert session.exit_code == 4
+
+
+@pytest.mark.parametrize("stdin", [None, b"given"])
+def test_session_cancel_at_once_leaves_no_grace(local: LocalSessions, stdin: bytes | None) -> None:
+    text = "trap '' TERM; echo ready; while :; do sleep 1000; done"
+    session, pids = local.start_and_wait_ready(text, stdin=stdin, has_lifeline=True, grace=1000)
+    session.cancel(grace=1000, at_once=True)
+    assert_eventually(lambda: not pids & parent_by_pid().keys(), "the command is gone")
+
+
 def test_session_write_after_end_raises(local: LocalSessions) -> None:
     session = local.start("exit 4", stdin=None)
     assert session.read(1) == b""

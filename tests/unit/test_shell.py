@@ -481,8 +481,8 @@ def test_script_variables_are_not_in_environment(host: Host) -> None:
 @needs_proc
 @pytest.mark.parametrize(
     "form",
-    [{}, {"stdin": b"data"}, {"stdin": None}, {"stdin": None, "inline": True}],
-    ids=["no input", "stored input", "open input", "inline"],
+    [{}, {"stdin": b"data"}, {"stdin": None}, {"stdin": None, "has_lifeline": True}, {"stdin": None, "inline": True}],
+    ids=["no input", "stored input", "open input", "fed input", "inline"],
 )
 def test_script_command_inherits_three_descriptors(form: dict[str, Any], host: Host) -> None:
     """The script keeps no descriptor open that a background process could inherit."""
@@ -582,6 +582,58 @@ def test_script_open_stdin_reaches_command_at_once(posix: tuple[str, ...], host:
 
 
 @posix_shells
+def test_script_fed_stdin_is_confirmed_in_pieces(posix: tuple[str, ...], host: Host) -> None:
+    host.posix = posix
+    command = 'read -r a; echo "got $a"; echo err >&2; cat; echo end'
+    program, outcome = script(command, stdin=None, has_lifeline=True), ScriptOutcome()
+    marks = OutputDecoder(program.output_mark)
+    child = host.start(program, outcome, marks)
+    child.write(b"6\nfirst\n")
+    assert child.pump(lambda: marks.confirmed_pieces == 1 and outcome.out == b"got first\n")
+    child.write(b"7\nsec\0ond")
+    assert child.pump(lambda: marks.confirmed_pieces == 2)
+    child.write(b"0\n")
+    assert child.pump(lambda: marks.has_ended)
+    assert (marks.reported_status, outcome.out, outcome.err) == ("0", b"got first\nsec\0ondend\n", b"err\n")
+
+
+@posix_shells
+def test_script_fed_stdin_leaves_no_file(posix: tuple[str, ...], host: Host, tmp_path: Path) -> None:
+    host.posix, host.environment = posix, {"TMPDIR": str(tmp_path)}
+    program, outcome = script("ls -A $TMPDIR; exit 3", stdin=None, has_lifeline=True), ScriptOutcome()
+    marks = OutputDecoder(program.output_mark)
+    assert host.start(program, outcome, marks).pump(lambda: marks.has_ended)
+    assert (marks.reported_status, outcome.out, list(tmp_path.iterdir())) == ("3", b"", [])
+
+
+@posix_shells
+def test_script_fed_without_temp_dir_runs_nothing(posix: tuple[str, ...], host: Host, tmp_path: Path) -> None:
+    host.posix, host.environment = posix, {"TMPDIR": str(tmp_path / "missing")}
+    program, outcome = script("echo must not run", stdin=None, has_lifeline=True), ScriptOutcome()
+    marks = OutputDecoder(program.output_mark)
+    assert host.start(program, outcome, marks).pump(lambda: marks.has_ended)
+    assert (marks.reported_status, outcome.out) == ("1", b"")
+    assert outcome.err == f"no pipe can be made in {tmp_path / 'missing'}\n".encode()
+
+
+@needs_proc
+@posix_shells
+def test_script_fed_unread_stdin_hides_no_end(posix: tuple[str, ...], host: Host) -> None:
+    """The command reads nothing, and its input is more than a pipe takes."""
+    host.posix = posix
+    program = script("echo ready; sleep 1000", stdin=None, has_lifeline=True)
+    child, outcome, marks = start_and_wait_ready(host, program)
+    piece = b"%d\n" % (1 << 16) + bytes(1 << 16)
+    child.write(piece)
+    assert child.pump(lambda: marks.confirmed_pieces == 1)
+    child.write(piece)
+    child.close_stdin()
+    assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
+    assert child.wait(20) is not None
+    assert outcome.err == b""
+
+
+@posix_shells
 @pytest.mark.parametrize(
     "command", ["exit 7", "exit 7 # the end", "(exit 7)\n", "trap 'exit 7' EXIT", "f() { return 7; }; f"]
 )
@@ -670,6 +722,19 @@ def test_script_ignored_sigterm_is_killed_after_grace(posix: tuple[str, ...], gr
 
 
 @needs_proc
+@posix_shells
+@pytest.mark.parametrize("form", [{}, {"stdin": None, "has_lifeline": True}], ids=str)
+def test_script_empty_line_ends_grace_period(posix: tuple[str, ...], form: dict[str, object], host: Host) -> None:
+    host.posix = posix
+    program = script("trap '' TERM HUP INT; echo ready; while :; do sleep 1000; done", grace=1000, **form)
+    child, _, _ = start_and_wait_ready(host, program)
+    child.write(b"\n")
+    child.close_stdin()
+    assert wait_until(lambda: not find_marked_pids(program.process_mark), 20)
+    assert child.wait(20) is not None
+
+
+@needs_proc
 @login_shells
 def test_script_stdin_end_under_login_shells(login: tuple[str, ...], host: Host) -> None:
     host.shell = login
@@ -698,8 +763,8 @@ def test_script_stdin_end_spares_other_scripts(host: Host) -> None:
 @posix_shells
 def test_script_end_leaves_no_watchdog(posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
-    for raw in (False, True):
-        program = script("true", stdin=None if raw else b"")
+    for form in ({"stdin": b""}, {"stdin": None}, {"stdin": None, "has_lifeline": True}):
+        program = script("true", **form)
         assert host.run(program).status == "0"
         assert wait_until(lambda mark=program.process_mark: not find_marked_pids(mark), 20)  # type: ignore[misc]  # bound in time
 
@@ -736,7 +801,11 @@ def test_script_env_path_does_not_disturb_watchdog(posix: tuple[str, ...], host:
 
 
 @posix_shells
-@pytest.mark.parametrize("form", [{}, {"stdin": None}, {"stdin": None, "inline": True}], ids=str)
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"stdin": None}, {"stdin": None, "has_lifeline": True}, {"stdin": None, "inline": True}],
+    ids=str,
+)
 def test_script_env_cannot_replace_own_variables(form: dict[str, object], posix: tuple[str, ...], host: Host) -> None:
     host.posix = posix
     env = {"lc_command": "echo other", "lc_shell": "/bin/false", "lc_mark": "A=b"}
@@ -872,6 +941,15 @@ def test_output_decoder_random_cuts(data: bytes, cuts: list[int]) -> None:
 def test_output_decoder_keeps_output(output: bytes, noise: bytes, status: int, cuts: list[int]) -> None:
     data = noise + START + output + f"{MARK}={status};".encode()
     assert decode(data, cuts) == (output, str(status), noise, True)
+
+
+@given(st.lists(st.integers(0, 10**6), max_size=10), st.binary(max_size=20))
+def test_output_decoder_counts_confirmed_pieces(cuts: list[int], output: bytes) -> None:
+    marks = OutputDecoder(MARK)
+    data = START + f"{MARK}+".encode() + output + f"{MARK}+{MARK}+".encode() + output + END
+    positions = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    fed = b"".join(marks.feed(ERR, data[start:end]) for start, end in itertools.pairwise(positions))
+    assert (fed, marks.confirmed_pieces, marks.reported_status) == (output * 2, 3, "0")
 
 
 def test_output_decoder_holds_back_only_possible_marks() -> None:

@@ -118,6 +118,28 @@ def test_cancel_token_wakes_waiter_for_good(cancel_token: CancelToken) -> None:
     assert os.read(cancel_token.fileno(), 9) == b"x"
 
 
+def test_cancel_token_at_once_wakes_again(cancel_token: CancelToken) -> None:
+    calls: list[bool] = []
+    with cancel_token.on_cancel(lambda: calls.append(cancel_token.at_once)):
+        for at_once in (False, True, True, False):
+            cancel_token.cancel(at_once=at_once)
+    assert calls == [False, True]
+
+
+def test_cancel_token_wake_cancels_nothing(cancel_token: CancelToken) -> None:
+    calls: list[int] = []
+    with cancel_token.on_cancel(lambda: calls.append(1)):
+        for _ in range(100_000):  # more than a pipe takes
+            cancel_token.wake()
+    assert (len(calls), cancel_token.is_cancelled) == (100_000, False)
+    cancel_token.drain()
+    cancel_token.drain()
+    with pytest.raises(BlockingIOError):
+        os.read(cancel_token.fileno(), 1)
+    cancel_token.close()
+    cancel_token.wake()
+
+
 def test_cancel_token_closed_can_still_be_cancelled() -> None:
     cancel_token = CancelToken()
     descriptor = cancel_token.fileno()
