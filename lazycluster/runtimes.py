@@ -11,6 +11,7 @@ from lazycluster._model.checks import check_environment, check_port
 from lazycluster._model.watch import make_watch
 from lazycluster._requirements import Requirements
 from lazycluster._runtime_core import RuntimeCore, register_core
+from lazycluster._runtime_files import RuntimeFiles
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
 from lazycluster._transports import factory
 from lazycluster._typing import Unpack
@@ -25,7 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Runtime(Facts, CleanupOnExit):
+class Runtime(Facts, RuntimeFiles, CleanupOnExit):
     """One host to run tasks and functions on, and to tunnel to and from.
 
     Constructing it logs in, makes the working directory, and probes the machine. It is a context manager: at the end of

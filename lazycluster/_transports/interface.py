@@ -74,6 +74,21 @@ class RuntimeTransport(Transport, Protocol):
     def delete_dir(self, path: str, *, cwd: str) -> bool:
         """Delete a directory with its contents; return whether nothing of it is left."""
 
+    def read_file(self, path: str, max_size: int, *, cwd: str) -> bytes:
+        """Return the content of a file of at most `max_size` bytes."""
+
+    def write_file(self, path: str, data: bytes, *, cwd: str) -> None:
+        """Replace or make a file."""
+
+    def path_exists(self, path: str, *, cwd: str) -> bool:
+        """Return whether a path leads to something."""
+
+    def list_dir(self, path: str, *, cwd: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+
+    def glob(self, pattern: str, *, cwd: str) -> list[str]:
+        """Return the paths that match a pattern, sorted."""
+
     def free_ports(self, ports: Sequence[int]) -> list[int]:
         """Return the given ports on which a server could listen."""
 

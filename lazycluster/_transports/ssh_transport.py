@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Collection
 from pathlib import Path
 
-from lazycluster._files import transfer
+from lazycluster._files import contents, transfer
 from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.running_command import CommandRunner, wait_for_end
@@ -64,6 +64,26 @@ class SshTransport(CommandRunner):
     def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Fetch a file or a directory; see `Connection.get()`."""
         transfer.get(self._transfer_backend(), remote, local, cwd=cwd, watch=watch)
+
+    def read_file(self, path: str, max_size: int, *, cwd: str) -> bytes:
+        """Return the content of a file of at most `max_size` bytes."""
+        return contents.read_file(self, path, max_size, cwd=cwd)
+
+    def write_file(self, path: str, data: bytes, *, cwd: str) -> None:
+        """Replace or make a file."""
+        contents.write_file(self, path, data, cwd=cwd)
+
+    def path_exists(self, path: str, *, cwd: str) -> bool:
+        """Return whether a path leads to something."""
+        return contents.path_exists(self, path, cwd=cwd)
+
+    def list_dir(self, path: str, *, cwd: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+        return contents.list_dir(self, path, cwd=cwd)
+
+    def glob(self, pattern: str, *, cwd: str) -> list[str]:
+        """Return the paths that match a pattern, sorted."""
+        return contents.glob(self, pattern, cwd=cwd)
 
     def _transfer_backend(self) -> transfer.TransferBackend:
         return transfer.TransferBackend(self, self.ssh_client, max_streamed_bytes=self._max_streamed_bytes)

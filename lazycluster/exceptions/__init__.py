@@ -36,6 +36,7 @@ The tree; `x` marks a plain class to catch the errors below it, `+` a record wit
     + PythonVersionMismatchError
   + RemoteTraceback
   + TransferError
+    + HostFileNotFoundError (FileNotFoundError)
   + UnsafeArchiveError
   + BrokenArchiveError
   + TunnelError
@@ -60,7 +61,13 @@ from lazycluster.exceptions.commands import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster.exceptions.files import BrokenArchiveError, TransferError, UnsafeArchiveError
+from lazycluster.exceptions.files import (
+    BrokenArchiveError,
+    HostFileNotFoundError,
+    TransferError,
+    UnsafeArchiveError,
+    transfer_error,
+)
 from lazycluster.exceptions.functions import (
     FunctionError,
     FunctionNotSerializableError,
@@ -110,6 +117,7 @@ __all__ = [
     "FunctionError",
     "FunctionNotSerializableError",
     "HostError",
+    "HostFileNotFoundError",
     "HostUnreachableError",
     "HostsFailedError",
     "InvalidRuntimeError",
@@ -138,6 +146,7 @@ __all__ = [
     "WorkingDirectoryError",
     "error_text",
     "indented_tail",
+    "transfer_error",
 ]
 
 HOST_LOST_ERRORS = (HostError, WorkingDirectoryError)

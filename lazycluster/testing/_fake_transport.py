@@ -32,7 +32,19 @@ from lazycluster.results import Collector, CommandResult, Stream
 from lazycluster.testing._fake_tunnel import FakeTunnel
 from lazycluster.testing._host_state import HostState
 from lazycluster.testing._in_process_call import FunctionEnded, FunctionNotStarted, InProcessCall, InProcessEvent
-from lazycluster.testing.calls import AskedForPorts, Called, DeletedDir, Fetched, MadeDir, OpenedTunnel, Ran, Sent
+from lazycluster.testing.calls import (
+    AskedForPorts,
+    Called,
+    DeletedDir,
+    Fetched,
+    Looked,
+    MadeDir,
+    OpenedTunnel,
+    Ran,
+    Read,
+    Sent,
+    Wrote,
+)
 
 
 class FakeTransport:
@@ -236,6 +248,36 @@ class FakeTransport:
         self.check()
         self.machine.record(Fetched(self.host, remote, local, cwd))
         self.machine.files.get(self.host, remote, local, cwd, watch.on_progress)
+
+    def read_file(self, path: str, max_size: int, *, cwd: str) -> bytes:
+        """Return the content of a file of at most `max_size` bytes."""
+        self.check()
+        self.machine.record(Read(self.host, path, cwd))
+        return self.machine.files.read_file(self.host, path, max_size, cwd)
+
+    def write_file(self, path: str, data: bytes, *, cwd: str) -> None:
+        """Replace or make a file."""
+        self.check()
+        self.machine.record(Wrote(self.host, path, data, cwd))
+        self.machine.files.write_file(self.host, path, data, cwd)
+
+    def path_exists(self, path: str, *, cwd: str) -> bool:
+        """Return whether a path leads to something."""
+        self.check()
+        self.machine.record(Looked(self.host, path, cwd))
+        return self.machine.files.path_exists(self.host, path, cwd)
+
+    def list_dir(self, path: str, *, cwd: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+        self.check()
+        self.machine.record(Looked(self.host, path, cwd))
+        return self.machine.files.list_dir(self.host, path, cwd)
+
+    def glob(self, pattern: str, *, cwd: str) -> list[str]:
+        """Return the paths that match a pattern, sorted."""
+        self.check()
+        self.machine.record(Looked(self.host, pattern, cwd))
+        return self.machine.files.glob(self.host, pattern, cwd)
 
     def create_dir(self, path: str, *, cwd: str) -> None:
         """Make a directory with its parents."""

@@ -108,6 +108,14 @@ def runtimes() -> None:
         assert_type(runtime.expose_port_to_runtime(8000), str)
         assert_type(runtime.get_process("key"), ManagedProcess)
         assert_type(runtime.get_process("key").exitcode, int | None)
+        assert_type(runtime.read_bytes("file", max_size=10), bytes)
+        assert_type(runtime.read_text("file", encoding="latin-1", errors="replace"), str)
+        assert_type(runtime.exists("file"), bool)
+        assert_type((runtime.listdir(), runtime.glob("*")), tuple[list[str], list[str]])
+        runtime.write_bytes("file", b"data")
+        runtime.write_text("file", b"data")  # type: ignore[arg-type]
+        runtime.put(Path("local"), "remote", on_progress=show_progress)
+        runtime.get("remote", Path("local"))
         runtime.close()
     assert_type(Runtime("host", resident=False, grace=1.5), Runtime)
     Runtime("host", resident="no")  # type: ignore[arg-type]

@@ -206,6 +206,7 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         ),
     ),
     (e.TransferError("web1", "send", "/a b", "why"), "web1: cannot send '/a b': why"),
+    (e.HostFileNotFoundError("web1", "read", "/a b", "why"), "web1: cannot read '/a b': why"),
     (
         e.UnsafeArchiveError("../x", "why"),
         "tar member '../x' refused: why. Nothing was written outside of the target.",
@@ -371,7 +372,8 @@ CONNECT = {cls for cls in CLASSES if issubclass(cls, e.ConnectError)}
         (ValueError, {*CONNECT, e.PortInUseError, e.InvalidRuntimeError, e.NoRuntimesError}),
         (ConnectionError, {e.ConnectionLostError}),
         (TimeoutError, {e.CommandTimeoutError}),
-        (OSError, {e.ConnectionLostError, e.CommandTimeoutError}),
+        (FileNotFoundError, {e.HostFileNotFoundError}),
+        (OSError, {e.ConnectionLostError, e.CommandTimeoutError, e.HostFileNotFoundError}),
         (e.TunnelError, {e.TunnelError, e.ForwardingRefusedError}),
     ],
 )
