@@ -32,8 +32,11 @@ def run_command(
     stdin: bytes,
     timeout: float | None,
     on_output: Callable[[str, Stream, bytes], object] | None,
+    at_once: int | None,
 ) -> Mapping[str, CommandResult | Error]:
     """Run a command on every host; see `RuntimeGroup.run()`."""
+    if at_once is not None and (isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1):
+        raise ValueError(f"at_once must be a whole number from 1 on or None, got {at_once!r}")
     title = Command(command, timeout=timeout).title  # checks both before any host is contacted
 
     def work(runtime: Runtime, cancel_token: CancelToken) -> CommandResult:
@@ -44,7 +47,7 @@ def run_command(
         watch = Watch(pass_output, cancel_token=cancel_token)
         return core_of(runtime).run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)
 
-    return _run_on_all(members, work, f"`{title}`", on_error)
+    return run_on_all(members, work, f"`{title}`", on_error, at_once=at_once)
 
 
 def call_function(
@@ -61,26 +64,35 @@ def call_function(
     def work(runtime: Runtime, cancel_token: CancelToken) -> T:
         return cast("T", core_of(runtime).call(payload, cancel_token))
 
-    return _run_on_all(members, work, function_name(function), on_error)
+    return run_on_all(members, work, function_name(function), on_error)
 
 
-def _run_on_all(
-    members: Members, work: Callable[[Runtime, CancelToken], T], action: str, on_error: OnError
+def run_on_all(
+    members: Members,
+    work: Callable[[Runtime, CancelToken], T],
+    action: str,
+    on_error: OnError,
+    *,
+    at_once: int | None = None,
 ) -> Mapping[str, T | Error]:
-    """Do the same work on every host; an interruption (Ctrl-C) ends it on the hosts."""
+    """Do the same work on every host; an interruption (Ctrl-C) ends it on the hosts.
+
+    With `at_once` the hosts are done in batches of that number. If errors are raised, no batch begins after a failure.
+    """
     check_on_error(on_error)
     runtimes = members.require()
     cancel_group = CancelGroup()
+    hosts = list(runtimes)
+    outcomes: dict[str, Value[T] | Error] = {}
     with count_bar(action, len(runtimes), "hosts", shown=members.progress) as advance:
-        outcomes = gather(
-            {
-                host: functools.partial(cancel_group.run, functools.partial(work, runtime))
-                for host, runtime in runtimes.items()
-            },
-            on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
-            cancel=cancel_group.cancel,
-        )
-    return unwrap_all(outcomes, action) if on_error == "raise" else values_or_errors(outcomes)
+        while hosts and not (on_error == "raise" and any(isinstance(done, Error) for done in outcomes.values())):
+            batch, hosts = hosts[:at_once], hosts[len(hosts) if at_once is None else at_once :]
+            outcomes |= gather(
+                {host: functools.partial(cancel_group.run, functools.partial(work, runtimes[host])) for host in batch},
+                on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
+                cancel=cancel_group.cancel,
+            )
+    return unwrap_all(outcomes, action, not_started=hosts) if on_error == "raise" else values_or_errors(outcomes)
 
 
 def map_items(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import _group_calls, _group_tasks
 from lazycluster._gather import gather, unwrap_all
 from lazycluster._group_facts import GroupFacts
+from lazycluster._group_files import GroupFiles
 from lazycluster._group_ports import GroupPorts
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, Members, check_runtimes
 from lazycluster._typing import Unpack
@@ -23,7 +23,7 @@ T = TypeVar("T")
 X = TypeVar("X")
 
 
-class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
+class RuntimeGroup(GroupFacts, GroupFiles, GroupPorts, CleanupOnExit):
     """Some hosts that work together: the same command, function or file on all of them, or items spread over them.
 
     Hosts are connected in parallel. It is a context manager; at its end, or at `close()`, everything that its runtimes
@@ -111,6 +111,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         timeout: float | None = ...,
         on_error: Literal["raise"] = ...,
         on_output: Callable[[str, Stream, bytes], object] | None = ...,
+        at_once: int | None = ...,
     ) -> dict[str, CommandResult]: ...
     @overload
     def run(
@@ -122,6 +123,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         timeout: float | None = ...,
         on_error: Literal["collect"],
         on_output: Callable[[str, Stream, bytes], object] | None = ...,
+        at_once: int | None = ...,
     ) -> dict[str, CommandResult | Error]: ...
     def run(
         self,
@@ -132,6 +134,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         timeout: float | None = None,
         on_error: OnError = "raise",
         on_output: Callable[[str, Stream, bytes], object] | None = None,
+        at_once: int | None = None,
     ) -> Mapping[str, CommandResult | Error]:
         """Run a command on every host at once and return the results by host; a command that fails raises nothing.
 
@@ -142,6 +145,9 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             timeout: Seconds after which the command and its children are ended.
             on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the result.
             on_output: Gets each piece of output with its host as it comes, in threads of the hosts.
+            at_once: The number of hosts at once; default: all. A batch begins when the last one has ended. With
+                `on_error="raise"` no batch begins after one in which a host failed; the error's `not_started` names
+                the hosts of the others.
 
         Raises:
             HostsFailedError: If it took longer than `timeout` on some hosts, or their connection broke; the error's
@@ -149,7 +155,14 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             ValueError: If the command is empty, or the timeout is not positive.
         """
         return _group_calls.run_command(
-            self._members, command, on_error, env=env, stdin=stdin, timeout=timeout, on_output=on_output
+            self._members,
+            command,
+            on_error,
+            env=env,
+            stdin=stdin,
+            timeout=timeout,
+            on_output=on_output,
+            at_once=at_once,
         )
 
     @overload
@@ -328,43 +341,6 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         return _group_tasks.execute_task(
             self._members, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
         )
-
-    @overload
-    def send_file(
-        self,
-        local_path: str | os.PathLike[str],
-        remote_path: str | None = ...,
-        execute_async: bool = ...,
-        *,
-        on_error: Literal["raise"] = ...,
-    ) -> dict[str, RuntimeTask]: ...
-    @overload
-    def send_file(
-        self,
-        local_path: str | os.PathLike[str],
-        remote_path: str | None = ...,
-        execute_async: bool = ...,
-        *,
-        on_error: Literal["collect"],
-    ) -> dict[str, RuntimeTask | Error]: ...
-    def send_file(
-        self,
-        local_path: str | os.PathLike[str],
-        remote_path: str | None = None,
-        execute_async: bool = True,
-        *,
-        on_error: OnError = "raise",
-    ) -> Mapping[str, RuntimeTask | Error]:
-        """Send a file or directory to every host; see `RuntimeTask.send_file()` and `execute_task()`.
-
-        Returns:
-            The tasks that send it, by host.
-
-        Raises:
-            ValueError: If the local path does not exist.
-            HostsFailedError: If it could not be sent to some hosts; with `execute_async`, `join()` raises it.
-        """
-        return _group_tasks.send_file(self._members, local_path, remote_path, on_error, execute_async=execute_async)
 
     def join(self) -> None:
         """Wait until every task in the background has ended.

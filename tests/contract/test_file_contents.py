@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycluster import HostFileNotFoundError, Runtime, TransferError
+from lazycluster import HostFileNotFoundError, Runtime, RuntimeGroup, TransferError
 from lazycluster.testing import Looked, Read, Wrote
 from tests.contract.conftest import HOST_ALIAS, TransportCase
 from tests.file_trees import FILE_NAME_IDS, FILE_NAMES, MTIME_SECONDS
@@ -330,3 +330,16 @@ def test_file_contents_are_in_calls_of_fake_host(case: TransportCase, runtime: R
     cwd = runtime.working_dir
     expected = [Wrote(HOST_ALIAS, "file", b"x", cwd), Read(HOST_ALIAS, "file", cwd), Looked(HOST_ALIAS, "f*", cwd)]
     assert case.fake.calls == expected
+
+
+def test_group_put_and_get_move_files(case: TransportCase, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    with RuntimeGroup(runtimes=[case.runtime()]) as group:
+        group.put(tmp_path / "file", "sent")
+        group.get("sent", tmp_path / "{host}" / "back")
+        collected = group.get("no such", tmp_path / "{host}", on_error="collect")
+
+    assert (tmp_path / HOST_ALIAS / "back").read_text() == "content"
+    outcome = collected[HOST_ALIAS]
+    assert outcome is not None
+    assert isinstance(outcome.error, HostFileNotFoundError)

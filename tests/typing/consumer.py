@@ -196,6 +196,11 @@ def groups(runtime: Runtime) -> None:
 
 def group_calls(group: RuntimeGroup, on_error: OnError) -> None:
     assert_type(group.run("true"), dict[str, CommandResult])
+    assert_type(group.run("true", at_once=2), dict[str, CommandResult])
+    assert_type(group.put("file", on_error="collect"), dict[str, Error | None])
+    assert_type(group.get("file", Path("{host}"), on_error="collect"), dict[str, Error | None])
+    assert_type((len(group), "host" in group, group["host"]), tuple[int, bool, Runtime])
+    assert_type(list(group), list[Runtime])
     assert_type(group.run("true", on_error="raise"), dict[str, CommandResult])
     assert_type(group.run("true", on_error="collect"), dict[str, CommandResult | Error])
     for result in group.run("true", on_error=on_error).values():

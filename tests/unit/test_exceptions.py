@@ -256,6 +256,10 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
             "  web4: OSError: no such thing"
         ),
     ),
+    (
+        e.HostsFailedError("f", (("web1", KeyError("x")),), 3, {}, ("web2", "web3")),
+        "f failed on 1 of 3 hosts:\n  web1: KeyError: 'x'\n  not started on web2, web3",
+    ),
     (e.HostsFailedError("f", (("web1", KeyError("x")),), 1), "f failed on 1 of 1 host:\n  web1: KeyError: 'x'"),
     (
         e.HostsFailedError("a task", (("h", KeyError("x")), ("h", KeyError("y")))),

@@ -53,7 +53,7 @@ ROOMS = (
         "runtimes",
     ),
     ("_mapping",),
-    ("_membership", "_group_calls", "_group_facts", "_group_ports", "_group_tasks", "groups"),
+    ("_membership", "_group_calls", "_group_facts", "_group_files", "_group_ports", "_group_tasks", "groups"),
     ("manager",),
     ("_explain",),
     ("_doctor",),
