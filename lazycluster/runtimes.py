@@ -67,7 +67,11 @@ class Runtime(Facts, RuntimeFiles, CleanupOnExit):
 
     @property
     def working_dir(self) -> str:
-        """The path of the working directory on the host."""
+        """The path of the working directory on the host.
+
+        It changes if it is temporary and is gone, as after a broken connection: the first use then raises
+        `WorkingDirectoryError`, and the next ones have a new, empty directory.
+        """
         return self._core.working_dir
 
     @property
@@ -153,6 +157,7 @@ class Runtime(Facts, RuntimeFiles, CleanupOnExit):
         Raises:
             CommandTimeoutError: If it took longer than `timeout`.
             ConnectionLostError: If the connection broke.
+            WorkingDirectoryError: If the working directory cannot be entered; see `working_dir`.
         """
         watch = make_watch(on_output=on_output)
         return self._core.run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)

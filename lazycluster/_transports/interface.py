@@ -59,6 +59,10 @@ class RuntimeTransport(Transport, Protocol):
     """The transport of a runtime: it also makes directories, probes the machine, opens tunnels, and cleans up."""
 
     @property
+    def working_dir(self) -> str:
+        """The working directory: a new one, after a temporary one was gone and an error has said so."""
+
+    @property
     def temp_dirs(self) -> list[str]:
         """The temporary directories that are still to be removed."""
 
