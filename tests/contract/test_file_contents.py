@@ -343,3 +343,14 @@ def test_group_put_and_get_move_files(case: TransportCase, tmp_path: Path) -> No
     outcome = collected[HOST_ALIAS]
     assert outcome is not None
     assert isinstance(outcome.error, HostFileNotFoundError)
+
+
+def test_write_large_data_to_unusable_path_fails(runtime: Runtime, host_dir: Path) -> None:
+    """The script ends before it has read its input, which is larger than every window."""
+    (host_dir / "directory").mkdir()
+
+    for path in ("directory", "no/such"):
+        with pytest.raises(TransferError) as caught:
+            runtime.write_bytes(path, bytes(9_000_000))
+        assert "directory" in caught.value.reason
+    assert runtime.listdir() == ["directory"]
