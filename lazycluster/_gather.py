@@ -170,13 +170,15 @@ def check_on_error(on_error: str) -> None:
         raise ValueError(f"on_error must be 'raise' or 'collect', got {on_error!r}")
 
 
-def unwrap_all(outcomes: Mapping[str, Value[T] | Error], action: str) -> dict[str, T]:
-    """Return the values of outcomes by host.
+def unwrap_all(
+    outcomes: Mapping[str, Value[T] | Error], action: str, *, not_started: Sequence[str] = ()
+) -> dict[str, T]:
+    """Return the values of outcomes by host; `not_started` are the hosts that have no outcome because of the errors.
 
     Raises:
         HostsFailedError: If there are errors among them.
     """
-    raise_errors(outcomes, action)
+    raise_errors(outcomes, action, not_started=not_started)
     return {host: outcome.unwrap() for host, outcome in outcomes.items()}
 
 
@@ -185,7 +187,7 @@ def values_or_errors(outcomes: Mapping[str, Value[T] | Error]) -> dict[str, T | 
     return {host: outcome.value if isinstance(outcome, Value) else outcome for host, outcome in outcomes.items()}
 
 
-def raise_errors(outcomes: Mapping[str, Value[T] | Error], action: str) -> None:
+def raise_errors(outcomes: Mapping[str, Value[T] | Error], action: str, *, not_started: Sequence[str] = ()) -> None:
     """Raise the errors among outcomes.
 
     Raises:
@@ -193,7 +195,8 @@ def raise_errors(outcomes: Mapping[str, Value[T] | Error], action: str) -> None:
     """
     errors = errors_by_host(outcomes)
     if errors:
-        raise HostsFailedError(action, errors, len(outcomes), values_by_host(outcomes))
+        total = len(outcomes) + len(not_started)
+        raise HostsFailedError(action, errors, total, values_by_host(outcomes), tuple(not_started))
 
 
 def values_by_host(outcomes: Mapping[str, Value[T] | Error]) -> dict[str, T]:

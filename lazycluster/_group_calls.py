@@ -47,9 +47,13 @@ class GroupCommand:
     on_output: Callable[[str, Stream, bytes], object] | None = attrs.field(validator=check_callback)
     on_line: Callable[[str, Stream, str], object] | None = attrs.field(validator=check_callback)
     max_output: int | None
+    at_once: int | None
 
     def __attrs_post_init__(self) -> None:
         # Checks all before any host is contacted.
+        at_once = self.at_once
+        if at_once is not None and (isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1):
+            raise ValueError(f"at_once must be a whole number from 1 on or None, got {at_once!r}")
         Command(self.program, cwd=self.cwd, env=self.env, stdin=split_stdin(self.stdin)[0], timeout=self.timeout)
         self.options_for("")
 
@@ -80,7 +84,7 @@ class GroupCommand:
                 )
                 return core.run(command, self.options_for(runtime.host), cancel_token, thread)
 
-            return _run_on_all(members, work, f"`{self.title}`", on_error)
+            return run_on_all(members, work, f"`{self.title}`", on_error, at_once=self.at_once)
 
 
 @contextlib.contextmanager
@@ -111,26 +115,35 @@ def call_function(
     def work(runtime: Runtime, cancel_token: CancelToken) -> T:
         return cast("T", core_of(runtime).call(payload, cancel_token))
 
-    return _run_on_all(members, work, function_name(function), on_error)
+    return run_on_all(members, work, function_name(function), on_error)
 
 
-def _run_on_all(
-    members: Members, work: Callable[[Runtime, CancelToken], T], action: str, on_error: OnError
+def run_on_all(
+    members: Members,
+    work: Callable[[Runtime, CancelToken], T],
+    action: str,
+    on_error: OnError,
+    *,
+    at_once: int | None = None,
 ) -> Mapping[str, T | Error]:
-    """Do the same work on every host; an interruption (Ctrl-C) ends it on the hosts."""
+    """Do the same work on every host; an interruption (Ctrl-C) ends it on the hosts.
+
+    With `at_once` the hosts are done in batches of that number. If errors are raised, no batch begins after a failure.
+    """
     check_on_error(on_error)
     runtimes = members.require()
     cancel_group = CancelGroup()
+    hosts = list(runtimes)
+    outcomes: dict[str, Value[T] | Error] = {}
     with count_bar(action, len(runtimes), "hosts", shown=members.progress) as advance:
-        outcomes = gather(
-            {
-                host: functools.partial(cancel_group.run, functools.partial(work, runtime))
-                for host, runtime in runtimes.items()
-            },
-            on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
-            cancel=cancel_group.cancel,
-        )
-    return unwrap_all(outcomes, action) if on_error == "raise" else values_or_errors(outcomes)
+        while hosts and not (on_error == "raise" and any(isinstance(done, Error) for done in outcomes.values())):
+            batch, hosts = hosts[:at_once], hosts[len(hosts) if at_once is None else at_once :]
+            outcomes |= gather(
+                {host: functools.partial(cancel_group.run, functools.partial(work, runtimes[host])) for host in batch},
+                on_result=lambda _, outcome: advance(isinstance(outcome, Value)),
+                cancel=cancel_group.cancel,
+            )
+    return unwrap_all(outcomes, action, not_started=hosts) if on_error == "raise" else values_or_errors(outcomes)
 
 
 def map_items(

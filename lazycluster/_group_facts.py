@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 
 from lazycluster._display import pluralize, print_table
 from lazycluster._facts import HOST_TABLE_COLUMNS, host_table_row
-from lazycluster._membership import Members
+from lazycluster._membership import Members, unknown_hosts
 from lazycluster.managed import ManagedProcess
 from lazycluster.runtimes import Runtime
 
@@ -19,6 +19,34 @@ class GroupFacts:
     def __repr__(self) -> str:
         """Return the hosts."""
         return f"<{type(self).__name__} {', '.join(self.hosts) or 'without hosts'}>"
+
+    def __len__(self) -> int:
+        """Return the number of hosts."""
+        return len(self._members.all())
+
+    def __bool__(self) -> bool:
+        """Return True: a group without hosts is a group, too."""
+        return True
+
+    def __iter__(self) -> Iterator[Runtime]:
+        """Iterate over the runtimes as they are now, in the order of their hosts."""
+        return iter(self.runtimes)
+
+    def __contains__(self, host_or_runtime: object) -> bool:
+        """Return whether a host, given by its name, or a runtime belongs to the group."""
+        runtimes = self._members.all()
+        return host_or_runtime in runtimes or any(runtime is host_or_runtime for runtime in runtimes.values())
+
+    def __getitem__(self, host: str) -> Runtime:
+        """Return the runtime on a host.
+
+        Raises:
+            KeyError: If the host is not in the group; `get_runtime()` raises a `ValueError` for it.
+        """
+        runtimes = self._members.all()
+        if host not in runtimes:
+            raise KeyError(unknown_hosts([host], runtimes))
+        return runtimes[host]
 
     @property
     def hosts(self) -> list[str]:

@@ -217,7 +217,12 @@ def check_runtimes(runtimes: Iterable[Runtime] | None) -> list[Runtime]:
 def _check_members(hosts: Iterable[str], runtimes: Mapping[str, Runtime]) -> None:
     unknown = [host for host in hosts if host not in runtimes]
     if unknown:
-        raise ValueError(f"unknown host {', '.join(map(repr, unknown))} (group: {', '.join(runtimes) or 'no hosts'})")
+        raise ValueError(unknown_hosts(unknown, runtimes))
+
+
+def unknown_hosts(unknown: Iterable[str], runtimes: Mapping[str, Runtime]) -> str:
+    """Return the message that hosts are not in a group."""
+    return f"unknown host {', '.join(map(repr, unknown))} (group: {', '.join(runtimes) or 'no hosts'})"
 
 
 def raise_open_file_limit(host_count: int) -> None:

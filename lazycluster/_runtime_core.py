@@ -38,7 +38,6 @@ class RuntimeCore:
     host: str
     transport: RuntimeTransport
     resources: ResourceRegistry
-    working_dir: str
     host_info: HostInfo
     env: dict[str, str]
     task_history: TaskHistory
@@ -57,15 +56,23 @@ class RuntimeCore:
         variables = check_environment(env)
         check_text("working_dir", working_dir)
         resources = ResourceRegistry(transport)
-        made, host_info = resources.set_up(working_dir)
+        _, host_info = resources.set_up(working_dir)
         for warning in host_info.warnings:
             _log.warning("%s: %s", transport.host, warning)
-        return cls(transport.host, transport, resources, made, host_info, variables, TaskHistory(resources))
+        return cls(transport.host, transport, resources, host_info, variables, TaskHistory(resources))
+
+    @property
+    def working_dir(self) -> str:
+        """The working directory. It changes when a temporary one is gone; an error says so."""
+        return self.transport.working_dir
 
     @property
     def env_variables(self) -> dict[str, str]:
         """The environment variables of commands and functions."""
-        return {**self.env, "WORKING_DIR": self.working_dir}
+        return self._env_variables_in(self.working_dir)
+
+    def _env_variables_in(self, working_dir: str) -> dict[str, str]:
+        return {**self.env, "WORKING_DIR": working_dir}
 
     def context(self, cancel_token: CancelToken | None = None) -> HostContext:
         """Return the surroundings of work on the host.
@@ -74,7 +81,8 @@ class RuntimeCore:
             RuntimeClosedError: If the runtime was cleaned up.
         """
         self.resources.check_open()
-        return HostContext(self.transport, self.working_dir, self.env_variables, cancel_token)
+        working_dir = self.working_dir  # once: another thread may see that it is gone
+        return HostContext(self.transport, working_dir, self._env_variables_in(working_dir), cancel_token)
 
     def command(
         self,
@@ -91,9 +99,9 @@ class RuntimeCore:
             RuntimeClosedError: If the runtime was cleaned up.
             ValueError: If an argument is out of range.
         """
-        self.resources.check_open()
-        variables = {**self.env_variables, **(env or {})}  # a Command checks them
-        directory = join_cwd(self.working_dir, cwd)
+        context = self.context()
+        variables = {**context.env, **(env or {})}  # a Command checks them
+        directory = join_cwd(context.cwd or "", cwd)
         data, source = split_stdin(stdin)
         return Command(program, cwd=directory, env=variables, stdin=data, source=source, timeout=timeout)
 

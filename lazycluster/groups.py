@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar, overload
 
 from lazycluster import _group_calls, _group_tasks
 from lazycluster._gather import gather, unwrap_all
 from lazycluster._group_facts import GroupFacts
+from lazycluster._group_files import GroupFiles
 from lazycluster._group_ports import GroupPorts
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, Members, check_runtimes
 from lazycluster._model.run_options import DEFAULT_MAX_OUTPUT
@@ -24,7 +24,7 @@ T = TypeVar("T")
 X = TypeVar("X")
 
 
-class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
+class RuntimeGroup(GroupFacts, GroupFiles, GroupPorts, CleanupOnExit):
     """Some hosts that work together: the same command, function or file on all of them, or items spread over them.
 
     Hosts are connected in parallel. It is a context manager; at its end, or at `close()`, everything that its runtimes
@@ -116,6 +116,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         on_output: Callable[[str, Stream, bytes], object] | None = ...,
         on_line: Callable[[str, Stream, str], object] | None = ...,
         max_output: int | None = ...,
+        at_once: int | None = ...,
     ) -> dict[str, CommandResult]: ...
     @overload
     def run(
@@ -131,6 +132,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         on_output: Callable[[str, Stream, bytes], object] | None = ...,
         on_line: Callable[[str, Stream, str], object] | None = ...,
         max_output: int | None = ...,
+        at_once: int | None = ...,
     ) -> dict[str, CommandResult | Error]: ...
     def run(
         self,
@@ -145,6 +147,7 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         on_output: Callable[[str, Stream, bytes], object] | None = None,
         on_line: Callable[[str, Stream, str], object] | None = None,
         max_output: int | None = DEFAULT_MAX_OUTPUT,
+        at_once: int | None = None,
     ) -> Mapping[str, CommandResult | Error]:
         """Run a command on every host at once and return the results by host; see `Runtime.run()`.
 
@@ -159,12 +162,17 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
             on_output: Gets each piece of output with its host, in one thread for all hosts.
             on_line: Gets each line of output with its host, without its newline, in the same thread.
             max_output: The bytes that each stream of each host may have, or None for any number.
+            at_once: The number of hosts at once; default: all. A batch begins when the last one has ended. With
+                `on_error="raise"` no batch begins after one in which a host failed; the error's `not_started` names
+                the hosts of the others.
 
         Raises:
             HostsFailedError: If `Runtime.run()` raises for some hosts; the error's `values` are the results of others.
             ValueError: If an argument is out of range.
         """
-        prepared = _group_calls.GroupCommand(command, cwd, env, stdin, timeout, check, on_output, on_line, max_output)
+        prepared = _group_calls.GroupCommand(
+            command, cwd, env, stdin, timeout, check, on_output, on_line, max_output, at_once
+        )
         return prepared.run(self._members, on_error)
 
     @overload
@@ -343,43 +351,6 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         return _group_tasks.execute_task(
             self._members, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
         )
-
-    @overload
-    def send_file(
-        self,
-        local_path: str | os.PathLike[str],
-        remote_path: str | None = ...,
-        execute_async: bool = ...,
-        *,
-        on_error: Literal["raise"] = ...,
-    ) -> dict[str, RuntimeTask]: ...
-    @overload
-    def send_file(
-        self,
-        local_path: str | os.PathLike[str],
-        remote_path: str | None = ...,
-        execute_async: bool = ...,
-        *,
-        on_error: Literal["collect"],
-    ) -> dict[str, RuntimeTask | Error]: ...
-    def send_file(
-        self,
-        local_path: str | os.PathLike[str],
-        remote_path: str | None = None,
-        execute_async: bool = True,
-        *,
-        on_error: OnError = "raise",
-    ) -> Mapping[str, RuntimeTask | Error]:
-        """Send a file or directory to every host; see `RuntimeTask.send_file()` and `execute_task()`.
-
-        Returns:
-            The tasks that send it, by host.
-
-        Raises:
-            ValueError: If the local path does not exist.
-            HostsFailedError: If it could not be sent to some hosts; with `execute_async`, `join()` raises it.
-        """
-        return _group_tasks.send_file(self._members, local_path, remote_path, on_error, execute_async=execute_async)
 
     def join(self) -> None:
         """Wait until every task in the background has ended.

@@ -12,6 +12,7 @@ from lazycluster._model.run_options import DEFAULT_MAX_OUTPUT, RunOptions
 from lazycluster._process_start import start_process
 from lazycluster._requirements import Requirements
 from lazycluster._runtime_core import RuntimeCore, register_core
+from lazycluster._runtime_files import RuntimeFiles
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
 from lazycluster._transports import factory
 from lazycluster._typing import Unpack
@@ -27,7 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Runtime(Facts, CleanupOnExit):
+class Runtime(Facts, RuntimeFiles, CleanupOnExit):
     """One host to run tasks and functions on, and to tunnel to and from.
 
     Constructing it logs in, makes the working directory, and probes the machine. It is a context manager: at the end of
@@ -68,7 +69,11 @@ class Runtime(Facts, CleanupOnExit):
 
     @property
     def working_dir(self) -> str:
-        """The path of the working directory on the host."""
+        """The path of the working directory on the host.
+
+        It changes if it is temporary and is gone, as after a broken connection: the first use then raises
+        `WorkingDirectoryError`, and the next ones have a new, empty directory.
+        """
         return self._core.working_dir
 
     @property
@@ -167,7 +172,7 @@ class Runtime(Facts, CleanupOnExit):
             CommandTimeoutError: If it took longer than `timeout`.
             OutputLimitError: If a stream has more than `max_output` bytes; the command is ended.
             ConnectionLostError: If the connection broke.
-            WorkingDirectoryError: If the directory cannot be entered.
+            WorkingDirectoryError: If the working directory cannot be entered; see `working_dir`.
             ValueError: If an argument is out of range.
         """
         options = RunOptions(check, on_output, on_line, max_output)

@@ -22,7 +22,7 @@ from lazycluster._model.running_command import CommandEndedError, CommandRunner,
 from lazycluster._model.watch import Watch
 from lazycluster._ssh.host_scripts import FETCH, RECEIVE_FILE, RECEIVE_TREE
 from lazycluster._ssh.shell import quote_path
-from lazycluster.exceptions import TransferError, UnsafeArchiveError
+from lazycluster.exceptions import UnsafeArchiveError, transfer_error
 from lazycluster.results import Collector, CommandResult
 
 _HARMLESS_TAR_WARNING = re.compile(r".*: (file changed as we read it|File removed before we read it)\s*")
@@ -174,7 +174,7 @@ def fetch(
             and all(_HARMLESS_TAR_WARNING.fullmatch(line) for line in stderr_text.splitlines())
         )
         if not header or not (result.ok or changed):
-            raise TransferError(runner.host, "fetch", remote, stderr_text or f"exit status {result.exit_code}")
+            raise transfer_error(runner.host, "fetch", remote, stderr_text or f"exit status {result.exit_code}")
         for temporary, target in received[-1:]:
             move_into_place(temporary, target)
     finally:

@@ -127,9 +127,18 @@ def check_text(name: str, value: str | None) -> str | None:
     Raises:
         ValueError: If the value is empty, holds NUL, or is not text.
     """
-    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
-        raise ValueError(f"{name} must be text, not empty and without NUL, got {value!r:.200}")
-    return value
+    return None if value is None else check_path(name, value)
+
+
+def check_path(name: str, path: str) -> str:
+    """Return a path on a host.
+
+    Raises:
+        ValueError: If it is empty, holds NUL, or is not text.
+    """
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{name} must be text, not empty and without NUL, got {path!r:.200}")
+    return path
 
 
 def join_cwd(working_dir: str, cwd: str | None) -> str:

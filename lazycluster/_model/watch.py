@@ -45,6 +45,7 @@ UNWATCHED = Watch()
 def make_watch(
     on_output: Callable[[Stream, bytes], object] | None = None,
     on_progress: Callable[[int, int | None], object] | None = None,
+    cancel_token: CancelToken | None = None,
 ) -> Watch:
     """Return a watch with the callbacks that a caller gave, if any."""
-    return Watch(on_output or _ignore_output, on_progress or _ignore_progress)
+    return Watch(on_output or _ignore_output, on_progress or _ignore_progress, cancel_token)

@@ -1,4 +1,5 @@
-# Print a file or a directory. $1 path, $2 largest size in bytes of a file that is printed itself. Needs split_path.sh.
+# Print a file or a directory. $1 path, $2 largest size in bytes of a file that is printed itself.
+# Needs fail.sh and split_path.sh.
 #
 # Of a file it prints `f`, its directory, name and size, each ended by a NUL. For a file that is not larger its octal
 # mode and time in seconds follow, ended by a NUL, then its content.

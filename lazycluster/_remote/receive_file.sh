@@ -1,6 +1,6 @@
 # Write a file from standard input. It comes under a temporary name and is renamed when it is complete.
 # $1 target, $2 name in a directory, $3 random, $4 size, $5 mode, $6 time for touch(1).
-# Needs split_path.sh, target.sh and file_target.sh.
+# Needs fail.sh, split_path.sh, target.sh and file_target.sh.
 enter_file_target "$1" "$2"
 temporary=./.lazycluster-$3
 trap 'rm -f -- "$temporary"' EXIT

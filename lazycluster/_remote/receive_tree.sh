@@ -1,5 +1,6 @@
 # Write a directory from the tar stream on standard input. It comes under a temporary name and is moved when complete.
-# $1 target, $2 name in a directory, $3 random, $4 name of the last member, $5 mode. Needs split_path.sh and target.sh.
+# $1 target, $2 name in a directory, $3 random, $4 name of the last member, $5 mode.
+# Needs fail.sh, split_path.sh and target.sh.
 #
 # A tree is moved into an existing one directory by directory, the files of each with one mv.
 #

@@ -1,10 +1,5 @@
-# Print why the script fails, and exit.
-fail() {
-    printf '%s\n' "$1" >&2
-    exit 1
-}
 # Split a path: set $directory, absolute and without links, and $base, the name in it. Enter the directory.
-# The dot keeps $(...) from cutting newlines at the end of a name.
+# Needs fail.sh. The dot keeps $(...) from cutting newlines at the end of a name.
 split_path() {
     whole=$1
     while :; do case $whole in ?*/) whole=${whole%/};; *) break;; esac; done

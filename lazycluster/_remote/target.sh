@@ -1,4 +1,4 @@
-# Needs split_path.sh.
+# Needs fail.sh and split_path.sh.
 
 # Enter the directory in which a file or tree for a target belongs, and set $directory and $base as split_path does.
 # Takes the target, and the name to use if the target is a directory.

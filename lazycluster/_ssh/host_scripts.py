@@ -24,8 +24,8 @@ def text(*names: str) -> str:
     return "".join(f"{line}\n" for line in lines if line and not line.startswith("#"))
 
 
-RESOLVE_FILE_TARGET = text("split_path", "target", "file_target", "prepare_file")
-RECEIVE_FILE = text("split_path", "target", "file_target", "receive_file")
+RESOLVE_FILE_TARGET = text("fail", "split_path", "target", "file_target", "prepare_file")
+RECEIVE_FILE = text("fail", "split_path", "target", "file_target", "receive_file")
 MOVE_FILE = 'mv -f -- "$1" "$2"\n'
 """$1 temporary name, $2 name."""
 
@@ -33,8 +33,13 @@ REMOVE_PATH = 'rm -rf -- "$1"\n'
 """$1 path."""
 
 CREATE_LINK = text("create_link")
-RECEIVE_TREE = text("split_path", "target", "receive_tree")
-FETCH = text("split_path", "fetch")
+RECEIVE_TREE = text("fail", "split_path", "target", "receive_tree")
+FETCH = text("fail", "split_path", "fetch")
+READ_FILE = text("fail", "read_file")
+WRITE_FILE = text("fail", "split_path", "target", "file_target", "write_file")
+PATH_EXISTS = text("path_exists")
+LIST_DIRECTORY = text("fail", "list_directory")
+GLOB_PATHS = text("fail", "glob_paths")
 MAKE_WORKING_DIRECTORY = text("make_working_directory")
 STOP_MARKED_PROCESSES = text("terminate_marked", "stop_marked") + 'lc_stop_marked "$@"\n'
 """$1 the variable that marks the processes, $2 `grace_tenths()`; the others are directories to remove."""

@@ -63,6 +63,10 @@ class RuntimeTransport(Transport, Protocol):
     """The transport of a runtime: it also makes directories, probes the machine, opens tunnels, and cleans up."""
 
     @property
+    def working_dir(self) -> str:
+        """The working directory: a new one, after a temporary one was gone and an error has said so."""
+
+    @property
     def temp_dirs(self) -> list[str]:
         """The temporary directories that are still to be removed."""
 
@@ -77,6 +81,21 @@ class RuntimeTransport(Transport, Protocol):
 
     def delete_dir(self, path: str, *, cwd: str) -> bool:
         """Delete a directory with its contents; return whether nothing of it is left."""
+
+    def read_file(self, path: str, max_size: int, *, cwd: str) -> bytes:
+        """Return the content of a file of at most `max_size` bytes."""
+
+    def write_file(self, path: str, data: bytes, *, cwd: str) -> None:
+        """Replace or make a file."""
+
+    def path_exists(self, path: str, *, cwd: str) -> bool:
+        """Return whether a path leads to something."""
+
+    def list_dir(self, path: str, *, cwd: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+
+    def glob(self, pattern: str, *, cwd: str) -> list[str]:
+        """Return the paths that match a pattern, sorted."""
 
     def free_ports(self, ports: Sequence[int]) -> list[int]:
         """Return the given ports on which a server could listen."""

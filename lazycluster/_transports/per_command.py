@@ -37,8 +37,7 @@ class PerCommandTransport(SshTransport):
         if not separator:
             raise directory_error(self.host, working_dir, result.output.strip() or f"exit status {result.exit_code}")
         made = path.decode("utf-8", "surrogateescape")
-        if working_dir is None:
-            self._temp_dirs.append(made)
+        self._set_working_dir(made, is_temporary=working_dir is None)
         return made, parse_probe_output(facts.decode(errors="replace"))
 
     def _carry_out(self, command: Command, watch: Watch) -> int:
@@ -65,7 +64,8 @@ class PerCommandTransport(SshTransport):
 
     def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
         """Run a command in a session of its own; see `CommandRunner.communicate()`."""
-        return self.ssh_client.communicate(command, conversation, watch)
+        with self._replacing_lost_dir():
+            return self.ssh_client.communicate(command, conversation, watch)
 
     def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
         """Call a function in a Python process of its own."""

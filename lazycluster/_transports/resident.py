@@ -29,6 +29,7 @@ from lazycluster._ssh.host_scripts import PROBE_SCRIPT
 from lazycluster._transports.remote_child import ExitInfo, RemoteChild
 from lazycluster._transports.ssh_transport import SshTransport, directory_error
 from lazycluster._transports.supervisor_client import Hello, SupervisorClient, SupervisorSettings
+from lazycluster._transports.working_dir import is_within
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
     CommandStoppedError,
@@ -71,8 +72,7 @@ class ResidentTransport(SshTransport):
             hello = self._start_supervisor(settings)
         if hello.working_dir_error:
             raise directory_error(self.host, working_dir, hello.working_dir_error)
-        if working_dir is None:
-            self._temp_dirs.append(hello.working_dir)
+        self._set_working_dir(hello.working_dir, is_temporary=working_dir is None)
         facts = attrs.evolve(
             parse_probe_output(hello.probe_output),
             python_version=hello.python.version,
@@ -91,9 +91,9 @@ class ResidentTransport(SshTransport):
             current = self._restart_supervisor()
         if cwd is not None:
             for path, reason in list(self._lost_temp_dirs.items()):
-                if f"{cwd}/".startswith(f"{path}/"):
+                if is_within(cwd, path):
                     why = f"it was temporary, and went when the connection broke: {reason}"
-                    raise WorkingDirectoryError(self.host, cwd, why, advice="Make a new Runtime.")
+                    raise WorkingDirectoryError(self.host, cwd, why)
         return current
 
     def _restart_supervisor(self) -> SupervisorClient:
@@ -107,6 +107,9 @@ class ResidentTransport(SshTransport):
             self._start_supervisor(SupervisorSettings(self._python, self.ssh_client.grace))
             assert self._supervisor is not None
             return self._supervisor
+
+    def _is_dir_gone(self, path: str) -> bool:
+        return path in self._lost_temp_dirs or super()._is_dir_gone(path)
 
     def _is_usable(self, supervisor: SupervisorClient) -> bool:
         return supervisor.is_running and self.ssh_client.is_connected
@@ -147,6 +150,10 @@ class ResidentTransport(SshTransport):
         self, command: Command, conversation: Callable[[RemoteChild], object], watch: Watch = UNWATCHED
     ) -> int:
         """Run a command as a child of the supervisor; see `CommandRunner.communicate()`."""
+        with self._replacing_lost_dir():
+            return self._communicate(command, conversation, watch)
+
+    def _communicate(self, command: Command, conversation: Callable[[RemoteChild], object], watch: Watch) -> int:
         flags = FLAG_LOGIN_SHELL if command.login_shell else 0
         text = command.program
         if not isinstance(text, str):
@@ -160,6 +167,10 @@ class ResidentTransport(SshTransport):
 
     def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
         """Call a function in a forked child of the supervisor."""
+        with self._replacing_lost_dir():
+            self._call(call, outcome, watch)
+
+    def _call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch) -> None:
         outcome.seek(0)
         outcome.truncate()
         function = call.payload.function

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shlex
+from abc import abstractmethod
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from lazycluster._files import transfer
+from lazycluster._files import contents, transfer
 from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.running_command import CommandRunner, wait_for_end
@@ -18,6 +20,7 @@ from lazycluster._ssh.host_scripts import STOP_MARKED_PROCESSES, grace_tenths
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, quote_path
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
+from lazycluster._transports.working_dir import WorkingDir
 from lazycluster.exceptions import LazyclusterError, WorkingDirectoryError
 from lazycluster.results import Collector, CommandResult, Stream
 
@@ -38,6 +41,7 @@ class SshTransport(CommandRunner):
         self._tunnel_manager = TunnelManager(
             ssh_client.destination, password=ssh_client.password, timeouts=ssh_client.timeouts
         )
+        self._working_dir = WorkingDir()
         self._initialize()
         reset_in_forks(self)
 
@@ -53,6 +57,31 @@ class SshTransport(CommandRunner):
         """The temporary directories that are still to be removed."""
         return list(self._temp_dirs)
 
+    @property
+    def working_dir(self) -> str:
+        """The working directory of the runtime."""
+        return self._working_dir.path
+
+    def _set_working_dir(self, path: str, *, is_temporary: bool) -> None:
+        self._working_dir.set(path, is_temporary=is_temporary)
+        if is_temporary:
+            self._temp_dirs.append(path)
+
+    def _replacing_lost_dir(self) -> AbstractContextManager[None]:
+        """Replace a temporary working directory that is gone, if the block cannot enter it."""
+        return self._working_dir.replaced_if_gone(self._is_dir_gone, self.create_tempdir)
+
+    def _is_dir_gone(self, path: str) -> bool:
+        if contents.path_exists(self, path, cwd=None):
+            return False
+        if path in self._temp_dirs:
+            self._temp_dirs.remove(path)
+        return True
+
+    @abstractmethod
+    def create_tempdir(self) -> str:
+        """Make a temporary directory, and return its path."""
+
     def connect(self) -> None:
         """Log in unless the client is connected."""
         self.ssh_client.master()
@@ -64,6 +93,26 @@ class SshTransport(CommandRunner):
     def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Fetch a file or a directory; see `Connection.get()`."""
         transfer.get(self._transfer_backend(), remote, local, cwd=cwd, watch=watch)
+
+    def read_file(self, path: str, max_size: int, *, cwd: str) -> bytes:
+        """Return the content of a file of at most `max_size` bytes."""
+        return contents.read_file(self, path, max_size, cwd=cwd)
+
+    def write_file(self, path: str, data: bytes, *, cwd: str) -> None:
+        """Replace or make a file."""
+        contents.write_file(self, path, data, cwd=cwd)
+
+    def path_exists(self, path: str, *, cwd: str) -> bool:
+        """Return whether a path leads to something."""
+        return contents.path_exists(self, path, cwd=cwd)
+
+    def list_dir(self, path: str, *, cwd: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+        return contents.list_dir(self, path, cwd=cwd)
+
+    def glob(self, pattern: str, *, cwd: str) -> list[str]:
+        """Return the paths that match a pattern, sorted."""
+        return contents.glob(self, pattern, cwd=cwd)
 
     def _transfer_backend(self) -> transfer.TransferBackend:
         return transfer.TransferBackend(self, self.ssh_client, max_streamed_bytes=self._max_streamed_bytes)

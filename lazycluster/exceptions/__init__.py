@@ -37,6 +37,7 @@ The tree; `x` marks a plain class to catch the errors below it, `+` a record wit
     + PythonVersionMismatchError
   + RemoteTraceback
   + TransferError
+    + HostFileNotFoundError (FileNotFoundError)
   + UnsafeArchiveError
   + BrokenArchiveError
   + TunnelError
@@ -62,7 +63,13 @@ from lazycluster.exceptions.commands import (
     TaskExecutionError,
     WorkingDirectoryError,
 )
-from lazycluster.exceptions.files import BrokenArchiveError, TransferError, UnsafeArchiveError
+from lazycluster.exceptions.files import (
+    BrokenArchiveError,
+    HostFileNotFoundError,
+    TransferError,
+    UnsafeArchiveError,
+    transfer_error,
+)
 from lazycluster.exceptions.functions import (
     FunctionError,
     FunctionNotSerializableError,
@@ -112,6 +119,7 @@ __all__ = [
     "FunctionError",
     "FunctionNotSerializableError",
     "HostError",
+    "HostFileNotFoundError",
     "HostUnreachableError",
     "HostsFailedError",
     "InvalidRuntimeError",
@@ -141,6 +149,7 @@ __all__ = [
     "WorkingDirectoryError",
     "error_text",
     "indented_tail",
+    "transfer_error",
 ]
 
 HOST_LOST_ERRORS = (HostError, WorkingDirectoryError)

@@ -6,10 +6,13 @@ import attrs
 
 from lazycluster.exceptions.root import LazyclusterError
 
+NO_SUCH_FILE = "no such file or directory"
+"""The reason of a `TransferError` for a path that does not exist on the host, as the host's scripts print it."""
+
 
 @attrs.frozen(slots=False)
 class TransferError(LazyclusterError):
-    """A file or directory could not be sent or fetched. An older one at the target is unchanged."""
+    """A file or directory could not be sent, fetched, read or written. An older one at the target is unchanged."""
 
     host: str
     action: str
@@ -20,6 +23,16 @@ class TransferError(LazyclusterError):
     def __str__(self) -> str:
         to = f" to {self.target!r}" if self.target else ""
         return f"{self.host}: cannot {self.action} {self.path!r}{to}: {self.reason}"
+
+
+class HostFileNotFoundError(TransferError, FileNotFoundError):
+    """There is no such file or directory on the host."""
+
+
+def transfer_error(host: str, action: str, path: str, reason: str) -> TransferError:
+    """Return the error of a path on a host, of the class that fits the reason."""
+    error_class = HostFileNotFoundError if reason == NO_SUCH_FILE else TransferError
+    return error_class(host, action, path, reason)
 
 
 @attrs.frozen(slots=False)

@@ -22,7 +22,8 @@ class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
     """The same work failed on some of several hosts: an `ExceptionGroup` of their errors, each with a note of its host.
 
     `errors` pairs each host with its error, in the order of the hosts. `total` is the number of hosts in the work.
-    `values` holds the results of the other hosts. A pickle leaves out values that cannot be pickled, such as tasks.
+    `values` holds the results of the other hosts, and `not_started` names those on which the work did not begin,
+    because it failed on others before (`at_once=`). A pickle leaves out values that cannot be pickled, such as tasks.
     `split()` and `subgroup()` keep the hosts of the errors they choose, and the values.
 
     `except HostsFailedError` catches it as a whole, `except* SomeError` its members of that class. Python allows no
@@ -33,6 +34,7 @@ class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
     errors: tuple[tuple[str, Exception], ...]
     total: int = 0
     values: Mapping[str, object] = attrs.field(factory=dict, repr=False, eq=False)
+    not_started: tuple[str, ...] = ()
 
     def __new__(cls, action: str, errors: Sequence[tuple[str, Exception]], *_: object, **__: object) -> Self:
         """Make the group of the errors; `__init__` sets the fields."""
@@ -48,7 +50,10 @@ class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
         hosts = len({host for host, _ in self.errors})
         of = f" of {self.total}" if self.total else ""
         head = f"{shorten(self.action)} failed on {hosts}{of} host{'s' if max(hosts, self.total) > 1 else ''}:"
-        return "\n".join([head, *(f"  {line}" for host, error in self.errors for line in error_lines(host, error))])
+        lines = [f"  {line}" for host, error in self.errors for line in error_lines(host, error)]
+        if self.not_started:
+            lines.append(f"  not started on {', '.join(self.not_started)}")
+        return "\n".join([head, *lines])
 
     @overload
     def derive(self, excs: Sequence[X], /) -> ExceptionGroup[X]: ...
@@ -66,12 +71,12 @@ class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
             if host is None or not isinstance(error, Exception):
                 return BaseExceptionGroup(f"{shorten(self.action)} failed", excs)
             errors.append((host, error))
-        return HostsFailedError(self.action, tuple(errors), self.total, self.values)
+        return HostsFailedError(self.action, tuple(errors), self.total, self.values, self.not_started)
 
     def __reduce__(self) -> tuple[type[LazyclusterError], tuple[object, ...]]:
         """Return the class and arguments that rebuild it."""
         values = {host: value for host, value in self.values.items() if _can_pickle(value)}
-        return type(self), (self.action, self.errors, self.total, values)
+        return type(self), (self.action, self.errors, self.total, values, self.not_started)
 
     def __str__(self) -> str:
         return self.message

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
         Called,
         DeletedDir,
         Fetched,
+        Looked,
         MadeDir,
         OpenedTunnel,
         Ran,
+        Read,
         Sent,
+        Wrote,
     )
     from lazycluster.testing.fake_host import FakeHost
     from lazycluster.testing.local_sshd import (
@@ -45,14 +48,17 @@ __all__ = [
     "Fetched",
     "LocalSshd",
     "LocalSshdError",
+    "Looked",
     "MadeDir",
     "OpenedTunnel",
     "Ran",
+    "Read",
     "Relay",
     "ScriptedHost",
     "Sent",
     "SshdNotFoundError",
     "UnexpectedCommandError",
+    "Wrote",
     "find_sshd",
     "write_config",
 ]

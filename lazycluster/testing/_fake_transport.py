@@ -13,11 +13,11 @@ from typing import IO
 
 import attrs
 
+from lazycluster._files.transfer import raising_transfer_errors
 from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.python_finder import python_candidates
 from lazycluster._model.command import Command
 from lazycluster._model.forwarding import Forwarding, ForwardType
-from lazycluster._model.input_source import read_pieces
 from lazycluster._model.running_command import (
     CommandEndedError,
     Conversation,
@@ -27,7 +27,8 @@ from lazycluster._model.running_command import (
 )
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._transports.ssh_transport import directory_error
-from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError, queue_get
+from lazycluster._transports.working_dir import WorkingDir
+from lazycluster._waiting import Deadline, DeadlinePassedError, queue_get
 from lazycluster.exceptions import (
     CommandFailedError,
     CommandStoppedError,
@@ -38,11 +39,23 @@ from lazycluster.exceptions import (
 )
 from lazycluster.hardware import HostInfo
 from lazycluster.results import Collector, CommandResult, Stream
-from lazycluster.testing._fake_command import FakeCommand
+from lazycluster.testing._fake_command import FakeCommand, read_stdin
 from lazycluster.testing._fake_tunnel import FakeTunnel
 from lazycluster.testing._host_state import HostState
 from lazycluster.testing._in_process_call import FunctionEnded, FunctionNotStarted, InProcessCall, InProcessEvent
-from lazycluster.testing.calls import AskedForPorts, Called, DeletedDir, Fetched, MadeDir, OpenedTunnel, Ran, Sent
+from lazycluster.testing.calls import (
+    AskedForPorts,
+    Called,
+    DeletedDir,
+    Fetched,
+    Looked,
+    MadeDir,
+    OpenedTunnel,
+    Ran,
+    Read,
+    Sent,
+    Wrote,
+)
 
 
 class FakeTransport:
@@ -56,6 +69,7 @@ class FakeTransport:
         self._python = python
         self._resident = resident
         self._temp_dirs: list[str] = []
+        self._working_dir = WorkingDir()
         self._event_queues: set[queue.SimpleQueue[InProcessEvent]] = set()
         self._lock = threading.Lock()
         machine.register(self)
@@ -68,6 +82,11 @@ class FakeTransport:
     def temp_dirs(self) -> list[str]:
         """The temporary directories that are to be removed."""
         return list(self._temp_dirs)
+
+    @property
+    def working_dir(self) -> str:
+        """The working directory of the runtime."""
+        return self._working_dir.path
 
     # State ------------------------------------------------------------------------------------------------------------
 
@@ -103,8 +122,19 @@ class FakeTransport:
             made = self.create_tempdir() if working_dir is None else self.machine.files.make_dir(working_dir, None)
         except OSError as error:
             raise directory_error(self.host, working_dir, error.strerror or str(error)) from error
+        self._working_dir.set(made, is_temporary=working_dir is None)
         self.machine.working_dir = made
         return made, self.machine.info
+
+    def _replacing_lost_dir(self) -> contextlib.AbstractContextManager[None]:
+        """Replace a temporary working directory that is gone, if the block cannot enter it."""
+        return self._working_dir.replaced_if_gone(
+            lambda path: not self.machine.files.local_path(path).exists(), self._new_working_dir
+        )
+
+    def _new_working_dir(self) -> str:
+        self.machine.working_dir = self.create_tempdir()
+        return self.machine.working_dir
 
     def clean_up(self) -> None:
         """Remove the temporary directories."""
@@ -144,8 +174,12 @@ class FakeTransport:
 
     def communicate(self, command: Command, conversation: Conversation, watch: Watch = UNWATCHED) -> int:
         """Answer a command as the test says, and hold a conversation with it."""
+        with self._replacing_lost_dir():
+            return self._communicate(command, conversation, watch)
+
+    def _communicate(self, command: Command, conversation: Conversation, watch: Watch) -> int:
         self.check()
-        stdin = self._read_stdin(command, watch)
+        stdin = read_stdin(self.host, command, watch)
         asked = Ran(self.host, command.title, command.cwd, command.env, stdin, timeout=command.timeout)
         self.machine.record(asked)
         directory = self.machine.files.resolve_cwd(self.host, command.cwd)
@@ -176,17 +210,6 @@ class FakeTransport:
         if answer.error is not None:
             raise answer.error
         return answer.exit_code
-
-    def _read_stdin(self, command: Command, watch: Watch) -> bytes:
-        """Return the standard input of a command; a file is read to its end."""
-        if command.source is None:
-            return command.stdin or b""
-        try:
-            return b"".join(read_pieces(command.source, Deadline(command.timeout), watch.cancel_token))
-        except CancelledError:
-            raise CommandStoppedError(self.host, command.title) from None
-        except DeadlinePassedError:
-            raise timeout_error(self.host, command.title, command.timeout, Collector()) from None
 
     def _wait_for_event(
         self, events: queue.SimpleQueue[InProcessEvent], title: str, deadline: Deadline, watch: Watch
@@ -244,6 +267,10 @@ class FakeTransport:
 
     def call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch = UNWATCHED) -> None:
         """Call a function in this process, and write its outcome to a file."""
+        with self._replacing_lost_dir():
+            self._call(call, outcome, watch)
+
+    def _call(self, call: FunctionCall, outcome: IO[bytes], watch: Watch) -> None:
         payload = call.payload
         self.check()
         self.machine.record(
@@ -276,17 +303,59 @@ class FakeTransport:
 
     # Files and directories --------------------------------------------------------------------------------------------
 
+    def _enter_dir(self, action: str, path: str, cwd: str | None) -> None:
+        """Check that a transfer can begin in a directory."""
+        with raising_transfer_errors(self.host, action, path), self._replacing_lost_dir():
+            self.machine.files.resolve_cwd(self.host, cwd)
+
     def put(self, local: Path, remote: str | None = None, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Send a file or a directory into the directory that plays the host; see `Connection.put()`."""
         self.check()
         self.machine.record(Sent(self.host, local, remote, cwd))
+        self._enter_dir("send", str(local), cwd)
         self.machine.files.put(self.host, local, remote, cwd, watch.on_progress)
 
     def get(self, remote: str, local: Path, *, cwd: str | None = None, watch: Watch = UNWATCHED) -> None:
         """Fetch a file or a directory from the directory that plays the host; see `Connection.get()`."""
         self.check()
         self.machine.record(Fetched(self.host, remote, local, cwd))
+        self._enter_dir("fetch", remote, cwd)
         self.machine.files.get(self.host, remote, local, cwd, watch.on_progress)
+
+    def read_file(self, path: str, max_size: int, *, cwd: str) -> bytes:
+        """Return the content of a file of at most `max_size` bytes."""
+        self.check()
+        self.machine.record(Read(self.host, path, cwd))
+        self._enter_dir("read", path, cwd)
+        return self.machine.files.read_file(self.host, path, max_size, cwd)
+
+    def write_file(self, path: str, data: bytes, *, cwd: str) -> None:
+        """Replace or make a file."""
+        self.check()
+        self.machine.record(Wrote(self.host, path, data, cwd))
+        self._enter_dir("write", path, cwd)
+        self.machine.files.write_file(self.host, path, data, cwd)
+
+    def path_exists(self, path: str, *, cwd: str) -> bool:
+        """Return whether a path leads to something."""
+        self.check()
+        self.machine.record(Looked(self.host, path, cwd))
+        self._enter_dir("find", path, cwd)
+        return self.machine.files.path_exists(self.host, path, cwd)
+
+    def list_dir(self, path: str, *, cwd: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+        self.check()
+        self.machine.record(Looked(self.host, path, cwd))
+        self._enter_dir("list", path, cwd)
+        return self.machine.files.list_dir(self.host, path, cwd)
+
+    def glob(self, pattern: str, *, cwd: str) -> list[str]:
+        """Return the paths that match a pattern, sorted."""
+        self.check()
+        self.machine.record(Looked(self.host, pattern, cwd))
+        self._enter_dir("list", pattern, cwd)
+        return self.machine.files.glob(self.host, pattern, cwd)
 
     def create_dir(self, path: str, *, cwd: str) -> None:
         """Make a directory with its parents."""

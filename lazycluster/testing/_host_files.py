@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import posixpath
 import re
@@ -17,7 +18,8 @@ from lazycluster._files.tar_reader import extract_tar
 from lazycluster._files.tar_writer import END_MARKER, write_tar
 from lazycluster._files.transfer import raising_transfer_errors
 from lazycluster._model.checks import absolute_path
-from lazycluster.exceptions import TransferError, WorkingDirectoryError
+from lazycluster.exceptions import TransferError, WorkingDirectoryError, transfer_error
+from lazycluster.exceptions.files import NO_SUCH_FILE
 
 _TILDE_PATH = re.compile(r"~([A-Za-z0-9_][A-Za-z0-9_.-]*)?(?:/(.*))?", re.DOTALL)
 _PATH_ENDS_WITHOUT_NAME = {"", ".", "..", "~"}
@@ -152,13 +154,85 @@ class HostFiles:
         with raising_transfer_errors(host, "fetch", remote):
             self.resolve_cwd(host, cwd)
             source = self.local_path(remote, cwd)
-            if not source.exists() or (remote.endswith("/") and not source.is_dir()):
-                raise TransferError(host, "fetch", remote, "no such file or directory")
+            if not _leads_to_something(source, remote):
+                raise transfer_error(host, "fetch", remote, NO_SUCH_FILE)
             if not source.is_dir() and not source.is_file():
                 raise TransferError(host, "fetch", remote, "neither a regular file nor a directory")
             name = PurePosixPath(remote).name
             target = local / (source.name if name in _PATH_ENDS_WITHOUT_NAME else name) if local.is_dir() else local
             _copy_atomically(source, target, progress)
+
+    # Contents ---------------------------------------------------------------------------------------------------------
+
+    def read_file(self, host: str, path: str, max_size: int, cwd: str | None) -> bytes:
+        """Return the content of a file; see `Runtime.read_bytes()`."""
+        with raising_transfer_errors(host, "read", path):
+            self.resolve_cwd(host, cwd)
+            source = self.local_path(path, cwd)
+            if not _leads_to_something(source, path):
+                raise transfer_error(host, "read", path, NO_SUCH_FILE)
+            if not source.is_file():
+                raise TransferError(host, "read", path, "is a directory" if source.is_dir() else "not a regular file")
+            with source.open("rb") as file:
+                data = file.read(max_size + 1)
+            if len(data) > max_size:
+                raise TransferError(host, "read", path, f"it has more than {max_size} bytes (max_size)")
+            return data
+
+    def write_file(self, host: str, path: str, data: bytes, cwd: str | None) -> None:
+        """Replace or make a file; see `Runtime.write_bytes()`."""
+        with raising_transfer_errors(host, "write", path):
+            self.resolve_cwd(host, cwd)
+            target = self.local_path(path, cwd)
+            reason = "is a directory" if target.is_dir() else ""
+            if not reason:
+                reason, target = self._check_put_target(path, "", cwd, is_directory=False)
+            if reason:
+                raise TransferError(host, "write", path, reason)
+            temporary = temporary_path_beside(target)
+            try:
+                temporary.write_bytes(data)
+                if target.exists():
+                    temporary.chmod(target.stat().st_mode & 0o777)
+                move_into_place(temporary, target)
+            finally:
+                discard(temporary)
+
+    def path_exists(self, host: str, path: str, cwd: str | None) -> bool:
+        """Return whether a path leads to something; see `Runtime.exists()`."""
+        with raising_transfer_errors(host, "find", path):
+            self.resolve_cwd(host, cwd)
+            return _leads_to_something(self.local_path(path, cwd), path)
+
+    def list_dir(self, host: str, path: str, cwd: str | None) -> list[str]:
+        """Return the names in a directory; see `Runtime.listdir()`."""
+        with raising_transfer_errors(host, "list", path):
+            self.resolve_cwd(host, cwd)
+            source = self.local_path(path, cwd)
+            if not _leads_to_something(source, path):
+                raise transfer_error(host, "list", path, NO_SUCH_FILE)
+            if not source.is_dir():
+                raise TransferError(host, "list", path, "not a directory")
+            return sorted(entry.name for entry in source.iterdir())
+
+    def glob(self, host: str, pattern: str, cwd: str | None) -> list[str]:
+        """Return the paths that match a pattern; see `Runtime.glob()`."""
+        with raising_transfer_errors(host, "list", pattern):
+            start = self.resolve_cwd(host, cwd)
+        prefix, tilde = "", _TILDE_PATH.fullmatch(pattern)
+        if tilde is not None:
+            start, pattern = self.local_path(pattern.partition("/")[0]), tilde[2] or "."
+            prefix = f"{start}/"
+        elif pattern.startswith("/"):
+            prefix = "/"
+            start = Path("/") if pattern.startswith(f"{self.root}/") else self.root
+            pattern = pattern.lstrip("/")
+        return sorted(prefix + path for path in glob.glob(pattern, root_dir=start))  # noqa: PTH207 - as the host's
+
+
+def _leads_to_something(local: Path, path: str) -> bool:
+    """Return whether a path of the host exists; with a slash at its end it must be a directory."""
+    return local.is_dir() if path.endswith("/") else local.exists()
 
 
 def _copy_atomically(source: Path, target: Path, progress: ProgressCallback) -> None:

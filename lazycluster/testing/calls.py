@@ -68,6 +68,34 @@ class Fetched:
 
 
 @attrs.frozen
+class Read:
+    """A file was read: `read_bytes()` or `read_text()`."""
+
+    host: str
+    path: str
+    cwd: str | None = None
+
+
+@attrs.frozen
+class Wrote:
+    """A file was written: `write_bytes()` or `write_text()`."""
+
+    host: str
+    path: str
+    data: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+    cwd: str | None = None
+
+
+@attrs.frozen
+class Looked:
+    """The code under test looked for files: `exists()`, `listdir()` or `glob()`, with a path or pattern."""
+
+    host: str
+    path: str
+    cwd: str | None = None
+
+
+@attrs.frozen
 class MadeDir:
     """A directory was made: `create_dir()`."""
 
@@ -103,4 +131,6 @@ class OpenedTunnel:
     to_host: bool
 
 
-Asked: TypeAlias = Ran | Called | Sent | Fetched | MadeDir | DeletedDir | AskedForPorts | OpenedTunnel
+Asked: TypeAlias = (
+    Ran | Called | Sent | Fetched | Read | Wrote | Looked | MadeDir | DeletedDir | AskedForPorts | OpenedTunnel
+)

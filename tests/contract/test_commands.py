@@ -441,12 +441,13 @@ def test_set_env_variables_replaces_the_env_option(case: TransportCase) -> None:
 
 def test_run_missing_working_dir_raises(case: TransportCase) -> None:
     runtime = case.runtime()
-    case.local_path(runtime.working_dir).rmdir()
+    missing = runtime.working_dir
+    case.local_path(missing).rmdir()
 
     with pytest.raises(WorkingDirectoryError) as caught:
         runtime.run("true")
 
-    assert (caught.value.host, caught.value.path) == (HOST_ALIAS, runtime.working_dir)
+    assert (caught.value.host, caught.value.path) == (HOST_ALIAS, missing)
     assert caught.value.reason
 
 

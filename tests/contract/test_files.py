@@ -465,7 +465,7 @@ def test_add_step_with_unusable_path_is_refused(tmp_path: Path) -> None:
 
 
 def test_send_and_get_in_missing_working_directory_fail(case: TransportCase, tmp_path: Path) -> None:
-    runtime = case.runtime()
+    runtime = case.runtime(f"~/missing for {case.kind}")  # the real transports share a home
     case.local_path(runtime.working_dir).rmdir()
     (tmp_path / "file").touch()
     (tmp_path / "tree").mkdir()

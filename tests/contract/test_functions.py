@@ -261,12 +261,13 @@ def test_call_reads_and_writes_files_of_host(case: TransportCase, runtime: Runti
 
 def test_call_missing_working_directory_is_error(case: TransportCase) -> None:
     runtime = case.runtime()
-    case.local_path(runtime.working_dir).rmdir()
+    missing = runtime.working_dir
+    case.local_path(missing).rmdir()
 
     with pytest.raises(WorkingDirectoryError) as caught:
         runtime.call(int)
 
-    assert (caught.value.host, caught.value.path) == (HOST_ALIAS, runtime.working_dir)
+    assert (caught.value.host, caught.value.path) == (HOST_ALIAS, missing)
 
 
 # Output --------------------------------------------------------------------------------------------------------------

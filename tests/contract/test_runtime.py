@@ -7,6 +7,7 @@ import platform
 import re
 import socket
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from lazycluster import (
     Runtime,
     RuntimeClosedError,
     RuntimeTask,
+    TaskExecutionError,
     WorkingDirectoryError,
 )
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
 from tests.pseudo_terminal import pseudo_terminal
 from tests.reserved_ports import reserve_free_port
+from tests.waiting import assert_eventually
 
 # Construction -------------------------------------------------------------------------------------------------------
 
@@ -483,3 +486,77 @@ def test_close_ends_tunnels(case: TransportCase) -> None:
 
     assert not process.is_alive()
     assert process.exitcode == 0
+
+
+# A temporary working directory that is gone ---------------------------------------------------------------------------
+
+
+def test_temp_working_dir_gone_is_replaced_after_an_error(case: TransportCase) -> None:
+    """As after a reboot that has emptied /tmp; a task or call that comes first gets the error just the same."""
+    runtime = case.runtime()
+    command = case.script('pwd; echo "$WORKING_DIR"')
+    uses: list[Callable[[], object]] = [
+        lambda: runtime.run(command),
+        lambda: runtime.call(os.getcwd),
+        lambda: runtime.execute_task(RuntimeTask().run_command(command)).join(),
+        lambda: runtime.read_bytes("file"),
+    ]
+    for use in uses:
+        gone = runtime.working_dir
+        case.local_path(gone).rmdir()
+
+        with pytest.raises(LazyclusterError) as caught:
+            use()
+
+        error = caught.value if isinstance(caught.value, WorkingDirectoryError) else caught.value.__cause__
+        assert isinstance(error, WorkingDirectoryError)
+        assert error.path == gone != runtime.working_dir
+        assert runtime.working_dir in error.advice
+        assert runtime.env_variables["WORKING_DIR"] == runtime.working_dir
+        if case.fake is None:
+            assert runtime.run(command).stdout == f"{runtime.working_dir}\n" * 2
+        assert runtime.call(os.getcwd) == runtime.working_dir
+        runtime.write_text("file", "x")
+        assert (case.local_path(runtime.working_dir) / "file").read_text() == "x"
+        (case.local_path(runtime.working_dir) / "file").unlink()
+    last = case.local_path(runtime.working_dir)
+    runtime.close()
+    assert not last.exists()
+
+
+def test_task_in_gone_working_dir_does_not_go_on(case: TransportCase, tmp_path: Path) -> None:
+    """The task began in the old directory, so that its next step fails, too, though there is a new one."""
+    runtime = case.runtime()
+    go_file = tmp_path / "go"
+
+    def remove_and_wait() -> None:
+        Path(os.environ["WORKING_DIR"]).rmdir()
+        while not go_file.exists():
+            time.sleep(0.01)
+
+    task = RuntimeTask().run_function(remove_and_wait).run_command(case.script("pwd"))
+    gone = runtime.working_dir
+    runtime.execute_task(task)
+    assert_eventually(lambda: not case.local_path(gone).exists(), "the function has begun")
+    with pytest.raises(WorkingDirectoryError):
+        runtime.run("pwd")
+    assert runtime.run("pwd").ok
+    go_file.touch()
+
+    with pytest.raises(TaskExecutionError) as caught:
+        task.join()
+    assert isinstance(caught.value.__cause__, WorkingDirectoryError)
+    assert (caught.value.step_index, caught.value.__cause__.path) == (1, gone)
+    assert runtime.working_dir in caught.value.__cause__.advice
+
+
+def test_named_working_dir_gone_is_not_replaced(case: TransportCase) -> None:
+    runtime = case.runtime(f"~/gone for {case.kind}")  # the real transports share a home
+    named = runtime.working_dir
+    case.local_path(named).rmdir()
+
+    for _ in range(2):
+        with pytest.raises(WorkingDirectoryError) as caught:
+            runtime.run(case.script("true"))
+        assert (caught.value.path, caught.value.advice) == (named, "Create it first.")
+    assert runtime.working_dir == named

@@ -22,11 +22,13 @@ from lazycluster import (
     CommandResult,
     CommandTimeoutError,
     ConnectionLostError,
+    Error,
     InvalidRuntimeError,
     LazyclusterError,
     PythonNotFoundError,
     RemoteFunctionError,
     Runtime,
+    RuntimeGroup,
     RuntimeTask,
     SupervisorError,
     TaskExecutionError,
@@ -90,6 +92,29 @@ def test_resident_runtime_uses_one_log_in_and_session(sshd: LocalSshd, tmp_path:
         assert runtime.delete_dir("sub")
         assert len(programs) == programs_at_start == 2  # the log-in, and the supervisor's session
         assert count_sessions(sshd) == before + 1
+
+
+def file_operations(runtime: Runtime) -> list[Callable[[], object]]:
+    return [
+        lambda: runtime.write_bytes("file", bytes(100_000)),
+        lambda: runtime.read_bytes("file"),
+        lambda: runtime.read_text("file"),
+        lambda: runtime.write_text("file", "x"),
+        lambda: runtime.exists("file"),
+        runtime.listdir,
+        lambda: runtime.glob("*"),
+    ]
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_file_operations_take_one_session_or_child_each(sshd: LocalSshd, resident: bool) -> None:
+    """A session of its own without a supervisor, and with one a child in the session that is there."""
+    with assert_no_leaks(sshd), Runtime(sshd.host, resident=resident, **sshd.connection_kwargs) as runtime:
+        for operation in file_operations(runtime):
+            sessions = count_sessions(sshd)
+            with record_program_starts() as programs:
+                operation()
+            assert len(programs) == count_sessions(sshd) - sessions == (0 if resident else 1)
 
 
 def test_run_hundred_at_once_uses_one_session(sshd: LocalSshd) -> None:
@@ -272,18 +297,72 @@ def test_supervisor_killed_is_replaced(sshd: LocalSshd, tmp_path: Path) -> None:
         assert_eventually(lambda: not find_local_pids(number), "its shell ends the processes that it had started")
 
 
-def test_supervisor_killed_takes_temp_working_dir(sshd: LocalSshd) -> None:
-    """There is an error, not a new directory without the old files."""
+@pytest.mark.parametrize("kind", ["run", "call", "task", "file"])
+def test_supervisor_killed_takes_temp_working_dir(sshd: LocalSshd, kind: str) -> None:
+    """The first use says that the old files are gone; then there is a new directory."""
     with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
         runtime.run("echo data >file")
+        lost = runtime.working_dir
         [thread] = supervisor_threads(runtime)
         os.kill(supervisor_pid(runtime), signal.SIGKILL)
         assert_eventually(lambda: not thread.is_alive(), "the loss is seen")
-        for use in (lambda: runtime.run("cat file"), lambda: runtime.call(os.getpid)):
-            with pytest.raises(WorkingDirectoryError) as caught:
-                use()
-            assert (caught.value.path, caught.value.advice) == (runtime.working_dir, "Make a new Runtime.")
-        assert runtime.is_valid_runtime()  # the host can still be used
+        assert runtime.is_valid_runtime(), "the host can still be used"
+
+        error = first_error(runtime, kind)
+
+        assert isinstance(error, WorkingDirectoryError)
+        assert error.path == lost != runtime.working_dir
+        assert "killed by signal 9" in error.reason
+        assert runtime.working_dir in error.advice
+        assert runtime.env_variables["WORKING_DIR"] == runtime.working_dir
+        assert runtime.run('pwd; echo "$WORKING_DIR"; ls').stdout == f"{runtime.working_dir}\n" * 2
+        assert runtime.call(os.getcwd) == runtime.working_dir
+        task = RuntimeTask().run_command("pwd")
+        assert runtime.execute_task(task, execute_async=False).execution_log == [f"{runtime.working_dir}\n"]
+
+
+def first_error(runtime: Runtime, kind: str) -> BaseException | None:
+    """Return the error of the first use of a directory that is gone, or the cause of that error."""
+    uses: dict[str, Callable[[], object]] = {
+        "run": lambda: runtime.run("cat file"),
+        "call": lambda: runtime.call(os.getpid),
+        "task": lambda: runtime.execute_task(RuntimeTask().run_command("cat file")).join(),
+        "file": lambda: runtime.read_text("file"),
+    }
+    with pytest.raises(LazyclusterError) as caught:
+        uses[kind]()
+    return caught.value if kind in {"run", "call"} else caught.value.__cause__
+
+
+def test_supervisor_killed_twice_gives_a_new_dir_each_time(sshd: LocalSshd) -> None:
+    """A task that began in a directory that is gone does not go on in another."""
+    with assert_no_leaks(sshd), Runtime(sshd.host, **sshd.connection_kwargs) as runtime:
+        used = [runtime.working_dir]
+        for _ in range(2):
+            [thread] = [thread for thread in supervisor_threads(runtime) if thread.is_alive()]
+            os.kill(supervisor_pid(runtime), signal.SIGKILL)
+            thread.join(30)
+            assert not thread.is_alive()
+            with pytest.raises(WorkingDirectoryError):
+                runtime.run("true")
+            assert runtime.run("true").ok
+            used.append(runtime.working_dir)
+        assert len(set(used)) == 3
+        assert not any(Path(path).exists() for path in used[:2])
+    assert not Path(used[2]).exists()
+
+
+def test_host_lost_comes_back_into_its_group(sshd: LocalSshd) -> None:
+    with assert_no_leaks(sshd), RuntimeGroup(hosts=[sshd.host], **sshd.connection_kwargs) as group:
+        [runtime] = group
+        os.kill(supervisor_pid(runtime), signal.SIGKILL)
+        results: list[object] = []
+        for _ in range(4):
+            results += group.run("pwd", on_error="collect").values()
+        errors = [outcome.error for outcome in results if isinstance(outcome, Error)]
+        assert [type(error) for error in errors if isinstance(error, WorkingDirectoryError)] == [WorkingDirectoryError]
+        assert isinstance(results[-1], CommandResult)
+        assert results[-1].stdout == f"{runtime.working_dir}\n"
 
 
 def test_supervisor_killed_with_its_shell_leaves_nothing(make_sshd: MakeSshd) -> None:

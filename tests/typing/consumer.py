@@ -139,6 +139,14 @@ def runtimes() -> None:
             managed.terminate()
         runtime.start("true", stdin="text")  # type: ignore[arg-type]
         runtime.start("true", on_exit=show_progress)  # type: ignore[arg-type]
+        assert_type(runtime.read_bytes("file", max_size=10), bytes)
+        assert_type(runtime.read_text("file", encoding="latin-1", errors="replace"), str)
+        assert_type(runtime.exists("file"), bool)
+        assert_type((runtime.listdir(), runtime.glob("*")), tuple[list[str], list[str]])
+        runtime.write_bytes("file", b"data")
+        runtime.write_text("file", b"data")  # type: ignore[arg-type]
+        runtime.put(Path("local"), "remote", on_progress=show_progress)
+        runtime.get("remote", Path("local"))
         runtime.close()
     assert_type(Runtime("host", resident=False, grace=1.5), Runtime)
     Runtime("host", resident="no")  # type: ignore[arg-type]
@@ -222,6 +230,11 @@ def groups(runtime: Runtime) -> None:
 
 def group_calls(group: RuntimeGroup, on_error: OnError) -> None:
     assert_type(group.run("true"), dict[str, CommandResult])
+    assert_type(group.run("true", at_once=2), dict[str, CommandResult])
+    assert_type(group.put("file", on_error="collect"), dict[str, Error | None])
+    assert_type(group.get("file", Path("{host}"), on_error="collect"), dict[str, Error | None])
+    assert_type((len(group), "host" in group, group["host"]), tuple[int, bool, Runtime])
+    assert_type(list(group), list[Runtime])
     assert_type(group.run("true", on_error="raise"), dict[str, CommandResult])
     assert_type(group.run("true", on_error="collect"), dict[str, CommandResult | Error])
     for result in group.run("true", on_error=on_error).values():

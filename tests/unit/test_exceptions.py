@@ -220,6 +220,7 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
         ),
     ),
     (e.TransferError("web1", "send", "/a b", "why"), "web1: cannot send '/a b': why"),
+    (e.HostFileNotFoundError("web1", "read", "/a b", "why"), "web1: cannot read '/a b': why"),
     (
         e.UnsafeArchiveError("../x", "why"),
         "tar member '../x' refused: why. Nothing was written outside of the target.",
@@ -268,6 +269,10 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
             "  web2 cannot be used as a runtime: why\n"
             "  web4: OSError: no such thing"
         ),
+    ),
+    (
+        e.HostsFailedError("f", (("web1", KeyError("x")),), 3, {}, ("web2", "web3")),
+        "f failed on 1 of 3 hosts:\n  web1: KeyError: 'x'\n  not started on web2, web3",
     ),
     (e.HostsFailedError("f", (("web1", KeyError("x")),), 1), "f failed on 1 of 1 host:\n  web1: KeyError: 'x'"),
     (
@@ -385,7 +390,8 @@ CONNECT = {cls for cls in CLASSES if issubclass(cls, e.ConnectError)}
         (ValueError, {*CONNECT, e.PortInUseError, e.InvalidRuntimeError, e.NoRuntimesError}),
         (ConnectionError, {e.ConnectionLostError}),
         (TimeoutError, {e.CommandTimeoutError}),
-        (OSError, {e.ConnectionLostError, e.CommandTimeoutError}),
+        (FileNotFoundError, {e.HostFileNotFoundError}),
+        (OSError, {e.ConnectionLostError, e.CommandTimeoutError, e.HostFileNotFoundError}),
         (e.TunnelError, {e.TunnelError, e.ForwardingRefusedError}),
     ],
 )
