@@ -51,7 +51,7 @@ UnsafeArchiveError and BrokenArchiveError are the causes of a TransferError. The
 they are not subclasses of it.
 """
 
-from lazycluster.exceptions._text import error_text, indented_tail
+from lazycluster.exceptions._text import add_host_note, error_text, indented_tail
 from lazycluster.exceptions.commands import (
     CommandError,
     CommandFailedError,
@@ -136,6 +136,7 @@ __all__ = [
     "UnknownHostKeyError",
     "UnsafeArchiveError",
     "WorkingDirectoryError",
+    "add_host_note",
     "error_text",
     "indented_tail",
 ]

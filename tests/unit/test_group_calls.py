@@ -87,6 +87,8 @@ def test_run_failure_keeps_other_results(group: RuntimeGroup, fake_host: FakeHos
     assert isinstance(found["web2"], Error)
     assert isinstance(found["web2"].error, ConnectionLostError)
     assert isinstance(found["web3"], Error)
+    assert (found["web2"].host, found["web3"].host) == ("web2", "web3")
+    assert (found["web3"].index, found["web3"].item) == (None, None)
     with pytest.raises(CommandTimeoutError):
         found["web3"].unwrap()
 
