@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
     from lazycluster.tasks import RuntimeTask
 
+    __version__: str
+
 __all__ = [
     "AuthenticationError",
     "BrokenArchiveError",
@@ -159,13 +161,17 @@ _LAZY_IMPORTS = {
 
 def __getattr__(name: str) -> object:
     """Import a name of this package when it is first used (PEP 562)."""
-    if name not in __all__:
+    value: object
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version(__name__)
+    elif name in __all__:
+        value = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS.get(name, 'exceptions')}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS.get(name, 'exceptions')}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     """Return the names of the package, also those that were not used yet."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

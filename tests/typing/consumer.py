@@ -156,6 +156,14 @@ def options() -> None:
     shared["grace"] = "5"  # type: ignore[typeddict-item]
 
 
+def errors(error: Error) -> None:
+    assert_type(error.host, str)
+    assert_type(error.index, int | None)
+    assert_type(error.item, object)
+    assert_type(Error(ValueError()), Error)
+    assert_type(lazycluster.__version__, str)
+
+
 def steps(task: RuntimeTask) -> None:
     assert_type(task.steps, tuple[Step, ...])
     for step in task.steps:

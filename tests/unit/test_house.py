@@ -213,7 +213,7 @@ def test_import_is_light_and_without_effects(module: str) -> None:
     program = (
         "import logging, sys, threading\n"
         f"import {module}\n"
-        "heavy = {'rich', 'multiprocessing', 'pexpect', 'asyncio', 'dask'} & set(sys.modules)\n"
+        "heavy = {'rich', 'multiprocessing', 'pexpect', 'asyncio', 'dask', 'importlib.metadata'} & set(sys.modules)\n"
         "ours = [None] + [name for name in logging.root.manager.loggerDict if name.startswith('lazycluster')]\n"
         "handlers = [each for name in ours for each in logging.getLogger(name).handlers]\n"
         "handlers = [each for each in handlers if not isinstance(each, logging.NullHandler)]\n"
