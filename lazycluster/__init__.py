@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lazycluster.callers import Caller
     from lazycluster.connection import Connection
     from lazycluster.exceptions import (
         AuthenticationError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         ForwardingRefusedError,
         FunctionError,
         FunctionNotSerializableError,
+        FunctionTimeoutError,
         HostError,
         HostsFailedError,
         HostUnreachableError,
@@ -52,11 +54,12 @@ if TYPE_CHECKING:
         WorkingDirectoryError,
     )
     from lazycluster.gpus import Gpu, MigDevice
+    from lazycluster.group_callers import GroupCaller
     from lazycluster.groups import RuntimeGroup
     from lazycluster.hardware import HostInfo
     from lazycluster.managed import ManagedProcess
     from lazycluster.manager import RuntimeManager
-    from lazycluster.options import ConnectionOptions, ManagerOptions, RuntimeOptions
+    from lazycluster.options import CallOutput, ConnectionOptions, ManagerOptions, RuntimeOptions
     from lazycluster.results import CommandResult, Error, OnError, StepResult, Stream, Value
     from lazycluster.runtimes import Runtime
     from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
@@ -67,6 +70,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AuthenticationError",
     "BrokenArchiveError",
+    "CallOutput",
+    "Caller",
     "ChangedHostKeyError",
     "CommandError",
     "CommandFailedError",
@@ -83,8 +88,10 @@ __all__ = [
     "ForwardingRefusedError",
     "FunctionError",
     "FunctionNotSerializableError",
+    "FunctionTimeoutError",
     "GetFile",
     "Gpu",
+    "GroupCaller",
     "HostError",
     "HostInfo",
     "HostUnreachableError",
@@ -132,7 +139,9 @@ __all__ = [
 ]
 
 _LAZY_IMPORTS = {
+    "Caller": "callers",
     "Connection": "connection",
+    "GroupCaller": "group_callers",
     "Runtime": "runtimes",
     "RuntimeGroup": "groups",
     "RuntimeManager": "manager",
@@ -148,6 +157,7 @@ _LAZY_IMPORTS = {
     "RunCommand": "steps",
     "RunFunction": "steps",
     "SendFile": "steps",
+    "CallOutput": "options",
     "ConnectionOptions": "options",
     "ManagerOptions": "options",
     "RuntimeOptions": "options",

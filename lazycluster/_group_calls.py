@@ -6,14 +6,19 @@ import functools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from typing import TypeVar, cast
 
+import attrs
+
 from lazycluster import _invoke
 from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, check_on_error, gather, unwrap_all, values_or_errors
 from lazycluster._mapping import MapScheduler
 from lazycluster._membership import Members
+from lazycluster._model.call_options import CallOptions
 from lazycluster._model.command import Command
 from lazycluster._model.watch import Watch
+from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._runtime_core import core_of
+from lazycluster._step_output import choose_call_output
 from lazycluster._waiting import CancelToken
 from lazycluster.results import CommandResult, Error, OnError, Stream, Value
 from lazycluster.runtimes import Runtime
@@ -53,13 +58,17 @@ def call_function(
     on_error: OnError,
     args: Sequence[object],
     kwargs: Mapping[str, object],
+    options: CallOptions,
 ) -> Mapping[str, T | Error]:
-    """Call a function on every host; see `RuntimeGroup.call()`."""
+    """Call a function on every host; see `RuntimeGroup.with_options()`."""
     check_callable(function)
     payload = _invoke.serialize(function, args, kwargs)
+    options = attrs.evolve(options, output=choose_call_output(options.output))
+    prefixed = PrefixedOutput(list(members.require())) if options.output == "print" else None
 
     def work(runtime: Runtime, cancel_token: CancelToken) -> T:
-        return cast("T", core_of(runtime).call(payload, cancel_token))
+        value = core_of(runtime).call(payload, cancel_token, options=options, prefixed_output=prefixed)
+        return cast("T", value)
 
     return _run_on_all(members, work, function_name(function), on_error)
 

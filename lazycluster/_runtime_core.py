@@ -11,7 +11,8 @@ import attrs
 
 from lazycluster import _invoke
 from lazycluster._functions.function_call import Payload
-from lazycluster._model.checks import check_environment, check_text
+from lazycluster._model.call_options import NO_CALL_OPTIONS, CallOptions
+from lazycluster._model.checks import check_environment, check_text, join_cwd
 from lazycluster._model.command import Command
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._prefixed_output import PrefixedOutput
@@ -90,9 +91,21 @@ class RuntimeCore:
         self.last_success = time.monotonic()
         return result
 
-    def call(self, payload: Payload, cancel_token: CancelToken | None = None) -> object:
-        """Call a function in the working directory; see `Runtime.call()`."""
-        value = _invoke.call_function(self.context(cancel_token), payload)
+    def call(
+        self,
+        payload: Payload,
+        cancel_token: CancelToken | None = None,
+        *,
+        options: CallOptions = NO_CALL_OPTIONS,
+        prefixed_output: PrefixedOutput | None = None,
+    ) -> object:
+        """Call a function in the working directory, or as the options say; see `Runtime.with_options()`.
+
+        `prefixed_output` gets output that is to be printed.
+        """
+        context = self.context(cancel_token)
+        cwd, env = join_cwd(self.working_dir, options.cwd), {**context.env, **options.env}
+        value = _invoke.call_function(attrs.evolve(context, cwd=cwd, env=env), payload, options, prefixed_output)
         self.last_success = time.monotonic()
         return value
 

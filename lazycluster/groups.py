@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 from lazycluster import _group_calls, _group_tasks
 from lazycluster._gather import gather, unwrap_all
@@ -12,18 +12,18 @@ from lazycluster._group_facts import GroupFacts
 from lazycluster._group_ports import GroupPorts
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, Members, check_runtimes
 from lazycluster._typing import Unpack
+from lazycluster.group_callers import GroupCallMethods
 from lazycluster.managed import CleanupOnExit
 from lazycluster.options import RuntimeOptions
 from lazycluster.results import CommandResult, Error, OnError, Stream
 from lazycluster.runtimes import Runtime
 from lazycluster.tasks import RuntimeTask
 
-P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
 
 
-class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
+class RuntimeGroup(GroupFacts, GroupPorts, GroupCallMethods, CleanupOnExit):
     """Some hosts that work together: the same command, function or file on all of them, or items spread over them.
 
     Hosts are connected in parallel. It is a context manager; at its end, or at `close()`, everything that its runtimes
@@ -151,32 +151,6 @@ class RuntimeGroup(GroupFacts, GroupPorts, CleanupOnExit):
         return _group_calls.run_command(
             self._members, command, on_error, env=env, stdin=stdin, timeout=timeout, on_output=on_output
         )
-
-    @overload
-    def call(
-        self, function: Callable[..., T], /, *args: object, on_error: Literal["collect"], **kwargs: object
-    ) -> dict[str, T | Error]: ...
-    @overload
-    def call(
-        self, function: Callable[..., T], /, *args: object, on_error: Literal["raise"], **kwargs: object
-    ) -> dict[str, T]: ...
-    @overload
-    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, T]: ...
-    def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Mapping[str, T | Error]:
-        """Call a function on every host at once and return its values by host.
-
-        Args:
-            function: Anything that `Runtime.call()` takes.
-            args: Its arguments.
-            on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the value. The
-                function does not get it.
-            kwargs: Its arguments by name.
-
-        Raises:
-            HostsFailedError: If it raised on some hosts; the error's `values` are those of the others.
-        """
-        on_error: OnError = kwargs.pop("on_error", "raise")
-        return _group_calls.call_function(self._members, function, on_error, args, kwargs)
 
     @overload
     def map(

@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar, cast
 
 from lazycluster import _invoke
 from lazycluster._facts import Facts
+from lazycluster._model.call_options import CallOptions
 from lazycluster._model.checks import check_environment, check_port
 from lazycluster._model.watch import make_watch
 from lazycluster._requirements import Requirements
@@ -14,9 +15,10 @@ from lazycluster._runtime_core import RuntimeCore, register_core
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
 from lazycluster._transports import factory
 from lazycluster._typing import Unpack
+from lazycluster.callers import Caller
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import CleanupOnExit, ManagedProcess
-from lazycluster.options import RuntimeOptions
+from lazycluster.options import CallOutput, RuntimeOptions
 from lazycluster.results import CommandResult, Stream
 from lazycluster.steps import check_callable
 from lazycluster.tasks import RuntimeTask
@@ -159,7 +161,9 @@ class Runtime(Facts, CleanupOnExit):
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return its value.
 
-        An exception that it raises is raised here, with the traceback of the host. Its output goes to the logger.
+        An exception that it raises is raised here, with the traceback of the host. Its output is printed as it comes if
+        standard output is a terminal, or in a notebook; otherwise it goes to the logger, at DEBUG. See `with_options()`
+        for other ways, and for a time limit.
 
         Raises:
             RemoteFunctionError: If its process died, or its exception cannot be raised here.
@@ -169,6 +173,28 @@ class Runtime(Facts, CleanupOnExit):
         self._core.resources.check_open()
         check_callable(function)
         return cast("T", self._core.call(_invoke.serialize(function, args, kwargs)))
+
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        output: CallOutput | None = None,
+    ) -> Caller:
+        """Return a view of the runtime whose `call()` uses these options.
+
+        Args:
+            timeout: Seconds after which the function and the processes that it started are ended.
+            env: Environment variables in addition to `env_variables`.
+            cwd: The directory on the host where the function runs; a relative path starts in the working directory.
+            output: `print` the output as it comes, `log` it line by line at DEBUG, or `discard` it. Default: print it
+                if standard output is a terminal, or in a notebook; otherwise log it.
+
+        Raises:
+            ValueError: If an option is out of range.
+        """
+        return Caller(self._core, self, CallOptions.check(timeout, env, cwd, output))
 
     def execute_task(self, task: RuntimeTask, execute_async: bool | None = True, debug: bool = False) -> RuntimeTask:
         """Carry out a task in the working directory and return it.

@@ -113,6 +113,18 @@ def check_text(name: str, value: str | None) -> str | None:
     return value
 
 
+def join_cwd(working_dir: str, cwd: str | None) -> str:
+    """Return a directory on the host that starts in the working directory; `~` stays the host's.
+
+    Raises:
+        ValueError: If it is empty, holds NUL, or is not text.
+    """
+    if check_text("cwd", cwd) is None:
+        return working_dir
+    assert cwd is not None
+    return cwd if cwd.startswith(("/", "~")) else f"{working_dir}/{cwd}"
+
+
 def check_grace(seconds: float) -> float:
     """Return the time between SIGTERM and SIGKILL.
 

@@ -31,6 +31,7 @@ The tree; `x` marks a plain class to catch the errors below it, `+` a record wit
     + TaskExecutionError
   x FunctionError
     + RemoteFunctionError
+    + FunctionTimeoutError (TimeoutError)
     + FunctionNotSerializableError
     + PythonNotFoundError
     + PythonVersionMismatchError
@@ -64,6 +65,7 @@ from lazycluster.exceptions.files import BrokenArchiveError, TransferError, Unsa
 from lazycluster.exceptions.functions import (
     FunctionError,
     FunctionNotSerializableError,
+    FunctionTimeoutError,
     PythonNotFoundError,
     PythonVersionMismatchError,
     RemoteFunctionError,
@@ -109,6 +111,7 @@ __all__ = [
     "ForwardingRefusedError",
     "FunctionError",
     "FunctionNotSerializableError",
+    "FunctionTimeoutError",
     "HostError",
     "HostUnreachableError",
     "HostsFailedError",
