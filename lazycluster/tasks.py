@@ -56,13 +56,19 @@ class RuntimeTask:
 
     @property
     def results(self) -> tuple[StepResult, ...]:
-        """A record for each step that was carried out; the last one may be a failure."""
+        """A record for each step that was carried out; the last one may be a failure.
+
+        While the task runs, a step has its record as soon as it has ended.
+        """
         return () if self._state.execution is None else self._state.execution.results
 
     @property
     def execution_log(self) -> list[str]:
-        """The output of each step, in order, `''` if it printed nothing; an empty list before the execution."""
-        return [result.log for result in self.results]
+        """The output of each step, in order, `''` if it printed nothing; an empty list before the execution.
+
+        While the task runs, the last entry is the output so far of the step under way.
+        """
+        return [] if self._state.execution is None else self._state.execution.logs
 
     @property
     def function_returns(self) -> Generator[object, None, None]:
