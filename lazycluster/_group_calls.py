@@ -19,7 +19,7 @@ from lazycluster._model.watch import Watch
 from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._runtime_core import core_of
 from lazycluster._step_output import choose_call_output
-from lazycluster._waiting import CancelToken
+from lazycluster._waiting import CancelToken, interrupt_boundary
 from lazycluster.results import CommandResult, Error, OnError, Stream, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import check_callable, function_name
@@ -115,7 +115,7 @@ def map_items(
 def _iter_results(
     members: Members, scheduler: MapScheduler[X, T], on_error: OnError, title: str, total: int | None
 ) -> Generator[T | Error, None, None]:
-    with count_bar(title, total, "items", shown=members.progress) as advance, scheduler:
+    with interrupt_boundary, count_bar(title, total, "items", shown=members.progress) as advance, scheduler:
         for outcome in scheduler:
             advance(isinstance(outcome, Value))
             if isinstance(outcome, Value):

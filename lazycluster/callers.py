@@ -10,6 +10,7 @@ import attrs
 from lazycluster import _invoke
 from lazycluster._model.call_options import CallOptions
 from lazycluster._runtime_core import RuntimeCore
+from lazycluster._waiting import interrupt_boundary
 from lazycluster.steps import check_callable
 
 P = ParamSpec("P")
@@ -50,4 +51,5 @@ class Caller:
         """
         self._core.resources.check_open()
         check_callable(function)
-        return cast("T", self._core.call(_invoke.serialize(function, args, kwargs), options=self._options))
+        with interrupt_boundary:
+            return cast("T", self._core.call(_invoke.serialize(function, args, kwargs), options=self._options))

@@ -14,6 +14,7 @@ from lazycluster._model.watch import make_watch
 from lazycluster._transports import factory
 from lazycluster._transports.host_context import HostContext
 from lazycluster._typing import Self
+from lazycluster._waiting import interrupt_boundary
 from lazycluster.options import DEFAULT_MAX_SESSIONS, RuntimeOptions
 from lazycluster.results import CommandResult, Stream
 
@@ -117,9 +118,10 @@ class Connection:
             ValueError: If the command is empty, or the name of a variable is not an identifier.
         """
         variables = {**self._context.env, **(env or {})}  # a Command checks them
-        return self._context.transport.run(
-            Command(command, cwd=cwd, env=variables, stdin=stdin, timeout=timeout), make_watch(on_output=on_output)
-        )
+        with interrupt_boundary:
+            return self._context.transport.run(
+                Command(command, cwd=cwd, env=variables, stdin=stdin, timeout=timeout), make_watch(on_output=on_output)
+            )
 
     def put(
         self,
@@ -143,7 +145,8 @@ class Connection:
             ConnectError: If the host could not be reached.
         """
         watch = make_watch(on_progress=on_progress)
-        self._context.transport.put(Path(local), remote, cwd=cwd, watch=watch)
+        with interrupt_boundary:
+            self._context.transport.put(Path(local), remote, cwd=cwd, watch=watch)
 
     def get(
         self,
@@ -168,7 +171,8 @@ class Connection:
         """
         target = Path.cwd() if local is None else Path(local)
         watch = make_watch(on_progress=on_progress)
-        self._context.transport.get(remote, target, cwd=cwd, watch=watch)
+        with interrupt_boundary:
+            self._context.transport.get(remote, target, cwd=cwd, watch=watch)
 
     def is_alive(self) -> bool:
         """Return whether the host can run a command now; logs in if need be, and never raises."""

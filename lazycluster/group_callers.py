@@ -11,6 +11,7 @@ from lazycluster import _group_calls
 from lazycluster._gather import check_on_error
 from lazycluster._membership import Members
 from lazycluster._model.call_options import NO_CALL_OPTIONS, CallOptions
+from lazycluster._waiting import interrupt_boundary
 from lazycluster.options import CallOutput
 from lazycluster.results import Error, OnError
 
@@ -47,7 +48,8 @@ class GroupCaller(Generic[E]):
                 are those of the others.
             FunctionNotSerializableError: If it cannot be sent.
         """
-        values = _group_calls.call_function(self._members, function, self._on_error, args, kwargs, self._options)
+        with interrupt_boundary:
+            values = _group_calls.call_function(self._members, function, self._on_error, args, kwargs, self._options)
         return cast("dict[str, T | E]", values)
 
 
@@ -71,7 +73,8 @@ class GroupCallMethods:
             HostsFailedError: If it raised on some hosts; the error's `values` are those of the others.
             FunctionNotSerializableError: If it cannot be sent.
         """
-        values = _group_calls.call_function(self._members, function, "raise", args, kwargs, NO_CALL_OPTIONS)
+        with interrupt_boundary:
+            values = _group_calls.call_function(self._members, function, "raise", args, kwargs, NO_CALL_OPTIONS)
         return cast("dict[str, T]", values)
 
     @overload

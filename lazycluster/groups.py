@@ -12,6 +12,7 @@ from lazycluster._group_facts import GroupFacts
 from lazycluster._group_ports import GroupPorts
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, Members, check_runtimes
 from lazycluster._typing import Unpack
+from lazycluster._waiting import interrupt_boundary
 from lazycluster.group_callers import GroupCallMethods
 from lazycluster.managed import CleanupOnExit
 from lazycluster.options import RuntimeOptions
@@ -60,7 +61,8 @@ class RuntimeGroup(GroupFacts, GroupPorts, GroupCallMethods, CleanupOnExit):
         self._members = Members(working_dir, connection_kwargs, max_connections=max_connections, progress=progress)
         for runtime in check_runtimes(runtimes):
             self._members.add(runtime)
-        self._members.connect(hosts, skip_failed=on_error == "skip")
+        with interrupt_boundary:
+            self._members.connect(hosts, skip_failed=on_error == "skip")
 
     # Hosts -----------------------------------------------------------------------------------------------------------
 
@@ -73,7 +75,8 @@ class RuntimeGroup(GroupFacts, GroupPorts, GroupCallMethods, CleanupOnExit):
             ValueError: If the host is in the group already.
             InvalidRuntimeError: If the host cannot be used.
         """
-        self._members.add(host_or_runtime)
+        with interrupt_boundary:
+            self._members.add(host_or_runtime)
 
     def remove_runtime(self, host: str) -> Runtime:
         """Remove a host from the group and return its runtime, which stays open.
@@ -148,9 +151,10 @@ class RuntimeGroup(GroupFacts, GroupPorts, GroupCallMethods, CleanupOnExit):
                 `values` are the results of the others.
             ValueError: If the command is empty, or the timeout is not positive.
         """
-        return _group_calls.run_command(
-            self._members, command, on_error, env=env, stdin=stdin, timeout=timeout, on_output=on_output
-        )
+        with interrupt_boundary:
+            return _group_calls.run_command(
+                self._members, command, on_error, env=env, stdin=stdin, timeout=timeout, on_output=on_output
+            )
 
     @overload
     def map(
@@ -299,9 +303,10 @@ class RuntimeGroup(GroupFacts, GroupPorts, GroupCallMethods, CleanupOnExit):
             ValueError: If the host is not in the group, or is given together with `broadcast`. Also if all hosts would
                 write a file to the same local path, see `RuntimeTask.get_file()`.
         """
-        return _group_tasks.execute_task(
-            self._members, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
-        )
+        with interrupt_boundary:
+            return _group_tasks.execute_task(
+                self._members, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
+            )
 
     @overload
     def send_file(
@@ -338,7 +343,8 @@ class RuntimeGroup(GroupFacts, GroupPorts, GroupCallMethods, CleanupOnExit):
             ValueError: If the local path does not exist.
             HostsFailedError: If it could not be sent to some hosts; with `execute_async`, `join()` raises it.
         """
-        return _group_tasks.send_file(self._members, local_path, remote_path, on_error, execute_async=execute_async)
+        with interrupt_boundary:
+            return _group_tasks.send_file(self._members, local_path, remote_path, on_error, execute_async=execute_async)
 
     def join(self) -> None:
         """Wait until every task in the background has ended.
@@ -346,7 +352,8 @@ class RuntimeGroup(GroupFacts, GroupPorts, GroupCallMethods, CleanupOnExit):
         Raises:
             HostsFailedError: If some tasks failed; the error lists each with its host.
         """
-        _group_tasks.join(self._members)
+        with interrupt_boundary:
+            _group_tasks.join(self._members)
 
     def clear_tasks(self) -> None:
         """Discard the tasks that have ended: their logs, returns and processes."""

@@ -15,6 +15,7 @@ from lazycluster._runtime_core import RuntimeCore, register_core
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
 from lazycluster._transports import factory
 from lazycluster._typing import Unpack
+from lazycluster._waiting import interrupt_boundary
 from lazycluster.callers import Caller
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import CleanupOnExit, ManagedProcess
@@ -52,8 +53,9 @@ class Runtime(Facts, CleanupOnExit):
     _core: RuntimeCore
 
     def __init__(self, host: str, working_dir: str | None = None, **connection_kwargs: Unpack[RuntimeOptions]) -> None:
-        transport = factory.make_transport(host, connection_kwargs)
-        register_core(self, RuntimeCore.connect(transport, working_dir, connection_kwargs.get("env")))
+        with interrupt_boundary:
+            transport = factory.make_transport(host, connection_kwargs)
+            register_core(self, RuntimeCore.connect(transport, working_dir, connection_kwargs.get("env")))
 
     @property
     def host(self) -> str:
@@ -155,8 +157,9 @@ class Runtime(Facts, CleanupOnExit):
             CommandTimeoutError: If it took longer than `timeout`.
             ConnectionLostError: If the connection broke.
         """
-        watch = make_watch(on_output=on_output)
-        return self._core.run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)
+        with interrupt_boundary:
+            watch = make_watch(on_output=on_output)
+            return self._core.run(command, env=env, stdin=stdin, timeout=timeout, watch=watch)
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return its value.
@@ -172,7 +175,8 @@ class Runtime(Facts, CleanupOnExit):
         """
         self._core.resources.check_open()
         check_callable(function)
-        return cast("T", self._core.call(_invoke.serialize(function, args, kwargs)))
+        with interrupt_boundary:
+            return cast("T", self._core.call(_invoke.serialize(function, args, kwargs)))
 
     def with_options(
         self,
@@ -207,7 +211,8 @@ class Runtime(Facts, CleanupOnExit):
         Raises:
             TaskExecutionError: If a step failed; in the background only `join()` raises it.
         """
-        self._core.start_task(task, self, execute_async=bool(execute_async), debug=debug)
+        with interrupt_boundary:
+            self._core.start_task(task, self, execute_async=bool(execute_async), debug=debug)
         return task
 
     def print_log(self) -> None:
@@ -220,7 +225,8 @@ class Runtime(Facts, CleanupOnExit):
 
         Iterating waits for the tasks.
         """
-        yield from self._core.task_history.iter_function_returns()
+        with interrupt_boundary:
+            yield from self._core.task_history.iter_function_returns()
 
     def clear_tasks(self) -> None:
         """Discard the tasks that have ended: their logs, returns and processes. Those that still run are kept."""
