@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lazycluster.callers import Caller
     from lazycluster.connection import Connection
     from lazycluster.exceptions import (
         AuthenticationError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         ForwardingRefusedError,
         FunctionError,
         FunctionNotSerializableError,
+        FunctionTimeoutError,
         HostError,
         HostFileNotFoundError,
         HostsFailedError,
@@ -54,20 +56,25 @@ if TYPE_CHECKING:
         WorkingDirectoryError,
     )
     from lazycluster.gpus import Gpu, MigDevice
+    from lazycluster.group_callers import GroupCaller
     from lazycluster.groups import RuntimeGroup
     from lazycluster.hardware import HostInfo
     from lazycluster.managed import ManagedProcess
     from lazycluster.manager import RuntimeManager
-    from lazycluster.options import ConnectionOptions, ManagerOptions, RuntimeOptions
+    from lazycluster.options import CallOutput, ConnectionOptions, ManagerOptions, RuntimeOptions
     from lazycluster.remote_process import RemoteProcess
     from lazycluster.results import CommandResult, Error, OnError, StepResult, Stream, Value
     from lazycluster.runtimes import Runtime
     from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step
     from lazycluster.tasks import RuntimeTask
 
+    __version__: str
+
 __all__ = [
     "AuthenticationError",
     "BrokenArchiveError",
+    "CallOutput",
+    "Caller",
     "ChangedHostKeyError",
     "CommandError",
     "CommandFailedError",
@@ -84,8 +91,10 @@ __all__ = [
     "ForwardingRefusedError",
     "FunctionError",
     "FunctionNotSerializableError",
+    "FunctionTimeoutError",
     "GetFile",
     "Gpu",
+    "GroupCaller",
     "HostError",
     "HostFileNotFoundError",
     "HostInfo",
@@ -136,7 +145,9 @@ __all__ = [
 ]
 
 _LAZY_IMPORTS = {
+    "Caller": "callers",
     "Connection": "connection",
+    "GroupCaller": "group_callers",
     "Runtime": "runtimes",
     "RuntimeGroup": "groups",
     "RuntimeManager": "manager",
@@ -152,6 +163,7 @@ _LAZY_IMPORTS = {
     "RunCommand": "steps",
     "RunFunction": "steps",
     "SendFile": "steps",
+    "CallOutput": "options",
     "ConnectionOptions": "options",
     "ManagerOptions": "options",
     "RuntimeOptions": "options",
@@ -166,13 +178,17 @@ _LAZY_IMPORTS = {
 
 def __getattr__(name: str) -> object:
     """Import a name of this package when it is first used (PEP 562)."""
-    if name not in __all__:
+    value: object
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version(__name__)
+    elif name in __all__:
+        value = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS.get(name, 'exceptions')}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS.get(name, 'exceptions')}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     """Return the names of the package, also those that were not used yet."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -58,6 +58,12 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not getattr(stream, "closed", False) and stream.isatty()
 
 
+def is_notebook() -> bool:
+    """Return whether the program runs in a kernel of Jupyter, whose user sees prints. IPython is not imported."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_ipython is not None and hasattr(get_ipython(), "kernel")
+
+
 def has_colours(*, err: bool = False) -> bool:
     """Return whether standard output, or standard error, is a terminal with colours, and NO_COLOR is not set.
 

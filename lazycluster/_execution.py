@@ -23,7 +23,7 @@ from lazycluster.exceptions import (
     indented_tail,
 )
 from lazycluster.executor import Executor
-from lazycluster.results import StepResult
+from lazycluster.results import Collector, StepResult
 from lazycluster.steps import RunFunction, Step, describe_step
 
 _log = logging.getLogger("lazycluster.tasks")  # the name that users know
@@ -41,7 +41,9 @@ class Execution:
         self.ended_at: float | None = None
         self._steps = steps
         self._executor = executor
+        self._lock = threading.Lock()
         self._results: list[StepResult] = []
+        self._running_output: Collector | None = None
         self._outcome_files: list[tuple[str, OutcomeFile]] = []
         self._call_count = 0
 
@@ -49,6 +51,14 @@ class Execution:
     def results(self) -> tuple[StepResult, ...]:
         """The results of the steps that were carried out."""
         return tuple(self._results)
+
+    @property
+    def logs(self) -> list[str]:
+        """The output of each step that was carried out, and that so far of one that is under way or was interrupted."""
+        with self._lock:
+            results, running = self.results, self._running_output
+        logs = [result.log for result in results]
+        return logs if running is None else [*logs, running.result("", 0, 0.0).output]
 
     @property
     def host_lost(self) -> bool:
@@ -65,8 +75,9 @@ class Execution:
     def _run_steps(self) -> None:
         for index, step in enumerate(self._steps):
             outcome_files: list[OutcomeFile] = []
+            self._running_output = Collector()
             try:
-                result = self._executor.execute(step, outcome_files.append)
+                result = self._executor.execute(step, outcome_files.append, self._running_output)
             except BaseException as error:  # such as Ctrl-C in the thread that waits
                 self.error = self._task_error(index, step, error)
                 raise
@@ -74,7 +85,9 @@ class Execution:
                 (step.name, outcome_file) for outcome_file in outcome_files if isinstance(step, RunFunction)
             ]
             self._call_count += len(outcome_files)
-            self._results.append(result)
+            with self._lock:  # so that a reader sees the step once
+                self._results.append(result)
+                self._running_output = None
             if result.error is not None:
                 self.error = self._task_error(index, step, result.error)
                 return

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+import attrs
+
 from lazycluster._waiting import CancelToken, queue_get, start_thread
 from lazycluster.exceptions import HostsFailedError
 from lazycluster.results import Error, Value
@@ -183,8 +185,11 @@ def unwrap_all(
 
 
 def values_or_errors(outcomes: Mapping[str, Value[T] | Error]) -> dict[str, T | Error]:
-    """Return the value of each outcome by host, or its error."""
-    return {host: outcome.value if isinstance(outcome, Value) else outcome for host, outcome in outcomes.items()}
+    """Return the value of each outcome by host, or its error with the host."""
+    return {
+        host: outcome.value if isinstance(outcome, Value) else attrs.evolve(outcome, host=host)
+        for host, outcome in outcomes.items()
+    }
 
 
 def raise_errors(outcomes: Mapping[str, Value[T] | Error], action: str, *, not_started: Sequence[str] = ()) -> None:

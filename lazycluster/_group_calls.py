@@ -15,13 +15,16 @@ from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, check_on_error, gather, unwrap_all, values_or_errors
 from lazycluster._mapping import MapScheduler
 from lazycluster._membership import Members
+from lazycluster._model.call_options import CallOptions
 from lazycluster._model.checks import split_stdin
 from lazycluster._model.command import Command
 from lazycluster._model.input_source import FileView, read_pieces
 from lazycluster._model.output_callbacks import CallbackThread
 from lazycluster._model.run_options import RunOptions, check_callback
+from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._runtime_core import core_of
-from lazycluster._waiting import CancelToken
+from lazycluster._step_output import choose_call_output
+from lazycluster._waiting import CancelToken, interrupt_boundary
 from lazycluster.results import CommandResult, Error, OnError, Stream, Value
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import check_callable, function_name
@@ -107,13 +110,17 @@ def call_function(
     on_error: OnError,
     args: Sequence[object],
     kwargs: Mapping[str, object],
+    options: CallOptions,
 ) -> Mapping[str, T | Error]:
-    """Call a function on every host; see `RuntimeGroup.call()`."""
+    """Call a function on every host; see `RuntimeGroup.with_options()`."""
     check_callable(function)
     payload = _invoke.serialize(function, args, kwargs)
+    options = attrs.evolve(options, output=choose_call_output(options.output))
+    prefixed = PrefixedOutput(list(members.require())) if options.output == "print" else None
 
     def work(runtime: Runtime, cancel_token: CancelToken) -> T:
-        return cast("T", core_of(runtime).call(payload, cancel_token))
+        value = core_of(runtime).call(payload, cancel_token, options=options, prefixed_output=prefixed)
+        return cast("T", value)
 
     return run_on_all(members, work, function_name(function), on_error)
 
@@ -169,7 +176,7 @@ def map_items(
 def _iter_results(
     members: Members, scheduler: MapScheduler[X, T], on_error: OnError, title: str, total: int | None
 ) -> Generator[T | Error, None, None]:
-    with count_bar(title, total, "items", shown=members.progress) as advance, scheduler:
+    with interrupt_boundary, count_bar(title, total, "items", shown=members.progress) as advance, scheduler:
         for outcome in scheduler:
             advance(isinstance(outcome, Value))
             if isinstance(outcome, Value):

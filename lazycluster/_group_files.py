@@ -15,7 +15,7 @@ from lazycluster._membership import Members
 from lazycluster._model.checks import absolute_path, check_path
 from lazycluster._model.watch import Watch, make_watch
 from lazycluster._runtime_core import core_of
-from lazycluster._waiting import CancelToken
+from lazycluster._waiting import CancelToken, interrupt_boundary
 from lazycluster.results import Error, OnError
 from lazycluster.runtimes import Runtime
 from lazycluster.steps import GetFile
@@ -170,7 +170,8 @@ class GroupFiles:
             ValueError: If the local path does not exist.
             HostsFailedError: If it could not be sent to some hosts; with `execute_async`, `join()` raises it.
         """
-        return _group_tasks.send_file(self._members, local_path, remote_path, on_error, execute_async=execute_async)
+        with interrupt_boundary:
+            return _group_tasks.send_file(self._members, local_path, remote_path, on_error, execute_async=execute_async)
 
 
 def _watch(host: str, on_progress: _OnProgress | None, cancel_token: CancelToken) -> Watch:

@@ -40,7 +40,7 @@ def execute_task(
     except LazyclusterError as error:
         if on_error == "raise":
             raise
-        return Error(error)
+        return Error(error, runtime.host)
 
 
 def send_file(

@@ -11,10 +11,12 @@ import attrs
 
 from lazycluster._functions.function_call import FunctionCall, Payload
 from lazycluster._functions.outcome import read_error, read_outcome
+from lazycluster._model.call_options import CallOptions
 from lazycluster._model.watch import Watch
-from lazycluster._step_output import output_handler
+from lazycluster._prefixed_output import PrefixedOutput
+from lazycluster._step_output import call_output_handler
 from lazycluster._transports.host_context import HostContext
-from lazycluster.exceptions import RemoteFunctionError
+from lazycluster.exceptions import CommandTimeoutError, FunctionTimeoutError, RemoteFunctionError
 from lazycluster.results import Collector, Error, Stream, Value
 
 T = TypeVar("T")
@@ -43,10 +45,11 @@ def serialize(function: Callable[..., object], args: Sequence[object], kwargs: M
     return serialize_call(function, *args, **kwargs)
 
 
-def invoke(context: HostContext, payload: Payload, watch: Watch) -> OutcomeFile:
+def invoke(context: HostContext, payload: Payload, watch: Watch, timeout: float | None = None) -> OutcomeFile:
     """Call a function on a host and return the file with its outcome, for `read_outcome()`; the caller closes it.
 
     Raises:
+        FunctionTimeoutError: If it took longer than `timeout`.
         PythonNotFoundError: If there is no Python on the host.
         PythonVersionMismatchError: If the host's Python has another minor version.
         CommandStoppedError: If the cancel token was cancelled.
@@ -54,7 +57,12 @@ def invoke(context: HostContext, payload: Payload, watch: Watch) -> OutcomeFile:
     """
     outcome = _SpooledOutcome(max_size=_MAX_OUTCOME_BYTES_IN_MEMORY)
     try:
-        context.transport.call(FunctionCall(payload, context.cwd, context.env), outcome, watch)
+        context.transport.call(FunctionCall(payload, context.cwd, context.env, timeout), outcome, watch)
+    except CommandTimeoutError as error:
+        outcome.close()
+        if timeout is None:
+            raise
+        raise FunctionTimeoutError(context.host, payload.function, timeout, error.stderr) from None
     except BaseException:
         outcome.close()
         raise
@@ -72,16 +80,21 @@ def find_error(outcome: OutcomeFile, host: str, function: str, collector: Collec
     return error
 
 
-def call_function(context: HostContext, payload: Payload) -> object:
-    """Call a function on a host and return its value; its exception is raised here. Its output goes to the logger.
+def call_function(
+    context: HostContext, payload: Payload, options: CallOptions, prefixed_output: PrefixedOutput | None = None
+) -> object:
+    """Call a function on a host and return its value; its exception is raised here.
+
+    The context has the directory and the variables; of the options, the time limit and the output are used here.
 
     Raises:
         RemoteFunctionError: If its process died, or its exception cannot be raised here.
         LazyclusterError: If `invoke()` raises it.
     """
     collector = Collector()
-    with output_handler(context.host) as on_output:
-        outcome = invoke(context, payload, Watch(on_output, cancel_token=context.cancel_token, collector=collector))
+    with call_output_handler(context.host, options.output, prefixed_output) as on_output:
+        watch = Watch(on_output, cancel_token=context.cancel_token, collector=collector)
+        outcome = invoke(context, payload, watch, options.timeout)
     with outcome:
         error = find_error(outcome, context.host, payload.function, collector)
         if error is not None:

@@ -21,9 +21,11 @@ from lazycluster._waiting import CancelToken, hold, start_thread, wait_for
 from lazycluster.exceptions import (
     HOST_LOST_ERRORS,
     ConnectionLostError,
+    FunctionNotSerializableError,
     HostsFailedError,
     PythonNotFoundError,
     PythonVersionMismatchError,
+    add_host_note,
 )
 from lazycluster.results import Error, Value
 from lazycluster.runtimes import Runtime
@@ -53,6 +55,12 @@ class _MapItem(Generic[X]):
     moves: int = 0
     isolated: bool = False
     """Whether the item is to be tried alone, because a process or a host died with it in a batch."""
+
+    def failure(self, error: BaseException, host: str = "") -> Error:
+        """Return the error as the outcome of the item; the error gets a note with the host."""
+        if host:
+            add_host_note(error, host)
+        return Error(error, host, self.index, self.value)
 
 
 class MapScheduler(Generic[X, T]):
@@ -225,11 +233,11 @@ class MapScheduler(Generic[X, T]):
             if self._cancel_group.is_cancelled:
                 return False
             if isinstance(error, _HOST_ERRORS):
-                self._reassign(items, error)
+                self._reassign(items, error, runtime.host)
                 return self._recover_host(runtime, error)
-            self._retry_alone(items, error)
+            self._retry_alone(items, error, "" if isinstance(error, FunctionNotSerializableError) else runtime.host)
         else:
-            self._deliver(items, outcomes)
+            self._deliver(items, outcomes, runtime.host)
             self._adjust_batch_size(len(items), len(outcomes), self._clock() - started)
         return True
 
@@ -264,14 +272,16 @@ class MapScheduler(Generic[X, T]):
             elif sent == self._batch_size and seconds < _BATCH_SECONDS:
                 self._batch_size = min(_MAX_ITEMS_PER_BATCH, 2 * sent)
 
-    def _deliver(self, items: Sequence[_MapItem[X]], outcomes: Sequence[Value[T] | Error]) -> None:
+    def _deliver(self, items: Sequence[_MapItem[X]], outcomes: Sequence[Value[T] | Error], host: str) -> None:
         with self._changed:
             for item, outcome in zip(items, outcomes, strict=False):
-                self._outcomes[item.index] = outcome
+                self._outcomes[item.index] = (
+                    outcome if isinstance(outcome, Value) else item.failure(outcome.error, host)
+                )
             self._pending.extendleft(reversed(items[len(outcomes) :]))
             self._changed.notify_all()
 
-    def _reassign(self, items: Sequence[_MapItem[X]], error: Exception) -> None:
+    def _reassign(self, items: Sequence[_MapItem[X]], error: Exception, host: str) -> None:
         """Put the items of a host that failed back for other hosts; an item that was moved too often fails."""
         with self._changed:
             for item in reversed(items):
@@ -279,16 +289,16 @@ class MapScheduler(Generic[X, T]):
                     item.moves += 1
                     item.isolated = True  # this item may be the one that ends the hosts
                 if item.moves > self._retries:
-                    self._outcomes[item.index] = Error(error)
+                    self._outcomes[item.index] = item.failure(error, host)
                 else:
                     self._pending.appendleft(item)
             self._changed.notify_all()
 
-    def _retry_alone(self, items: Sequence[_MapItem[X]], error: BaseException) -> None:
+    def _retry_alone(self, items: Sequence[_MapItem[X]], error: BaseException, host: str) -> None:
         """Make an error the outcome of an item that ran alone. Of several items, retry each alone."""
         with self._changed:
             if len(items) == 1:
-                self._outcomes[items[0].index] = Error(error)
+                self._outcomes[items[0].index] = items[0].failure(error, host)
             else:
                 for item in items:
                     item.isolated = True
@@ -307,5 +317,5 @@ class MapScheduler(Generic[X, T]):
 
     def _fail_pending(self) -> None:
         for item in self._pending:
-            self._outcomes[item.index] = Error(self._all_hosts_failed_error())
+            self._outcomes[item.index] = item.failure(self._all_hosts_failed_error())
         self._pending.clear()

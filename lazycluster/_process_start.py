@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
-from lazycluster._model.checks import check_text
+from lazycluster._model.checks import check_text, join_cwd
 from lazycluster._model.command import Command
 from lazycluster._process_execution import ProcessExecution
 from lazycluster._resources import ResourceRegistry
@@ -56,7 +55,7 @@ def start_process(
     command = Command(program, cwd=cwd, env=variables, stdin=stdin, has_lifeline=True)
     core.resources.check_open()
     directory = core.transport.create_tempdir() if own_directory else None
-    working_dir = directory or _resolve(cwd, core.working_dir)
+    working_dir = directory or join_cwd(core.working_dir, cwd)
     execution = ProcessExecution(core.transport, attrs.evolve(command, cwd=working_dir), directory)
     try:
         label = name or command.title[:_MAX_NAME_CHARACTERS]
@@ -68,9 +67,3 @@ def start_process(
         execution.request_stop()
         raise
     return process
-
-
-def _resolve(cwd: str | None, working_dir: str) -> str:
-    if cwd is None or cwd.startswith("~"):
-        return cwd or working_dir
-    return posixpath.join(working_dir, cwd)

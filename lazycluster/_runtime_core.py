@@ -12,6 +12,7 @@ import attrs
 
 from lazycluster import _invoke
 from lazycluster._functions.function_call import Payload
+from lazycluster._model.call_options import NO_CALL_OPTIONS, CallOptions
 from lazycluster._model.checks import check_environment, check_text, join_cwd, split_stdin
 from lazycluster._model.command import Command
 from lazycluster._model.output_callbacks import CallbackThread
@@ -128,9 +129,21 @@ class RuntimeCore:
             thread=thread,
         )
 
-    def call(self, payload: Payload, cancel_token: CancelToken | None = None) -> object:
-        """Call a function in the working directory; see `Runtime.call()`."""
-        value = _invoke.call_function(self.context(cancel_token), payload)
+    def call(
+        self,
+        payload: Payload,
+        cancel_token: CancelToken | None = None,
+        *,
+        options: CallOptions = NO_CALL_OPTIONS,
+        prefixed_output: PrefixedOutput | None = None,
+    ) -> object:
+        """Call a function in the working directory, or as the options say; see `Runtime.with_options()`.
+
+        `prefixed_output` gets output that is to be printed.
+        """
+        context = self.context(cancel_token)
+        cwd, env = join_cwd(context.cwd or "", options.cwd), {**context.env, **options.env}
+        value = _invoke.call_function(attrs.evolve(context, cwd=cwd, env=env), payload, options, prefixed_output)
         self.last_success = time.monotonic()
         return value
 

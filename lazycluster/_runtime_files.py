@@ -1,4 +1,4 @@
-"""Files of one host: whole transfers, the content of a file as a value, and the names in directories."""
+"""Files of one host: whole transfers, the content of a file as a value, and directories."""
 
 from __future__ import annotations
 
@@ -178,3 +178,28 @@ class RuntimeFiles:
             raise ValueError(f"pattern must not contain '**', got {pattern!r:.200}; run `find` to search a tree")
         self._core.resources.check_open()
         return self._core.transport.glob(pattern, cwd=self._core.working_dir)
+
+    def create_dir(self, path: str) -> None:
+        """Make a directory on the host, with its parents; one that exists is fine.
+
+        Raises:
+            CommandFailedError: If it cannot be made.
+        """
+        self._core.resources.check_open()
+        self._core.transport.create_dir(path, cwd=self._core.working_dir)
+
+    def create_tempdir(self) -> str:
+        """Make a temporary directory on the host and return its path; it is removed with the runtime."""
+        self._core.resources.check_open()
+        return self._core.transport.create_tempdir()
+
+    def delete_dir(self, path: str) -> bool:
+        """Delete a directory on the host with its contents; return whether nothing of it is left.
+
+        Raises:
+            ValueError: If the path is empty or the root directory.
+        """
+        if not path.rstrip("/"):
+            raise ValueError(f"path must be neither empty nor the root directory, got {path!r}")
+        self._core.resources.check_open()
+        return self._core.transport.delete_dir(path, cwd=self._core.working_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -10,9 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TypeVar
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_DEADLINE_SECONDS = 1e9
 """A longer time limit than this, about 30 years, means never: no sum of times overflows."""
@@ -265,6 +267,46 @@ def _unwrap_interrupt() -> Iterator[None]:
         if error.__context__ is None or error.__context__ is handled:
             raise
         raise error.__context__ from None
+
+
+class _InterruptBoundary:
+    """Shortens the traceback of a Ctrl-C at a public method: of the library's frames only that method's stays.
+
+    Frames of the user's code stay, before and after that one: he may have given a callback. Other exceptions keep all
+    frames. The logger gets the whole traceback at DEBUG.
+    """
+
+    def __enter__(self) -> None:
+        """Begin the block, in the public method itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave the library's frames out of the traceback of a KeyboardInterrupt."""
+        if not isinstance(error, KeyboardInterrupt) or traceback is None:
+            return
+        _log.debug("interrupted by Ctrl-C", exc_info=error)
+        inner = traceback.tb_next
+        while inner is not None and _is_library_frame(inner.tb_frame):
+            inner = inner.tb_next
+        traceback.tb_next = inner
+        while _is_internal(error.__context__):
+            error.__context__ = error.__context__ and error.__context__.__context__
+
+
+def _is_internal(context: BaseException | None) -> bool:
+    """Return whether a context is an earlier Ctrl-C in the same call, or the end of a wait in `queue_get()`."""
+    traceback = context.__traceback__ if isinstance(context, (queue.Empty, KeyboardInterrupt)) else None
+    return traceback is not None and _is_library_frame(traceback.tb_frame)
+
+
+def _is_library_frame(frame: FrameType) -> bool:
+    """Return whether a frame is of this package, or of the standard library, which it calls."""
+    root = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return root == __name__.partition(".")[0] or root in sys.stdlib_module_names
+
+
+interrupt_boundary = _InterruptBoundary()
 
 
 def uninterruptible(make: Callable[[], T], rollback: Callable[[T], object]) -> T:

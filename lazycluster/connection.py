@@ -15,6 +15,7 @@ from lazycluster._model.watch import make_watch
 from lazycluster._transports import factory
 from lazycluster._transports.host_context import HostContext
 from lazycluster._typing import Self
+from lazycluster._waiting import interrupt_boundary
 from lazycluster.options import DEFAULT_MAX_SESSIONS, RuntimeOptions
 from lazycluster.results import CommandResult, Stream
 
@@ -137,9 +138,10 @@ class Connection:
         data, source = split_stdin(stdin)
         prepared = Command(command, cwd=cwd, env=variables, stdin=data, source=source, timeout=timeout)
         transport = self._context.transport
-        return options.run(
-            lambda watch: transport.run(prepared, watch), host=self.host, title=prepared.title, timeout=timeout
-        )
+        with interrupt_boundary:
+            return options.run(
+                lambda watch: transport.run(prepared, watch), host=self.host, title=prepared.title, timeout=timeout
+            )
 
     def put(
         self,
@@ -163,7 +165,8 @@ class Connection:
             ConnectError: If the host could not be reached.
         """
         watch = make_watch(on_progress=on_progress)
-        self._context.transport.put(Path(local), remote, cwd=cwd, watch=watch)
+        with interrupt_boundary:
+            self._context.transport.put(Path(local), remote, cwd=cwd, watch=watch)
 
     def get(
         self,
@@ -188,7 +191,8 @@ class Connection:
         """
         target = Path.cwd() if local is None else Path(local)
         watch = make_watch(on_progress=on_progress)
-        self._context.transport.get(remote, target, cwd=cwd, watch=watch)
+        with interrupt_boundary:
+            self._context.transport.get(remote, target, cwd=cwd, watch=watch)
 
     def is_alive(self) -> bool:
         """Return whether the host can run a command now; logs in if need be, and never raises."""

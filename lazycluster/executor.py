@@ -39,13 +39,12 @@ class Executor:
         """The host as it was given."""
         return self.context.host
 
-    def execute(self, step: Step, on_outcome: Callable[[OutcomeFile], None]) -> StepResult:
+    def execute(self, step: Step, on_outcome: Callable[[OutcomeFile], None], collector: Collector) -> StepResult:
         """Carry out one step and return its record, which holds the error of a step that failed.
 
-        `on_outcome` gets the outcome of a function.
+        `on_outcome` gets the outcome of a function, `collector` the output of the step, also while it runs.
         """
         started = time.monotonic()
-        collector = Collector()
         exit_code: int | None = None
         error: Exception | None = None
         host_lost = False

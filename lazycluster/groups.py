@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar, overload
+from typing import BinaryIO, Literal, TypeVar, overload
 
 from lazycluster import _group_calls, _group_tasks
 from lazycluster._gather import gather, unwrap_all
@@ -13,18 +13,19 @@ from lazycluster._group_ports import GroupPorts
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS, Members, check_runtimes
 from lazycluster._model.run_options import DEFAULT_MAX_OUTPUT
 from lazycluster._typing import Unpack
+from lazycluster._waiting import interrupt_boundary
+from lazycluster.group_callers import GroupCallMethods
 from lazycluster.managed import CleanupOnExit
 from lazycluster.options import RuntimeOptions
 from lazycluster.results import CommandResult, Error, OnError, Stream
 from lazycluster.runtimes import Runtime
 from lazycluster.tasks import RuntimeTask
 
-P = ParamSpec("P")
 T = TypeVar("T")
 X = TypeVar("X")
 
 
-class RuntimeGroup(GroupFacts, GroupFiles, GroupPorts, CleanupOnExit):
+class RuntimeGroup(GroupFacts, GroupFiles, GroupPorts, GroupCallMethods, CleanupOnExit):
     """Some hosts that work together: the same command, function or file on all of them, or items spread over them.
 
     Hosts are connected in parallel. It is a context manager; at its end, or at `close()`, everything that its runtimes
@@ -61,7 +62,8 @@ class RuntimeGroup(GroupFacts, GroupFiles, GroupPorts, CleanupOnExit):
         self._members = Members(working_dir, connection_kwargs, max_connections=max_connections, progress=progress)
         for runtime in check_runtimes(runtimes):
             self._members.add(runtime)
-        self._members.connect(hosts, skip_failed=on_error == "skip")
+        with interrupt_boundary:
+            self._members.connect(hosts, skip_failed=on_error == "skip")
 
     # Hosts -----------------------------------------------------------------------------------------------------------
 
@@ -74,7 +76,8 @@ class RuntimeGroup(GroupFacts, GroupFiles, GroupPorts, CleanupOnExit):
             ValueError: If the host is in the group already.
             InvalidRuntimeError: If the host cannot be used.
         """
-        self._members.add(host_or_runtime)
+        with interrupt_boundary:
+            self._members.add(host_or_runtime)
 
     def remove_runtime(self, host: str) -> Runtime:
         """Remove a host from the group and return its runtime, which stays open.
@@ -173,33 +176,8 @@ class RuntimeGroup(GroupFacts, GroupFiles, GroupPorts, CleanupOnExit):
         prepared = _group_calls.GroupCommand(
             command, cwd, env, stdin, timeout, check, on_output, on_line, max_output, at_once
         )
-        return prepared.run(self._members, on_error)
-
-    @overload
-    def call(
-        self, function: Callable[..., T], /, *args: object, on_error: Literal["collect"], **kwargs: object
-    ) -> dict[str, T | Error]: ...
-    @overload
-    def call(
-        self, function: Callable[..., T], /, *args: object, on_error: Literal["raise"], **kwargs: object
-    ) -> dict[str, T]: ...
-    @overload
-    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, T]: ...
-    def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Mapping[str, T | Error]:
-        """Call a function on every host at once and return its values by host.
-
-        Args:
-            function: Anything that `Runtime.call()` takes.
-            args: Its arguments.
-            on_error: `raise` the errors when all have ended, or `collect` them: an `Error` in place of the value. The
-                function does not get it.
-            kwargs: Its arguments by name.
-
-        Raises:
-            HostsFailedError: If it raised on some hosts; the error's `values` are those of the others.
-        """
-        on_error: OnError = kwargs.pop("on_error", "raise")
-        return _group_calls.call_function(self._members, function, on_error, args, kwargs)
+        with interrupt_boundary:
+            return prepared.run(self._members, on_error)
 
     @overload
     def map(
@@ -348,9 +326,10 @@ class RuntimeGroup(GroupFacts, GroupFiles, GroupPorts, CleanupOnExit):
             ValueError: If the host is not in the group, or is given together with `broadcast`. Also if all hosts would
                 write a file to the same local path, see `RuntimeTask.get_file()`.
         """
-        return _group_tasks.execute_task(
-            self._members, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
-        )
+        with interrupt_boundary:
+            return _group_tasks.execute_task(
+                self._members, task, on_error, host=host, broadcast=broadcast, execute_async=execute_async, debug=debug
+            )
 
     def join(self) -> None:
         """Wait until every task in the background has ended.
@@ -358,7 +337,8 @@ class RuntimeGroup(GroupFacts, GroupFiles, GroupPorts, CleanupOnExit):
         Raises:
             HostsFailedError: If some tasks failed; the error lists each with its host.
         """
-        _group_tasks.join(self._members)
+        with interrupt_boundary:
+            _group_tasks.join(self._members)
 
     def clear_tasks(self) -> None:
         """Discard the tasks that have ended: their logs, returns and processes."""

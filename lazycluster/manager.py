@@ -15,6 +15,7 @@ from lazycluster._model.checks import absolute_path, to_list
 from lazycluster._requirements import Requirements
 from lazycluster._ssh.config_hosts import configured_hosts, default_config
 from lazycluster._typing import Unpack
+from lazycluster._waiting import interrupt_boundary
 from lazycluster.exceptions import NoRuntimesDetectedError, error_text
 from lazycluster.groups import RuntimeGroup
 from lazycluster.managed import CleanupOnExit
@@ -100,19 +101,22 @@ class RuntimeManager(CleanupOnExit):
     @property
     def hosts(self) -> list[str]:
         """The hosts that answered, in the order of the configuration."""
-        self._detect_once()
+        with interrupt_boundary:
+            self._detect_once()
         return [host for host in self._candidate_hosts if host not in self._inactive]
 
     @property
     def inactive_hosts(self) -> dict[str, Exception]:
         """The hosts that cannot be used, with their errors."""
-        self._detect_once()
+        with interrupt_boundary:
+            self._detect_once()
         return dict(self._inactive)
 
     @property
     def runtimes(self) -> list[Runtime]:
         """The runtimes on the hosts that answered and that no group has taken."""
-        self._detect_once()
+        with interrupt_boundary:
+            self._detect_once()
         return list(self._runtimes.values())
 
     # Groups ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Literal, TypeAlias, TypedDict
+
+CallOutput: TypeAlias = Literal["print", "log", "discard"]
+"""The treatment of a function's output: print it as it comes, log it line by line, or discard it."""
 
 DEFAULT_MAX_SESSIONS = 10
 """sshd's own default of MaxSessions (sshd_config(5))."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import enum
 import io
+import reprlib
 import signal
 from typing import Generic, Literal, NoReturn, Protocol, TypeAlias, TypeVar
 
@@ -214,9 +215,16 @@ class Value(Generic[T_co]):
 
 @attrs.frozen
 class Error:
-    """The error that a remote call raised."""
+    """The error that a remote call raised.
+
+    `host` is the host that was to do the work, or `''` if none could take it, or the work could not be sent. In place
+    of the value of an item, `index` is the item's position and `item` the item itself; otherwise both are None.
+    """
 
     error: BaseException
+    host: str = ""
+    index: int | None = None
+    item: object = attrs.field(default=None, eq=False, repr=reprlib.repr)  # items such as arrays have no plain `==`
 
     def unwrap(self) -> NoReturn:
         """Raise the error."""

@@ -7,6 +7,7 @@ from typing import BinaryIO, ParamSpec, TypeVar, cast
 
 from lazycluster import _invoke
 from lazycluster._facts import Facts
+from lazycluster._model.call_options import CallOptions
 from lazycluster._model.checks import check_environment, check_port
 from lazycluster._model.run_options import DEFAULT_MAX_OUTPUT, RunOptions
 from lazycluster._process_start import start_process
@@ -16,9 +17,11 @@ from lazycluster._runtime_files import RuntimeFiles
 from lazycluster._runtime_ports import first_free_port, forwarding_from_host, forwarding_to_host
 from lazycluster._transports import factory
 from lazycluster._typing import Unpack
+from lazycluster._waiting import interrupt_boundary
+from lazycluster.callers import Caller
 from lazycluster.hardware import HostInfo
 from lazycluster.managed import CleanupOnExit, ManagedProcess
-from lazycluster.options import RuntimeOptions
+from lazycluster.options import CallOutput, RuntimeOptions
 from lazycluster.remote_process import RemoteProcess
 from lazycluster.results import CommandResult, Stream
 from lazycluster.steps import check_callable
@@ -53,8 +56,9 @@ class Runtime(Facts, RuntimeFiles, CleanupOnExit):
     _core: RuntimeCore
 
     def __init__(self, host: str, working_dir: str | None = None, **connection_kwargs: Unpack[RuntimeOptions]) -> None:
-        transport = factory.make_transport(host, connection_kwargs)
-        register_core(self, RuntimeCore.connect(transport, working_dir, connection_kwargs.get("env")))
+        with interrupt_boundary:
+            transport = factory.make_transport(host, connection_kwargs)
+            register_core(self, RuntimeCore.connect(transport, working_dir, connection_kwargs.get("env")))
 
     @property
     def host(self) -> str:
@@ -177,7 +181,8 @@ class Runtime(Facts, RuntimeFiles, CleanupOnExit):
         """
         options = RunOptions(check, on_output, on_line, max_output)
         prepared = self._core.command(command, cwd=cwd, env=env, stdin=stdin, timeout=timeout)
-        return self._core.run(prepared, options)
+        with interrupt_boundary:
+            return self._core.run(prepared, options)
 
     def start(
         self,
@@ -220,7 +225,9 @@ class Runtime(Facts, RuntimeFiles, CleanupOnExit):
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function on the host, in the working directory, and return its value.
 
-        An exception that it raises is raised here, with the traceback of the host. Its output goes to the logger.
+        An exception that it raises is raised here, with the traceback of the host. Its output is printed as it comes if
+        standard output is a terminal, or in a notebook; otherwise it goes to the logger, at DEBUG. See `with_options()`
+        for other ways, and for a time limit.
 
         Raises:
             RemoteFunctionError: If its process died, or its exception cannot be raised here.
@@ -229,7 +236,30 @@ class Runtime(Facts, RuntimeFiles, CleanupOnExit):
         """
         self._core.resources.check_open()
         check_callable(function)
-        return cast("T", self._core.call(_invoke.serialize(function, args, kwargs)))
+        with interrupt_boundary:
+            return cast("T", self._core.call(_invoke.serialize(function, args, kwargs)))
+
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        output: CallOutput | None = None,
+    ) -> Caller:
+        """Return a view of the runtime whose `call()` uses these options.
+
+        Args:
+            timeout: Seconds after which the function and the processes that it started are ended.
+            env: Environment variables in addition to `env_variables`.
+            cwd: The directory on the host where the function runs; a relative path starts in the working directory.
+            output: `print` the output as it comes, `log` it line by line at DEBUG, or `discard` it. Default: print it
+                if standard output is a terminal, or in a notebook; otherwise log it.
+
+        Raises:
+            ValueError: If an option is out of range.
+        """
+        return Caller(self._core, self, CallOptions.check(timeout, env, cwd, output))
 
     def execute_task(self, task: RuntimeTask, execute_async: bool | None = True, debug: bool = False) -> RuntimeTask:
         """Carry out a task in the working directory and return it.
@@ -242,7 +272,8 @@ class Runtime(Facts, RuntimeFiles, CleanupOnExit):
         Raises:
             TaskExecutionError: If a step failed; in the background only `join()` raises it.
         """
-        self._core.start_task(task, self, execute_async=bool(execute_async), debug=debug)
+        with interrupt_boundary:
+            self._core.start_task(task, self, execute_async=bool(execute_async), debug=debug)
         return task
 
     def print_log(self) -> None:
@@ -255,38 +286,14 @@ class Runtime(Facts, RuntimeFiles, CleanupOnExit):
 
         Iterating waits for the tasks.
         """
-        yield from self._core.task_history.iter_function_returns()
+        with interrupt_boundary:
+            yield from self._core.task_history.iter_function_returns()
 
     def clear_tasks(self) -> None:
         """Discard the tasks that have ended: their logs, returns and processes. Those that still run are kept."""
         self._core.task_history.clear()
 
-    # Directories and ports ---------------------------------------------------------------------------------------
-
-    def create_dir(self, path: str) -> None:
-        """Make a directory on the host, with its parents; one that exists is fine.
-
-        Raises:
-            CommandFailedError: If it cannot be made.
-        """
-        self._core.resources.check_open()
-        self._core.transport.create_dir(path, cwd=self._core.working_dir)
-
-    def create_tempdir(self) -> str:
-        """Make a temporary directory on the host and return its path; it is removed with the runtime."""
-        self._core.resources.check_open()
-        return self._core.transport.create_tempdir()
-
-    def delete_dir(self, path: str) -> bool:
-        """Delete a directory on the host with its contents; return whether nothing of it is left.
-
-        Raises:
-            ValueError: If the path is empty or the root directory.
-        """
-        if not path.rstrip("/"):
-            raise ValueError(f"path must be neither empty nor the root directory, got {path!r}")
-        self._core.resources.check_open()
-        return self._core.transport.delete_dir(path, cwd=self._core.working_dir)
+    # Ports -------------------------------------------------------------------------------------------------------
 
     def has_free_port(self, port: int) -> bool:
         """Return whether a server could listen on a port of the host, IPv4 and IPv6.

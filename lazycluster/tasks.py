@@ -11,6 +11,7 @@ from lazycluster._execution import TaskState, state_of
 from lazycluster._model.checks import absolute_path, check_program, check_timeout
 from lazycluster._transports.host_context import context_of
 from lazycluster._typing import Self
+from lazycluster._waiting import interrupt_boundary
 from lazycluster.connection import Connection
 from lazycluster.exceptions import LazyclusterError
 from lazycluster.executor import Executor
@@ -56,13 +57,19 @@ class RuntimeTask:
 
     @property
     def results(self) -> tuple[StepResult, ...]:
-        """A record for each step that was carried out; the last one may be a failure."""
+        """A record for each step that was carried out; the last one may be a failure.
+
+        While the task runs, a step has its record as soon as it has ended.
+        """
         return () if self._state.execution is None else self._state.execution.results
 
     @property
     def execution_log(self) -> list[str]:
-        """The output of each step, in order, `''` if it printed nothing; an empty list before the execution."""
-        return [result.log for result in self.results]
+        """The output of each step, in order, `''` if it printed nothing; an empty list before the execution.
+
+        While the task runs, the last entry is the output so far of the step under way.
+        """
+        return [] if self._state.execution is None else self._state.execution.logs
 
     @property
     def function_returns(self) -> Generator[object, None, None]:
@@ -71,10 +78,11 @@ class RuntimeTask:
         Iterating waits for the task. If a function raised an exception, it is raised here.
         """
         execution, process = self._state.execution, self._state.process
-        if process is not None:
-            process.join()
-        if execution is not None:
-            yield from execution.iter_function_returns()
+        with interrupt_boundary:
+            if process is not None:
+                process.join()
+            if execution is not None:
+                yield from execution.iter_function_returns()
 
     def copy(self) -> RuntimeTask:
         """Return a task with the same steps that was never carried out."""
@@ -155,10 +163,11 @@ class RuntimeTask:
             ValueError: If the connection cannot be made (`ConnectError`).
             TaskExecutionError: If a step failed; the steps after it were not begun.
         """
-        context = context_of(connection)
-        context.transport.connect()
-        self._state.new_execution(Executor(context, debug=debug)).run()
-        self.join()
+        with interrupt_boundary:
+            context = context_of(connection)
+            context.transport.connect()
+            self._state.new_execution(Executor(context, debug=debug)).run()
+            self.join()
         return self
 
     def join(self) -> None:
@@ -167,7 +176,8 @@ class RuntimeTask:
         Raises:
             TaskExecutionError: If a step failed.
         """
-        self._state.join()
+        with interrupt_boundary:
+            self._state.join()
 
     def print_log(self) -> None:
         """Print the output of each step, after its number, and why it failed."""

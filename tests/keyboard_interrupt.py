@@ -11,8 +11,10 @@ import pytest
 from tests.waiting import wait_until
 
 
-def interrupt(work: Callable[[], object], condition: Callable[[], bool], *, in_other_thread: bool = False) -> None:
-    """Do some work, and assert that Ctrl-C ends it; Ctrl-C comes when a condition holds.
+def interrupt(
+    work: Callable[[], object], condition: Callable[[], bool], *, in_other_thread: bool = False
+) -> KeyboardInterrupt:
+    """Do some work, assert that Ctrl-C ends it, and return what it raised; Ctrl-C comes when a condition holds.
 
     With `in_other_thread`, another thread gets the signal. It then interrupts no system call of the thread that works,
     as if it came in the moment before the call.
@@ -30,10 +32,11 @@ def interrupt(work: Callable[[], object], condition: Callable[[], bool], *, in_o
         over.set()
 
     thread = threading.Thread(target=wait)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         begin()
     over.set()
     thread.join()
+    return caught.value
 
 
 def library_thread_names(prefix: str = "lazycluster-") -> list[str]:

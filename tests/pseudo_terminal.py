@@ -7,7 +7,7 @@ import pty
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -21,9 +21,16 @@ class PseudoTerminal:
 
 @contextmanager
 def pseudo_terminal(
-    monkeypatch: pytest.MonkeyPatch, *, name: str = "stdout", columns: int = 200
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    name: str = "stdout",
+    columns: int = 200,
+    on_text: tuple[str, Callable[[], object]] | None = None,
 ) -> Iterator[PseudoTerminal]:
-    """Make standard output or standard error a terminal within a `with` block."""
+    """Make standard output or standard error a terminal within a `with` block.
+
+    `on_text` is a text, and a function to call when it has come.
+    """
     reading, writing = pty.openpty()
 
     result, pieces = PseudoTerminal(), []
@@ -32,6 +39,8 @@ def pseudo_terminal(
         try:
             while data := os.read(reading, 4096):
                 pieces.append(data)
+                if on_text is not None and on_text[0].encode() in b"".join(pieces):
+                    on_text[1]()
         except OSError:  # Linux: the other end is closed
             pass
 

@@ -32,6 +32,7 @@ The tree; `x` marks a plain class to catch the errors below it, `+` a record wit
     + TaskExecutionError
   x FunctionError
     + RemoteFunctionError
+    + FunctionTimeoutError (TimeoutError)
     + FunctionNotSerializableError
     + PythonNotFoundError
     + PythonVersionMismatchError
@@ -53,7 +54,7 @@ UnsafeArchiveError and BrokenArchiveError are the causes of a TransferError. The
 they are not subclasses of it.
 """
 
-from lazycluster.exceptions._text import error_text, indented_tail
+from lazycluster.exceptions._text import add_host_note, error_text, indented_tail
 from lazycluster.exceptions.commands import (
     CommandError,
     CommandFailedError,
@@ -73,6 +74,7 @@ from lazycluster.exceptions.files import (
 from lazycluster.exceptions.functions import (
     FunctionError,
     FunctionNotSerializableError,
+    FunctionTimeoutError,
     PythonNotFoundError,
     PythonVersionMismatchError,
     RemoteFunctionError,
@@ -118,6 +120,7 @@ __all__ = [
     "ForwardingRefusedError",
     "FunctionError",
     "FunctionNotSerializableError",
+    "FunctionTimeoutError",
     "HostError",
     "HostFileNotFoundError",
     "HostUnreachableError",
@@ -147,6 +150,7 @@ __all__ = [
     "UnknownHostKeyError",
     "UnsafeArchiveError",
     "WorkingDirectoryError",
+    "add_host_note",
     "error_text",
     "indented_tail",
     "transfer_error",

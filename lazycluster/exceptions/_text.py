@@ -28,6 +28,15 @@ def error_text(error: BaseException) -> str:
     return ": ".join(filter(None, (type(error).__name__, str(error))))
 
 
+def add_host_note(error: BaseException, host: str) -> None:
+    """Add a note with the host to an error, unless it has that note."""
+    note = f"on host {host}"
+    notes = getattr(error, "__notes__", [])
+    if note not in notes:
+        # Not add_note(): frozen records refuse it (attrs before 24.3), and Python 3.10 lacks it.
+        BaseException.__setattr__(error, "__notes__", [*notes, note])
+
+
 def error_lines(host: str, error: Exception) -> list[str]:
     """Return the message of a host's error as lines, the host's name first."""
     text = error_text(error)

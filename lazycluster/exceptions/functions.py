@@ -26,6 +26,23 @@ class RemoteFunctionError(FunctionError):
 
 
 @attrs.frozen(slots=False)
+class FunctionTimeoutError(FunctionError, TimeoutError):
+    """A function ran longer than its timeout; the host ended it with the processes that it had started.
+
+    `output` is the text that it had printed.
+    """
+
+    host: str
+    function: str
+    timeout: float
+    output: str = attrs.field(default="", repr=False)
+
+    def __str__(self) -> str:
+        took = f"took longer than its timeout of {self.timeout:g} s and was ended"
+        return f"{self.host}: function {self.function!r} {took}.{indented_tail(self.output)}"
+
+
+@attrs.frozen(slots=False)
 class RemoteTraceback(LazyclusterError):
     """The traceback on the host of an exception that a function raised there, as the cause of that exception."""
 

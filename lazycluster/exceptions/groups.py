@@ -9,7 +9,7 @@ from typing import TypeVar, overload
 import attrs
 
 from lazycluster._typing import BaseExceptionGroup, ExceptionGroup, Self
-from lazycluster.exceptions._text import error_lines, shorten
+from lazycluster.exceptions._text import add_host_note, error_lines, shorten
 from lazycluster.exceptions.root import LazyclusterError
 
 X = TypeVar("X", bound=Exception)
@@ -42,7 +42,7 @@ class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
 
     def __attrs_post_init__(self) -> None:
         for host, error in self.errors:
-            _add_note(error, f"on host {host}")
+            add_host_note(error, host)
 
     @property
     def message(self) -> str:
@@ -80,13 +80,6 @@ class HostsFailedError(LazyclusterError, ExceptionGroup[Exception]):
 
     def __str__(self) -> str:
         return self.message
-
-
-def _add_note(error: Exception, note: str) -> None:
-    notes = getattr(error, "__notes__", [])
-    if note not in notes:
-        # Not add_note(): frozen records refuse it (attrs before 24.3), and Python 3.10 lacks it.
-        BaseException.__setattr__(error, "__notes__", [*notes, note])
 
 
 def _is_part(error: BaseException, member: BaseException) -> bool:

@@ -74,10 +74,6 @@ class FakeTransport:
         self._lock = threading.Lock()
         machine.register(self)
 
-    def __repr__(self) -> str:
-        """Return the host."""
-        return f"<FakeTransport {self.host}>"
-
     @property
     def temp_dirs(self) -> list[str]:
         """The temporary directories that are to be removed."""

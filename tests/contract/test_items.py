@@ -11,7 +11,7 @@ import pytest
 
 from lazycluster import FunctionNotSerializableError, RemoteFunctionError, RemoteTraceback, Runtime, RuntimeGroup
 from lazycluster.results import Error
-from tests.contract.conftest import TransportCase
+from tests.contract.conftest import HOST_ALIAS, TransportCase
 from tests.keyboard_interrupt import library_thread_names
 from tests.waiting import assert_eventually
 
@@ -42,6 +42,17 @@ def test_map_function_raises_keeps_other_values(group: RuntimeGroup) -> None:
     assert "call_program" not in second.error.__cause__.text
 
 
+def test_map_error_names_host_index_and_item(group: RuntimeGroup) -> None:
+    item = {"divisor": 0}
+    found = list(group.map(lambda each: 1 / each["divisor"], [{"divisor": 2}, item], on_error="collect"))
+
+    assert isinstance(found[1], Error)
+    assert (found[1].host, found[1].index, found[1].item) == (HOST_ALIAS, 1, item)
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(group.map(lambda each: 1 / each["divisor"], [item]))
+    assert getattr(caught.value, "__notes__", []) == [f"on host {HOST_ALIAS}"]
+
+
 def test_map_unpicklable_result_keeps_other_values(group: RuntimeGroup) -> None:
     def lock_or_item(item: int) -> object:
         return threading.Lock() if item == 1 else item
@@ -68,6 +79,7 @@ def test_map_unpicklable_item_keeps_other_values(group: RuntimeGroup) -> None:
     assert (first, third) == ("1", "3")
     assert isinstance(second, Error)
     assert isinstance(second.error, FunctionNotSerializableError)
+    assert (second.host, second.index) == ("", 1), "it was not sent to any host"
 
 
 def test_map_process_dies_fails_only_its_item(case: TransportCase, group: RuntimeGroup) -> None:

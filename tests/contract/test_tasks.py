@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from lazycluster import CommandFailedError, Runtime, RuntimeTask, StepResult, TaskExecutionError
 from tests.contract.conftest import HOST_ALIAS, TransportCase, execute_and_wait
+from tests.waiting import assert_eventually
 
 
 def failing() -> None:
@@ -183,6 +185,49 @@ def test_task_results_have_output_and_exit_codes(case: TransportCase, runtime: R
     assert (ran.stdout, ran.stderr) == ("out\n", "err\n")
     assert ran.error is not None
     assert sorted(ran.log.splitlines()) == ["err", "out"]
+
+
+@pytest.mark.parametrize("execute_async", [True, False], ids=["in background", "in other thread"])
+def test_execution_log_is_readable_while_task_runs(
+    case: TransportCase, runtime: Runtime, host_dir: Path, execute_async: bool
+) -> None:
+    def wait() -> None:
+        print("waiting", flush=True)
+        while not Path("seen").exists():
+            time.sleep(0.01)
+        print("seen")
+
+    task = RuntimeTask().run_command(case.script("echo first", stdout="first\n")).run_function(wait)
+    task.run_function(lambda: None)
+    thread = threading.Thread(target=runtime.execute_task, args=(task, execute_async))
+    thread.start()
+
+    assert_eventually(
+        lambda: task.execution_log == ["first\n", "waiting\n"], "output of the step under way", timeout=30
+    )
+    assert [result.log for result in task.results] == ["first\n"], "of the steps that have ended"
+    (host_dir / "seen").touch()
+    thread.join()
+    task.join()
+
+    assert task.execution_log == ["first\n", "waiting\nseen\n", ""]
+    assert len(task.results) == 3
+
+
+def test_execution_log_of_stopped_task_has_its_output(runtime: Runtime) -> None:
+    def wait() -> None:
+        print("waiting", flush=True)
+        directory = Path.cwd()
+        while directory.exists():  # a fake host cannot end a function
+            time.sleep(0.01)
+
+    task = runtime.execute_task(RuntimeTask().run_function(wait))
+    assert_eventually(lambda: task.execution_log == ["waiting\n"], "its output so far", timeout=30)
+    assert task.process is not None
+    task.process.terminate()
+
+    assert task.execution_log == ["waiting\n"]
+    assert [result.ok for result in task.results] == [False]
 
 
 def test_print_log_shows_output_and_failure(

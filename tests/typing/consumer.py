@@ -14,11 +14,14 @@ from typing_extensions import assert_type
 
 import lazycluster.exceptions
 from lazycluster import (
+    Caller,
+    CallOutput,
     CommandResult,
     Connection,
     Error,
     GetFile,
     Gpu,
+    GroupCaller,
     HostInfo,
     HostsFailedError,
     LazyclusterError,
@@ -198,6 +201,14 @@ def options() -> None:
     shared["grace"] = "5"  # type: ignore[typeddict-item]
 
 
+def errors(error: Error) -> None:
+    assert_type(error.host, str)
+    assert_type(error.index, int | None)
+    assert_type(error.item, object)
+    assert_type(Error(ValueError()), Error)
+    assert_type(lazycluster.__version__, str)
+
+
 def steps(task: RuntimeTask) -> None:
     assert_type(task.steps, tuple[Step, ...])
     for step in task.steps:
@@ -245,11 +256,8 @@ def group_calls(group: RuntimeGroup, on_error: OnError) -> None:
     group.run("true", on_error="skip")  # type: ignore[call-overload]
 
     assert_type(group.call(size, 1, unit="MB"), dict[str, int])
-    assert_type(group.call(size, 1, on_error="raise"), dict[str, int])
-    assert_type(group.call(size, 1, on_error="collect"), dict[str, int | Error])
-    for value in group.call(size, 1, on_error=on_error).values():
-        assert_type(value, int | Error)
-    group.call(size, "1")  # type: ignore[call-overload]
+    group.call(size, "1")  # type: ignore[arg-type]
+    group.call(size, 1, on_error="collect")  # type: ignore[call-arg]
 
     assert_type(group.map(size, [1, 2]), Generator[int, None, None])
     assert_type(group.map(size, [1, 2], ordered=False, on_error="collect"), Generator[int | Error, None, None])
@@ -257,6 +265,30 @@ def group_calls(group: RuntimeGroup, on_error: OnError) -> None:
         assert_type(item, int | Error)
     group.map(size, ["1"])  # type: ignore[arg-type]
     group.map(size, [1], retries="2")  # type: ignore[call-overload]
+
+
+def options_of_calls(
+    runtime: Runtime, group: RuntimeGroup, on_error: OnError, output: CallOutput, point: Point
+) -> None:
+    caller = runtime.with_options(timeout=1, env={"A": "1"}, cwd="/tmp", output=output)
+    assert_type(caller, Caller)
+    assert_type(caller.host, str)
+    assert_type(caller.call(size, 1, unit="MB"), int)
+    assert_type(caller.call(point.scaled, 0.5), tuple[float, float])
+    caller.call(size, "1")  # type: ignore[arg-type]
+    runtime.with_options(output="show")  # type: ignore[arg-type]
+    runtime.with_options(on_error="raise")  # type: ignore[call-arg]
+
+    assert_type(group.with_options(timeout=1.5).call(size, 1), dict[str, int])
+    assert_type(
+        group.with_options(on_error="raise", output="log").call(point.scaled, 1.0), dict[str, tuple[float, float]]
+    )
+    assert_type(group.with_options(on_error="collect"), GroupCaller[Error])
+    assert_type(group.with_options(on_error="collect", cwd="/").call(size, 1), dict[str, int | Error])
+    for value in group.with_options(on_error=on_error).call(size, 1).values():
+        assert_type(value, int | Error)
+    group.with_options(on_error="skip")  # type: ignore[call-overload]
+    group.with_options().call(size, "1")  # type: ignore[arg-type]
 
 
 def group_tasks(group: RuntimeGroup, task: RuntimeTask, broadcast: bool, on_error: OnError) -> None:

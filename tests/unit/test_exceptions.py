@@ -177,6 +177,10 @@ CASES: list[tuple[e.LazyclusterError, str]] = [
     ),
     (e.RemoteFunctionError("web1", "f", "why"), "web1: function 'f' failed: why"),
     (e.RemoteFunctionError("web1", "f", "why", "a\nb\n"), "web1: function 'f' failed: why\n    a\n    b"),
+    (
+        e.FunctionTimeoutError("web1", "f", 1.5, "a\n"),
+        "web1: function 'f' took longer than its timeout of 1.5 s and was ended.\n    a",
+    ),
     (e.RemoteTraceback("web1", "a\nb\n\n"), "raised on web1:\na\nb"),
     (
         e.FunctionNotSerializableError("f", "why"),
@@ -389,9 +393,12 @@ CONNECT = {cls for cls in CLASSES if issubclass(cls, e.ConnectError)}
     [
         (ValueError, {*CONNECT, e.PortInUseError, e.InvalidRuntimeError, e.NoRuntimesError}),
         (ConnectionError, {e.ConnectionLostError}),
-        (TimeoutError, {e.CommandTimeoutError}),
+        (TimeoutError, {e.CommandTimeoutError, e.FunctionTimeoutError}),
         (FileNotFoundError, {e.HostFileNotFoundError}),
-        (OSError, {e.ConnectionLostError, e.CommandTimeoutError, e.HostFileNotFoundError}),
+        (
+            OSError,
+            {e.ConnectionLostError, e.CommandTimeoutError, e.FunctionTimeoutError, e.HostFileNotFoundError},
+        ),
         (e.TunnelError, {e.TunnelError, e.ForwardingRefusedError}),
     ],
 )

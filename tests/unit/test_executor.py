@@ -32,7 +32,7 @@ from lazycluster.exceptions import (
     TransferError,
 )
 from lazycluster.executor import Executor
-from lazycluster.results import CommandResult, StepResult, Stream
+from lazycluster.results import Collector, CommandResult, StepResult, Stream
 from lazycluster.steps import GetFile, RunCommand, RunFunction, SendFile, Step, describe_step
 from lazycluster.testing import FakeHost
 from lazycluster.testing._fake_transport import FakeTransport
@@ -61,7 +61,7 @@ def execute(
 ) -> tuple[StepResult, list[OutcomeFile]]:
     outcomes: list[OutcomeFile] = []
     executor = Executor(HostContext(transport, cwd, env or {}, cancel_token), debug, prefixed_output)
-    return executor.execute(step, outcomes.append), outcomes
+    return executor.execute(step, outcomes.append, Collector()), outcomes
 
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR

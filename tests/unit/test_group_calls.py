@@ -98,6 +98,8 @@ def test_run_failure_keeps_other_results(group: RuntimeGroup, fake_host: FakeHos
     assert isinstance(found["web2"], Error)
     assert isinstance(found["web2"].error, ConnectionLostError)
     assert isinstance(found["web3"], Error)
+    assert (found["web2"].host, found["web3"].host) == ("web2", "web3")
+    assert (found["web3"].index, found["web3"].item) == (None, None)
     with pytest.raises(CommandTimeoutError):
         found["web3"].unwrap()
 
@@ -184,7 +186,7 @@ def test_group_invalid_on_error_raises(group: RuntimeGroup, fake_host: FakeHost)
     task = RuntimeTask()
     for use in (
         lambda: group.run("id", on_error=bad),
-        lambda: group.call(int, on_error=bad),
+        lambda: group.with_options(on_error=bad),
         lambda: group.map(int, ["1"], on_error=bad),
         lambda: group.execute_task(task, on_error=bad),
         lambda: group.send_file(__file__, on_error=bad),
@@ -253,9 +255,9 @@ def test_call_failure_keeps_other_values(group: RuntimeGroup) -> None:
         group.call(work)
     assert [(host, type(error)) for host, error in caught.value.errors] == [("web2", KeyError)]
     assert caught.value.values == {"web1": "well", "web3": "well"}
-    found = group.call(work, on_error="collect")
+    found = group.with_options(on_error="collect").call(work)
     assert isinstance(found["web2"], Error)
-    assert found["web3"] == "well"
+    assert (found["web2"].host, found["web3"]) == ("web2", "well")
 
 
 @pytest.mark.parametrize("function", [None, "text", 3])

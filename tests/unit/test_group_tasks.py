@@ -73,7 +73,9 @@ def test_get_runtime_failed_task_is_no_loss(group: RuntimeGroup, fake_host: Fake
 
 def lose(group: RuntimeGroup, fake_host: FakeHost, host: str) -> None:
     fake_host.host(host).go_down()
-    group.execute_task(RuntimeTask().run_command("id"), host=host, execute_async=False, on_error="collect")
+    failed = group.execute_task(RuntimeTask().run_command("id"), host=host, execute_async=False, on_error="collect")
+    assert isinstance(failed, Error)
+    assert failed.host == host
     fake_host.host(host).come_up()
 
 

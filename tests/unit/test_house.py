@@ -44,9 +44,18 @@ ROOMS = (
     ("_execution", "tasks"),
     ("_process_streams", "_process_execution", "remote_process"),
     ("_resources", "_facts", "_requirements", "_runtime_ports", "_runtime_files", "_task_history", "_runtime_core"),
-    ("_process_start", "runtimes"),
+    ("_process_start", "callers", "runtimes"),
     ("_mapping",),
-    ("_membership", "_group_calls", "_group_facts", "_group_files", "_group_ports", "_group_tasks", "groups"),
+    (
+        "_membership",
+        "_group_calls",
+        "_group_facts",
+        "_group_files",
+        "_group_ports",
+        "_group_tasks",
+        "group_callers",
+        "groups",
+    ),
     ("manager",),
     ("_explain",),
     ("_doctor",),
@@ -215,7 +224,7 @@ def test_import_is_light_and_without_effects(module: str) -> None:
     program = (
         "import logging, sys, threading\n"
         f"import {module}\n"
-        "heavy = {'rich', 'multiprocessing', 'pexpect', 'asyncio', 'dask'} & set(sys.modules)\n"
+        "heavy = {'rich', 'multiprocessing', 'pexpect', 'asyncio', 'dask', 'importlib.metadata'} & set(sys.modules)\n"
         "ours = [None] + [name for name in logging.root.manager.loggerDict if name.startswith('lazycluster')]\n"
         "handlers = [each for name in ours for each in logging.getLogger(name).handlers]\n"
         "handlers = [each for each in handlers if not isinstance(each, logging.NullHandler)]\n"

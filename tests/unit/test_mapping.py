@@ -433,6 +433,15 @@ def lost_from_call(first_call: int) -> Script:
     return script
 
 
+def test_map_all_hosts_dead_errors_have_items_and_no_host() -> None:
+    def die(host: StubHost, _items: Sequence[int]) -> None:
+        raise host.lost_error()
+
+    found = outcomes(schedule([StubHost("a", die)], iter([7])))
+
+    assert [(each.host, each.index, each.item) for each in found if isinstance(each, Error)] == [("", 0, 7)]
+
+
 def test_map_dead_host_moves_items(caplog: pytest.LogCaptureFixture) -> None:
     def wait_for_deaths(_host: StubHost, _items: Sequence[int]) -> None:
         assert wait_until(lambda: len(hosts[0].calls) == 3 and len(hosts[2].calls) == 1, 10)

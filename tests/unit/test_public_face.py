@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import typing
 from collections.abc import Iterator
@@ -77,3 +78,8 @@ def test_public_class_has_no_module_as_attribute() -> None:
     ]
 
     assert leaked == []
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert lazycluster.__version__ == importlib.metadata.version("lazycluster")
+    assert "__version__" in dir(lazycluster)

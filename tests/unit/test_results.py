@@ -168,3 +168,21 @@ def test_outcome_unwrap_returns_value_or_raises() -> None:
     with pytest.raises(KeyError) as caught:
         Error(error).unwrap()
     assert caught.value is error
+
+
+def test_error_equality_and_repr_tolerate_any_item() -> None:
+    class Array:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("ambiguous")
+
+        __hash__ = None  # type: ignore[assignment]  # as arrays have none
+
+    error = ValueError("x")
+    assert Error(error, "a", 0, Array()) == Error(error, "a", 0, Array())
+    assert len({Error(error, "a", 0, Array())}) == 1
+    assert len(repr(Error(error, "a", 0, "long" * 10_000))) < 200
+
+
+def test_error_of_one_argument_has_no_place() -> None:
+    bare = Error(ValueError("x"))
+    assert (bare.host, bare.index, bare.item) == ("", None, None)
