@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pexpect
 import pytest
 
+from lazycluster.testing import write_config
 from tests.command_line import main
+from tests.pseudo_terminal import strip_escape_sequences
+from tests.reserved_ports import reserve_free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,3 +127,57 @@ def test_broken_config_json_shows_line_of_ssh(tmp_path: Path, capsys: pytest.Cap
     config.write_text("Hots web-1\n")
     assert main(["list-runtimes", "--json", "--config", str(config)]) == 1
     assert "Bad configuration option: hots" in json.loads(capsys.readouterr().err)["message"]
+
+
+# Commands to copy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("directory", ["d", "a-directory-with-a-long-name/" * 4])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list-runtimes",),
+        ("run", "true"),
+        ("run", "--hosts", "local,dead", "true"),
+        ("put", "/dev/null"),
+        ("info", "dead"),
+        ("doctor", "dead"),
+        ("doctor", "unknown"),
+        ("expose", "dead", "80"),
+        ("--config", "{broken}", "run", "true"),
+        ("--config", "{broken}", "list-runtimes"),
+        ("--config", "{broken}", "doctor", "web-1"),
+    ],
+    ids=" ".join,
+)
+def test_terminal_never_breaks_commands_to_copy(
+    command: tuple[str, ...], directory: str, sshd: LocalSshd, short_tmpdir: Path
+) -> None:
+    """Each command that the output in a pipe advises is on one line of a terminal of 80 columns, too."""
+    folder = short_tmpdir / directory
+    folder.mkdir(parents=True)
+    broken = folder / "broken"
+    broken.write_text("Host web-1\n    Bogus yes\n")
+    hosts = f"\nHost dead\n    HostName 127.0.0.1\n    Port {reserve_free_port()}\n"
+    hosts += "Host unknown\n    HostName a-name-that-does-not-resolve.invalid\n"
+    config = write_config(folder / "config", sshd, extra=hosts)
+    words = [word.format(broken=broken) for word in command]
+    environment = {**os.environ, "LAZYCLUSTER_CONFIG": str(config)}
+    argv = [sys.executable, "-m", "lazycluster", *words]
+    piped = subprocess.run(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=120
+    ).stdout
+    advised = {*re.findall(r"`[^`\n]+`", piped), *re.findall(r"lazycluster doctor \S.*", piped)}
+    assert advised, piped
+    child = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", timeout=120, dimensions=(40, 80), env=environment)
+    shown = strip_escape_sequences(finish(child))
+    assert [text for text in advised if text not in shown] == [], shown
+
+
+def test_explain_terminal_has_lines_of_pipe(tmp_path: Path) -> None:
+    file = tmp_path / "task.py"
+    file.write_text(f"from lazycluster import RuntimeTask\ntask = RuntimeTask().run_command('echo {'word ' * 60}')\n")
+    argv = [sys.executable, "-m", "lazycluster", "explain", str(file), "--host", "web-1"]
+    piped = subprocess.run(argv, capture_output=True, text=True, timeout=60).stdout
+    child = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", timeout=60, dimensions=(40, 80))
+    assert strip_escape_sequences(finish(child)).replace("\r", "") == piped
