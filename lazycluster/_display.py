@@ -28,6 +28,8 @@ _CONTROL_SEQUENCES = re.compile(
 """Control sequences of terminals (ECMA-48, chapters 5 and 8), except newlines and tabs."""
 _COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;:]*m")
 _RESET_COLOURS = "\x1b[0m"
+_UNBREAKABLE = re.compile(r"[^\s`]*(?:`[^`\n]*`[^\s`]*)+|\S+")
+"""A word, or words in backquotes: a command to copy."""
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -88,27 +90,69 @@ def strip_control_sequences(text: str, *, keep_colours: bool = False) -> str:
     return kept + _RESET_COLOURS if _COLOUR_SEQUENCE.search(kept) else kept
 
 
+def fill_lines(text: str, width: int) -> list[str]:
+    """Return text as lines of at most `width` columns, broken at spaces, but never within a command in backquotes.
+
+    A command that is wider has a line of its own, which the terminal itself must continue, so that it can be copied.
+    """
+    from rich.cells import cell_len  # noqa: PLC0415
+
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        lines.append("")
+        for piece in _UNBREAKABLE.findall(paragraph):
+            if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(piece) > width:
+                lines.append(piece)
+            else:
+                lines[-1] += f" {piece}" if lines[-1] else piece
+    return lines
+
+
+def _fit_last_column(columns: Sequence[str], rows: list[list[str]], width: int) -> list[list[str]] | None:
+    """Return the rows of a table with lines in the last column that keep commands whole; None if one is too wide."""
+    from rich.cells import cell_len  # noqa: PLC0415
+
+    table = [list(columns), *rows]
+    others = [
+        max(cell_len(line) for row in table for line in row[index].split("\n")) for index in range(len(columns) - 1)
+    ]
+    available = (
+        width - sum(others) - 3 * len(columns) - 1
+    )  # of a column rich needs three for itself, and one at the end
+    filled = [[*row[:-1], "\n".join(fill_lines(row[-1], available))] for row in rows]
+    is_too_wide = any("`" in line and cell_len(line) > available for row in filled for line in row[-1].splitlines())
+    return None if is_too_wide else filled
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
     """Print a table, on standard error with `err`: with lines and colours on a terminal, else as aligned plain text.
 
-    Cells may hold output of hosts, so control sequences are removed from them.
+    Cells may hold output of hosts, so control sequences are removed from them. A command in backquotes in the last
+    column stays on one line. If it is too wide for that, a terminal gets plain text, too.
     """
     out = sys.stderr if err else sys.stdout
-    rows = [[strip_control_sequences(cell) for cell in row] for row in rows]
+    cells = [[strip_control_sequences(cell) for cell in row] for row in rows]
     if not is_terminal(out):
-        print(format_table(title, columns, rows), file=out)
+        print(format_table(title, columns, cells), file=out)
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    console = Console(stderr=err)
+    if any("`" in row[-1] for row in cells):
+        filled = _fit_last_column(columns, cells, console.width)
+        if filled is None:
+            console.print(Text(format_table(title, columns, cells)), soft_wrap=True)
+            return
+        cells = filled
     table = Table(header_style="bold cyan")
     for column in columns:
         table.add_column(column, overflow="fold")
-    for row in rows:
+    for row in cells:
         table.add_row(*map(Text, row))
     # The title is printed by itself: rich would wrap a title of the table to the table's width.
-    Console(stderr=err).print(Text(title, "italic"), table, sep="\n")
+    console.print(Text(title, "italic"), table, sep="\n")
 
 
 def format_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -281,4 +325,6 @@ class Printer:
         from rich.console import Console  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        Console().print(Text(text, style=style))
+        Console().print(
+            Text(text, style=style), soft_wrap=True
+        )  # the terminal breaks lines, so that they can be copied

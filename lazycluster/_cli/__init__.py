@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import io
 import os
-import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
+from lazycluster._cli.invocation import Invocation, print_error, print_interruption
+from lazycluster._cli.options import CONFIG_VARIABLE, verbose_option
 from lazycluster.exceptions import LazyclusterError
 
 _COMMAND_MODULES = {
@@ -19,6 +20,7 @@ _COMMAND_MODULES = {
     "run": "run",
     "put": "files",
     "get": "files",
+    "shell": "terminal",
     "expose": "expose",
     "info": "doctor",
     "doctor": "doctor",
@@ -54,12 +56,21 @@ class _LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"lazycluster._cli.{_COMMAND_MODULES[cmd_name]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        if not any(parameter.name == "verbose" for parameter in command.params):
+            verbose_option(command)
         return command
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"As after the command: the ssh configuration to use. Default: that in {CONFIG_VARIABLE}, else your own.",
+)
+@verbose_option
 @click.version_option(package_name="lazycluster", message="%(prog)s %(version)s")
-def lazycluster() -> None:
+def lazycluster(config: Path | None) -> None:
     """Run work on other machines over nothing but the system's own OpenSSH client.
 
     \b
@@ -77,15 +88,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is the one that the command itself returns, else 0. It is 1 if something failed, on a host or here, 2 for a wrong
     call, and 130 after Ctrl-C.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    invocation = Invocation()
     try:
-        result = lazycluster.main(arguments, prog_name="lazycluster", standalone_mode=False)
+        result = lazycluster.main(words, prog_name="lazycluster", standalone_mode=False, obj=invocation)
     except click.ClickException as error:
-        _print_error(error)
+        # Of a call that click cannot parse no option has been read.
+        print_error(error, as_json=invocation.as_json or (isinstance(error, click.UsageError) and _has_json(words)))
         return error.exit_code
     except click.Abort as error:
         if error.__cause__ is None:  # at a prompt, where the cursor still is; elsewhere click has begun a new line
             click.echo(err=True)
-        click.echo("lazycluster: interrupted; everything under way was ended", err=True)
+        print_interruption(as_json=invocation.as_json)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of the output has enough
         devnull = os.open(os.devnull, os.O_WRONLY)
@@ -93,15 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(devnull, stream.fileno())
         return EXIT_FAILED
     except LazyclusterError as error:
-        click.echo(f"lazycluster: {error}", err=True)
+        print_error(error, as_json=invocation.as_json)
         return EXIT_FAILED
+    finally:
+        invocation.close()
     return result if isinstance(result, int) else 0
 
 
-def _print_error(error: click.ClickException) -> None:
-    """Print an error as click does, but with the prefix of all errors of this program."""
-    rendered = io.StringIO()
-    error.show(rendered)
-    click.echo(
-        re.sub(r"^Error: ", "lazycluster: ", rendered.getvalue(), count=1, flags=re.MULTILINE), err=True, nl=False
-    )
+def _has_json(words: Sequence[str]) -> bool:
+    """Return whether `--json` is among the options of a call."""
+    return "--json" in (words[: words.index("--")] if "--" in words else words)

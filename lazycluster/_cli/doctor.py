@@ -16,7 +16,7 @@ import click
 
 from lazycluster._cli import EXIT_FAILED
 from lazycluster._cli.options import complete_hosts, config_option, connect_timeout_option, json_option, python_option
-from lazycluster._display import is_terminal, show_status
+from lazycluster._display import fill_lines, is_terminal, show_status
 from lazycluster._doctor import Finding, Verdict, examine
 from lazycluster.exceptions import InvalidRuntimeError
 from lazycluster.runtimes import Runtime
@@ -36,6 +36,8 @@ _CHECK_NAME_WIDTH = 19
 """Columns of the longest name of a check."""
 _ADVICE_INDENT = 9
 """Columns before the advice, on the line after the check."""
+_TERMINAL_ADVICE_INDENT = 4
+"""The same on a terminal."""
 
 
 @click.command(short_help="Print what a host has: system, Python, memory, GPUs.")
@@ -148,25 +150,24 @@ def format_finding(finding: Finding) -> str:
 
 
 def _print_finding(console: Console, finding: Finding) -> None:
-    from rich.padding import Padding  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    """Print a finding in lines of our own, since rich would break commands that are to be copied."""
     from rich.text import Text  # noqa: PLC0415
 
     mark, style = _VERDICT_MARKS[finding.verdict]
     if not console.encoding.lower().startswith("utf"):
         mark = _ASCII_MARKS.get(mark, mark)
     dim = "dim" if finding.verdict is Verdict.SKIPPED else ""
-    line = Table.grid(padding=(0, 1))
-    line.add_column(no_wrap=True)
-    line.add_column(min_width=_CHECK_NAME_WIDTH)
-    line.add_column(ratio=1)
-    line.add_row(
-        Text(mark, style), Text(finding.check, dim or "bold"), Text(_single_line(finding.found), dim, overflow="fold")
-    )
-    console.print(line)
-    if finding.advice:
-        console.print(Padding(Text(_single_line(finding.advice), "cyan", overflow="fold"), (0, 0, 0, 4)))
+    if len(finding.check) <= _CHECK_NAME_WIDTH:
+        check, found = f"{finding.check:<{_CHECK_NAME_WIDTH}} ", _single_line(finding.found)
+    else:
+        check, found = "", f"{finding.check}: {_single_line(finding.found)}"
+    indent = len(f"{mark} {check}")
+    lines = fill_lines(found, console.width - indent)
+    text = Text.assemble((mark, style), " ", (check, dim or "bold"), (f"\n{' ' * indent}".join(lines), dim))
+    console.print(text, soft_wrap=True)
+    for line in fill_lines(_single_line(finding.advice), console.width - _TERMINAL_ADVICE_INDENT):
+        console.print(Text(" " * _TERMINAL_ADVICE_INDENT + line, "cyan"), soft_wrap=True)
 
 
 def _single_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())

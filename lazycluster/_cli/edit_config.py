@@ -10,7 +10,13 @@ from pathlib import Path
 import click
 
 from lazycluster._cli.first_connection import has_terminal, try_connection
-from lazycluster._cli.options import complete_hosts, connect_timeout_option, parse_callback
+from lazycluster._cli.options import (
+    CONFIG_VARIABLE,
+    ConfigOption,
+    complete_hosts,
+    connect_timeout_option,
+    parse_callback,
+)
 from lazycluster._model.checks import absolute_path, check_port
 from lazycluster._ssh.config_edit import HostSettings, add_host, hosts_file, quote_value, remove_host
 from lazycluster._ssh.config_hosts import default_config
@@ -123,6 +129,9 @@ def build_settings(address: Destination, id_file: Path | None, options: HostSett
 
 _config_option = click.option(
     "--config",
+    cls=ConfigOption,
+    envvar=CONFIG_VARIABLE,
+    show_envvar=True,
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Change this ssh configuration in place of ~/.ssh/config.",

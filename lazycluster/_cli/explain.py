@@ -168,8 +168,8 @@ def _run_file(file: Path) -> dict[str, object]:
     except SystemExit as error:
         raise click.ClickException(f"{file}: it ended by itself, with exit status {error.code!r}") from error
     except Exception as error:
-        click.echo(_format_traceback(error, str(file)), err=True, nl=False)
-        raise click.ClickException(f"{file} raised {type(error).__name__}, so there is nothing to explain.") from error
+        reason = f"{file} raised {type(error).__name__}, so there is nothing to explain"
+        raise click.ClickException(f"{reason}:\n{_format_traceback(error, str(file)).rstrip()}") from error
 
 
 def _format_traceback(error: BaseException, file: str) -> str:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import click
 
+from lazycluster._cli.invocation import Invocation
 from lazycluster._model.checks import check_connect_timeout
 from lazycluster._ssh.config_hosts import configured_hosts
 from lazycluster._ssh.destination import Destination
@@ -64,8 +65,24 @@ def complete_hosts(context: click.Context, _parameter: click.Parameter, incomple
     return []
 
 
+CONFIG_VARIABLE = "LAZYCLUSTER_CONFIG"
+"""The environment variable with the ssh configuration to use if no option names one."""
+
+
+class ConfigOption(click.Option):
+    """`--config` of a command, whose value may also stand before the command, or else in the environment."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Return the file that stands before the command, else that of the environment."""
+        before = ctx.find_root().params.get("config")
+        return super().resolve_envvar_value(ctx) if before is None else str(before)
+
+
 config_option = click.option(
     "--config",
+    cls=ConfigOption,
+    envvar=CONFIG_VARIABLE,
+    show_envvar=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Read this ssh configuration in place of ~/.ssh/config (ssh -F).",
@@ -96,5 +113,36 @@ python_option = click.option(
 )
 """Gives `python: str | None`."""
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+def _print_json(context: click.Context, _parameter: click.Parameter, as_json: bool) -> bool:
+    invocation = context.find_object(Invocation)
+    if invocation is not None:
+        invocation.as_json |= as_json
+    return as_json
+
+
+def _show_log(context: click.Context, _parameter: click.Parameter, verbosity: int) -> None:
+    invocation = context.find_object(Invocation)
+    if invocation is not None and verbosity:
+        invocation.show_log(verbosity)
+
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,  # so that an error of another option is JSON, too
+    callback=_print_json,
+    help="Print JSON for programs; an error is one line of JSON on standard error.",
+)
 """Gives `as_json: bool`."""
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    expose_value=False,
+    callback=_show_log,
+    help="Show the log on standard error; -vv also shows each process that is started.",
+)
+"""Gives nothing to the command."""

@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import attrs
 import click
 
 from lazycluster._cli import EXIT_FAILED
+from lazycluster._cli.invocation import print_error
 from lazycluster._cli.options import json_option, parse_callback
 from lazycluster._cli.run_on_hosts import run_on_hosts
 from lazycluster._cli.selection import HostSelection, SelectedHosts, host_selection_options
+from lazycluster._cli.terminal import become_terminal, join_command
 from lazycluster._display import pluralize, print_table
 from lazycluster._gather import CancelGroup
 from lazycluster._model.checks import check_timeout
 from lazycluster._model.watch import Watch
 from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster._processes.local_process import OutputCallback
+from lazycluster._requirements import Requirements
 from lazycluster._runtime_core import core_of
 from lazycluster._waiting import CancelToken
-from lazycluster.exceptions import CommandTimeoutError, NoRuntimesDetectedError
+from lazycluster.exceptions import CommandTimeoutError, LazyclusterError
 from lazycluster.manager import failure_reason
 from lazycluster.options import DEFAULT_GRACE_SECONDS
 from lazycluster.results import Collector, CommandResult, Stream
@@ -52,12 +56,18 @@ _RUN_INTERRUPTED_MESSAGE = (
     is_flag=True,
     help="Read standard input to its end, then give all of it to the command on each host. Default: an empty one.",
 )
+@click.option(
+    "--tty",
+    is_flag=True,
+    help="Run it in this terminal, on one host: for commands that ask, such as sudo. The exit status is its own.",
+)
 @json_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     command: tuple[str, ...],
     timeout: float | None,
     with_stdin: bool,
+    tty: bool,
     as_json: bool,
     **selection: Any,  # noqa: ANN401 - see host_selection_options
 ) -> int:
@@ -82,19 +92,27 @@ def run(
       lazycluster run --hosts web-1,web-2 -- 'df -h / | tail -1'
       lazycluster run --group-filter gpu --group-filter min-memory=16000 -- nvidia-smi -L
       lazycluster run --stdin -- 'cat >> .ssh/authorized_keys' < new_key.pub
+      lazycluster run --hosts web-1 --tty -- sudo apt-get upgrade
       lazycluster run --json -- uname -r | jq -r 'select(.exit_code == 0).stdout'
     """  # noqa: D301 - \b keeps click from wrapping what follows
-    text = " ".join(command)  # as ssh does
-    if not text.strip():
-        raise click.UsageError(f"command must not be empty or blank, got {text!r}")
+    text = join_command(command)
+    hosts = HostSelection(**selection)
+    if tty:
+        excluded = {
+            "--timeout": timeout is not None,
+            "--stdin": with_stdin,
+            "--json": as_json,
+            "--group-filter": hosts.requirements != Requirements(),
+        }
+        _run_in_terminal(text, hosts, [option for option, is_given in excluded.items() if is_given])
     stdin = _read_stdin() if with_stdin else b""
     cancel_group = CancelGroup()
     outcomes: dict[str, CommandOutcome] = {}
-    with HostSelection(**selection).connect() as selected:
+    with hosts.connect() as selected:
         try:
             selected.require_hosts()
-        except NoRuntimesDetectedError as error:
-            click.echo(f"lazycluster: {error}", err=True)
+        except LazyclusterError as error:
+            print_error(error, as_json=as_json)
             if as_json:
                 _print_other_hosts(selected)
             return EXIT_HOST_FAILED
@@ -137,6 +155,15 @@ def run(
     if selected.failed or any(ended.host_failed for ended in outcomes.values()):
         return EXIT_HOST_FAILED
     return 0 if all(ended.exit_code == 0 for ended in outcomes.values()) else EXIT_FAILED
+
+
+def _run_in_terminal(command: str, selection: HostSelection, excluded_options: Sequence[str]) -> NoReturn:
+    if excluded_options:
+        raise click.UsageError(f"--tty must stand without {', '.join(excluded_options)}")
+    names = selection.names
+    if len(names) != 1:
+        raise click.UsageError(f"--tty must be for one host (--hosts A), got {', '.join(names) or 'none'}")
+    become_terminal(names[0], command, config=selection.config, connect_timeout=selection.connect_timeout)
 
 
 def _read_stdin() -> bytes:

@@ -20,7 +20,7 @@ from lazycluster._cli.options import (
 )
 from lazycluster._membership import DEFAULT_MAX_CONNECTIONS
 from lazycluster._requirements import Requirements
-from lazycluster._ssh.config_hosts import configured_hosts, default_config
+from lazycluster._ssh.config_hosts import check_config, configured_hosts, default_config
 from lazycluster.exceptions import NoRuntimesDetectedError
 from lazycluster.groups import RuntimeGroup
 from lazycluster.manager import check_requirements, failure_reason, underlying_error
@@ -83,14 +83,18 @@ class SelectedHosts:
     failed: dict[str, str]
     filtered_out: dict[str, str]
     source: str
+    config: Path | None
 
     def require_hosts(self) -> None:
         """Check that a host is left.
 
         Raises:
             NoRuntimesDetectedError: If no host is left.
+            ConfigRefusedError: If the configuration names no host, because ssh does not accept it.
         """
         if not self.group.runtime_count:
+            if not self.failed and not self.filtered_out:
+                check_config(self.config)
             raise NoRuntimesDetectedError(self.source, (*self.failed.items(), *self.filtered_out.items()))
 
 
@@ -106,6 +110,11 @@ class HostSelection:
     max_connections: int
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the hosts: those given, else all of the configuration."""
+        return self.hosts or configured_hosts(self.config)
+
+    @property
     def source(self) -> str:
         """The source of the names of the hosts."""
         return "--hosts" if self.hosts else str(self.config or default_config())
@@ -113,14 +122,13 @@ class HostSelection:
     @contextlib.contextmanager
     def connect(self) -> Iterator[SelectedHosts]:
         """Connect, and yield the group of the hosts that can be used, with the reasons why the others cannot."""
-        names = self.hosts or configured_hosts(self.config)
         options: RuntimeOptions = {
             "config_file": self.config,
             "connect_timeout": self.connect_timeout,
             "resident": self.resident,
         }
         with RuntimeGroup(
-            hosts=names,
+            hosts=self.names,
             working_dir="~",
             max_connections=self.max_connections,
             on_error="skip",
@@ -131,7 +139,7 @@ class HostSelection:
             filtered_out, unreachable = check_requirements(group.get_runtimes(), self.requirements)
             for host in (*filtered_out, *unreachable):
                 group.remove_runtime(host).cleanup()
-            yield SelectedHosts(group, failed | unreachable, filtered_out, self.source)
+            yield SelectedHosts(group, failed | unreachable, filtered_out, self.source, self.config)
 
 
 def parse_hosts(texts: Sequence[str]) -> tuple[str, ...]:
@@ -174,6 +182,17 @@ max_connections_option = click.option(
 """Gives `max_connections: int`."""
 
 
+hosts_option = click.option(
+    "--hosts",
+    callback=parse_callback(parse_hosts),
+    multiple=True,
+    metavar="A,B,...",
+    shell_complete=_complete_host_list,
+    help="Only these hosts. Default: all that the ssh configuration names.",
+)
+"""Gives `hosts: tuple[str, ...]`."""
+
+
 def host_selection_options(command: Callable[P, R]) -> Callable[P, R]:
     """Add the options that choose the hosts of a command; they are the keywords of `HostSelection`."""
     for option in (
@@ -190,14 +209,7 @@ def host_selection_options(command: Callable[P, R]) -> Callable[P, R]:
             shell_complete=_complete_filter,
             help=f"Only hosts that have this; may be given several times: {_FILTER_SYNTAX}, which must print true.",
         ),
-        click.option(
-            "--hosts",
-            callback=parse_callback(parse_hosts),
-            multiple=True,
-            metavar="A,B,...",
-            shell_complete=_complete_host_list,
-            help="Only these hosts. Default: all that the ssh configuration names.",
-        ),
+        hosts_option,
     ):
         command = option(command)
     return command

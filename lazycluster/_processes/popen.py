@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
-from typing import IO, TypeAlias
+from typing import IO, NoReturn, TypeAlias
 
 from lazycluster._waiting import uninterruptible
 
@@ -35,6 +36,27 @@ def start_process(argv: Sequence[str], *, stdin: int, stdout: int, stderr: int |
         )
 
     return uninterruptible(start, kill_and_close)
+
+
+def replace_process(argv: Sequence[str]) -> NoReturn:
+    """Become another program, which gets the terminal and the process id; it must be called in the main thread.
+
+    Raises:
+        OSError: If the program cannot be started.
+    """
+    _log.debug("become %s", argv)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    # Python ignores these, and a program inherits that (Python's `subprocess.Popen`, restore_signals).
+    earlier = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGPIPE, signal.SIGXFSZ)}
+    try:
+        os.execvp(argv[0], list(argv))  # noqa: S606 - there is no shell
+    except OSError as error:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        error.filename = argv[0]
+        raise
 
 
 def kill_and_close(process: Process) -> None:

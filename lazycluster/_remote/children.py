@@ -169,6 +169,11 @@ class Children:
 
     # Under way -------------------------------------------------------------------------------------------------------
 
+    @property
+    def pids(self) -> "set[int]":
+        """The processes of the children, also those that have ended and are not collected yet."""
+        return set(self._by_pid)
+
     def process_exited(self, pid: int, wait_status: int) -> None:
         """Record the wait status of a process, which may be the process of a child."""
         child = self._by_pid.pop(pid, None)

@@ -23,7 +23,8 @@ class HostProbe:
         self._selector = selector
         self._on_end = on_end
         self._output = bytearray()
-        self._pid = 0
+        self.pid = 0
+        """The shell, 0 if none runs."""
         self._reader = -1
 
     def start(self, text: str, spawner: Spawner) -> None:
@@ -34,7 +35,7 @@ class HostProbe:
         environment = {**base_environment(), **known_facts()}
         try:
             argv = ["sh", "-c", text, "sh"]
-            self._pid = spawner.spawn("/bin/sh", argv, environment, [null_device, writer, writer])
+            self.pid = spawner.spawn("/bin/sh", argv, environment, [null_device, writer, writer])
         except OSError:
             self._end()
         finally:
@@ -42,7 +43,7 @@ class HostProbe:
 
     def process_exited(self, pid: int) -> None:
         """Record that a process has ended, which may be the shell; a process that it left may keep the pipe open."""
-        if pid == self._pid:
+        if pid == self.pid:
             waiting_bytes = readable_bytes(self._reader, 0) if self._reader >= 0 else 0
             if waiting_bytes:
                 self._read(waiting_bytes)
@@ -64,7 +65,7 @@ class HostProbe:
 
     def _end(self) -> None:
         self._close()
-        self._pid = 0
+        self.pid = 0
         self._on_end(bytes(self._output))
 
 

@@ -14,6 +14,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 TERMINATION_POLL_SECONDS = 0.02
 """Seconds between two steps of a `TreeTerminator`."""
 KILL_TIMEOUT_SECONDS = 2.0  # seconds to wait for processes that SIGKILL was sent to
+MAX_NAMED_PROCESSES = 10
+"""The most processes that a message names."""
+_MAX_COMMAND_LINE_BYTES = 200
 # In the moment of its exec a process shows no environment, so a tree is gone only if two scans find nothing.
 _EMPTY_SCANS_REQUIRED = 2
 
@@ -118,6 +121,24 @@ def find_marked(table: "list[ProcessEntry]", mark: bytes) -> "set[int]":
             if mark in file.read():
                 found.add(row.pid)
     return found
+
+
+def command_lines(table: "list[ProcessEntry]", pids: "set[int]") -> "list[bytes]":
+    """Return the command lines of processes, shortened, without those whose parent is among the processes.
+
+    There are at most MAX_NAMED_PROCESSES and one more, which shows that others are left out.
+    """
+    lines: list[bytes] = []
+    for row in table:
+        if row.pid in pids and row.parent not in pids and len(lines) <= MAX_NAMED_PROCESSES:
+            line = b"process %d" % row.pid  # without /proc
+            if os.access("/proc/self/stat", os.R_OK):
+                line = b""
+                with contextlib.suppress(OSError), open(f"/proc/{row.pid}/cmdline", "rb") as file:
+                    line = file.read(_MAX_COMMAND_LINE_BYTES).replace(b"\0", b" ").strip()
+            if line:
+                lines.append(line)
+    return lines
 
 
 def process_table() -> "list[ProcessEntry]":

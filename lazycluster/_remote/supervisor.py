@@ -23,6 +23,7 @@ from lazycluster._remote.process_tree import (
     TreeTerminator,
     become_subreaper,
     catch_signals,
+    command_lines,
     descendants,
     find_marked,
     process_table,
@@ -114,6 +115,7 @@ class Supervisor:
         self._is_closing = False
         self._terminator: TreeTerminator | None = None
         self._next_termination_poll = 0.0
+        self._left_running: list[bytes] = []
 
     # The beginning ---------------------------------------------------------------------------------------------------
 
@@ -156,7 +158,8 @@ class Supervisor:
             if now >= self._next_termination_poll:
                 self._advance_termination(now)
             if self._is_closing and self._terminator is None:
-                self._send_queue.send(GOODBYE, 0, pack(*map(os.fsencode, self._temp_dirs.remove_all())))
+                unremoved = pack(*map(os.fsencode, self._temp_dirs.remove_all()))
+                self._send_queue.send(GOODBYE, 0, pack(unremoved, pack(*self._left_running)))
                 self._send_queue.drain(self._goodbye_timeout)
                 return
             if now - self._send_queue.last_sent >= self._keepalive_interval and not self._is_closing:
@@ -292,11 +295,6 @@ class Supervisor:
         if self._is_closing:
             return
         self._is_closing = True
-        self._probe = None
-        self._selector.unregister(0)
-        self._workers.kill_spare()
-        for child in self._children.by_number.values():
-            child.finish()
         mark = self._mark.encode()
         me = os.getpid()
 
@@ -304,6 +302,15 @@ class Supervisor:
             orphans = [row for row in table if row.parent == 1]
             return (descendants(table, me) | find_marked(orphans, mark)) - {me}
 
+        table = process_table()
+        own_pids = (self._children.pids | self._workers.pids | {self._probe.pid if self._probe else 0}) - {0}
+        under_way = own_pids.union(*(descendants(table, pid, pid) for pid in own_pids))
+        self._left_running = command_lines(table, find_own_processes(table) - under_way)
+        self._probe = None
+        self._selector.unregister(0)
+        self._workers.kill_spare()
+        for child in self._children.by_number.values():
+            child.finish()
         self._terminator = TreeTerminator(
             find_own_processes, max([child.grace for child in self._children.by_number.values()], default=self._grace)
         )

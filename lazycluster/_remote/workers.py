@@ -75,6 +75,11 @@ class Workers:
         if hasattr(os, "register_at_fork"):  # Python 3.7
             os.register_at_fork(before=self._before_fork)
 
+    @property
+    def pids(self) -> "set[int]":
+        """The process of the spare worker, if there is one."""
+        return set() if self._spare is None else {self._spare.pid}
+
     def acquire(self) -> Worker:
         """Return the spare worker for a call, or a new one if there is no spare.
 

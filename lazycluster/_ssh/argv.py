@@ -201,6 +201,23 @@ def config_file_argv(config_file: Path, host: str) -> tuple[str, ...]:
     return ("ssh", "-G", "-F", str(config_file), "--", host)
 
 
+def config_check_argv(config_file: Path | None) -> tuple[str, ...]:
+    """Return the call that has ssh read a configuration, by default the user's own; it prints settings of any host."""
+    return ("ssh", "-G", *(() if config_file is None else ("-F", str(config_file))), "localhost")
+
+
+def terminal_argv(destination: Destination, command: str | None) -> tuple[str, ...]:
+    """Return the call for a person at a terminal: a shell on the host, or one command there.
+
+    ssh asks its questions there, and the forwardings and the like of the configuration hold. Only a RemoteCommand of
+    the configuration gives way to `command`: ssh refuses both together.
+    """
+    own = () if command is None else (("RemoteCommand", "none"),)
+    timeout = ("ConnectTimeout", str(math.ceil(destination.connect_timeout)))
+    words = () if command is None else (command,)
+    return ("ssh", "-t", *_flags(destination, (*own, *destination.options, timeout)), "--", destination.host, *words)
+
+
 def copy_key_argv(destination: Destination) -> tuple[str, ...]:
     """Return the call that installs a public key on a host: that of the identity file, or the one ssh-copy-id finds.
 

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import itertools
+import logging
 import secrets
 import threading
 import weakref
@@ -45,6 +46,7 @@ from lazycluster.exceptions import (
 from lazycluster.options import DEFAULT_GRACE_SECONDS, DEFAULT_MAX_SESSIONS
 from lazycluster.results import Collector
 
+_log = logging.getLogger(__name__)
 _ONLY_SESSION_IN_USE = "the supervisor has the only session"
 
 
@@ -282,6 +284,7 @@ class SshClient(CommandRunner):
                 raise RuntimeClosedError(self.host)
             self._master_holder.master = master
             self._has_connected = True
+            _log.info("%s: logged in", self.host)
             return master
 
     def can_reach_host(self, timeout: float) -> bool:

@@ -5,12 +5,49 @@ from __future__ import annotations
 import glob
 import os
 import pwd
+import shlex
 from pathlib import Path
 
+import attrs
+
+from lazycluster._processes.run import run_and_capture
+from lazycluster._ssh.argv import config_check_argv
 from lazycluster._ssh.config import HostLine, host_lines, host_names
+from lazycluster._ssh.diagnosis import diagnose
+from lazycluster.exceptions import LazyclusterError, SshConfigurationError
 
 _MAX_CONFIG_CHARACTERS = 1 << 20
 """Characters of a file that are read; a configuration is no longer, but a pattern may fit anything."""
+_CHECK_TIMEOUT_SECONDS = 5.0
+
+
+@attrs.frozen(slots=False)
+class ConfigRefusedError(LazyclusterError):
+    """ssh does not accept a configuration, for any host; `reason` is ssh's own, with file and line."""
+
+    reason: str
+    argv: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"ssh does not accept the configuration ({self.reason}). Check it with `{shlex.join(self.argv)}`."
+
+
+def check_config(config_file: Path | None = None) -> None:
+    """Have ssh read a configuration, by default the user's own, which seems to name no host.
+
+    Raises:
+        ConfigRefusedError: If ssh does not accept it.
+    """
+    argv = config_check_argv(config_file)
+    try:
+        ended = run_and_capture(argv, timeout=_CHECK_TIMEOUT_SECONDS)
+    except OSError:  # no ssh: the first use of a host reports that
+        return
+    if ended.exit_code in {0, None}:
+        return
+    error = diagnose(argv[-1], ended.stderr, exit_code=ended.exit_code)
+    if isinstance(error, SshConfigurationError):
+        raise ConfigRefusedError(error.reason, argv)
 
 
 def default_config() -> Path:

@@ -44,6 +44,11 @@ MAKE_WORKING_DIRECTORY = text("make_working_directory")
 STOP_MARKED_PROCESSES = text("terminate_marked", "stop_marked") + 'lc_stop_marked "$@"\n'
 """$1 the variable that marks the processes, $2 `grace_tenths()`; the others are directories to remove."""
 
+NAME_AND_STOP_MARKED_PROCESSES = (
+    text("terminate_marked", "name_marked", "stop_marked") + 'lc_mark=$1\nlc_name_marked\nlc_stop_marked "$@"\n'
+)
+"""The same; before, the command lines of the processes are printed."""
+
 
 def grace_tenths(grace: float) -> str:
     """Return seconds in tenths, rounded up, as the texts take a grace period: a POSIX shell has only integers."""

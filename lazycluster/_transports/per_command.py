@@ -105,4 +105,4 @@ class PerCommandTransport(SshTransport):
     def clean_up(self) -> None:
         """End everything that is left of the runtime on the host, and remove its temporary directories."""
         if self._temp_dirs or self.ssh_client.is_connected:
-            self.stop_marked_processes()
+            self.stop_marked_processes(name_them=True)

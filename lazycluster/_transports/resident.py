@@ -27,8 +27,9 @@ from lazycluster._remote.protocol import FLAG_INPUT_ENDED, FLAG_LOGIN_SHELL, FLA
 from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.host_scripts import PROBE_SCRIPT
 from lazycluster._transports.remote_child import ExitInfo, RemoteChild
-from lazycluster._transports.ssh_transport import SshTransport, directory_error
-from lazycluster._transports.supervisor_client import Hello, SupervisorClient, SupervisorSettings
+from lazycluster._transports.ssh_transport import SshTransport, directory_error, warn_of_left_running
+from lazycluster._transports.supervisor_client import SupervisorClient, SupervisorSettings
+from lazycluster._transports.supervisor_frames import Hello
 from lazycluster._transports.working_dir import is_within
 from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
 from lazycluster.exceptions import (
@@ -319,13 +320,14 @@ class ResidentTransport(SshTransport):
         if current is None:
             return
         try:
-            leftovers = current.close(self.ssh_client.grace + _CLOSE_GRACE_MARGIN_SECONDS)
+            goodbye = current.close(self.ssh_client.grace + _CLOSE_GRACE_MARGIN_SECONDS)
         except SupervisorError as error:
             _log.debug("%s", error)
             self.stop_marked_processes()
         else:
-            if leftovers:
-                _log.warning("%s: the clean-up left something: %s", self.host, ", ".join(leftovers))
+            warn_of_left_running(self.host, goodbye.left_running)
+            if goodbye.unremoved_paths:
+                _log.warning("%s: the clean-up left something: %s", self.host, ", ".join(goodbye.unremoved_paths))
             if self._lost_temp_dirs:  # a supervisor that was killed may have left them, and processes, too
                 self.stop_marked_processes(self._lost_temp_dirs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from lazycluster._model.forwarding import Forwarding
 from lazycluster._model.running_command import CommandRunner, wait_for_end
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._processes.forks import reset_in_forks
+from lazycluster._remote.process_tree import MAX_NAMED_PROCESSES
 from lazycluster._ssh.client import SshClient
-from lazycluster._ssh.host_scripts import STOP_MARKED_PROCESSES, grace_tenths
+from lazycluster._ssh.host_scripts import NAME_AND_STOP_MARKED_PROCESSES, STOP_MARKED_PROCESSES, grace_tenths
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE, quote_path
 from lazycluster._ssh.tunnel import Tunnel
 from lazycluster._ssh.tunnel_manager import TunnelManager
@@ -155,11 +156,14 @@ class SshTransport(CommandRunner):
         """End the connection and everything that runs over it."""
         self.ssh_client.close()
 
-    def stop_marked_processes(self, directories: Collection[str] = ()) -> None:
-        """End every process that was started on the host; remove the temporary directories and the given ones."""
+    def stop_marked_processes(self, directories: Collection[str] = (), *, name_them: bool = False) -> None:
+        """End every process that was started on the host; remove the temporary directories and the given ones.
+
+        With `name_them` a warning names the processes that are ended.
+        """
         mark = f"{PROCESS_MARK_VARIABLE}={self.ssh_client.token}."
         words = shlex.join([mark, grace_tenths(self.ssh_client.grace), *self._temp_dirs, *directories])
-        text = f"set -- {words}\n{STOP_MARKED_PROCESSES}"
+        text = f"set -- {words}\n{NAME_AND_STOP_MARKED_PROCESSES if name_them else STOP_MARKED_PROCESSES}"
         command = Command(text, timeout=_CLEAN_UP_TIMEOUT_SECONDS, title="clean up", login_shell=False)
         collector = Collector()
         try:
@@ -169,9 +173,24 @@ class SshTransport(CommandRunner):
         except LazyclusterError as error:
             _log.warning("%s: the clean-up failed: %s", self.host, error)
         else:
+            names = collector.getvalue(Stream.STDOUT).decode(errors="replace").splitlines()
+            warn_of_left_running(self.host, [name for name in names if name.strip()])
             if exit_code != 0:
                 stderr = collector.getvalue(Stream.STDERR).decode(errors="replace").strip()
                 _log.warning("%s: the clean-up left something: %s", self.host, stderr)
+
+
+def warn_of_left_running(host: str, command_lines: Sequence[str]) -> None:
+    """Log a warning that names processes that their commands had left running, if there are any."""
+    if command_lines:
+        shown = [process_name(line) for line in command_lines[:MAX_NAMED_PROCESSES]]
+        others = ", and others" if len(command_lines) > MAX_NAMED_PROCESSES else ""
+        _log.warning("%s: ended what commands had left running: %s%s", host, ", ".join(shown), others)
+
+
+def process_name(command_line: str) -> str:
+    """Return the command line of a process for a message, on one line."""
+    return f"`{''.join(char if char.isprintable() else '?' for char in command_line.strip())}`"
 
 
 def directory_error(host: str, path: str | None, reason: str) -> WorkingDirectoryError:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import attrs
 
 from lazycluster._functions import bootstrap
-from lazycluster._functions.bootstrap import PythonInfo
 from lazycluster._functions.python_finder import python_candidates, run_python_script
 from lazycluster._model.command import Command
 from lazycluster._model.running_command import CommandEndedError
@@ -22,6 +21,7 @@ from lazycluster._ssh.client import SshClient
 from lazycluster._ssh.session import Session
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster._transports.remote_child import ChildEvent, RemoteChild
+from lazycluster._transports.supervisor_frames import Goodbye, Hello
 from lazycluster._waiting import CancelToken, Deadline, queue_get, start_thread, wait_event
 from lazycluster.exceptions import ConnectionLostError, PythonNotFoundError, SupervisorError, indented_tail
 from lazycluster.options import DEFAULT_GRACE_SECONDS
@@ -47,38 +47,6 @@ class SupervisorSettings:
     grace: float = DEFAULT_GRACE_SECONDS
     working_dir: str | None = None
     probe_script: str = attrs.field(default="", repr=False)
-
-
-@attrs.frozen
-class Hello:
-    """The first message of a supervisor."""
-
-    python: PythonInfo
-    pid: int
-    working_dir: str
-    probe_output: str = attrs.field(repr=False)
-    working_dir_error: str = ""
-    """Why there is no working directory."""
-
-    @classmethod
-    def parse(cls, body: bytes) -> Hello:
-        """Read the body of a HELLO frame.
-
-        Raises:
-            FrameError: If it is not the body of a HELLO frame of this protocol version.
-        """
-        version, *fields = protocol.unpack(body) or [b""]
-        if version != protocol.encode_number(protocol.PROTOCOL_VERSION) or len(fields) != 7:
-            raise protocol.FrameError(f"a HELLO of protocol {version!r}", body)
-        implementation, release, executable, working_dir_error, pid, working_dir, probe_output = fields
-        texts = [field.decode("utf-8", "surrogateescape") for field in (release, executable, implementation)]
-        return cls(
-            PythonInfo(*texts),
-            int(pid),
-            working_dir.decode("utf-8", "surrogateescape"),
-            probe_output.decode(errors="replace"),
-            working_dir_error.decode(errors="replace"),
-        )
 
 
 @attrs.frozen
@@ -110,7 +78,7 @@ class SupervisorClient:
         self._hello: Hello | None = None
         self._ready = threading.Event()
         self._failure: Exception | None = None
-        self._leftovers: list[str] | None = None
+        self._goodbye: Goodbye | None = None
         self._reported_status: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"supervisor of {ssh_client.host}", daemon=True)
         start_thread(self._thread)
@@ -230,8 +198,8 @@ class SupervisorClient:
 
     # The end ---------------------------------------------------------------------------------------------------------
 
-    def close(self, timeout: float) -> list[str]:
-        """Have the supervisor end all its children and exit, and return the paths that it could not remove.
+    def close(self, timeout: float) -> Goodbye:
+        """Have the supervisor end all its children and exit, and return its last message.
 
         Raises:
             SupervisorError: If it did not exit in time, or had ended before without cleaning up.
@@ -241,9 +209,9 @@ class SupervisorClient:
         else:
             self._cancel_token.cancel()
         self._thread.join(timeout)
-        if self._leftovers is None:
+        if self._goodbye is None:
             raise SupervisorError(self._ssh_client.host, str(self._failure or "it does not end"), self._diagnostic())
-        return self._leftovers
+        return self._goodbye
 
     # The thread that reads -------------------------------------------------------------------------------------------
 
@@ -263,7 +231,7 @@ class SupervisorClient:
         for recipient in recipients.values():
             recipient.events.put(self._connection_lost_error(recipient.title, started=None))
         self._cancel_token.close()
-        if self._leftovers is None:
+        if self._goodbye is None:
             _log.debug("%s: the supervisor is gone: %s", self._ssh_client.host, failure)
 
     def _run_session(self) -> int:
@@ -326,7 +294,7 @@ class SupervisorClient:
                 self._reported_status = session.parse_status_report(error.trailing_data)
                 if self._reported_status is None:
                     raise SupervisorError(self._ssh_client.host, str(error), self._diagnostic()) from error
-            if self._leftovers is not None or self._reported_status is not None:
+            if self._goodbye is not None or self._reported_status is not None:
                 return
             self._reported_status = session.parse_status_report(decoder.trailing_data)
             if self._reported_status is not None:
@@ -337,7 +305,7 @@ class SupervisorClient:
             self._hello = Hello.parse(body)
             self._ready.set()
         elif kind == protocol.GOODBYE:
-            self._leftovers = [path.decode(errors="replace") for path in protocol.unpack(body)]
+            self._goodbye = Goodbye.parse(body)
         elif kind in {protocol.ENDED, protocol.RESPONSE}:
             with self._lock:
                 recipient = self._recipients.pop(number, None)
@@ -353,7 +321,7 @@ class SupervisorClient:
         host = self._ssh_client.host
         if self._reported_status is not None:
             exit_code = int(self._reported_status)
-        if self._leftovers is not None:
+        if self._goodbye is not None:
             return SupervisorError(host, "it was closed", "")
         if self._hello is None and exit_code == _EXIT_COMMAND_NOT_FOUND:
             return PythonNotFoundError(host, " and ".join(python_candidates(self._settings.python)))

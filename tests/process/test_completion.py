@@ -79,6 +79,7 @@ def test_completion_of_hosts_reads_given_config(
     complete: Complete, config: Path, incomplete: str, expected: list[str]
 ) -> None:
     assert complete("explain", "--config", str(config), "--host", incomplete) == expected
+    assert complete("--config", str(config), "explain", "--host", incomplete) == expected
     assert list(config.parent.rglob("matched")) == []
 
 

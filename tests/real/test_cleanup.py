@@ -364,7 +364,9 @@ def test_program_end_of_any_kind_cleans_up(sshd: LocalSshd, ending: str, residen
 
         assert exit_code == expected_exit_code, errors
         assert error_text in errors
-        assert (errors == "") is (error_text == "")
+        warning = f"{sshd.host}: ended what commands had left running: `sleep {number}`\n"
+        assert errors.count(warning) == 1
+        assert (errors == warning) is (error_text == "")
         assert not working_dir.exists()
         assert not find_host_pids(sshd, f"sleep {number}")
         assert not any(listening_addresses(port) for port in ports)

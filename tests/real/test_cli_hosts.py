@@ -120,6 +120,16 @@ def test_run_json_has_record_of_each_host(config_with_dead: str, capsys: pytest.
     assert records["dead"].keys() == {"host", "error"}
 
 
+@pytest.mark.parametrize("options", [(), ("--no-resident",)])
+def test_run_names_what_command_left_running(options: tuple[str, ...], config: str) -> None:
+    command = "nohup sleep 1234 >/dev/null 2>&1 & until ps -o command= -p $! | grep -q ^sleep; do :; done"
+    words = (sys.executable, "-m", "lazycluster", "run", "--config", config, *options, "--", command)
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    for host in HOSTS:
+        assert ended.stderr.splitlines().count(f"{host}: ended what commands had left running: `sleep 1234`") == 1
+    assert ended.returncode == 0
+
+
 def test_run_timeout_exits_1(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--config", config, "--timeout", "0.2", "--", "sleep 1000"]) == 1
     assert "its timeout of 0.2 s" in capsys.readouterr().err

@@ -19,7 +19,7 @@ import attrs
 from lazycluster._functions import bootstrap, outcome, serialize
 from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
-from lazycluster._transports.supervisor_client import Hello
+from lazycluster._transports.supervisor_frames import Goodbye, Hello
 from lazycluster.results import Error, Value
 from tests.waiting import wait_until
 
@@ -135,7 +135,7 @@ class LocalSupervisor:
     observed_children: dict[int, ObservedChild] = attrs.field(factory=dict)
     responses: dict[int, list[bytes]] = attrs.field(factory=dict)
     hello: Hello | None = None
-    goodbye: list[str] | None = None
+    goodbye: Goodbye | None = None
     keepalives: int = 0
     asked_for_source: bool = False
     at_eof: bool = False
@@ -258,7 +258,7 @@ class LocalSupervisor:
             assert self.hello is None
             self.hello = Hello.parse(body)
         elif kind == protocol.GOODBYE:
-            self.goodbye = [os.fsdecode(path) for path in protocol.unpack(body)]
+            self.goodbye = Goodbye.parse(body)
         elif kind == protocol.KEEPALIVE:
             self.keepalives += 1
         elif kind == protocol.RESPONSE:
@@ -287,7 +287,7 @@ class LocalSupervisor:
         self.receive_until(lambda: self.at_eof, "its end")
         assert self.process.wait(TIMEOUT_SECONDS) == 0
         assert self.goodbye is not None
-        return self.goodbye
+        return list(self.goodbye.unremoved_paths)
 
     def is_stdout_full(self) -> bool:
         """Return whether its standard output is a full pipe.

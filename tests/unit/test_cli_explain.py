@@ -157,9 +157,11 @@ def test_explain_file_raises_prints_traceback_of_user(tmp_path: Path, capsys: py
     file = write_tasks(tmp_path, "def f():\n    return 1 / 0\n\nf()\n")
     assert main(["explain", str(file)]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["Traceback (most recent call last):", f'  File "{file}", line 4, in <module>']
-    assert lines[-2] == "ZeroDivisionError: division by zero"
-    assert lines[-1] == f"lazycluster: {file} raised ZeroDivisionError, so there is nothing to explain."
+    assert lines[0] == f"lazycluster: {file} raised ZeroDivisionError, so there is nothing to explain:"
+    assert lines[1:3] == ["Traceback (most recent call last):", f'  File "{file}", line 4, in <module>']
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+    assert main(["explain", str(file), "--json"]) == 1
+    assert json.loads(capsys.readouterr().err)["message"].endswith("\nZeroDivisionError: division by zero")
     assert not any("runpy" in line for line in lines)
 
 
@@ -167,7 +169,7 @@ def test_explain_syntax_error_prints_line(tmp_path: Path, capsys: pytest.Capture
     file = write_tasks(tmp_path, "x = (\n")
     assert main(["explain", str(file)]) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f'  File "{file}", line 1\n')
+    assert err.partition("\n")[2].startswith(f'  File "{file}", line 1\n')
     assert "SyntaxError" in err
 
 

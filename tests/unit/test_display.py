@@ -12,6 +12,7 @@ import pytest
 from lazycluster._display import (
     Printer,
     count_bar,
+    fill_lines,
     format_table,
     has_colours,
     pluralize,
@@ -319,3 +320,45 @@ def test_display_on_minimal_stream_is_plain(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert stream.text == f"{PLAIN}\n"
     assert not has_colours()
+
+
+# Commands to copy ----------------------------------------------------------------------------------------------------
+
+REASON = (
+    "connection refused. Check that sshd runs there, and the Port in your settings: `ssh -G some-host | grep ^port`."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("", 10, []),
+        ("a b", 10, ["a b"]),
+        ("one two three", 7, ["one two", "three"]),
+        ("say (`a  b c`), or not", 9, ["say", "(`a  b c`),", "or not"]),
+        ("`a b`, `c d`", 12, ["`a b`, `c d`"]),
+        ("`a b`, `c d`", 11, ["`a b`,", "`c d`"]),
+        ("lone ` quote here", 6, ["lone `", "quote", "here"]),
+        ("two\nlines", 20, ["two", "lines"]),
+        ("\u6f22\u5b57 x", 5, ["\u6f22\u5b57", "x"]),
+    ],
+)
+def test_fill_lines_never_breaks_commands(text: str, width: int, lines: list[str]) -> None:
+    assert fill_lines(text, width) == lines
+
+
+@pytest.mark.parametrize("columns", [200, 80, 60, 40, 20])
+def test_print_table_never_breaks_commands(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pseudo_terminal(monkeypatch, columns=columns) as seen:
+        print_table("title", ("host", "why"), [("a", REASON), ("another", "no command, and some more words for it")])
+    text = strip_escape_sequences(seen.text)
+    assert "`ssh -G some-host | grep ^port`" in text
+    assert ("\u2502" in text) is (columns >= 60)
+    if "\u2502" in text:
+        assert max(map(len, text.splitlines())) <= columns
+
+
+def test_printer_on_terminal_breaks_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pseudo_terminal(monkeypatch, columns=20) as seen:
+        Printer().print_line(f"{REASON} {REASON}")
+    assert strip_escape_sequences(seen.text) == f"{REASON} {REASON}\r\n"

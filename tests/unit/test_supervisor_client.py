@@ -18,7 +18,8 @@ from lazycluster._model.running_command import CommandEndedError
 from lazycluster._model.watch import Watch
 from lazycluster._remote import protocol, supervisor
 from lazycluster._transports.remote_child import ExitInfo
-from lazycluster._transports.supervisor_client import Hello, SupervisorClient, SupervisorSettings
+from lazycluster._transports.supervisor_client import SupervisorClient, SupervisorSettings
+from lazycluster._transports.supervisor_frames import Goodbye, Hello
 from lazycluster._waiting import CancelToken, DeadlinePassedError
 from lazycluster.exceptions import ConnectionLostError, PortRefusedError, PythonNotFoundError, SupervisorError
 from lazycluster.results import Stream
@@ -194,8 +195,9 @@ def connected_client(host: FakeSshClient, **settings: Any) -> Iterator[Superviso
 HELLO = protocol.encode_frame(protocol.HELLO, 0, hello_body())
 
 
-def goodbye(*left: bytes) -> bytes:
-    return protocol.encode_frame(protocol.GOODBYE, 0, protocol.pack(*left))
+def goodbye(*unremoved_paths: bytes, left_running: tuple[bytes, ...] = ()) -> bytes:
+    fields = protocol.pack(*unremoved_paths), protocol.pack(*left_running)
+    return protocol.encode_frame(protocol.GOODBYE, 0, protocol.pack(*fields))
 
 
 def test_client_skips_start_up_output_before_hello(host: FakeSshClient) -> None:
@@ -370,11 +372,11 @@ def test_client_ensure_loaded_sends_extension_once(host: FakeSshClient) -> None:
 
 def test_client_close_returns_leftovers(host: FakeSshClient) -> None:
     host.receive(HELLO)
-    host.on_close = lambda: host.receive(goodbye(b"/tmp/\xff: why"), b"mark=0;")
+    host.on_close = lambda: host.receive(goodbye(b"/tmp/\xff: why", left_running=(b"sleep 9",)), b"mark=0;")
     with connected_client(host) as client:
         client.wait_until_ready(10)
         child = client.start_child(protocol.RUN, "make")
-        assert client.close(10) == client.close(0) == ["/tmp/\ufffd: why"]
+        assert client.close(10) == client.close(0) == Goodbye(("/tmp/\ufffd: why",), ("sleep 9",))
         assert not client.is_running
         with pytest.raises(ConnectionLostError) as caught:
             child.wait()
@@ -395,7 +397,7 @@ def test_client_goodbye_and_status_in_one_piece_are_read(host: FakeSshClient, cu
             protocol.encode_frame(protocol.ENDED, child.number, protocol.pack(b"exit", b"768")) + goodbye() + b"mark=0;"
         )
         host.on_close = lambda: host.receive(last[:cut], last[cut:]) if cut else host.receive(last)
-        assert client.close(10) == []
+        assert client.close(10) == Goodbye()
         child.wait()
         assert child.exit_info == ExitInfo("exit", "768")
 

@@ -6,12 +6,15 @@ import os
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from lazycluster._remote import protocol
+from lazycluster._remote.process_tree import MAX_NAMED_PROCESSES
 from lazycluster._remote.protocol import WINDOW_BYTES
+from tests.processes import command_line
 from tests.unit.local_supervisor import LocalSupervisor, ObservedChild, is_reaped, local_supervisor
 from tests.waiting import wait_until
 
@@ -243,6 +246,46 @@ def test_supervisor_closed_output_ends_it(tmp_path: Path) -> None:
         host.at_eof = True
         assert is_reaped(*pids)
     assert list(tmp_path.iterdir()) == []
+
+
+def close_and_list_left_running(host: LocalSupervisor) -> tuple[str, ...]:
+    """End a supervisor, and return the command lines that its last message names."""
+    host.close_stdin()
+    host.wait_goodbye()
+    assert host.goodbye is not None
+    return host.goodbye.left_running
+
+
+def test_goodbye_names_processes_that_outlived_commands() -> None:
+    with local_supervisor() as host:
+        host.run("nohup sh -c 'sleep 1000 & sleep 1000; true' >/dev/null 2>&1 & setsid sleep 2000 >&2 & true").result()
+        shell = "sh -c sleep 1000 & sleep 1000; true"
+        expected = [shell, "sleep 1000", "sleep 1000", "sleep 2000"]
+        assert wait_until(lambda: sorted(map(command_line, host.living_pids()))[-4:] == expected, 20)
+        names = close_and_list_left_running(host)
+    assert sorted(names) == [shell, "sleep 2000"]
+
+
+def test_goodbye_names_no_process_under_way() -> None:
+    with local_supervisor() as host:
+        host.prepare_calls()
+        start_tree(host, SESSION)
+        start_tree(host, ORPHAN)
+        host.call(time.sleep, 1000)
+        host.run("true").result()
+        host.call(abs, -1).value()
+        left = close_and_list_left_running(host)
+    # The orphan of the running tree made a session of its own, and lost its parent.
+    assert all(name.startswith("sh -c echo $$") for name in left)
+
+
+def test_goodbye_names_bounded_number_of_processes() -> None:
+    argument = "x" * 1000
+    with local_supervisor() as host:
+        host.run(f"for n in $(seq 30); do sh -c 'sleep 1000; : {argument}' >/dev/null 2>&1 & done").result()
+        names = close_and_list_left_running(host)
+    assert len(names) == MAX_NAMED_PROCESSES + 1
+    assert {len(name) for name in names} == {200}
 
 
 def test_supervisor_unread_goodbye_does_not_block_end() -> None:
