@@ -49,7 +49,8 @@ work=./$unique
 trap 'chmod -R u+rwx "$work"; rm -rf -- "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 mkdir -m 700 "$work" && mkdir "$work/t" || exit 1
-(umask 0 && tar -xpof - -C "$work/t") || exit 1
+# With exec tar is the child that this shell waits for, so it has ended before the trap removes its files.
+(umask 0; exec tar -xpof - -C "$work/t") || exit 1
 [ -f "$work/t/$4" ] || fail "the stream broke off before its end"
 mv -- "$work/t/$4" "$work/end" || exit 1
 if [ -d "./$base" ]; then
