@@ -49,6 +49,8 @@ def start_process(
     check_text("name", name)
     if on_exit is not None and not callable(on_exit):
         raise ValueError(f"on_exit must be callable or None, got {on_exit!r}")
+    if stdin is not None and not isinstance(stdin, bytes):
+        raise ValueError(f"stdin must be bytes or None, got {type(stdin).__name__}")
     if own_directory and cwd is not None:
         raise ValueError(f"cwd must be None with own_directory, got {cwd!r}")
     variables = {**core.env_variables, **(env or {})}  # a Command checks them

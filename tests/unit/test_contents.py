@@ -31,7 +31,11 @@ class LocalShellCommand(RunningCommand):
     def __init__(self, argv: list[str], directory: Path, on_output: Callable[[Stream, bytes], object]) -> None:
         super().__init__(on_output)
         self._argv, self._directory, self._stdin = argv, directory, b""
-        self.exit_code: int | None = None
+        self._exit_code: int | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._exit_code
 
     def wait_until(self, predicate: Callable[[], bool]) -> None:
         self.wait()
@@ -43,11 +47,11 @@ class LocalShellCommand(RunningCommand):
         pass
 
     def wait(self) -> None:
-        if self.exit_code is None:
+        if self._exit_code is None:
             ended = subprocess.run(
                 self._argv, cwd=self._directory, input=self._stdin, capture_output=True, check=False, timeout=30
             )
-            self.exit_code = ended.returncode
+            self._exit_code = ended.returncode
             self._deliver(Stream.STDOUT, ended.stdout)
             self._deliver(Stream.STDERR, ended.stderr)
 
