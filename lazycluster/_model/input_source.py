@@ -74,7 +74,11 @@ class InputReader:
     def __enter__(self) -> Self:
         """Begin to read."""
         if self._thread is not None:
-            start_thread(self._thread)
+            try:
+                start_thread(self._thread)
+            except BaseException:  # Ctrl-C: the thread may have begun, and the block will not end it
+                self._stop()
+                raise
         return self
 
     def __exit__(
@@ -82,12 +86,15 @@ class InputReader:
     ) -> None:
         """End the thread."""
         if self._thread is not None:
-            with hold(self._condition):
-                self._stopped = True
-                self._condition.notify_all()
-                if not self._ended:
-                    self._waker.wake()
+            self._stop()
             self._thread.join(_READER_END_SECONDS)
+
+    def _stop(self) -> None:
+        with hold(self._condition):
+            self._stopped = True
+            self._condition.notify_all()
+            if not self._ended:
+                self._waker.wake()
 
     @property
     def has_piece(self) -> bool:

@@ -3,8 +3,9 @@
 # Needs fail.sh, split_path.sh, target.sh and file_target.sh.
 enter_file_target "$1" "$2"
 temporary=./.lazycluster-$3
-trap 'rm -f -- "$temporary"' EXIT
-trap 'exit 1' HUP INT TERM
+# A signal during the trap on EXIT would cut it short. PIPE comes when the supervisor that read the output has gone.
+trap 'trap "" HUP INT PIPE TERM; rm -f -- "$temporary"' EXIT
+trap 'exit 1' HUP INT PIPE TERM
 (umask 077 && cat >"$temporary") || exit 1
 size=$(wc -c <"$temporary") || exit 1
 [ $((size)) -eq "$4" ] || fail "the stream broke off before its end"

@@ -46,8 +46,9 @@ check_writable
 [ -d "./$base" ] || [ ! -e "./$base" ] || fail "is not a directory: $directory/$base"
 unique=.lazycluster-$3
 work=./$unique
-trap 'chmod -R u+rwx "$work"; rm -rf -- "$work"' EXIT
-trap 'exit 1' HUP INT TERM
+# A signal during the trap on EXIT would cut it short. PIPE comes when the supervisor that read the output has gone.
+trap 'trap "" HUP INT PIPE TERM; chmod -R u+rwx "$work"; rm -rf -- "$work"' EXIT
+trap 'exit 1' HUP INT PIPE TERM
 mkdir -m 700 "$work" && mkdir "$work/t" || exit 1
 # With exec tar is the child that this shell waits for, so it has ended before the trap removes its files.
 (umask 0; exec tar -xpof - -C "$work/t") || exit 1

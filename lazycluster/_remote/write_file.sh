@@ -11,8 +11,9 @@ if [ -e "./$base" ]; then
     mode=${mode#"${mode%???}"}
 fi
 temporary=./.lazycluster-$2
-trap 'rm -f -- "$temporary"' EXIT
-trap 'exit 1' HUP INT TERM
+# A signal during the trap on EXIT would cut it short. PIPE comes when the supervisor that read the output has gone.
+trap 'trap "" HUP INT PIPE TERM; rm -f -- "$temporary"' EXIT
+trap 'exit 1' HUP INT PIPE TERM
 (umask 077 && cat >"$temporary") || exit 1
 size=$(wc -c <"$temporary") || exit 1
 [ $((size)) -eq "$3" ] || fail "the stream broke off before its end"

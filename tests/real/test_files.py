@@ -218,7 +218,16 @@ class InterruptedTransfer:
         return caught.value
 
     def wait_for_temporary_file(self) -> None:
-        assert_eventually(lambda: bool(self.temporary_paths), "some of it has arrived", timeout=30)
+        assert_eventually(lambda: self.arrived_bytes >= min(self.size // 2, 1_000_000), "some of it has arrived", 30)
+
+    @property
+    def arrived_bytes(self) -> int:
+        """The size of the temporary files; -1 before there is one."""
+        sizes = [-1]
+        for path in self.temporary_paths:
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+        return max(sizes)
 
     def assert_target_unchanged(self) -> None:
         assert_eventually(
