@@ -38,10 +38,6 @@ lc_watchdog=$!
 exec 7>&-
 (
     exec <&5 5<&- 3<&- 2>&6 6>&-
-    # As parameters, which no variable of the user's can replace.
-    set -- "$lc_mark" "$lc_shell" "$lc_command"
-    lc_env
-    export "${1?}"
-    exec "$2" -c "$3"
+    lc_exec_command
 )
 lc_end $?

@@ -1,6 +1,6 @@
 # Run the command in a shell of its own under a watchdog, then end the session.
 #
-# Takes the variables of session_raw.sh and of terminate_marked.sh, which it needs, and $lc_stdin_size. The command reads
+# Takes the variables of exec_command.sh and terminate_marked.sh, which it needs, and $lc_stdin_size. The command reads
 # $lc_stdin_size bytes, which come first on standard input. The rest of standard input is the lifeline. If it ends before
 # the command does, the local process is gone or has cancelled. The watchdog then ends the command with all its
 # descendants, and without a grace period if a line came before.
@@ -35,10 +35,6 @@ fi
 lc_watchdog=$!
 (
     exec <&5 5<&- 3<&- 2>&6 6>&-
-    # As parameters, which no variable of the user's can replace.
-    set -- "$lc_mark" "$lc_shell" "$lc_command"
-    lc_env
-    export "${1?}"
-    exec "$2" -c "$3"
+    lc_exec_command
 )
 lc_end $?

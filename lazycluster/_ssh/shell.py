@@ -105,6 +105,7 @@ class Script:
                 parts.append("choose_shell")
             else:
                 values["lc_shell"] = "/bin/sh"
+            parts.append("exec_command")
             stdin_size = command.stdin_size if command.stdin is None else len(command.stdin)
             if stdin_size is None and not command.has_lifeline:
                 parts.append("session_raw")
