@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 import psutil
 
@@ -46,3 +47,22 @@ def command_line(pid: int) -> str:
 def find_local_pids(text: str) -> list[int]:
     """Return the other processes whose command line contains a text."""
     return [pid for pid in parent_by_pid() if pid != os.getpid() and text in command_line(pid)]
+
+
+def find_marked_pids(mark: str) -> set[int]:
+    """Return the living processes that have a text, such as `NAME=value`, in their environment."""
+    pids = set()
+    for pid in parent_by_pid():
+        with contextlib.suppress(OSError):
+            if mark.encode() in _read_environment(Path(f"/proc/{pid}")):
+                pids.add(pid)
+    return pids
+
+
+def _read_environment(process: Path) -> bytes:
+    """Return the environment of a process. During execve() /proc shows neither environment nor arguments."""
+    looks = 0
+    while not (found := (process / "environ").read_bytes()) and looks < 3:
+        (process / "exe").readlink()  # threads of the kernel have none
+        looks += bool((process / "cmdline").read_bytes())
+    return found

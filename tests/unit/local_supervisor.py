@@ -21,6 +21,7 @@ from lazycluster._remote import protocol, supervisor
 from lazycluster._ssh.shell import PROCESS_MARK_VARIABLE
 from lazycluster._transports.supervisor_frames import Goodbye, Hello
 from lazycluster.results import Error, Value
+from tests.processes import find_marked_pids
 from tests.waiting import wait_until
 
 TIMEOUT_SECONDS = 20.0
@@ -319,16 +320,6 @@ def _parent_by_pid() -> dict[int, int]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 found[int(entry.name)] = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
-    return found
-
-
-def find_marked_pids(mark: str) -> list[int]:
-    """Return the processes with a mark in their environment."""
-    found = []
-    for pid in _parent_by_pid():
-        with contextlib.suppress(OSError):
-            if mark.encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                found.append(pid)
     return found
 
 

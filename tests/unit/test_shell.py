@@ -36,7 +36,7 @@ from lazycluster._ssh.shell import (
 from lazycluster._waiting import Deadline
 from lazycluster.results import Stream
 from lazycluster.testing._process_guard import kill_all
-from tests.processes import parent_by_pid
+from tests import processes
 from tests.waiting import wait_until
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
@@ -166,22 +166,7 @@ def host(home: Path) -> Iterator[Host]:
 
 
 def find_marked_pids(process_mark: str) -> set[int]:
-    """Return the living processes that have a process mark in their environment."""
-    mark, pids = f"{PROCESS_MARK_VARIABLE}={process_mark}".encode(), set()
-    for pid in parent_by_pid():
-        with contextlib.suppress(OSError):
-            if mark in read_environment(Path(f"/proc/{pid}")):
-                pids.add(pid)
-    return pids
-
-
-def read_environment(process: Path) -> bytes:
-    """Return the environment of a process. During execve() /proc shows neither environment nor arguments."""
-    looks = 0
-    while not (found := (process / "environ").read_bytes()) and looks < 3:
-        (process / "exe").readlink()  # threads of the kernel have none
-        looks += bool((process / "cmdline").read_bytes())
-    return found
+    return processes.find_marked_pids(f"{PROCESS_MARK_VARIABLE}={process_mark}")
 
 
 def kill_marked(process_mark: str) -> None:
