@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from lazycluster._display import has_colours, strip_control_sequences, write_text
-from lazycluster.results import LineDecoder, Stream
+from lazycluster._model.line_splitter import LineSplitter
+from lazycluster.results import Stream
 
 _PREFIX_COLOURS = (36, 33, 32, 35, 34, 96, 93, 92)
 """Foreground colours, as the parameters of SGR sequences (ECMA-48, 8.3.117; 90 to 97 are bright ones of xterm)."""
@@ -31,7 +32,7 @@ class PrefixedOutput:
         self.write_error: OSError | None = None
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._decoders = {(host, stream): LineDecoder() for host in hosts for stream in Stream}
+        self._splitters = {(host, stream): LineSplitter() for host in hosts for stream in Stream}
         self._has_colours = {stream: has_colours(err=stream is Stream.STDERR) for stream in Stream}
         width = max(map(len, hosts))
         self._prefixes = {
@@ -44,13 +45,13 @@ class PrefixedOutput:
 
     def write(self, host: str, stream: Stream, data: bytes) -> None:
         """Take a piece of a host's output, and print the lines that it completes."""
-        self._print(host, stream, self._decoders[host, stream].feed(data))
+        self._print(host, stream, self._splitters[host, stream].feed(data))
 
     def flush(self, host: str) -> None:
         """Print the end of a host's output, if no newline ended it."""
         for stream in Stream:
-            rest = self._decoders[host, stream].rest
-            self._decoders[host, stream] = LineDecoder()
+            rest = self._splitters[host, stream].rest
+            self._splitters[host, stream] = LineSplitter()
             if rest:
                 self._print(host, stream, [rest])
 

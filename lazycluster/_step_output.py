@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from lazycluster._display import is_notebook, is_terminal, write_text
+from lazycluster._model.line_splitter import LineSplitter
 from lazycluster._prefixed_output import PrefixedOutput
 from lazycluster.options import CallOutput
-from lazycluster.results import LineDecoder, Stream
+from lazycluster.results import Stream
 
 _log = logging.getLogger("lazycluster.executor")  # the name that users know
 
@@ -38,15 +39,15 @@ def output_handler(
     if not _log.isEnabledFor(logging.DEBUG):
         yield _ignore
         return
-    line_decoders = {stream: LineDecoder() for stream in Stream}
+    splitters = {stream: LineSplitter() for stream in Stream}
 
     def on_output(stream: Stream, data: bytes) -> None:
-        _log_lines(host, line_decoders[stream].feed(data))
+        _log_lines(host, splitters[stream].feed(data))
 
     try:
         yield on_output
     finally:
-        _log_lines(host, filter(None, (decoder.rest for decoder in line_decoders.values())))
+        _log_lines(host, filter(None, (splitter.rest for splitter in splitters.values())))
 
 
 def choose_call_output(output: CallOutput | None) -> CallOutput:

@@ -118,21 +118,6 @@ class CommandResult:
         return "".join(pieces)
 
 
-class LineDecoder:
-    """Turns the pieces of a stream into lines of text (UTF-8; undecodable bytes replaced)."""
-
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.rest: str = ""
-        """The text after the last newline."""
-
-    def feed(self, data: bytes) -> list[str]:
-        """Take a piece, and return the lines that are complete with it."""
-        *lines, self.rest = (self.rest + self._decoder.decode(data)).split("\n")
-        return lines
-
-
 class Collector:
     """Keeps the output of a command, and the order in which its two streams came."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
+from lazycluster._model.line_splitter import LineSplitter
 from lazycluster._typing import Self
 from lazycluster._waiting import (
     NO_DEADLINE,
@@ -32,29 +32,6 @@ _INTERRUPTED_CALLBACK_SECONDS = 1.0
 """For a callback under way to end after Ctrl-C."""
 
 
-class LineSplitter:
-    """Turns the pieces of one stream into lines without their newlines (UTF-8; undecodable bytes replaced)."""
-
-    def __init__(self) -> None:
-        """Begin with nothing."""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._parts: list[str] = []
-        self._length = 0
-
-    def feed(self, data: bytes, *, final: bool = False) -> list[str]:
-        """Take a piece, and return the lines that end in it; with `final` also the rest, if there is any."""
-        first, *lines = self._decoder.decode(data, final).split("\n")
-        self._parts.append(first)
-        self._length += len(first)
-        if lines:
-            *lines, rest = ["".join(self._parts), *lines]
-            self._parts, self._length = [rest], len(rest)
-        if self._length and (final or self._length >= MAX_LINE_CHARACTERS):
-            lines.append("".join(self._parts))
-            self._parts, self._length = [], 0
-        return lines
-
-
 class OutputFollower:
     """The callbacks for the output of one command. A callback that raises cancels the command."""
 
@@ -74,7 +51,7 @@ class OutputFollower:
         self._thread = thread
         self._on_output = on_output
         self._on_line = on_line
-        self._splitters = {stream: LineSplitter() for stream in Stream}
+        self._splitters = {stream: LineSplitter(MAX_LINE_CHARACTERS) for stream in Stream}
         self._timeout = timeout
         self._deadline: Deadline | None = None
         self._ended = threading.Event()

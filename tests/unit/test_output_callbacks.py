@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazycluster._model.line_splitter import LineSplitter
 from lazycluster._model.output_callbacks import (
     MAX_LINE_CHARACTERS,
     MAX_QUEUED_BYTES,
     CallbackThread,
-    LineSplitter,
 )
 from lazycluster._model.run_options import RunOptions
 from lazycluster._model.watch import Watch
@@ -61,7 +61,7 @@ def test_line_splitter_gives_lines_of_whole_text(pieces: list[bytes]) -> None:
 
 
 def test_line_splitter_long_line_comes_in_parts() -> None:
-    splitter = LineSplitter()
+    splitter = LineSplitter(MAX_LINE_CHARACTERS)
     lines = [line for _ in range(3) for line in splitter.feed(b"x" * (MAX_LINE_CHARACTERS - 1))]
     lines += splitter.feed(b"end\nnext", final=True)
     assert "".join(lines) == "x" * 3 * (MAX_LINE_CHARACTERS - 1) + "endnext"
