@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator
+from typing import TypeVar
 
 import attrs
 
@@ -26,6 +27,7 @@ from lazycluster.executor import Executor
 from lazycluster.results import Collector, StepResult
 from lazycluster.steps import RunFunction, Step, describe_step
 
+E = TypeVar("E", bound=BaseException)
 _log = logging.getLogger("lazycluster.tasks")  # the name that users know
 
 
@@ -108,7 +110,7 @@ class Execution:
         for name, outcome_file in self._outcome_files:
             yield read_outcome(outcome_file, self.host, name).unwrap()
         if self.error is not None and self._call_count < sum(isinstance(step, RunFunction) for step in self._steps):
-            raise _copy_error(self.error)
+            raise copy_error(self.error)
 
     def print_log(self) -> None:
         """Print the output of each step, after its number, and why it failed."""
@@ -123,7 +125,7 @@ class Execution:
             self._outcome_files.pop()[1].close()
 
 
-def _copy_error(error: LazyclusterError) -> LazyclusterError:
+def copy_error(error: E) -> E:
     """Return a copy to raise. Its traceback will hold the variables of the caller, such as the runtime."""
     raised = copy.copy(error)
     raised.__cause__ = error.__cause__
@@ -234,7 +236,7 @@ class TaskState:
             process.join()
         if execution is not None and execution.error is not None:
             execution.error_reported = True
-            raise _copy_error(execution.error)
+            raise copy_error(execution.error)
 
 
 def state_of(task: object) -> TaskState:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable
 
+from lazycluster._execution import copy_error
 from lazycluster._model.command import Command
 from lazycluster._model.running_command import RunningCommand
 from lazycluster._model.watch import Watch
@@ -129,7 +129,4 @@ class ProcessExecution:
     def raise_error(self) -> None:
         """Raise the error that ended the command or kept it from starting, if any."""
         if self.error is not None:
-            # A copy, because its traceback will hold the variables of the caller, such as the runtime.
-            raised = copy.copy(self.error)
-            raised.__cause__ = self.error.__cause__
-            raise raised
+            raise copy_error(self.error)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
+from lazycluster._execution import copy_error
 from lazycluster._model.running_command import RunningCommand
 from lazycluster._waiting import CancelToken, hold, wait_for
 from lazycluster.results import Stream
@@ -90,7 +90,7 @@ class ProcessStreams:
             unread = self._unread[stream]
             wait_for(lambda: unread or self.has_ended, self._changed)
             if not unread and self._error is not None:
-                raise copy.copy(self._error)
+                raise copy_error(self._error)
             size = min(len(buffer), len(unread))
             buffer[:size] = unread[:size]
             did_accept = self.accepts_output()
