@@ -16,7 +16,7 @@ from lazycluster._gather import CancelGroup, check_on_error, gather, unwrap_all,
 from lazycluster._mapping import MapScheduler
 from lazycluster._membership import Members
 from lazycluster._model.call_options import CallOptions
-from lazycluster._model.checks import split_stdin
+from lazycluster._model.checks import is_whole_number, split_stdin
 from lazycluster._model.command import Command
 from lazycluster._model.input_source import FileView, read_pieces
 from lazycluster._model.output_callbacks import CallbackThread
@@ -54,9 +54,8 @@ class GroupCommand:
 
     def __attrs_post_init__(self) -> None:
         # Checks all before any host is contacted.
-        at_once = self.at_once
-        if at_once is not None and (isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1):
-            raise ValueError(f"at_once must be a whole number from 1 on or None, got {at_once!r}")
+        if self.at_once is not None and not is_whole_number(self.at_once, 1):
+            raise ValueError(f"at_once must be a whole number from 1 on or None, got {self.at_once!r}")
         Command(self.program, cwd=self.cwd, env=self.env, stdin=split_stdin(self.stdin)[0], timeout=self.timeout)
         self.options_for("")
 
@@ -74,9 +73,8 @@ class GroupCommand:
     def run(self, members: Members, on_error: OnError) -> Mapping[str, CommandResult | Error]:
         """Run the command on every host; one thread calls the callbacks for all hosts."""
         check_on_error(on_error)
-        has_callbacks = self.on_output is not None or self.on_line is not None
         with (
-            CallbackThread() if has_callbacks else contextlib.nullcontext() as thread,
+            CallbackThread() if self.options_for("").has_callbacks else contextlib.nullcontext() as thread,
             _readable_often(self.stdin) as open_stdin,
         ):
 
@@ -113,7 +111,6 @@ def call_function(
     options: CallOptions,
 ) -> Mapping[str, T | Error]:
     """Call a function on every host; see `RuntimeGroup.with_options()`."""
-    check_callable(function)
     payload = _invoke.serialize(function, args, kwargs)
     options = attrs.evolve(options, output=choose_call_output(options.output))
     prefixed = PrefixedOutput(list(members.require())) if options.output == "print" else None
@@ -165,7 +162,7 @@ def map_items(
     """Call a function with each item, on the next free host; see `RuntimeGroup.map()`."""
     check_callable(function)
     check_on_error(on_error)
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+    if not is_whole_number(retries, 0):
         raise ValueError(f"retries must be a whole number from 0 on, got {retries!r}")
     runtimes = list(members.require().values())
     scheduler = MapScheduler(runtimes, function, iter(iterable), ordered=ordered, retries=retries)

@@ -18,6 +18,7 @@ from lazycluster._step_output import call_output_handler
 from lazycluster._transports.host_context import HostContext
 from lazycluster.exceptions import CommandTimeoutError, FunctionTimeoutError, RemoteFunctionError
 from lazycluster.results import Collector, Error, Stream, Value
+from lazycluster.steps import check_callable
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,8 +39,10 @@ def serialize(function: Callable[..., object], args: Sequence[object], kwargs: M
     """Serialize a function with its arguments; any number of hosts can get the result.
 
     Raises:
+        ValueError: If it is not callable.
         FunctionNotSerializableError: If the function or an argument cannot be pickled.
     """
+    check_callable(function)
     from lazycluster._functions.serialize import serialize_call  # noqa: PLC0415 - only calls need cloudpickle
 
     return serialize_call(function, *args, **kwargs)

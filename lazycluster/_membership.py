@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from lazycluster._display import count_bar
 from lazycluster._gather import CancelGroup, errors_by_host, gather, values_by_host
-from lazycluster._model.checks import check_environment, to_list
+from lazycluster._model.checks import check_environment, is_whole_number, to_list
 from lazycluster._runtime_core import RuntimeCore, core_of, register_core
 from lazycluster._transports import factory
 from lazycluster.exceptions import HostsFailedError, NoRuntimesError
@@ -31,7 +31,7 @@ def check_options(options: RuntimeOptions, max_connections: int) -> None:
         TypeError: If a keyword is unknown.
         ValueError: If an option has an invalid value.
     """
-    if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
+    if not is_whole_number(max_connections, 1):
         raise ValueError(f"max_connections must be a whole number from 1 on, got {max_connections!r}")
     factory.check_options(options)
 

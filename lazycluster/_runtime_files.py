@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lazycluster._model.checks import absolute_path, check_path
+from lazycluster._model.checks import absolute_path, check_path, is_whole_number
 from lazycluster._model.watch import make_watch
 from lazycluster._runtime_core import RuntimeCore
 
@@ -76,7 +76,7 @@ class RuntimeFiles:
             TransferError: If it is no regular file, cannot be read, or is larger than `max_size`.
         """
         check_path("path", path)
-        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 0:
+        if not is_whole_number(max_size, 0):
             raise ValueError(f"max_size must be a whole number from 0 on, got {max_size!r}")
         self._core.resources.check_open()
         return self._core.transport.read_file(path, max_size, cwd=self._core.working_dir)

@@ -11,7 +11,6 @@ from lazycluster import _invoke
 from lazycluster._model.call_options import CallOptions
 from lazycluster._runtime_core import RuntimeCore
 from lazycluster._waiting import interrupt_boundary
-from lazycluster.steps import check_callable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,6 +49,5 @@ class Caller:
             FunctionNotSerializableError: If it cannot be sent.
         """
         self._core.resources.check_open()
-        check_callable(function)
         with interrupt_boundary:
             return cast("T", self._core.call(_invoke.serialize(function, args, kwargs), options=self._options))

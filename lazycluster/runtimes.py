@@ -24,7 +24,6 @@ from lazycluster.managed import CleanupOnExit, ManagedProcess
 from lazycluster.options import CallOutput, RuntimeOptions
 from lazycluster.remote_process import RemoteProcess
 from lazycluster.results import CommandResult, Stream
-from lazycluster.steps import check_callable
 from lazycluster.tasks import RuntimeTask
 
 P = ParamSpec("P")
@@ -235,7 +234,6 @@ class Runtime(Facts, RuntimeFiles, CleanupOnExit):
             FunctionNotSerializableError: If it cannot be sent.
         """
         self._core.resources.check_open()
-        check_callable(function)
         with interrupt_boundary:
             return cast("T", self._core.call(_invoke.serialize(function, args, kwargs)))
 

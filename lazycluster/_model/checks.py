@@ -26,13 +26,18 @@ def to_list(names: str | Iterable[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or ())
 
 
+def is_whole_number(value: object, minimum: int) -> bool:
+    """Return whether a value is an int, and no bool, from a minimum on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
 def check_port(port: int) -> int:
     """Return the port.
 
     Raises:
         ValueError: If it is not a whole number from 1 to 65535.
     """
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+    if not is_whole_number(port, 1) or port > 65535:
         raise ValueError(f"port must be a whole number from 1 to 65535, got {port!r}")
     return port
 
@@ -116,7 +121,7 @@ def check_max_sessions(max_sessions: int) -> int:
     Raises:
         ValueError: If the number is not a whole number from 1 on.
     """
-    if isinstance(max_sessions, bool) or not isinstance(max_sessions, int) or max_sessions < 1:
+    if not is_whole_number(max_sessions, 1):
         raise ValueError(f"max_sessions must be a whole number from 1 on, got {max_sessions!r}")
     return max_sessions
 

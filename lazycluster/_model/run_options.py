@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from lazycluster._model.checks import is_whole_number
 from lazycluster._model.output_callbacks import CallbackThread, OutputFollower
 from lazycluster._model.output_limits import LimitedCollector, TailCollector
 from lazycluster._model.watch import Watch
@@ -30,7 +31,7 @@ def check_callback(_: object, attribute: attrs.Attribute[Any], value: Any) -> No
 
 
 def _check_max_output(_: object, _attribute: attrs.Attribute[Any], value: Any) -> None:  # noqa: ANN401 - of attrs
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+    if value is not None and not is_whole_number(value, 0):
         raise ValueError(f"max_output must be a whole number of bytes from 0 on, or None, got {value!r:.200}")
 
 

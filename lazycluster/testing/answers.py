@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import attrs
 
+from lazycluster._model.checks import is_whole_number
 from lazycluster.testing.calls import Ran
 
 CommandMatcher: TypeAlias = str | list[str] | re.Pattern[str] | Callable[[Ran], bool]
@@ -64,7 +65,7 @@ class ScriptedAnswer:
 
     def __attrs_post_init__(self) -> None:
         code, delay = self.exit_code, self.delay
-        if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code <= 255:
+        if not is_whole_number(code, 0) or code > 255:
             raise ValueError(f"exit_code must be a whole number from 0 to 255, got {code!r}")
         if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not delay >= 0:
             raise ValueError(f"delay must be a number of seconds from 0 on, got {delay!r}")
@@ -105,7 +106,7 @@ class AnswerTable:
         is_words = isinstance(matcher, list) and all(isinstance(word, str) for word in matcher)
         if not is_words and not isinstance(matcher, (str, re.Pattern)) and not callable(matcher):
             raise TypeError(f"command must be text, a list of words, a compiled pattern or a function, got {matcher!r}")
-        if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
+        if times is not None and not is_whole_number(times, 1):
             raise ValueError(f"times must be a whole number from 1 on, or None for always, got {times!r}")
         with self._lock:
             self._entries.append(_ScriptedCommand(matcher, answer, times))
