@@ -20,7 +20,7 @@ from lazycluster import CommandResult, Connection
 from lazycluster.results import Stream
 from lazycluster.testing import LocalSshd
 from tests.processes import command_line, parent_by_pid
-from tests.waiting import assert_eventually
+from tests.waiting import assert_eventually, wait_until
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,7 +37,7 @@ def is_idle(server: LocalSshd) -> bool:
 
 
 def assert_becomes_idle(server: LocalSshd, timeout: float = 10.0) -> None:
-    assert_eventually(lambda: is_idle(server), f"nothing left on the host, but {list_command_lines(server)}", timeout)
+    assert wait_until(lambda: is_idle(server), timeout), f"left on the host: {list_command_lines(server)}"
 
 
 def list_command_lines(server: LocalSshd) -> list[str]:

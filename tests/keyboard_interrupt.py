@@ -39,6 +39,11 @@ def interrupt(
     return caught.value
 
 
+def library_threads(prefix: str = "lazycluster-") -> set[threading.Thread]:
+    """Return the living threads of the library."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith(prefix)}
+
+
 def library_thread_names(prefix: str = "lazycluster-") -> list[str]:
     """Return the names of the living threads of the library."""
-    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith(prefix))
+    return sorted(thread.name for thread in library_threads(prefix))

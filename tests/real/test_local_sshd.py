@@ -303,11 +303,12 @@ def test_local_sshd_through_relay_has_known_host_key(sshd: LocalSshd, tmp_path: 
     assert (ended.stdout, ended.stderr) == ("through\n", "")
 
 
-def test_local_sshd_relay_cut_ends_ssh_by_server_alive(sshd: LocalSshd, tmp_path: Path) -> None:
-    with Relay(sshd.port) as relay:
-        config = write_config(tmp_path / "config", sshd.config(port=relay.port))
+def test_local_sshd_relay_cut_ends_ssh_by_server_alive(make_sshd: MakeSshd, tmp_path: Path) -> None:
+    server = make_sshd()  # ssh by itself leaves its command running there
+    with Relay(server.port) as relay:
+        config = write_config(tmp_path / "config", server.config(port=relay.port))
         options = ("-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1")
-        argv = ("ssh", "-F", str(config), *options, sshd.host, "echo up; sleep 1000")
+        argv = ("ssh", "-F", str(config), *options, server.host, "echo up; sleep 1000")
         client = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert client.stdout is not None
         assert client.stdout.readline() == b"up\n"
