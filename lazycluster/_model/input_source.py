@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import BinaryIO
 
+from lazycluster._model.command import Command
+from lazycluster._model.running_command import timeout_error
+from lazycluster._model.watch import Watch
 from lazycluster._typing import Self
 from lazycluster._waiting import (
     NO_DEADLINE,
@@ -25,6 +28,8 @@ from lazycluster._waiting import (
     queue_get,
     start_thread,
 )
+from lazycluster.exceptions import CommandStoppedError
+from lazycluster.results import Collector
 
 PIECE_BYTES = 1 << 16
 _READER_END_SECONDS = 1.0
@@ -174,6 +179,22 @@ def read_pieces(
                 yield piece
             else:
                 return
+
+
+def read_input(host: str, command: Command, watch: Watch) -> Iterator[bytes]:
+    """Yield the pieces of the file that is the standard input of a command, before the command runs.
+
+    Raises:
+        CommandTimeoutError: If the time limit of the command passes first.
+        CommandStoppedError: If the cancel token is cancelled first.
+    """
+    assert command.source is not None
+    try:
+        yield from read_pieces(command.source, Deadline(command.timeout), watch.cancel_token)
+    except CancelledError:
+        raise CommandStoppedError(host, command.title) from None
+    except DeadlinePassedError:
+        raise timeout_error(host, command.title, command.timeout, Collector()) from None
 
 
 def _is_system_file(source: BinaryIO) -> bool:

@@ -12,17 +12,15 @@ from lazycluster._functions import session_call
 from lazycluster._functions.function_call import FunctionCall
 from lazycluster._functions.python_finder import exec_python_script
 from lazycluster._model.command import Command
-from lazycluster._model.input_source import PIECE_BYTES, read_pieces
-from lazycluster._model.running_command import Conversation, RunningCommand, timeout_error
+from lazycluster._model.input_source import PIECE_BYTES, read_input
+from lazycluster._model.running_command import Conversation, RunningCommand
 from lazycluster._model.watch import UNWATCHED, Watch
 from lazycluster._remote.ports import port_check_program
 from lazycluster._ssh.host_scripts import MAKE_WORKING_DIRECTORY, build_probe_script
 from lazycluster._ssh.shell import quote_path
 from lazycluster._transports.ssh_transport import SshTransport, directory_error
-from lazycluster._waiting import CancelledError, Deadline, DeadlinePassedError
-from lazycluster.exceptions import CommandStoppedError, LazyclusterError, PythonNotFoundError
+from lazycluster.exceptions import LazyclusterError, PythonNotFoundError
 from lazycluster.hardware import HostInfo, parse_probe_output
-from lazycluster.results import Collector
 
 
 class PerCommandTransport(SshTransport):
@@ -45,13 +43,8 @@ class PerCommandTransport(SshTransport):
         if command.source is None:
             return super()._carry_out(command, watch)
         with tempfile.TemporaryFile() as spool:
-            try:
-                for piece in read_pieces(command.source, Deadline(command.timeout), watch.cancel_token):
-                    spool.write(piece)
-            except CancelledError:
-                raise CommandStoppedError(self.host, command.title) from None
-            except DeadlinePassedError:
-                raise timeout_error(self.host, command.title, command.timeout, Collector()) from None
+            for piece in read_input(self.host, command, watch):
+                spool.write(piece)
             sized = attrs.evolve(command, source=None, stdin_size=spool.tell())
 
             def send(running: RunningCommand) -> None:

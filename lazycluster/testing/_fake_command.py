@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lazycluster._model.command import Command
-from lazycluster._model.input_source import read_pieces
-from lazycluster._model.running_command import CommandEndedError, RunningCommand, timeout_error
+from lazycluster._model.input_source import read_input
+from lazycluster._model.running_command import CommandEndedError, RunningCommand
 from lazycluster._model.watch import Watch
-from lazycluster._waiting import NO_DEADLINE, CancelledError, Deadline, DeadlinePassedError
-from lazycluster.exceptions import CommandStoppedError
-from lazycluster.results import Collector, Stream
+from lazycluster._waiting import NO_DEADLINE, Deadline
+from lazycluster.results import Stream
 from lazycluster.testing.answers import ScriptedAnswer
 
 _PIECE_BYTES = 1 << 16
@@ -79,11 +78,4 @@ class FakeCommand(RunningCommand):
 
 def read_stdin(host: str, command: Command, watch: Watch) -> bytes:
     """Return the standard input of a command; a file is read to its end."""
-    if command.source is None:
-        return command.stdin or b""
-    try:
-        return b"".join(read_pieces(command.source, Deadline(command.timeout), watch.cancel_token))
-    except CancelledError:
-        raise CommandStoppedError(host, command.title) from None
-    except DeadlinePassedError:
-        raise timeout_error(host, command.title, command.timeout, Collector()) from None
+    return command.stdin or b"" if command.source is None else b"".join(read_input(host, command, watch))
