@@ -82,7 +82,7 @@ class InputReader:
             try:
                 start_thread(self._thread)
             except BaseException:  # Ctrl-C: the thread may have begun, and the block will not end it
-                self._stop()
+                self._end()
                 raise
         return self
 
@@ -90,16 +90,18 @@ class InputReader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the thread."""
-        if self._thread is not None:
-            self._stop()
-            self._thread.join(_READER_END_SECONDS)
+        self._end()
 
-    def _stop(self) -> None:
+    def _end(self) -> None:
+        if self._thread is None:
+            return
         with hold(self._condition):
             self._stopped = True
             self._condition.notify_all()
             if not self._ended:
                 self._waker.wake()
+        with contextlib.suppress(RuntimeError):  # it has not begun
+            self._thread.join(_READER_END_SECONDS)
 
     @property
     def has_piece(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import threading
 from collections import deque
@@ -131,18 +132,26 @@ class CallbackThread:
 
     def __enter__(self) -> Self:
         """Start the thread."""
-        start_thread(self._thread)
+        try:
+            start_thread(self._thread)
+        except BaseException:  # Ctrl-C: the thread may have begun, and the block will not end it
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the thread after the callback under way, if there is one; the queue is dropped."""
+        self._end()
+
+    def _end(self) -> None:
         with hold(self._condition):
             self._closed = True
             self._queue.clear()
             self._condition.notify_all()
-        self._thread.join(_INTERRUPTED_CALLBACK_SECONDS)
+        with contextlib.suppress(RuntimeError):  # it has not begun
+            self._thread.join(_INTERRUPTED_CALLBACK_SECONDS)
 
     def put(self, follower: OutputFollower, stream: Stream, data: bytes) -> None:
         """Queue a piece of output, which is dropped if the command is to end before there is room for it."""

@@ -174,3 +174,17 @@ def test_file_view_starts_at_beginning_each_time(tmp_path: Path) -> None:
 def test_split_stdin_other_types_are_refused(stdin: BinaryIO) -> None:
     with pytest.raises(ValueError, match=r"^stdin must be text, bytes or a binary file, got "):
         split_stdin(stdin)
+
+
+def test_input_reader_interrupted_at_its_start_ends(
+    pipe: tuple[BinaryIO, BinaryIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), InputReader(pipe[0], lambda: None):
+        pytest.fail("the block does not begin")

@@ -282,3 +282,16 @@ def test_run_options_bad_value_is_refused(options: dict[str, Any], message: str)
     with pytest.raises(ValueError) as caught:
         RunOptions(**options)
     assert str(caught.value) == message
+
+
+def test_callback_thread_interrupted_at_its_start_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), CallbackThread():
+        pytest.fail("the block does not begin")
+    assert library_thread_names(THREAD_NAME) == []
